@@ -1,0 +1,249 @@
+using Microsoft.Extensions.DependencyInjection;
+using Vmm.Core.Errors;
+using Vmm.Core.Memory;
+using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
+
+namespace Vmm.Core.Devices;
+
+/// <summary>What to make a VM from.</summary>
+public sealed record VmOptions
+{
+    /// <summary>Name, or null.</summary>
+    public string? Name { get; init; }
+
+    /// <summary>UUID; all zero when not set.</summary>
+    public Guid Uuid { get; init; }
+
+    /// <summary>Machine type in the configuration section.</summary>
+    public string Machine { get; init; } = "none";
+
+    /// <summary>RAM blocks, in order.</summary>
+    public IReadOnlyList<RamBlockOptions> Memory { get; init; } = [];
+
+    /// <summary>Devices, in order.</summary>
+    public IReadOnlyList<DeviceOptions> Devices { get; init; } = [];
+
+    /// <summary>Whether the VM waits for an incoming migration.</summary>
+    public bool IsIncoming { get; init; }
+
+    /// <summary>Whether the VM starts by itself (QEMU: no <c>-S</c>).</summary>
+    public bool AutoStart { get; init; } = true;
+}
+
+/// <summary>Makes VMs, each in a DI scope of its own.</summary>
+/// <param name="scopes">The container.</param>
+public sealed class VmFactory(IServiceScopeFactory scopes)
+{
+    /// <summary>Makes a VM in state prelaunch or inmigrate. It owns its scope; dispose it last.</summary>
+    /// <param name="options">The parts.</param>
+    /// <returns>The VM.</returns>
+    /// <exception cref="VmmException">An option is refused or memory cannot be had; nothing is left behind.</exception>
+    public Vm Create(VmOptions options)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        IServiceScope scope = scopes.CreateScope();
+        try
+        {
+            Vm vm = scope.ServiceProvider.GetRequiredService<Vm>();
+            vm.Realize(options, scope);
+            return vm;
+        }
+        catch
+        {
+            scope.Dispose();
+            throw;
+        }
+    }
+}
+
+/// <summary>
+/// One virtual machine: memory, run state, devices and its DI scope. Control calls take the BQL themselves; any thread may make them.
+/// </summary>
+/// <param name="bql">The lock.</param>
+/// <param name="runState">The run state.</param>
+/// <param name="memory">Guest RAM.</param>
+/// <param name="saveVm">Sections.</param>
+/// <param name="clock">Virtual clock.</param>
+/// <param name="deviceServices">What devices get.</param>
+/// <param name="factories">Device types.</param>
+/// <param name="components">Machine components of this VM.</param>
+/// <param name="services">The VM's scope.</param>
+public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, SaveVmRegistry saveVm, VmClock clock, IDeviceServices deviceServices,
+    IEnumerable<IDeviceFactory> factories, IEnumerable<IMachineComponent> components, IServiceProvider services) : IDisposable
+{
+    private readonly List<IVmDevice> _devices = [];
+    private readonly List<IDisposable> _registrations = [];
+    private IServiceScope? _scope;
+    private VmOptions _options = new();
+    private bool _disposed;
+
+    /// <summary>Name, or null.</summary>
+    public string? Name => _options.Name;
+
+    /// <summary>UUID.</summary>
+    public Guid Uuid => _options.Uuid;
+
+    /// <summary>Machine type.</summary>
+    public string Machine => _options.Machine;
+
+    /// <summary>The lock.</summary>
+    public Bql Bql => bql;
+
+    /// <summary>The run state.</summary>
+    public RunStateNotifier RunState => runState;
+
+    /// <summary>Guest RAM.</summary>
+    public GuestMemory Memory => memory;
+
+    /// <summary>Sections.</summary>
+    public SaveVmRegistry SaveVm => saveVm;
+
+    /// <summary>Virtual clock.</summary>
+    public VmClock Clock => clock;
+
+    /// <summary>Devices in the order they were made.</summary>
+    public IReadOnlyList<IVmDevice> Devices => _devices;
+
+    /// <summary>The VM's scope, for services that plugins added.</summary>
+    public IServiceProvider Services => services;
+
+    /// <summary>
+    /// Whether the VM starts by itself once an incoming migration is done; <c>cont</c> and <c>stop</c> in state inmigrate only change this
+    /// (QEMU: <c>autostart</c>).
+    /// </summary>
+    public bool AutoStart { get; set; } = true;
+
+    /// <summary>Raised after a system reset, BQL held.</summary>
+    public event Action? ResetDone;
+
+    /// <summary>Starts the guest (QEMU: <c>qmp_cont</c>); in state inmigrate only notes the wish.</summary>
+    /// <exception cref="DeviceNotActiveException">The state does not allow it; the message is QEMU's.</exception>
+    /// <exception cref="DeviceStateException">A device refused; the state is as before.</exception>
+    public void Cont()
+    {
+        using (bql.Acquire())
+        {
+            switch (runState.State)
+            {
+                case RunStates.RunState.InMigrate: AutoStart = true; return;
+                case RunStates.RunState.FinishMigrate: throw new DeviceStateException("Migration is not finalized yet");
+                case RunStates.RunState.InternalError or RunStates.RunState.Shutdown: throw new DeviceStateException("Resetting the Virtual Machine is required");
+                default: runState.Start(); return;
+            }
+        }
+    }
+
+    /// <summary>Stops the guest (QEMU: <c>qmp_stop</c>); in state inmigrate only notes the wish. Idempotent.</summary>
+    /// <exception cref="DeviceStateException">A device failed to stop; the VM is stopped.</exception>
+    public void Stop()
+    {
+        using (bql.Acquire())
+        {
+            if (runState.State == RunStates.RunState.InMigrate) { AutoStart = false; return; }
+            if (RunStateTable.IsLive(runState.State)) runState.Stop(RunStates.RunState.Paused);
+        }
+    }
+
+    /// <summary>Resets all devices (QEMU: <c>qemu_system_reset</c>). RAM keeps its contents; a running VM goes on running.</summary>
+    public void Reset()
+    {
+        using (bql.Acquire())
+        {
+            bool running = runState.IsRunning;
+            if (running) runState.Stop(RunStates.RunState.Paused);
+            ResetDevices();
+            if (RunStateTable.NeedsReset(runState.State)) runState.Set(RunStates.RunState.PreLaunch);
+            if (running) runState.Start();
+            ResetDone?.Invoke();
+        }
+    }
+
+    /// <summary>Puts all devices into their power-on state. BQL: held.</summary>
+    public void ResetDevices()
+    {
+        bql.AssertHeld();
+        foreach (IVmDevice device in _devices) device.Reset();
+    }
+
+    /// <summary>Adds a device that a host made itself; the VM owns it from here on.</summary>
+    /// <param name="create">Makes the device; BQL held.</param>
+    /// <returns>The device.</returns>
+    public IVmDevice AddDevice(Func<IDeviceServices, IVmDevice> create)
+    {
+        ArgumentNullException.ThrowIfNull(create);
+        using (bql.Acquire())
+        {
+            IVmDevice device = create(deviceServices);
+            if (_devices.Exists(d => d.Id == device.Id))
+            {
+                device.Dispose();
+                throw new ConfigurationException($"device id '{device.Id}' is in use");
+            }
+            _devices.Add(device);
+            return device;
+        }
+    }
+
+    /// <summary>Stops the guest, then disposes devices in reverse, components, memory and the scope. Idempotent.</summary>
+    public void Dispose()
+    {
+        // Disposing the scope disposes this object again; only the first call goes on.
+        if (_disposed) return;
+        _disposed = true;
+        using (bql.Acquire())
+        {
+            try
+            {
+                if (runState.IsRunning) runState.Stop(RunStates.RunState.Paused);
+            }
+            catch (DeviceStateException)
+            {
+                // The VM is stopped all the same; a device that failed to stop is about to be disposed.
+            }
+            for (int i = _devices.Count - 1; i >= 0; i--) _devices[i].Dispose();
+            _devices.Clear();
+            for (int i = _registrations.Count - 1; i >= 0; i--) _registrations[i].Dispose();
+        }
+        _scope?.Dispose();
+    }
+
+    internal void Realize(VmOptions options, IServiceScope scope)
+    {
+        if (options.Machine != "none") throw new ConfigurationException($"machine '{options.Machine}' is not known; known: none");
+        _options = options;
+        AutoStart = options.AutoStart;
+        foreach (RamBlockOptions block in options.Memory) memory.AddBlock(block);
+        using (bql.Acquire())
+        {
+            if (options.IsIncoming) runState.Set(RunStates.RunState.InMigrate);
+            IMachineComponent[] all = [.. components];
+            _registrations.Add(runState.Register(clock, VmClock.HandlerPriority));
+            _registrations.Add(clock.Register(saveVm));
+            foreach (IMachineComponent c in all.Where(static c => c.Phase == MachinePhase.BeforeDevices)) c.Attach(deviceServices);
+            foreach (DeviceOptions device in options.Devices) AddDevice(device);
+            foreach (IMachineComponent c in all.Where(static c => c.Phase == MachinePhase.AfterDevices)) c.Attach(deviceServices);
+        }
+        _scope = scope;
+    }
+
+    private void AddDevice(DeviceOptions options)
+    {
+        IDeviceFactory factory = factories.FirstOrDefault(f => f.TypeName == options.TypeName)
+            ?? throw new ConfigurationException($"device type '{options.TypeName}' is not known; known: {string.Join(", ", factories.Select(static f => f.TypeName).Order())}");
+        AddDevice(s =>
+        {
+            IVmDevice device = factory.Create(options, s);
+            try
+            {
+                options.ThrowIfUnused();
+                return device;
+            }
+            catch
+            {
+                device.Dispose();
+                throw;
+            }
+        });
+    }
+}

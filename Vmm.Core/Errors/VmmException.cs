@@ -1,0 +1,127 @@
+namespace Vmm.Core.Errors;
+
+/// <summary>
+/// Root of every failure the product reports. <see cref="Errno"/> is what a wire protocol answers and <see cref="QmpClass"/> what QMP
+/// reports; both are fixed by the subtype (table in ERRORS.md). Messages are short and name the object; the top prints the chain once.
+/// </summary>
+public abstract class VmmException : Exception
+{
+    private protected VmmException(string message, Exception? inner, Errno errno, QmpErrorClass qmpClass = QmpErrorClass.GenericError)
+        : base(message, inner)
+    {
+        Errno = errno;
+        QmpClass = qmpClass;
+    }
+
+    /// <summary>The errno this failure maps to.</summary>
+    public Errno Errno { get; }
+
+    /// <summary>The QMP error class this failure maps to.</summary>
+    public QmpErrorClass QmpClass { get; }
+
+    /// <summary>What the user can do about it, or null.</summary>
+    public string? Hint { get; init; }
+
+    /// <summary>Joins the messages of <paramref name="error"/> and its inner exceptions, outermost first, dropping repeats.</summary>
+    /// <param name="error">Any exception.</param>
+    /// <returns>One line of text.</returns>
+    public static string Describe(Exception error)
+    {
+        ArgumentNullException.ThrowIfNull(error);
+        var parts = new List<string>();
+        for (Exception? e = error; e is not null; e = e.InnerException)
+        {
+            string text = e.Message.ReplaceLineEndings(" ").Trim();
+            if (text.Length > 0 && !parts.Exists(p => p.Contains(text, StringComparison.Ordinal))) parts.Add(text);
+        }
+        return string.Join(": ", parts);
+    }
+}
+
+/// <summary>Bytes from a peer break the format. Carries the section and the stream offset where known.</summary>
+/// <param name="message">What was expected and found.</param>
+/// <param name="inner">The cause, if any.</param>
+public class StreamFormatException(string message, Exception? inner = null) : VmmException(message, inner, Errno.EINVAL)
+{
+    /// <summary>The section being read, e.g. <c>ram/0</c>, or null.</summary>
+    public string? Section { get; init; }
+
+    /// <summary>The absolute stream offset of the offending bytes, or null.</summary>
+    public long? Offset { get; init; }
+
+    /// <summary>What the format wanted, or null.</summary>
+    public string? Expected { get; init; }
+
+    /// <summary>What the bytes held, or null.</summary>
+    public string? Found { get; init; }
+}
+
+/// <summary>The stream ended inside a field.</summary>
+/// <param name="message">What was being read.</param>
+/// <param name="inner">The cause, if any.</param>
+public sealed class StreamTruncatedException(string message, Exception? inner = null) : VmmException(message, inner, Errno.EIO)
+{
+    /// <summary>The absolute stream offset of the end, or null.</summary>
+    public long? Offset { get; init; }
+}
+
+/// <summary>Well-formed input that is over a named limit of <c>WireLimits</c>.</summary>
+/// <param name="message">The limit by name, its value, and the value found.</param>
+/// <param name="inner">The cause, if any.</param>
+public sealed class StreamLimitException(string message, Exception? inner = null) : VmmException(message, inner, Errno.E2BIG);
+
+/// <summary>A valid stream that does not fit this machine: unknown section, newer version, RAM block mismatch.</summary>
+/// <param name="message">What differs, with expected and found.</param>
+/// <param name="inner">The cause, if any.</param>
+public sealed class IncompatibleStateException(string message, Exception? inner = null) : VmmException(message, inner, Errno.EINVAL)
+{
+    /// <summary>The section concerned, or null.</summary>
+    public string? Section { get; init; }
+
+    /// <summary>The absolute stream offset, or null.</summary>
+    public long? Offset { get; init; }
+
+    /// <summary>What this machine has, or null.</summary>
+    public string? Expected { get; init; }
+
+    /// <summary>What the stream has, or null.</summary>
+    public string? Found { get; init; }
+}
+
+/// <summary>The operating system failed a transport or a file.</summary>
+/// <param name="message">Operation and object.</param>
+/// <param name="errno">The errno of the operating system.</param>
+/// <param name="inner">The cause, if any.</param>
+public sealed class ChannelException(string message, Errno errno, Exception? inner = null) : VmmException(message, inner, errno);
+
+/// <summary>A migration is refused: a blocker is registered or another migration runs.</summary>
+/// <param name="message">The reasons, listed.</param>
+/// <param name="inner">The cause, if any.</param>
+public sealed class MigrationBlockedException(string message, Exception? inner = null) : VmmException(message, inner, Errno.EBUSY);
+
+/// <summary>A migration failed for a reason that another object recorded; the message is the whole error record in one line.</summary>
+/// <param name="message">The record's text.</param>
+/// <param name="inner">The cause, if any.</param>
+public sealed class MigrationFailedException(string message, Exception? inner = null) : VmmException(message, inner, Errno.EIO);
+
+/// <summary>A device refused or failed to save, load, stop or start.</summary>
+/// <param name="message">Device first, then what failed.</param>
+/// <param name="inner">The cause, if any.</param>
+public sealed class DeviceStateException(string message, Exception? inner = null) : VmmException(message, inner, Errno.EINVAL);
+
+/// <summary>No such device, snapshot, job or VM.</summary>
+/// <param name="message">The name that was not found.</param>
+/// <param name="inner">The cause, if any.</param>
+public sealed class DeviceNotFoundException(string message, Exception? inner = null)
+    : VmmException(message, inner, Errno.ENODEV, QmpErrorClass.DeviceNotFound);
+
+/// <summary>The device exists but cannot serve the request in its present state.</summary>
+/// <param name="message">The device and its state.</param>
+/// <param name="inner">The cause, if any.</param>
+public sealed class DeviceNotActiveException(string message, Exception? inner = null)
+    : VmmException(message, inner, Errno.EAGAIN, QmpErrorClass.DeviceNotActive);
+
+/// <summary>An option, URI, parameter or name is refused before any side effect.</summary>
+/// <param name="message">The option by name and why it is refused.</param>
+/// <param name="inner">The cause, if any.</param>
+public sealed class ConfigurationException(string message, Exception? inner = null) : VmmException(message, inner, Errno.EINVAL);

@@ -1,0 +1,189 @@
+using Vmm.Core.Errors;
+
+namespace Vmm.Core.Memory;
+
+/// <summary>
+/// All RAM of one VM: named blocks and their place in the guest-physical address space. Blocks are added before the VM first runs and live
+/// as long as this object. Reads and writes are bounds-checked and thread-safe (QEMU: <c>ram_list</c> and the system address space).
+/// </summary>
+public sealed class GuestMemory : IDisposable
+{
+    private readonly List<RamBlock> _blocks = [];
+    private readonly List<IDirtyLogSource> _sources = [];
+    private readonly Lock _gate = new();
+    private uint _granularityBytes;
+    private int _logUsers;
+
+    /// <summary>Blocks in the order they were added.</summary>
+    public IReadOnlyList<RamBlock> Blocks => _blocks;
+
+    /// <summary>Sum of all block sizes.</summary>
+    public ulong TotalBytes => _blocks.Aggregate(0UL, static (sum, b) => sum + b.SizeBytes);
+
+    /// <summary>True while write logging runs.</summary>
+    public bool IsDirtyLogging => _logUsers > 0;
+
+    /// <summary>Adds a block at the next free 2 MiB boundary of the guest-physical space.</summary>
+    /// <param name="options">Name, size, backing.</param>
+    /// <returns>The block, owned by this object.</returns>
+    /// <exception cref="ConfigurationException">Bad option or name in use.</exception>
+    /// <exception cref="ChannelException">The memory could not be had.</exception>
+    public RamBlock AddBlock(RamBlockOptions options)
+    {
+        const ulong alignment = 2 << 20;
+        ulong next = _blocks.Count == 0 ? 0 : (_blocks.Max(static b => b.Range.End) + alignment - 1) & ~(alignment - 1);
+        return AddBlock(options, new GuestAddress(next));
+    }
+
+    /// <summary>Adds a block at a given address.</summary>
+    /// <param name="options">Name, size, backing.</param>
+    /// <param name="address">Page-aligned guest-physical address.</param>
+    /// <returns>The block, owned by this object.</returns>
+    /// <exception cref="ConfigurationException">Bad option, name in use or overlap.</exception>
+    /// <exception cref="ChannelException">The memory could not be had.</exception>
+    public RamBlock AddBlock(RamBlockOptions options, GuestAddress address)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        if (FindBlock(options.Name) is not null) throw new ConfigurationException($"RAM block '{options.Name}' exists already");
+        if (address.Value % RamBlock.PageSize != 0) throw new ConfigurationException($"RAM block '{options.Name}': address {address} is not page aligned");
+        if (options.SizeBytes > ulong.MaxValue - address.Value) throw new ConfigurationException($"RAM block '{options.Name}' does not fit at {address}");
+        RamBlock? other = _blocks.Find(b => address.Value < b.Range.End && b.Address.Value < address.Value + options.SizeBytes);
+        if (other is not null) throw new ConfigurationException($"RAM block '{options.Name}' at {address} overlaps block '{other.Name}' at {other.Range}");
+        var block = new RamBlock(options, address);
+        _blocks.Add(block);
+        return block;
+    }
+
+    /// <summary>Finds a block by name.</summary>
+    /// <param name="name">Block name.</param>
+    /// <returns>The block or null.</returns>
+    public RamBlock? FindBlock(string name) => _blocks.Find(b => b.Name == name);
+
+    /// <summary>Finds the block that holds an address.</summary>
+    /// <param name="address">Guest-physical address.</param>
+    /// <returns>The block or null.</returns>
+    public RamBlock? FindBlock(GuestAddress address)
+    {
+        foreach (RamBlock block in _blocks)
+            if (block.Range.Contains(address)) return block;
+        return null;
+    }
+
+    /// <summary>Reads guest memory.</summary>
+    /// <param name="address">Guest-physical start.</param>
+    /// <param name="destination">Filled completely.</param>
+    /// <exception cref="ArgumentOutOfRangeException">Part of the range is not RAM.</exception>
+    public void Read(GuestAddress address, Span<byte> destination)
+    {
+        while (destination.Length > 0)
+        {
+            (RamBlock block, ulong offset, int n) = Locate(address, destination.Length);
+            block.ReadOnlySlice(offset, n).CopyTo(destination);
+            destination = destination[n..];
+            address += (ulong)n;
+        }
+    }
+
+    /// <summary>Writes guest memory and marks it dirty.</summary>
+    /// <param name="address">Guest-physical start.</param>
+    /// <param name="source">Bytes to write.</param>
+    /// <exception cref="ArgumentOutOfRangeException">Part of the range is not RAM; nothing was written past the last good block.</exception>
+    public void Write(GuestAddress address, ReadOnlySpan<byte> source)
+    {
+        while (source.Length > 0)
+        {
+            (RamBlock block, ulong offset, int n) = Locate(address, source.Length);
+            source[..n].CopyTo(block.Slice(offset, n));
+            block.MarkDirty(offset, (ulong)n);
+            source = source[n..];
+            address += (ulong)n;
+        }
+    }
+
+    /// <summary>Adds a source of dirty marks; it is started at once when logging runs.</summary>
+    /// <param name="source">The source.</param>
+    /// <returns>Dispose to remove it.</returns>
+    public IDisposable AddDirtyLogSource(IDirtyLogSource source)
+    {
+        ArgumentNullException.ThrowIfNull(source);
+        lock (_gate)
+        {
+            if (_logUsers > 0) _granularityBytes = Math.Max(_granularityBytes, source.Start(Ranges(), RamBlock.PageSize));
+            _sources.Add(source);
+        }
+        return new Registration(() =>
+        {
+            lock (_gate)
+            {
+                if (_sources.Remove(source) && _logUsers > 0) source.Stop();
+            }
+        });
+    }
+
+    /// <summary>Starts write logging, or adds a user to it. BQL: held.</summary>
+    /// <returns>The coarsest granularity of all sources, bytes.</returns>
+    /// <exception cref="VmmException">A source could not start; nothing is left running.</exception>
+    public uint StartDirtyLog()
+    {
+        lock (_gate)
+        {
+            if (_logUsers > 0) { _logUsers++; return _granularityBytes; }
+            _granularityBytes = RamBlock.PageSize;
+            foreach (RamBlock block in _blocks) block.SetLog(new DirtyBitmap(block.PageCount));
+            int started = 0;
+            try
+            {
+                for (; started < _sources.Count; started++)
+                    _granularityBytes = Math.Max(_granularityBytes, _sources[started].Start(Ranges(), RamBlock.PageSize));
+            }
+            catch
+            {
+                for (int i = started; i >= 0; i--) _sources[i].Stop();
+                foreach (RamBlock block in _blocks) block.SetLog(null);
+                throw;
+            }
+            _logUsers = 1;
+            return _granularityBytes;
+        }
+    }
+
+    /// <summary>Moves the marks of one block, from all sources, into a bitmap. BQL: held.</summary>
+    /// <param name="block">A block of this memory.</param>
+    /// <param name="into">One bit a page of the block.</param>
+    public void HarvestDirtyLog(RamBlock block, DirtyBitmap into)
+    {
+        ArgumentNullException.ThrowIfNull(block);
+        lock (_gate)
+        {
+            block.HarvestLog(into);
+            foreach (IDirtyLogSource source in _sources) source.Harvest(block.Range, into);
+        }
+    }
+
+    /// <summary>Removes a user of write logging; the last one stops it. BQL: held.</summary>
+    public void StopDirtyLog()
+    {
+        lock (_gate)
+        {
+            if (_logUsers == 0 || --_logUsers > 0) return;
+            foreach (IDirtyLogSource source in _sources) source.Stop();
+            foreach (RamBlock block in _blocks) block.SetLog(null);
+        }
+    }
+
+    /// <summary>Unmaps all blocks. Nothing may use the memory any more.</summary>
+    public void Dispose()
+    {
+        foreach (RamBlock block in _blocks) block.Dispose();
+        _blocks.Clear();
+    }
+
+    private List<GuestRange> Ranges() => _blocks.ConvertAll(static b => b.Range);
+
+    private (RamBlock Block, ulong Offset, int Length) Locate(GuestAddress address, int length)
+    {
+        RamBlock block = FindBlock(address) ?? throw new ArgumentOutOfRangeException(nameof(address), $"guest address {address} is not RAM");
+        ulong offset = address.Value - block.Address.Value;
+        return (block, offset, (int)Math.Min((ulong)length, block.SizeBytes - offset));
+    }
+}

@@ -1,0 +1,37 @@
+namespace Vmm.Core.Memory;
+
+/// <summary>An address in the guest's physical address space.</summary>
+/// <param name="Value">The address.</param>
+public readonly record struct GuestAddress(ulong Value)
+{
+    /// <summary>Adds an offset.</summary>
+    /// <param name="address">Base.</param>
+    /// <param name="offset">Bytes.</param>
+    /// <returns>The sum; overflow is an error.</returns>
+    public static GuestAddress operator +(GuestAddress address, ulong offset) => new(checked(address.Value + offset));
+
+    /// <summary>Adds an offset.</summary>
+    /// <param name="offset">Bytes.</param>
+    /// <returns>The sum.</returns>
+    public GuestAddress Add(ulong offset) => this + offset;
+
+    /// <inheritdoc/>
+    public override string ToString() => $"0x{Value:x}";
+}
+
+/// <summary>A range of guest-physical addresses.</summary>
+/// <param name="Start">First address.</param>
+/// <param name="LengthBytes">Bytes.</param>
+public readonly record struct GuestRange(GuestAddress Start, ulong LengthBytes)
+{
+    /// <summary>First address after the range.</summary>
+    public ulong End => checked(Start.Value + LengthBytes);
+
+    /// <summary>True if the address is inside.</summary>
+    /// <param name="address">An address.</param>
+    /// <returns>Start &lt;= address &lt; End.</returns>
+    public bool Contains(GuestAddress address) => address.Value >= Start.Value && address.Value - Start.Value < LengthBytes;
+
+    /// <inheritdoc/>
+    public override string ToString() => $"{Start}+0x{LengthBytes:x}";
+}

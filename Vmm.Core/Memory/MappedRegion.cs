@@ -1,0 +1,97 @@
+using System.Runtime.InteropServices;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+
+namespace Vmm.Core.Memory;
+
+/// <summary>
+/// One mmap'ed range, unmapped once. Every access is a bounds-checked span. Safe to use from several threads; the caller keeps it alive.
+/// </summary>
+public sealed unsafe class MappedRegion : SafeHandle
+{
+    private const int ProtRead = 1, ProtWrite = 2, MapShared = 1, MapPrivate = 2, MapNoReserve = 0x4000;
+    private const int MadvHugePage = 14, MadvNoHugePage = 15, MadvPopulateWrite = 23, MadvDontNeed = 4, MadvRemove = 9;
+
+    private MappedRegion(nint address, ulong lengthBytes) : base(0, ownsHandle: true)
+    {
+        SetHandle(address);
+        LengthBytes = lengthBytes;
+    }
+
+    /// <summary>Length of the mapping.</summary>
+    public ulong LengthBytes { get; }
+
+    /// <inheritdoc/>
+    public override bool IsInvalid => handle == 0;
+
+    internal byte* Address => (byte*)handle;
+
+    /// <summary>Maps a descriptor read-write.</summary>
+    /// <param name="fd">memfd, file or device.</param>
+    /// <param name="lengthBytes">Bytes to map.</param>
+    /// <param name="shared">MAP_SHARED when true, else MAP_PRIVATE.</param>
+    /// <param name="offset">Page-aligned offset in the descriptor.</param>
+    /// <param name="name">For error texts.</param>
+    /// <returns>The mapping.</returns>
+    /// <exception cref="ChannelException">mmap failed.</exception>
+    public static MappedRegion Map(OwnedFd fd, ulong lengthBytes, bool shared, long offset, string name)
+    {
+        ArgumentNullException.ThrowIfNull(fd);
+        bool held = false;
+        try
+        {
+            fd.DangerousAddRef(ref held);
+            nint address = LibC.mmap(0, (nuint)lengthBytes, ProtRead | ProtWrite, (shared ? MapShared : MapPrivate) | MapNoReserve, fd.Number, offset);
+            return address == -1 ? throw Posix.Error($"cannot map {lengthBytes} bytes of {name}", Posix.LastError) : new MappedRegion(address, lengthBytes);
+        }
+        finally
+        {
+            if (held) fd.DangerousRelease();
+        }
+    }
+
+    /// <summary>A view of part of the mapping; at most 2 GiB - 1 bytes.</summary>
+    /// <param name="offset">From the start of the mapping.</param>
+    /// <param name="length">Bytes.</param>
+    /// <returns>The bytes; other threads may change them.</returns>
+    /// <exception cref="ArgumentOutOfRangeException">The range is not inside the mapping.</exception>
+    public Span<byte> Slice(ulong offset, int length)
+    {
+        if (length < 0 || offset > LengthBytes || (ulong)length > LengthBytes - offset)
+            throw new ArgumentOutOfRangeException(nameof(offset), $"range {offset:x}+{length:x} is outside a mapping of {LengthBytes:x} bytes");
+        ObjectDisposedException.ThrowIf(IsClosed, this);
+        // SAFETY: the range was checked against the mapping, which lives until this handle is disposed.
+        return new Span<byte>(Address + offset, length);
+    }
+
+    /// <summary>Asks for huge pages, or against them. The kernel may decline; that is no error.</summary>
+    /// <param name="huge">True for MADV_HUGEPAGE.</param>
+    public void AdviseHugePages(bool huge) => LibC.madvise(handle, (nuint)LengthBytes, huge ? MadvHugePage : MadvNoHugePage);
+
+    /// <summary>Touches every page so that later accesses do not fault.</summary>
+    /// <exception cref="ChannelException">The kernel could not provide the memory.</exception>
+    public void Populate()
+    {
+        if (LibC.madvise(handle, (nuint)LengthBytes, MadvPopulateWrite) == 0) return;
+        Errno errno = Posix.LastError;
+        if (errno != Errno.EINVAL) throw Posix.Error($"cannot preallocate {LengthBytes} bytes", errno);
+        for (ulong at = 0; at < LengthBytes; at += 4096)
+        {
+            // SAFETY: at is inside the mapping. Kernels before 5.14 lack MADV_POPULATE_WRITE; an atomic add of 0 touches without changing.
+            Interlocked.Add(ref *(int*)(Address + at), 0);
+        }
+    }
+
+    /// <summary>Gives the backing pages of a range back; it reads as zero afterwards (shared memfd and file mappings, anonymous ones too).</summary>
+    /// <param name="offset">Page-aligned offset.</param>
+    /// <param name="lengthBytes">Page multiple.</param>
+    /// <returns>False when the kernel refused; the caller then writes zeros.</returns>
+    public bool TryDiscard(ulong offset, ulong lengthBytes)
+    {
+        if (offset > LengthBytes || lengthBytes > LengthBytes - offset) throw new ArgumentOutOfRangeException(nameof(offset));
+        return LibC.madvise(handle + (nint)offset, (nuint)lengthBytes, MadvRemove) == 0;
+    }
+
+    /// <inheritdoc/>
+    protected override bool ReleaseHandle() => LibC.munmap(handle, (nuint)LengthBytes) == 0;
+}

@@ -1,0 +1,128 @@
+using Vmm.Core.Errors;
+
+namespace Vmm.Core.SaveVm;
+
+/// <summary>QEMU's MigMode.</summary>
+public enum MigrationMode
+{
+    /// <summary>Ordinary migration.</summary>
+    Normal,
+    /// <summary>State to a file, RAM in place, new process after a reboot of the host or the VMM.</summary>
+    CprReboot,
+    /// <summary>To a new process on this host that takes over memory and descriptors.</summary>
+    CprTransfer,
+    /// <summary>The process replaces itself.</summary>
+    CprExec,
+}
+
+/// <summary>Which modes a blocker or a notifier concerns.</summary>
+[Flags]
+public enum MigrationModes
+{
+    /// <summary>None.</summary>
+    None = 0,
+    /// <summary>Ordinary migration.</summary>
+    Normal = 1,
+    /// <summary>cpr-reboot.</summary>
+    CprReboot = 2,
+    /// <summary>cpr-transfer.</summary>
+    CprTransfer = 4,
+    /// <summary>cpr-exec.</summary>
+    CprExec = 8,
+    /// <summary>Every mode.</summary>
+    All = 15,
+}
+
+/// <summary>
+/// Reasons why this VM cannot migrate, by mode. Thread-safe. Adding a blocker succeeds unless a migration runs (QEMU: <c>migrate_add_blocker_modes</c>).
+/// </summary>
+public sealed class MigrationBlockers
+{
+    private readonly Lock _gate = new();
+    private readonly List<(string Reason, MigrationModes Modes)> _entries = [];
+    private bool _frozen;
+
+    /// <summary>Adds a blocker.</summary>
+    /// <param name="reason">Shown to the user.</param>
+    /// <param name="modes">Modes it blocks.</param>
+    /// <returns>Dispose to remove it.</returns>
+    /// <exception cref="MigrationBlockedException">A migration runs; the reason names the refusal.</exception>
+    public IDisposable Add(string reason, MigrationModes modes = MigrationModes.All)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(reason);
+        lock (_gate)
+        {
+            if (_frozen) throw new MigrationBlockedException($"disallowing migration blocker (migration/snapshot in progress) for: {reason}");
+            var entry = (reason, modes);
+            _entries.Add(entry);
+            return new Registration(() => { lock (_gate) _entries.Remove(entry); });
+        }
+    }
+
+    /// <summary>The reasons that block a mode.</summary>
+    /// <param name="mode">The mode.</param>
+    /// <returns>Empty when nothing blocks.</returns>
+    public IReadOnlyList<string> Reasons(MigrationMode mode)
+    {
+        var bit = (MigrationModes)(1 << (int)mode);
+        lock (_gate) return [.. _entries.Where(e => (e.Modes & bit) != 0).Select(static e => e.Reason)];
+    }
+
+    /// <summary>Throws if something blocks a mode.</summary>
+    /// <param name="mode">The mode.</param>
+    /// <exception cref="MigrationBlockedException">All reasons, listed.</exception>
+    public void ThrowIfBlocked(MigrationMode mode)
+    {
+        IReadOnlyList<string> reasons = Reasons(mode);
+        if (reasons.Count > 0) throw new MigrationBlockedException($"migration is blocked: {string.Join("; ", reasons)}");
+    }
+
+    /// <summary>Refuses new blockers until disposed; held while a migration or snapshot runs.</summary>
+    /// <returns>Dispose to allow blockers again.</returns>
+    public IDisposable Freeze()
+    {
+        lock (_gate) _frozen = true;
+        return new Registration(() => { lock (_gate) _frozen = false; });
+    }
+}
+
+/// <summary>Moments of a migration that devices may follow (QEMU: <c>MigrationEventType</c>).</summary>
+public enum MigrationEvent
+{
+    /// <summary>A migration is about to start; a handler that throws stops it.</summary>
+    PrecopySetup,
+    /// <summary>It completed.</summary>
+    PrecopyDone,
+    /// <summary>It failed or was cancelled; the VM goes on here.</summary>
+    PrecopyFailed,
+}
+
+/// <summary>Migration-state notifiers (QEMU: <c>migration_add_notifier_modes</c>). Thread-safe.</summary>
+public sealed class MigrationNotifiers
+{
+    private readonly Lock _gate = new();
+    private readonly List<(Action<MigrationEvent> Call, MigrationModes Modes)> _entries = [];
+
+    /// <summary>Adds a notifier.</summary>
+    /// <param name="call">Called with the BQL held; throws on <see cref="MigrationEvent.PrecopySetup"/> to stop the migration.</param>
+    /// <param name="modes">Modes it follows.</param>
+    /// <returns>Dispose to remove it.</returns>
+    public IDisposable Add(Action<MigrationEvent> call, MigrationModes modes = MigrationModes.Normal)
+    {
+        ArgumentNullException.ThrowIfNull(call);
+        var entry = (call, modes);
+        lock (_gate) _entries.Add(entry);
+        return new Registration(() => { lock (_gate) _entries.Remove(entry); });
+    }
+
+    /// <summary>Calls every notifier of a mode. BQL: held.</summary>
+    /// <param name="what">The moment.</param>
+    /// <param name="mode">The mode.</param>
+    public void Notify(MigrationEvent what, MigrationMode mode)
+    {
+        (Action<MigrationEvent> Call, MigrationModes Modes)[] entries;
+        lock (_gate) entries = [.. _entries];
+        foreach ((Action<MigrationEvent> call, MigrationModes modes) in entries)
+            if ((modes & (MigrationModes)(1 << (int)mode)) != 0) call(what);
+    }
+}

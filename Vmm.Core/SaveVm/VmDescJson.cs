@@ -1,0 +1,111 @@
+using System.Text;
+
+namespace Vmm.Core.SaveVm;
+
+/// <summary>
+/// Writes JSON in the form of QEMU's VMDESC: one line, <c>", "</c> and <c>": "</c> as separators, keys in call order, repeated keys allowed
+/// (spec 1.6). No general JSON writer produces that form.
+/// </summary>
+public sealed class VmDescJson
+{
+    private readonly StringBuilder _text = new();
+    private bool _first = true;
+
+    /// <summary>Opens an object, as a member when named.</summary>
+    /// <param name="name">Member name, or null inside an array or at the root.</param>
+    public void StartObject(string? name = null) => Open(name, '{');
+
+    /// <summary>Closes an object.</summary>
+    public void EndObject() => Close('}');
+
+    /// <summary>Opens an array, as a member when named.</summary>
+    /// <param name="name">Member name, or null inside an array.</param>
+    public void StartArray(string? name = null) => Open(name, '[');
+
+    /// <summary>Closes an array.</summary>
+    public void EndArray() => Close(']');
+
+    /// <summary>Writes a string member.</summary>
+    /// <param name="name">Member name.</param>
+    /// <param name="value">Value.</param>
+    public void Member(string name, string value)
+    {
+        Name(name);
+        Quote(value);
+    }
+
+    /// <summary>Writes a number member.</summary>
+    /// <param name="name">Member name.</param>
+    /// <param name="value">Value.</param>
+    public void Member(string name, long value)
+    {
+        Name(name);
+        _text.Append(value);
+    }
+
+    /// <summary>Writes a bool member.</summary>
+    /// <param name="name">Member name.</param>
+    /// <param name="value">Value.</param>
+    public void Member(string name, bool value)
+    {
+        Name(name);
+        _text.Append(value ? "true" : "false");
+    }
+
+    /// <summary>Inserts a finished piece of the same form as the next element or as the members of the open object.</summary>
+    /// <param name="piece">Text of another writer, not empty.</param>
+    public void Raw(VmDescJson piece)
+    {
+        ArgumentNullException.ThrowIfNull(piece);
+        if (piece._text.Length == 0) return;
+        Separate();
+        _text.Append(piece._text);
+        _first = false;
+    }
+
+    /// <summary>The text as bytes.</summary>
+    /// <returns>ASCII.</returns>
+    public byte[] ToBytes() => Encoding.ASCII.GetBytes(_text.ToString());
+
+    /// <inheritdoc/>
+    public override string ToString() => _text.ToString();
+
+    private void Open(string? name, char bracket)
+    {
+        if (name is null) Separate();
+        else Name(name);
+        _text.Append(bracket);
+        _first = true;
+    }
+
+    private void Close(char bracket)
+    {
+        _text.Append(bracket);
+        _first = false;
+    }
+
+    private void Name(string name)
+    {
+        Separate();
+        Quote(name);
+        _text.Append(": ");
+    }
+
+    private void Separate()
+    {
+        if (!_first) _text.Append(", ");
+        _first = false;
+    }
+
+    private void Quote(string value)
+    {
+        _text.Append('"');
+        foreach (char c in value)
+        {
+            if (c is '"' or '\\') _text.Append('\\').Append(c);
+            else if (c is < ' ' or > '~') _text.Append("\\u").Append(((int)c).ToString("X4"));
+            else _text.Append(c);
+        }
+        _text.Append('"');
+    }
+}

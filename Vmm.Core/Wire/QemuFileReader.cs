@@ -1,0 +1,182 @@
+using System.Buffers.Binary;
+using System.Text;
+using Vmm.Core.Channels;
+using Vmm.Core.Errors;
+using Vmm.Core.Memory;
+
+namespace Vmm.Core.Wire;
+
+/// <summary>
+/// Buffered big-endian reader over a channel, with lookahead. One thread at a time; blocks. The end of the stream inside a value is a
+/// <see cref="StreamTruncatedException"/> with the offset (QEMU: <c>QEMUFile</c>, <c>qemu_peek_buffer</c>).
+/// </summary>
+public sealed class QemuFileReader
+{
+    private const int BufferBytes = 256 * 1024;
+
+    private readonly IMigrationChannel _channel;
+    private readonly byte[] _buffer;
+    private int _start;
+    private int _end;
+    private long _received;
+
+    /// <summary>Wraps a channel; the channel stays the caller's.</summary>
+    /// <param name="channel">Where bytes come from.</param>
+    public QemuFileReader(IMigrationChannel channel)
+    {
+        ArgumentNullException.ThrowIfNull(channel);
+        _channel = channel;
+        _buffer = GC.AllocateUninitializedArray<byte>(BufferBytes, pinned: true);
+    }
+
+    /// <summary>Stream offset of the next byte.</summary>
+    public long Position => _received - (_end - _start);
+
+    /// <summary>The channel read from.</summary>
+    public IMigrationChannel Channel => _channel;
+
+    /// <summary>What is being read, for error texts; e.g. <c>ram/0</c>.</summary>
+    public string Section { get; set; } = "header";
+
+    /// <summary>Reads one byte.</summary>
+    /// <returns>The value.</returns>
+    public byte ReadByte()
+    {
+        if (_start == _end) Ensure(1, "byte");
+        return _buffer[_start++];
+    }
+
+    /// <summary>Reads one byte as a bool: non-zero is true.</summary>
+    /// <returns>The value.</returns>
+    public bool ReadBool() => ReadByte() != 0;
+
+    /// <summary>Reads a u16.</summary>
+    /// <returns>The value.</returns>
+    public ushort ReadUInt16() => BinaryPrimitives.ReadUInt16BigEndian(Take(2, "u16"));
+
+    /// <summary>Reads a u32.</summary>
+    /// <returns>The value.</returns>
+    public uint ReadUInt32() => BinaryPrimitives.ReadUInt32BigEndian(Take(4, "u32"));
+
+    /// <summary>Reads an i32.</summary>
+    /// <returns>The value.</returns>
+    public int ReadInt32() => BinaryPrimitives.ReadInt32BigEndian(Take(4, "i32"));
+
+    /// <summary>Reads a u64.</summary>
+    /// <returns>The value.</returns>
+    public ulong ReadUInt64() => BinaryPrimitives.ReadUInt64BigEndian(Take(8, "u64"));
+
+    /// <summary>Reads an i64.</summary>
+    /// <returns>The value.</returns>
+    public long ReadInt64() => BinaryPrimitives.ReadInt64BigEndian(Take(8, "i64"));
+
+    /// <summary>Reads a counted string of at most 255 Latin-1 bytes.</summary>
+    /// <returns>The text.</returns>
+    public string ReadCountedString()
+    {
+        int n = ReadByte();
+        return n == 0 ? string.Empty : Encoding.Latin1.GetString(Take(n, "counted string"));
+    }
+
+    /// <summary>Fills a span.</summary>
+    /// <param name="destination">Filled completely.</param>
+    public void Read(Span<byte> destination)
+    {
+        int n = Math.Min(destination.Length, _end - _start);
+        _buffer.AsSpan(_start, n).CopyTo(destination);
+        _start += n;
+        destination = destination[n..];
+        while (destination.Length >= BufferBytes / 2)
+        {
+            // Big reads go straight to their place.
+            n = _channel.Read(destination);
+            if (n == 0) throw Truncated(destination.Length);
+            _received += n;
+            destination = destination[n..];
+        }
+        while (destination.Length > 0)
+        {
+            Ensure(1, "bytes");
+            n = Math.Min(destination.Length, _end - _start);
+            _buffer.AsSpan(_start, n).CopyTo(destination);
+            _start += n;
+            destination = destination[n..];
+        }
+    }
+
+    /// <summary>Reads bytes into guest memory; bounds are checked by the block.</summary>
+    /// <param name="block">The block.</param>
+    /// <param name="offset">Offset in the block.</param>
+    /// <param name="length">Bytes.</param>
+    public void ReadGuest(RamBlock block, ulong offset, int length)
+    {
+        ArgumentNullException.ThrowIfNull(block);
+        Read(block.Slice(offset, length));
+    }
+
+    /// <summary>Skips bytes.</summary>
+    /// <param name="count">How many.</param>
+    public void Skip(long count)
+    {
+        while (count > 0)
+        {
+            Ensure(1, "bytes");
+            int n = (int)Math.Min(count, _end - _start);
+            _start += n;
+            count -= n;
+        }
+    }
+
+    /// <summary>Looks at the next bytes without consuming them.</summary>
+    /// <param name="count">How many, at most 4096.</param>
+    /// <returns>The bytes; fewer at the end of the stream. Valid until the next call.</returns>
+    public ReadOnlySpan<byte> Peek(int count)
+    {
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(count, 4096);
+        while (_end - _start < count && Fill()) { }
+        return _buffer.AsSpan(_start, Math.Min(count, _end - _start));
+    }
+
+    /// <summary>An exception that names section, offset, expected and found.</summary>
+    /// <param name="what">The field.</param>
+    /// <param name="expected">What the format wants.</param>
+    /// <param name="found">What the bytes hold.</param>
+    /// <returns>The exception, to throw.</returns>
+    public StreamFormatException Bad(string what, string expected, string found) =>
+        new($"section '{Section}', offset {Position}: {what}: expected {expected}, found {found}")
+        {
+            Section = Section, Offset = Position, Expected = expected, Found = found,
+        };
+
+    private ReadOnlySpan<byte> Take(int count, string what)
+    {
+        if (_end - _start < count) Ensure(count, what);
+        ReadOnlySpan<byte> at = _buffer.AsSpan(_start, count);
+        _start += count;
+        return at;
+    }
+
+    private void Ensure(int count, string what)
+    {
+        while (_end - _start < count)
+            if (!Fill()) throw Truncated(count, what);
+    }
+
+    private bool Fill()
+    {
+        if (_start == _end) _start = _end = 0;
+        else if (_end == _buffer.Length || _start > BufferBytes / 2)
+        {
+            _buffer.AsSpan(_start, _end - _start).CopyTo(_buffer);
+            _end -= _start;
+            _start = 0;
+        }
+        int n = _channel.Read(_buffer.AsSpan(_end));
+        _end += n;
+        _received += n;
+        return n > 0;
+    }
+
+    private StreamTruncatedException Truncated(int count, string what = "bytes") =>
+        new($"section '{Section}': the stream ended at offset {Position + (_end - _start)}, {count} bytes of {what} were expected") { Offset = Position };
+}

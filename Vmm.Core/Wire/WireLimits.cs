@@ -1,0 +1,32 @@
+namespace Vmm.Core.Wire;
+
+/// <summary>Limits on what a peer may make us hold; each says where its number comes from.</summary>
+public static class WireLimits
+{
+    /// <summary>Longest machine name in the configuration section. Ours: QEMU's names are under 64 bytes.</summary>
+    public const int MachineNameBytes = 1024;
+
+    /// <summary>Longest VMDESC we hold. Ours: QEMU 11.1's q35 writes 110 KiB.</summary>
+    public const int VmDescBytes = 64 << 20;
+
+    /// <summary>Longest return path payload (QEMU: MAX_RP_MESSAGE_LEN-like bound, spec 6.2).</summary>
+    public const int ReturnPathPayloadBytes = 512;
+
+    /// <summary>Most RAM blocks in one setup record. Ours: QEMU machines have under 100.</summary>
+    public const int RamBlocks = 4096;
+
+    /// <summary>Most capability names in the configuration section. Ours: QEMU knows 20.</summary>
+    public const int Capabilities = 256;
+
+    /// <summary>Largest PACKAGED blob (QEMU: MAX_VM_CMD_PACKAGED_SIZE, 4 GiB - 1; ours is what device state needs).</summary>
+    public const int PackagedBytes = 1 << 30;
+
+    /// <summary>Largest XBZRLE record (spec 3.4: one page).</summary>
+    public const int XbzrleBytes = 4096;
+
+    /// <summary>Deepest nesting of subsections and structs. Ours: QEMU's deepest is 6.</summary>
+    public const int VmStateDepth = 32;
+
+    /// <summary>Most elements of one variable array or list. Ours: far above any device's table.</summary>
+    public const int VmStateElements = 1 << 24;
+}

@@ -1,0 +1,83 @@
+using Vmm.Core.SaveVm;
+
+namespace Vmm.Migration.State;
+
+/// <summary>How zero pages are found (QEMU: ZeroPageDetection).</summary>
+public enum ZeroPageDetection
+{
+    /// <summary>Every page is data.</summary>
+    None,
+    /// <summary>On the main channel's thread.</summary>
+    Legacy,
+    /// <summary>On the multifd threads; without multifd the same as legacy.</summary>
+    Multifd,
+}
+
+/// <summary>
+/// Migration parameters by QEMU's names (qmp.md 8.6). Immutable; a change makes a new record that is checked as a whole by
+/// <see cref="MigrationParameterSet"/>. Parameters that have no effect yet are listed there as such.
+/// </summary>
+public sealed record MigrationParameters
+{
+    /// <summary><c>max-bandwidth</c>, bytes/s; 0 is unlimited.</summary>
+    public ulong MaxBandwidthBytesPerSecond { get; init; } = 128 << 20;
+
+    /// <summary><c>avail-switchover-bandwidth</c>, bytes/s; 0 means the measured one.</summary>
+    public ulong AvailSwitchoverBandwidthBytesPerSecond { get; init; }
+
+    /// <summary><c>downtime-limit</c>, ms.</summary>
+    public ulong DowntimeLimitMs { get; init; } = 300;
+
+    /// <summary><c>zero-page-detection</c>.</summary>
+    public ZeroPageDetection ZeroPageDetection { get; init; } = ZeroPageDetection.Multifd;
+
+    /// <summary><c>mode</c>.</summary>
+    public MigrationMode Mode { get; init; } = MigrationMode.Normal;
+}
+
+/// <summary>Migration capabilities by QEMU's names, in its order (qmp.md 8.5).</summary>
+public enum MigrationCapability
+{
+    /// <summary><c>xbzrle</c>.</summary>
+    Xbzrle,
+    /// <summary><c>rdma-pin-all</c>.</summary>
+    RdmaPinAll,
+    /// <summary><c>auto-converge</c>.</summary>
+    AutoConverge,
+    /// <summary><c>events</c>.</summary>
+    Events,
+    /// <summary><c>postcopy-ram</c>.</summary>
+    PostcopyRam,
+    /// <summary><c>x-colo</c>.</summary>
+    XColo,
+    /// <summary><c>release-ram</c>.</summary>
+    ReleaseRam,
+    /// <summary><c>return-path</c>.</summary>
+    ReturnPath,
+    /// <summary><c>pause-before-switchover</c>.</summary>
+    PauseBeforeSwitchover,
+    /// <summary><c>multifd</c>.</summary>
+    Multifd,
+    /// <summary><c>dirty-bitmaps</c>.</summary>
+    DirtyBitmaps,
+    /// <summary><c>postcopy-blocktime</c>.</summary>
+    PostcopyBlocktime,
+    /// <summary><c>late-block-activate</c>.</summary>
+    LateBlockActivate,
+    /// <summary><c>x-ignore-shared</c>.</summary>
+    XIgnoreShared,
+    /// <summary><c>validate-uuid</c>.</summary>
+    ValidateUuid,
+    /// <summary><c>background-snapshot</c>.</summary>
+    BackgroundSnapshot,
+    /// <summary><c>zero-copy-send</c>.</summary>
+    ZeroCopySend,
+    /// <summary><c>postcopy-preempt</c>.</summary>
+    PostcopyPreempt,
+    /// <summary><c>switchover-ack</c>.</summary>
+    SwitchoverAck,
+    /// <summary><c>dirty-limit</c>.</summary>
+    DirtyLimit,
+    /// <summary><c>mapped-ram</c>.</summary>
+    MappedRam,
+}
