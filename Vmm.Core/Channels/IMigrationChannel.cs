@@ -51,6 +51,9 @@ public interface IMigrationChannel : IDisposable
     /// <param name="timeout">Longest wait.</param>
     /// <returns>False after the timeout, or where the transport cannot tell and nothing was waited for.</returns>
     bool Drain(TimeSpan timeout);
+
+    /// <summary>True if the peer has ended or reset its direction and nothing of it is left to read. Never blocks; false where the transport cannot tell.</summary>
+    bool PeerHasClosed { get; }
 }
 
 /// <summary>A channel that can carry descriptors (UNIX sockets).</summary>

@@ -133,6 +133,16 @@ internal static partial class Posix
         return LibC.ioctl(fd, SIOCOUTQ, ref bytes) == 0 ? bytes : -1;
     }
 
+    /// <summary>Looks at a socket without blocking: true after an orderly end with nothing left to read, or after an error.</summary>
+    internal static bool HasPeerClosed(OwnedFd fd, out Errno errno)
+    {
+        Span<byte> one = stackalloc byte[1];
+        int n = Receive(fd, one, MSG_PEEK | MSG_DONTWAIT, out errno);
+        if (n < 0 && errno == Errno.EAGAIN) errno = Errno.None;
+        else if (n <= 0) return true;
+        return false;
+    }
+
     internal static int Receive(OwnedFd fd, Span<byte> into, int flags, out Errno errno)
     {
         while (true)

@@ -178,7 +178,7 @@ public interface ISaveCompleteThread
     void SaveLiveCompletePrecopyThread(IDeviceStateSink sink, CancellationToken cancel);
 }
 
-/// <summary>BQL: held. Loading on the destination (QEMU: <c>load_setup</c>, <c>load_state</c>, <c>load_cleanup</c>).</summary>
+/// <summary>BQL: held, but not for START, PART and END sections of iterables. Loading on the destination (QEMU: <c>load_setup</c>, <c>load_state</c>, <c>load_cleanup</c>).</summary>
 public interface ILoadState
 {
     /// <summary>Before the first section.</summary>

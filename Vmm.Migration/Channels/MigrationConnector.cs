@@ -1,0 +1,180 @@
+using System.Globalization;
+using System.Net;
+using System.Net.Sockets;
+using Vmm.Core.Channels;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+
+namespace Vmm.Migration.Channels;
+
+/// <summary>Turns addresses into channels. Blocking; a wake descriptor ends a wait.</summary>
+internal static class MigrationConnector
+{
+    private const int ConnectTimeoutMs = 30_000;
+
+    /// <summary>Opens a file, descriptor or command at once; null for sockets, which connect later.</summary>
+    internal static IMigrationChannel? OpenAtOnce(MigrationAddress address, bool outgoing, Func<string, OwnedFd?>? takeNamedFd) => address.Transport switch
+    {
+        MigrationTransport.File => outgoing ? FileChannel.Create(address.Path, address.OffsetBytes) : FileChannel.Open(address.Path, address.OffsetBytes),
+        MigrationTransport.Exec => ExecChannel.Start(address, outgoing),
+        MigrationTransport.Fd => FromFd(address, outgoing, takeNamedFd),
+        _ => null,
+    };
+
+    /// <summary>Connects a socket.</summary>
+    /// <exception cref="ChannelException">Nobody could be reached; the text is QEMU's.</exception>
+    internal static SocketChannel Connect(MigrationAddress address, OwnedFd wake)
+    {
+        if (address.Transport == MigrationTransport.Unix)
+        {
+            OwnedFd fd = Posix.Socket(Posix.AF_UNIX);
+            Errno errno = Posix.Connect(fd, Posix.UnixAddress(address.Path), wake, ConnectTimeoutMs);
+            if (errno == Errno.None) return new SocketChannel(fd, address.ToString(), tcp: false);
+            fd.Dispose();
+            throw Unreachable(address.Path, errno);
+        }
+        Errno last = Errno.EHOSTUNREACH;
+        foreach (IPAddress ip in Resolve(address))
+        {
+            OwnedFd fd = Posix.Socket(ip.AddressFamily == AddressFamily.InterNetworkV6 ? Posix.AF_INET6 : Posix.AF_INET);
+            last = Posix.Connect(fd, Posix.InetAddress(ip, address.Port), wake, ConnectTimeoutMs);
+            if (last == Errno.None) return new SocketChannel(fd, address.ToString(), tcp: true, address.KeepAlive);
+            fd.Dispose();
+            if (last == Errno.ECANCELED) break;
+        }
+        throw Unreachable($"{address.Host}:{address.Port}", last);
+    }
+
+    internal static IReadOnlyList<IPAddress> Resolve(MigrationAddress address)
+    {
+        if (address.Host.Length == 0) return [address.IPv6 == true ? IPAddress.IPv6Any : IPAddress.Any];
+        try
+        {
+            IPAddress[] all = IPAddress.TryParse(address.Host, out IPAddress? literal) ? [literal] : Dns.GetHostAddresses(address.Host);
+            IPAddress[] usable = [.. all.Where(ip => ip.AddressFamily == AddressFamily.InterNetwork ? address.IPv4 != false : address.IPv6 != false)];
+            return usable.Length > 0 ? usable : throw new ChannelException($"address resolution failed for {address.Host}:{address.Port}: no usable address", Errno.EADDRNOTAVAIL);
+        }
+        catch (SocketException e)
+        {
+            throw new ChannelException($"address resolution failed for {address.Host}:{address.Port}: {e.Message}", Errno.EADDRNOTAVAIL, e);
+        }
+    }
+
+    private static ChannelException Unreachable(string where, Errno errno) => new($"Failed to connect to '{where}': {Posix.Describe(errno)}", errno);
+
+    private static IMigrationChannel FromFd(MigrationAddress address, bool outgoing, Func<string, OwnedFd?>? takeNamedFd)
+    {
+        OwnedFd fd;
+        if (int.TryParse(address.Path, NumberStyles.None, CultureInfo.InvariantCulture, out int number))
+        {
+            fd = Posix.DuplicateNumber(number, out Errno errno) ?? throw new ChannelException($"fd:{number}: {Posix.Describe(errno)}", errno);
+        }
+        else
+        {
+            fd = takeNamedFd?.Invoke(address.Path) ?? throw new ConfigurationException($"File descriptor named '{address.Path}' has not been found");
+        }
+        Posix.Stat(fd, out LibC.StatBuffer stat);
+        string name = address.ToString();
+        switch (stat.Mode & Posix.S_IFMT)
+        {
+            case Posix.S_IFSOCK: return new SocketChannel(fd, name, tcp: false);
+            case Posix.S_IFREG:
+                fd.Dispose();
+                throw new ConfigurationException("fd: migration to a file is not supported. Use file: instead.");
+            default: return outgoing ? new PipeChannel(null, fd, name) : new PipeChannel(fd, null, name);
+        }
+    }
+}
+
+/// <summary>A listening socket for incoming migrations. Disposing it wakes an accept and removes a UNIX path it made.</summary>
+internal sealed class MigrationListener : IDisposable
+{
+    private readonly OwnedFd _fd;
+    private readonly OwnedFd _wake = Posix.EventFd();
+    private readonly MigrationAddress _address;
+    private readonly bool _keepAlive;
+    private volatile bool _stopped;
+
+    private MigrationListener(OwnedFd fd, MigrationAddress address)
+    {
+        _fd = fd;
+        _address = address;
+        _keepAlive = address.KeepAlive;
+        Posix.SetNonBlocking(fd, true);
+        Address = address.Transport == MigrationTransport.Unix
+            ? new State.MigrationSocketAddress("unix", null, null, address.Path)
+            : new State.MigrationSocketAddress("inet", Posix.LocalEndPoint(fd)?.Address.ToString(), Posix.LocalEndPoint(fd)?.Port, null);
+    }
+
+    internal State.MigrationSocketAddress Address { get; }
+
+    /// <summary>Binds and listens.</summary>
+    /// <exception cref="ChannelException">The address is in use or not ours.</exception>
+    internal static MigrationListener Listen(MigrationAddress address)
+    {
+        if (address.Transport == MigrationTransport.Unix) return ListenUnix(address);
+        Errno errno = Errno.EADDRNOTAVAIL;
+        foreach (IPAddress ip in MigrationConnector.Resolve(address))
+        {
+            for (int port = address.Port; port <= (address.ToPort ?? address.Port); port++)
+            {
+                OwnedFd fd = Posix.Socket(ip.AddressFamily == AddressFamily.InterNetworkV6 ? Posix.AF_INET6 : Posix.AF_INET);
+                Posix.ReuseAddress(fd);
+                errno = Posix.Bind(fd, Posix.InetAddress(ip, port));
+                if (errno == Errno.None) errno = Posix.Listen(fd, 16);
+                if (errno == Errno.None) return new MigrationListener(fd, address);
+                fd.Dispose();
+            }
+        }
+        throw new ChannelException($"Failed to listen on '{address.Host}:{address.Port}': {Posix.Describe(errno)}", errno);
+    }
+
+    /// <summary>Waits for a connection; null once stopped.</summary>
+    internal SocketChannel? Accept()
+    {
+        while (!_stopped)
+        {
+            Posix.Poll(_fd, Posix.POLLIN, _wake, -1, out bool woken);
+            if (woken || _stopped) return null;
+            OwnedFd? peer = Posix.Accept(_fd, out Errno errno);
+            if (peer is not null) return new SocketChannel(peer, _address.ToString(), _address.Transport == MigrationTransport.Tcp, _keepAlive);
+            if (errno != Errno.EAGAIN) throw Posix.Error($"cannot accept on {_address}", errno);
+        }
+        return null;
+    }
+
+    /// <summary>Makes a waiting accept return null; callable by any thread.</summary>
+    internal void Stop()
+    {
+        _stopped = true;
+        if (!_wake.IsClosed) Posix.SignalEventFd(_wake);
+    }
+
+    public void Dispose()
+    {
+        Stop();
+        _fd.Dispose();
+        _wake.Dispose();
+        if (_address.Transport == MigrationTransport.Unix) File.Delete(_address.Path);
+    }
+
+    private static MigrationListener ListenUnix(MigrationAddress address)
+    {
+        byte[] name = Posix.UnixAddress(address.Path);
+        if (Path.Exists(address.Path)) RemoveStaleSocket(address.Path, name);
+        OwnedFd fd = Posix.Socket(Posix.AF_UNIX);
+        Errno errno = Posix.Bind(fd, name);
+        if (errno == Errno.None) errno = Posix.Listen(fd, 16);
+        if (errno == Errno.None) return new MigrationListener(fd, address);
+        fd.Dispose();
+        throw new ChannelException($"Failed to listen on '{address.Path}': {Posix.Describe(errno)}", errno);
+    }
+
+    private static void RemoveStaleSocket(string path, byte[] name)
+    {
+        // A socket nobody answers on is left over from a dead process; anything else is somebody's.
+        using OwnedFd probe = Posix.Socket(Posix.AF_UNIX);
+        if (Posix.Connect(probe, name, null, 1000) == Errno.ECONNREFUSED) File.Delete(path);
+        else throw new ChannelException($"Failed to listen on '{path}': {Posix.Describe(Errno.EADDRINUSE)}", Errno.EADDRINUSE);
+    }
+}

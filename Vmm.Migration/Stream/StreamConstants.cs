@@ -1,0 +1,93 @@
+namespace Vmm.Migration.Stream;
+
+/// <summary>Section type bytes (spec 1.1).</summary>
+public enum SectionType : byte
+{
+    /// <summary>End of the stream or of a package.</summary>
+    Eof = 0x00,
+    /// <summary>First section of an iterable.</summary>
+    Start = 0x01,
+    /// <summary>An iteration.</summary>
+    Part = 0x02,
+    /// <summary>Last part of an iterable.</summary>
+    End = 0x03,
+    /// <summary>One-shot section.</summary>
+    Full = 0x04,
+    /// <summary>Subsection; only inside bodies.</summary>
+    Subsection = 0x05,
+    /// <summary>VMDESC; only after EOF.</summary>
+    VmDescription = 0x06,
+    /// <summary>Configuration; only after the header.</summary>
+    Configuration = 0x07,
+    /// <summary>A command.</summary>
+    Command = 0x08,
+    /// <summary>Footer of a section.</summary>
+    Footer = 0x7e,
+}
+
+/// <summary>Commands from source to destination (spec 6.1; QEMU: <c>MIG_CMD_*</c>).</summary>
+public enum MigCommand : ushort
+{
+    /// <summary>Illegal.</summary>
+    Invalid = 0,
+    /// <summary>The destination may write back.</summary>
+    OpenReturnPath = 1,
+    /// <summary>Answer with a PONG.</summary>
+    Ping = 2,
+    /// <summary>Postcopy may follow.</summary>
+    PostcopyAdvise = 3,
+    /// <summary>Start listening for page faults.</summary>
+    PostcopyListen = 4,
+    /// <summary>Start the VM.</summary>
+    PostcopyRun = 5,
+    /// <summary>Forget pages.</summary>
+    PostcopyRamDiscard = 6,
+    /// <summary>An embedded stream follows.</summary>
+    Packaged = 7,
+    /// <summary>COLO.</summary>
+    EnableColo = 8,
+    /// <summary>Recovery: go on.</summary>
+    PostcopyResume = 9,
+    /// <summary>Recovery: send the received bitmap.</summary>
+    RecvBitmap = 10,
+    /// <summary>The VM has stopped.</summary>
+    SwitchoverStart = 11,
+}
+
+/// <summary>Messages from destination to source (spec 6.2; QEMU: <c>MIG_RP_MSG_*</c>).</summary>
+public enum ReturnPathMessage : ushort
+{
+    /// <summary>Illegal.</summary>
+    Invalid = 0,
+    /// <summary>Last message; 0 is success.</summary>
+    Shut = 1,
+    /// <summary>Answer to a PING.</summary>
+    Pong = 2,
+    /// <summary>Page request with a block name.</summary>
+    ReqPagesId = 3,
+    /// <summary>Page request for the same block.</summary>
+    ReqPages = 4,
+    /// <summary>Received bitmap follows.</summary>
+    RecvBitmap = 5,
+    /// <summary>Recovery acknowledged.</summary>
+    ResumeAck = 6,
+    /// <summary>The destination agrees to the switchover.</summary>
+    SwitchoverAck = 7,
+    /// <summary>
+    /// Ours: the error record as UTF-8 JSON. Sent only after <see cref="Shut"/> with a non-zero value, where a QEMU source no longer reads.
+    /// </summary>
+    VmmErrorRecord = 0x7601,
+}
+
+/// <summary>Fixed values of the framing (spec 1.1).</summary>
+public static class StreamConstants
+{
+    /// <summary><c>QEVM</c>.</summary>
+    public const uint Magic = 0x5145564d;
+
+    /// <summary>File version.</summary>
+    public const uint Version = 3;
+
+    /// <summary>Obsolete file version, recognised to be refused.</summary>
+    public const uint ObsoleteVersion = 2;
+}
