@@ -1,0 +1,214 @@
+using System.Diagnostics;
+using Vmm.Core.Devices;
+using Vmm.Core.Memory;
+using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
+
+namespace Vmm.Migration.Ram;
+
+/// <summary>
+/// The <c>ram</c> section of one VM, saving side in this file, loading side in RamMigration.Load.cs (spec 3; QEMU: <c>savevm_ram_handlers</c>).
+/// One migration at a time; counters may be read by any thread.
+/// </summary>
+internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachineComponent, ISaveSetup, ISaveLive, ILoadState
+{
+    private const int PageSize = RamBlock.PageSize;
+    private const int PagesPerClockCheck = 64;
+
+    private IDisposable? _registration;
+    private BlockState[] _blocks = [];
+    private RamBlock? _lastNamed;
+    private int _scanBlock;
+    private int _scanWord;
+    private bool _logging;
+    private long _periodStart;
+    private long _periodDirtyPages;
+    private long _normalPages;
+    private long _zeroPages;
+    private long _dirtyPages;
+    private long _dirtyPagesRate;
+    private long _syncCount;
+
+    public MachinePhase Phase => MachinePhase.BeforeDevices;
+
+    /// <summary>Send every page as data (<c>zero-page-detection=none</c>).</summary>
+    internal bool DetectZeroPages { get; set; } = true;
+
+    internal long NormalPages => Volatile.Read(ref _normalPages);
+
+    internal long ZeroPages => Volatile.Read(ref _zeroPages);
+
+    internal long RemainingBytes => Volatile.Read(ref _dirtyPages) * PageSize;
+
+    internal long DirtyPagesRate => Volatile.Read(ref _dirtyPagesRate);
+
+    /// <summary>Dirty bitmap synchronisations of this migration; the setup counts as the first.</summary>
+    internal long SyncCount => Volatile.Read(ref _syncCount);
+
+    internal long TotalBytes => (long)memory.TotalBytes;
+
+    public bool IsActiveIterate => true;
+
+    public void Attach(IDeviceServices services)
+    {
+        _registration = services.SaveVm.Register(
+            new SaveVmRegistration { IdStr = RamConstants.IdStr, InstanceId = 0, VersionId = RamConstants.VersionId, MinimumVersionId = RamConstants.VersionId },
+            SaveVmHandlers.Of(this));
+        services.SaveVm.ReserveSectionId(); // QEMU registers dirty-bitmap here; our ids then equal those of 11.1.
+    }
+
+    public void SavePrepare()
+    {
+    }
+
+    /// <summary>Setup record: u64 total|MEM_SIZE, then per block cs name, u64 length; u64 EOS (spec 3.2).</summary>
+    public void SaveSetup(QemuFileWriter f, CancellationToken cancel)
+    {
+        // QEMU lists the largest block first; the order also decides which pages go first.
+        _blocks = [.. memory.Blocks.OrderByDescending(static b => b.SizeBytes).Select(static b => new BlockState(b))];
+        _lastNamed = null;
+        _scanBlock = _scanWord = 0;
+        _normalPages = _zeroPages = _dirtyPagesRate = _periodDirtyPages = 0;
+        _syncCount = 1;
+        _periodStart = Stopwatch.GetTimestamp();
+        memory.StartDirtyLog();
+        _logging = true;
+        foreach (BlockState block in _blocks) block.Bitmap.SetAll();
+        _dirtyPages = _blocks.Sum(static b => b.Block.PageCount);
+
+        f.WriteUInt64((ulong)TotalBytes | (ulong)RamSaveFlags.MemSize);
+        foreach (BlockState block in _blocks)
+        {
+            f.WriteCountedString(block.Block.Name);
+            f.WriteUInt64(block.Block.SizeBytes);
+        }
+        f.WriteUInt64((ulong)RamSaveFlags.Eos);
+    }
+
+    public PendingBytes EstimatePending() => new(RemainingBytes);
+
+    public PendingBytes ExactPending()
+    {
+        bql.AssertHeld();
+        Synchronise();
+        return new(RemainingBytes);
+    }
+
+    public SaveProgress SaveLiveIterate(QemuFileWriter f, IterateBudget budget)
+    {
+        bool done = SendDirtyPages(f, budget);
+        f.WriteUInt64((ulong)RamSaveFlags.Eos);
+        return done ? SaveProgress.Done : SaveProgress.More;
+    }
+
+    public void SaveLiveCompletePrecopy(QemuFileWriter f)
+    {
+        bql.AssertHeld();
+        Synchronise();
+        SendDirtyPages(f, IterateBudget.Unlimited);
+        f.WriteUInt64((ulong)RamSaveFlags.Eos);
+    }
+
+    public void SaveCleanup()
+    {
+        if (!_logging) return;
+        _logging = false;
+        memory.StopDirtyLog();
+        _blocks = [];
+        _dirtyPages = 0;
+    }
+
+    public void Dispose() => _registration?.Dispose();
+
+    private void Synchronise()
+    {
+        long added = 0;
+        foreach (BlockState block in _blocks)
+        {
+            memory.HarvestDirtyLog(block.Block, block.Harvest);
+            added += block.Harvest.HarvestInto(block.Bitmap);
+        }
+        Volatile.Write(ref _dirtyPages, _dirtyPages + added);
+        Volatile.Write(ref _syncCount, _syncCount + 1);
+        _periodDirtyPages += added;
+        TimeSpan period = Stopwatch.GetElapsedTime(_periodStart);
+        if (period < TimeSpan.FromSeconds(1)) return;
+        Volatile.Write(ref _dirtyPagesRate, (long)(_periodDirtyPages / period.TotalSeconds));
+        _periodDirtyPages = 0;
+        _periodStart = Stopwatch.GetTimestamp();
+    }
+
+    /// <summary>Scans from the last place, word by word; a word's marks are cleared before its pages are read. True when nothing is dirty any more.</summary>
+    private bool SendDirtyPages(QemuFileWriter f, IterateBudget budget)
+    {
+        int sinceCheck = 0;
+        for (int visited = 0; visited <= _blocks.Length;)
+        {
+            if (_blocks.Length == 0) return true;
+            BlockState block = _blocks[_scanBlock];
+            DirtyBitmap bitmap = block.Bitmap;
+            while (_scanWord < bitmap.WordCount)
+            {
+                ulong marks = bitmap.TakeWord(_scanWord);
+                if (marks == 0) { _scanWord++; continue; }
+                long basePage = (long)_scanWord << 6;
+                while (marks != 0)
+                {
+                    int bit = System.Numerics.BitOperations.TrailingZeroCount(marks);
+                    marks &= marks - 1;
+                    SendPage(f, block.Block, basePage + bit);
+                    Volatile.Write(ref _dirtyPages, _dirtyPages - 1);
+                    if (!budget.IsOverBytes(f.Position) && (++sinceCheck < PagesPerClockCheck || !budget.IsExhausted(f.Position)))
+                    {
+                        if (sinceCheck >= PagesPerClockCheck) sinceCheck = 0;
+                        continue;
+                    }
+                    bitmap.OrWord(_scanWord, marks);
+                    return false;
+                }
+                _scanWord++;
+            }
+            _scanWord = 0;
+            _scanBlock = (_scanBlock + 1) % _blocks.Length;
+            visited++;
+        }
+        return true;
+    }
+
+    private void SendPage(QemuFileWriter f, RamBlock block, long page)
+    {
+        ulong record = (ulong)page * PageSize;
+        bool zero = DetectZeroPages && block.IsZeroPage(page);
+        record |= (ulong)(zero ? RamSaveFlags.Zero : RamSaveFlags.Page);
+        if (ReferenceEquals(block, _lastNamed))
+        {
+            f.WriteUInt64(record | (ulong)RamSaveFlags.Continue);
+        }
+        else
+        {
+            f.WriteUInt64(record);
+            f.WriteCountedString(block.Name);
+            _lastNamed = block;
+        }
+        if (zero)
+        {
+            f.WriteByte(0);
+            Volatile.Write(ref _zeroPages, _zeroPages + 1);
+        }
+        else
+        {
+            f.WriteGuest(block, (ulong)page * PageSize, PageSize);
+            Volatile.Write(ref _normalPages, _normalPages + 1);
+        }
+    }
+
+    private sealed class BlockState(RamBlock block)
+    {
+        internal RamBlock Block { get; } = block;
+
+        internal DirtyBitmap Bitmap { get; } = new(block.PageCount);
+
+        internal DirtyBitmap Harvest { get; } = new(block.PageCount);
+    }
+}
