@@ -117,6 +117,9 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     /// <summary>Raised after a system reset, BQL held.</summary>
     public event Action? ResetDone;
 
+    /// <summary>Raised once, before anything of the VM is taken apart and without the BQL: whoever uses it must have ended on return.</summary>
+    public event Action? Disposing;
+
     /// <summary>Starts the guest (QEMU: <c>qmp_cont</c>); in state inmigrate only notes the wish.</summary>
     /// <exception cref="DeviceNotActiveException">The state does not allow it; the message is QEMU's.</exception>
     /// <exception cref="DeviceStateException">A device refused; the state is as before.</exception>
@@ -191,6 +194,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
         // Disposing the scope disposes this object again; only the first call goes on.
         if (_disposed) return;
         _disposed = true;
+        Disposing?.Invoke();
         using (bql.Acquire())
         {
             try

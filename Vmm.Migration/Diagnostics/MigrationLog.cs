@@ -1,0 +1,31 @@
+using Microsoft.Extensions.Logging;
+
+namespace Vmm.Migration.Diagnostics;
+
+/// <summary>Every log message of this assembly; ids from 3000, event names are QEMU's trace events where one exists.</summary>
+internal static partial class MigrationLog
+{
+    [LoggerMessage(3000, LogLevel.Information, "migration status {Status}", EventName = "migrate_set_state")]
+    internal static partial void StatusChanged(ILogger logger, string status);
+
+    [LoggerMessage(3001, LogLevel.Information, "migrating to {Address}", EventName = "migration_start")]
+    internal static partial void OutgoingStarted(ILogger logger, string address);
+
+    [LoggerMessage(3002, LogLevel.Information, "waiting for an incoming migration on {Address}", EventName = "migration_incoming_start")]
+    internal static partial void IncomingStarted(ILogger logger, string address);
+
+    [LoggerMessage(3003, LogLevel.Error, "migration failed: {Error}", EventName = "migrate_error")]
+    internal static partial void Failed(ILogger logger, string error);
+
+    [LoggerMessage(3004, LogLevel.Debug, "switchover: {PendingBytes} bytes pending, threshold {ThresholdBytes}", EventName = "migrate_pending_exact")]
+    internal static partial void Pending(ILogger logger, long pendingBytes, long thresholdBytes);
+
+    [LoggerMessage(3005, LogLevel.Information, "downtime {TotalMs:F2} ms (drain {DrainMs:F2}, stop {StopMs:F2}, ram {RamMs:F2}, state {StateMs:F2}, send {SendMs:F2}, load {LoadMs:F2}, start {StartMs:F2})", EventName = "vmstate_downtime_checkpoint")]
+    internal static partial void Downtime(ILogger logger, double totalMs, double drainMs, double stopMs, double ramMs, double stateMs, double sendMs, double loadMs, double startMs);
+
+    [LoggerMessage(3006, LogLevel.Warning, "could not restart the VM after a failed migration: {Error}", EventName = "migrate_restart_failed")]
+    internal static partial void RestartFailed(ILogger logger, string error);
+
+    [LoggerMessage(3007, LogLevel.Warning, "snapshot '{Name}' is skipped: {Reason}", EventName = "snapshot_skipped")]
+    internal static partial void SnapshotSkipped(ILogger logger, string name, string reason);
+}

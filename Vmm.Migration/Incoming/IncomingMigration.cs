@@ -1,0 +1,201 @@
+using System.Diagnostics;
+using Vmm.Core.Channels;
+using Vmm.Core.Errors;
+using Vmm.Core.RunStates;
+using Vmm.Core.Wire;
+using Vmm.Migration.Channels;
+using Vmm.Migration.Diagnostics;
+using Vmm.Migration.State;
+using Vmm.Migration.Stream;
+
+namespace Vmm.Migration.Incoming;
+
+/// <summary>
+/// One attempt to load the VM from a channel, on the thread <c>mig/dst/main</c> (QEMU: <c>process_incoming_migration_co</c>). The VM runs
+/// only after the source has our confirmation; a failed attempt leaves the VM in state inmigrate, reset, ready for another.
+/// </summary>
+/// <param name="context">The VM.</param>
+/// <param name="channel">Where the stream comes from; owned.</param>
+internal sealed class IncomingMigration(MigrationContext context, IMigrationChannel channel) : IDisposable
+{
+    /// <summary>A peer that connects must say who it is within this time, or the next one gets its turn.</summary>
+    private const int FirstByteTimeoutMs = 10_000;
+
+    private static readonly TimeSpan s_confirmTimeout = TimeSpan.FromSeconds(10);
+
+    private readonly FaultLatch _latch = new();
+    private string _phase = "header";
+    private long _switchoverAt;
+
+    private MigrationError? _error;
+
+    /// <summary>Told the record of a failure before the status says so.</summary>
+    internal Action<MigrationError>? Failed { get; set; }
+
+    /// <summary>Told the figures before the status says completed.</summary>
+    internal Action<DowntimeReport>? Loaded { get; set; }
+
+    internal void Abort(Exception reason) => _latch.Set(reason);
+
+    public void Dispose() => channel.Dispose();
+
+    internal MigrationStatus Run()
+    {
+        using IDisposable shut = _latch.OnSet(() => channel.Shutdown(ChannelShutdown.Both));
+        SectionReader? reader = null;
+        try
+        {
+            if (channel is SocketChannel socket && !socket.WaitReadable(FirstByteTimeoutMs))
+                throw new ChannelException($"{channel.Name}: the peer connected and sent nothing for {FirstByteTimeoutMs / 1000} s", Errno.ETIMEDOUT);
+            if (!context.Machine.TryMoveTo(MigrationStatus.Active)) throw new OperationCanceledException();
+            reader = Load();
+            Commit(reader);
+            channel.Dispose();
+            return context.Machine.TryMoveTo(MigrationStatus.Completed) ? MigrationStatus.Completed : context.Machine.Status;
+        }
+#pragma warning disable CA1031 // Every failure is this attempt's reason; it is recorded, reported to the source and the VM waits for another attempt.
+        catch (Exception e)
+#pragma warning restore CA1031
+        {
+            return Fail(_latch.Reason ?? e, reader);
+        }
+    }
+
+    private SectionReader Load()
+    {
+        var f = new QemuFileReader(channel);
+        context.GlobalState.ClearReceived();
+        var reader = new SectionReader(context.Vm, f, context.Compat, context.Capabilities.IsOn(MigrationCapability.ValidateUuid))
+        {
+            OpenReturnPath = channel.IsBidirectional ? () => new ReturnPathWriter(channel) : null,
+            OnSwitchover = () =>
+            {
+                _phase = "load";
+                if (_switchoverAt == 0) _switchoverAt = Stopwatch.GetTimestamp();
+            },
+        };
+        try
+        {
+            reader.ReadHeader();
+            _phase = "ram";
+            reader.LoadSetup();
+            reader.ReadSections();
+            reader.SkipVmDescription();
+        }
+        catch (Exception e)
+        {
+            // The source's view comes first when both know: a stream that stops is a source that failed or was cancelled.
+            if (e is StreamTruncatedException or ChannelException && _latch.Reason is null)
+                e = new ChannelException($"{e.Message}; the source ended the migration", Errno.ECONNRESET, e);
+            _latch.Set(e);
+            Report(reader);
+            throw;
+        }
+        finally
+        {
+            reader.LoadCleanup();
+        }
+        return reader;
+    }
+
+    /// <summary>
+    /// The hand-over. The confirmation is delivered before the VM starts, and not sent at all when the source has ended its direction, so
+    /// that at no instant both sides run (STREAM.md).
+    /// </summary>
+    private void Commit(SectionReader reader)
+    {
+        _phase = "confirm";
+        double loadMs = _switchoverAt == 0 ? 0 : Stopwatch.GetElapsedTime(_switchoverAt).TotalMilliseconds;
+        if (reader.ReturnPath is { } returnPath)
+        {
+            if (channel.PeerHasClosed) throw new ChannelException($"{channel.Name}: the source cancelled the migration", Errno.ECANCELED);
+            returnPath.SendShut(null);
+            if (!channel.Drain(s_confirmTimeout)) throw new ChannelException($"{channel.Name}: the confirmation did not reach the source", Errno.ETIMEDOUT);
+        }
+        _latch.ThrowIfSet();
+        _phase = "start";
+        long startAt = Stopwatch.GetTimestamp();
+        using (context.Vm.Bql.Acquire()) EnterRunState();
+        var downtime = new DowntimeReport
+        {
+            LoadMs = loadMs, StartMs = Stopwatch.GetElapsedTime(startAt).TotalMilliseconds,
+            TotalMs = _switchoverAt == 0 ? 0 : Stopwatch.GetElapsedTime(_switchoverAt).TotalMilliseconds,
+        };
+        context.LogDowntime(downtime);
+        Loaded?.Invoke(downtime);
+    }
+
+    /// <summary>The table of spec 10.2. BQL: held.</summary>
+    private void EnterRunState()
+    {
+        RunStateNotifier runState = context.Vm.RunState;
+        bool autoStart = context.Vm.AutoStart;
+        RunState received = context.GlobalState.Received ?? RunState.Running;
+        switch (received)
+        {
+            case RunState.Running when autoStart:
+                runState.Start();
+                break;
+            case RunState.Running:
+                runState.Set(RunState.Paused);
+                break;
+            case RunState.Suspended:
+                runState.Set(autoStart ? RunState.Suspended : RunState.Paused);
+                runState.WasSuspended = !autoStart;
+                break;
+            default:
+                // A state that cannot follow inmigrate was a passing one at the source; the guest did not run, so it stays paused.
+                runState.Set(RunStateTable.IsLegal(RunState.InMigrate, received) ? received : RunState.Paused);
+                runState.WasSuspended = received == RunState.Paused && context.GlobalState.ReceivedWasSuspended;
+                break;
+        }
+    }
+
+    private void Report(SectionReader reader)
+    {
+        _error = MigrationErrors.From("destination", _phase, _latch.Reason!);
+        if (reader.ReturnPath is not { } returnPath) return;
+        try
+        {
+            returnPath.SendShut(_error);
+            channel.Drain(TimeSpan.FromMilliseconds(200));
+        }
+        catch (VmmException)
+        {
+            // The source is gone; the record stays on this side.
+        }
+    }
+
+    private MigrationStatus Fail(Exception reason, SectionReader? reader)
+    {
+        _latch.Set(reason);
+        bool cancelled = reason is OperationCanceledException;
+        if (!cancelled) _error ??= MigrationErrors.From("destination", _phase, reason);
+        bool started = reader is not null && context.Vm.RunState.State != RunState.InMigrate;
+        using (context.Vm.Bql.Acquire())
+        {
+            if (_phase == "start" && context.Vm.RunState.State == RunState.InMigrate)
+            {
+                // The source has handed over: the state here is the only complete one and must not be reset. It waits for a cont.
+                context.Vm.RunState.Set(RunState.Paused);
+                started = true;
+            }
+            if (!started) context.Vm.ResetDevices();
+        }
+        channel.Dispose();
+        if (_error is { } error)
+        {
+            Failed?.Invoke(error);
+            MigrationLog.Failed(context.Logger, error.ToString());
+        }
+        if (cancelled)
+        {
+            context.Machine.TryMoveTo(MigrationStatus.Cancelling);
+            context.Machine.TryMoveTo(MigrationStatus.Cancelled);
+            return MigrationStatus.Cancelled;
+        }
+        context.Machine.TryMoveTo(MigrationStatus.Failing);
+        context.Machine.TryMoveTo(MigrationStatus.Failed);
+        return MigrationStatus.Failed;
+    }
+}

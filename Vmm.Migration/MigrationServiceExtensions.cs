@@ -1,0 +1,32 @@
+using Microsoft.Extensions.DependencyInjection;
+using Microsoft.Extensions.DependencyInjection.Extensions;
+using Vmm.Core.Devices;
+using Vmm.Migration.Ram;
+using Vmm.Migration.State;
+
+namespace Vmm.Migration;
+
+/// <summary>Adds the migration engine to a VMM host.</summary>
+public static class MigrationServiceExtensions
+{
+    /// <summary>Adds the sections <c>ram</c> and <c>globalstate</c> and one <see cref="IMigrationEngine"/> per VM.</summary>
+    /// <param name="builder">The host's builder.</param>
+    /// <returns>The builder.</returns>
+    public static VmmBuilder AddMigration(this VmmBuilder builder)
+    {
+        ArgumentNullException.ThrowIfNull(builder);
+        builder.AddMachineComponent<RamMigration>().AddMachineComponent<GlobalState>();
+        builder.Services.TryAddScoped<MigrationEngine>();
+        builder.Services.TryAddScoped<IMigrationEngine>(static s => s.GetRequiredService<MigrationEngine>());
+        return builder;
+    }
+
+    /// <summary>The VM's migration engine.</summary>
+    /// <param name="vm">A VM of a host with <see cref="AddMigration"/>.</param>
+    /// <returns>The engine; lives as long as the VM.</returns>
+    public static IMigrationEngine Migration(this Vm vm)
+    {
+        ArgumentNullException.ThrowIfNull(vm);
+        return vm.Services.GetRequiredService<IMigrationEngine>();
+    }
+}

@@ -1,0 +1,203 @@
+using System.Diagnostics;
+using Vmm.Core.Errors;
+using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
+using Vmm.Migration.Channels;
+using Vmm.Migration.Diagnostics;
+using Vmm.Migration.State;
+using Vmm.Migration.Stream;
+
+namespace Vmm.Migration.Outgoing;
+
+/// <summary>The iterations and the switchover (spec 12; QEMU: <c>migration_iteration_run</c>, <c>migration_completion</c>).</summary>
+internal sealed partial class OutgoingMigration
+{
+    /// <summary>QEMU: BUFFER_DELAY.</summary>
+    private static readonly TimeSpan s_window = TimeSpan.FromMilliseconds(100);
+
+    /// <summary>Longest time of one PART section; QEMU's is 50 ms.</summary>
+    private static readonly TimeSpan s_slice = TimeSpan.FromMilliseconds(50);
+
+    /// <summary>Below this nothing worth draining is under way.</summary>
+    private const long DrainFromBytes = 1 << 20;
+
+    private static readonly TimeSpan s_drainTimeout = TimeSpan.FromSeconds(1);
+
+    private long _windowStart;
+    private long _windowStartBytes;
+    private long _thresholdBytes;
+    private uint _ping = 1;
+
+    private void Precopy(QemuFileWriter f, SaveDispatcher dispatcher)
+    {
+        _phase = "iterate";
+        _windowStart = Stopwatch.GetTimestamp();
+        _windowStartBytes = f.FlushedBytes;
+        while (true)
+        {
+            _latch.ThrowIfSet();
+            PendingBytes pending = dispatcher.Estimate();
+            if (pending.TotalBytes <= _thresholdBytes || pending.PrecopyBytes == 0)
+            {
+                // What is still in buffers would count as downtime, so it goes out before the VM is asked to stop.
+                Drain(f, dispatcher);
+                pending = dispatcher.Exact();
+                Progress.PendingBytes = pending.TotalBytes;
+                MigrationLog.Pending(_context.Logger, pending.TotalBytes, _thresholdBytes);
+                Progress.OnPass(_context.Ram.SyncCount);
+                if (pending.TotalBytes <= _thresholdBytes) return;
+            }
+            Progress.PendingBytes = pending.TotalBytes;
+            dispatcher.Iterate(new IterateBudget(BudgetPosition(f), s_slice, _cancel.Token));
+            f.Flush();
+            Pace(f);
+        }
+    }
+
+    /// <summary>Stream offset at which this window's share of max-bandwidth is used up.</summary>
+    private long BudgetPosition(QemuFileWriter f)
+    {
+        ulong limit = _context.Parameters.Current.MaxBandwidthBytesPerSecond;
+        if (limit == 0) return long.MaxValue;
+        long left = _windowStartBytes + (long)Math.Min(limit / 10, long.MaxValue / 2) - f.FlushedBytes;
+        return f.Position + Math.Max(left, 1);
+    }
+
+    /// <summary>Ends the window when it is over; waits for its end when its budget is used up.</summary>
+    private void Pace(QemuFileWriter f)
+    {
+        MigrationParameters parameters = _context.Parameters.Current;
+        TimeSpan spent = Stopwatch.GetElapsedTime(_windowStart);
+        ulong limit = parameters.MaxBandwidthBytesPerSecond;
+        if (spent < s_window && limit != 0 && (ulong)(f.FlushedBytes - _windowStartBytes) >= limit / 10)
+        {
+            _cancel.Token.WaitHandle.WaitOne(s_window - spent);
+            spent = Stopwatch.GetElapsedTime(_windowStart);
+        }
+        if (spent < s_window) return;
+        double bandwidth = (f.FlushedBytes - _windowStartBytes) / spent.TotalSeconds;
+        double forSwitchover = parameters.AvailSwitchoverBandwidthBytesPerSecond > 0 ? parameters.AvailSwitchoverBandwidthBytesPerSecond : bandwidth;
+        _thresholdBytes = (long)Math.Min(forSwitchover * parameters.DowntimeLimitMs / 1000, long.MaxValue / 2);
+        Progress.OnWindow(bandwidth, _context.Ram, forSwitchover);
+        _windowStart = Stopwatch.GetTimestamp();
+        _windowStartBytes = f.FlushedBytes;
+    }
+
+    private void Drain(QemuFileWriter f, SaveDispatcher dispatcher)
+    {
+        if (f.Position < DrainFromBytes) return;
+        long start = Stopwatch.GetTimestamp();
+        if (_reader is not null)
+        {
+            // A PONG comes from behind everything sent so far: the destination has loaded it.
+            WritePing(dispatcher, ++_ping);
+            f.Flush();
+            _reader.WaitPong(_ping, s_drainTimeout);
+        }
+        else
+        {
+            f.Flush();
+            if (_channel is SocketChannel) _channel.Drain(s_drainTimeout);
+        }
+        _latch.ThrowIfSet();
+        Progress.DrainMs = Stopwatch.GetElapsedTime(start).TotalMilliseconds;
+    }
+
+    private void Switchover(QemuFileWriter f, SaveDispatcher dispatcher)
+    {
+        _phase = "stop";
+        long stopAt;
+        double stopMs, ramMs, stateMs;
+        var bql = _context.Vm.Bql.Acquire();
+        try
+        {
+            RunStateNotifier runState = _context.Vm.RunState;
+            _stateBefore = runState.State;
+            _context.GlobalState.Store(_stateBefore, runState.WasSuspended);
+            stopAt = Stopwatch.GetTimestamp();
+            Progress.OnStop(f.Position);
+            _stopped = true;
+            runState.Stop(RunState.FinishMigrate);
+            stopMs = Ms(stopAt);
+            if (_context.Capabilities.IsOn(MigrationCapability.PauseBeforeSwitchover)
+                && _context.Machine.TryMove(MigrationStatus.Active, MigrationStatus.PreSwitchover))
+            {
+                bql.Dispose();
+                _continue.Wait();
+                bql = _context.Vm.Bql.Acquire();
+                _latch.ThrowIfSet();
+                if (!_context.Machine.TryMove(MigrationStatus.PreSwitchover, MigrationStatus.Device)) _latch.ThrowIfSet();
+            }
+            else if (!_context.Machine.TryMove(MigrationStatus.Active, MigrationStatus.Device))
+            {
+                _latch.ThrowIfSet();
+            }
+            _phase = "complete";
+            long at = Stopwatch.GetTimestamp();
+            if (_context.Compat.SendSwitchoverStart) dispatcher.WriteCommand(MigCommand.SwitchoverStart);
+            dispatcher.CompleteIterables();
+            ramMs = Ms(at);
+            _phase = "device-state";
+            at = Stopwatch.GetTimestamp();
+            dispatcher.WriteDeviceState();
+            dispatcher.WriteEnd();
+            stateMs = Ms(at);
+        }
+        finally
+        {
+            bql.Dispose();
+        }
+        long sendAt = Stopwatch.GetTimestamp();
+        lock (_endGate)
+        {
+            _latch.ThrowIfSet();
+            _everythingSent = _returnPath;
+        }
+        f.Flush();
+        double sendMs = Ms(sendAt);
+        long confirmAt = Stopwatch.GetTimestamp();
+        _phase = "confirm";
+        Confirm();
+        Progress.Downtime = new DowntimeReport
+        {
+            DrainMs = Progress.DrainMs, DeviceStopMs = stopMs, FinalRamMs = ramMs, DeviceStateMs = stateMs, SendMs = sendMs, LoadMs = Ms(confirmAt),
+            TotalMs = Ms(stopAt),
+        };
+    }
+
+    /// <summary>
+    /// Decides whether the destination has the VM. With a return path its SHUT does. Without one a socket tells at least whether the peer
+    /// took every byte and ended in good order; a file must be on disk, a command must have succeeded.
+    /// </summary>
+    private void Confirm()
+    {
+        if (_reader is not null)
+        {
+            while (true)
+            {
+                ReturnPathEnd end = _reader.WaitEnd(_lateCancel ? TimeSpan.FromSeconds(5) : TimeSpan.FromMilliseconds(200));
+                if (end == ReturnPathEnd.Confirmed) return;
+                if (_lateCancel) throw new OperationCanceledException("the migration was cancelled");
+                if (end == ReturnPathEnd.Failed) throw _reader.Failure!;
+                _latch.ThrowIfSet();
+            }
+        }
+        switch (_channel)
+        {
+            case SocketChannel socket:
+                if (socket.WaitPeerEnd(TimeSpan.FromSeconds(1)) == PeerEnd.Reset)
+                    throw new ChannelException($"{socket.Name}: the destination ended before it had read everything", Errno.ECONNRESET);
+                break;
+            case ExecChannel exec:
+                if (!exec.Drain(TimeSpan.FromSeconds(30))) throw new ChannelException($"{exec.Name}: the command did not end within 30 s", Errno.ETIMEDOUT);
+                break;
+            default:
+                _channel!.Drain(TimeSpan.FromSeconds(30));
+                break;
+        }
+        _latch.ThrowIfSet();
+    }
+
+    private static double Ms(long since) => Stopwatch.GetElapsedTime(since).TotalMilliseconds;
+}

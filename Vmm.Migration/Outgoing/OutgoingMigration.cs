@@ -1,0 +1,228 @@
+using System.Buffers.Binary;
+using System.Diagnostics;
+using Vmm.Core.Channels;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Threading;
+using Vmm.Core.Wire;
+using Vmm.Migration.Channels;
+using Vmm.Migration.Diagnostics;
+using Vmm.Migration.State;
+using Vmm.Migration.Stream;
+
+namespace Vmm.Migration.Outgoing;
+
+/// <summary>
+/// One attempt to send the VM away, on the thread <c>live_migration</c> (QEMU: <c>migration_thread</c>). The first reason to end is kept in
+/// the latch; every way out ends in <see cref="Finish"/>, which puts the VM back into the state it had unless the migration completed.
+/// </summary>
+internal sealed partial class OutgoingMigration : IDisposable
+{
+    private readonly MigrationContext _context;
+    private readonly MigrationAddress? _address;
+    private readonly FaultLatch _latch = new();
+    private readonly CancellationTokenSource _cancel = new();
+    private readonly OwnedFd _wake = Posix.EventFd();
+    private readonly ManualResetEventSlim _continue = new();
+    private readonly Lock _endGate = new();
+    private readonly bool _returnPath;
+    private readonly long _startedAt = Stopwatch.GetTimestamp();
+    private IMigrationChannel? _channel;
+    private ReturnPathReader? _reader;
+    private string _phase = "connect";
+    private RunState _stateBefore;
+    private bool _stopped;
+    private bool _everythingSent;
+    private bool _lateCancel;
+
+    internal OutgoingMigration(MigrationContext context, MigrationAddress? address, IMigrationChannel? channel)
+    {
+        _context = context;
+        _address = address;
+        _channel = channel;
+        bool wanted = context.Capabilities.IsOn(MigrationCapability.ReturnPath);
+        bool able = channel?.IsBidirectional ?? address!.IsSocket;
+        if (wanted && !able)
+            throw new ConfigurationException($"capability 'return-path' needs a socket; {address?.ToString() ?? channel!.Name} goes one way") { Hint = "switch return-path off, or use tcp: or unix:" };
+        _returnPath = wanted;
+        _latch.OnSet(() =>
+        {
+            _cancel.Cancel();
+            Posix.SignalEventFd(_wake);
+            _continue.Set();
+        });
+    }
+
+    /// <summary>Figures of this attempt.</summary>
+    internal OutgoingProgress Progress { get; } = new();
+
+    internal Task<MigrationStatus> Start() => Task.Run(async () =>
+    {
+        MigrationStatus end = MigrationStatus.Failed;
+        await WorkerThread.Run("live_migration", () => end = Run()).ConfigureAwait(false);
+        return end;
+    });
+
+    /// <summary>Cancels; once everything has been sent it asks the destination instead, which may already have confirmed.</summary>
+    internal void Cancel()
+    {
+        MigrationStatus status = _context.Machine.Status;
+        if (status is not (MigrationStatus.Setup or MigrationStatus.Active or MigrationStatus.PreSwitchover or MigrationStatus.Device)) return;
+        if (!_context.Machine.TryMove(status, MigrationStatus.Cancelling)) { Cancel(); return; }
+        lock (_endGate)
+        {
+            if (_everythingSent && _returnPath)
+            {
+                // The destination may be about to confirm. Ending our direction tells it not to, and what it answers decides (STREAM.md).
+                _lateCancel = true;
+                _channel?.Shutdown(ChannelShutdown.Write);
+                return;
+            }
+        }
+        _latch.Set(new OperationCanceledException("the migration was cancelled"));
+    }
+
+    internal void Continue() => _continue.Set();
+
+    internal void Abort(Exception reason) => _latch.Set(reason);
+
+    public void Dispose()
+    {
+        _channel?.Dispose();
+        _cancel.Dispose();
+        _wake.Dispose();
+        _continue.Dispose();
+    }
+
+    private MigrationStatus Run()
+    {
+        Exception? reason = null;
+        QemuFileWriter? f = null;
+        SaveDispatcher? dispatcher = null;
+        try
+        {
+            _channel ??= MigrationConnector.Connect(_address!, _wake);
+            using IDisposable shut = _latch.OnSet(() => _channel.Shutdown(ChannelShutdown.Both));
+            f = new QemuFileWriter(_channel);
+            Progress.Attach(f);
+            dispatcher = new SaveDispatcher(_context.Vm, f, _context.Compat, _context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
+            Setup(f, dispatcher);
+            if (!_context.Machine.TryMove(MigrationStatus.Setup, MigrationStatus.Active)) _latch.ThrowIfSet();
+            Precopy(f, dispatcher);
+            Switchover(f, dispatcher);
+        }
+#pragma warning disable CA1031 // Every failure is this migration's reason; it is recorded and the VM goes on.
+        catch (Exception e)
+#pragma warning restore CA1031
+        {
+            reason = FirstReason(e);
+        }
+        string? section = dispatcher?.Section;
+        MigrationStatus end = Finish(reason, dispatcher, section);
+        f?.Dispose();
+        return end;
+    }
+
+    private void Setup(QemuFileWriter f, SaveDispatcher dispatcher)
+    {
+        _phase = "setup";
+        long start = Stopwatch.GetTimestamp();
+        _context.GlobalState.Compat = _context.Compat;
+        _context.Ram.DetectZeroPages = _context.Parameters.Current.ZeroPageDetection != ZeroPageDetection.None;
+        using (_context.Vm.Bql.Acquire())
+        {
+            _context.Notifiers.Notify(MigrationEvent.PrecopySetup, MigrationMode.Normal);
+            dispatcher.Prepare();
+        }
+        dispatcher.WriteHeader();
+        if (_returnPath)
+        {
+            _reader = ReturnPathReader.Start(_channel!, _latch);
+            dispatcher.WriteCommand(MigCommand.OpenReturnPath);
+            WritePing(dispatcher, 1);
+        }
+        using (_context.Vm.Bql.Acquire()) dispatcher.Setup(_cancel.Token);
+        // The first bytes leave at once: a QEMU destination blocks its monitor until it has seen four of them (spec 14.3).
+        f.Flush();
+        Progress.SetupMs = (long)Stopwatch.GetElapsedTime(start).TotalMilliseconds;
+        _latch.ThrowIfSet();
+    }
+
+    private static void WritePing(SaveDispatcher dispatcher, uint value)
+    {
+        Span<byte> payload = stackalloc byte[4];
+        BinaryPrimitives.WriteUInt32BigEndian(payload, value);
+        dispatcher.WriteCommand(MigCommand.Ping, payload);
+    }
+
+    /// <summary>A failed write often has its cause in the return path: the destination says why, then closes.</summary>
+    private Exception FirstReason(Exception error)
+    {
+        if (_latch.Reason is null && _reader is not null && error is ChannelException)
+        {
+            _channel!.Shutdown(ChannelShutdown.Write);
+            _reader.WaitEnd(TimeSpan.FromMilliseconds(500));
+        }
+        _latch.Set(error);
+        return _latch.Reason!;
+    }
+
+    private MigrationStatus Finish(Exception? reason, SaveDispatcher? dispatcher, string? section)
+    {
+        MigrationStateMachine machine = _context.Machine;
+        bool cancelled = reason is OperationCanceledException || (reason is not null && machine.Status == MigrationStatus.Cancelling);
+        if (reason is not null && !cancelled)
+        {
+            Progress.Error = MigrationErrors.From("source", _phase, reason, section);
+            machine.TryMoveTo(MigrationStatus.Failing);
+        }
+        _latch.Set(reason ?? new OperationCanceledException("the migration has ended"));
+        dispatcher?.Cleanup();
+        if (reason is not null && _channel is FileChannel file) file.Abandon();
+        _channel?.Dispose();
+        _reader?.Completion.Wait();
+        using (_context.Vm.Bql.Acquire())
+        {
+            if (reason is null) _context.Vm.RunState.Set(RunState.PostMigrate);
+            else GoOnHere();
+            Notify(reason is null ? MigrationEvent.PrecopyDone : MigrationEvent.PrecopyFailed);
+        }
+        Progress.TotalMs = (long)Stopwatch.GetElapsedTime(_startedAt).TotalMilliseconds;
+        Progress.Freeze(_context.Ram);
+        MigrationStatus end = reason is null ? MigrationStatus.Completed : cancelled ? MigrationStatus.Cancelled : MigrationStatus.Failed;
+        if (reason is null && Progress.Downtime is { } downtime) _context.LogDowntime(downtime);
+        if (Progress.Error is { } error) MigrationLog.Failed(_context.Logger, error.ToString());
+        if (!machine.TryMoveTo(end)) throw new InvalidOperationException($"migration ended in {machine.Status}, expected {end}");
+        return end;
+    }
+
+    private void Notify(MigrationEvent what)
+    {
+        try
+        {
+            _context.Notifiers.Notify(what, MigrationMode.Normal);
+        }
+        catch (VmmException e)
+        {
+            MigrationLog.RestartFailed(_context.Logger, e.Message);
+        }
+    }
+
+    /// <summary>Puts the VM back into the state it had (QEMU: the tail of <c>migration_iteration_finish</c>). BQL: held.</summary>
+    private void GoOnHere()
+    {
+        if (!_stopped) return;
+        try
+        {
+            if (RunStateTable.IsRunning(_stateBefore)) _context.Vm.RunState.Start();
+            else if (_context.Vm.RunState.State == RunState.FinishMigrate) _context.Vm.RunState.Set(_stateBefore);
+        }
+        catch (VmmException e)
+        {
+            MigrationLog.RestartFailed(_context.Logger, e.Message);
+            Progress.Error = Progress.Error is { } error ? error with { Message = $"{error.Message}; and the VM could not be restarted: {e.Message}" } : null;
+        }
+    }
+}

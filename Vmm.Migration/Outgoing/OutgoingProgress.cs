@@ -1,0 +1,117 @@
+using System.Diagnostics;
+using Vmm.Core.Wire;
+using Vmm.Migration.Ram;
+using Vmm.Migration.State;
+
+namespace Vmm.Migration.Outgoing;
+
+/// <summary>Figures of one outgoing migration. Written by its thread, read by any.</summary>
+internal sealed class OutgoingProgress
+{
+    private readonly Lock _gate = new();
+    private readonly long _startedAt = Stopwatch.GetTimestamp();
+    private QemuFileWriter? _writer;
+    private RamStats? _final;
+    private double _bandwidth;
+    private double _pagesPerSecond;
+    private long _windowPages;
+    private long _windowAt = Stopwatch.GetTimestamp();
+    private long _stopPosition = -1;
+    private long _stopAt;
+    private double _expectedDowntimeMs = -1;
+
+    /// <summary>Raised after each synchronisation after the first.</summary>
+    internal event Action<long>? Pass;
+
+    internal long SetupMs { get; set; }
+
+    internal long TotalMs { get; set; }
+
+    internal double DrainMs { get; set; }
+
+    internal long PendingBytes { get; set; }
+
+    internal DowntimeReport? Downtime { get; set; }
+
+    internal MigrationError? Error { get; set; }
+
+    internal void Attach(QemuFileWriter writer) => _writer = writer;
+
+    internal void OnPass(long syncCount) => Pass?.Invoke(syncCount);
+
+    internal void OnStop(long position)
+    {
+        lock (_gate)
+        {
+            _stopPosition = position;
+            _stopAt = Stopwatch.GetTimestamp();
+        }
+    }
+
+    internal void OnWindow(double bytesPerSecond, RamMigration ram, double switchoverBytesPerSecond)
+    {
+        lock (_gate)
+        {
+            long pages = ram.NormalPages + ram.ZeroPages;
+            double seconds = Stopwatch.GetElapsedTime(_windowAt).TotalSeconds;
+            _pagesPerSecond = seconds > 0 ? (pages - _windowPages) / seconds : 0;
+            _windowPages = pages;
+            _windowAt = Stopwatch.GetTimestamp();
+            _bandwidth = bytesPerSecond;
+            if (switchoverBytesPerSecond > 0) _expectedDowntimeMs = PendingBytes / switchoverBytesPerSecond * 1000;
+        }
+    }
+
+    /// <summary>Keeps the figures after the RAM section has let go of its own.</summary>
+    internal void Freeze(RamMigration ram)
+    {
+        RamStats stats = Stats(ram);
+        double seconds = Math.Max(TotalMs - SetupMs, 1) / 1000.0;
+        lock (_gate)
+            _final = stats with { RemainingBytes = 0, DirtyPagesRate = 0, Mbps = stats.TransferredBytes * 8 / seconds / 1e6 };
+    }
+
+    internal MigrationInfo Info(MigrationStatus status, MigrationParameters parameters, RamMigration ram)
+    {
+        bool live = status is MigrationStatus.Active or MigrationStatus.PreSwitchover or MigrationStatus.Device or MigrationStatus.Cancelling or MigrationStatus.Failing;
+        bool done = status == MigrationStatus.Completed;
+        lock (_gate)
+        {
+            return new MigrationInfo
+            {
+                Status = status,
+                TotalTimeMs = done || status.IsTerminal() ? TotalMs : (long)Stopwatch.GetElapsedTime(_startedAt).TotalMilliseconds,
+                SetupTimeMs = SetupMs,
+                ExpectedDowntimeMs = live && _stopPosition < 0 ? (_expectedDowntimeMs < 0 ? (long)parameters.DowntimeLimitMs : (long)_expectedDowntimeMs) : null,
+                DowntimeMs = Downtime?.TotalMs ?? (live && _stopPosition >= 0 ? Stopwatch.GetElapsedTime(_stopAt).TotalMilliseconds : null),
+                RemainingBytes = live ? Math.Max(PendingBytes, ram.RemainingBytes) : null,
+                Ram = live || done ? _final ?? Stats(ram) : null,
+                Downtime = Downtime,
+                Error = status is MigrationStatus.Failed or MigrationStatus.Failing ? Error : null,
+            };
+        }
+    }
+
+    private RamStats Stats(RamMigration ram)
+    {
+        lock (_gate)
+        {
+            long sent = _writer?.Position ?? 0;
+            long precopy = _stopPosition < 0 ? sent : _stopPosition;
+            return new RamStats
+            {
+                TransferredBytes = sent,
+                RemainingBytes = ram.RemainingBytes,
+                TotalBytes = ram.TotalBytes,
+                DuplicatePages = ram.ZeroPages,
+                NormalPages = ram.NormalPages,
+                DirtyPagesRate = ram.DirtyPagesRate,
+                Mbps = _bandwidth * 8 / 1e6,
+                PagesPerSecond = (long)_pagesPerSecond,
+                DirtySyncCount = ram.SyncCount,
+                PrecopyBytes = precopy,
+                DowntimeBytes = sent - precopy,
+            };
+        }
+    }
+}

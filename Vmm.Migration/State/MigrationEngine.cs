@@ -1,0 +1,305 @@
+using Microsoft.Extensions.Logging;
+using Vmm.Core.Channels;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Threading;
+using Vmm.Migration.Channels;
+using Vmm.Migration.Diagnostics;
+using Vmm.Migration.Incoming;
+using Vmm.Migration.Outgoing;
+using Vmm.Migration.Ram;
+
+namespace Vmm.Migration.State;
+
+/// <summary>The engine of one VM: at most one migration at a time. Disposing it cancels what runs and waits for it.</summary>
+internal sealed class MigrationEngine : IMigrationEngine, IDisposable
+{
+    private readonly MigrationContext _context;
+    private readonly Lock _gate = new();
+    private OutgoingMigration? _outgoing;
+    private IncomingMigration? _incoming;
+    private MigrationListener? _listener;
+    private Task<MigrationStatus>? _running;
+    private IDisposable? _frozen;
+    private MigrationError? _incomingError;
+    private DowntimeReport? _incomingDowntime;
+    private bool _isIncoming;
+    private bool _exclusive;
+
+    public MigrationEngine(Vm vm, IEnumerable<IMachineComponent> components, MigrationBlockers blockers, MigrationNotifiers notifiers, ILoggerFactory loggers)
+    {
+        IMachineComponent[] all = [.. components];
+        _context = new MigrationContext(vm, all.OfType<RamMigration>().Single(), all.OfType<GlobalState>().Single(), blockers, notifiers,
+            new MigrationStateMachine(), Parameters, Capabilities, loggers.CreateLogger("Vmm.Migration"));
+        vm.Disposing += Dispose;
+        _context.Machine.Changed += status =>
+        {
+            MigrationLog.StatusChanged(_context.Logger, status.ToWireName());
+            StatusChanged?.Invoke(status);
+        };
+    }
+
+    public event Action<MigrationStatus>? StatusChanged;
+
+    public event Action<long>? PassCompleted;
+
+    public MigrationStatus Status => _context.Machine.Status;
+
+    public MigrationParameterSet Parameters { get; } = new();
+
+    public MigrationCapabilitySet Capabilities { get; } = new();
+
+    public Func<string, OwnedFd?>? TakeNamedFd { get; set; }
+
+    /// <summary>Framing choices for migrations started from now on.</summary>
+    public MigrationCompat Compat
+    {
+        get => _context.Compat;
+        set => _context.Compat = value;
+    }
+
+    internal MigrationContext Context => _context;
+
+    public MigrationInfo Query()
+    {
+        lock (_gate)
+        {
+            MigrationStatus status = Status;
+            MigrationInfo info = _isIncoming || _outgoing is null
+                ? new MigrationInfo
+                {
+                    Status = status, IsIncoming = _isIncoming,
+                    Error = status is MigrationStatus.Failed or MigrationStatus.Failing ? _incomingError : null,
+                    Downtime = _incomingDowntime,
+                    SocketAddresses = _listener is { } l && status != MigrationStatus.Completed ? [l.Address] : [],
+                }
+                : _outgoing.Progress.Info(status, Parameters.Current, _context.Ram);
+            return info with { BlockedReasons = _context.Blockers.Reasons(Parameters.Current.Mode) };
+        }
+    }
+
+    public Task<MigrationStatus> Migrate(MigrationAddress address)
+    {
+        ArgumentNullException.ThrowIfNull(address);
+        return StartOutgoing(address, null);
+    }
+
+    public Task<MigrationStatus> Migrate(IMigrationChannel channel)
+    {
+        ArgumentNullException.ThrowIfNull(channel);
+        return StartOutgoing(null, channel);
+    }
+
+    public Task<MigrationStatus> MigrateIncoming(MigrationAddress address, bool keepListening = false)
+    {
+        ArgumentNullException.ThrowIfNull(address);
+        lock (_gate)
+        {
+            CheckIncoming();
+            if (address.IsSocket)
+            {
+                var listener = MigrationListener.Listen(address);
+                _listener?.Dispose();
+                _listener = listener;
+                MigrationLog.IncomingStarted(_context.Logger, $"{address} {listener.Address.Port}");
+                return StartIncoming(() => AcceptLoop(listener, keepListening));
+            }
+            IMigrationChannel channel = MigrationConnector.OpenAtOnce(address, outgoing: false, TakeNamedFd)!;
+            return StartIncoming(() => LoadOnce(channel));
+        }
+    }
+
+    public Task<MigrationStatus> MigrateIncoming(IMigrationChannel channel)
+    {
+        ArgumentNullException.ThrowIfNull(channel);
+        lock (_gate)
+        {
+            CheckIncoming();
+            return StartIncoming(() => LoadOnce(channel));
+        }
+    }
+
+    public void Cancel()
+    {
+        OutgoingMigration? outgoing;
+        IncomingMigration? incoming;
+        lock (_gate)
+        {
+            outgoing = _isIncoming ? null : _outgoing;
+            incoming = _incoming;
+            _listener?.Stop();
+        }
+        outgoing?.Cancel();
+        incoming?.Abort(new OperationCanceledException("the incoming migration was cancelled"));
+    }
+
+    public void Continue(MigrationStatus state)
+    {
+        lock (_gate)
+        {
+            if (Status != state || state != MigrationStatus.PreSwitchover || _outgoing is null)
+                throw new ConfigurationException($"Migration not in expected state: {Status.ToWireName()}");
+            _outgoing.Continue();
+        }
+    }
+
+    /// <summary>Keeps migrations out while a snapshot is saved or loaded.</summary>
+    /// <returns>Dispose to let them in again.</returns>
+    internal IDisposable BeginExclusive()
+    {
+        lock (_gate)
+        {
+            ThrowIfBusy();
+            _exclusive = true;
+            IDisposable frozen = _context.Blockers.Freeze();
+            return new Release(() =>
+            {
+                frozen.Dispose();
+                lock (_gate) _exclusive = false;
+            });
+        }
+    }
+
+    public void Dispose()
+    {
+        Task? running;
+        lock (_gate) running = _running;
+        Cancel();
+        lock (_gate) _outgoing?.Abort(new OperationCanceledException("the VM is going away"));
+        running?.Wait();
+        lock (_gate)
+        {
+            _listener?.Dispose();
+            _listener = null;
+            _outgoing?.Dispose();
+            _outgoing = null;
+        }
+    }
+
+    private Task<MigrationStatus> StartOutgoing(MigrationAddress? address, IMigrationChannel? channel)
+    {
+        lock (_gate)
+        {
+            ThrowIfBusy();
+            RunState state = _context.Vm.RunState.State;
+            if (state == RunState.InMigrate) throw new DeviceStateException("Guest is waiting for an incoming migration");
+            if (state == RunState.PostMigrate) throw new DeviceStateException("Can't migrate the vm that was paused due to previous migration");
+            if (Parameters.Current.Mode != MigrationMode.Normal) throw new ConfigurationException($"mode '{Parameters.Current.Mode}' is not implemented in this version of vmm");
+            _context.Blockers.ThrowIfBlocked(MigrationMode.Normal);
+            if (address is not null) channel = MigrationConnector.OpenAtOnce(address, outgoing: true, TakeNamedFd);
+            OutgoingMigration outgoing;
+            try
+            {
+                outgoing = new OutgoingMigration(_context, address, channel);
+            }
+            catch
+            {
+                if (channel is FileChannel file) file.Abandon();
+                channel?.Dispose();
+                throw;
+            }
+            _outgoing?.Dispose();
+            _outgoing = outgoing;
+            _isIncoming = false;
+            outgoing.Progress.Pass += n => PassCompleted?.Invoke(n);
+            _frozen = _context.Blockers.Freeze();
+            MigrationLog.OutgoingStarted(_context.Logger, address?.ToString() ?? channel!.Name);
+            _context.Machine.TryMoveTo(MigrationStatus.Setup);
+            Task<MigrationStatus> task = outgoing.Start();
+            _running = task.ContinueWith(
+                t =>
+                {
+                    _frozen.Dispose();
+                    return t.GetAwaiter().GetResult();
+                },
+                CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
+            return _running;
+        }
+    }
+
+    private void CheckIncoming()
+    {
+        ThrowIfBusy();
+        if (_context.Vm.RunState.State != RunState.InMigrate) throw new DeviceStateException("'-incoming' was not specified on the command line");
+    }
+
+    private void ThrowIfBusy()
+    {
+        if (_exclusive) throw new MigrationBlockedException("a snapshot is being saved or loaded");
+        if (_running is { IsCompleted: false })
+            throw new MigrationBlockedException(_isIncoming ? "The incoming migration has already been started" : "There's a migration process in progress");
+    }
+
+    private Task<MigrationStatus> StartIncoming(Func<MigrationStatus> body)
+    {
+        _isIncoming = true;
+        _incomingError = null;
+        _context.Machine.TryMoveTo(MigrationStatus.Setup);
+        MigrationStatus end = MigrationStatus.Failed;
+        Task thread = WorkerThread.Run("mig/dst/main", () => end = body());
+        _running = thread.ContinueWith(
+            t =>
+            {
+                t.GetAwaiter().GetResult();
+                return end;
+            },
+            CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
+        return _running;
+    }
+
+    private MigrationStatus AcceptLoop(MigrationListener listener, bool keepListening)
+    {
+        try
+        {
+            while (true)
+            {
+                SocketChannel? peer = listener.Accept();
+                if (peer is null) return StopWaiting();
+                if (Status.IsTerminal()) _context.Machine.TryMoveTo(MigrationStatus.Setup);
+                MigrationStatus end = LoadOnce(peer);
+                if (end != MigrationStatus.Failed || !keepListening || _context.Vm.RunState.State != RunState.InMigrate) return end;
+            }
+        }
+        finally
+        {
+            lock (_gate)
+            {
+                if (ReferenceEquals(_listener, listener)) _listener = null;
+            }
+            listener.Dispose();
+        }
+    }
+
+    private MigrationStatus StopWaiting()
+    {
+        if (Status == MigrationStatus.Failed) return MigrationStatus.Failed;
+        _context.Machine.TryMoveTo(MigrationStatus.Cancelling);
+        _context.Machine.TryMoveTo(MigrationStatus.Cancelled);
+        return MigrationStatus.Cancelled;
+    }
+
+    private MigrationStatus LoadOnce(IMigrationChannel channel)
+    {
+        using var incoming = new IncomingMigration(_context, channel);
+        lock (_gate)
+        {
+            _incoming = incoming;
+            _incomingError = null;
+            incoming.Failed = e => _incomingError = e;
+            incoming.Loaded = d => _incomingDowntime = d;
+        }
+        MigrationStatus end = incoming.Run();
+        lock (_gate) _incoming = null;
+        return end;
+    }
+
+    private sealed class Release(Action undo) : IDisposable
+    {
+        private Action? _undo = undo;
+
+        public void Dispose() => Interlocked.Exchange(ref _undo, null)?.Invoke();
+    }
+}

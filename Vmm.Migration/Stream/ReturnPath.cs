@@ -1,0 +1,209 @@
+using System.Buffers.Binary;
+using Vmm.Core.Channels;
+using Vmm.Core.Errors;
+using Vmm.Core.Threading;
+using Vmm.Core.Wire;
+using Vmm.Migration.State;
+
+namespace Vmm.Migration.Stream;
+
+/// <summary>
+/// Destination's end of the return path: u16 type, u16 length, payload (spec 6.2). Thread-safe.
+/// </summary>
+/// <param name="channel">The migration channel.</param>
+internal sealed class ReturnPathWriter(IMigrationChannel channel)
+{
+    private readonly Lock _gate = new();
+
+    internal void SendPong(uint value) => SendUInt32(ReturnPathMessage.Pong, value);
+
+    /// <summary>The last message. A failure carries its record behind it, where a QEMU source no longer reads.</summary>
+    internal void SendShut(MigrationError? error)
+    {
+        SendUInt32(ReturnPathMessage.Shut, error is null ? 0u : 1u);
+        if (error is not null) Send(ReturnPathMessage.VmmErrorRecord, MigrationErrors.ToWire(error, WireLimits.ReturnPathPayloadBytes));
+    }
+
+    private void SendUInt32(ReturnPathMessage type, uint value)
+    {
+        Span<byte> payload = stackalloc byte[4];
+        BinaryPrimitives.WriteUInt32BigEndian(payload, value);
+        Send(type, payload);
+    }
+
+    private void Send(ReturnPathMessage type, ReadOnlySpan<byte> payload)
+    {
+        Span<byte> message = stackalloc byte[4 + WireLimits.ReturnPathPayloadBytes];
+        BinaryPrimitives.WriteUInt16BigEndian(message, (ushort)type);
+        BinaryPrimitives.WriteUInt16BigEndian(message[2..], (ushort)payload.Length);
+        payload.CopyTo(message[4..]);
+        lock (_gate) channel.Write(message[..(4 + payload.Length)]);
+    }
+}
+
+/// <summary>How the return path ended.</summary>
+internal enum ReturnPathEnd
+{
+    /// <summary>Not yet.</summary>
+    Open,
+    /// <summary>SHUT(0).</summary>
+    Confirmed,
+    /// <summary>SHUT with an error, a bad message, or the connection broke.</summary>
+    Failed,
+}
+
+/// <summary>
+/// Source's end of the return path: a named thread reads messages; others wait for what they need. The first failure goes into the latch,
+/// with the destination's own record when one came.
+/// </summary>
+internal sealed class ReturnPathReader
+{
+    private readonly IMigrationChannel _channel;
+    private readonly FaultLatch _latch;
+    private readonly object _gate = new();
+    private uint _lastPong;
+    private ReturnPathEnd _end;
+    private Exception? _failure;
+
+    private ReturnPathReader(IMigrationChannel channel, FaultLatch latch)
+    {
+        _channel = channel;
+        _latch = latch;
+    }
+
+    /// <summary>Completes when the reading thread has ended; never faults.</summary>
+    internal Task Completion { get; private set; } = Task.CompletedTask;
+
+    /// <summary>Why the path ended without confirmation, or null.</summary>
+    internal Exception? Failure
+    {
+        get { lock (_gate) return _failure; }
+    }
+
+    internal static ReturnPathReader Start(IMigrationChannel channel, FaultLatch latch)
+    {
+        var reader = new ReturnPathReader(channel, latch);
+        reader.Completion = WorkerThread.Run("mig/src/rp", reader.Run);
+        return reader;
+    }
+
+    /// <summary>Waits for a PONG of this value or a later one.</summary>
+    /// <returns>False after the timeout or when the path has ended.</returns>
+    internal bool WaitPong(uint value, TimeSpan timeout) => Wait(() => _lastPong >= value, timeout) && _end != ReturnPathEnd.Failed;
+
+    /// <summary>Waits for the end.</summary>
+    /// <returns>How it ended; open after the timeout.</returns>
+    internal ReturnPathEnd WaitEnd(TimeSpan timeout)
+    {
+        Wait(() => _end != ReturnPathEnd.Open, timeout);
+        lock (_gate) return _end;
+    }
+
+    private bool Wait(Func<bool> condition, TimeSpan timeout)
+    {
+        long deadline = timeout == Timeout.InfiniteTimeSpan ? long.MaxValue : Environment.TickCount64 + (long)timeout.TotalMilliseconds;
+        lock (_gate)
+        {
+            while (!condition())
+            {
+                if (_end != ReturnPathEnd.Open) return false;
+                long left = deadline == long.MaxValue ? 1000 : deadline - Environment.TickCount64;
+                if (left <= 0) return false;
+                Monitor.Wait(_gate, (int)Math.Min(left, 1000));
+            }
+            return true;
+        }
+    }
+
+    private void Run()
+    {
+        try
+        {
+            ReadMessages();
+        }
+#pragma warning disable CA1031 // Whatever ends the path is the migration's reason; nothing may escape the thread.
+        catch (Exception e)
+#pragma warning restore CA1031
+        {
+            End(ReturnPathEnd.Failed, _latch.Reason ?? e);
+            _latch.Set(e);
+        }
+    }
+
+    private void ReadMessages()
+    {
+        Span<byte> header = stackalloc byte[4];
+        Span<byte> payload = stackalloc byte[WireLimits.ReturnPathPayloadBytes];
+        while (true)
+        {
+            if (!Fill(header, atStart: true))
+                throw new ChannelException($"{_channel.Name}: the destination closed the connection without confirming the migration", Errno.ECONNRESET);
+            var type = (ReturnPathMessage)BinaryPrimitives.ReadUInt16BigEndian(header);
+            int length = BinaryPrimitives.ReadUInt16BigEndian(header[2..]);
+            if (length > payload.Length) throw new StreamLimitException($"return path: message {(ushort)type} of {length} bytes is over {payload.Length} (WireLimits.ReturnPathPayloadBytes)");
+            Fill(payload[..length], atStart: false);
+            switch (type)
+            {
+                case ReturnPathMessage.Shut when length == 4:
+                    uint value = BinaryPrimitives.ReadUInt32BigEndian(payload);
+                    if (value == 0) { End(ReturnPathEnd.Confirmed, null); return; }
+                    throw ReadErrorRecord(header, payload, value);
+                case ReturnPathMessage.Pong when length == 4:
+                    lock (_gate)
+                    {
+                        _lastPong = Math.Max(_lastPong, BinaryPrimitives.ReadUInt32BigEndian(payload));
+                        Monitor.PulseAll(_gate);
+                    }
+                    break;
+                case ReturnPathMessage.SwitchoverAck when length == 0:
+                    break; // Not waited for without the capability; a surplus one is tolerated (spec 6.3).
+                default:
+                    throw new StreamFormatException($"return path: unexpected message type {(ushort)type} of {length} bytes");
+            }
+        }
+    }
+
+    /// <summary>After SHUT with an error a vmm destination sends its record; a QEMU one just closes.</summary>
+    private Exception ReadErrorRecord(Span<byte> header, Span<byte> payload, uint value)
+    {
+        try
+        {
+            if (Fill(header, atStart: true)
+                && BinaryPrimitives.ReadUInt16BigEndian(header) == (ushort)ReturnPathMessage.VmmErrorRecord
+                && BinaryPrimitives.ReadUInt16BigEndian(header[2..]) is var length && length <= payload.Length)
+            {
+                Fill(payload[..length], atStart: false);
+                if (MigrationErrors.FromWire(payload[..length]) is { } error) return new RemoteMigrationException(error);
+            }
+        }
+        catch (VmmException)
+        {
+            // No record came; the value is all there is.
+        }
+        return new MigrationFailedException($"the destination reported error {value}; its log has the cause");
+    }
+
+    private bool Fill(Span<byte> into, bool atStart)
+    {
+        bool first = atStart;
+        while (into.Length > 0)
+        {
+            int n = _channel.Read(into);
+            if (n == 0 && first) return false;
+            if (n == 0) throw new StreamTruncatedException("return path: the connection ended inside a message");
+            first = false;
+            into = into[n..];
+        }
+        return true;
+    }
+
+    private void End(ReturnPathEnd end, Exception? failure)
+    {
+        lock (_gate)
+        {
+            _end = end;
+            _failure = failure;
+            Monitor.PulseAll(_gate);
+        }
+    }
+}
