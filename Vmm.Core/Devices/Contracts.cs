@@ -2,6 +2,7 @@ using Microsoft.Extensions.Logging;
 using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
+using Vmm.Core.VmStates;
 
 namespace Vmm.Core.Devices;
 
@@ -21,6 +22,9 @@ public interface IDeviceFactory
 
     /// <summary>One line for <c>vmm device list</c>.</summary>
     string Summary { get; }
+
+    /// <summary>Declared states of this type's devices, for <c>vmm vmstate dump</c>; empty for a device with roles only.</summary>
+    IReadOnlyList<IVmStateDescription> Descriptions { get; }
 
     /// <summary>Makes and registers a device. BQL: held. On failure nothing is left registered.</summary>
     /// <param name="options">Key-value options; read all, unknown keys are refused by the host afterwards.</param>

@@ -1,62 +1,139 @@
-using System.Diagnostics;
 using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
+using Vmm.Core.VmStates;
 
 namespace Vmm.Core.Devices;
 
 /// <summary>
 /// The VM's virtual clock: nanoseconds of run time, and ticks that stand for a TSC. Both advance only while the VM runs (QEMU:
-/// <c>cpu_get_clock</c>, <c>cpu_get_ticks</c>). Thread-safe for reading.
+/// <c>cpu_get_clock</c>, <c>cpu_get_ticks</c>). Reading is thread-safe; changes and timers need the BQL.
 /// </summary>
-public sealed class VmClock : IVmStateHandler
+/// <param name="bql">The VM's lock, taken for timer callbacks; null for a clock of its own.</param>
+/// <param name="time">Source of time; null for the system's.</param>
+public sealed class VmClock(Bql? bql = null, TimeProvider? time = null) : IVmStateHandler
 {
     /// <summary>Handlers with this priority start the clock before devices and stop it after them.</summary>
     public const int HandlerPriority = int.MinValue / 2;
 
+    /// <summary>Nominal rate of <see cref="NowTicks"/>. Nothing here needs a real TSC's rate; a peer carries the value on.</summary>
+    public const long TicksPerSecond = 1_000_000_000;
+
+    private const int NsPerTick = (int)(1_000_000_000 / TicksPerSecond);
+
+    /// <summary>The <c>timer</c> section (QEMU: <c>vmstate_timers</c>; spec 10.1).</summary>
+    public static VmStateDescription<VmClock> Description { get; } = new()
+    {
+        Name = "timer",
+        VersionId = 2,
+        MinimumVersionId = 1,
+        Fields =
+        [
+            VmState.Int64<VmClock>("cpu_ticks_offset", static c => ref c._offsetTicks),
+            VmState.Unused<VmClock>(8),
+            VmState.Int64<VmClock>("cpu_clock_offset", static c => ref c._offsetNs, since: 2),
+        ],
+        PreSave = static c => c.Fold(),
+        PreLoad = static c => c.Fold(),
+    };
+
+    private readonly TimeProvider _time = time ?? TimeProvider.System;
     private readonly Lock _gate = new();
+    private readonly List<VmTimer> _timers = [];
+    private long _offsetTicks;
     private long _offsetNs;
-    private long _startedAt = -1;
+    private long? _startedAt;
 
     /// <summary>Nanoseconds the VM has run (QEMU: QEMU_CLOCK_VIRTUAL).</summary>
     public long NowNs
     {
         get
         {
-            lock (_gate) return _offsetNs + (_startedAt < 0 ? 0 : (long)Stopwatch.GetElapsedTime(_startedAt).TotalNanoseconds);
+            lock (_gate) return _offsetNs + ElapsedNs();
         }
     }
 
-    /// <summary>Registers the <c>timer</c> section (spec 10.1).</summary>
-    /// <param name="saveVm">The registry.</param>
-    /// <returns>Dispose to unregister.</returns>
-    internal IDisposable Register(SaveVm.SaveVmRegistry saveVm)
+    /// <summary>Ticks the VM has run, at <see cref="TicksPerSecond"/>.</summary>
+    public long NowTicks
     {
-        saveVm.ReserveSectionId();
-        _ = _offsetNs;
-        return new Registration(static () => { });
+        get
+        {
+            lock (_gate) return _offsetTicks + ElapsedNs() / NsPerTick;
+        }
     }
 
-    /// <summary>Sets the clock of a stopped VM; used by loading and reset.</summary>
+    internal Bql Bql { get; } = bql ?? new Bql();
+
+    internal TimeProvider Time => _time;
+
+    internal bool IsRunning
+    {
+        get
+        {
+            lock (_gate) return _startedAt is not null;
+        }
+    }
+
+    /// <summary>Makes a timer, not pending. BQL: held.</summary>
+    /// <param name="callback">Called with the BQL held, while the VM runs.</param>
+    /// <returns>The timer, the caller's to dispose.</returns>
+    public VmTimer CreateTimer(Action callback)
+    {
+        ArgumentNullException.ThrowIfNull(callback);
+        var timer = new VmTimer(this, callback);
+        lock (_gate) _timers.Add(timer);
+        return timer;
+    }
+
+    /// <summary>Sets clock and ticks, as after a run of this length from power-on. BQL: held.</summary>
     /// <param name="nowNs">Nanoseconds.</param>
     public void Set(long nowNs)
     {
         lock (_gate)
         {
             _offsetNs = nowNs;
-            if (_startedAt >= 0) _startedAt = Stopwatch.GetTimestamp();
+            _offsetTicks = nowNs / NsPerTick;
+            if (_startedAt is not null) _startedAt = _time.GetTimestamp();
         }
+        ArmTimers();
     }
 
     /// <inheritdoc/>
     public void OnVmStateChange(bool running, RunState state)
     {
+        Fold();
+        lock (_gate) _startedAt = running ? _startedAt ?? _time.GetTimestamp() : null;
+        ArmTimers();
+    }
+
+    /// <summary>Registers the <c>timer</c> section.</summary>
+    /// <param name="saveVm">The registry.</param>
+    /// <returns>Dispose to unregister.</returns>
+    internal IDisposable Register(SaveVmRegistry saveVm) => saveVm.RegisterVmState(Description, this, instanceId: 0);
+
+    internal void Forget(VmTimer timer)
+    {
+        lock (_gate) _timers.Remove(timer);
+    }
+
+    /// <summary>Moves what has elapsed into the offsets, so that the fields hold the present time.</summary>
+    private void Fold()
+    {
         lock (_gate)
         {
-            if (running && _startedAt < 0) _startedAt = Stopwatch.GetTimestamp();
-            if (!running && _startedAt >= 0)
-            {
-                _offsetNs += (long)Stopwatch.GetElapsedTime(_startedAt).TotalNanoseconds;
-                _startedAt = -1;
-            }
+            long elapsed = ElapsedNs();
+            _offsetNs += elapsed;
+            _offsetTicks += elapsed / NsPerTick;
+            if (_startedAt is not null) _startedAt = _time.GetTimestamp();
         }
     }
+
+    /// <summary>Also picks up expiry times that were loaded since.</summary>
+    private void ArmTimers()
+    {
+        VmTimer[] timers;
+        lock (_gate) timers = [.. _timers];
+        foreach (VmTimer timer in timers) timer.Arm();
+    }
+
+    private long ElapsedNs() => _startedAt is { } at ? _time.GetElapsedTime(at).Ticks * TimeSpan.NanosecondsPerTick : 0;
 }

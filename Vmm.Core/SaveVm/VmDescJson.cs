@@ -2,14 +2,37 @@ using System.Text;
 
 namespace Vmm.Core.SaveVm;
 
+/// <summary>What differs between the VMDESC forms of QEMU versions (spec 2.6). Receivers discard VMDESC; only tools see the difference.</summary>
+public sealed record VmDescOptions
+{
+    /// <summary>The form of QEMU 11.1, our default.</summary>
+    public static VmDescOptions Qemu111 { get; } = new();
+
+    /// <summary>The form of QEMU 10.0.</summary>
+    public static VmDescOptions Qemu100 { get; } = new() { WriteIndex = true, NullMarkerType = "nullptr" };
+
+    /// <summary>The form of QEMU 7.2.</summary>
+    public static VmDescOptions Qemu72 { get; } = new() { WriteIndex = true, NullMarkerType = null };
+
+    /// <summary>Elements of an array that is not compressed carry <c>"index"</c>.</summary>
+    public bool WriteIndex { get; init; }
+
+    /// <summary>Type name of runs of null pointers; null describes them by the array's own type, as QEMU 7.2 wrongly does.</summary>
+    public string? NullMarkerType { get; init; } = "ptr-marker";
+}
+
 /// <summary>
 /// Writes JSON in the form of QEMU's VMDESC: one line, <c>", "</c> and <c>": "</c> as separators, keys in call order, repeated keys allowed
 /// (spec 1.6). No general JSON writer produces that form.
 /// </summary>
-public sealed class VmDescJson
+/// <param name="options">Which QEMU's form; null for 11.1's.</param>
+public sealed class VmDescJson(VmDescOptions? options = null)
 {
     private readonly StringBuilder _text = new();
     private bool _first = true;
+
+    /// <summary>Which QEMU's form.</summary>
+    public VmDescOptions Options { get; } = options ?? VmDescOptions.Qemu111;
 
     /// <summary>Opens an object, as a member when named.</summary>
     /// <param name="name">Member name, or null inside an array or at the root.</param>

@@ -141,11 +141,12 @@ public sealed class QemuFileReader
     /// <param name="what">The field.</param>
     /// <param name="expected">What the format wants.</param>
     /// <param name="found">What the bytes hold.</param>
+    /// <param name="offset">Stream offset of the offending bytes; null for the present position.</param>
     /// <returns>The exception, to throw.</returns>
-    public StreamFormatException Bad(string what, string expected, string found) =>
-        new($"section '{Section}', offset {Position}: {what}: expected {expected}, found {found}")
+    public StreamFormatException Bad(string what, string expected, string found, long? offset = null) =>
+        new($"section '{Section}', offset {offset ?? Position}: {what}: expected {expected}, found {found}")
         {
-            Section = Section, Offset = Position, Expected = expected, Found = found,
+            Section = Section, Offset = offset ?? Position, Expected = expected, Found = found,
         };
 
     private ReadOnlySpan<byte> Take(int count, string what)

@@ -1,0 +1,67 @@
+using Vmm.Core.VmStates;
+
+namespace Vmm.Core.Devices;
+
+/// <summary>A ring of bytes as devices have it (QEMU: <c>Fifo8</c>). One thread at a time.</summary>
+/// <param name="capacity">Bytes it can hold.</param>
+public sealed class Fifo8(int capacity)
+{
+    /// <summary>The ring with its content, wherever it starts (QEMU: <c>vmstate_fifo8</c>).</summary>
+    public static VmStateDescription<Fifo8> Description { get; } = new()
+    {
+        Name = "Fifo8",
+        Fields =
+        [
+            VmState.VBuffer<Fifo8>("data", static f => f._data.Length, static f => f._data, since: 1),
+            VmState.UInt32<Fifo8>("head", static f => ref f._head),
+            VmState.UInt32<Fifo8>("num", static f => ref f._num),
+        ],
+        PostLoad = static (f, _) =>
+        {
+            if (f._head >= f._data.Length || f._num > f._data.Length)
+                throw new InvalidDataException($"expected head below and num up to {f._data.Length}, found head {f._head} and num {f._num}");
+        },
+    };
+
+    private readonly byte[] _data = new byte[capacity];
+    private uint _head;
+    private uint _num;
+
+    /// <summary>Bytes held.</summary>
+    public int Count => (int)_num;
+
+    /// <summary>Nothing is held.</summary>
+    public bool IsEmpty => _num == 0;
+
+    /// <summary>No room is left.</summary>
+    public bool IsFull => _num == _data.Length;
+
+    /// <summary>Adds a byte at the end.</summary>
+    /// <param name="value">The byte.</param>
+    /// <exception cref="InvalidOperationException">Full.</exception>
+    public void Push(byte value)
+    {
+        if (IsFull) throw new InvalidOperationException("the FIFO is full");
+        _data[(_head + _num) % _data.Length] = value;
+        _num++;
+    }
+
+    /// <summary>Takes the first byte.</summary>
+    /// <returns>The byte.</returns>
+    /// <exception cref="InvalidOperationException">Empty.</exception>
+    public byte Pop()
+    {
+        if (IsEmpty) throw new InvalidOperationException("the FIFO is empty");
+        byte value = _data[_head];
+        _head = (uint)((_head + 1) % _data.Length);
+        _num--;
+        return value;
+    }
+
+    /// <summary>Drops everything.</summary>
+    public void Reset()
+    {
+        _head = _num = 0;
+        Array.Clear(_data);
+    }
+}

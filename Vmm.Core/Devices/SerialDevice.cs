@@ -1,0 +1,169 @@
+using Microsoft.Extensions.Logging;
+using Vmm.Core.Diagnostics;
+using Vmm.Core.Errors;
+using Vmm.Core.RunStates;
+using Vmm.Core.VmStates;
+
+namespace Vmm.Core.Devices;
+
+/// <summary>
+/// A serial port as <c>--device serial[,id=ID][,output=PATH]</c>. Its section equals that of QEMU's <c>isa-serial</c> byte for byte, VMDESC
+/// included. What the guest sends is appended to the file; without one it is dropped.
+/// </summary>
+public sealed class SerialDevice : IVmDevice, IVmStateHandler
+{
+    /// <summary>QEMU's <c>vmstate_isa_serial</c>.</summary>
+    public static VmStateDescription<SerialDevice> Description { get; } = new()
+    {
+        Name = "serial",
+        VersionId = 3,
+        MinimumVersionId = 2,
+        Fields = [VmState.Struct<SerialDevice, Serial16550>("state", Serial16550.Description, static d => d.Port)],
+    };
+
+    private readonly SerialFileLine? _line;
+    private readonly List<IDisposable> _registrations = [];
+
+    /// <summary>Makes the port and registers its section and its run-state handler. BQL: held.</summary>
+    /// <param name="options">Options <c>id</c> and <c>output</c>.</param>
+    /// <param name="services">The VM's services.</param>
+    /// <param name="line">Far end; null for the file of <c>output</c>, or nothing.</param>
+    /// <param name="irq">Told of changes of the interrupt line, or null.</param>
+    /// <exception cref="ConfigurationException">The file cannot be opened.</exception>
+    public SerialDevice(DeviceOptions options, IDeviceServices services, ISerialLine? line = null, Action<bool>? irq = null)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        ArgumentNullException.ThrowIfNull(services);
+        Id = options.Id;
+        string output = options.GetString("output", "");
+        if (line is null && output.Length > 0) line = _line = new SerialFileLine(Id, output, services.Loggers.CreateLogger<SerialDevice>());
+        Port = new Serial16550(services.Clock, line, irq);
+        try
+        {
+            _registrations.Add(services.RegisterVmState(Description, this));
+            _registrations.Add(services.RunState.Register(this));
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    /// <inheritdoc/>
+    public string Id { get; }
+
+    /// <summary>The port's registers.</summary>
+    public Serial16550 Port { get; }
+
+    /// <inheritdoc/>
+    public void OnVmStateChange(bool running, RunState state)
+    {
+        if (running)
+        {
+            _line?.SeekToEnd();
+            Port.RetryTransmit();
+        }
+        else _line?.Flush();
+    }
+
+    /// <inheritdoc/>
+    public void Reset() => Port.Reset();
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        for (int i = _registrations.Count - 1; i >= 0; i--) _registrations[i].Dispose();
+        _registrations.Clear();
+        Port.Dispose();
+        _line?.Dispose();
+    }
+}
+
+/// <summary>Makes <see cref="SerialDevice"/>s.</summary>
+public sealed class SerialDeviceFactory : IDeviceFactory
+{
+    /// <inheritdoc/>
+    public string TypeName => "serial";
+
+    /// <inheritdoc/>
+    public string Summary => "16550A serial port; output=PATH appends what the guest sends to a file";
+
+    /// <inheritdoc/>
+    public IReadOnlyList<IVmStateDescription> Descriptions => [SerialDevice.Description];
+
+    /// <inheritdoc/>
+    public IVmDevice Create(DeviceOptions options, IDeviceServices services) => new SerialDevice(options, services);
+}
+
+/// <summary>Adds the device type <c>serial</c>.</summary>
+public sealed class SerialPlugin : IVmmPlugin
+{
+    /// <inheritdoc/>
+    public void Configure(VmmBuilder builder)
+    {
+        ArgumentNullException.ThrowIfNull(builder);
+        builder.AddDevice<SerialDeviceFactory>();
+    }
+}
+
+/// <summary>A file at the far end of a serial line. A failing disk must not fail the guest: it is logged once, then output is dropped.</summary>
+internal sealed class SerialFileLine : ISerialLine, IDisposable
+{
+    private readonly string _device;
+    private readonly string _path;
+    private readonly ILogger _logger;
+    private readonly FileStream _file;
+    private bool _failed;
+
+    internal SerialFileLine(string device, string path, ILogger logger)
+    {
+        _device = device;
+        _path = path;
+        _logger = logger;
+        try
+        {
+            // Appending and sharing: source and destination of a migration on one host may name the same file.
+            _file = new FileStream(path, FileMode.Append, FileAccess.Write, FileShare.ReadWrite);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or NotSupportedException or ArgumentException)
+        {
+            throw new ConfigurationException($"device '{device}': option 'output': cannot open '{path}': {e.Message}", e);
+        }
+    }
+
+    public bool TryWrite(byte value)
+    {
+        Do(() =>
+        {
+            _file.WriteByte(value);
+            if (value == (byte)'\n') _file.Flush();
+        });
+        return true;
+    }
+
+    public void OnReceiveRoom()
+    {
+    }
+
+    public void Flush() => Do(_file.Flush);
+
+    /// <summary>The other side of a migration may have written since the file was opened here.</summary>
+    public void SeekToEnd() => Do(() => _file.Seek(0, SeekOrigin.End));
+
+    public void Dispose() => Do(_file.Dispose);
+
+    private void Do(Action action)
+    {
+        if (_failed) return;
+        try
+        {
+            action();
+        }
+        catch (IOException e)
+        {
+            _failed = true;
+            CoreLog.SerialOutputLost(_logger, _device, _path, e.Message);
+        }
+    }
+}

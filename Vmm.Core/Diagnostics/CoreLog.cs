@@ -1,0 +1,10 @@
+using Microsoft.Extensions.Logging;
+
+namespace Vmm.Core.Diagnostics;
+
+/// <summary>Log messages of this assembly; ids 1000 to 1999.</summary>
+internal static partial class CoreLog
+{
+    [LoggerMessage(1001, LogLevel.Warning, "serial port '{device}': cannot write '{path}': {error}; output is dropped from here on")]
+    internal static partial void SerialOutputLost(ILogger logger, string device, string path, string error);
+}

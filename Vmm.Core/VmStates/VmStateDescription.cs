@@ -1,0 +1,140 @@
+using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
+
+namespace Vmm.Core.VmStates;
+
+/// <summary>
+/// Declared state of a type: name, versions, ordered fields and subsections, hooks. One declaration serves save, load, VMDESC and
+/// <see cref="VmStateDump"/>. Make one as a static member of the owner, so its accessors reach private fields. Immutable; hooks run on the
+/// thread that saves or loads, BQL held, and fail by throwing (QEMU: <c>VMStateDescription</c>; spec section 2).
+/// </summary>
+/// <typeparam name="T">Owner.</typeparam>
+public sealed partial class VmStateDescription<T> : IVmStateDescription where T : class
+{
+    /// <inheritdoc/>
+    public required string Name { get; init; }
+
+    /// <inheritdoc/>
+    public int VersionId { get; init; } = 1;
+
+    /// <inheritdoc/>
+    public int MinimumVersionId { get; init; } = 1;
+
+    /// <summary>Fields in wire order.</summary>
+    public IReadOnlyList<VmStateField<T>> Fields { get; init; } = [];
+
+    /// <summary>Subsections in wire order; each is sent only when its <see cref="Needed"/> says so.</summary>
+    public IReadOnlyList<VmStateDescription<T>> Subsections { get; init; } = [];
+
+    /// <summary>Whether this section or subsection is sent at all; null for always. Asked before <see cref="PreSave"/>.</summary>
+    public Func<T, bool>? Needed { get; init; }
+
+    /// <summary>Before the first field is written (QEMU: <c>pre_save</c>).</summary>
+    public Action<T>? PreSave { get; init; }
+
+    /// <summary>After the last subsection, also when a field or a subsection failed, but not when <see cref="PreSave"/> did (QEMU: <c>post_save</c>).</summary>
+    public Action<T>? PostSave { get; init; }
+
+    /// <summary>Before the first field is read: the place for defaults of fields and subsections that may be missing (QEMU: <c>pre_load</c>).</summary>
+    public Action<T>? PreLoad { get; init; }
+
+    /// <summary>After the last subsection, with the incoming version; the place to check values (QEMU: <c>post_load</c>).</summary>
+    public Action<T, int>? PostLoad { get; init; }
+
+    /// <inheritdoc/>
+    public bool IsEarlySetup { get; init; }
+
+    /// <inheritdoc/>
+    public bool IsUnmigratable { get; init; }
+
+    /// <inheritdoc/>
+    public MigrationPriority Priority { get; init; }
+
+    IReadOnlyList<IVmStateFieldInfo> IVmStateDescription.Fields => Fields;
+
+    IReadOnlyList<IVmStateDescription> IVmStateDescription.Subsections => Subsections;
+
+    /// <summary>Binds the description to an owner, for the registry (QEMU: <c>vmstate_register</c>).</summary>
+    /// <param name="owner">The owner.</param>
+    /// <returns>The section.</returns>
+    /// <exception cref="ArgumentException">The description breaks a rule of the format; the message names it.</exception>
+    public IVmStateSection Bind(T owner)
+    {
+        ArgumentNullException.ThrowIfNull(owner);
+        VmStateRules.Check(this);
+        return new Section(this, owner);
+    }
+
+    internal bool IsNeeded(T owner) => Needed is null || Needed(owner);
+
+    private sealed class Section(VmStateDescription<T> description, T owner) : IVmStateSection
+    {
+        public string Name => description.Name;
+
+        public int VersionId => description.VersionId;
+
+        public int MinimumVersionId => description.MinimumVersionId;
+
+        public bool IsEarlySetup => description.IsEarlySetup;
+
+        public bool IsMigratable => !description.IsUnmigratable;
+
+        public bool IsNeeded() => description.IsNeeded(owner);
+
+        public void Save(QemuFileWriter f, VmDescJson? desc)
+        {
+            ArgumentNullException.ThrowIfNull(f);
+            description.Save(owner, new VmStateSaver(f), description.VersionId, desc, nested: false);
+        }
+
+        public void Load(QemuFileReader f, int versionId)
+        {
+            ArgumentNullException.ThrowIfNull(f);
+            var loader = new VmStateLoader(f);
+            try
+            {
+                description.Load(owner, loader, versionId, nested: false);
+            }
+            catch (StreamTruncatedException e)
+            {
+                throw new StreamTruncatedException($"field '{loader.Path}' is cut short", e) { Offset = e.Offset };
+            }
+        }
+    }
+}
+
+/// <summary>Rules a description must keep so that QEMU and we can read it (spec 2.4).</summary>
+internal static class VmStateRules
+{
+    internal static void Check(IVmStateDescription description) => Check(description, []);
+
+    private static void Check(IVmStateDescription d, HashSet<IVmStateDescription> seen)
+    {
+        // The same description may be nested many times.
+        if (!seen.Add(d)) return;
+        CheckName(d.Name);
+        if (d.MinimumVersionId > d.VersionId || d.MinimumVersionId < 0)
+            throw new ArgumentException($"description '{d.Name}': minimum version {d.MinimumVersionId} is outside 0 to {d.VersionId}");
+        foreach (IVmStateFieldInfo field in d.Fields)
+        {
+            CheckName(field.Name);
+            if (field.Description is { } nested) Check(nested, seen);
+        }
+        var names = new HashSet<string>(StringComparer.Ordinal);
+        foreach (IVmStateDescription sub in d.Subsections)
+        {
+            if (!sub.Name.StartsWith(d.Name, StringComparison.Ordinal) || sub.Name.Length == d.Name.Length)
+                throw new ArgumentException($"subsection '{sub.Name}' of '{d.Name}' must have a name that extends its parent's");
+            if (!names.Add(sub.Name)) throw new ArgumentException($"description '{d.Name}' has two subsections '{sub.Name}'");
+            if (sub.VersionId > byte.MaxValue) throw new ArgumentException($"subsection '{sub.Name}': readers keep 8 bits of version {sub.VersionId}");
+            Check(sub, seen);
+        }
+    }
+
+    private static void CheckName(string name)
+    {
+        if (name.Length is 0 or > byte.MaxValue || name.Any(static c => c is < ' ' or > '~'))
+            throw new ArgumentException($"name '{name}' must be 1 to 255 printable ASCII characters");
+    }
+}

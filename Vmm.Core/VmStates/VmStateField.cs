@@ -1,0 +1,82 @@
+using Vmm.Core.SaveVm;
+
+namespace Vmm.Core.VmStates;
+
+/// <summary>Reference to a member of the owner; one accessor serves both directions.</summary>
+/// <typeparam name="T">Owner.</typeparam>
+/// <typeparam name="TValue">Member.</typeparam>
+/// <param name="owner">The owner.</param>
+/// <returns>The member.</returns>
+public delegate ref TValue VmStateRef<in T, TValue>(T owner) where T : class;
+
+/// <summary>Storage of an array or buffer of the owner, or a slice of it (QEMU: VMSTATE_SUB_ARRAY, VMSTATE_PARTIAL_BUFFER).</summary>
+/// <typeparam name="T">Owner.</typeparam>
+/// <typeparam name="TValue">Element.</typeparam>
+/// <param name="owner">The owner.</param>
+/// <returns>The elements.</returns>
+public delegate Span<TValue> VmStateSpan<in T, TValue>(T owner) where T : class;
+
+/// <summary>
+/// One declared field (QEMU: <c>VMStateField</c>). Made by the factories of <see cref="VmState"/>; immutable, so shared by all owners.
+/// </summary>
+/// <typeparam name="T">Owner.</typeparam>
+public abstract class VmStateField<T> : IVmStateFieldInfo where T : class
+{
+    private readonly Func<T, int, bool>? _exists;
+
+    private protected VmStateField(string name, string typeName, int sizeBytes, int since, Func<T, int, bool>? exists)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(name);
+        ArgumentOutOfRangeException.ThrowIfNegative(sizeBytes);
+        Name = name;
+        TypeName = typeName;
+        SizeBytes = sizeBytes;
+        VersionId = since;
+        _exists = exists;
+    }
+
+    /// <inheritdoc/>
+    public string Name { get; }
+
+    /// <inheritdoc/>
+    public string TypeName { get; }
+
+    /// <inheritdoc/>
+    public int VersionId { get; }
+
+    /// <inheritdoc/>
+    public bool HasFieldExists => _exists is not null;
+
+    /// <inheritdoc/>
+    public virtual int? Num => null;
+
+    /// <inheritdoc/>
+    public int SizeBytes { get; }
+
+    /// <inheritdoc/>
+    public virtual IVmStateDescription? Description => null;
+
+    /// <inheritdoc/>
+    public virtual bool IsMustExist => false;
+
+    /// <summary>True if each element's pointer is announced by a byte (QEMU: VMS_ARRAY_OF_POINTER_AUTO_ALLOC).</summary>
+    internal virtual bool HasPresenceBytes => false;
+
+    /// <summary>Spec 2.3: a predicate decides alone; without one, the version does.</summary>
+    internal bool IsPresent(T owner, int version) => _exists is null ? VersionId <= version : _exists(owner, version);
+
+    /// <summary>Whether VMDESC describes an array by its first element (QEMU: <c>vmsd_can_compress</c>).</summary>
+    internal virtual bool CanCompress => !HasFieldExists;
+
+    /// <summary>Number of elements to save.</summary>
+    internal abstract int Count(T owner, VmStateSaver saver);
+
+    /// <summary>Whether an element of a pointer array is null.</summary>
+    internal virtual bool IsNull(T owner, int index) => false;
+
+    /// <summary>Writes one element that is not null.</summary>
+    internal abstract void SaveElement(T owner, int index, VmStateSaver saver, VmDescJson? desc);
+
+    /// <summary>Reads all elements.</summary>
+    internal abstract void Load(T owner, VmStateLoader loader);
+}

@@ -1,0 +1,104 @@
+using Vmm.Core.Wire;
+
+namespace Vmm.Core.VmStates;
+
+/// <summary>Reads one value; for types that compare, the local value is in place before the call.</summary>
+/// <typeparam name="TValue">The value.</typeparam>
+/// <param name="loader">The stream and the errors.</param>
+/// <param name="value">The member.</param>
+public delegate void VmStateGet<TValue>(VmStateLoader loader, ref TValue value);
+
+/// <summary>How one value looks on the wire (QEMU: <c>VMStateInfo</c>). Devices may make their own. Immutable.</summary>
+/// <typeparam name="TValue">The value.</typeparam>
+/// <param name="name">Name in VMDESC.</param>
+/// <param name="sizeBytes">Bytes in memory.</param>
+/// <param name="put">Writes a value.</param>
+/// <param name="get">Reads a value.</param>
+public sealed class VmStateType<TValue>(string name, int sizeBytes, Action<QemuFileWriter, TValue> put, VmStateGet<TValue> get)
+{
+    /// <summary>Name in VMDESC.</summary>
+    public string Name => name;
+
+    /// <summary>Bytes in memory.</summary>
+    public int SizeBytes => sizeBytes;
+
+    internal void Put(QemuFileWriter f, TValue value) => put(f, value);
+
+    internal void Get(VmStateLoader loader, ref TValue value) => get(loader, ref value);
+}
+
+/// <summary>The leaf types of spec 2.1. Integers are big-endian on the wire whatever their name says.</summary>
+public static class VmStateTypes
+{
+    /// <summary>One byte; written as 0 or 1, any other value reads as true.</summary>
+    public static VmStateType<bool> Bool { get; } = new("bool", 1, static (f, v) => f.WriteBool(v), static (l, ref v) => v = l.File.ReadBool());
+
+    /// <summary>i8.</summary>
+    public static VmStateType<sbyte> Int8 { get; } = new("int8", 1, static (f, v) => f.WriteByte((byte)v), static (l, ref v) => v = (sbyte)l.File.ReadByte());
+
+    /// <summary>i16.</summary>
+    public static VmStateType<short> Int16 { get; } = new("int16", 2, static (f, v) => f.WriteUInt16((ushort)v), static (l, ref v) => v = (short)l.File.ReadUInt16());
+
+    /// <summary>i32.</summary>
+    public static VmStateType<int> Int32 { get; } = new("int32", 4, static (f, v) => f.WriteInt32(v), static (l, ref v) => v = l.File.ReadInt32());
+
+    /// <summary>i64.</summary>
+    public static VmStateType<long> Int64 { get; } = new("int64", 8, static (f, v) => f.WriteInt64(v), static (l, ref v) => v = l.File.ReadInt64());
+
+    /// <summary>u8.</summary>
+    public static VmStateType<byte> UInt8 { get; } = new("uint8", 1, static (f, v) => f.WriteByte(v), static (l, ref v) => v = l.File.ReadByte());
+
+    /// <summary>u16.</summary>
+    public static VmStateType<ushort> UInt16 { get; } = new("uint16", 2, static (f, v) => f.WriteUInt16(v), static (l, ref v) => v = l.File.ReadUInt16());
+
+    /// <summary>u32.</summary>
+    public static VmStateType<uint> UInt32 { get; } = new("uint32", 4, static (f, v) => f.WriteUInt32(v), static (l, ref v) => v = l.File.ReadUInt32());
+
+    /// <summary>u64.</summary>
+    public static VmStateType<ulong> UInt64 { get; } = new("uint64", 8, static (f, v) => f.WriteUInt64(v), static (l, ref v) => v = l.File.ReadUInt64());
+
+    /// <summary>u8 that must equal the local value.</summary>
+    public static VmStateType<byte> UInt8Equal { get; } = Equal("uint8 equal", UInt8);
+
+    /// <summary>u16 that must equal the local value.</summary>
+    public static VmStateType<ushort> UInt16Equal { get; } = Equal("uint16 equal", UInt16);
+
+    /// <summary>i32 that must equal the local value.</summary>
+    public static VmStateType<int> Int32Equal { get; } = Equal("int32 equal", Int32);
+
+    /// <summary>u32 that must equal the local value.</summary>
+    public static VmStateType<uint> UInt32Equal { get; } = Equal("uint32 equal", UInt32);
+
+    /// <summary>u64 that must equal the local value; QEMU misnames it, and so do we, because the name is part of VMDESC.</summary>
+    public static VmStateType<ulong> UInt64Equal { get; } = Equal("int64 equal", UInt64);
+
+    /// <summary>i32 from 0 to the local value: "le" is less-or-equal, not little-endian (QEMU: VMSTATE_INT32_POSITIVE_LE).</summary>
+    public static VmStateType<int> Int32LessEqual { get; } = new("int32 le", 4, static (f, v) => f.WriteInt32(v), static (l, ref v) =>
+    {
+        long at = l.File.Position;
+        int found = l.File.ReadInt32();
+        if (found < 0 || found > v) throw l.Bad(at, $"0 to {v}", $"{found}");
+        v = found;
+    });
+
+    /// <summary>Expiry of a timer in ns of its clock; -1 when it is not pending (QEMU: VMSTATE_TIMER_PTR).</summary>
+    public static VmStateType<long> Timer { get; } = new("timer", 8, static (f, v) => f.WriteInt64(v), static (l, ref v) =>
+    {
+        long at = l.File.Position;
+        long found = l.File.ReadInt64();
+        if (found < -1) throw l.Bad(at, "an expiry of 0 or later, or all ones", $"0x{found:x16}");
+        v = found;
+    });
+
+    /// <summary>u32 high half, u32 low half (QEMU: CPU_DoubleU).</summary>
+    public static VmStateType<ulong> CpuDouble { get; } = new("CPU_Double_U", 8, static (f, v) => f.WriteUInt64(v), static (l, ref v) => v = l.File.ReadUInt64());
+
+    private static VmStateType<TValue> Equal<TValue>(string name, VmStateType<TValue> plain) where TValue : IEquatable<TValue> =>
+        new(name, plain.SizeBytes, plain.Put, (l, ref v) =>
+        {
+            long at = l.File.Position;
+            TValue found = v;
+            plain.Get(l, ref found);
+            if (!found.Equals(v)) throw l.Bad(at, $"{v}, the local value", $"{found}");
+        });
+}
