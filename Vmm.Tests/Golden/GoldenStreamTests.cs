@@ -47,7 +47,7 @@ public class GoldenStreamTests
         using TestVm vm = Destination(ramA, name);
         vm.FullEngine.Compat = compat;
         var channel = new GoldenChannel(Golden.Read(name));
-        Assert.That(await vm.Engine.MigrateIncoming(channel), Is.EqualTo(MigrationStatus.Completed), () => vm.Engine.Query().Error?.ToString());
+        Assert.That(await vm.Engine.MigrateIncoming(channel), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error}");
         Assert.That(channel.Unread, Is.Zero);
         Assert.That(vm.Vm.RunState.State, Is.EqualTo(state));
         if (ramA) Assert.That(vm.Ram.ReadOnlySlice(0, 1 << 20).SequenceEqual(Golden.RamA()), "RAM differs from RAM_A");
@@ -72,7 +72,7 @@ public class GoldenStreamTests
         byte[] stream = Golden.Read(name + ".bin");
         foreach ((string id, int version, int length) in CpuSections(stream))
             vm.Vm.SaveVm.Register(new SaveVmRegistration { IdStr = id, InstanceId = 0, VersionId = version, MinimumVersionId = version }, SaveVmHandlers.Of(new Opaque(length)));
-        Assert.That(await vm.Engine.MigrateIncoming(new MemoryChannel(stream)), Is.EqualTo(MigrationStatus.Completed), () => vm.Engine.Query().Error?.ToString());
+        Assert.That(await vm.Engine.MigrateIncoming(new MemoryChannel(stream)), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error}");
         Assert.That(vm.Ram.ReadOnlySlice(0, 1 << 20).SequenceEqual(Golden.Read(name + ".ram.bin")));
     }
 
@@ -104,7 +104,7 @@ public class GoldenStreamTests
         if (!zeroDetection) vm.Engine.Parameters.Replace(vm.Engine.Parameters.Current with { ZeroPageDetection = ZeroPageDetection.None });
         if (name.Contains("uuid")) vm.Engine.Capabilities.Apply([new(MigrationCapability.ValidateUuid, true)]);
         var channel = new MemoryChannel();
-        Assert.That(await vm.Engine.Migrate(channel), Is.EqualTo(MigrationStatus.Completed), () => vm.Engine.Query().Error?.ToString());
+        Assert.That(await vm.Engine.Migrate(channel), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error}");
         AssertBytes(channel.Written, Golden.Read(name));
     }
 
