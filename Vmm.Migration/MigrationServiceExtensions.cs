@@ -2,6 +2,7 @@ using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.DependencyInjection.Extensions;
 using Vmm.Core.Devices;
 using Vmm.Migration.Ram;
+using Vmm.Migration.Snapshot;
 using Vmm.Migration.State;
 
 namespace Vmm.Migration;
@@ -18,7 +19,18 @@ public static class MigrationServiceExtensions
         builder.AddMachineComponent<RamMigration>().AddMachineComponent<GlobalState>();
         builder.Services.TryAddScoped<MigrationEngine>();
         builder.Services.TryAddScoped<IMigrationEngine>(static s => s.GetRequiredService<MigrationEngine>());
+        builder.Services.TryAddSingleton(new SnapshotOptions());
+        builder.Services.TryAddScoped<ISnapshotService, SnapshotService>();
         return builder;
+    }
+
+    /// <summary>The VM's snapshots.</summary>
+    /// <param name="vm">A VM of a host with <see cref="AddMigration"/>.</param>
+    /// <returns>The service; lives as long as the VM.</returns>
+    public static ISnapshotService Snapshots(this Vm vm)
+    {
+        ArgumentNullException.ThrowIfNull(vm);
+        return vm.Services.GetRequiredService<ISnapshotService>();
     }
 
     /// <summary>The VM's migration engine.</summary>

@@ -92,7 +92,11 @@ internal sealed class SocketChannel : IMigrationChannel
             if (spent > timeout) return false;
             // Acknowledgements come within microseconds on a local link; later the wait is a poll of 1 ms that an error ends.
             if (spent < TimeSpan.FromMicroseconds(200)) Thread.SpinWait(200);
-            else if ((Posix.Poll(_fd, 0, null, 1, out _) & (Posix.POLLERR | Posix.POLLHUP)) != 0) return false;
+            else if ((Posix.Poll(_fd, 0, null, 1, out _) & (Posix.POLLERR | Posix.POLLHUP)) != 0)
+            {
+                // A peer that read everything and closed is fine; one that closed with bytes unread leaves an error on the socket.
+                return Posix.SocketError(_fd) == Errno.None && Posix.UnacknowledgedBytes(_fd) == 0;
+            }
         }
     }
 

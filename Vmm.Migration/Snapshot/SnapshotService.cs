@@ -1,0 +1,205 @@
+using Microsoft.Extensions.Logging;
+using Vmm.Core.Channels;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
+using Vmm.Migration.Incoming;
+using Vmm.Migration.Outgoing;
+using Vmm.Migration.State;
+
+namespace Vmm.Migration.Snapshot;
+
+/// <summary>Where a VM keeps its snapshots.</summary>
+public sealed record SnapshotOptions
+{
+    /// <summary>The directory; made with the first snapshot.</summary>
+    public string Directory { get; init; } = "snapshots";
+}
+
+/// <summary>
+/// Saves and loads whole-VM snapshots in the stream format of an ordinary migration (spec 15). A load first runs through the whole file with
+/// RAM left alone, so that a snapshot that cannot be loaded is found before anything has changed.
+/// </summary>
+internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOptions options, ILoggerFactory loggers) : ISnapshotService
+{
+    private readonly DirectorySnapshotStore _store = new(options.Directory, loggers.CreateLogger("Vmm.Migration.Snapshot"));
+
+    public string Location => _store.Location;
+
+    private MigrationContext Context => engine.Context;
+
+    public SnapshotManifest Save(string name, bool overwrite, Action<long, long>? progress, CancellationToken cancel)
+    {
+        DirectorySnapshotStore.CheckName(name);
+        if (!overwrite && _store.Exists(name)) throw new ConfigurationException($"Snapshot '{name}' already exists in one or more devices");
+        using IDisposable exclusive = engine.BeginExclusive();
+        Context.Blockers.ThrowIfBlocked(MigrationMode.Normal);
+        (string aside, Channels.FileChannel file) = _store.Begin();
+        try
+        {
+            SnapshotManifest manifest;
+            using (var channel = new HashingChannel(file, (long)vm.Memory.TotalBytes, progress, cancel))
+            {
+                manifest = WriteStream(name, channel);
+                channel.Drain(TimeSpan.Zero);
+            }
+            _store.Commit(aside, manifest, overwrite);
+            return manifest;
+        }
+        finally
+        {
+            // After a commit the directory has its name and nothing is left to discard.
+            DirectorySnapshotStore.Discard(aside);
+        }
+    }
+
+    public void Load(string name, Action<long, long>? progress, CancellationToken cancel)
+    {
+        (SnapshotManifest manifest, Func<Channels.FileChannel> open) = _store.Find(name);
+        if (vm.RunState.State == RunState.InMigrate) throw new DeviceStateException("Guest is waiting for an incoming migration");
+        using IDisposable exclusive = engine.BeginExclusive();
+        using (vm.Bql.Acquire())
+        {
+            RunState before = vm.RunState.State;
+            bool live = RunStateTable.IsLive(before);
+            if (live) vm.RunState.Stop(RunState.RestoreVm);
+            try
+            {
+                Rehearse(manifest, open, progress, cancel);
+                vm.ResetDevices();
+                using Channels.FileChannel channel = open();
+                ReadStream(channel);
+            }
+            finally
+            {
+                if (live) Resume(before);
+            }
+        }
+    }
+
+    public bool Delete(string name)
+    {
+        using IDisposable exclusive = engine.BeginExclusive();
+        return _store.Delete(name);
+    }
+
+    public IReadOnlyList<SnapshotManifest> List() => _store.List();
+
+    private SnapshotManifest WriteStream(string name, HashingChannel channel)
+    {
+        using var f = new QemuFileWriter(channel);
+        using (vm.Bql.Acquire())
+        {
+            RunState before = vm.RunState.State;
+            bool live = RunStateTable.IsLive(before);
+            Context.GlobalState.Compat = Context.Compat;
+            Context.GlobalState.Store(before, vm.RunState.WasSuspended);
+            if (live) vm.RunState.Stop(RunState.SaveVm);
+            var dispatcher = new SaveDispatcher(vm, f, Context.Compat, Context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
+            try
+            {
+                Context.Ram.DetectZeroPages = true;
+                dispatcher.Prepare();
+                dispatcher.WriteHeader();
+                dispatcher.Setup(CancellationToken.None);
+                while (dispatcher.Iterate(IterateBudget.Unlimited) == SaveProgress.More) { }
+                dispatcher.CompleteIterables();
+                dispatcher.WriteDeviceState();
+                dispatcher.WriteEnd();
+                f.Flush();
+            }
+            finally
+            {
+                dispatcher.Cleanup();
+                if (live) Resume(before);
+            }
+            return new SnapshotManifest
+            {
+                Name = name, CreatedUtc = DateTimeOffset.UtcNow, Machine = vm.Machine, StreamBytes = f.Position, RamBytes = (long)vm.Memory.TotalBytes,
+                VmClockNs = vm.Clock.NowNs, Checksum = channel.Finish(), RunState = before.ToWireName(),
+            };
+        }
+    }
+
+    /// <summary>
+    /// Reads the file whole: checksum, framing, RAM records and block names, and every device's state into the device itself, whose present
+    /// state is put back afterwards. BQL: held.
+    /// </summary>
+    private void Rehearse(SnapshotManifest manifest, Func<Channels.FileChannel> open, Action<long, long>? progress, CancellationToken cancel)
+    {
+        var saved = new MemoryStream();
+        SaveDevices(saved);
+        Exception? failure = null;
+        Context.Ram.ValidateOnly = true;
+        try
+        {
+            using var channel = new HashingChannel(open(), manifest.StreamBytes, progress, cancel);
+            ReadStream(channel);
+            Span<byte> waste = stackalloc byte[4096];
+            while (channel.Read(waste) > 0) { }
+            string checksum = channel.Finish();
+            if (checksum != manifest.Checksum)
+                throw new StreamFormatException($"snapshot '{manifest.Name}': checksum differs, {manifest.Checksum} in the manifest, {checksum} of the stream")
+                {
+                    Expected = manifest.Checksum, Found = checksum,
+                };
+        }
+        catch (Exception e) when (e is VmmException or OperationCanceledException)
+        {
+            failure = e;
+        }
+        finally
+        {
+            Context.Ram.ValidateOnly = false;
+        }
+        if (failure is null) return;
+        saved.Position = 0;
+        vm.ResetDevices();
+        LoadDevices(saved);
+        System.Runtime.ExceptionServices.ExceptionDispatchInfo.Throw(failure);
+    }
+
+    private void ReadStream(IMigrationChannel channel)
+    {
+        var f = new QemuFileReader(channel);
+        Context.GlobalState.ClearReceived();
+        var reader = new SectionReader(vm, f, Context.Compat, Context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
+        try
+        {
+            reader.ReadHeader();
+            reader.LoadSetup();
+            reader.ReadSections();
+            reader.SkipVmDescription();
+        }
+        finally
+        {
+            reader.LoadCleanup();
+        }
+    }
+
+    private void SaveDevices(MemoryStream into)
+    {
+        using var channel = new StreamChannel(into);
+        using var f = new QemuFileWriter(channel);
+        Context.GlobalState.Compat = Context.Compat;
+        var dispatcher = new SaveDispatcher(vm, f, Context.Compat, sendUuid: false);
+        dispatcher.WriteDeviceState();
+        dispatcher.WriteEnd();
+        f.Flush();
+    }
+
+    private void LoadDevices(MemoryStream from)
+    {
+        using var channel = new StreamChannel(from);
+        new SectionReader(vm, new QemuFileReader(channel), Context.Compat, validateUuid: false).ReadSections();
+    }
+
+    private void Resume(RunState before)
+    {
+        if (before == RunState.Running) vm.RunState.Start();
+        else vm.RunState.Set(before);
+        if (before == RunState.Suspended) vm.RunState.WasSuspended = false;
+    }
+}

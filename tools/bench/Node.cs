@@ -1,0 +1,54 @@
+using System.Text.Json;
+using Microsoft.Extensions.DependencyInjection;
+using Vmm.Core.Devices;
+using Vmm.Core.Memory;
+using Vmm.Migration;
+using Vmm.Migration.Channels;
+using Vmm.Migration.State;
+
+namespace Vmm.Tools.Bench;
+
+/// <summary>
+/// One end of a measured migration, in a process of its own so that its CPU time can be told apart. Reads one line from standard input:
+/// <c>listen</c> or an address to send to; answers with lines on standard output.
+/// </summary>
+internal static class Node
+{
+    internal static int Run(ulong sizeBytes, string? ramFile, bool incoming, bool running)
+    {
+        var services = new ServiceCollection();
+        services.AddVmm().AddMigration();
+        using ServiceProvider provider = services.BuildServiceProvider();
+        using Vm vm = provider.GetRequiredService<VmFactory>().Create(new VmOptions
+        {
+            IsIncoming = incoming,
+            Memory = [new RamBlockOptions { Name = "m", SizeBytes = sizeBytes, FilePath = ramFile, Prealloc = true, HugePages = ramFile is null ? true : null }],
+        });
+        IMigrationEngine engine = vm.Migration();
+        engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+        engine.Parameters.Replace(engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 0 });
+        if (running) vm.Cont();
+        Task<MigrationStatus> task;
+        if (incoming)
+        {
+            task = engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
+            Console.WriteLine($"tcp:127.0.0.1:{engine.Query().SocketAddresses[0].Port}");
+        }
+        else
+        {
+            Console.WriteLine("ready");
+            task = engine.Migrate(MigrationAddress.Parse(Console.ReadLine()!));
+        }
+        long before = GC.GetTotalAllocatedBytes(precise: true);
+        MigrationStatus status = task.Result;
+        MigrationInfo info = engine.Query();
+        Console.WriteLine(JsonSerializer.Serialize(new NodeResult(
+            status.ToWireName(), info.Error?.ToString(), info.Downtime, info.Ram?.NormalPages ?? 0, GC.GetTotalAllocatedBytes(precise: true) - before)));
+        // The driver reads our CPU time before it lets us go.
+        Console.ReadLine();
+        return status == MigrationStatus.Completed ? 0 : 1;
+    }
+}
+
+/// <summary>What a node reports.</summary>
+internal sealed record NodeResult(string Status, string? Error, DowntimeReport? Downtime, long NormalPages, long AllocatedBytes);
