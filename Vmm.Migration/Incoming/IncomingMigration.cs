@@ -63,9 +63,10 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
 
     private SectionReader Load()
     {
+        context.Rehearsal.Wait();
         var f = new QemuFileReader(channel);
         context.GlobalState.ClearReceived();
-        var reader = new SectionReader(context.Vm, f, context.Compat, context.Capabilities.IsOn(MigrationCapability.ValidateUuid))
+        var reader = new SectionReader(MachineView.Of(context.Vm), f, context.Compat, context.Capabilities.IsOn(MigrationCapability.ValidateUuid))
         {
             OpenReturnPath = channel.IsBidirectional ? () => new ReturnPathWriter(channel) : null,
             OnSwitchover = () =>

@@ -1,5 +1,4 @@
 using System.Text;
-using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
@@ -12,11 +11,11 @@ namespace Vmm.Migration.Incoming;
 /// Reads the framing of an incoming stream and gives each body to its handler (spec 1; QEMU: <c>qemu_loadvm_state_main</c>). One thread.
 /// Device sections load under the BQL, iterables without it.
 /// </summary>
-/// <param name="vm">The VM.</param>
+/// <param name="vm">The machine.</param>
 /// <param name="f">The stream.</param>
 /// <param name="compat">Framing choices; must equal the sender's.</param>
 /// <param name="validateUuid">Capability validate-uuid.</param>
-internal sealed class SectionReader(Vm vm, QemuFileReader f, MigrationCompat compat, bool validateUuid)
+internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationCompat compat, bool validateUuid)
 {
     private readonly Dictionary<uint, SaveVmEntry> _bound = [];
     private readonly List<SaveVmEntry> _setUp = [];

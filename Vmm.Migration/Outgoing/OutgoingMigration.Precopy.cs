@@ -32,6 +32,7 @@ internal sealed partial class OutgoingMigration
     private void Precopy(QemuFileWriter f, SaveDispatcher dispatcher)
     {
         _phase = "iterate";
+        _context.Rehearsal.Wait();
         _windowStart = Stopwatch.GetTimestamp();
         _windowStartBytes = f.FlushedBytes;
         while (true)

@@ -107,7 +107,7 @@ internal sealed partial class OutgoingMigration : IDisposable
             using IDisposable shut = _latch.OnSet(() => _channel.Shutdown(ChannelShutdown.Both));
             f = new QemuFileWriter(_channel);
             Progress.Attach(f);
-            dispatcher = new SaveDispatcher(_context.Vm, f, _context.Compat, _context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
+            dispatcher = new SaveDispatcher(MachineView.Of(_context.Vm), f, _context.Compat, _context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
             Setup(f, dispatcher);
             if (!_context.Machine.TryMove(MigrationStatus.Setup, MigrationStatus.Active)) _latch.ThrowIfSet();
             Precopy(f, dispatcher);

@@ -1,5 +1,4 @@
 using System.Text;
-using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
@@ -12,11 +11,11 @@ namespace Vmm.Migration.Outgoing;
 /// <summary>
 /// Writes the framing around what handlers write, in the order of spec 1.3, and takes the BQL as each role demands. One thread.
 /// </summary>
-/// <param name="vm">The VM.</param>
+/// <param name="vm">The machine.</param>
 /// <param name="f">The stream.</param>
 /// <param name="compat">Framing choices.</param>
 /// <param name="sendUuid">Capability validate-uuid.</param>
-internal sealed class SaveDispatcher(Vm vm, QemuFileWriter f, MigrationCompat compat, bool sendUuid)
+internal sealed class SaveDispatcher(MachineView vm, QemuFileWriter f, MigrationCompat compat, bool sendUuid)
 {
     private readonly List<SaveVmEntry> _prepared = [];
     private readonly VmDescJson _devices = new();

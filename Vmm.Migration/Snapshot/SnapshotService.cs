@@ -97,7 +97,7 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
             Context.GlobalState.Compat = Context.Compat;
             Context.GlobalState.Store(before, vm.RunState.WasSuspended);
             if (live) vm.RunState.Stop(RunState.SaveVm);
-            var dispatcher = new SaveDispatcher(vm, f, Context.Compat, Context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
+            var dispatcher = new SaveDispatcher(MachineView.Of(vm), f, Context.Compat, Context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
             try
             {
                 Context.Ram.DetectZeroPages = true;
@@ -165,7 +165,7 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
     {
         var f = new QemuFileReader(channel);
         Context.GlobalState.ClearReceived();
-        var reader = new SectionReader(vm, f, Context.Compat, Context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
+        var reader = new SectionReader(MachineView.Of(vm), f, Context.Compat, Context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
         try
         {
             reader.ReadHeader();
@@ -184,7 +184,7 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
         using var channel = new StreamChannel(into);
         using var f = new QemuFileWriter(channel);
         Context.GlobalState.Compat = Context.Compat;
-        var dispatcher = new SaveDispatcher(vm, f, Context.Compat, sendUuid: false);
+        var dispatcher = new SaveDispatcher(MachineView.Of(vm), f, Context.Compat, sendUuid: false);
         dispatcher.WriteDeviceState();
         dispatcher.WriteEnd();
         f.Flush();
@@ -193,7 +193,7 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
     private void LoadDevices(MemoryStream from)
     {
         using var channel = new StreamChannel(from);
-        new SectionReader(vm, new QemuFileReader(channel), Context.Compat, validateUuid: false).ReadSections();
+        new SectionReader(MachineView.Of(vm), new QemuFileReader(channel), Context.Compat, validateUuid: false).ReadSections();
     }
 
     private void Resume(RunState before)

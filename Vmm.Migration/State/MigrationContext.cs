@@ -1,10 +1,21 @@
 using Microsoft.Extensions.Logging;
 using Vmm.Core.Devices;
+using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Migration.Diagnostics;
 using Vmm.Migration.Ram;
 
 namespace Vmm.Migration.State;
+
+/// <summary>What the framing needs to know of a machine; the rehearsal has one without a VM.</summary>
+/// <param name="Machine">Machine type.</param>
+/// <param name="Uuid">UUID.</param>
+/// <param name="SaveVm">Sections.</param>
+/// <param name="Bql">The lock.</param>
+internal sealed record MachineView(string Machine, Guid Uuid, SaveVmRegistry SaveVm, Bql Bql)
+{
+    internal static MachineView Of(Vm vm) => new(vm.Machine, vm.Uuid, vm.SaveVm, vm.Bql);
+}
 
 /// <summary>What both directions need of one VM.</summary>
 /// <param name="Vm">The VM.</param>
@@ -21,6 +32,9 @@ internal sealed record MigrationContext(Vm Vm, RamMigration Ram, GlobalState Glo
 {
     /// <summary>Framing choices.</summary>
     internal MigrationCompat Compat { get; set; } = new();
+
+    /// <summary>The switchover's rehearsal; begun with the engine, waited for before it counts. Never faults.</summary>
+    internal Task Rehearsal { get; init; } = Task.CompletedTask;
 
     internal void LogDowntime(DowntimeReport d) =>
         MigrationLog.Downtime(Logger, d.TotalMs, d.DrainMs, d.DeviceStopMs, d.FinalRamMs, d.DeviceStateMs, d.SendMs, d.LoadMs, d.StartMs);

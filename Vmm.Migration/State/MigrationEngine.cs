@@ -33,7 +33,10 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
     {
         IMachineComponent[] all = [.. components];
         _context = new MigrationContext(vm, all.OfType<RamMigration>().Single(), all.OfType<GlobalState>().Single(), blockers, notifiers,
-            new MigrationStateMachine(), Parameters, Capabilities, loggers.CreateLogger("Vmm.Migration"));
+            new MigrationStateMachine(), Parameters, Capabilities, loggers.CreateLogger("Vmm.Migration"))
+        {
+            Rehearsal = WorkerThread.Run("mig/rehearsal", Rehearsal.Run),
+        };
         vm.Disposing += Dispose;
         _context.Machine.Changed += status =>
         {
@@ -170,6 +173,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
         Cancel();
         lock (_gate) _outgoing?.Abort(new OperationCanceledException("the VM is going away"));
         running?.Wait();
+        _context.Rehearsal.Wait();
         lock (_gate)
         {
             _listener?.Dispose();
