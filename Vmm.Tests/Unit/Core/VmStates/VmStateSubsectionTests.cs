@@ -99,17 +99,24 @@ public sealed class VmStateSubsectionTests
         Assert.That((loaded.C, loaded.Inner!.B), Is.EqualTo(((byte)3, (byte)2)));
     }
 
+    /// <summary>Trap 15: prefixes are plain, so these streams load nowhere; they are refused before any is written.</summary>
     [Test]
-    public void ANestedDescriptionOfTheSameNameTakesTheOuterOnesSubsections()
+    public void ADescriptionThatWouldTakeAnothersSubsectionIsRefused()
     {
         VmStateDescription<Device> inner = new() { Name = "dev", Fields = [VmState.UInt8<Device>("a", static d => ref d.A)] };
-        VmStateDescription<Device> outer = new()
+        VmStateDescription<Device> sameName = new()
         {
             Name = "dev", Fields = [VmState.Struct<Device, Device>("inner", inner, static d => d.Inner!)],
             Subsections = [Sub("dev/c", static d => d.SendC, static d => ref d.C)],
         };
-        byte[] bytes = Save(outer, new Device { SendC = true, Inner = new Device() });
-        Assert.Throws<IncompatibleStateException>(() => Load(outer, new Device { Inner = new Device() }, bytes));
+        Assert.That(Assert.Throws<ArgumentException>(() => sameName.Bind(new Device()))!.Message, Does.Contain("'dev/c'").And.Contain("'dev'"));
+        VmStateDescription<Device> sibling = new()
+        {
+            Name = "dev", Subsections = [Sub("dev/c", static d => d.SendC, static d => ref d.C), Sub("dev/cc", static d => d.SendB, static d => ref d.B)],
+        };
+        Assert.That(Assert.Throws<ArgumentException>(() => sibling.Bind(new Device()))!.Message, Does.Contain("'dev/cc'").And.Contain("'dev/c'"));
+        VmStateDescription<Device> otherOrder = new() { Name = "dev", Subsections = [sibling.Subsections[1], sibling.Subsections[0]] };
+        Assert.DoesNotThrow(() => otherOrder.Bind(new Device()), "the longer name first is unambiguous");
     }
 
     [Test]
