@@ -140,7 +140,7 @@ internal static class VmStateRules
     private static void CheckPrefixes(IVmStateDescription d)
     {
         var readBefore = new List<IVmStateDescription>();
-        AddTail(d.Fields.LastOrDefault(), readBefore);
+        AddLastField(d, readBefore);
         foreach (IVmStateDescription sub in d.Subsections)
         {
             if (readBefore.Find(e => sub.Name.StartsWith(e.Name, StringComparison.Ordinal)) is { } taker)
@@ -153,14 +153,14 @@ internal static class VmStateRules
     private static void AddTail(IVmStateDescription d, List<IVmStateDescription> into)
     {
         into.Add(d);
-        AddTail(d.Fields.LastOrDefault(), into);
+        AddLastField(d, into);
         foreach (IVmStateDescription sub in d.Subsections) AddTail(sub, into);
     }
 
-    private static void AddTail(IVmStateFieldInfo? last, List<IVmStateDescription> into)
+    private static void AddLastField(IVmStateDescription d, List<IVmStateDescription> into)
     {
         // A list ends with a byte of its own.
-        if (last is { Description: { } nested, TypeName: not ("qtailq" or "qlist") }) AddTail(nested, into);
+        if (d.Fields is [.., { Description: { } nested, TypeName: not ("qtailq" or "qlist") }]) AddTail(nested, into);
     }
 
     private static void CheckName(string name)
