@@ -1,4 +1,3 @@
-using NUnit.Framework;
 using Vmm.Core.Errors;
 using Vmm.Core.SaveVm;
 using Vmm.Tests.Support;

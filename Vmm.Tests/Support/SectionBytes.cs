@@ -1,5 +1,4 @@
 using System.Text.Json;
-using NUnit.Framework;
 using Vmm.Core.SaveVm;
 using Vmm.Core.VmStates;
 using Vmm.Core.Wire;
@@ -34,9 +33,10 @@ internal static class SectionBytes
         Describe(description.Bind(owner), options);
 
     /// <summary>Loads a body and checks that nothing is left over.</summary>
-    public static void Load(IVmStateSection section, byte[] body, int? version = null, int maxReadBytes = int.MaxValue)
+    public static void Load(IVmStateSection section, byte[] body, int? version = null, bool inSingleBytes = false)
     {
-        var f = new QemuFileReader(new MemoryChannel(body, maxReadBytes)) { Section = $"{section.Name}/0" };
+        var memory = new MemoryChannel(body);
+        var f = new QemuFileReader(inSingleBytes ? new OneByteChannel(memory) : memory) { Section = $"{section.Name}/0" };
         section.Load(f, version ?? section.VersionId);
         Assert.That(f.Position, Is.EqualTo(body.Length), "bytes consumed");
     }

@@ -1,5 +1,4 @@
 using Microsoft.Extensions.DependencyInjection;
-using NUnit.Framework;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.VmStates;

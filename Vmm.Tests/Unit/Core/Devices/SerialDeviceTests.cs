@@ -1,4 +1,3 @@
-using NUnit.Framework;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
@@ -9,14 +8,14 @@ namespace Vmm.Tests.Unit.Core.Devices;
 [TestFixture]
 public sealed class SerialDeviceTests
 {
-    private string _directory = null!;
-    private string File => Path.Combine(_directory, "com1");
+    private TempDirectory _directory = null!;
+    private string File => _directory["com1"];
 
     [SetUp]
-    public void SetUp() => _directory = Directory.CreateTempSubdirectory("vmm-serial-").FullName;
+    public void SetUp() => _directory = new TempDirectory();
 
     [TearDown]
-    public void TearDown() => Directory.Delete(_directory, recursive: true);
+    public void TearDown() => _directory.Dispose();
 
     [Test]
     public void OutputIsAppendedToTheFile()
@@ -55,7 +54,7 @@ public sealed class SerialDeviceTests
     public void AFileThatCannotBeOpenedIsRefusedByOption()
     {
         using var services = new TestServices();
-        string path = Path.Combine(_directory, "missing", "com1");
+        string path = Path.Combine(_directory["missing"], "com1");
         var error = Assert.Throws<ConfigurationException>(() => new SerialDevice(DeviceOptions.Parse($"serial,output={path}"), services).Dispose());
         Assert.That(error!.Message, Does.Contain("option 'output'").And.Contain(path));
         Assert.That(services.SaveVm.Entries(), Is.Empty);

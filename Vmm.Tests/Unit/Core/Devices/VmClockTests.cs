@@ -1,4 +1,3 @@
-using NUnit.Framework;
 using Vmm.Core.Devices;
 using Vmm.Core.RunStates;
 using Vmm.Core.VmStates;

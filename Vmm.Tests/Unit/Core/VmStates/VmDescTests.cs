@@ -1,5 +1,4 @@
 using System.Text.Json;
-using NUnit.Framework;
 using Vmm.Core.SaveVm;
 using Vmm.Core.VmStates;
 using static Vmm.Tests.Support.SectionBytes;

@@ -1,8 +1,7 @@
-using System.Diagnostics;
 using System.Text.Json;
-using NUnit.Framework;
 using Vmm.Core.Devices;
 using Vmm.Core.VmStates;
+using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Core.VmStates;
 
@@ -189,23 +188,11 @@ public sealed class VmStateDumpTests
             if (Environment.GetEnvironmentVariable("CI") is { Length: > 0 } ci && ci != "false") Assert.Fail(reason);
             Assert.Ignore(reason);
         }
-        string directory = Directory.CreateTempSubdirectory("vmm-dump-").FullName;
-        try
-        {
-            string[] files = [Path.Combine(directory, "src.json"), Path.Combine(directory, "dst.json")];
-            File.WriteAllText(files[0], source);
-            File.WriteAllText(files[1], destination);
-            var start = new ProcessStartInfo("python3", [script, "-s", files[0], "-d", files[1]]) { RedirectStandardOutput = true, RedirectStandardError = true };
-            using Process process = Process.Start(start)!;
-            Task<string> errors = process.StandardError.ReadToEndAsync();
-            string output = process.StandardOutput.ReadToEnd();
-            Assert.That(process.WaitForExit(TimeSpan.FromMinutes(1)), Is.True, "the checker did not end");
-            Assert.That(errors.Result, Is.Empty);
-            return (process.ExitCode, output);
-        }
-        finally
-        {
-            Directory.Delete(directory, recursive: true);
-        }
+        using var directory = new TempDirectory();
+        File.WriteAllText(directory["src"], source);
+        File.WriteAllText(directory["dst"], destination);
+        (int status, string output, string errors) = Shell.Run("python3", script, "-s", directory["src"], "-d", directory["dst"]);
+        Assert.That(errors, Is.Empty);
+        return (status, output);
     }
 }

@@ -1,4 +1,3 @@
-using NUnit.Framework;
 using Vmm.Core.Errors;
 using Vmm.Core.VmStates;
 using static Vmm.Tests.Support.SectionBytes;
