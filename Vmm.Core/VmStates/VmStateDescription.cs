@@ -130,6 +130,37 @@ internal static class VmStateRules
             if (sub.VersionId > byte.MaxValue) throw new ArgumentException($"subsection '{sub.Name}': readers keep 8 bits of version {sub.VersionId}");
             Check(sub, seen);
         }
+        CheckPrefixes(d);
+    }
+
+    /// <summary>
+    /// Each description looks for its subsections by plain prefix, so one that ends right before <c>a/bc</c> must not be named <c>a/b</c>: it
+    /// would take that for its own and fail. QEMU's readers do the same, so such a stream loads nowhere.
+    /// </summary>
+    private static void CheckPrefixes(IVmStateDescription d)
+    {
+        var readBefore = new List<IVmStateDescription>();
+        AddLastField(d, readBefore);
+        foreach (IVmStateDescription sub in d.Subsections)
+        {
+            if (readBefore.Find(e => sub.Name.StartsWith(e.Name, StringComparison.Ordinal)) is { } taker)
+                throw new ArgumentException($"subsection '{sub.Name}' of '{d.Name}' would be taken for one of '{taker.Name}', which is read before it");
+            AddTail(sub, readBefore);
+        }
+    }
+
+    /// <summary>Adds everything that looks for subsections at the end of a description's body.</summary>
+    private static void AddTail(IVmStateDescription d, List<IVmStateDescription> into)
+    {
+        into.Add(d);
+        AddLastField(d, into);
+        foreach (IVmStateDescription sub in d.Subsections) AddTail(sub, into);
+    }
+
+    private static void AddLastField(IVmStateDescription d, List<IVmStateDescription> into)
+    {
+        // A list ends with a byte of its own.
+        if (d.Fields is [.., { Description: { } nested, TypeName: not ("qtailq" or "qlist") }]) AddTail(nested, into);
     }
 
     private static void CheckName(string name)

@@ -18,7 +18,7 @@ namespace Vmm.Migration.Outgoing;
 internal sealed class SaveDispatcher(MachineView vm, QemuFileWriter f, MigrationCompat compat, bool sendUuid)
 {
     private readonly List<SaveVmEntry> _prepared = [];
-    private readonly VmDescJson _devices = new();
+    private readonly VmDescJson _devices = new(compat.LegacyDescriptions ? VmDescOptions.Qemu72 : VmDescOptions.Qemu111);
 
     /// <summary>What is being saved, for error records.</summary>
     internal string? Section { get; private set; }

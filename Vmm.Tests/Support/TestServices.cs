@@ -1,0 +1,41 @@
+using Microsoft.Extensions.Logging;
+using Microsoft.Extensions.Logging.Abstractions;
+using Vmm.Core.Devices;
+using Vmm.Core.Memory;
+using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
+
+namespace Vmm.Tests.Support;
+
+/// <summary>What a VM offers its devices, without a VM around it; time is manual.</summary>
+internal sealed class TestServices : IDeviceServices, IDisposable
+{
+    public TestServices()
+    {
+        Clock = new VmClock(Bql, Time);
+        Notifier = new RunStateNotifier(Bql);
+        SaveVm = new SaveVmRegistry(Bql);
+    }
+
+    public ManualTimeProvider Time { get; } = new();
+
+    public Bql Bql { get; } = new();
+
+    public RunStateNotifier Notifier { get; }
+
+    public IRunStateNotifier RunState => Notifier;
+
+    public GuestMemory Memory { get; } = new();
+
+    public VmClock Clock { get; }
+
+    public MigrationBlockers Blockers { get; } = new();
+
+    public MigrationNotifiers Notifiers { get; } = new();
+
+    public SaveVmRegistry SaveVm { get; }
+
+    public ILoggerFactory Loggers { get; init; } = NullLoggerFactory.Instance;
+
+    public void Dispose() => Memory.Dispose();
+}
