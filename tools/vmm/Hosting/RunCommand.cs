@@ -17,6 +17,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
 
     public async Task<ExitCode> Run()
     {
+        if (options.Vm.Devices.Any(static d => d.TypeName == "help")) return ListDevices();
         long memoryBytes = (long)options.Vm.Memory.Aggregate(0UL, static (sum, b) => sum + b.SizeBytes);
         using VmRegistration registration = VmDirectory.Open(context.GetVariable).Register(options.Vm.Name, options.QmpPath, memoryBytes);
         await using ServiceProvider services = VmHost.Build(verbose);
@@ -26,6 +27,14 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
         context.Note($"ready: pid {Environment.ProcessId}, qmp {registration.Entry.QmpPath}{listening}");
         return await _end.Task;
+    }
+
+    private ExitCode ListDevices()
+    {
+        using ServiceProvider services = VmHost.Build(verbose: false);
+        Format.WriteTable(context.Out, [.. services.GetServices<IDeviceFactory>().OrderBy(static f => f.TypeName, StringComparer.Ordinal)
+            .Select(static f => (string[])[f.TypeName, f.Summary])]);
+        return ExitCode.Ok;
     }
 
     private Vm CreateVm(ServiceProvider services)

@@ -22,7 +22,7 @@ internal static class VmHost
                 .AddSimpleConsole(static o => { o.SingleLine = true; o.TimestampFormat = "HH:mm:ss.fff "; o.ColorBehavior = LoggerColorBehavior.Disabled; })
                 .Services.Configure<ConsoleLoggerOptions>(static o => o.LogToStandardErrorThreshold = LogLevel.Trace));
         }
-        services.AddVmm().AddMigration().AddPlugin<VfioPlugin>();
+        services.AddVmm().AddMigration().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<VfioPlugin>();
         return services.BuildServiceProvider();
     }
 }

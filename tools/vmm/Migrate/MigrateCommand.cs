@@ -19,6 +19,12 @@ internal sealed class MigrateCommand(CliContext context, MigrateOptions options,
     public async Task<ExitCode> Run()
     {
         await using IMonitor monitor = await target.Connect(context, context.Interrupted);
+        return await Run(monitor);
+    }
+
+    /// <summary>As <see cref="Run()"/>, over a session that stays open.</summary>
+    public async Task<ExitCode> Run(IMonitor monitor)
+    {
         JsonObject parameters = options.ParameterArguments(await monitor.Query("query-migrate-parameters", context.Interrupted));
         var known = await monitor.Execute("query-migrate-capabilities", null, context.Interrupted) as JsonArray ?? [];
         JsonObject capabilities = options.CapabilityArguments(known);

@@ -1,6 +1,10 @@
 using System.CommandLine;
+using Microsoft.Extensions.DependencyInjection;
+using Vmm.Core.Devices;
 using Vmm.Core.Errors;
+using Vmm.Core.VmStates;
 using Vmm.Tools.Cli.Client;
+using Vmm.Tools.Cli.Demo;
 using Vmm.Tools.Cli.Hosting;
 using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Snapshots;
@@ -68,6 +72,8 @@ internal sealed class CliRoot
         root.Add(Plain("cancel", "Cancel the VM's migration and wait until it has settled", static c => c.Cancel()));
         root.Add(Plain("quit", "End the VM", static c => c.Quit()));
         root.Add(List());
+        root.Add(VmState());
+        root.Add(Demo());
         return root;
     }
 
@@ -84,7 +90,7 @@ internal sealed class CliRoot
             HelpName = "SIZE[,id=NAME][,file=PATH][,share=on|off][,prealloc=on|off][,hugepages=on|off]",
         };
         Option<string[]> workload = new("--workload") { Description = "A guest that dirties and verifies RAM", HelpName = "pattern[,rate=BYTES/s][,seed=N]..." };
-        Option<string[]> device = new("--device") { Description = "A device; repeat for more", HelpName = "TYPE[,key=value]..." };
+        Option<string[]> device = new("--device") { Description = "A device; repeat for more; help lists the types", HelpName = "TYPE[,key=value]..." };
         Option<string?> incoming = new("--incoming")
         {
             Description = "Wait for a migration at tcp:HOST:PORT (port 0 picks one), unix:PATH, fd:N, exec:COMMAND or file:PATH; defer waits for QMP's migrate-incoming",
@@ -159,6 +165,26 @@ internal sealed class CliRoot
     {
         var command = new Command("list", "List this user's running VMs") { _json };
         command.SetAction((p, _) => Code(() => SimpleCommands.List(_context, p.GetValue(_json))));
+        return command;
+    }
+
+    private Command VmState()
+    {
+        var dump = new Command("dump", "Print the layout of every device's state as JSON, in the shape of QEMU's -dump-vmstate");
+        dump.SetAction((_, _) => Code(async () =>
+        {
+            await using ServiceProvider services = VmHost.Build(verbose: false);
+            await _context.Out.WriteAsync(VmStateDump.Write("none", services.GetServices<IDeviceFactory>()
+                .OrderBy(static f => f.TypeName, StringComparer.Ordinal).SelectMany(static f => f.Descriptions, static (f, d) => (f.TypeName, d))));
+            return ExitCode.Ok;
+        }));
+        return new Command("vmstate", "What the state of devices looks like in a stream") { dump };
+    }
+
+    private Command Demo()
+    {
+        var command = new Command("demo", "Move a busy 512 MiB VM live to another process and into QEMU, and verify every page");
+        command.SetAction((_, _) => Code(() => new DemoCommand(_context).Run()));
         return command;
     }
 
