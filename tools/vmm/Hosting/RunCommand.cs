@@ -20,7 +20,8 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         if (options.Vm.Devices.Any(static d => d.TypeName == "help")) return ListDevices();
         long memoryBytes = (long)options.Vm.Memory.Aggregate(0UL, static (sum, b) => sum + b.SizeBytes);
         using VmRegistration registration = VmDirectory.Open(context.GetVariable).Register(options.Vm.Name, options.QmpPath, memoryBytes);
-        await using ServiceProvider services = VmHost.Build(verbose);
+        await using ServiceProvider services = VmHost.Build(verbose,
+            options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name));
         using Vm vm = CreateVm(services);
         using CancellationTokenRegistration signal = context.Interrupted.Register(() => _end.TrySetResult(ExitCode.Ok));
         string listening = StartIncoming(vm);
