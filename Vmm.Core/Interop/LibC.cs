@@ -86,6 +86,7 @@ internal static partial class LibC
         [FieldOffset(0)] internal ulong Device;
         [FieldOffset(8)] internal ulong Inode;
         [FieldOffset(24)] internal uint Mode;
+        [FieldOffset(28)] internal uint UserId;
         [FieldOffset(48)] internal long SizeBytes;
     }
 }

@@ -19,5 +19,9 @@ public sealed class OwnedFd : SafeHandleMinusOneIsInvalid
     public int Number => (int)handle;
 
     /// <inheritdoc/>
+    // A C function returns a 32-bit int; the upper half of the register that the marshaller reads as a handle is undefined.
+    public override bool IsInvalid => (int)handle == -1;
+
+    /// <inheritdoc/>
     protected override bool ReleaseHandle() => LibC.close((int)handle) == 0;
 }

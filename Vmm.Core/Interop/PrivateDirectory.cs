@@ -1,0 +1,47 @@
+using Vmm.Core.Errors;
+
+namespace Vmm.Core.Interop;
+
+/// <summary>
+/// Directories for control sockets: ours alone, so that nobody else can put a socket or a link where we expect our own. Stateless, thread-safe.
+/// </summary>
+public static class PrivateDirectory
+{
+    private const uint PermissionBits = 0xFFF, OwnerOnly = 0x1C0;
+
+    /// <summary>The effective user id of this process.</summary>
+    public static uint CurrentUserId => LibC.geteuid();
+
+    /// <summary>Creates the directory with mode 0700 when it is missing, then checks it. The parent must exist.</summary>
+    /// <param name="path">An absolute path.</param>
+    /// <exception cref="ConfigurationException">It cannot be made, or <see cref="Check"/> refuses it.</exception>
+    public static void Ensure(string path)
+    {
+        // An existing entry of any kind is left alone here and judged by the check.
+        if (LibC.mkdir(path, OwnerOnly) != 0 && Posix.LastError is not Errno.EEXIST and var errno)
+            throw new ConfigurationException($"directory '{path}' cannot be made: {Posix.Describe(errno)}");
+        Check(path);
+    }
+
+    /// <summary>Checks that a directory is a real one, belongs to this user and is closed to everybody else.</summary>
+    /// <param name="path">An absolute path.</param>
+    /// <exception cref="ConfigurationException">It is a link or no directory, has another owner, or its mode is not 0700.</exception>
+    public static void Check(string path)
+    {
+        using OwnedFd? fd = Posix.Open(path, Posix.O_RDONLY | Posix.O_DIRECTORY | Posix.O_NOFOLLOW, 0, out Errno errno);
+        if (fd is null)
+        {
+            string why = errno is Errno.ENOTDIR or (Errno)40 ? "it is a symbolic link or not a directory" : Posix.Describe(errno);
+            throw new ConfigurationException($"directory '{path}' is not safe to use: {why}");
+        }
+        errno = Posix.Stat(fd, out LibC.StatBuffer stat);
+        if (errno != Errno.None) throw Posix.Error($"directory '{path}'", errno);
+        if (stat.UserId != CurrentUserId)
+            throw new ConfigurationException($"directory '{path}' is not safe to use: it belongs to user {stat.UserId}, not to {CurrentUserId}");
+        if ((stat.Mode & PermissionBits) != OwnerOnly)
+        {
+            throw new ConfigurationException(
+                $"directory '{path}' is not safe to use: its mode is {Convert.ToString(stat.Mode & PermissionBits, 8)}, not 700") { Hint = $"chmod 700 '{path}'" };
+        }
+    }
+}

@@ -1,0 +1,126 @@
+using System.Diagnostics;
+using System.Text;
+using Vmm.Core.Interop;
+using Vmm.Tests.Fakes;
+using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Shell;
+
+namespace Vmm.Tests.Support;
+
+/// <summary>Runs the real <c>vmm</c> program with a VM directory of its own; VMs that still run are ended on dispose.</summary>
+internal sealed class VmmCommands : IAsyncDisposable
+{
+    internal static readonly TimeSpan Deadline = TimeSpan.FromSeconds(60);
+    private readonly TempDirectory _folder = new();
+    private readonly List<PeerProcess> _vms = [];
+    private readonly CliContext _context = new() { Out = TextWriter.Null, Error = TextWriter.Null };
+
+    internal string this[string name] => _folder[name];
+
+    /// <summary>Names of what is in the VM directory, without the lock file.</summary>
+    internal IEnumerable<string?> Registered => Directory.EnumerateFileSystemEntries(_folder["vmm"]).Select(Path.GetFileName).Where(static n => n != ".lock").Order();
+
+    /// <summary>Starts a VM called <paramref name="name"/>, with its socket at the default place.</summary>
+    internal async Task<PeerProcess> StartVm(string name, params string[] arguments)
+    {
+        PeerProcess vm = await PeerProcess.StartVmm(_context, _folder.Path, _folder[$"vmm/{name}.qmp"],
+            ["--name", name, "--memory", "64M", "--snapshot-dir", _folder[$"snapshots-{name}"], .. arguments]);
+        _vms.Add(vm);
+        return vm;
+    }
+
+    /// <summary>Runs a command to its end.</summary>
+    internal async Task<CliResult> Run(params string[] arguments)
+    {
+        using Running command = Start(arguments);
+        return await command.Finish();
+    }
+
+    /// <summary>Runs a command and expects it to succeed.</summary>
+    internal async Task<string> Ok(params string[] arguments)
+    {
+        CliResult result = await Run(arguments);
+        Assert.That(result.Code, Is.EqualTo(ExitCode.Ok), $"vmm {string.Join(' ', arguments)}: {result.Error}");
+        return result.Out;
+    }
+
+    /// <summary>Starts a command.</summary>
+    internal Running Start(params string[] arguments)
+    {
+        (string file, string[] prefix) = PeerProcess.Self();
+        var info = new ProcessStartInfo(file, [.. prefix, .. arguments]) { RedirectStandardError = true, RedirectStandardOutput = true, RedirectStandardInput = true };
+        info.Environment["XDG_RUNTIME_DIR"] = _folder.Path;
+        return new Running(Process.Start(info)!);
+    }
+
+    /// <summary>The VM's run state.</summary>
+    internal async Task<string> State(PeerProcess vm) => (await vm.Monitor.Execute("query-status", null, CancellationToken.None))!["status"]!.ToString();
+
+    public async ValueTask DisposeAsync()
+    {
+        foreach (PeerProcess vm in _vms) await vm.DisposeAsync();
+        _folder.Dispose();
+    }
+
+    /// <summary>A command that runs.</summary>
+    internal sealed class Running : IDisposable
+    {
+        private readonly Process _process;
+        private readonly Task<string> _output;
+        private readonly StringBuilder _errors = new();
+        private readonly List<(Func<string, bool> Matches, TaskCompletionSource Seen)> _waiting = [];
+
+        internal Running(Process process)
+        {
+            _process = process;
+            _output = process.StandardOutput.ReadToEndAsync();
+            process.ErrorDataReceived += (_, e) => OnError(e.Data);
+            process.BeginErrorReadLine();
+        }
+
+        internal int Pid => _process.Id;
+
+        internal void Signal(int number) => LibC.kill(_process.Id, number);
+
+        /// <summary>Waits for a line on stderr.</summary>
+        internal Task Line(string part)
+        {
+            var seen = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
+            lock (_errors)
+            {
+                if (_errors.ToString().Contains(part, StringComparison.Ordinal)) return Task.CompletedTask;
+                _waiting.Add((l => l.Contains(part, StringComparison.Ordinal), seen));
+            }
+            return seen.Task.WaitAsync(Deadline);
+        }
+
+        internal async Task<CliResult> Finish()
+        {
+            using var limit = new CancellationTokenSource(Deadline);
+            await _process.WaitForExitAsync(limit.Token);
+            string output = await _output;
+            lock (_errors) return new CliResult((ExitCode)_process.ExitCode, output, _errors.ToString());
+        }
+
+        public void Dispose()
+        {
+            if (!_process.HasExited)
+            {
+                _process.Kill();
+                _process.WaitForExit();
+            }
+            _process.Dispose();
+        }
+
+        private void OnError(string? line)
+        {
+            if (line is null) return;
+            lock (_errors)
+            {
+                _errors.Append(line).Append('\n');
+                foreach ((Func<string, bool> matches, TaskCompletionSource seen) in _waiting)
+                    if (matches(line)) seen.TrySetResult();
+            }
+        }
+    }
+}

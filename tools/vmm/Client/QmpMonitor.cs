@@ -1,0 +1,72 @@
+using System.Text.Json.Nodes;
+using Vmm.Core.Errors;
+using Vmm.Migration.Qmp;
+using Vmm.Tools.Cli.Shell;
+
+namespace Vmm.Tools.Cli.Client;
+
+/// <summary>A session over <see cref="QmpClient"/>.</summary>
+internal sealed class QmpMonitor : IMonitor
+{
+    private static readonly TimeSpan s_connectDeadline = TimeSpan.FromSeconds(5), s_answerDeadline = TimeSpan.FromSeconds(60);
+    private readonly QmpClient _client;
+    private readonly string _path;
+
+    private QmpMonitor(QmpClient client, string path) => (_client, _path) = (client, path);
+
+    public static async Task<IMonitor> Connect(string path, CancellationToken cancel)
+    {
+        try
+        {
+            return new QmpMonitor(await Task.Run(() => QmpClient.Connect(path, s_connectDeadline), cancel), path);
+        }
+        catch (ChannelException e) when (e.Errno == Errno.ETIMEDOUT)
+        {
+            throw new CliException(ExitCode.Timeout, VmmException.Describe(e), e);
+        }
+        catch (VmmException e)
+        {
+            throw CliException.Unreachable(VmmException.Describe(e), inner: e);
+        }
+    }
+
+    public async Task<JsonNode?> Execute(string command, JsonObject? arguments, CancellationToken cancel)
+    {
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(cancel);
+        limit.CancelAfter(s_answerDeadline);
+        try
+        {
+            return await _client.ExecuteAsync(command, arguments, cancel: limit.Token);
+        }
+        catch (QmpErrorException e)
+        {
+            throw new MonitorException(e.ClassName, e.Message);
+        }
+        catch (ChannelException e)
+        {
+            throw CliException.Unreachable($"the VM went away: {VmmException.Describe(e)}", inner: e);
+        }
+        catch (OperationCanceledException e) when (!cancel.IsCancellationRequested)
+        {
+            throw new CliException(ExitCode.Timeout, $"'{_path}' did not answer '{command}' within {s_answerDeadline.TotalSeconds:0} s", e);
+        }
+    }
+
+    public async Task WaitForEnd(TimeSpan deadline)
+    {
+        try
+        {
+            await _client.Closed.WaitAsync(deadline);
+        }
+        catch (TimeoutException e)
+        {
+            throw new CliException(ExitCode.Timeout, $"the VM at '{_path}' still runs after {deadline.TotalSeconds:0} s", e);
+        }
+    }
+
+    public ValueTask DisposeAsync()
+    {
+        _client.Dispose();
+        return ValueTask.CompletedTask;
+    }
+}

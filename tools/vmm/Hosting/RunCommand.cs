@@ -1,0 +1,67 @@
+using Microsoft.Extensions.DependencyInjection;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.RunStates;
+using Vmm.Migration;
+using Vmm.Migration.State;
+using Vmm.Tools.Cli.Migrate;
+using Vmm.Tools.Cli.Registry;
+using Vmm.Tools.Cli.Shell;
+
+namespace Vmm.Tools.Cli.Hosting;
+
+/// <summary><c>vmm run</c>: one VM with its QMP socket, until quit or a signal.</summary>
+internal sealed class RunCommand(CliContext context, RunOptions options, bool verbose)
+{
+    private readonly TaskCompletionSource<ExitCode> _end = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+    public async Task<ExitCode> Run()
+    {
+        if (options.Vm.Devices.Any(static d => d.TypeName == "help")) return ListDevices();
+        long memoryBytes = (long)options.Vm.Memory.Aggregate(0UL, static (sum, b) => sum + b.SizeBytes);
+        using VmRegistration registration = VmDirectory.Open(context.GetVariable).Register(options.Vm.Name, options.QmpPath, memoryBytes);
+        await using ServiceProvider services = VmHost.Build(verbose,
+            options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name));
+        using Vm vm = CreateVm(services);
+        using CancellationTokenRegistration signal = context.Interrupted.Register(() => _end.TrySetResult(ExitCode.Ok));
+        string listening = StartIncoming(vm);
+        if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
+        context.Note($"ready: pid {Environment.ProcessId}, qmp {registration.Entry.QmpPath}{listening}");
+        return await _end.Task;
+    }
+
+    private ExitCode ListDevices()
+    {
+        using ServiceProvider services = VmHost.Build(verbose: false);
+        Format.WriteTable(context.Out, [.. services.GetServices<IDeviceFactory>().OrderBy(static f => f.TypeName, StringComparer.Ordinal)
+            .Select(static f => (string[])[f.TypeName, f.Summary])]);
+        return ExitCode.Ok;
+    }
+
+    private Vm CreateVm(ServiceProvider services)
+    {
+        try
+        {
+            return services.GetRequiredService<VmFactory>().Create(options.Vm);
+        }
+        catch (ConfigurationException e)
+        {
+            throw new CliException(ExitCode.Usage, VmmException.Describe(e), e) { Hint = e.Hint };
+        }
+    }
+
+    private string StartIncoming(Vm vm)
+    {
+        if (options.Incoming is not { } address) return string.Empty;
+        IMigrationEngine engine = vm.Migration();
+        engine.StatusChanged += status =>
+        {
+            // With a socket the VM goes on waiting; with anything else there is nothing left to wait for.
+            if (status != MigrationStatus.Failed || vm.RunState.State != RunState.InMigrate) return;
+            context.Note($"incoming migration failed: {engine.Query().Error}{(address.IsSocket ? "; waiting for another" : string.Empty)}");
+            if (!address.IsSocket) _end.TrySetResult(ExitCode.Failed);
+        };
+        _ = engine.MigrateIncoming(address, keepListening: true);
+        return $", incoming {(engine.Query().SocketAddresses is [var at, ..] ? at.ToUri() : address)}";
+    }
+}

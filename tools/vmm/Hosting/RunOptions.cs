@@ -1,0 +1,105 @@
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Migration.Channels;
+using Vmm.Tools.Cli.Migrate;
+using Vmm.Tools.Cli.Registry;
+using Vmm.Tools.Cli.Shell;
+
+namespace Vmm.Tools.Cli.Hosting;
+
+/// <summary>The options of <c>vmm run</c>, checked before anything is made.</summary>
+internal sealed record RunOptions
+{
+    public required VmOptions Vm { get; init; }
+
+    /// <summary>Where to take a migration from, or null.</summary>
+    public MigrationAddress? Incoming { get; init; }
+
+    /// <summary>The socket's absolute path, or null for the default in the VM directory.</summary>
+    public string? QmpPath { get; init; }
+
+    public string? SnapshotDirectory { get; init; }
+
+    /// <summary>Text of the options as they stand on the command line.</summary>
+    internal sealed record Texts
+    {
+        public string? Name { get; init; }
+        public string Machine { get; init; } = "none";
+        public string Accel { get; init; } = "none";
+        public string? Uuid { get; init; }
+        public IReadOnlyList<string> Memory { get; init; } = [];
+        public IReadOnlyList<string> Workload { get; init; } = [];
+        public IReadOnlyList<string> Device { get; init; } = [];
+        public string? Incoming { get; init; }
+        public bool Paused { get; init; }
+        public string? Qmp { get; init; }
+        public string? SnapshotDir { get; init; }
+    }
+
+    /// <summary>Checks the texts.</summary>
+    /// <exception cref="CliException">Exit code usage; names the option.</exception>
+    public static RunOptions Parse(Texts texts)
+    {
+        if (texts.Name is { } name) VmDirectory.CheckName(name);
+        if (texts.Machine != "none") throw CliException.Usage($"--machine '{texts.Machine}': not known; known: none");
+        if (texts.Accel != "none") throw CliException.Usage($"--accel '{texts.Accel}': not known; known: none");
+        Guid uuid = Guid.Empty;
+        if (texts.Uuid is { } u && !Guid.TryParseExact(u, "D", out uuid))
+            throw CliException.Usage($"--uuid '{u}': expected 12345678-1234-1234-1234-123456789abc");
+        try
+        {
+            bool waits = texts.Incoming is not null;
+            return new RunOptions
+            {
+                Vm = new VmOptions
+                {
+                    Name = texts.Name,
+                    Uuid = uuid,
+                    Memory = MemoryOption.Parse(texts.Memory),
+                    Devices = [.. texts.Device.Select(DeviceOptions.Parse), .. texts.Workload.Select(Workload)],
+                    IsIncoming = waits,
+                    AutoStart = !texts.Paused,
+                },
+                Incoming = texts.Incoming is null or "defer" ? null : Named("--incoming", texts.Incoming, () => MigrationAddress.Parse(texts.Incoming).Rooted()),
+                QmpPath = texts.Qmp is null ? null : SocketPath(texts.Qmp),
+                SnapshotDirectory = texts.SnapshotDir is null ? null
+                    : texts.SnapshotDir.Length > 0 ? Path.GetFullPath(texts.SnapshotDir) : throw CliException.Usage("--snapshot-dir needs a path"),
+            };
+        }
+        catch (ConfigurationException e)
+        {
+            throw new CliException(ExitCode.Usage, e.Message, e) { Hint = e.Hint };
+        }
+    }
+
+    /// <summary>Takes a path, or QEMU's <c>unix:PATH</c>.</summary>
+    public static string SocketPath(string text)
+    {
+        string path = text.StartsWith("unix:", StringComparison.Ordinal) ? OptionList.Split(text[5..])[0] : text;
+        return path.Length > 0 ? Path.GetFullPath(path) : throw CliException.Usage("--qmp needs a path");
+    }
+
+    // A workload is a device; a rate may carry the unit that help shows, as in rate=100M/s.
+    private static DeviceOptions Workload(string text)
+    {
+        string[] parts = OptionList.Split(text);
+        if (parts[0] != "pattern") throw new ConfigurationException($"--workload '{text}': '{parts[0]}' is not known; known: pattern");
+        return new DeviceOptions(parts[0], parts.Skip(1).Select(p =>
+        {
+            KeyValuePair<string, string> pair = OptionList.Pair(p, $"--workload '{text}'");
+            return pair.Key == "rate" && pair.Value.EndsWith("/s", StringComparison.Ordinal) ? new(pair.Key, pair.Value[..^2]) : pair;
+        }));
+    }
+
+    private static T Named<T>(string option, string value, Func<T> parse)
+    {
+        try
+        {
+            return parse();
+        }
+        catch (ConfigurationException e)
+        {
+            throw new CliException(ExitCode.Usage, $"{option} '{value}': {e.Message}", e) { Hint = e.Hint };
+        }
+    }
+}

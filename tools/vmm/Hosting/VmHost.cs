@@ -1,0 +1,39 @@
+using Microsoft.Extensions.DependencyInjection;
+using Microsoft.Extensions.Logging;
+using Microsoft.Extensions.Logging.Console;
+using Vmm.Core.Devices;
+using Vmm.Devices.Vfio;
+using Vmm.Migration;
+using Vmm.Migration.Snapshot;
+
+namespace Vmm.Tools.Cli.Hosting;
+
+/// <summary>The composition: which plugins and services a <c>vmm</c> VM has.</summary>
+internal static class VmHost
+{
+    /// <summary>Where a VM's snapshots go unless the user says: per VM name, so that a later VM of that name finds them again.</summary>
+    public static string DefaultSnapshotDirectory(Func<string, string?> getVariable, string? name)
+    {
+        string? state = getVariable("XDG_STATE_HOME");
+        if (string.IsNullOrEmpty(state) || !Path.IsPathRooted(state)) state = Path.Combine(getVariable("HOME") ?? "/", ".local", "state");
+        return Path.Combine(state, "vmm", "snapshots", name ?? "unnamed");
+    }
+
+    /// <summary>Builds the container.</summary>
+    /// <param name="verbose">Log everything from Debug up to stderr; otherwise nothing.</param>
+    /// <param name="snapshotDirectory">Where snapshots are kept, or null for a host that takes none.</param>
+    public static ServiceProvider Build(bool verbose, string? snapshotDirectory = null)
+    {
+        var services = new ServiceCollection();
+        if (snapshotDirectory is not null) services.AddSingleton(new SnapshotOptions { Directory = snapshotDirectory });
+        if (verbose)
+        {
+            services.AddLogging(static logging => logging
+                .SetMinimumLevel(LogLevel.Debug)
+                .AddSimpleConsole(static o => { o.SingleLine = true; o.TimestampFormat = "HH:mm:ss.fff "; o.ColorBehavior = LoggerColorBehavior.Disabled; })
+                .Services.Configure<ConsoleLoggerOptions>(static o => o.LogToStandardErrorThreshold = LogLevel.Trace));
+        }
+        services.AddVmm().AddMigration().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<VfioPlugin>();
+        return services.BuildServiceProvider();
+    }
+}

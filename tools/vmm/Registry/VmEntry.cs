@@ -1,0 +1,37 @@
+using System.Globalization;
+
+namespace Vmm.Tools.Cli.Registry;
+
+/// <summary>One VM of this user as <see cref="VmDirectory"/> keeps it.</summary>
+internal sealed record VmEntry
+{
+    public required int Pid { get; init; }
+
+    /// <summary>When the process started, in clock ticks since boot; tells it from a later process with the same pid.</summary>
+    public required long StartTicks { get; init; }
+
+    public string? Name { get; init; }
+
+    public required string QmpPath { get; init; }
+
+    public long MemoryBytes { get; init; }
+
+    /// <summary>Name, or pid where there is no name.</summary>
+    public string Key => Name ?? Pid.ToString(CultureInfo.InvariantCulture);
+
+    /// <summary>Field 22 of /proc/PID/stat, or null when there is no such process.</summary>
+    public static long? ReadStartTicks(int pid)
+    {
+        try
+        {
+            string stat = File.ReadAllText($"/proc/{pid}/stat");
+            // The command name, field 2, is in parentheses and may hold blanks; fields are counted from its end.
+            string[] fields = stat[(stat.LastIndexOf(')') + 2)..].Split(' ');
+            return fields[0] is "Z" or "X" ? null : long.Parse(fields[19], CultureInfo.InvariantCulture);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            return null;
+        }
+    }
+}

@@ -1,0 +1,220 @@
+using System.CommandLine;
+using Microsoft.Extensions.DependencyInjection;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.VmStates;
+using Vmm.Tools.Cli.Client;
+using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Hosting;
+using Vmm.Tools.Cli.Migrate;
+using Vmm.Tools.Cli.Snapshots;
+
+namespace Vmm.Tools.Cli.Shell;
+
+/// <summary>The command tree, and the one place where exceptions become exit codes.</summary>
+internal sealed class CliRoot
+{
+    private const string Description = """
+        A VM monitor core whose machines move: to another process, to a file and back, over QEMU's own migration stream.
+
+        Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 the operation failed, 2 wrong usage, 3 refused by the VM (blocked,
+        another migration, wrong state), 4 no VM reachable, 124 timed out, 130 cancelled (Ctrl-C).
+        """;
+
+    private readonly CliContext _context;
+    private readonly Option<bool> _verbose = new("--verbose", "-v") { Description = "Log to stderr", Recursive = true };
+    private readonly Option<string?> _vm = new("--vm") { Description = "Which VM, by name or pid; may be left out when one runs", HelpName = "NAME|PID" };
+    private readonly Option<string?> _qmp = new("--qmp") { Description = "Which VM, by its QMP socket (QEMU's too)", HelpName = "PATH" };
+    private readonly Option<bool> _json = new("--json") { Description = "Print the result as JSON" };
+
+    private CliRoot(CliContext context) => _context = context;
+
+    /// <summary>Runs a command line.</summary>
+    public static async Task<int> Invoke(IReadOnlyList<string> arguments, CliContext context)
+    {
+        var cli = new CliRoot(context);
+        ParseResult parsed = cli.Build().Parse(arguments, new ParserConfiguration { ResponseFileTokenReplacer = null });
+        if (parsed.Action is System.CommandLine.Invocation.ParseErrorAction || (parsed.Errors.Count > 0 && parsed.Action is null))
+        {
+            string command = string.Join(' ', Path(parsed.CommandResult));
+            // An unknown word explains the missing command that it also causes.
+            string message = parsed.Errors.Select(static e => e.Message).OrderByDescending(static m => m.StartsWith("Unrecognized", StringComparison.Ordinal)).First();
+            return cli.Report(CliException.Usage(Sentence(message), $"'{command} --help' lists what there is"));
+        }
+        var configuration = new InvocationConfiguration
+        {
+            Output = context.Out, Error = context.Error, EnableDefaultExceptionHandler = false,
+            // Ctrl-C is the context's: the default would end the process while a migration is still settling.
+            ProcessTerminationTimeout = null,
+        };
+        try
+        {
+            return await parsed.InvokeAsync(configuration);
+        }
+        catch (Exception e) when (cli.ToCli(e) is { } known)
+        {
+            return cli.Report(known);
+        }
+    }
+
+    private RootCommand Build()
+    {
+        var root = new RootCommand(Description) { _verbose };
+        root.Add(Run());
+        root.Add(Migrate());
+        root.Add(Snapshot("savevm", "Save a snapshot of the VM; it stops meanwhile and goes on afterwards", static (c, name, json) => c.Save(name, json)));
+        root.Add(Snapshot("loadvm", "Put the VM into the state of a snapshot; a failure leaves it as it was", static (c, name, json) => c.Load(name, json)));
+        root.Add(Snapshot("delvm", "Delete a snapshot", static (c, name, json) => c.Delete(name, json)));
+        root.Add(Json("snapshots", "List the VM's snapshots", (target, json) => new SnapshotCommands(_context, target).List(json)));
+        root.Add(Json("status", "Show the VM's state and its migration", (target, json) => new SimpleCommands(_context, target).Status(json)));
+        root.Add(Plain("stop", "Stop the guest", static c => c.Stop()));
+        root.Add(Plain("cont", "Start the guest; a migration that waits before its switchover goes on", static c => c.Cont()));
+        root.Add(Plain("cancel", "Cancel the VM's migration and wait until it has settled", static c => c.Cancel()));
+        root.Add(Plain("quit", "End the VM", static c => c.Quit()));
+        root.Add(List());
+        root.Add(VmState());
+        root.Add(Demo());
+        return root;
+    }
+
+    private Command Run()
+    {
+        Option<string?> name = new("--name") { Description = "Name for --vm, unique among this user's VMs", HelpName = "NAME" };
+        Option<string> machine = new("--machine", "-M") { Description = "Machine type", HelpName = "none", DefaultValueFactory = static _ => "none" };
+        Option<string> accel = new("--accel") { Description = "Accelerator", HelpName = "none", DefaultValueFactory = static _ => "none" };
+        Option<string?> uuid = new("--uuid") { Description = "UUID of the VM", HelpName = "UUID" };
+        Option<string[]> memory = new("--memory", "-m")
+        {
+            Description = "A RAM block, 128M when not given; repeat for more. The first is called ram, then ram1, ram2, unless id= says otherwise. "
+                + "share=on (default) maps MAP_SHARED; with file= and share=off the file is never written",
+            HelpName = "SIZE[,id=NAME][,file=PATH][,share=on|off][,prealloc=on|off][,hugepages=on|off]",
+        };
+        Option<string[]> workload = new("--workload") { Description = "A guest that dirties and verifies RAM", HelpName = "pattern[,rate=BYTES/s][,seed=N]..." };
+        Option<string[]> device = new("--device") { Description = "A device; repeat for more; help lists the types", HelpName = "TYPE[,key=value]..." };
+        Option<string?> incoming = new("--incoming")
+        {
+            Description = "Wait for a migration at tcp:HOST:PORT (port 0 picks one), unix:PATH, fd:N, exec:COMMAND or file:PATH; defer waits for QMP's migrate-incoming",
+            HelpName = "URI|defer",
+        };
+        Option<bool> paused = new("--paused", "-S") { Description = "Do not start the guest" };
+        Option<string?> qmp = new("--qmp") { Description = "Path of the QMP socket instead of the default, which --vm finds", HelpName = "PATH" };
+        Option<string?> snapshots = new("--snapshot-dir") { Description = "Where snapshots are kept; by default per VM name under $XDG_STATE_HOME/vmm/snapshots", HelpName = "DIR" };
+        var command = new Command("run", "Run a VM until it is told to quit, by QMP, Ctrl-C or SIGTERM")
+        {
+            name, machine, accel, memory, workload, device, incoming, paused, qmp, snapshots, uuid,
+        };
+        command.SetAction((p, _) => Code(() => new RunCommand(_context, RunOptions.Parse(new RunOptions.Texts
+        {
+            Name = p.GetValue(name), Machine = p.GetValue(machine)!, Accel = p.GetValue(accel)!, Uuid = p.GetValue(uuid), Memory = p.GetValue(memory) ?? [],
+            Workload = p.GetValue(workload) ?? [], Device = p.GetValue(device) ?? [], Incoming = p.GetValue(incoming), Paused = p.GetValue(paused),
+            Qmp = p.GetValue(qmp), SnapshotDir = p.GetValue(snapshots),
+        }), p.GetValue(_verbose)).Run()));
+        return command;
+    }
+
+    private Command Migrate()
+    {
+        Option<string> to = new("--to") { Description = "tcp:HOST:PORT, unix:PATH, fd:NAME, exec:COMMAND or file:PATH[,offset=N]", HelpName = "URI", Required = true };
+        Option<string[]> set = new("--set")
+        {
+            Description = "Set a migration parameter by QEMU's name, e.g. max-bandwidth=1G or downtime-limit=50; sizes are bytes or carry K, M, G, T; repeat for more",
+            HelpName = "parameter=value",
+        };
+        Option<string[]> capability = new("--capability")
+        {
+            Description = "Switch a migration capability by QEMU's name; return-path is on for tcp and unix unless switched off here; repeat for more",
+            HelpName = "name[=on|off]",
+        };
+        Option<bool> detach = new("--detach", "-d") { Description = "Return once it has started" };
+        Option<bool> check = new("--check") { Description = "Only say whether it could start" };
+        Option<double?> timeout = new("--timeout") { Description = "Cancel it after this time, exit code 124", HelpName = "SECONDS" };
+        var command = new Command("migrate", "Migrate the VM; Ctrl-C cancels and the VM goes on here") { to, _vm, _qmp, set, capability, detach, check, timeout, _json };
+        command.SetAction((p, _) => Code(() =>
+        {
+            if (p.GetValue(detach) && p.GetValue(check)) throw CliException.Usage("--detach and --check exclude each other");
+            if (p.GetValue(detach) && p.GetValue(timeout) is not null) throw CliException.Usage("--detach and --timeout exclude each other");
+            MigrateOptions options = MigrateOptions.Parse(p.GetValue(to)!, p.GetValue(set) ?? [], p.GetValue(capability) ?? [], p.GetValue(timeout));
+            return new MigrateCommand(_context, options, Target(p)) { Detach = p.GetValue(detach), CheckOnly = p.GetValue(check), Json = p.GetValue(_json) }.Run();
+        }));
+        return command;
+    }
+
+    private Command Snapshot(string verb, string help, Func<SnapshotCommands, string, bool, Task<ExitCode>> run)
+    {
+        Argument<string> name = new("NAME") { Description = "The snapshot's name: letters, digits, '-', '_' and '.'" };
+        var command = new Command(verb, help) { name, _vm, _qmp, _json };
+        command.SetAction((p, _) => Code(() => run(new SnapshotCommands(_context, Target(p)), p.GetValue(name)!, p.GetValue(_json))));
+        return command;
+    }
+
+    private Command Json(string verb, string help, Func<VmTarget, bool, Task<ExitCode>> run)
+    {
+        var command = new Command(verb, help) { _vm, _qmp, _json };
+        command.SetAction((p, _) => Code(() => run(Target(p), p.GetValue(_json))));
+        return command;
+    }
+
+    private Command Plain(string verb, string help, Func<SimpleCommands, Task<ExitCode>> run)
+    {
+        var command = new Command(verb, help) { _vm, _qmp };
+        command.SetAction((p, _) => Code(() => run(new SimpleCommands(_context, Target(p)))));
+        return command;
+    }
+
+    private Command List()
+    {
+        var command = new Command("list", "List this user's running VMs") { _json };
+        command.SetAction((p, _) => Code(() => SimpleCommands.List(_context, p.GetValue(_json))));
+        return command;
+    }
+
+    private Command VmState()
+    {
+        var dump = new Command("dump", "Print the layout of every device's state as JSON, in the shape of QEMU's -dump-vmstate");
+        dump.SetAction((_, _) => Code(async () =>
+        {
+            await using ServiceProvider services = VmHost.Build(verbose: false);
+            await _context.Out.WriteAsync(VmStateDump.Write("none", services.GetServices<IDeviceFactory>()
+                .OrderBy(static f => f.TypeName, StringComparer.Ordinal).SelectMany(static f => f.Descriptions, static (f, d) => (f.TypeName, d))));
+            return ExitCode.Ok;
+        }));
+        return new Command("vmstate", "What the state of devices looks like in a stream") { dump };
+    }
+
+    private Command Demo()
+    {
+        var command = new Command("demo", "Move a busy 512 MiB VM live to another process and into QEMU, and verify every page");
+        command.SetAction((_, _) => Code(() => new DemoCommand(_context).Run()));
+        return command;
+    }
+
+    private VmTarget Target(ParseResult parsed) => new(parsed.GetValue(_vm), parsed.GetValue(_qmp));
+
+    private static async Task<int> Code(Func<Task<ExitCode>> run) => (int)await run();
+
+    private int Report(CliException error)
+    {
+        _context.Note(error.Hint is null ? error.Message : $"{error.Message} ({error.Hint})");
+        return (int)error.Code;
+    }
+
+    private CliException? ToCli(Exception error) => error switch
+    {
+        CliException e => e,
+        OperationCanceledException when _context.Interrupted.IsCancellationRequested => new CliException(ExitCode.Cancelled, "cancelled"),
+        MonitorException e => new CliException(ExitCode.Failed, e.Message, e),
+        ConfigurationException e => new CliException(ExitCode.Usage, VmmException.Describe(e), e) { Hint = e.Hint },
+        MigrationBlockedException or DeviceNotActiveException => new CliException(ExitCode.Refused, VmmException.Describe(error), error),
+        VmmException e => new CliException(ExitCode.Failed, VmmException.Describe(e), e) { Hint = e.Hint },
+        IOException or UnauthorizedAccessException => new CliException(ExitCode.Failed, VmmException.Describe(error), error),
+        _ => null,
+    };
+
+    private static IEnumerable<string> Path(System.CommandLine.Parsing.CommandResult command)
+    {
+        IEnumerable<string> parents = command.Parent is System.CommandLine.Parsing.CommandResult parent ? Path(parent) : [];
+        return parents.Append(command.Parent is null ? "vmm" : command.Command.Name);
+    }
+
+    private static string Sentence(string message) => message.ReplaceLineEndings(" ").Trim().TrimEnd('.');
+}
