@@ -88,8 +88,11 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             // The source's view comes first when both know: a stream that stops is a source that failed or was cancelled.
             if (e is StreamTruncatedException or ChannelException && _latch.Reason is null)
                 e = new ChannelException($"{e.Message}; the source ended the migration", Errno.ECONNRESET, e);
+            // The record goes out before the latch shuts the channel; it is this attempt's reason unless one is stored already.
+            e = _latch.Reason ?? e;
+            Report(reader, e);
             _latch.Set(e);
-            Report(reader);
+            System.Runtime.ExceptionServices.ExceptionDispatchInfo.Throw(e);
             throw;
         }
         finally
@@ -152,9 +155,9 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
     }
 
-    private void Report(SectionReader reader)
+    private void Report(SectionReader reader, Exception reason)
     {
-        _error = MigrationErrors.From("destination", _phase, _latch.Reason!);
+        _error = MigrationErrors.From("destination", _phase, reason);
         if (reader.ReturnPath is not { } returnPath) return;
         try
         {
