@@ -40,7 +40,6 @@ internal sealed class MigrateOptionsTests
     [TestCase("", "bogus", "", "", "--to 'bogus'")]
     [TestCase("", "tcp:h:0", "", "", "port 0")]
     [TestCase("", "tcp::1", "", "", "host is missing")]
-    [TestCase("", "tcp:h:1", "warp", "", "--capability: 'warp' is not known")]
     [TestCase("", "tcp:h:1", "events=2", "", "'events' expects on or off")]
     [TestCase("", "tcp:h:1", "events,events=off", "", "'events' is given twice")]
     [TestCase("", "tcp:h:1", "", "0", "--timeout")]
@@ -52,6 +51,11 @@ internal sealed class MigrateOptionsTests
     [TestCase("max-bandwidth=-1", "expects a number")]
     public void Wrong_parameters_are_usage_and_named(string set, string expected) =>
         Assert.That(() => MigrateOptions.Parse("tcp:h:1", [set], [], null).ParameterArguments(s_known), Usage(expected));
+
+    [Test]
+    public void A_capability_that_the_VM_does_not_know_is_usage_and_named() =>
+        Assert.That(() => MigrateOptions.Parse("tcp:h:1", [], ["warp"], null).CapabilityArguments(new JsonArray(new JsonObject { ["capability"] = "return-path" })),
+            Usage("'warp' is not known to this VM; known: return-path"));
 
     [Test]
     public void A_parameter_twice_is_refused() =>

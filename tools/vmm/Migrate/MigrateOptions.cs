@@ -3,7 +3,6 @@ using System.Text.Json.Nodes;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
 using Vmm.Tools.Cli.Hosting;
 using Vmm.Tools.Cli.Shell;
 
@@ -97,8 +96,6 @@ internal sealed record MigrateOptions
     {
         int at = text.IndexOf('=', StringComparison.Ordinal);
         string name = at < 0 ? text : text[..at];
-        if (!MigrationCapabilityNames.TryParse(name, out _))
-            throw CliException.Usage($"--capability: '{name}' is not known; known: {string.Join(", ", MigrationCapabilityNames.All.Order())}");
         return new(name, at < 0 || OptionList.Bool(text[(at + 1)..], $"--capability: '{name}'"));
     }
 
