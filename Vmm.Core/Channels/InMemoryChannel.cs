@@ -134,7 +134,7 @@ public sealed class InMemoryChannel : IMigrationChannel
                     long left = deadline - Environment.TickCount64;
                     if (left <= 0 || !Monitor.Wait(_bytes, (int)left)) return false;
                 }
-                return !_broken;
+                return _count == 0; // A reader that took everything and then closed has it all.
             }
         }
     }

@@ -125,8 +125,9 @@ internal sealed class ReturnPathReader
         catch (Exception e)
 #pragma warning restore CA1031
         {
-            End(ReturnPathEnd.Failed, _latch.Reason ?? e);
+            // Stored before anybody is woken: whoever waits for the end then looks for the reason in the latch.
             _latch.Set(e);
+            End(ReturnPathEnd.Failed, _latch.Reason);
         }
     }
 
