@@ -34,11 +34,8 @@ public interface IDeviceFactory
 }
 
 /// <summary>A device of a VM. Disposing it unregisters everything it registered.</summary>
-public interface IVmDevice : IDisposable
+public interface IVmDevice : INamedPart, IDisposable
 {
-    /// <summary>Unique in its VM.</summary>
-    string Id { get; }
-
     /// <summary>Puts the device into its power-on state. BQL: held.</summary>
     void Reset();
 }

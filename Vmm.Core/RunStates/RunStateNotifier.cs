@@ -20,6 +20,13 @@ public interface IVmStatePrepareHandler : IVmStateHandler
     void OnVmStatePrepare(bool running, RunState state);
 }
 
+/// <summary>A part of a machine with an id of its own, for error texts.</summary>
+public interface INamedPart
+{
+    /// <summary>Unique in its VM.</summary>
+    string Id { get; }
+}
+
 /// <summary>The VM's run state, for devices.</summary>
 public interface IRunStateNotifier
 {
@@ -167,7 +174,7 @@ public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
         return errors;
     }
 
-    private static string NameOf(IVmStateHandler handler) => handler is Devices.IVmDevice device ? $"device '{device.Id}'" : handler.GetType().Name;
+    private static string NameOf(IVmStateHandler handler) => handler is INamedPart part ? $"device '{part.Id}'" : handler.GetType().Name;
 
     private static DeviceStateException Collected(string what, List<Exception> errors) =>
         new($"could not {what} the VM: {string.Join("; ", errors.Select(static e => e.Message))}", errors.Count == 1 ? errors[0] : new AggregateException(errors));
