@@ -1,0 +1,68 @@
+using System.Buffers.Binary;
+using Vmm.Core.Memory;
+
+namespace Vmm.Core.Devices;
+
+/// <summary>
+/// Head of the workload's own data in a block, at the start of the block's last page; nine little-endian u64: magic, block hash, seed, flags,
+/// data pages, writes, skips, checksum over all generations, checksum over these eight.
+/// </summary>
+internal struct PatternRoot
+{
+    private const ulong Magic = 0x3154_4f4f_524d_4d56; // "VMMROOT1" in memory
+    private const int Words = 9;
+
+    internal ulong Seed;
+
+    /// <summary>Memory was zero when the workload first saw it, so a page of generation 0 must be zero.</summary>
+    internal bool WasZero;
+
+    /// <summary>The first pass goes over all pages in order and at full speed.</summary>
+    internal bool Prefill;
+
+    internal long DataPages;
+
+    /// <summary>Pages written; equals the sum of all generations.</summary>
+    internal long Writes;
+
+    /// <summary>Pages left alone because they were wrong.</summary>
+    internal long Skips;
+
+    /// <summary>Sum of <see cref="PatternPage.Checksum"/> over all pages.</summary>
+    internal ulong Generations;
+
+    internal static bool TryRead(RamBlock block, ulong hash, out PatternRoot root)
+    {
+        root = default;
+        Span<ulong> words = stackalloc ulong[Words];
+        ReadOnlySpan<byte> bytes = block.ReadOnlySlice(block.SizeBytes - RamBlock.PageSize, Words * 8);
+        for (int i = 0; i < Words; i++) words[i] = BinaryPrimitives.ReadUInt64LittleEndian(bytes[(i * 8)..]);
+        if (words[0] != Magic || words[1] != hash || words[8] != Sum(words)) return false;
+        root = new PatternRoot
+        {
+            Seed = words[2], WasZero = (words[3] & 1) != 0, Prefill = (words[3] & 2) != 0, DataPages = (long)words[4], Writes = (long)words[5],
+            Skips = (long)words[6], Generations = words[7],
+        };
+        return root.DataPages == PatternBlock.DataPagesOf(block);
+    }
+
+    internal readonly void Write(RamBlock block, ulong hash)
+    {
+        Span<ulong> words =
+        [
+            Magic, hash, Seed, (WasZero ? 1UL : 0) | (Prefill ? 2UL : 0), (ulong)DataPages, (ulong)Writes, (ulong)Skips, Generations, 0,
+        ];
+        words[8] = Sum(words);
+        ulong at = block.SizeBytes - RamBlock.PageSize;
+        Span<byte> bytes = block.Slice(at, Words * 8);
+        for (int i = 0; i < Words; i++) BinaryPrimitives.WriteUInt64LittleEndian(bytes[(i * 8)..], words[i]);
+        block.MarkDirty(at, Words * 8);
+    }
+
+    private static ulong Sum(ReadOnlySpan<ulong> words)
+    {
+        ulong sum = 0;
+        for (int i = 0; i < Words - 1; i++) sum = PatternPage.Mix(sum ^ words[i]);
+        return sum;
+    }
+}
