@@ -134,7 +134,8 @@ public sealed class InMemoryChannel : IMigrationChannel
                     long left = deadline - Environment.TickCount64;
                     if (left <= 0 || !Monitor.Wait(_bytes, (int)left)) return false;
                 }
-                return !_broken;
+                // The reader may have taken the last byte and shut the channel before this thread woke.
+                return _count == 0;
             }
         }
     }
