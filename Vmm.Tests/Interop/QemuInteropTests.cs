@@ -174,7 +174,8 @@ public class QemuInteropTests
         Assert.That(await incoming.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Failed));
         Assert.That($"{vm.Engine.Query().Error}", Does.Contain("'m': size differs, 0x2000000 here, 0x1000000 in the stream"));
         Assert.That(qemu.WaitMigrated(), Is.EqualTo("failed"), "our SHUT with an error is understood");
-        Assert.That(qemu.Run("query-status")!["status"]!.ToString(), Is.EqualTo("prelaunch"));
+        // 7.2 may have declared itself postmigrate before it reads our answer; 11.1 waits for it.
+        if (version == "11.1") Assert.That(qemu.Run("query-status")!["status"]!.ToString(), Is.EqualTo("prelaunch"));
     }
 
     [Test]
