@@ -1,0 +1,281 @@
+using System.Runtime.CompilerServices;
+using System.Text.Json.Nodes;
+using System.Threading.Channels;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.Threading;
+
+namespace Vmm.Migration.Qmp;
+
+/// <summary>An event of a QMP server.</summary>
+/// <param name="Name">E.g. <c>MIGRATION</c>.</param>
+/// <param name="Data">Its data; empty when it has none.</param>
+/// <param name="Timestamp">When it happened, by the server's clock; null if the server does not know.</param>
+public sealed record QmpEvent(string Name, JsonObject Data, DateTimeOffset? Timestamp);
+
+/// <summary>
+/// A QMP client for vmm and QEMU alike (qmp.md sections 1 to 5). Thread-safe; commands may overlap. One reader thread runs until
+/// <see cref="Dispose"/> or the end of the connection, which fails all commands in flight.
+/// </summary>
+public sealed class QmpClient : IDisposable
+{
+    /// <summary>How many unread events <see cref="Events"/> keeps; the oldest are dropped.</summary>
+    public const int EventBacklog = 4096;
+
+    private readonly IQmpTransport _transport;
+    private readonly string _peer;
+    private readonly Lock _writeGate = new();
+    private readonly Lock _gate = new();
+    private readonly SortedDictionary<long, TaskCompletionSource<JsonNode?>> _pending = [];
+    private readonly TaskCompletionSource<JsonObject> _greeting = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly Channel<QmpEvent> _events = Channel.CreateBounded<QmpEvent>(
+        new BoundedChannelOptions(EventBacklog) { FullMode = BoundedChannelFullMode.DropOldest, SingleWriter = true });
+    private Task _reader = Task.CompletedTask;
+    private Exception? _ended;
+    private long _nextId;
+    private volatile int _readerThreadId;
+
+    private QmpClient(IQmpTransport transport, string peer) => (_transport, _peer) = (transport, peer);
+
+    /// <summary>Raised for each event on the reader thread, before the event is in <see cref="Events"/>. Handlers must not wait for commands.</summary>
+    public event Action<QmpEvent>? EventReceived;
+
+    /// <summary>The <c>QMP</c> member of the greeting: version and capabilities.</summary>
+    public JsonObject Greeting => _greeting.Task.Result;
+
+    /// <summary>Completes when the connection has ended, by either side.</summary>
+    public Task Closed => _reader;
+
+    /// <summary>Connects to a server's socket and negotiates; out-of-band execution is enabled where the server offers it.</summary>
+    /// <param name="path">UNIX socket path.</param>
+    /// <param name="deadline">Limit for connecting and negotiating together.</param>
+    /// <returns>A client ready for commands.</returns>
+    /// <exception cref="ChannelException">Nobody listens, or the server did not answer in time.</exception>
+    /// <exception cref="QmpErrorException">The server refused the negotiation.</exception>
+    public static QmpClient Connect(string path, TimeSpan deadline)
+    {
+        byte[] address = Posix.UnixAddress(path);
+        OwnedFd socket = Posix.Socket(Posix.AF_UNIX);
+        long start = Environment.TickCount64;
+        Errno errno = Posix.Connect(socket, address, null, (int)deadline.TotalMilliseconds);
+        if (errno != Errno.None)
+        {
+            socket.Dispose();
+            throw Posix.Error($"cannot connect to QMP socket '{path}'", errno);
+        }
+        return Negotiate(new SocketQmpTransport(socket), path, deadline - TimeSpan.FromMilliseconds(Environment.TickCount64 - start));
+    }
+
+    /// <summary>As <see cref="Connect(string, TimeSpan)"/>, over a connected UNIX socket that the client owns from here on.</summary>
+    /// <param name="socket">The socket.</param>
+    /// <param name="deadline">Limit for negotiating.</param>
+    /// <returns>A client ready for commands.</returns>
+    public static QmpClient Attach(OwnedFd socket, TimeSpan deadline) => Negotiate(new SocketQmpTransport(socket), "socket", deadline);
+
+    /// <summary>Runs a command.</summary>
+    /// <param name="command">Its name.</param>
+    /// <param name="arguments">Its arguments, or null.</param>
+    /// <param name="fd">A descriptor to send along (getfd, add-fd); stays the caller's.</param>
+    /// <param name="outOfBand">Run it out-of-band.</param>
+    /// <param name="cancel">Stops waiting; the command goes on at the server.</param>
+    /// <returns>The returned value; never null for commands that return data.</returns>
+    /// <exception cref="QmpErrorException">The server's error.</exception>
+    /// <exception cref="ChannelException">The connection ended first.</exception>
+    public async Task<JsonNode?> ExecuteAsync(string command, JsonObject? arguments = null, OwnedFd? fd = null, bool outOfBand = false,
+        CancellationToken cancel = default)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(command);
+        long id = Interlocked.Increment(ref _nextId);
+        var answer = new TaskCompletionSource<JsonNode?>(TaskCreationOptions.RunContinuationsAsynchronously);
+        var request = new JsonObject { [outOfBand ? "exec-oob" : "execute"] = command, ["id"] = id };
+        if (arguments is not null) request["arguments"] = arguments.DeepClone();
+        lock (_gate)
+        {
+            if (_ended is not null) throw Lost(command);
+            _pending.Add(id, answer);
+        }
+        bool sent;
+        lock (_writeGate) sent = _transport.Write(QmpJsonText.Line(request), fd);
+        if (!sent) _transport.Shutdown();
+        try
+        {
+            return await answer.Task.WaitAsync(cancel).ConfigureAwait(false);
+        }
+        catch (ConnectionLostException)
+        {
+            throw Lost(command);
+        }
+        finally
+        {
+            lock (_gate) _pending.Remove(id);
+        }
+    }
+
+    /// <summary>Runs a command and waits for it; not for use on a thread that events come in on.</summary>
+    /// <param name="command">Its name.</param>
+    /// <param name="arguments">Its arguments, or null.</param>
+    /// <param name="deadline">How long to wait; 30 s by default.</param>
+    /// <returns>The returned value.</returns>
+    /// <exception cref="ChannelException">The connection ended, or the deadline passed (ETIMEDOUT).</exception>
+    /// <exception cref="QmpErrorException">The server's error.</exception>
+    public JsonNode? Execute(string command, JsonObject? arguments = null, TimeSpan? deadline = null)
+    {
+        using var cancel = new CancellationTokenSource(deadline ?? TimeSpan.FromSeconds(30));
+        try
+        {
+            return ExecuteAsync(command, arguments, cancel: cancel.Token).GetAwaiter().GetResult();
+        }
+        catch (OperationCanceledException)
+        {
+            throw new ChannelException($"QMP command '{command}' was not answered in time by '{_peer}'", Errno.ETIMEDOUT);
+        }
+    }
+
+    /// <summary>Events since the connection was made, each once, for one consumer; ends with the connection.</summary>
+    /// <param name="cancel">Ends the sequence.</param>
+    /// <returns>The events in order.</returns>
+    public async IAsyncEnumerable<QmpEvent> Events([EnumeratorCancellation] CancellationToken cancel = default)
+    {
+        await foreach (QmpEvent one in _events.Reader.ReadAllAsync(cancel).ConfigureAwait(false)) yield return one;
+    }
+
+    /// <summary>Reads events until one fits; those before it are gone from <see cref="Events"/>.</summary>
+    /// <param name="name">Event name.</param>
+    /// <param name="matches">Further condition, or null.</param>
+    /// <param name="cancel">Stops waiting.</param>
+    /// <returns>The event.</returns>
+    /// <exception cref="ChannelException">The connection ended first.</exception>
+    public async Task<QmpEvent> WaitForEventAsync(string name, Func<QmpEvent, bool>? matches = null, CancellationToken cancel = default)
+    {
+        await foreach (QmpEvent one in Events(cancel).ConfigureAwait(false))
+            if (one.Name == name && matches?.Invoke(one) != false) return one;
+        throw Lost($"event {name}");
+    }
+
+    /// <summary>Closes the connection; commands in flight fail. Idempotent.</summary>
+    public void Dispose()
+    {
+        _transport.Shutdown();
+        // The reader thread uses the transport until it has seen the end; on that thread itself there is nothing to wait for.
+        if (Environment.CurrentManagedThreadId != _readerThreadId) Task.WhenAny(_reader).GetAwaiter().GetResult();
+        _transport.Dispose();
+    }
+
+    private static QmpClient Negotiate(IQmpTransport transport, string peer, TimeSpan deadline)
+    {
+        var client = new QmpClient(transport, peer);
+        client._reader = WorkerThread.Run("qmp-client", client.ReadLoop);
+        try
+        {
+            using var cancel = new CancellationTokenSource(deadline > TimeSpan.Zero ? deadline : TimeSpan.Zero);
+            client.NegotiateAsync(cancel.Token).GetAwaiter().GetResult();
+            return client;
+        }
+        catch (OperationCanceledException)
+        {
+            client.Dispose();
+            throw new ChannelException($"QMP server '{peer}' did not greet in time (one that serves a client already keeps others waiting)", Errno.ETIMEDOUT);
+        }
+        catch
+        {
+            client.Dispose();
+            throw;
+        }
+    }
+
+    private async Task NegotiateAsync(CancellationToken cancel)
+    {
+        JsonObject greeting = await _greeting.Task.WaitAsync(cancel).ConfigureAwait(false);
+        bool oob = greeting["capabilities"] is JsonArray offered && offered.Any(static c => c is JsonValue v && v.TryGetValue(out string? s) && s == "oob");
+        await ExecuteAsync("qmp_capabilities", oob ? new JsonObject { ["enable"] = new JsonArray("oob") } : null, cancel: cancel).ConfigureAwait(false);
+    }
+
+    private void ReadLoop()
+    {
+        _readerThreadId = Environment.CurrentManagedThreadId;
+        string why = "closed the connection";
+        try
+        {
+            Pump(ref why);
+        }
+        finally
+        {
+            End(new ConnectionLostException($"QMP server '{_peer}' {why}"));
+        }
+    }
+
+    private void Pump(ref string why)
+    {
+        var reader = new QmpJsonReader();
+        var fds = new List<OwnedFd>();
+        byte[] buffer = new byte[32 << 10];
+        for (int n; (n = _transport.Read(buffer, fds)) > 0;)
+        {
+            foreach (OwnedFd fd in fds) fd.Dispose();
+            fds.Clear();
+            reader.Feed(buffer.AsSpan(0, n));
+            while (reader.TryTake(out QmpInput input))
+            {
+                if (input.Value is JsonObject message && Handle(message)) continue;
+                why = $"sent something that is not QMP: {input.Error ?? input.Value?.ToJsonString() ?? "null"}";
+                _transport.Shutdown();
+            }
+        }
+    }
+
+    private bool Handle(JsonObject message)
+    {
+        if (message["event"] is JsonValue name)
+        {
+            var one = new QmpEvent(name.ToString(), message["data"] as JsonObject ?? [], Timestamp(message["timestamp"] as JsonObject));
+            EventReceived?.Invoke(one);
+            _events.Writer.TryWrite(one);
+            return true;
+        }
+        if (message["QMP"] is JsonObject greeting) return _greeting.TrySetResult(greeting);
+        if (message["error"] is JsonObject error)
+        {
+            TakePending(message)?.TrySetException(new QmpErrorException(error["class"]?.ToString() ?? "GenericError", error["desc"]?.ToString() ?? "no description"));
+            return true;
+        }
+        if (!message.ContainsKey("return")) return false;
+        TakePending(message)?.TrySetResult(message["return"]);
+        return true;
+    }
+
+    // An answer without id (a parse error) belongs to the oldest command, the only one it can stand for.
+    private TaskCompletionSource<JsonNode?>? TakePending(JsonObject message)
+    {
+        lock (_gate)
+        {
+            if (message["id"] is JsonValue id && id.TryGetValue(out long n)) return _pending.GetValueOrDefault(n);
+            return _pending.Count > 0 ? _pending.First().Value : null;
+        }
+    }
+
+    private void End(ConnectionLostException why)
+    {
+        TaskCompletionSource<JsonNode?>[] pending;
+        lock (_gate)
+        {
+            _ended = why;
+            pending = [.. _pending.Values];
+        }
+        foreach (TaskCompletionSource<JsonNode?> one in pending) one.TrySetException(why);
+        _greeting.TrySetException(new ChannelException(why.Message, Errno.ECONNRESET));
+        // A client that is disposed before it was greeted leaves a fault nobody awaits; looking at it keeps it from being reported as unobserved.
+        _ = _greeting.Task.Exception;
+        _events.Writer.TryComplete();
+    }
+
+    private ChannelException Lost(string what) => new($"{what}: {_ended!.Message}", Errno.ECONNRESET);
+
+    private static DateTimeOffset? Timestamp(JsonObject? stamp)
+    {
+        if (stamp?["seconds"] is not JsonValue s || !s.TryGetValue(out long seconds) || seconds is < 0 or > 253402300799) return null;
+        long micro = stamp["microseconds"] is JsonValue m && m.TryGetValue(out long value) ? value : 0;
+        return DateTimeOffset.FromUnixTimeSeconds(seconds).AddTicks(Math.Clamp(micro, 0, 999_999) * TimeSpan.TicksPerMicrosecond);
+    }
+
+    private sealed class ConnectionLostException(string message) : Exception(message);
+}
