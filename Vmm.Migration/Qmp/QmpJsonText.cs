@@ -40,12 +40,8 @@ internal static class QmpJsonText
         return null;
     }
 
-    /// <summary>A number that keeps its text when it is not an integer of 64 bits.</summary>
-    internal static JsonNode Number(ReadOnlySpan<byte> text)
-    {
-        if (long.TryParse(text, NumberStyles.AllowLeadingSign, CultureInfo.InvariantCulture, out long n)) return JsonValue.Create(n);
-        return ulong.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out ulong u) ? JsonValue.Create(u) : JsonNode.Parse(text)!;
-    }
+    /// <summary>A number that keeps its text and converts to whatever numeric type it fits; <c>JsonValue.Create(long)</c> would be a long only.</summary>
+    internal static JsonNode Number(ReadOnlySpan<byte> text) => JsonNode.Parse(text)!;
 
     /// <summary>Writes a value as one line of ASCII with QEMU's spacing.</summary>
     internal static StringBuilder Append(StringBuilder to, JsonNode? value)
