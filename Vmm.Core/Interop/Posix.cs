@@ -153,6 +153,13 @@ internal static partial class Posix
         LibC.fcntl(fd, F_SETFL, on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK);
     }
 
+    /// <summary>O_RDONLY, O_WRONLY or O_RDWR as the descriptor was opened; -1 on error.</summary>
+    internal static int AccessMode(OwnedFd fd)
+    {
+        int flags = LibC.fcntl(fd, F_GETFL, 0);
+        return flags < 0 ? -1 : flags & 3;
+    }
+
     internal static void SetCloseOnExec(OwnedFd fd, bool on) => LibC.fcntl(fd, F_SETFD, on ? FD_CLOEXEC : 0);
 
     internal static bool IsOpen(int fd) => LibC.fcntl(fd, F_GETFD, 0) >= 0;

@@ -62,6 +62,7 @@ public sealed record MigrationAddress
             "fd" => new() { Transport = MigrationTransport.Fd, Path = NotEmpty(rest, uri, "a descriptor name or number") },
             "exec" => new() { Transport = MigrationTransport.Exec, Arguments = ["/bin/sh", "-c", NotEmpty(rest, uri, "a command")] },
             "file" => ParseFile(rest, uri),
+            "vsock" or "rdma" => throw new ConfigurationException($"{uri[..at]}: migration is not implemented in this version of vmm"),
             _ => throw new ConfigurationException($"unknown migration protocol: {uri}") { Hint = "known: tcp:, unix:, fd:, exec:, file:" },
         };
     }

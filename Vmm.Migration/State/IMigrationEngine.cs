@@ -55,6 +55,12 @@ public interface IMigrationEngine
     /// <summary>Cancels the outgoing migration, or stops listening; does nothing when idle.</summary>
     void Cancel();
 
+    /// <summary>
+    /// Shuts the channels of the running migration at once, so that it fails instead of being cancelled (QEMU: <c>yank</c>); does nothing when
+    /// idle. Never blocks and takes no lock that is held while blocking: it runs out-of-band.
+    /// </summary>
+    void Yank();
+
     /// <summary>Goes on from pre-switchover (QEMU: <c>qmp_migrate_continue</c>).</summary>
     /// <param name="state">Must equal the present status.</param>
     /// <exception cref="Core.Errors.VmmException">It does not.</exception>
@@ -62,4 +68,10 @@ public interface IMigrationEngine
 
     /// <summary>Looks up a descriptor for <c>fd:NAME</c>; set by the control plane. Consumes it.</summary>
     Func<string, OwnedFd?>? TakeNamedFd { get; set; }
+
+    /// <summary>
+    /// Opens a member of an fd set for <c>file:/dev/fdset/ID</c>, given the id and the access mode (O_RDONLY, O_WRONLY or O_RDWR), which must match
+    /// exactly; null if there is none. Set by the control plane; the result is the caller's.
+    /// </summary>
+    Func<long, int, OwnedFd?>? OpenFdSet { get; set; }
 }

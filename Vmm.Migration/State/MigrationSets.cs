@@ -10,15 +10,33 @@ public sealed class MigrationParameterSet
     /// <summary>The parameters in force.</summary>
     public MigrationParameters Current => _current;
 
+    /// <summary>Largest <c>downtime-limit</c>, ms.</summary>
+    internal const ulong MaxDowntimeLimitMs = 2_000_000;
+
+    private readonly Lock _gate = new();
+
+    /// <summary>Changes some parameters at once; all are checked first (QEMU: <c>migrate-set-parameters</c>).</summary>
+    /// <param name="changes">Parameters and their new values, typed as <see cref="MigrationParameter"/> says.</param>
+    /// <exception cref="ConfigurationException">A value is out of range or not implemented; nothing is changed.</exception>
+    public void Apply(IEnumerable<KeyValuePair<MigrationParameter, object>> changes)
+    {
+        ArgumentNullException.ThrowIfNull(changes);
+        lock (_gate)
+        {
+            MigrationParameters next = _current;
+            foreach ((MigrationParameter parameter, object value) in changes) next = parameter.With(next, value);
+            Replace(next);
+        }
+    }
+
     /// <summary>Replaces the set after checking it.</summary>
     /// <param name="next">The new set.</param>
     /// <exception cref="ConfigurationException">A value is out of range or not implemented; names the parameter, text is QEMU's.</exception>
     public void Replace(MigrationParameters next)
     {
         ArgumentNullException.ThrowIfNull(next);
-        if (next.DowntimeLimitMs > 2_000_000)
-            throw new ConfigurationException("Option downtime-limit expects an integer in the range of 0 to (2000 * 1000) ms");
-        _current = next;
+        foreach (MigrationParameter parameter in MigrationParameterTable.All) parameter.With(next, parameter.Get(next));
+        lock (_gate) _current = next;
     }
 }
 

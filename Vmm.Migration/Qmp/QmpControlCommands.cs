@@ -1,0 +1,101 @@
+using System.Text.Json.Nodes;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Memory;
+using Vmm.Core.RunStates;
+
+namespace Vmm.Migration.Qmp;
+
+/// <summary>Commands about the VM as such (qmp.md section 7).</summary>
+internal sealed class QmpControlCommands(QmpServer server, Vm vm)
+{
+    private static readonly QmpEnum s_runState = new([.. RunStateNames.All]);
+
+    internal IEnumerable<QmpCommand> Commands()
+    {
+        yield return new("query-status", QmpObject.Empty, new QmpObject(new("running", QmpType.Bool), new("status", s_runState)), _ => Status());
+        yield return new("query-name", QmpObject.Empty, new QmpObject(new QmpMember("name", QmpType.Str, true)), QueryName);
+        yield return new("query-uuid", QmpObject.Empty, new QmpObject(new QmpMember("UUID", QmpType.Str)), _ => new JsonObject { ["UUID"] = vm.Uuid.ToString() });
+        yield return new("stop", _ => { vm.Stop(); return null; });
+        yield return new("cont", _ => { Cont(); return null; });
+        yield return new("system_reset", _ => { server.ResetVm(); return null; });
+        yield return new("quit", Quit);
+        yield return new("pmemsave", new(new("val", QmpType.Int), new("size", QmpType.Int), new("filename", QmpType.Str)), QmpObject.Empty, PMemSave);
+    }
+
+    internal JsonObject Status()
+    {
+        RunState state = vm.RunState.State;
+        return new JsonObject { ["running"] = RunStateTable.IsRunning(state), ["status"] = state.ToWireName() };
+    }
+
+    private void Cont()
+    {
+        if (vm.RunState.State == RunState.PostMigrate) server.Log.ContinuedAfterMigration("two copies run if the destination does");
+        vm.Cont();
+    }
+
+    private JsonObject QueryName(QmpCall call) => vm.Name is null ? [] : new JsonObject { ["name"] = vm.Name };
+
+    private JsonNode? Quit(QmpCall call)
+    {
+        server.Shutdown("host-qmp-quit");
+        // The client must have its answer before the host ends the process.
+        call.Session.AfterAnswer = () => server.RequestQuit(new QmpQuitRequest(0, null));
+        return null;
+    }
+
+    private JsonNode? PMemSave(QmpCall call)
+    {
+        long address = call.Int("val"), size = call.Int("size");
+        string path = call.Str("filename");
+        if (address < 0 || size < 0 || !IsRam((ulong)address, (ulong)size))
+            throw new QmpErrorException($"Invalid addr 0x{address:x16}/size {size} specified");
+        try
+        {
+            using FileStream file = OpenForWriting(path);
+            byte[] buffer = new byte[(int)Math.Min(size, 1 << 20)];
+            for (long done = 0; done < size;)
+            {
+                call.Stopping.ThrowIfCancellationRequested();
+                Span<byte> part = buffer.AsSpan(0, (int)Math.Min(buffer.Length, size - done));
+                vm.Memory.Read(new GuestAddress((ulong)(address + done)), part);
+                file.Write(part);
+                done += part.Length;
+            }
+            return null;
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            throw new QmpErrorException($"An IO error has occurred writing '{path}': {e.Message}");
+        }
+    }
+
+    private static FileStream OpenForWriting(string path)
+    {
+        try
+        {
+            return new FileStream(path, FileMode.Create, FileAccess.Write);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException)
+        {
+            string why = e switch
+            {
+                DirectoryNotFoundException => "No such file or directory",
+                UnauthorizedAccessException => "Permission denied",
+                _ => e.Message,
+            };
+            throw new QmpErrorException($"Could not open '{path}': {why}");
+        }
+    }
+
+    private bool IsRam(ulong address, ulong size)
+    {
+        for (ulong end = address + size; address < end;)
+        {
+            if (vm.Memory.FindBlock(new GuestAddress(address)) is not { } block) return false;
+            address = block.Range.End;
+        }
+        return true;
+    }
+}

@@ -1,0 +1,115 @@
+using System.Text.Json.Nodes;
+using Vmm.Core.Memory;
+using Vmm.Migration.State;
+
+namespace Vmm.Migration.Qmp;
+
+/// <summary>Migration figures and parameter values as QMP shows them (qmp.md 8.6 and 8.7).</summary>
+internal static class QmpMigrationInfo
+{
+    internal static JsonObject ToJson(MigrationInfo info)
+    {
+        var answer = new JsonObject();
+        if (info.BlockedReasons.Count > 0) answer["blocked-reasons"] = Strings(info.BlockedReasons);
+        if (info.Status == MigrationStatus.None) return answer;
+        answer["status"] = info.Status.ToWireName();
+        if (info.IsIncoming) AddIncoming(answer, info);
+        else AddOutgoing(answer, info);
+        if (info.Downtime is { } downtime) answer[QmpServer.ExtensionPrefix + "downtime"] = Downtime(downtime);
+        if (info.Error is { } error && info.Status is MigrationStatus.Failed or MigrationStatus.Failing)
+        {
+            answer["error-desc"] = info.Error!.ToString();
+            answer[QmpServer.ExtensionPrefix + "error"] = Error(info.Error);
+        }
+        return answer;
+    }
+
+    /// <summary>True while RAM or state moves: the figures are running values.</summary>
+    internal static bool IsActive(MigrationStatus status) => status is MigrationStatus.Active or MigrationStatus.Cancelling
+        or MigrationStatus.PreSwitchover or MigrationStatus.Device or MigrationStatus.PostcopyDevice or MigrationStatus.PostcopyActive
+        or MigrationStatus.PostcopyPaused or MigrationStatus.PostcopyRecoverSetup or MigrationStatus.PostcopyRecover;
+
+    /// <summary>A parameter's value from JSON, typed as the table wants it.</summary>
+    internal static object ParameterValue(MigrationParameter parameter, JsonNode? value) => parameter.Kind switch
+    {
+        MigrationParameterKind.Bool => value!.GetValue<bool>(),
+        MigrationParameterKind.Enum => value!.GetValue<string>(),
+        MigrationParameterKind.StringOrNull => value?.GetValue<string>() ?? string.Empty,
+        MigrationParameterKind.StringList => ((JsonArray)value!).Select(static s => s!.GetValue<string>()).ToArray(),
+        _ => value!.GetValue<ulong>(),
+    };
+
+    /// <summary>A parameter's value as JSON.</summary>
+    internal static JsonNode ParameterJson(object value) => value switch
+    {
+        bool b => JsonValue.Create(b),
+        ulong n => JsonValue.Create(n),
+        string[] list => Strings(list),
+        _ => JsonValue.Create((string)value),
+    };
+
+    private static void AddIncoming(JsonObject answer, MigrationInfo info)
+    {
+        if (info.Status == MigrationStatus.Completed || info.SocketAddresses.Count == 0) return;
+        answer["socket-address"] = new JsonArray([.. info.SocketAddresses.Select(SocketAddress)]);
+    }
+
+    private static void AddOutgoing(JsonObject answer, MigrationInfo info)
+    {
+        bool active = IsActive(info.Status);
+        if (!active && info.Status != MigrationStatus.Completed) return;
+        answer["total-time"] = info.TotalTimeMs;
+        answer["setup-time"] = info.SetupTimeMs;
+        if (active && info.ExpectedDowntimeMs is { } expected) answer["expected-downtime"] = expected;
+        if (info.DowntimeMs is { } downtime) answer["downtime"] = (long)Math.Round(downtime);
+        if (active && info.RemainingBytes is { } remaining) answer["remaining"] = remaining;
+        if (info.Ram is { } ram) answer["ram"] = Ram(ram, active);
+    }
+
+    private static JsonObject Ram(RamStats ram, bool active) => new()
+    {
+        ["transferred"] = ram.TransferredBytes,
+        ["remaining"] = active ? ram.RemainingBytes : 0,
+        ["total"] = ram.TotalBytes,
+        ["duplicate"] = ram.DuplicatePages,
+        ["normal"] = ram.NormalPages,
+        ["normal-bytes"] = ram.NormalPages * RamBlock.PageSize,
+        ["dirty-pages-rate"] = active ? ram.DirtyPagesRate : 0,
+        ["mbps"] = ram.Mbps,
+        ["dirty-sync-count"] = ram.DirtySyncCount,
+        ["postcopy-requests"] = 0,
+        ["page-size"] = RamBlock.PageSize,
+        ["multifd-bytes"] = 0,
+        ["pages-per-second"] = ram.PagesPerSecond,
+        ["precopy-bytes"] = ram.PrecopyBytes,
+        ["downtime-bytes"] = ram.DowntimeBytes,
+        ["postcopy-bytes"] = 0,
+        ["dirty-sync-missed-zero-copy"] = 0,
+    };
+
+    private static JsonObject Downtime(DowntimeReport d) => new()
+    {
+        ["drain-ms"] = d.DrainMs, ["device-stop-ms"] = d.DeviceStopMs, ["final-ram-ms"] = d.FinalRamMs, ["device-state-ms"] = d.DeviceStateMs,
+        ["send-ms"] = d.SendMs, ["load-ms"] = d.LoadMs, ["start-ms"] = d.StartMs, ["total-ms"] = d.TotalMs,
+    };
+
+    private static JsonObject Error(MigrationError e)
+    {
+        var error = new JsonObject { ["side"] = e.Side, ["phase"] = e.Phase, ["message"] = e.Message };
+        if (e.Section is not null) error["section"] = e.Section;
+        if (e.Offset is not null) error["offset"] = e.Offset;
+        if (e.Expected is not null) error["expected"] = e.Expected;
+        if (e.Found is not null) error["found"] = e.Found;
+        if (e.Hint is not null) error["hint"] = e.Hint;
+        return error;
+    }
+
+    private static JsonObject SocketAddress(MigrationSocketAddress address)
+    {
+        if (address.Type != "inet") return new JsonObject { ["path"] = address.Path, ["type"] = address.Type };
+        bool v6 = address.Host?.Contains(':', StringComparison.Ordinal) == true;
+        return new JsonObject { ["port"] = $"{address.Port}", [v6 ? "ipv6" : "ipv4"] = true, ["host"] = address.Host, ["type"] = "inet" };
+    }
+
+    private static JsonArray Strings(IEnumerable<string> values) => [.. values.Select(static v => JsonValue.Create(v))];
+}

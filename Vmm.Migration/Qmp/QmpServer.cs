@@ -1,0 +1,240 @@
+using System.Text.Json.Nodes;
+using Microsoft.Extensions.Logging;
+using Microsoft.Extensions.Logging.Abstractions;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.RunStates;
+using Vmm.Migration.Snapshot;
+using Vmm.Migration.State;
+
+namespace Vmm.Migration.Qmp;
+
+/// <summary>The host of a VM is asked to end.</summary>
+/// <param name="ExitCode">0 after <c>quit</c>, 1 after a failed incoming migration with exit-on-error.</param>
+/// <param name="Reason">What to tell the user, or null.</param>
+public sealed record QmpQuitRequest(int ExitCode, string? Reason);
+
+/// <summary>
+/// The QMP control plane of one VM (qmp.md): any number of clients on any number of sockets, each with its own negotiation, ids, named
+/// descriptors and event feed. Thread-safe. <see cref="Dispose"/> ends clients, jobs, threads and sockets; the VM and a migration go on.
+/// </summary>
+public sealed class QmpServer : IDisposable
+{
+    /// <summary>Prefix of everything on the wire that is ours and not QEMU's.</summary>
+    public const string ExtensionPrefix = "__io.github.vmm_";
+
+    /// <summary>The block node name under which the snapshot store is offered to <c>snapshot-save</c> and its kin.</summary>
+    public const string SnapshotNodeName = "vmm-snapshots";
+
+    /// <summary>How many clients may be connected at once; further ones are closed at once.</summary>
+    public const int MaxClients = 128;
+
+    private readonly Vm _vm;
+    private readonly IMigrationEngine _engine;
+    private readonly Lock _gate = new();
+    private readonly Dictionary<QmpSession, Task> _sessions = [];
+    private readonly List<QmpListener> _listeners = [];
+    private readonly CancellationTokenSource _stopping = new();
+    private readonly TaskCompletionSource<QmpQuitRequest> _quit = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly QmpJobs _jobs;
+    private readonly QmpDirtyRate _dirtyRate;
+    private volatile QmpSession[] _clients = [];
+    private bool _disposed;
+    // Set and read with the BQL held.
+    private bool _resetting;
+
+    /// <summary>Makes a server without clients; <see cref="Listen"/> and <see cref="Serve(OwnedFd)"/> bring them.</summary>
+    /// <param name="vm">The VM.</param>
+    /// <param name="engine">Its migration engine; gets this server's descriptor look-ups.</param>
+    /// <param name="snapshots">Its snapshots, or null when it has no store.</param>
+    /// <param name="loggers">Loggers, or null.</param>
+    public QmpServer(Vm vm, IMigrationEngine engine, ISnapshotService? snapshots = null, ILoggerFactory? loggers = null)
+    {
+        ArgumentNullException.ThrowIfNull(vm);
+        ArgumentNullException.ThrowIfNull(engine);
+        _vm = vm;
+        _engine = engine;
+        Log = new QmpLog((loggers ?? NullLoggerFactory.Instance).CreateLogger("Vmm.Migration.Qmp"));
+        Fds = new QmpFds(() => _clients);
+        _jobs = new QmpJobs(this, snapshots);
+        _dirtyRate = new QmpDirtyRate(vm, engine);
+        var control = new QmpControlCommands(this, vm);
+        var migration = new QmpMigrationCommands(this, vm, engine);
+        Commands = new QmpCommandTable(
+            [
+                .. control.Commands(), .. migration.Commands(), .. Fds.Commands(), .. _dirtyRate.Commands(), .. _jobs.Commands(),
+                .. new HumanMonitor(vm, engine, snapshots, migration).Commands(),
+            ],
+            QmpEvents.All);
+        engine.TakeNamedFd = Fds.TakeNamed;
+        engine.OpenFdSet = Fds.OpenSet;
+        engine.StatusChanged += OnMigrationStatus;
+        engine.PassCompleted += OnMigrationPass;
+        vm.RunState.Changed += OnRunState;
+        vm.ResetDone += OnReset;
+    }
+
+    /// <summary>Completes when a client, or a failed incoming migration, asks the process to end. The answer to <c>quit</c> has been sent by then.</summary>
+    public Task<QmpQuitRequest> QuitRequested => _quit.Task;
+
+    /// <summary>Number of connected clients.</summary>
+    public int ClientCount => _clients.Length;
+
+    internal QmpLog Log { get; }
+
+    internal QmpCommandTable Commands { get; }
+
+    internal QmpFds Fds { get; }
+
+    internal CancellationToken Stopping => _stopping.Token;
+
+    /// <summary>Listens on a UNIX socket, mode 0600, until disposed; the file is removed then if it is still the one made here.</summary>
+    /// <param name="path">At most 107 bytes. A stale socket file is replaced; anything else in its place is refused, a symbolic link too.</param>
+    /// <exception cref="ConfigurationException">The path is unfit or in use.</exception>
+    /// <exception cref="ChannelException">The socket cannot be made.</exception>
+    public void Listen(string path)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(path);
+        lock (_gate)
+        {
+            ObjectDisposedException.ThrowIf(_disposed, this);
+            _listeners.Add(new QmpListener(path, fd => Serve(new SocketQmpTransport(fd)), Log));
+        }
+    }
+
+    /// <summary>Serves a client on a connected UNIX socket.</summary>
+    /// <param name="socket">The socket; owned by the server from here on.</param>
+    /// <returns>Completes when the client has gone.</returns>
+    public Task Serve(OwnedFd socket) => Serve(new SocketQmpTransport(socket));
+
+    /// <summary>Serves a client on a pair of streams, e.g. standard input and output; it cannot pass descriptors.</summary>
+    /// <param name="input">What the client writes; owned from here on. Disposing it must wake a blocked read.</param>
+    /// <param name="output">What the client reads; owned from here on.</param>
+    /// <returns>Completes when the client has gone.</returns>
+    public Task Serve(Stream input, Stream output) => Serve(new StreamQmpTransport(input, output));
+
+    /// <summary>Announces the end of the VM to all clients (event SHUTDOWN).</summary>
+    /// <param name="reason">QEMU's ShutdownCause, e.g. <c>host-signal</c>.</param>
+    public void Shutdown(string reason) => Broadcast("SHUTDOWN", new JsonObject { ["guest"] = false, ["reason"] = reason });
+
+    /// <summary>Disconnects all clients and ends everything this server started. Idempotent. Not from an event or a command.</summary>
+    public void Dispose()
+    {
+        QmpListener[] listeners;
+        lock (_gate)
+        {
+            if (_disposed) return;
+            _disposed = true;
+            listeners = [.. _listeners];
+        }
+        _engine.StatusChanged -= OnMigrationStatus;
+        _engine.PassCompleted -= OnMigrationPass;
+        _vm.RunState.Changed -= OnRunState;
+        _vm.ResetDone -= OnReset;
+        foreach (QmpListener listener in listeners) listener.Dispose();
+        _stopping.Cancel();
+        Task[] clients;
+        lock (_gate)
+        {
+            foreach (QmpSession session in _sessions.Keys) session.Abort();
+            clients = [.. _sessions.Values];
+        }
+        _jobs.Dispose();
+        _dirtyRate.Dispose();
+        Task.WhenAll(clients).GetAwaiter().GetResult();
+        if (_engine.TakeNamedFd == Fds.TakeNamed) _engine.TakeNamedFd = null;
+        if (_engine.OpenFdSet == Fds.OpenSet) _engine.OpenFdSet = null;
+        Fds.Dispose();
+        _stopping.Dispose();
+    }
+
+    /// <summary>The version object of greeting and query-version: the QEMU level whose wire behaviour this is, and our own name and version.</summary>
+    internal static JsonObject Version() => new()
+    {
+        ["qemu"] = new JsonObject { ["micro"] = 3, ["minor"] = 1, ["major"] = 11 },
+        ["package"] = $"vmm {typeof(QmpServer).Assembly.GetName().Version?.ToString(3)}",
+    };
+
+    internal void RequestQuit(QmpQuitRequest request) => _quit.TrySetResult(request);
+
+    /// <summary>Resets the VM. The stop and start that this takes inside are not shown to clients, as in QEMU.</summary>
+    internal void ResetVm()
+    {
+        using (_vm.Bql.Acquire())
+        {
+            _resetting = true;
+            try
+            {
+                _vm.Reset();
+            }
+            finally
+            {
+                _resetting = false;
+            }
+        }
+    }
+
+    internal void Broadcast(string name, JsonObject? data)
+    {
+        QmpSession[] clients = _clients;
+        if (clients.Length == 0) return;
+        long ticks = (DateTimeOffset.UtcNow - DateTimeOffset.UnixEpoch).Ticks;
+        var message = new JsonObject
+        {
+            ["timestamp"] = new JsonObject
+            {
+                ["seconds"] = ticks / TimeSpan.TicksPerSecond, ["microseconds"] = ticks % TimeSpan.TicksPerSecond / TimeSpan.TicksPerMicrosecond,
+            },
+            ["event"] = name,
+        };
+        if (data is not null) message["data"] = data;
+        byte[] line = QmpJsonText.Line(message);
+        foreach (QmpSession client in clients) client.PostEvent(name, line);
+    }
+
+    private Task Serve(IQmpTransport transport)
+    {
+        lock (_gate)
+        {
+            if (_disposed || _sessions.Count >= MaxClients)
+            {
+                transport.Dispose();
+                return Task.CompletedTask;
+            }
+            var session = new QmpSession(this, transport);
+            Task run = Task.Run(session.RunAsync);
+            _sessions.Add(session, run);
+            _clients = [.. _sessions.Keys];
+            return run.ContinueWith(_ => Remove(session), CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
+        }
+    }
+
+    private void Remove(QmpSession session)
+    {
+        lock (_gate)
+        {
+            _sessions.Remove(session);
+            _clients = [.. _sessions.Keys];
+        }
+    }
+
+    private void OnRunState(RunStateChange change)
+    {
+        bool was = RunStateTable.IsLive(change.From), now = RunStateTable.IsLive(change.To);
+        if (was != now && !_resetting) Broadcast(now ? "RESUME" : "STOP", null);
+    }
+
+    private void OnReset() =>
+        Broadcast("RESET", new JsonObject { ["guest"] = false, ["reason"] = _resetting ? "host-qmp-system-reset" : "none" });
+
+    private void OnMigrationStatus(MigrationStatus status)
+    {
+        if (_engine.Capabilities.IsOn(MigrationCapability.Events)) Broadcast("MIGRATION", new JsonObject { ["status"] = status.ToWireName() });
+    }
+
+    private void OnMigrationPass(long pass)
+    {
+        if (_engine.Capabilities.IsOn(MigrationCapability.Events)) Broadcast("MIGRATION_PASS", new JsonObject { ["pass"] = pass });
+    }
+}

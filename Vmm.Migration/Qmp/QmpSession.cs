@@ -1,0 +1,252 @@
+using System.Collections.Concurrent;
+using System.Text.Json.Nodes;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.Threading;
+
+namespace Vmm.Migration.Qmp;
+
+/// <summary>
+/// One client (qmp.md sections 1 to 5): negotiation, in-band commands one at a time in order, out-of-band ones on the reader thread, and its
+/// named descriptors. Three threads: reader, dispatcher, writer; <see cref="RunAsync"/> ends them all and owns the transport.
+/// </summary>
+#pragma warning disable CA1001 // RunAsync disposes what this owns, in its order.
+internal sealed class QmpSession
+#pragma warning restore CA1001
+{
+    /// <summary>In-band requests held for a client; with that many the reader stops reading (QEMU: QMP_REQ_QUEUE_LEN_MAX).</summary>
+    internal const int MaxQueuedRequests = 8;
+
+    private static readonly TimeSpan s_drainLimit = TimeSpan.FromSeconds(1);
+
+    private readonly QmpServer _server;
+    private readonly IQmpTransport _transport;
+    private readonly QmpOutbox _outbox;
+    private readonly BlockingCollection<Request> _inBand = new(MaxQueuedRequests);
+    private readonly CancellationTokenSource _gone = new();
+    private readonly ConcurrentDictionary<string, OwnedFd> _namedFds = new();
+    private readonly List<OwnedFd> _arrivedFds = [];
+    private volatile bool _negotiated;
+    private volatile bool _oob;
+
+    internal QmpSession(QmpServer server, IQmpTransport transport)
+    {
+        _server = server;
+        _transport = transport;
+        _outbox = new QmpOutbox(transport);
+    }
+
+    private sealed record Request(QmpInput Input, List<OwnedFd> Fds);
+
+    /// <summary>Fires when the client has gone or is being disconnected.</summary>
+    internal CancellationToken Gone => _gone.Token;
+
+    /// <summary>Fires when the server ends.</summary>
+    internal CancellationToken Stopping => _server.Stopping;
+
+    /// <summary>Something to do after the answer of the present command has been written, or null.</summary>
+    internal Action? AfterAnswer { get; set; }
+
+    /// <summary>Serves the client until it leaves or <see cref="Abort"/>; afterwards nothing of it is left.</summary>
+    internal async Task RunAsync()
+    {
+        _outbox.PostAnswer(QmpJsonText.Line(new JsonObject
+        {
+            ["QMP"] = new JsonObject { ["version"] = QmpServer.Version(), ["capabilities"] = new JsonArray("oob") },
+        }));
+        Task writer = WorkerThread.Run("qmp-writer", _outbox.WriteLoop);
+        Task dispatcher = WorkerThread.Run("qmp-dispatch", Dispatch);
+        Task reader = WorkerThread.Run("qmp-reader", ReadLoop);
+        const ConfigureAwaitOptions quiet = ConfigureAwaitOptions.SuppressThrowing;
+        await reader.ConfigureAwait(quiet);
+        await dispatcher.ConfigureAwait(quiet);
+        _outbox.Complete();
+        // A client that closed only its writing side still gets its answers, unless it does not read them.
+        await writer.WaitAsync(s_drainLimit, _server.Stopping).ConfigureAwait(quiet);
+        _transport.Shutdown();
+        await writer.ConfigureAwait(quiet);
+        if ((reader.Exception ?? dispatcher.Exception ?? writer.Exception) is { } fault) _server.Log.CommandFault(fault);
+        _transport.Dispose();
+        foreach (OwnedFd fd in _namedFds.Values) fd.Dispose();
+        _inBand.Dispose();
+        _outbox.Dispose();
+    }
+
+    /// <summary>Disconnects the client from any thread; never waits.</summary>
+    internal void Abort()
+    {
+        _gone.Cancel();
+        _transport.Shutdown();
+    }
+
+    /// <summary>Sends an event if the client has negotiated; a client without room for it is disconnected.</summary>
+    internal void PostEvent(string name, byte[] line)
+    {
+        if (!_negotiated || _outbox.TryPostEvent(line)) return;
+        _server.Log.ClientOverflow(name);
+        Abort();
+    }
+
+    /// <summary>Completes the negotiation.</summary>
+    internal void Negotiated(bool oob)
+    {
+        _oob = oob;
+        _negotiated = true;
+    }
+
+    /// <summary>True once negotiation is complete.</summary>
+    internal bool IsNegotiated => _negotiated;
+
+    /// <summary>Keeps a descriptor under a name; replaces one of that name.</summary>
+    internal void AddNamedFd(string name, OwnedFd fd)
+    {
+        if (_namedFds.TryRemove(name, out OwnedFd? old)) old.Dispose();
+        _namedFds[name] = fd;
+    }
+
+    /// <summary>Takes a named descriptor out, or null.</summary>
+    internal OwnedFd? TakeNamedFd(string name) => _namedFds.TryRemove(name, out OwnedFd? fd) ? fd : null;
+
+    private void ReadLoop()
+    {
+        try
+        {
+            var reader = new QmpJsonReader();
+            var received = new List<OwnedFd>();
+            byte[] buffer = new byte[16 << 10];
+            for (int n; (n = _transport.Read(buffer, received)) > 0;)
+            {
+                if (received.Count > 0)
+                {
+                    // Descriptors that no command took are not kept for later ones.
+                    Close(_arrivedFds);
+                    _arrivedFds.AddRange(received);
+                    received.Clear();
+                }
+                reader.Feed(buffer.AsSpan(0, n));
+                while (reader.TryTake(out QmpInput input))
+                    if (!Accept(input)) return;
+            }
+        }
+        finally
+        {
+            Close(_arrivedFds);
+            _inBand.CompleteAdding();
+            while (_inBand.TryTake(out Request? dropped)) Close(dropped.Fds);
+            _gone.Cancel();
+        }
+    }
+
+    private bool Accept(QmpInput input)
+    {
+        var request = new Request(input, TakesFd(input.Value) ? [.. _arrivedFds] : []);
+        if (request.Fds.Count > 0) _arrivedFds.Clear();
+        if (input.Value is JsonObject o && o.ContainsKey("exec-oob") && !o.ContainsKey("execute"))
+        {
+            Answer(request);
+            return true;
+        }
+        try
+        {
+            _inBand.Add(request, Gone);
+            return true;
+        }
+        catch (OperationCanceledException)
+        {
+            // Disconnected while the queue was full.
+            Close(request.Fds);
+            return false;
+        }
+    }
+
+    private bool TakesFd(JsonNode? value) =>
+        (value as JsonObject)?["execute"] is JsonValue name && name.TryGetValue(out string? command) && _server.Commands.Find(command)?.TakesFd == true;
+
+    private void Dispatch()
+    {
+        foreach (Request request in _inBand.GetConsumingEnumerable()) Answer(request);
+    }
+
+    private void Answer(Request request)
+    {
+        JsonObject answer;
+        try
+        {
+            if (request.Input.Error is not null) throw new QmpErrorException(request.Input.Error);
+            answer = new JsonObject { ["return"] = Execute(request) ?? new JsonObject() };
+        }
+        catch (QmpErrorException e)
+        {
+            answer = Error(e.ClassName, e.Message, e.Hint);
+        }
+        catch (VmmException e)
+        {
+            answer = Error(e.QmpClass.ToString(), VmmException.Describe(e), e.Hint);
+        }
+        catch (OperationCanceledException)
+        {
+            answer = Error(nameof(QmpErrorClass.GenericError), "Operation canceled", null);
+        }
+#pragma warning disable CA1031 // A fault in one command must not end the control plane; it is reported to the client and logged.
+        catch (Exception e)
+#pragma warning restore CA1031
+        {
+            _server.Log.CommandFault(e);
+            answer = Error(nameof(QmpErrorClass.GenericError), $"internal error: {VmmException.Describe(e)}", null);
+        }
+        Close(request.Fds);
+        if (request.Input.Value is JsonObject o && o.TryGetPropertyValue("id", out JsonNode? id)) answer["id"] = id?.DeepClone();
+        _outbox.PostAnswer(QmpJsonText.Line(answer));
+        if (AfterAnswer is not { } after) return;
+        AfterAnswer = null;
+        _outbox.Flush(s_drainLimit);
+        after();
+    }
+
+    private JsonNode? Execute(Request request)
+    {
+        if (request.Input.Value is not JsonObject message) throw new QmpErrorException("QMP input must be a JSON object");
+        string verb = Verb(message);
+        string name = message[verb]!.GetValue<string>();
+        QmpCommand? command = _server.Commands.Find(name);
+        if (!_negotiated && name != QmpCommandTable.Negotiate)
+            throw new QmpErrorException(QmpErrorClass.CommandNotFound, $"Expecting capabilities negotiation with '{QmpCommandTable.Negotiate}'");
+        if (command is null) throw new QmpErrorException(QmpErrorClass.CommandNotFound, $"The command {name} has not been found");
+        if (verb == "exec-oob" && !command.AllowOob) throw new QmpErrorException($"The command {name} does not support OOB");
+        var call = new QmpCall(this, message["arguments"] as JsonObject ?? [], request.Fds);
+        command.Arguments.Check(call.Arguments, "arguments", string.Empty);
+        using (_server.Fds.Serving(this)) return command.Run(call);
+    }
+
+    private string Verb(JsonObject message)
+    {
+        string? verb = null;
+        foreach ((string key, JsonNode? value) in message)
+        {
+            if (key == "id") continue;
+            if (key == "arguments")
+            {
+                if (value is not JsonObject) throw new QmpErrorException("QMP input member 'arguments' must be an object");
+                continue;
+            }
+            if (key != "execute" && (key != "exec-oob" || !_oob)) throw new QmpErrorException($"QMP input member '{key}' is unexpected");
+            if (value is not JsonValue text || !text.TryGetValue(out string? _)) throw new QmpErrorException($"QMP input member '{key}' must be a string");
+            if (verb is not null) throw new QmpErrorException("QMP input member 'execute' clashes with 'exec-oob'");
+            verb = key;
+        }
+        return verb ?? throw new QmpErrorException("QMP input lacks member 'execute'");
+    }
+
+    private static JsonObject Error(string className, string description, string? hint)
+    {
+        var error = new JsonObject { ["class"] = className, ["desc"] = description };
+        if (hint is not null) error[QmpServer.ExtensionPrefix + "hint"] = hint;
+        return new JsonObject { ["error"] = error };
+    }
+
+    private static void Close(List<OwnedFd> fds)
+    {
+        foreach (OwnedFd fd in fds) fd.Dispose();
+        fds.Clear();
+    }
+}

@@ -1,0 +1,58 @@
+using Vmm.Core.Channels;
+using Vmm.Core.Interop;
+using Vmm.Migration.Channels;
+using Vmm.Migration.State;
+
+namespace Vmm.Tests.Fakes;
+
+/// <summary>An engine that moves when the test says so.</summary>
+internal sealed class FakeMigrationEngine : IMigrationEngine
+{
+    private TaskCompletionSource<MigrationStatus> _end = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+    internal MigrationInfo Info { get; set; } = new();
+    internal List<string> Calls { get; } = [];
+    internal Exception? Refusal { get; set; }
+
+    public MigrationStatus Status { get; private set; }
+    public MigrationParameterSet Parameters { get; } = new();
+    public MigrationCapabilitySet Capabilities { get; } = new();
+    public event Action<MigrationStatus>? StatusChanged;
+    public event Action<long>? PassCompleted;
+    public Func<string, OwnedFd?>? TakeNamedFd { get; set; }
+    public Func<long, int, OwnedFd?>? OpenFdSet { get; set; }
+
+    public MigrationInfo Query() => Info with { Status = Status };
+
+    public Task<MigrationStatus> Migrate(MigrationAddress address) => Start($"migrate {address}");
+
+    public Task<MigrationStatus> Migrate(IMigrationChannel channel) => Start("migrate channel");
+
+    public Task<MigrationStatus> MigrateIncoming(MigrationAddress address, bool keepListening = false) => Start($"incoming {address}");
+
+    public Task<MigrationStatus> MigrateIncoming(IMigrationChannel channel) => Start("incoming channel");
+
+    public void Cancel() => Calls.Add("cancel");
+
+    public void Yank() => Calls.Add("yank");
+
+    public void Continue(MigrationStatus state) => Calls.Add($"continue {state.ToWireName()}");
+
+    internal void Move(MigrationStatus status)
+    {
+        Status = status;
+        StatusChanged?.Invoke(status);
+        if (status.IsTerminal()) _end.TrySetResult(status);
+    }
+
+    internal void Pass(long pass) => PassCompleted?.Invoke(pass);
+
+    private Task<MigrationStatus> Start(string call)
+    {
+        if (Refusal is not null) throw Refusal;
+        Calls.Add(call);
+        _end = new TaskCompletionSource<MigrationStatus>(TaskCreationOptions.RunContinuationsAsynchronously);
+        Move(MigrationStatus.Setup);
+        return _end.Task;
+    }
+}
