@@ -201,7 +201,7 @@ internal sealed class EndToEndTests
         Assert.That((await _vmm.Run("snapshots")).Error, Does.Contain("no snapshots"));
     }
 
-    private Task<PeerProcess> BusyVm(string name) => _vmm.StartVm(name, "--workload", "pattern,rate=10M,state=off");
+    private Task<PeerProcess> BusyVm(string name) => _vmm.StartVm(name, "--workload", "pattern,rate=10M,prefill=on");
 
     private async Task WaitForState(PeerProcess vm, string state)
     {

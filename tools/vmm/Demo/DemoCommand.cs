@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using System.Text.Json.Nodes;
+using Vmm.Migration.Qmp;
 using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Shell;
@@ -9,10 +10,8 @@ namespace Vmm.Tools.Cli.Demo;
 /// <summary><c>vmm demo</c>: a busy VM moves to another process, then into a real QEMU; every page is checked.</summary>
 internal sealed class DemoCommand(CliContext context)
 {
-    private const string VerifyCommand = "__io.github.vmm_workload-verify";
-    private const string Memory = "512M", Workload = "pattern,rate=100M,seed=42";
-    // QEMU has no such device, so its section must not be in the stream.
-    private const string StatelessWorkload = "state=off";
+    private const string VerifyCommand = QmpServer.ExtensionPrefix + "workload-verify";
+    private const string Memory = "512M", Workload = "pattern,rate=100M,seed=42,prefill=on";
     private const long MemoryBytes = 512L << 20;
     private static readonly TimeSpan s_warmUp = TimeSpan.FromSeconds(1);
 
@@ -34,9 +33,9 @@ internal sealed class DemoCommand(CliContext context)
     {
         Heading("A running VM moves to another vmm process over TCP");
         await using PeerProcess destination = await PeerProcess.StartVmm(context, folder, Path.Combine(folder, "b.qmp"),
-            ["--name", "b", "--memory", Memory, "--workload", Workload, "--incoming", "tcp:127.0.0.1:0"]);
+            ["--name", "b", "--memory", Memory, "--workload", $"{Workload},state=on", "--incoming", "tcp:127.0.0.1:0"]);
         await using PeerProcess source = await PeerProcess.StartVmm(context, folder, Path.Combine(folder, "a.qmp"),
-            ["--name", "a", "--memory", Memory, "--workload", Workload]);
+            ["--name", "a", "--memory", Memory, "--workload", $"{Workload},state=on"]);
         context.Out.WriteLine($"source pid {source.Pid}, destination pid {destination.Pid}, {Format.Size(MemoryBytes)} RAM, workload {Workload}");
         await Task.Delay(s_warmUp, context.Interrupted);
         if (await Move(source, destination.IncomingUri) is { } failed) return failed;
@@ -68,7 +67,7 @@ internal sealed class DemoCommand(CliContext context)
         JsonObject listening = await destination.Monitor.Query("query-migrate", context.Interrupted);
         string uri = AddressExtensions.ReadSocketAddress(listening["socket-address"]?[0]).ToUri().ToString();
         await using PeerProcess source = await PeerProcess.StartVmm(context, folder, Path.Combine(folder, "c.qmp"),
-            ["--name", "c", "--memory", Memory, "--workload", $"{Workload},{StatelessWorkload}"]);
+            ["--name", "c", "--memory", Memory, "--workload", Workload]);
         JsonObject version = await destination.Monitor.Query("query-version", context.Interrupted);
         context.Out.WriteLine($"source pid {source.Pid}, destination pid {destination.Pid}: QEMU "
             + $"{version["qemu"]?["major"]}.{version["qemu"]?["minor"]}.{version["qemu"]?["micro"]} at {qemu}");

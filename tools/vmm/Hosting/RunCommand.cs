@@ -1,8 +1,10 @@
 using Microsoft.Extensions.DependencyInjection;
+using Microsoft.Extensions.Logging;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Migration;
+using Vmm.Migration.Qmp;
 using Vmm.Migration.State;
 using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Registry;
@@ -23,11 +25,25 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         await using ServiceProvider services = VmHost.Build(verbose,
             options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name));
         using Vm vm = CreateVm(services);
-        using CancellationTokenRegistration signal = context.Interrupted.Register(() => _end.TrySetResult(ExitCode.Ok));
-        string listening = StartIncoming(vm);
+        using var server = new QmpServer(vm, vm.Migration(), vm.Snapshots(), services.GetService<ILoggerFactory>());
+        server.Listen(registration.Entry.QmpPath);
+        string incoming = StartIncoming(vm);
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
-        context.Note($"ready: pid {Environment.ProcessId}, qmp {registration.Entry.QmpPath}{listening}");
-        return await _end.Task;
+        context.Note($"ready: pid {Environment.ProcessId}, qmp {registration.Entry.QmpPath}{incoming}");
+        return await WaitForEnd(server);
+    }
+
+    private async Task<ExitCode> WaitForEnd(QmpServer server)
+    {
+        using CancellationTokenRegistration signal = context.Interrupted.Register(() =>
+        {
+            server.Shutdown("host-signal");
+            _end.TrySetResult(ExitCode.Ok);
+        });
+        if (await Task.WhenAny(server.QuitRequested, _end.Task) != server.QuitRequested) return await _end.Task;
+        QmpQuitRequest quit = await server.QuitRequested;
+        if (quit.Reason is not null) context.Note(quit.Reason);
+        return (ExitCode)quit.ExitCode;
     }
 
     private ExitCode ListDevices()

@@ -1,4 +1,5 @@
 using System.Text.Json.Nodes;
+using Vmm.Migration.Qmp;
 using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Shell;
 
@@ -9,7 +10,7 @@ namespace Vmm.Tools.Cli.Migrate;
 internal sealed record MigrationReport(JsonObject Answer)
 {
     /// <summary>Our member of query-migrate with the downtime's parts.</summary>
-    public const string DowntimeMember = "__io.github.vmm_downtime";
+    public const string DowntimeMember = QmpServer.ExtensionPrefix + "downtime";
 
     private static readonly (string Key, string Label)[] s_parts =
     [

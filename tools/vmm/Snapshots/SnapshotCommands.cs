@@ -1,4 +1,5 @@
 using System.Text.Json.Nodes;
+using Vmm.Migration.Qmp;
 using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Shell;
 
@@ -8,9 +9,6 @@ namespace Vmm.Tools.Cli.Snapshots;
 internal sealed class SnapshotCommands(CliContext context, VmTarget target)
 {
     private static readonly TimeSpan s_poll = TimeSpan.FromMilliseconds(20);
-
-    // The node name under which the VM offers its snapshot store to QMP.
-    private const string SnapshotNode = "snapshots";
 
     public Task<ExitCode> Save(string name, bool json) => RunJob("snapshot-save", name, withState: true, "saved", json);
 
@@ -48,8 +46,8 @@ internal sealed class SnapshotCommands(CliContext context, VmTarget target)
         if (name.Length == 0) throw CliException.Usage("the snapshot's name is empty");
         await using IMonitor monitor = await target.Connect(context, context.Interrupted);
         string id = $"cli-{Environment.ProcessId}-{Guid.NewGuid():N}";
-        var arguments = new JsonObject { ["job-id"] = id, ["tag"] = name, ["devices"] = new JsonArray(SnapshotNode) };
-        if (withState) arguments["vmstate"] = SnapshotNode;
+        var arguments = new JsonObject { ["job-id"] = id, ["tag"] = name, ["devices"] = new JsonArray(QmpServer.SnapshotNodeName) };
+        if (withState) arguments["vmstate"] = QmpServer.SnapshotNodeName;
         JsonObject job;
         try
         {
