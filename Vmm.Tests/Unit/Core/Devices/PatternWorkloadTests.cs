@@ -61,10 +61,10 @@ public sealed class PatternWorkloadTests
         vm.Vm.Cont();
         WaitForWrites(workload, 1);
         long before = workload.Counters.Writes, start = Stopwatch.GetTimestamp();
-        WaitForWrites(workload, before + 3000);
+        WaitForWrites(workload, before + 8000);
         double rate = (workload.Counters.Writes - before) / Stopwatch.GetElapsedTime(start).TotalSeconds;
-        // Never much faster; slower only when the machine is busy with other things.
-        Assert.That(rate, Is.LessThan(10240 * 1.5));
+        // Never much faster, also not after a hold-up; slower only when the machine is busy with other things.
+        Assert.That(rate, Is.LessThan(10240 * 1.6));
     }
 
     [Test]
