@@ -127,6 +127,23 @@ public sealed class QemuFileReader
         }
     }
 
+    /// <summary>Goes to another place of the stream, forward or back.</summary>
+    /// <param name="position">Stream offset of the next byte to read.</param>
+    /// <exception cref="InvalidOperationException">The channel is not an <see cref="ISeekableChannel"/> and the place is not in the buffer.</exception>
+    public void Seek(long position)
+    {
+        long ahead = position - Position;
+        if (ahead >= 0 && ahead <= _end - _start)
+        {
+            _start += (int)ahead;
+            return;
+        }
+        if (_channel is not ISeekableChannel file) throw new InvalidOperationException($"{_channel.Name} cannot seek");
+        file.Position += position - _received;
+        _received = position;
+        _start = _end = 0;
+    }
+
     /// <summary>Looks at the next bytes without consuming them.</summary>
     /// <param name="count">How many, at most 4096.</param>
     /// <returns>The bytes; fewer at the end of the stream. Valid until the next call.</returns>

@@ -30,29 +30,15 @@ internal sealed partial class RamMigration
     {
         while (true)
         {
-            ulong record = f.ReadUInt64();
-            var flags = (RamSaveFlags)(record & RamConstants.FlagMask);
-            ulong offset = record & ~RamConstants.FlagMask;
-            switch (flags & ~RamSaveFlags.Continue)
+            RamRecord record = RamRecord.Read(f);
+            switch (record.Kind)
             {
-                case RamSaveFlags.Page:
-                    LoadPage(f, flags, offset);
-                    break;
-                case RamSaveFlags.Zero:
-                    LoadZero(f, flags, offset);
-                    break;
-                case RamSaveFlags.Xbzrle:
-                    LoadXbzrle(f, flags, offset);
-                    break;
-                case RamSaveFlags.Eos when flags == RamSaveFlags.Eos:
-                    return;
-                case RamSaveFlags.MemSize when flags == RamSaveFlags.MemSize:
-                    LoadBlockList(f, offset);
-                    break;
-                case RamSaveFlags.MultifdFlush when flags == RamSaveFlags.MultifdFlush:
-                    break; // Harmless without multifd, as in QEMU 11.1 (spec 3).
-                default:
-                    throw f.Bad("RAM record flags", "one of ZERO, PAGE, XBZRLE, MEM_SIZE, EOS", $"0x{(uint)flags:x3}");
+                case RamSaveFlags.Page: LoadPage(f, record); break;
+                case RamSaveFlags.Zero: LoadZero(f, record); break;
+                case RamSaveFlags.Xbzrle: LoadXbzrle(f, record); break;
+                case RamSaveFlags.MemSize: LoadBlockList(f, record.Offset); break;
+                case RamSaveFlags.Eos: return;
+                default: break; // MULTIFD_FLUSH is harmless without multifd, as in QEMU 11.1 (spec 3).
             }
         }
     }
@@ -63,9 +49,10 @@ internal sealed partial class RamMigration
         _loadBlock = null;
     }
 
-    private void LoadPage(QemuFileReader f, RamSaveFlags flags, ulong offset)
+    private void LoadPage(QemuFileReader f, in RamRecord record)
     {
-        RamBlock block = Block(f, flags, offset);
+        RamBlock block = Block(f, record);
+        ulong offset = record.Offset;
         if (ValidateOnly)
         {
             f.Skip(PageSize);
@@ -78,9 +65,10 @@ internal sealed partial class RamMigration
         _loadedPages++;
     }
 
-    private void LoadZero(QemuFileReader f, RamSaveFlags flags, ulong offset)
+    private void LoadZero(QemuFileReader f, in RamRecord record)
     {
-        RamBlock block = Block(f, flags, offset);
+        RamBlock block = Block(f, record);
+        ulong offset = record.Offset;
         byte fill = f.ReadByte(); // 7.2 fills with any byte, 11.1 insists on 0 (spec 3).
         _loadedPages++;
         if (ValidateOnly) return;
@@ -95,9 +83,9 @@ internal sealed partial class RamMigration
         if (_knownZero.TryGetValue(block, out DirtyBitmap? marks)) marks.Set(page);
     }
 
-    private RamBlock Block(QemuFileReader f, RamSaveFlags flags, ulong offset)
+    private RamBlock Block(QemuFileReader f, in RamRecord record)
     {
-        if ((flags & RamSaveFlags.Continue) == 0)
+        if (!record.IsContinue)
         {
             string name = f.ReadCountedString();
             // Names repeat for long stretches; look up only when the name changes.
@@ -105,25 +93,21 @@ internal sealed partial class RamMigration
                 _loadBlock = memory.FindBlock(name) ?? throw f.Bad("RAM block", $"one of {BlockNames()}", $"'{name}'");
         }
         RamBlock block = _loadBlock ?? throw f.Bad("RAM record", "a block name before CONTINUE", "CONTINUE");
-        if (offset >= block.SizeBytes) throw f.Bad($"page offset in RAM block '{block.Name}'", $"below 0x{block.SizeBytes:x}", $"0x{offset:x}");
+        if (record.Offset >= block.SizeBytes) throw f.Bad($"page offset in RAM block '{block.Name}'", $"below 0x{block.SizeBytes:x}", $"0x{record.Offset:x}");
         return block;
     }
 
     private void LoadBlockList(QemuFileReader f, ulong total)
     {
-        int count = 0;
-        while (total > 0)
+        var list = new RamBlockListReader(f, total, default);
+        while (list.TryRead(out RamBlockEntry? entry))
         {
-            if (++count > WireLimits.RamBlocks) throw new StreamLimitException($"section '{f.Section}', offset {f.Position}: more than {WireLimits.RamBlocks} RAM blocks (WireLimits.RamBlocks)");
-            string name = f.ReadCountedString();
-            ulong length = f.ReadUInt64();
+            (string name, ulong length) = (entry!.Name, entry.UsedLength);
             RamBlock? block = memory.FindBlock(name);
             if (block is null)
                 throw Mismatch(f, $"RAM block '{name}' of 0x{length:x} bytes does not exist here", BlockNames(), $"'{name}'");
             if (block.SizeBytes != length)
                 throw Mismatch(f, $"RAM block '{name}': size differs, 0x{block.SizeBytes:x} here, 0x{length:x} in the stream", $"0x{block.SizeBytes:x}", $"0x{length:x}");
-            if (length > total) throw f.Bad($"length of RAM block '{name}'", $"at most the 0x{total:x} bytes left of the total", $"0x{length:x}");
-            total -= length;
         }
     }
 
@@ -136,18 +120,13 @@ internal sealed partial class RamMigration
     private string BlockNames() => memory.Blocks.Count == 0 ? "no blocks" : string.Join(", ", memory.Blocks.Select(static b => $"'{b.Name}'"));
 
     /// <summary>Delta record: u8 1, u16 n, n bytes of runs (spec 3.4).</summary>
-    private void LoadXbzrle(QemuFileReader f, RamSaveFlags flags, ulong offset)
+    private void LoadXbzrle(QemuFileReader f, in RamRecord record)
     {
-        RamBlock block = Block(f, flags, offset);
-        byte encoding = f.ReadByte();
-        if (encoding != RamConstants.XbzrleEncoding) throw f.Bad("XBZRLE encoding", "1", encoding.ToString());
-        int length = f.ReadUInt16();
-        if (length is 0 or > WireLimits.XbzrleBytes) throw f.Bad("XBZRLE length", $"1 to {WireLimits.XbzrleBytes}", length.ToString());
-        Span<byte> delta = stackalloc byte[WireLimits.XbzrleBytes];
-        delta = delta[..length];
-        f.Read(delta);
+        RamBlock block = Block(f, record);
+        ulong offset = record.Offset;
+        Span<byte> delta = RamRecord.ReadXbzrle(f, stackalloc byte[WireLimits.XbzrleBytes]);
         Span<byte> page = ValidateOnly ? new byte[PageSize] : block.Slice(offset, PageSize);
-        if (!Xbzrle.TryDecode(delta, page)) throw f.Bad("XBZRLE runs", "runs inside one page", $"{length} bytes that do not decode");
+        if (!Xbzrle.TryDecode(delta, page)) throw f.Bad("XBZRLE runs", "runs inside one page", $"{delta.Length} bytes that do not decode");
         if (_knownZero.TryGetValue(block, out DirtyBitmap? written)) written.Set((long)(offset / PageSize));
         _loadedPages++;
     }

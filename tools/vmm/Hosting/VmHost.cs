@@ -33,7 +33,7 @@ internal static class VmHost
                 .AddSimpleConsole(static o => { o.SingleLine = true; o.TimestampFormat = "HH:mm:ss.fff "; o.ColorBehavior = LoggerColorBehavior.Disabled; })
                 .Services.Configure<ConsoleLoggerOptions>(static o => o.LogToStandardErrorThreshold = LogLevel.Trace));
         }
-        services.AddVmm().AddMigration().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<VfioPlugin>();
+        services.AddVmm().AddMigration().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<WorkloadPlugin>().AddPlugin<VfioPlugin>();
         return services.BuildServiceProvider();
     }
 }

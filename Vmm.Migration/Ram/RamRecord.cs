@@ -1,0 +1,135 @@
+using Vmm.Core.Errors;
+using Vmm.Core.Wire;
+
+namespace Vmm.Migration.Ram;
+
+/// <summary>
+/// The grammar of the <c>ram</c> section's records, shared by the engine and the stream viewer (spec 3): u64 offset|flags, then, unless
+/// CONTINUE is set, cs block name, then what the kind asks for.
+/// </summary>
+/// <param name="Kind">The one record flag that is set.</param>
+/// <param name="IsContinue">Same block as the record before; no name follows.</param>
+/// <param name="Offset">Offset in the block; the total for MEM_SIZE.</param>
+internal readonly record struct RamRecord(RamSaveFlags Kind, bool IsContinue, ulong Offset)
+{
+    /// <summary>Reads the first word; any combination of flags that has no meaning is refused.</summary>
+    /// <exception cref="StreamFormatException">Flags that are not a record.</exception>
+    internal static RamRecord Read(QemuFileReader f)
+    {
+        ulong word = f.ReadUInt64();
+        var flags = (RamSaveFlags)(word & RamConstants.FlagMask);
+        ulong offset = word & ~RamConstants.FlagMask;
+        RamSaveFlags kind = flags & ~RamSaveFlags.Continue;
+        bool known = kind switch
+        {
+            RamSaveFlags.Page or RamSaveFlags.Zero or RamSaveFlags.Xbzrle => true,
+            RamSaveFlags.MemSize => flags == kind,
+            RamSaveFlags.Eos or RamSaveFlags.MultifdFlush => flags == kind && offset == 0,
+            _ => false,
+        };
+        if (!known) throw f.Bad("RAM record", "one of ZERO, PAGE, XBZRLE, MEM_SIZE, EOS", $"flags 0x{(uint)flags:x3} with offset 0x{offset:x}", f.Position - 8);
+        return new RamRecord(kind, kind != flags, offset);
+    }
+
+    /// <summary>Reads the payload of an XBZRLE record: u8 1, u16 n, n bytes of runs (spec 3.4).</summary>
+    /// <param name="f">The stream.</param>
+    /// <param name="buffer">At least <see cref="WireLimits.XbzrleBytes"/>.</param>
+    /// <returns>The runs, in the buffer.</returns>
+    /// <exception cref="StreamFormatException">Another encoding or an impossible length.</exception>
+    internal static Span<byte> ReadXbzrle(QemuFileReader f, Span<byte> buffer)
+    {
+        byte encoding = f.ReadByte();
+        if (encoding != RamConstants.XbzrleEncoding) throw f.Bad("XBZRLE encoding", "1", encoding.ToString());
+        int length = f.ReadUInt16();
+        if (length is 0 or > WireLimits.XbzrleBytes) throw f.Bad("XBZRLE length", $"1 to {WireLimits.XbzrleBytes}", length.ToString());
+        f.Read(buffer[..length]);
+        return buffer[..length];
+    }
+}
+
+/// <summary>What else a setup record carries for each block; depends on what came before it (spec 3.2).</summary>
+/// <param name="PageSizeSummary">From POSTCOPY_ADVISE; 0 without it.</param>
+/// <param name="HasAddress">Capability x-ignore-shared.</param>
+/// <param name="IsMappedRam">Capability mapped-ram.</param>
+internal readonly record struct RamBlockLayout(ulong PageSizeSummary = 0, bool HasAddress = false, bool IsMappedRam = false);
+
+/// <summary>The header of a block in a mapped-ram file (spec 5.1).</summary>
+/// <param name="PageSize">Bytes of a page.</param>
+/// <param name="BitmapOffset">File offset of the bitmap; 0 for an ignored block.</param>
+/// <param name="PagesOffset">File offset of page 0; 0 for an ignored block.</param>
+internal readonly record struct MappedRamHeader(ulong PageSize, ulong BitmapOffset, ulong PagesOffset)
+{
+    /// <summary>u32 version 1, u64 page size, u64 bitmap offset, u64 pages offset.</summary>
+    internal const int SizeBytes = 28;
+
+    /// <summary>The block has no pages in the file.</summary>
+    internal bool IsIgnored => BitmapOffset == 0 && PagesOffset == 0;
+
+    /// <summary>Bytes of a bitmap: whole 64-bit words.</summary>
+    internal static ulong BitmapBytes(ulong pages) => (pages + 63) / 64 * 8;
+}
+
+/// <summary>One block of a setup record.</summary>
+/// <param name="Name">Block name.</param>
+/// <param name="UsedLength">Bytes.</param>
+/// <param name="PageSize">The block's page size when it is not the usual one.</param>
+/// <param name="Address">Guest-physical address, with x-ignore-shared.</param>
+/// <param name="Mapped">With mapped-ram.</param>
+internal sealed record RamBlockEntry(string Name, ulong UsedLength, ulong? PageSize, ulong? Address, MappedRamHeader? Mapped);
+
+/// <summary>
+/// Reads the block list of a setup record (spec 3.2): per block cs name, u64 length, [u64 page size], [u64 address], [mapped-ram header],
+/// until the lengths add up to the total.
+/// </summary>
+/// <param name="f">The stream.</param>
+/// <param name="total">From the record's first word.</param>
+/// <param name="layout">What each block carries.</param>
+internal sealed class RamBlockListReader(QemuFileReader f, ulong total, RamBlockLayout layout)
+{
+    private int _count;
+
+    /// <summary>Bytes of the total that no block has accounted for yet.</summary>
+    internal ulong Left { get; private set; } = total;
+
+    /// <summary>Reads the next block. With mapped-ram the stream then stands at the bitmap.</summary>
+    /// <returns>False at the end of the list.</returns>
+    /// <exception cref="StreamLimitException">Too many blocks.</exception>
+    /// <exception cref="StreamFormatException">A length that does not fit the total, or a header that cannot be.</exception>
+    internal bool TryRead(out RamBlockEntry? block)
+    {
+        block = null;
+        if (Left == 0) return false;
+        if (++_count > WireLimits.RamBlocks)
+            throw new StreamLimitException($"section '{f.Section}', offset {f.Position}: more than {WireLimits.RamBlocks} RAM blocks (WireLimits.RamBlocks)");
+        long at = f.Position;
+        string name = f.ReadCountedString();
+        if (name.Length == 0) throw f.Bad("RAM block name", "1 to 255 bytes", "an empty one", at);
+        ulong length = f.ReadUInt64();
+        if (length == 0 || length > Left) throw f.Bad($"length of RAM block '{name}'", $"1 to the 0x{Left:x} bytes left of the total", $"0x{length:x}", f.Position - 8);
+        Left -= length;
+        ulong? pageSize = ReadPageSize();
+        ulong? address = layout.HasAddress ? f.ReadUInt64() : null;
+        block = new RamBlockEntry(name, length, pageSize, address, layout.IsMappedRam ? ReadMapped(name) : null);
+        return true;
+    }
+
+    /// <summary>
+    /// The field is there only for blocks of huge pages. No name and no record that could stand here instead looks like a page size over 4096.
+    /// </summary>
+    private ulong? ReadPageSize()
+    {
+        if (layout.PageSizeSummary <= 4096) return null;
+        ReadOnlySpan<byte> next = f.Peek(8);
+        if (next.Length < 8) return null;
+        ulong value = System.Buffers.Binary.BinaryPrimitives.ReadUInt64BigEndian(next);
+        if (value <= 4096 || !ulong.IsPow2(value) || (value & layout.PageSizeSummary) == 0) return null;
+        return f.ReadUInt64();
+    }
+
+    private MappedRamHeader ReadMapped(string name)
+    {
+        uint version = f.ReadUInt32();
+        if (version != 1) throw f.Bad($"mapped-ram header version of RAM block '{name}'", "1", version.ToString(), f.Position - 4);
+        return new MappedRamHeader(f.ReadUInt64(), f.ReadUInt64(), f.ReadUInt64());
+    }
+}
