@@ -60,7 +60,14 @@ internal sealed class FileChannel : ISeekableChannel
     }
 
     /// <summary>Wraps an open descriptor, e.g. one of a descriptor set.</summary>
-    internal static FileChannel Wrap(OwnedFd fd, string name, long offset) => new(fd, name, null, offset, created: false);
+    internal static FileChannel Wrap(OwnedFd fd, string name, long offset, bool cut)
+    {
+        var channel = new FileChannel(fd, name, null, offset, created: false);
+        Errno errno = cut ? Posix.Truncate(fd, offset) : Errno.None;
+        if (errno is Errno.None or Errno.EINVAL) return channel;
+        channel.Dispose();
+        throw new ChannelException($"Could not truncate '{name}': {Posix.Describe(errno)}", errno);
+    }
 
     public int Read(Span<byte> destination)
     {

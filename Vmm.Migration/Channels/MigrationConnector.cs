@@ -11,10 +11,13 @@ namespace Vmm.Migration.Channels;
 internal static class MigrationConnector
 {
     private const int ConnectTimeoutMs = 30_000;
+    private const string FdSetPrefix = "/dev/fdset/";
 
     /// <summary>Opens a file, descriptor or command at once; null for sockets, which connect later.</summary>
-    internal static IMigrationChannel? OpenAtOnce(MigrationAddress address, bool outgoing, Func<string, OwnedFd?>? takeNamedFd) => address.Transport switch
+    internal static IMigrationChannel? OpenAtOnce(MigrationAddress address, bool outgoing, Func<string, OwnedFd?>? takeNamedFd,
+        Func<long, int, OwnedFd?>? openFdSet) => address.Transport switch
     {
+        MigrationTransport.File when address.Path.StartsWith(FdSetPrefix, StringComparison.Ordinal) => FromFdSet(address, outgoing, openFdSet),
         MigrationTransport.File => outgoing ? FileChannel.Create(address.Path, address.OffsetBytes) : FileChannel.Open(address.Path, address.OffsetBytes),
         MigrationTransport.Exec => ExecChannel.Start(address, outgoing),
         MigrationTransport.Fd => FromFd(address, outgoing, takeNamedFd),
@@ -61,6 +64,17 @@ internal static class MigrationConnector
     }
 
     private static ChannelException Unreachable(string where, Errno errno) => new($"Failed to connect to '{where}': {Posix.Describe(errno)}", errno);
+
+    /// <summary>A descriptor set must hold one opened with exactly the access that is needed (qmp.md 8.2).</summary>
+    private static FileChannel FromFdSet(MigrationAddress address, bool outgoing, Func<long, int, OwnedFd?>? openFdSet)
+    {
+        int access = outgoing ? Posix.O_WRONLY : Posix.O_RDONLY;
+        if (!long.TryParse(address.Path.AsSpan(FdSetPrefix.Length), NumberStyles.None, CultureInfo.InvariantCulture, out long id))
+            throw new ConfigurationException($"'{address.Path}' does not end in a descriptor set's number");
+        OwnedFd fd = openFdSet?.Invoke(id, access)
+            ?? throw new ConfigurationException($"Failed to find file descriptor with matching flags=0x{(outgoing ? access | Posix.O_CREAT : access):x}");
+        return FileChannel.Wrap(fd, $"file:{address.Path}", address.OffsetBytes, cut: outgoing);
+    }
 
     private static IMigrationChannel FromFd(MigrationAddress address, bool outgoing, Func<string, OwnedFd?>? takeNamedFd)
     {

@@ -27,6 +27,8 @@ internal sealed partial class OutgoingMigration
     private long _windowStart;
     private long _windowStartBytes;
     private long _thresholdBytes;
+    private long _drainedAt;
+    private long _drainedBytes;
     private uint _ping = 1;
 
     private void Precopy(QemuFileWriter f, SaveDispatcher dispatcher)
@@ -35,6 +37,7 @@ internal sealed partial class OutgoingMigration
         _context.Rehearsal.Wait();
         _windowStart = Stopwatch.GetTimestamp();
         _windowStartBytes = f.FlushedBytes;
+        (_drainedAt, _drainedBytes) = (_windowStart, _windowStartBytes);
         while (true)
         {
             _latch.ThrowIfSet();
@@ -103,6 +106,12 @@ internal sealed partial class OutgoingMigration
         }
         _latch.ThrowIfSet();
         Progress.DrainMs = Stopwatch.GetElapsedTime(start).TotalMilliseconds;
+        // What was measured at our end filled buffers too; from drain to drain the figure is what the destination really took.
+        MigrationParameters parameters = _context.Parameters.Current;
+        double delivered = (f.FlushedBytes - _drainedBytes) / Stopwatch.GetElapsedTime(_drainedAt).TotalSeconds;
+        if (parameters.AvailSwitchoverBandwidthBytesPerSecond == 0 && f.FlushedBytes - _drainedBytes >= DrainFromBytes)
+            _thresholdBytes = Math.Min(_thresholdBytes, (long)(delivered * parameters.DowntimeLimitMs / 1000));
+        (_drainedAt, _drainedBytes) = (Stopwatch.GetTimestamp(), f.FlushedBytes);
     }
 
     private void Switchover(QemuFileWriter f, SaveDispatcher dispatcher)

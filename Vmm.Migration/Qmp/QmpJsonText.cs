@@ -40,7 +40,7 @@ internal static class QmpJsonText
         return null;
     }
 
-    /// <summary>A number that keeps its text and converts to whatever numeric type it fits; <c>JsonValue.Create(long)</c> would be a long only.</summary>
+    /// <summary>A number that keeps its text, so that it can be read as any type it fits.</summary>
     internal static JsonNode Number(ReadOnlySpan<byte> text) => JsonNode.Parse(text)!;
 
     /// <summary>Writes a value as one line of ASCII with QEMU's spacing.</summary>

@@ -64,7 +64,7 @@ public sealed class QmpServer : IDisposable
         Commands = new QmpCommandTable(
             [
                 .. control.Commands(), .. migration.Commands(), .. Fds.Commands(), .. _dirtyRate.Commands(), .. _jobs.Commands(),
-                .. new HumanMonitor(vm, engine, snapshots, migration).Commands(),
+                .. new HumanMonitor(vm, engine, snapshots, migration).Commands(), .. new QmpWorkloadCommands(this, vm).Commands(),
             ],
             QmpEvents.All);
         engine.TakeNamedFd = Fds.TakeNamed;
@@ -112,7 +112,7 @@ public sealed class QmpServer : IDisposable
     /// <param name="input">What the client writes; owned from here on. Disposing it must wake a blocked read.</param>
     /// <param name="output">What the client reads; owned from here on.</param>
     /// <returns>Completes when the client has gone.</returns>
-    public Task Serve(Stream input, Stream output) => Serve(new StreamQmpTransport(input, output));
+    public Task Serve(System.IO.Stream input, System.IO.Stream output) => Serve(new StreamQmpTransport(input, output));
 
     /// <summary>Announces the end of the VM to all clients (event SHUTDOWN).</summary>
     /// <param name="reason">QEMU's ShutdownCause, e.g. <c>host-signal</c>.</param>

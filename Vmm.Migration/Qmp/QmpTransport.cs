@@ -43,7 +43,7 @@ internal sealed class SocketQmpTransport(OwnedFd socket) : IQmpTransport
 }
 
 /// <summary>QMP over a pair of streams, e.g. standard input and output; owns both and passes no descriptors.</summary>
-internal sealed class StreamQmpTransport(Stream input, Stream output) : IQmpTransport
+internal sealed class StreamQmpTransport(System.IO.Stream input, System.IO.Stream output) : IQmpTransport
 {
     private volatile bool _closed;
 

@@ -19,14 +19,14 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
 {
     private readonly MigrationContext _context;
     private readonly Lock _gate = new();
-    private OutgoingMigration? _outgoing;
-    private IncomingMigration? _incoming;
+    private volatile OutgoingMigration? _outgoing;
+    private volatile IncomingMigration? _incoming;
     private MigrationListener? _listener;
     private Task<MigrationStatus>? _running;
     private IDisposable? _frozen;
     private MigrationError? _incomingError;
     private DowntimeReport? _incomingDowntime;
-    private bool _isIncoming;
+    private volatile bool _isIncoming;
     private bool _exclusive;
 
     public MigrationEngine(Vm vm, IEnumerable<IMachineComponent> components, MigrationBlockers blockers, MigrationNotifiers notifiers, ILoggerFactory loggers)
@@ -56,6 +56,16 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
     public MigrationCapabilitySet Capabilities { get; } = new();
 
     public Func<string, OwnedFd?>? TakeNamedFd { get; set; }
+
+    public Func<long, int, OwnedFd?>? OpenFdSet { get; set; }
+
+    public void Yank()
+    {
+        // Out-of-band: no lock, so that a control call that waits for something cannot hold it up.
+        var reason = new ChannelException("the migration's channels were shut by yank", Errno.ECONNABORTED);
+        if (!_isIncoming) _outgoing?.Abort(reason);
+        _incoming?.Abort(reason);
+    }
 
     /// <summary>Framing choices for migrations started from now on.</summary>
     public MigrationCompat Compat
@@ -110,7 +120,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
                 MigrationLog.IncomingStarted(_context.Logger, $"{address} {listener.Address.Port}");
                 return StartIncoming(() => AcceptLoop(listener, keepListening));
             }
-            IMigrationChannel channel = MigrationConnector.OpenAtOnce(address, outgoing: false, TakeNamedFd)!;
+            IMigrationChannel channel = MigrationConnector.OpenAtOnce(address, outgoing: false, TakeNamedFd, OpenFdSet)!;
             return StartIncoming(() => LoadOnce(channel));
         }
     }
@@ -193,7 +203,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
             if (state == RunState.PostMigrate) throw new DeviceStateException("Can't migrate the vm that was paused due to previous migration");
             if (Parameters.Current.Mode != MigrationMode.Normal) throw new ConfigurationException($"mode '{Parameters.Current.Mode}' is not implemented in this version of vmm");
             _context.Blockers.ThrowIfBlocked(MigrationMode.Normal);
-            if (address is not null) channel = MigrationConnector.OpenAtOnce(address, outgoing: true, TakeNamedFd);
+            if (address is not null) channel = MigrationConnector.OpenAtOnce(address, outgoing: true, TakeNamedFd, OpenFdSet);
             OutgoingMigration outgoing;
             try
             {

@@ -1,5 +1,4 @@
 using Microsoft.Extensions.DependencyInjection;
-using Microsoft.Extensions.Logging;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
@@ -25,7 +24,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         await using ServiceProvider services = VmHost.Build(verbose,
             options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name));
         using Vm vm = CreateVm(services);
-        using var server = new QmpServer(vm, vm.Migration(), vm.Snapshots(), services.GetService<ILoggerFactory>());
+        using QmpServer server = vm.Services.GetRequiredService<QmpServer>();
         server.Listen(registration.Entry.QmpPath);
         string incoming = StartIncoming(vm);
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();

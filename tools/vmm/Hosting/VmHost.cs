@@ -4,6 +4,7 @@ using Microsoft.Extensions.Logging.Console;
 using Vmm.Core.Devices;
 using Vmm.Devices.Vfio;
 using Vmm.Migration;
+using Vmm.Migration.Qmp;
 using Vmm.Migration.Snapshot;
 
 namespace Vmm.Tools.Cli.Hosting;
@@ -33,7 +34,7 @@ internal static class VmHost
                 .AddSimpleConsole(static o => { o.SingleLine = true; o.TimestampFormat = "HH:mm:ss.fff "; o.ColorBehavior = LoggerColorBehavior.Disabled; })
                 .Services.Configure<ConsoleLoggerOptions>(static o => o.LogToStandardErrorThreshold = LogLevel.Trace));
         }
-        services.AddVmm().AddMigration().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<WorkloadPlugin>().AddPlugin<VfioPlugin>();
+        services.AddVmm().AddMigration().AddQmp().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<WorkloadPlugin>().AddPlugin<VfioPlugin>();
         return services.BuildServiceProvider();
     }
 }

@@ -1,0 +1,33 @@
+using System.Text.Json.Nodes;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+
+namespace Vmm.Migration.Qmp;
+
+/// <summary>Asks the VM's workloads whether RAM holds what they wrote; an extension, QEMU has no such devices.</summary>
+internal sealed class QmpWorkloadCommands(QmpServer server, Vm vm)
+{
+    internal IEnumerable<QmpCommand> Commands()
+    {
+        var report = new QmpObject(new("pages-checked", QmpType.Int), new("bad-pages", QmpType.Int), new("first-bad", QmpType.Str, true),
+            new("writes", QmpType.Int), new("violations", QmpType.Int));
+        yield return new(QmpServer.ExtensionPrefix + "workload-verify", QmpObject.Empty, report, Verify);
+    }
+
+    private JsonObject Verify(QmpCall call)
+    {
+        IWorkload[] workloads = [.. vm.Devices.OfType<IWorkload>()];
+        if (workloads.Length == 0) throw new DeviceNotFoundException("this VM has no workload");
+        WorkloadReport[] reports = [.. workloads.Select(w => w.Verify(server.Stopping))];
+        WorkloadCounters[] counters = [.. workloads.Select(static w => w.Counters)];
+        var answer = new JsonObject
+        {
+            ["pages-checked"] = reports.Sum(static r => r.PagesChecked), ["bad-pages"] = reports.Sum(static r => r.BadPages),
+            ["writes"] = counters.Sum(static c => c.Writes), ["violations"] = counters.Sum(static c => c.Violations),
+        };
+        WorkloadViolation? first = reports.Select(static r => r.FirstBad).FirstOrDefault(static v => v is not null)
+            ?? counters.Select(static c => c.FirstViolation).FirstOrDefault(static v => v is not null);
+        if (first is not null) answer["first-bad"] = first.ToString();
+        return answer;
+    }
+}
