@@ -197,9 +197,9 @@ internal sealed class HumanMonitor
                 {
                     return OptionList.SizeBytes(size, parameter.Name);
                 }
-                catch (ConfigurationException e)
+                catch (ConfigurationException)
                 {
-                    throw new ConfigurationException($"Invalid size {text}", e);
+                    throw new ConfigurationException($"Invalid size {text}");
                 }
             default:
                 return ulong.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out ulong n)

@@ -19,6 +19,8 @@ internal interface IQmpTransport : IDisposable
 /// <summary>QMP over a connected UNIX socket; owns it.</summary>
 internal sealed class SocketQmpTransport(OwnedFd socket) : IQmpTransport
 {
+    private readonly Lock _gate = new();
+
     /// <inheritdoc/>
     public int Read(Span<byte> into, List<OwnedFd> received) => Math.Max(0, Posix.ReceiveWithFds(socket, into, received, wait: true, out _));
 
@@ -36,10 +38,18 @@ internal sealed class SocketQmpTransport(OwnedFd socket) : IQmpTransport
     }
 
     /// <inheritdoc/>
-    public void Shutdown() => Posix.ShutdownSocket(socket, Posix.SHUT_RDWR);
+    public void Shutdown()
+    {
+        // An event may find its client gone: the last user may have closed the socket already.
+        lock (_gate)
+            if (!socket.IsClosed) Posix.ShutdownSocket(socket, Posix.SHUT_RDWR);
+    }
 
     /// <inheritdoc/>
-    public void Dispose() => socket.Dispose();
+    public void Dispose()
+    {
+        lock (_gate) socket.Dispose();
+    }
 }
 
 /// <summary>QMP over a pair of streams, e.g. standard input and output; owns both and passes no descriptors.</summary>

@@ -1,0 +1,141 @@
+using System.IO.Pipes;
+using NUnit.Framework;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Migration.Qmp;
+using Vmm.Tests.Support;
+
+namespace Vmm.Tests.Unit.Migration.Qmp;
+
+/// <summary>Sockets, clients coming and going, and what is left afterwards: nothing. Not parallel, because it counts descriptors.</summary>
+[TestFixture]
+[NonParallelizable]
+[System.Runtime.Versioning.SupportedOSPlatform("linux")]
+public sealed class QmpServerLifeTests
+{
+    private static readonly TimeSpan s_deadline = TimeSpan.FromSeconds(20);
+
+    private static int OpenDescriptors => Directory.GetFiles("/proc/self/fd").Length;
+
+    [Test]
+    public void The_socket_is_private_and_removed_on_dispose()
+    {
+        using var directory = new SocketDirectory();
+        string path = directory["qmp"];
+        using (var host = new QmpHost())
+        {
+            host.Server.Listen(path);
+            Assert.That(File.GetUnixFileMode(path), Is.EqualTo(UnixFileMode.UserRead | UnixFileMode.UserWrite));
+            using QmpClient first = QmpClient.Connect(path, s_deadline), second = QmpClient.Connect(path, s_deadline);
+            Assert.That(first.Execute("query-name")!["name"]!.ToString() + second.Execute("query-name")!["name"], Is.EqualTo("vm1vm1"));
+        }
+        Assert.That(Directory.GetFiles(directory.Path), Is.Empty);
+    }
+
+    [Test]
+    public void A_stale_socket_is_replaced_and_anything_else_is_refused()
+    {
+        using var directory = new SocketDirectory();
+        using var host = new QmpHost();
+        // What a crash leaves: a socket file that nobody listens on.
+        using (OwnedFd stale = Posix.Socket(Posix.AF_UNIX)) Posix.Bind(stale, Posix.UnixAddress(directory["live"]));
+        host.Server.Listen(directory["live"]);
+        File.WriteAllText(directory["file"], "precious");
+        File.CreateSymbolicLink(directory["link"], directory["elsewhere"]);
+        using (Assert.EnterMultipleScope())
+        {
+            Assert.That(Refusal("live"), Does.Contain("in use"));
+            Assert.That(Refusal("file"), Does.Contain("is not a socket"));
+            Assert.That(Refusal("link"), Does.Contain("is not a socket"));
+            Assert.That(Refusal(new string('x', 120)), Does.Contain("107 bytes"));
+            Assert.That(File.ReadAllText(directory["file"]), Is.EqualTo("precious"));
+            Assert.That(File.Exists(directory["elsewhere"]), Is.False);
+        }
+        string Refusal(string name) => Assert.Throws<ConfigurationException>(() => host.Server.Listen(directory[name]))!.Message;
+    }
+
+    [Test]
+    public void A_file_that_replaced_the_socket_is_left_alone()
+    {
+        using var directory = new SocketDirectory();
+        using (var host = new QmpHost())
+        {
+            host.Server.Listen(directory["qmp"]);
+            File.Delete(directory["qmp"]);
+            File.WriteAllText(directory["qmp"], "somebody else's");
+        }
+        Assert.That(File.ReadAllText(directory["qmp"]), Is.EqualTo("somebody else's"));
+    }
+
+    [Test]
+    public async Task A_thousand_clients_that_connect_and_vanish_leave_no_descriptor()
+    {
+        using var directory = new SocketDirectory();
+        using var host = new QmpHost();
+        host.Server.Listen(directory["qmp"]);
+        using (QmpClient warm = QmpClient.Connect(directory["qmp"], s_deadline)) warm.Execute("query-name");
+        await Gone(host);
+        int before = OpenDescriptors;
+        for (int i = 0; i < 1000; i++)
+        {
+            using var socket = new System.Net.Sockets.Socket(System.Net.Sockets.AddressFamily.Unix, System.Net.Sockets.SocketType.Stream, 0);
+            await socket.ConnectAsync(new System.Net.Sockets.UnixDomainSocketEndPoint(directory["qmp"]));
+            if (i % 3 > 0) await socket.SendAsync("{\"execute\":\"qmp_capabilities\"}{\"execute\":\"query-"u8.ToArray());
+            if (i % 3 > 1) await socket.ReceiveAsync(new byte[16]);
+        }
+        await Gone(host);
+        Assert.That(OpenDescriptors, Is.EqualTo(before).Within(2));
+    }
+
+    [Test]
+    public async Task Dispose_ends_clients_in_every_state()
+    {
+        int before = OpenDescriptors;
+        using var directory = new SocketDirectory();
+        var host = new QmpHost();
+        host.Server.Listen(directory["qmp"]);
+        QmpWire blocked = host.Client(), full = host.Client(), silent = host.Raw();
+        blocked.Send("{\"execute\":\"human-monitor-command\",\"arguments\":{\"command-line\":\"migrate tcp:h:1\"}}");
+        Assert.That(() => host.Engine.Calls.Count, Is.EqualTo(1).After(20_000, 1));
+        host.Snapshots.Hold = true;
+        full.Send("{\"execute\":\"human-monitor-command\",\"arguments\":{\"command-line\":\"savevm x\"}}");
+        for (int i = 0; i < 20; i++) full.Send("{\"execute\":\"query-name\"}");
+        Assert.That(host.Snapshots.Entered.Wait(20_000));
+        using QmpClient client = QmpClient.Connect(directory["qmp"], s_deadline);
+        await Task.Run(host.Dispose).WaitAsync(s_deadline);
+        await client.Closed.WaitAsync(s_deadline);
+        foreach (QmpWire wire in (QmpWire[])[blocked, full, silent])
+        {
+            await wire.Served.WaitAsync(s_deadline);
+            wire.Dispose();
+        }
+        client.Dispose();
+        Assert.That(OpenDescriptors, Is.EqualTo(before).Within(2));
+    }
+
+    [Test]
+    public async Task A_pair_of_streams_is_served_too()
+    {
+        using var host = new QmpHost();
+        using var toServer = new AnonymousPipeServerStream(PipeDirection.Out);
+        using var fromServer = new AnonymousPipeServerStream(PipeDirection.In);
+        Task served = host.Server.Serve(new AnonymousPipeClientStream(PipeDirection.In, toServer.ClientSafePipeHandle),
+            new AnonymousPipeClientStream(PipeDirection.Out, fromServer.ClientSafePipeHandle));
+        using var reader = new StreamReader(fromServer);
+        Assert.That(await reader.ReadLineAsync(), Does.StartWith("{\"QMP\""));
+        await toServer.WriteAsync("{\"execute\":\"qmp_capabilities\"}"u8.ToArray());
+        Assert.That(await reader.ReadLineAsync(), Is.EqualTo("{\"return\": {}}"));
+        toServer.Dispose();
+        await served.WaitAsync(s_deadline);
+    }
+
+    private static async Task Gone(QmpHost host)
+    {
+        using var deadline = new CancellationTokenSource(s_deadline);
+        while (host.Server.ClientCount > 0)
+        {
+            deadline.Token.ThrowIfCancellationRequested();
+            await Task.Yield();
+        }
+    }
+}
