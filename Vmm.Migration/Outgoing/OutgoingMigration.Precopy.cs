@@ -76,7 +76,8 @@ internal sealed partial class OutgoingMigration
         ulong limit = parameters.MaxBandwidthBytesPerSecond;
         if (spent < s_window && limit != 0 && (ulong)(f.FlushedBytes - _windowStartBytes) >= limit / 10)
         {
-            _cancel.Token.WaitHandle.WaitOne(s_window - spent);
+            // Rounded up: a wait that ends a fraction of a millisecond early would let a page a turn slip through until the window is over.
+            _cancel.Token.WaitHandle.WaitOne((int)Math.Ceiling((s_window - spent).TotalMilliseconds));
             spent = Stopwatch.GetElapsedTime(_windowStart);
         }
         if (spent < s_window) return;
