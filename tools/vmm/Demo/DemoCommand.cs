@@ -13,6 +13,9 @@ internal sealed class DemoCommand(CliContext context)
     private const string VerifyCommand = QmpServer.ExtensionPrefix + "workload-verify";
     private const string Memory = "512M", Workload = "pattern,rate=100M,seed=42,prefill=on";
     private const long MemoryBytes = 512L << 20;
+
+    // As fast as it goes, and so many rounds that what is left takes no longer than this.
+    private static readonly string[] s_parameters = ["max-bandwidth=0", "downtime-limit=20"];
     private static readonly TimeSpan s_warmUp = TimeSpan.FromSeconds(1);
 
     public async Task<ExitCode> Run()
@@ -87,7 +90,7 @@ internal sealed class DemoCommand(CliContext context)
     /// <summary>Migrates and prints the summary; null when it worked.</summary>
     private async Task<ExitCode?> Move(PeerProcess source, string uri)
     {
-        MigrateOptions options = MigrateOptions.Parse(uri, ["max-bandwidth=0"], [], null);
+        MigrateOptions options = MigrateOptions.Parse(uri, s_parameters, [], null);
         ExitCode code = await new MigrateCommand(context, options, new VmTarget(null, null)).Run(source.Monitor);
         return code == ExitCode.Ok ? null : code;
     }
