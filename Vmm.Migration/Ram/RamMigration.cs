@@ -123,13 +123,14 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
 
     private void Synchronise()
     {
-        long added = 0;
+        long dirty = 0;
         foreach (BlockState block in _blocks)
         {
-            memory.HarvestDirtyLog(block.Block, block.Harvest);
-            added += block.Harvest.HarvestInto(block.Bitmap);
+            memory.HarvestDirtyLog(block.Block, block.Bitmap);
+            dirty += block.Bitmap.Count();
         }
-        Volatile.Write(ref _dirtyPages, _dirtyPages + added);
+        long added = dirty - _dirtyPages;
+        Volatile.Write(ref _dirtyPages, dirty);
         Volatile.Write(ref _syncCount, _syncCount + 1);
         _periodDirtyPages += added;
         TimeSpan period = Stopwatch.GetElapsedTime(_periodStart);
@@ -208,7 +209,5 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
         internal RamBlock Block { get; } = block;
 
         internal DirtyBitmap Bitmap { get; } = new(block.PageCount);
-
-        internal DirtyBitmap Harvest { get; } = new(block.PageCount);
     }
 }
