@@ -86,6 +86,20 @@ internal static partial class Posix
 
     internal static long Seek(OwnedFd fd, long offset) => LibC.lseek(fd, offset, 0);
 
+    /// <summary>First byte at or after an offset that is backed by data; -1 when only a hole follows, -2 when the descriptor cannot tell.</summary>
+    internal static long SeekData(OwnedFd fd, long offset)
+    {
+        long at = LibC.lseek(fd, offset, 3 /* SEEK_DATA */);
+        return at >= 0 ? at : LastError == Errno.ENXIO ? -1 : -2;
+    }
+
+    /// <summary>First hole at or after an offset inside data; the end of the file counts as one. -2 when the descriptor cannot tell.</summary>
+    internal static long SeekHole(OwnedFd fd, long offset)
+    {
+        long at = LibC.lseek(fd, offset, 4 /* SEEK_HOLE */);
+        return at >= 0 ? at : -2;
+    }
+
     internal static (OwnedFd Read, OwnedFd Write) Pipe()
     {
         int[] fds = new int[2];

@@ -71,7 +71,9 @@ public sealed class DirtyBitmap
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((ulong)page, (ulong)PageCount);
         ulong bit = 1UL << (int)(page & 63);
-        return (Interlocked.And(ref _words[page >> 6], ~bit) & bit) != 0;
+        ref ulong word = ref _words[page >> 6];
+        if ((Volatile.Read(ref word) & bit) == 0) return false;
+        return (Interlocked.And(ref word, ~bit) & bit) != 0;
     }
 
     /// <summary>Marks all pages.</summary>

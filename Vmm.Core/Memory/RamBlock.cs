@@ -158,6 +158,29 @@ public sealed unsafe class RamBlock : IDisposable
         return true;
     }
 
+    /// <summary>
+    /// Marks the pages that have no backing memory yet: they read as zero, and looking at them through the mapping would allocate them. Only
+    /// for shared blocks, whose file is what the guest sees; what is written later is the dirty log's to tell.
+    /// </summary>
+    /// <param name="into">One bit a page; marks are added.</param>
+    public void FindHoles(DirtyBitmap into)
+    {
+        ArgumentNullException.ThrowIfNull(into);
+        if (!IsShared) return;
+        long size = (long)SizeBytes;
+        for (long at = 0; at < size;)
+        {
+            long data = Posix.SeekData(Fd, at);
+            if (data == -2) return;
+            long end = data < 0 ? size : Math.Min(data, size);
+            long first = (at + PageSize - 1) / PageSize, last = end / PageSize;
+            if (last > first) into.SetRange(first, last - first);
+            if (data < 0 || data >= size) return;
+            at = Posix.SeekHole(Fd, data);
+            if (at < 0) return;
+        }
+    }
+
     /// <summary>Starts or stops the software write log.</summary>
     internal void SetLog(DirtyBitmap? log) => _log = log;
 

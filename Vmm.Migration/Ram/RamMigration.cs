@@ -74,7 +74,12 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
         _periodStart = Stopwatch.GetTimestamp();
         memory.StartDirtyLog();
         _logging = true;
-        foreach (BlockState block in _blocks) block.Bitmap.SetAll();
+        foreach (BlockState block in _blocks)
+        {
+            block.Bitmap.SetAll();
+            // After the log has started: a page that gets its memory from here on is marked there and sent again.
+            block.Block.FindHoles(block.Holes);
+        }
         _dirtyPages = _blocks.Sum(static b => b.Block.PageCount);
 
         f.WriteUInt64((ulong)TotalBytes | (ulong)RamSaveFlags.MemSize);
@@ -158,7 +163,7 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
                 {
                     int bit = System.Numerics.BitOperations.TrailingZeroCount(marks);
                     marks &= marks - 1;
-                    SendPage(f, block.Block, basePage + bit);
+                    SendPage(f, block, basePage + bit);
                     Volatile.Write(ref _dirtyPages, _dirtyPages - 1);
                     if (!budget.IsOverBytes(f.Position) && (++sinceCheck < PagesPerClockCheck || !budget.IsExhausted(f.Position)))
                     {
@@ -177,10 +182,11 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
         return true;
     }
 
-    private void SendPage(QemuFileWriter f, RamBlock block, long page)
+    private void SendPage(QemuFileWriter f, BlockState state, long page)
     {
+        RamBlock block = state.Block;
         ulong record = (ulong)page * PageSize;
-        bool zero = DetectZeroPages && block.IsZeroPage(page);
+        bool zero = DetectZeroPages && (state.Holes.TestAndClear(page) || block.IsZeroPage(page));
         record |= (ulong)(zero ? RamSaveFlags.Zero : RamSaveFlags.Page);
         if (ReferenceEquals(block, _lastNamed))
         {
@@ -209,5 +215,8 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
         internal RamBlock Block { get; } = block;
 
         internal DirtyBitmap Bitmap { get; } = new(block.PageCount);
+
+        /// <summary>Pages without memory when the migration began and not sent since.</summary>
+        internal DirtyBitmap Holes { get; } = new(block.PageCount);
     }
 }

@@ -287,6 +287,37 @@ public class EngineTests
     }
 
     [Test, NonParallelizable]
+    public async Task BuffersStaySmallWhateverTheRamSize()
+    {
+        // 64 GiB of RAM that the guest has hardly touched: neither side may touch it either.
+        const ulong size = 64UL << 30;
+        using TestVm source = TestVm.WithRam(size);
+        using TestVm destination = TestVm.WithRam(size, incoming: true);
+        source.Ram.Slice(40UL << 30, 4096).Fill(7);
+        source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 0 });
+        using var folder = new TempDirectory();
+        GC.Collect();
+        long before = ResidentBytes();
+        long most = 0;
+        (Task<MigrationStatus> outgoing, Task<MigrationStatus> incoming) = Connect(source, destination, "unix", folder);
+        while (!outgoing.IsCompleted)
+        {
+            most = Math.Max(most, ResidentBytes() - before);
+            Thread.Yield();
+        }
+        Assert.That(await outgoing.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{source.Engine.Query().Error}");
+        Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
+        Assert.That(destination.Ram.ReadOnlySlice(40UL << 30, 4096).IndexOfAnyExcept((byte)7), Is.EqualTo(-1));
+        Assert.That(most, Is.LessThan(64 << 20), "both ends together, bitmaps included");
+    }
+
+    private static long ResidentBytes()
+    {
+        string line = File.ReadLines("/proc/self/status").First(static l => l.StartsWith("VmRSS", StringComparison.Ordinal));
+        return long.Parse(line.Split(' ', StringSplitOptions.RemoveEmptyEntries)[^2]) * 1024;
+    }
+
+    [Test, NonParallelizable]
     public async Task NothingIsLeftBehind()
     {
         List<string> before = LeakCheck.Descriptors();
