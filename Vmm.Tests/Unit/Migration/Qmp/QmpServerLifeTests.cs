@@ -20,7 +20,7 @@ public sealed class QmpServerLifeTests
     [Test]
     public void The_socket_is_private_and_removed_on_dispose()
     {
-        using var directory = new SocketDirectory();
+        using var directory = new TempDirectory();
         string path = directory["qmp"];
         using (var host = new QmpHost())
         {
@@ -35,7 +35,7 @@ public sealed class QmpServerLifeTests
     [Test]
     public void A_stale_socket_is_replaced_and_anything_else_is_refused()
     {
-        using var directory = new SocketDirectory();
+        using var directory = new TempDirectory();
         using var host = new QmpHost();
         // What a crash leaves: a socket file that nobody listens on.
         using (OwnedFd stale = Posix.Socket(Posix.AF_UNIX)) Posix.Bind(stale, Posix.UnixAddress(directory["live"]));
@@ -57,7 +57,7 @@ public sealed class QmpServerLifeTests
     [Test]
     public void A_file_that_replaced_the_socket_is_left_alone()
     {
-        using var directory = new SocketDirectory();
+        using var directory = new TempDirectory();
         using (var host = new QmpHost())
         {
             host.Server.Listen(directory["qmp"]);
@@ -70,7 +70,7 @@ public sealed class QmpServerLifeTests
     [Test]
     public async Task A_thousand_clients_that_connect_and_vanish_leave_no_descriptor()
     {
-        using var directory = new SocketDirectory();
+        using var directory = new TempDirectory();
         using var host = new QmpHost();
         host.Server.Listen(directory["qmp"]);
         using (QmpClient warm = QmpClient.Connect(directory["qmp"], s_deadline)) warm.Execute("query-name");
@@ -91,7 +91,7 @@ public sealed class QmpServerLifeTests
     public async Task Dispose_ends_clients_in_every_state()
     {
         int before = OpenDescriptors;
-        using var directory = new SocketDirectory();
+        using var directory = new TempDirectory();
         var host = new QmpHost();
         host.Server.Listen(directory["qmp"]);
         QmpWire blocked = host.Client(), full = host.Client(), silent = host.Raw();
