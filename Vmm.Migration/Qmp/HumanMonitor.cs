@@ -28,9 +28,11 @@ internal sealed class HumanMonitor
             new("info migrate_capabilities", "", 0, 0, _ => HumanText.Capabilities(_engine.Capabilities)),
             new("info migrate_parameters", "", 0, 0, _ => HumanText.Parameters(_engine.Parameters.Current)),
             new("info status", "", 0, 0, _ => Status()),
-            new("info snapshots", "", 0, 0, _ => _snapshots is null ? NoStore : HumanText.Snapshots(_snapshots.List())),
+            new("info snapshots", "", 0, 0, _ => HumanText.Snapshots(Store.List())),
             new("info version", "", 0, 0, _ => Version()),
             new("info name", "", 0, 0, _ => _vm.Name ?? string.Empty),
+            new("stop", "", 0, 0, _ => Nothing(_vm.Stop)),
+            new("cont", "", 0, 0, _ => Nothing(_vm.Cont)),
             new("savevm", "", 0, 1, SaveVm),
             new("loadvm", "", 1, 1, LoadVm),
             new("delvm", "", 1, 1, DelVm),
@@ -188,7 +190,8 @@ internal sealed class HumanMonitor
     {
         switch (parameter.Kind)
         {
-            case MigrationParameterKind.Bool: return OptionList.Bool(text, $"parameter '{parameter.Name}'");
+            case MigrationParameterKind.Bool when text is "on" or "off": return text == "on";
+            case MigrationParameterKind.Bool: throw new ConfigurationException($"Parameter '{parameter.Name}' expects 'on' or 'off'");
             case MigrationParameterKind.Enum or MigrationParameterKind.StringOrNull: return text;
             case MigrationParameterKind.StringList: return text.Split(' ', StringSplitOptions.RemoveEmptyEntries);
             case MigrationParameterKind.Size:
@@ -204,7 +207,7 @@ internal sealed class HumanMonitor
             default:
                 return ulong.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out ulong n)
                     ? n
-                    : throw new ConfigurationException($"Parameter '{parameter.Name}' expects an integer");
+                    : throw new ConfigurationException($"Parameter '{parameter.Name}' expects a non-negative number below 2^64");
         }
     }
 

@@ -15,17 +15,23 @@ internal static class HumanText
     internal static string Migrate(MigrationInfo info, bool all)
     {
         var text = new StringBuilder();
+        Body(text, info);
         if (all)
         {
             text.Append("Globals:\n  store-global-state: on\n  only-migratable: off\n  send-configuration: on\n  send-section-footer: on\n")
                 .Append("  send-switchover-start: on\n  clear-bitmap-shift: 18\n");
         }
+        return text.ToString();
+    }
+
+    private static void Body(StringBuilder text, MigrationInfo info)
+    {
         if (info.BlockedReasons.Count > 0)
         {
             text.Append("Outgoing migration blocked:\n");
             foreach (string reason in info.BlockedReasons) text.Append("  ").Append(reason).Append('\n');
         }
-        if (info.Status == MigrationStatus.None) return text.ToString();
+        if (info.Status == MigrationStatus.None) return;
         text.Append("Status: \t\t").Append(info.Status.ToWireName());
         if (info.Error is not null && info.Status is MigrationStatus.Failed or MigrationStatus.Failing) text.Append(s_culture, $" ({info.Error})");
         text.Append('\n');
@@ -38,7 +44,6 @@ internal static class HumanText
                 text.Append('\t').Append(a.Type == "inet" ? string.Create(s_culture, $"tcp:{a.Host}:{a.Port}") : $"unix:{a.Path}").Append('\n');
             text.Append("]\n");
         }
-        return text.ToString();
     }
 
     internal static string Capabilities(MigrationCapabilitySet set) =>
@@ -48,7 +53,7 @@ internal static class HumanText
     {
         object value = p.Get(parameters);
         string shown = p.Kind == MigrationParameterKind.StringOrNull && value is string { Length: > 0 } s ? $"'{s}'" : MigrationParameter.Format(value);
-        return p.Unit.Length > 0 ? $"{p.Name}: {shown} {p.Unit}\n" : $"{p.Name}: {shown}\n";
+        return $"{p.Name}: {shown} {p.Unit}".TrimEnd() + "\n";
     }));
 
     internal static string Snapshots(IReadOnlyList<SnapshotManifest> list)

@@ -23,7 +23,7 @@ internal sealed class QmpDirtyRate(Vm vm, IMigrationEngine engine) : IDisposable
     private readonly Lock _gate = new();
     private readonly ManualResetEventSlim _stop = new();
     private Task _running = Task.CompletedTask;
-    private Measurement _last = new("unstarted", "page-sampling", DefaultSamplePages, 0, 0, null);
+    private Measurement _last = new("unstarted", "page-sampling", 0, 0, 0, null);
 
     private sealed record Measurement(string Status, string Mode, long SamplePages, long TimeMs, long StartSeconds, long? MiBPerSecond);
 

@@ -42,12 +42,12 @@ internal sealed class QmpFds(Func<IReadOnlyList<QmpSession>> sessions) : IDispos
         return null;
     }
 
-    /// <summary>For <c>/dev/fdset/ID</c>: a duplicate of a member opened with exactly this access mode, else null.</summary>
+    /// <summary>For <c>/dev/fdset/ID</c>: a duplicate of a member opened with exactly this access mode, null if there is none; a missing set is an error.</summary>
     internal OwnedFd? OpenSet(long id, int accessMode)
     {
         lock (_gate)
         {
-            if (!_sets.TryGetValue(id, out List<(OwnedFd Fd, string? Opaque)>? set)) return null;
+            if (!_sets.TryGetValue(id, out List<(OwnedFd Fd, string? Opaque)>? set)) throw new ConfigurationException($"Failed to find fdset /dev/fdset/{id}");
             OwnedFd? fd = set.Find(f => Posix.AccessMode(f.Fd) == (accessMode & 3)).Fd;
             return fd is null ? null : Posix.Duplicate(fd);
         }

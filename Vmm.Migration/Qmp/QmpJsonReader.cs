@@ -24,7 +24,7 @@ internal sealed class QmpJsonReader
     private readonly QmpJsonTree _tree = new();
     private readonly int _maxTokenBytes;
     private byte[] _token = new byte[256];
-    private int _tokenBytes, _objectBytes, _tokens, _braces, _brackets, _line = 1, _column;
+    private int _tokenBytes, _objectBytes, _tokens, _braces, _brackets, _line = 1, _column, _tokenLine, _tokenColumn;
     private byte _quote;
     private State _state;
 
@@ -38,16 +38,15 @@ internal sealed class QmpJsonReader
     {
         foreach (byte b in bytes)
         {
-            int line = _line, column = _column;
-            if (b == '\n') (_line, _column) = (_line + 1, 0);
-            else _column++;
+            _column++;
             // A byte that ends a number or a keyword is looked at again in the start state.
-            while (!Step(b, line, column)) { }
+            while (!Step(b)) { }
+            if (b == '\n') (_line, _column) = (_line + 1, 0);
             if (_tokenBytes > _maxTokenBytes) Fail("JSON token size limit exceeded");
         }
     }
 
-    private bool Step(byte b, int line, int column)
+    private bool Step(byte b)
     {
         switch (_state)
         {
@@ -61,9 +60,9 @@ internal sealed class QmpJsonReader
                 if (b is < 0x20 or >= 0xFE) return Stray(b);
                 if (b != _quote) return Keep(b, b == '\\' ? State.Escape : State.String);
                 Keep(b, State.Start);
-                return EndToken(QmpToken.String, _line, _column);
-            case State.Keyword: return b is >= (byte)'a' and <= (byte)'z' ? Keep(b, State.Keyword) : !EndToken(QmpToken.Keyword, line, column);
-            default: return Number(b, line, column);
+                return EndToken(QmpToken.String);
+            case State.Keyword: return b is >= (byte)'a' and <= (byte)'z' ? Keep(b, State.Keyword) : !EndToken(QmpToken.Keyword);
+            default: return Number(b);
         }
     }
 
@@ -80,11 +79,11 @@ internal sealed class QmpJsonReader
             default:
                 if (!IsStructural(b)) return Stray(b);
                 Keep(b, State.Start);
-                return EndToken((QmpToken)b, _line, _column);
+                return EndToken((QmpToken)b);
         }
     }
 
-    private bool Number(byte b, int line, int column)
+    private bool Number(byte b)
     {
         bool digit = b is >= (byte)'0' and <= (byte)'9', mark = b is (byte)'e' or (byte)'E';
         switch (_state)
@@ -97,7 +96,7 @@ internal sealed class QmpJsonReader
             case State.Point when digit: return Keep(b, State.Fraction);
             case State.ExponentMark when b is (byte)'+' or (byte)'-': return Keep(b, State.ExponentSign);
             case State.ExponentMark or State.ExponentSign or State.Exponent when digit: return Keep(b, State.Exponent);
-            case State.Zero or State.Digits or State.Fraction or State.Exponent: return !EndToken(QmpToken.Number, line, column);
+            case State.Zero or State.Digits or State.Fraction or State.Exponent: return !EndToken(QmpToken.Number);
             default: return Stray(b);
         }
     }
@@ -106,6 +105,7 @@ internal sealed class QmpJsonReader
 
     private bool Keep(byte b, State next)
     {
+        if (_tokenBytes == 0) (_tokenLine, _tokenColumn) = (_line, _column);
         if (_tokenBytes == _token.Length) Array.Resize(ref _token, _token.Length * 2);
         _token[_tokenBytes++] = b;
         _state = next;
@@ -115,13 +115,13 @@ internal sealed class QmpJsonReader
     private bool Stray(byte b)
     {
         Keep(b, State.Recovery);
-        string shown = Encoding.Latin1.GetString(_token.AsSpan(0, Math.Min(_tokenBytes, 64)));
-        Fail($"{_line}:{_column}: JSON parse error, stray '{shown}'");
+        string shown = Encoding.UTF8.GetString(_token.AsSpan(0, Math.Min(_tokenBytes, 64)));
+        Fail($"{_tokenLine}:{_tokenColumn}: JSON parse error, stray '{shown}'");
         _state = State.Recovery;
         return true;
     }
 
-    private bool EndToken(QmpToken type, int line, int column)
+    private bool EndToken(QmpToken type)
     {
         _state = State.Start;
         ReadOnlySpan<byte> text = _token.AsSpan(0, _tokenBytes);
@@ -139,7 +139,7 @@ internal sealed class QmpJsonReader
         else if (_braces + _brackets > MaxNesting) Fail("JSON nesting depth limit exceeded");
         else
         {
-            _tree.Add(type, text, line, column);
+            _tree.Add(type, text, _tokenLine, _tokenColumn);
             // After a grammar error the rest of the object is skipped up to its end, so that one object yields one answer.
             if ((_braces > 0 || _brackets > 0) && _braces >= 0 && _brackets >= 0) return true;
             Emit(_tree.Error is null ? new QmpInput(_tree.Root, null) : new QmpInput(null, _tree.Error));
@@ -177,7 +177,7 @@ internal enum QmpToken
     Comma = ',',
 }
 
-/// <summary>Builds one JSON value from tokens and checks the grammar; keeps the first error, with QEMU's wording.</summary>
+/// <summary>Builds one JSON value from tokens and checks the grammar; keeps the first error, with the wording and the place (start of the token) of QEMU 11.1.</summary>
 internal sealed class QmpJsonTree
 {
     private enum Expect { Value, ValueOrEnd, Key, KeyOrEnd, Colon, CommaOrEnd }
@@ -210,13 +210,13 @@ internal sealed class QmpJsonTree
         switch (_expect)
         {
             case Expect.Colon:
-                if (type != QmpToken.Colon) return "missing : in object pair";
+                if (type != QmpToken.Colon) return "expecting ':'";
                 _expect = Expect.Value;
                 return null;
             case Expect.CommaOrEnd:
                 bool inObject = _open.Peek().Container is JsonObject;
                 if (type == (inObject ? QmpToken.CloseObject : QmpToken.CloseArray)) return Close();
-                if (type != QmpToken.Comma) return inObject ? "expected separator in dict" : "expected separator in list";
+                if (type != QmpToken.Comma) return inObject ? "expected ',' or '}'" : "expected ',' or ']'";
                 _expect = inObject ? Expect.Key : Expect.Value;
                 return null;
             case Expect.KeyOrEnd when type == QmpToken.CloseObject:
@@ -231,10 +231,8 @@ internal sealed class QmpJsonTree
 
     private string? Key(QmpToken type, ReadOnlySpan<byte> text)
     {
-        if (type is QmpToken.CloseArray or QmpToken.CloseObject or QmpToken.Colon or QmpToken.Comma) return "expecting value";
-        if (type != QmpToken.String) return "key is not a string in object";
+        if (type != QmpToken.String) return "expecting key";
         string? problem = QmpJsonText.TryDecode(text, out string key);
-        if (problem is null && ((JsonObject)_open.Peek().Container).ContainsKey(key)) problem = "duplicate key";
         _key = key;
         _expect = Expect.Colon;
         return problem;
@@ -271,10 +269,11 @@ internal sealed class QmpJsonTree
 
     private string? Put(JsonNode? value)
     {
-        if (!_open.TryPeek(out (JsonNode Container, string? Key) parent)) Root = value;
-        else if (parent.Container is JsonObject o) o.Add(_key!, value);
-        else ((JsonArray)parent.Container).Add(value);
         _expect = Expect.CommaOrEnd;
+        if (!_open.TryPeek(out (JsonNode Container, string? Key) parent)) Root = value;
+        else if (parent.Container is JsonArray a) a.Add(value);
+        // As in QEMU, a duplicate is noticed when its value is complete.
+        else if (!((JsonObject)parent.Container).TryAdd(_key!, value)) return "duplicate key";
         return null;
     }
 }

@@ -80,7 +80,7 @@ internal static class QmpJsonText
             int at = "\"\\\b\f\n\r\t".IndexOf(c, StringComparison.Ordinal);
             if (at >= 0) to.Append('\\').Append("\"\\bfnrt"[at]);
             else if (c is >= ' ' and < '\x7f') to.Append(c);
-            else to.Append(CultureInfo.InvariantCulture, $"\\u{(int)c:x4}");
+            else to.Append(CultureInfo.InvariantCulture, $"\\u{(int)c:X4}");
         }
         return to.Append('"');
     }

@@ -115,7 +115,7 @@ internal sealed class QmpMigrationCommands(QmpServer server, Vm vm, IMigrationEn
         if (uri is not null) return MigrationAddress.Parse(uri);
         if (channels.Any(static c => (string?)c!["channel-type"] == "cpr"))
             throw new QmpErrorException("migration channel type 'cpr' is not implemented in this version of vmm");
-        if (channels.Count > 1) throw new QmpErrorException("'channels' may have only one 'main' channel");
+        if (channels.Count > 1) throw new QmpErrorException("Channel list has more than one main entry");
         return QmpAddress.Parse((JsonObject)channels[0]!["addr"]!);
     }
 

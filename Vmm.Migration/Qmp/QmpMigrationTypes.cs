@@ -6,7 +6,7 @@ namespace Vmm.Migration.Qmp;
 internal static class QmpMigrationTypes
 {
     // First, because later initializers use it.
-    private static readonly QmpAlternate s_strOrNull = new("string", QmpType.Str, QmpType.Null);
+    private static readonly QmpAlternate s_strOrNull = new("StrOrNull", QmpType.Str, QmpType.Null);
 
     private static readonly QmpEnum s_socketType = new("inet", "unix", "vsock", "fd");
 

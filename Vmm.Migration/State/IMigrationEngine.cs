@@ -71,7 +71,7 @@ public interface IMigrationEngine
 
     /// <summary>
     /// Opens a member of an fd set for <c>file:/dev/fdset/ID</c>, given the id and the access mode (O_RDONLY, O_WRONLY or O_RDWR), which must match
-    /// exactly; null if there is none. Set by the control plane; the result is the caller's.
+    /// exactly; null if the set has none, an error if there is no such set. Set by the control plane; the result is the caller's.
     /// </summary>
     Func<long, int, OwnedFd?>? OpenFdSet { get; set; }
 }

@@ -43,6 +43,8 @@ public sealed record MigrationParameter
     public ulong Max { get; init; } = ulong.MaxValue;
     /// <summary>The end of QEMU's range error, after <c>Option NAME expects</c>; made from the range when null.</summary>
     public string? RangeText { get; init; }
+    /// <summary>QEMU's whole range error where it has another form, or null.</summary>
+    public string? RangeError { get; init; }
     /// <summary>All values of an enum; empty for other kinds.</summary>
     public IReadOnlyList<string> Values { get; init; } = [];
     /// <summary>Unit shown to people: <c>ms</c>, <c>bytes/second</c>, ...; empty for none.</summary>
@@ -78,7 +80,7 @@ public sealed record MigrationParameter
     {
         ArgumentNullException.ThrowIfNull(value);
         if (value is ulong n && (n < Min || n > Max || !IsValid(n)))
-            throw new ConfigurationException($"Option {Name} expects {RangeText ?? $"a value between {Min} and {Max}"}");
+            throw new ConfigurationException(RangeError ?? $"Option {Name} expects {RangeText ?? $"a value between {Min} and {Max}"}");
         if (value is string s && Values.Count > 0 && !Values.Contains(s))
             throw new ConfigurationException($"Parameter '{Name}' does not accept value '{s}'");
         if (Write is not null && (HonouredValues is null || HonouredValues.Contains((string)value))) return Write(parameters, value);
@@ -102,7 +104,7 @@ public sealed record MigrationParameter
     };
 }
 
-/// <summary>All migration parameters in QEMU's order.</summary>
+/// <summary>All migration parameters, in the order in which QEMU 11.1 shows them.</summary>
 public static class MigrationParameterTable
 {
     private static readonly string[] s_modes = ["normal", "cpr-reboot", "cpr-transfer", "cpr-exec"];
@@ -114,11 +116,12 @@ public static class MigrationParameterTable
         Number("announce-initial", 50, 0, 100_000, "ms"),
         Number("announce-max", 550, 0, 100_000, "ms"),
         Number("announce-rounds", 5, 0, 1000, ""),
-        Number("announce-step", 100, 1, 10_000, "ms"),
+        Number("announce-step", 100, 1, 10_000, "ms") with { RangeText = "a value between 0 and 10000" },
         UInt8("throttle-trigger-threshold", 50, 1, 100),
         UInt8("cpu-throttle-initial", 20, 1, 99),
         UInt8("cpu-throttle-increment", 10, 1, 99),
         Switch("cpu-throttle-tailslow"),
+        UInt8("max-cpu-throttle", 99, 20, 99) with { RangeText = "an integer in the range of cpu-throttle-initial to 99" },
         Text("tls-creds"),
         Text("tls-hostname"),
         Text("tls-authz"),
@@ -132,6 +135,7 @@ public static class MigrationParameterTable
             Kind = MigrationParameterKind.Size, IsMiBInHmp = true,
             Read = static p => p.AvailSwitchoverBandwidthBytesPerSecond, Write = static (p, v) => p with { AvailSwitchoverBandwidthBytesPerSecond = (ulong)v },
         },
+        Number("max-postcopy-bandwidth", 0, 0, ulong.MaxValue, "bytes/second") with { Kind = MigrationParameterKind.Size },
         Number("downtime-limit", 300, 0, MigrationParameterSet.MaxDowntimeLimitMs, "ms") with
         {
             RangeText = "an integer in the range of 0 to (2000 * 1000) ms",
@@ -139,34 +143,33 @@ public static class MigrationParameterTable
         },
         Number("x-checkpoint-delay", 20_000, 0, uint.MaxValue, "ms") with { Kind = MigrationParameterKind.UInt32, IsUnstable = true },
         UInt8("multifd-channels", 2, 1, 255) with { Unit = "" },
-        Number("xbzrle-cache-size", 64 << 20, 4096, ulong.MaxValue, "bytes") with
-        {
-            Kind = MigrationParameterKind.Size, IsValid = ulong.IsPow2, RangeText = "a power of two no less than the target page size",
-        },
-        Number("max-postcopy-bandwidth", 0, 0, ulong.MaxValue, "bytes/second") with { Kind = MigrationParameterKind.Size },
-        UInt8("max-cpu-throttle", 99, 20, 99) with { RangeText = "an integer in the range of cpu-throttle-initial to 99" },
         Choice("multifd-compression", "none", ["none", "zlib", "zstd"]),
         UInt8("multifd-zlib-level", 1, 0, 9) with { Unit = "" },
         UInt8("multifd-qatzip-level", 1, 1, 9) with { Unit = "" },
         UInt8("multifd-zstd-level", 1, 0, 20) with { Unit = "" },
-        Number("x-vcpu-dirty-limit-period", 1000, 1, 1000, "ms") with { IsUnstable = true },
-        Number("vcpu-dirty-limit", 1, 1, ulong.MaxValue, "MB/s") with { RangeText = "a value greater than or equal to 1" },
-        Choice("mode", "normal", s_modes) with
-        {
-            HonouredValues = ["normal"],
-            Read = static p => s_modes[(int)p.Mode], Write = static (p, v) => p with { Mode = (MigrationMode)Array.IndexOf(s_modes, (string)v) },
-        },
         Choice("zero-page-detection", "multifd", s_detection) with
         {
             Read = static p => s_detection[(int)p.ZeroPageDetection],
             Write = static (p, v) => p with { ZeroPageDetection = (ZeroPageDetection)Array.IndexOf(s_detection, (string)v) },
         },
+        Number("xbzrle-cache-size", 64 << 20, 4096, ulong.MaxValue, "bytes") with
+        {
+            Kind = MigrationParameterKind.Size, IsValid = ulong.IsPow2, RangeText = "a power of two no less than the target page size",
+        },
+        Number("x-vcpu-dirty-limit-period", 1000, 1, 1000, "ms") with { IsUnstable = true },
+        Number("vcpu-dirty-limit", 1, 1, ulong.MaxValue, "MB/s") with { RangeError = "Parameter 'vcpu-dirty-limit' must be greater than 1 MB/s" },
+        Choice("mode", "normal", s_modes) with
+        {
+            HonouredValues = ["normal"],
+            Read = static p => s_modes[(int)p.Mode], Write = static (p, v) => p with { Mode = (MigrationMode)Array.IndexOf(s_modes, (string)v) },
+        },
         Switch("direct-io"),
-        new() { Name = "cpr-exec-command", Kind = MigrationParameterKind.StringList, Default = Array.Empty<string>() },
         Number("x-rdma-chunk-size", 1 << 20, 1 << 20, 1 << 30, "bytes") with
         {
-            Kind = MigrationParameterKind.Size, IsUnstable = true, IsValid = ulong.IsPow2, RangeText = "a power of two between 1 MiB and 1024 MiB",
+            Kind = MigrationParameterKind.Size, IsUnstable = true, IsValid = ulong.IsPow2,
+            RangeError = "Option x_rdma_chunk_size expects a power of 2 in the range 1MiB to 1024MiB",
         },
+        new() { Name = "cpr-exec-command", Kind = MigrationParameterKind.StringList, Default = Array.Empty<string>() },
     ];
 
     /// <summary>Finds a parameter by its wire name.</summary>

@@ -48,7 +48,7 @@ public sealed class HumanMonitorTests
         using (Assert.EnterMultipleScope())
         {
             Assert.That(Hmp(wire, "savevm a"), Is.EqualTo("Error: no block device can store vmstate for snapshot\r\n"));
-            Assert.That(Hmp(wire, "info snapshots"), Is.EqualTo("no block device can store vmstate for snapshot\r\n"));
+            Assert.That(Hmp(wire, "info snapshots"), Is.EqualTo("Error: no block device can store vmstate for snapshot\r\n"));
         }
     }
 
@@ -111,7 +111,7 @@ public sealed class HumanMonitorTests
             "  Others: \t\tdirty_syncs=1", "",
         ];
         Assert.That(Hmp(wire, "info migrate").Split("\r\n"), Is.EqualTo(expected));
-        Assert.That(Hmp(wire, "info migrate -a"), Does.StartWith("Globals:\r\n"));
+        Assert.That(Hmp(wire, "info migrate -a"), Does.StartWith("Status: \t\tactive\r\n").And.Contain("\r\nGlobals:\r\n"));
         host.Engine.Info = new MigrationInfo { Error = new MigrationError { Side = "source", Phase = "connect", Message = "refused" } };
         host.Engine.Move(MigrationStatus.Failed);
         Assert.That(Hmp(wire, "info migrate"), Is.EqualTo("Status: \t\tfailed (source, connect: refused)\r\n"));

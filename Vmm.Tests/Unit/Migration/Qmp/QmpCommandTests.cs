@@ -89,7 +89,7 @@ public sealed class QmpCommandTests
     public void Physical_memory_is_saved_and_bad_ranges_and_files_are_named()
     {
         using var host = new QmpHost();
-        using var directory = new SocketDirectory();
+        using var directory = new TempDirectory();
         using QmpWire wire = host.Client();
         byte[] pattern = [.. Enumerable.Range(0, 8192).Select(static i => (byte)i)];
         host.Vm.Memory.Write(new GuestAddress(4096), pattern);

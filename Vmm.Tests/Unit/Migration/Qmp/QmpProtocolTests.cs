@@ -93,7 +93,7 @@ public sealed class QmpProtocolTests
     [TestCase("18446744073709551616")]
     [TestCase("null")]
     [TestCase("true")]
-    [TestCase("\"\\u00e9\\n\"")]
+    [TestCase("\"\\u00E9\\n\"")]
     [TestCase("[1, {\"a\": []}]")]
     [TestCase("{\"x\": {\"y\": 1e400}}")]
     public void Any_id_comes_back_as_it_was_on_success_and_on_error(string id)
