@@ -76,7 +76,7 @@ internal sealed class EndToEndFailureTests
         (PeerProcess source, PeerProcess destination) = await Pair();
         async Task Round()
         {
-            Assert.That((await _vmm.Run("migrate", "--vm", "alpha", "--to", $"unix:{_vmm["nobody"]}")).Code, Is.EqualTo(ExitCode.Failed));
+            Assert.That((await _vmm.Run("migrate", "--vm", "alpha", "--to", $"unix:{_vmm["nobody"]}")).Code, Is.EqualTo(ExitCode.Unreachable));
             Assert.That((await _vmm.Run([.. Slow(destination), "--timeout", "0.2"])).Code, Is.EqualTo(ExitCode.Timeout));
         }
 
