@@ -21,10 +21,13 @@ internal sealed class VmmCommands : IAsyncDisposable
     internal IEnumerable<string?> Registered => Directory.EnumerateFileSystemEntries(_folder["vmm"]).Select(Path.GetFileName).Where(static n => n != ".lock").Order();
 
     /// <summary>Starts a VM called <paramref name="name"/>, with its socket at the default place.</summary>
-    internal async Task<PeerProcess> StartVm(string name, params string[] arguments)
+    internal Task<PeerProcess> StartVm(string name, params string[] arguments) => StartVmOf(name, "64M", arguments);
+
+    /// <summary>As <see cref="StartVm"/>, with RAM of another size.</summary>
+    internal async Task<PeerProcess> StartVmOf(string name, string memory, params string[] arguments)
     {
         PeerProcess vm = await PeerProcess.StartVmm(_context, _folder.Path, _folder[$"vmm/{name}.qmp"],
-            ["--name", name, "--memory", "64M", "--snapshot-dir", _folder[$"snapshots-{name}"], .. arguments]);
+            ["--name", name, "--memory", memory, "--snapshot-dir", _folder[$"snapshots-{name}"], .. arguments]);
         _vms.Add(vm);
         return vm;
     }
@@ -45,11 +48,15 @@ internal sealed class VmmCommands : IAsyncDisposable
     }
 
     /// <summary>Starts a command.</summary>
-    internal Running Start(params string[] arguments)
+    internal Running Start(params string[] arguments) => StartIn(null, arguments);
+
+    /// <summary>Starts a command with a temp directory of its own.</summary>
+    internal Running StartIn(string? temp, params string[] arguments)
     {
         (string file, string[] prefix) = PeerProcess.Self();
         var info = new ProcessStartInfo(file, [.. prefix, .. arguments]) { RedirectStandardError = true, RedirectStandardOutput = true, RedirectStandardInput = true };
         info.Environment["XDG_RUNTIME_DIR"] = _folder.Path;
+        if (temp is not null) info.Environment["TMPDIR"] = temp;
         return new Running(Process.Start(info)!);
     }
 

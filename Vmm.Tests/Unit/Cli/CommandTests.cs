@@ -65,6 +65,27 @@ internal sealed class CommandTests
         Assert.That((result.Code, result.Error), Is.EqualTo((ExitCode.Failed, "vmm: migration failed: no such luck\n")));
     }
 
+    [TestCase("""{"status": "failed", "error-desc": "x", "__io.github.vmm_error": {"phase": "connect"}}""")]
+    [TestCase("""{"status": "failed", "error-desc": "Failed to connect to '127.0.0.1:1': Connection refused"}""")]
+    public async Task A_destination_that_cannot_be_reached_has_a_code_of_its_own(string answer) =>
+        Assert.That((await Run(new FakeMonitor().On("query-migrate", "{}", answer), "migrate --to tcp:h:1")).Code, Is.EqualTo(ExitCode.Unreachable));
+
+    [Test]
+    public async Task A_parameter_out_of_range_is_usage_and_a_capability_that_is_not_to_be_had_a_refusal()
+    {
+        CliResult parameter = await Run(new FakeMonitor().Fail("migrate-set-parameters", "Option downtime-limit expects"), "migrate --to tcp:h:1 --set downtime-limit=5");
+        CliResult capability = await Run(new FakeMonitor().Fail("migrate-set-capabilities", "no such thing"), "migrate --to tcp:h:1");
+        Assert.That((parameter.Code, capability.Code), Is.EqualTo((ExitCode.Usage, ExitCode.Refused)));
+    }
+
+    [Test]
+    public async Task A_snapshot_that_does_not_exist_cannot_be_deleted()
+    {
+        FakeMonitor vm = new FakeMonitor().On("human-monitor-command", "\"There is no snapshot available.\\r\\n\"");
+        CliResult result = await Run(vm, "delvm s");
+        Assert.That((result.Code, result.Error), Is.EqualTo((ExitCode.Failed, "vmm: snapshot 's' does not exist\n")));
+    }
+
     [Test]
     public async Task Interrupting_cancels_once_and_settles()
     {
@@ -209,7 +230,7 @@ internal sealed class CommandTests
     {
         using var output = new StringWriter();
         await CliRoot.Invoke(["--help"], new CliContext { Out = output, Error = TextWriter.Null });
-        foreach (string code in new[] { "0 done", "1 the operation failed", "2 wrong usage", "3 refused", "4 no VM", "124 timed out", "130 cancelled" })
+        foreach (string code in new[] { "0 done", "1 the operation failed", "2 wrong usage", "3 refused", "4 peer not reachable", "124 timed out", "130 cancelled" })
             Assert.That(output.ToString().ReplaceLineEndings(" "), Does.Contain(code));
     }
 }

@@ -117,7 +117,7 @@ internal sealed class EndToEndTests
     {
         PeerProcess source = await _vmm.StartVm("alpha");
         CliResult result = await _vmm.Run("migrate", "--to", $"unix:{_vmm["nobody"]}");
-        Assert.That((result.Code, await _vmm.State(source)), Is.EqualTo((ExitCode.Failed, "running")));
+        Assert.That((result.Code, await _vmm.State(source)), Is.EqualTo((ExitCode.Unreachable, "running")));
         Assert.That(result.Error, Does.StartWith("vmm: migration failed: ").Or.Contains("\nvmm: migration failed: ").And.Contain("nobody"));
     }
 
@@ -198,6 +198,7 @@ internal sealed class EndToEndTests
         await _vmm.Ok("loadvm", "one");
         Assert.That(await _vmm.State(vm), Is.EqualTo("running"));
         await _vmm.Ok("delvm", "one");
+        Assert.That((await _vmm.Run("delvm", "one")).Code, Is.EqualTo(ExitCode.Failed));
         Assert.That((await _vmm.Run("snapshots")).Error, Does.Contain("no snapshots"));
     }
 

@@ -54,7 +54,7 @@ internal sealed class MigrateCommand(CliContext context, MigrateOptions options,
             case ExitCode.Ok:
                 if (context.Interrupted.IsCancellationRequested) context.Note("it was complete before it could be cancelled");
                 break;
-            case ExitCode.Failed:
+            case ExitCode.Failed or ExitCode.Unreachable:
                 context.Note($"migration {outcome.Report.Status}: {outcome.Report.Error ?? "the VM gives no reason"}");
                 break;
             case ExitCode.Timeout:
@@ -106,6 +106,10 @@ internal sealed class MigrateCommand(CliContext context, MigrateOptions options,
         try
         {
             await monitor.Execute(command, arguments, CancellationToken.None);
+        }
+        catch (MonitorException e) when (command == "migrate-set-parameters")
+        {
+            throw CliException.Usage($"--set: {e.Message}");
         }
         catch (MonitorException e)
         {

@@ -45,7 +45,7 @@ internal static class MigrateFollower
     {
         "completed" => ExitCode.Ok,
         "cancelled" => whenCancelled == ExitCode.Failed ? ExitCode.Cancelled : whenCancelled,
-        _ => ExitCode.Failed,
+        _ => report.IsUnreachable ? ExitCode.Unreachable : ExitCode.Failed,
     };
 
     private static async Task Pause(CliContext context, bool wakeOnInterrupt)

@@ -23,6 +23,11 @@ internal sealed record MigrationReport(JsonObject Answer)
 
     public string? Error => Answer.Text("error-desc");
 
+    /// <summary>True if the failure is that nobody could be reached; from our record, or by the text of a QEMU, which has none.</summary>
+    public bool IsUnreachable => Answer[QmpServer.ExtensionPrefix + "error"] is JsonObject error
+        ? error.Text("phase") == "connect"
+        : Error?.StartsWith("Failed to connect to", StringComparison.Ordinal) == true;
+
     public IReadOnlyList<string> BlockedReasons => Answer["blocked-reasons"] is JsonArray a ? [.. a.Select(static r => r?.ToString() ?? string.Empty)] : [];
 
     public double TotalMs => Answer.Number("total-time") ?? 0;

@@ -18,7 +18,7 @@ internal sealed class CliRoot
         A VM monitor core whose machines move: to another process, to a file and back, over QEMU's own migration stream.
 
         Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 the operation failed, 2 wrong usage, 3 refused by the VM (blocked,
-        another migration, wrong state), 4 no VM reachable, 124 timed out, 130 cancelled (Ctrl-C).
+        another migration, wrong state), 4 peer not reachable (VM or destination), 124 timed out, 130 cancelled (Ctrl-C).
         """;
 
     private readonly CliContext _context;

@@ -10,7 +10,7 @@ internal enum ExitCode
     Usage = 2,
     /// <summary>The VM said no: a blocker, another migration, or a state that does not allow it.</summary>
     Refused = 3,
-    /// <summary>No VM, or its QMP socket, could be reached.</summary>
+    /// <summary>A peer could not be reached: the VM's QMP socket, or the destination of a migration.</summary>
     Unreachable = 4,
     /// <summary>A deadline passed.</summary>
     Timeout = 124,

@@ -14,15 +14,21 @@ internal sealed class SnapshotCommands(CliContext context, VmTarget target)
 
     public Task<ExitCode> Load(string name, bool json) => RunJob("snapshot-load", name, withState: true, "loaded", json);
 
-    public Task<ExitCode> Delete(string name, bool json) => RunJob("snapshot-delete", name, withState: false, "deleted", json);
+    public async Task<ExitCode> Delete(string name, bool json)
+    {
+        await using (IMonitor monitor = await target.Connect(context, context.Interrupted))
+        {
+            // QEMU's delete succeeds whether or not there was anything to delete; a user who mistyped a name wants to know.
+            if (!(await Rows(monitor)).Any(r => r.Name == name)) throw new CliException(ExitCode.Failed, $"snapshot '{name}' does not exist");
+        }
+        return await RunJob("snapshot-delete", name, withState: false, "deleted", json);
+    }
 
     /// <summary>Lists snapshots; QMP has no structured list, so this is the table of QEMU's monitor.</summary>
     public async Task<ExitCode> List(bool json)
     {
         await using IMonitor monitor = await target.Connect(context, context.Interrupted);
-        JsonNode? answer = await monitor.Execute("human-monitor-command", new JsonObject { ["command-line"] = "info snapshots" }, context.Interrupted);
-        string text = (answer?.ToString() ?? string.Empty).ReplaceLineEndings("\n").Trim('\n');
-        IReadOnlyList<SnapshotRow> rows = SnapshotRow.Parse(text);
+        IReadOnlyList<SnapshotRow> rows = await Rows(monitor);
         if (json)
         {
             Format.WriteJson(context.Out, new JsonArray([.. rows.Select(static r => new JsonObject
@@ -39,6 +45,12 @@ internal sealed class SnapshotCommands(CliContext context, VmTarget target)
             Format.WriteTable(context.Out, [["NAME", "SIZE", "DATE", "VM CLOCK"], .. rows.Select(static r => (string[])[r.Name, r.Size, r.Date, r.VmClock])]);
         }
         return ExitCode.Ok;
+    }
+
+    private async Task<IReadOnlyList<SnapshotRow>> Rows(IMonitor monitor)
+    {
+        JsonNode? answer = await monitor.Execute("human-monitor-command", new JsonObject { ["command-line"] = "info snapshots" }, context.Interrupted);
+        return SnapshotRow.Parse((answer?.ToString() ?? string.Empty).ReplaceLineEndings("\n"));
     }
 
     private async Task<ExitCode> RunJob(string command, string name, bool withState, string done, bool json)

@@ -1,0 +1,140 @@
+using Vmm.Core.Interop;
+using Vmm.Tests.Fakes;
+using Vmm.Tests.Support;
+using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Shell;
+
+namespace Vmm.Tests.Unit.Cli;
+
+/// <summary>What users see when something goes wrong between real processes: one line with the cause, and nothing lost or left behind.</summary>
+[Category("cli")]
+[CancelAfter(120_000)]
+internal sealed class EndToEndFailureTests
+{
+    private const int SigKill = 9, SigTerm = 15;
+    private VmmCommands _vmm = null!;
+
+    [SetUp]
+    public void SetUp() => _vmm = new VmmCommands();
+
+    [TearDown]
+    public async Task TearDown() => await _vmm.DisposeAsync();
+
+    [Test]
+    public async Task A_destination_that_is_killed_fails_the_migration_and_the_source_goes_on()
+    {
+        (PeerProcess source, PeerProcess destination) = await Pair();
+        using VmmCommands.Running migration = _vmm.Start(Slow(destination));
+        await migration.Line("active: round 1");
+        LibC.kill(destination.Pid, SigKill);
+        CliResult result = await migration.Finish();
+        Assert.That((result.Code, await _vmm.State(source)), Is.EqualTo((ExitCode.Failed, "running")), result.Error);
+        Assert.That(LastLine(result), Does.StartWith("vmm: migration failed: "));
+    }
+
+    [Test]
+    public async Task A_source_that_is_killed_leaves_the_destination_able_to_take_another()
+    {
+        (PeerProcess source, PeerProcess destination) = await Pair();
+        using VmmCommands.Running migration = _vmm.Start(Slow(destination));
+        await migration.Line("active: round 1");
+        LibC.kill(source.Pid, SigKill);
+        CliResult result = await migration.Finish();
+        Assert.That(result.Code, Is.EqualTo(ExitCode.Unreachable), result.Error);
+        PeerProcess second = await Busy("gamma");
+        await _vmm.Ok("migrate", "--vm", "gamma", "--to", destination.IncomingUri, "--set", "max-bandwidth=0");
+        Assert.That((await _vmm.State(second), await _vmm.State(destination)), Is.EqualTo(("postmigrate", "running")));
+    }
+
+    [Test]
+    public async Task A_full_disk_fails_the_migration_and_names_the_cause()
+    {
+        PeerProcess source = await Busy("alpha");
+        CliResult result = await _vmm.Run("migrate", "--to", "exec:cat > /dev/full", "--set", "max-bandwidth=0");
+        Assert.That((result.Code, await _vmm.State(source)), Is.EqualTo((ExitCode.Failed, "running")), result.Error);
+        CliResult file = await _vmm.Run("migrate", "--to", $"file:{_vmm["missing/x.mig"]}");
+        Assert.That((file.Code, file.Error.Contains("missing/x.mig")), Is.EqualTo((ExitCode.Failed, true)), file.Error);
+    }
+
+    [Test]
+    public async Task Another_RAM_size_is_named_on_both_sides()
+    {
+        PeerProcess source = await Busy("alpha"), destination = await _vmm.StartVmOf("beta", "32M", "--incoming", "tcp:127.0.0.1:0");
+        CliResult result = await _vmm.Run("migrate", "--vm", "alpha", "--to", destination.IncomingUri);
+        Assert.Multiple(async () =>
+        {
+            Assert.That(result.Code, Is.EqualTo(ExitCode.Failed));
+            Assert.That(LastLine(result), Does.Contain("ram").And.Contain("destination"));
+            Assert.That(destination.Errors, Does.Contain("incoming migration failed").And.Contain("ram"));
+            Assert.That((await _vmm.State(source), await _vmm.State(destination)), Is.EqualTo(("running", "inmigrate")));
+        });
+    }
+
+    [Test]
+    public async Task Failed_and_cancelled_migrations_leave_no_descriptors_and_threads_behind()
+    {
+        (PeerProcess source, PeerProcess destination) = await Pair();
+        async Task Round()
+        {
+            Assert.That((await _vmm.Run("migrate", "--vm", "alpha", "--to", $"unix:{_vmm["nobody"]}")).Code, Is.EqualTo(ExitCode.Unreachable));
+            Assert.That((await _vmm.Run([.. Slow(destination), "--timeout", "0.2"])).Code, Is.EqualTo(ExitCode.Timeout));
+        }
+
+        // The first round makes what is made once: pool threads, timers, the code itself.
+        await Round();
+        (int source1, int destination1) = (Descriptors(source), Descriptors(destination));
+        for (int i = 0; i < 5; i++) await Round();
+        Assert.That(() => Descriptors(source), Is.LessThanOrEqualTo(source1).After(5000, 50));
+        Assert.That(() => Descriptors(destination), Is.LessThanOrEqualTo(destination1).After(5000, 50));
+        Assert.That(ThreadNames(source).Where(static n => n.StartsWith("mig", StringComparison.Ordinal)), Is.Empty);
+    }
+
+    [Test]
+    public async Task The_demo_succeeds_and_leaves_nothing()
+    {
+        string temp = Directory.CreateDirectory(_vmm["tmp"]).FullName;
+        using VmmCommands.Running demo = _vmm.StartIn(temp, "demo");
+        CliResult result = await demo.Finish();
+        Assert.That(result.Code, Is.EqualTo(ExitCode.Ok), result.Error);
+        Assert.That(result.Out, Does.Contain("verified: all 131072 pages on the destination").And.Match("all 131072 pages are the same in QEMU|QEMU is not installed"));
+        Assert.That(Directory.EnumerateFileSystemEntries(temp, "vmm-*"), Is.Empty);
+    }
+
+    [Test]
+    public async Task A_demo_that_is_ended_early_leaves_nothing()
+    {
+        string temp = Directory.CreateDirectory(_vmm["tmp"]).FullName;
+        using VmmCommands.Running demo = _vmm.StartIn(temp, "demo");
+        await demo.Line("active: round 1");
+        demo.Signal(SigTerm);
+        CliResult result = await demo.Finish();
+        Assert.That(result.Code, Is.EqualTo(ExitCode.Cancelled), result.Error);
+        Assert.That(Directory.EnumerateFileSystemEntries(temp, "vmm-*"), Is.Empty);
+        Assert.That(Directory.EnumerateDirectories("/proc").Where(p => Mentions(p, temp)), Is.Empty);
+    }
+
+    private async Task<(PeerProcess Source, PeerProcess Destination)> Pair() => (await Busy("alpha"), await _vmm.StartVm("beta", "--incoming", "tcp:127.0.0.1:0"));
+
+    private Task<PeerProcess> Busy(string name) => _vmm.StartVm(name, "--workload", "pattern,rate=10M,prefill=on");
+
+    private static string[] Slow(PeerProcess destination) => ["migrate", "--vm", "alpha", "--to", destination.IncomingUri, "--set", "max-bandwidth=1M"];
+
+    private static string LastLine(CliResult result) => result.Error.TrimEnd('\n').Split('\n')[^1];
+
+    private static int Descriptors(PeerProcess vm) => Directory.EnumerateFileSystemEntries($"/proc/{vm.Pid}/fd").Count();
+
+    private static IEnumerable<string> ThreadNames(PeerProcess vm) =>
+        Directory.EnumerateDirectories($"/proc/{vm.Pid}/task").Select(static t => File.ReadAllText(Path.Combine(t, "comm")));
+
+    private static bool Mentions(string process, string text)
+    {
+        try
+        {
+            return int.TryParse(Path.GetFileName(process), out _) && File.ReadAllText(Path.Combine(process, "cmdline")).Contains(text, StringComparison.Ordinal);
+        }
+        catch (IOException)
+        {
+            return false;
+        }
+    }
+}
