@@ -29,4 +29,19 @@ public static class WireLimits
 
     /// <summary>Most elements of one variable array or list. Ours: far above any device's table.</summary>
     public const int VmStateElements = 1 << 24;
+
+    /// <summary>Longest VMDESC that the stream viewer parses; a tree of it is kept. Ours: 100 times what QEMU 11.1's pc writes.</summary>
+    public const int ViewerVmDescBytes = 16 << 20;
+
+    /// <summary>Most pieces of a stream that the viewer keeps. Ours: a section leaves about every 50 ms, so this is an hour and a half of PARTs.</summary>
+    public const int ViewerEntries = 100_000;
+
+    /// <summary>Most field values the viewer keeps; the rest is skipped by length. Ours: QEMU 11.1's pc has 4,000.</summary>
+    public const int ViewerFields = 200_000;
+
+    /// <summary>Most page records the viewer lists. Ours: 4 GiB of pages.</summary>
+    public const int ViewerPages = 1 << 20;
+
+    /// <summary>Most findings the viewer reports.</summary>
+    public const int ViewerFindings = 1000;
 }

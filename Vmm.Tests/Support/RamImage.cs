@@ -1,0 +1,13 @@
+using Vmm.Migration.Stream.Viewer;
+
+namespace Vmm.Tests.Support;
+
+/// <summary>Collects RAM that the viewer rebuilds.</summary>
+internal sealed class RamImage : IRamContentSink
+{
+    internal Dictionary<string, byte[]> Blocks { get; } = [];
+
+    public void AddBlock(string block, ulong usedLength) => Blocks[block] = new byte[usedLength];
+
+    public Span<byte> Page(string block, ulong offset, int length) => Blocks[block].AsSpan((int)offset, length);
+}
