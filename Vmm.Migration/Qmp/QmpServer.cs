@@ -73,6 +73,7 @@ public sealed class QmpServer : IDisposable
         engine.PassCompleted += OnMigrationPass;
         vm.RunState.Changed += OnRunState;
         vm.ResetDone += OnReset;
+        vm.Disposing += Dispose;
     }
 
     /// <summary>Completes when a client, or a failed incoming migration, asks the process to end. The answer to <c>quit</c> has been sent by then.</summary>
@@ -118,7 +119,7 @@ public sealed class QmpServer : IDisposable
     /// <param name="reason">QEMU's ShutdownCause, e.g. <c>host-signal</c>.</param>
     public void Shutdown(string reason) => Broadcast("SHUTDOWN", new JsonObject { ["guest"] = false, ["reason"] = reason });
 
-    /// <summary>Disconnects all clients and ends everything this server started. Idempotent. Not from an event or a command.</summary>
+    /// <summary>Disconnects all clients and ends everything this server started. Idempotent; the VM's disposal does it too. Not from an event or a command.</summary>
     public void Dispose()
     {
         QmpListener[] listeners;
@@ -132,6 +133,7 @@ public sealed class QmpServer : IDisposable
         _engine.PassCompleted -= OnMigrationPass;
         _vm.RunState.Changed -= OnRunState;
         _vm.ResetDone -= OnReset;
+        _vm.Disposing -= Dispose;
         foreach (QmpListener listener in listeners) listener.Dispose();
         _stopping.Cancel();
         Task[] clients;
