@@ -33,21 +33,21 @@ internal sealed partial class StreamParser
     // The entry whose end has not been reached.
     private StreamEntry? _open;
 
-    private StreamParser(ISeekableChannel file, StreamViewOptions options)
+    private StreamParser(ISeekableChannel file, string name, StreamViewOptions options)
     {
         _file = file;
         _options = options;
-        _document = new StreamDocument(file.Name, file.LengthBytes);
+        _document = new StreamDocument(name, file.LengthBytes);
         _f = new QemuFileReader(file);
         _states = new StateReader(_f, (offset, message) => Violation(offset, message));
     }
 
     /// <summary>Reads a file from its first byte on.</summary>
     /// <exception cref="ChannelException">The file cannot be read.</exception>
-    internal static StreamDocument Parse(ISeekableChannel file, StreamViewOptions options)
+    internal static StreamDocument Parse(ISeekableChannel file, string name, StreamViewOptions options)
     {
         file.Position = 0;
-        var parser = new StreamParser(file, options);
+        var parser = new StreamParser(file, name, options);
         try
         {
             parser.ReadAll();

@@ -98,7 +98,7 @@ public static class StreamText
     private static void WriteField(StreamField field, int indent, TextWriter output)
     {
         string value = field.Value is string hex && field.Type is not ("string" or "uuid" or "range" or "timer") ? HexText(hex) : ValueText(field.Value);
-        Line(output, $"{new string(' ', indent)}{field.Name}: {(value.Length > 0 ? value + " " : "")}({field.Type}, {field.Length} bytes)");
+        Line(output, $"{new string(' ', indent)}{field.Name}: {(value.Length > 0 ? value + " " : "")}({field.Type}, {field.Length} {(field.Length == 1 ? "byte" : "bytes")})");
         foreach (StreamField child in field.Children) WriteField(child, indent + 2, output);
     }
 

@@ -20,7 +20,7 @@ public static class StreamViewer
     {
         ArgumentException.ThrowIfNullOrEmpty(path);
         using FileChannel file = FileChannel.Open(path, 0);
-        return Read(file, options);
+        return StreamParser.Parse(file, path, options ?? new StreamViewOptions());
     }
 
     /// <summary>Reads a seekable channel from its start.</summary>
@@ -31,6 +31,6 @@ public static class StreamViewer
     public static StreamDocument Read(ISeekableChannel file, StreamViewOptions? options = null)
     {
         ArgumentNullException.ThrowIfNull(file);
-        return StreamParser.Parse(file, options ?? new StreamViewOptions());
+        return StreamParser.Parse(file, file.Name, options ?? new StreamViewOptions());
     }
 }

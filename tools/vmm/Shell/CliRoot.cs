@@ -8,6 +8,7 @@ using Vmm.Tools.Cli.Demo;
 using Vmm.Tools.Cli.Hosting;
 using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Snapshots;
+using Vmm.Tools.Cli.Streams;
 
 namespace Vmm.Tools.Cli.Shell;
 
@@ -72,6 +73,7 @@ internal sealed class CliRoot
         root.Add(Plain("cancel", "Cancel the VM's migration and wait until it has settled", static c => c.Cancel()));
         root.Add(Plain("quit", "End the VM", static c => c.Quit()));
         root.Add(List());
+        root.Add(Stream());
         root.Add(VmState());
         root.Add(Demo());
         return root;
@@ -166,6 +168,17 @@ internal sealed class CliRoot
         var command = new Command("list", "List this user's running VMs") { _json };
         command.SetAction((p, _) => Code(() => SimpleCommands.List(_context, p.GetValue(_json))));
         return command;
+    }
+
+    private Command Stream()
+    {
+        Argument<string> file = new("FILE") { Description = "A migration stream or VM state of QEMU or vmm, of any machine type" };
+        Option<bool> pages = new("--pages") { Description = "List every page record" };
+        var show = new Command("show", "Print what a stream holds: sections, values, commands, RAM per block") { file, pages, _json };
+        show.SetAction((p, _) => Code(() => Task.FromResult(new StreamCommands(_context).Show(p.GetValue(file)!, p.GetValue(pages), p.GetValue(_json)))));
+        var check = new Command("check", "Report what breaks the format and where; exit code 1 if anything does") { file, _json };
+        check.SetAction((p, _) => Code(() => Task.FromResult(new StreamCommands(_context).Check(p.GetValue(file)!, p.GetValue(_json)))));
+        return new Command("stream", "Read a stream file without a VM") { show, check };
     }
 
     private Command VmState()

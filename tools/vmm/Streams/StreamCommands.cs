@@ -1,0 +1,34 @@
+using System.Text;
+using Vmm.Migration.Stream.Viewer;
+using Vmm.Tools.Cli.Shell;
+
+namespace Vmm.Tools.Cli.Streams;
+
+/// <summary><c>vmm stream show</c> and <c>vmm stream check</c>: files are read without a VM.</summary>
+internal sealed class StreamCommands(CliContext context)
+{
+    /// <summary>Prints everything the stream holds; a broken one as far as it goes, then code 1.</summary>
+    public ExitCode Show(string path, bool pages, bool json) => Finish(StreamViewer.ReadFile(path, new StreamViewOptions { ListPages = pages }), json, withEntries: true);
+
+    /// <summary>Prints what breaks the format, then code 1; or that nothing does.</summary>
+    public ExitCode Check(string path, bool json) => Finish(StreamViewer.ReadFile(path), json, withEntries: false);
+
+    private ExitCode Finish(StreamDocument stream, bool json, bool withEntries)
+    {
+        if (json)
+        {
+            using var bytes = new MemoryStream();
+            StreamJson.Write(stream, bytes, withEntries);
+            context.Out.WriteLine(Encoding.UTF8.GetString(bytes.GetBuffer(), 0, (int)bytes.Length));
+        }
+        else if (withEntries)
+        {
+            StreamText.Write(stream, context.Out);
+        }
+        else
+        {
+            StreamText.WriteFindings(stream, context.Out);
+        }
+        return stream.IsValid ? ExitCode.Ok : ExitCode.Failed;
+    }
+}
