@@ -73,11 +73,14 @@ internal sealed class FakeMonitor : IMonitor
     }
 
     /// <summary>Runs a command line against this VM.</summary>
-    internal async Task<CliResult> Run(string[] arguments, CancellationToken interrupted = default)
+    internal Task<CliResult> Run(string[] arguments, CancellationToken interrupted = default) => RunAlone([.. arguments, "--qmp", "/fake"], interrupted);
+
+    /// <summary>Runs a command line that takes no VM.</summary>
+    internal async Task<CliResult> RunAlone(string[] arguments, CancellationToken interrupted = default)
     {
         using var output = new StringWriter();
         using var error = new StringWriter();
-        int code = await CliRoot.Invoke([.. arguments, "--qmp", "/fake"], new CliContext
+        int code = await CliRoot.Invoke(arguments, new CliContext
         {
             Out = output, Error = error, Interrupted = interrupted, Connect = (_, _) => Task.FromResult<IMonitor>(this), GetVariable = static _ => null,
         });

@@ -7,7 +7,7 @@ namespace Vmm.Tests.Unit.Cli;
 
 internal sealed class StreamCommandTests
 {
-    private static Task<CliResult> Run(params string[] arguments) => new FakeMonitor().Run(["stream", .. arguments]);
+    private static Task<CliResult> Run(params string[] arguments) => new FakeMonitor().RunAlone(["stream", .. arguments]);
 
     [Test]
     public async Task A_good_stream_is_shown_and_passes_the_check()
@@ -29,7 +29,9 @@ internal sealed class StreamCommandTests
     {
         using var folder = new TempDirectory();
         string file = Write(folder, Golden.Read("none-111-plain.bin"));
-        Assert.That((await Run("show", file)).Out, Does.Not.Contain("m+0x1000"));
+        CliResult plain = await Run("show", file);
+        Assert.That(plain.Code, Is.EqualTo(ExitCode.Ok));
+        Assert.That(plain.Out, Does.Not.Contain("m+0x1000"));
         Assert.That((await Run("show", "--pages", file)).Out, Does.Contain("page m+0x1000").And.Contain("zero m+0x2000"));
     }
 
@@ -43,7 +45,7 @@ internal sealed class StreamCommandTests
         {
             Assert.That((show.Code, check.Code, json.Code), Is.EqualTo((ExitCode.Failed, ExitCode.Failed, ExitCode.Failed)));
             Assert.That(show.Out, Does.Contain("START 1 'ram'").And.Contain("the stream ended at offset 20000"));
-            Assert.That(check.Out, Does.Contain("fatal: offset 0x4e20 (ram/0)").Or.Contain("fatal: offset 0x").And.Contain("not read to the end"));
+            Assert.That(check.Out, Does.Match("fatal: offset 0x[0-9a-f]+ \\(ram/0\\)").And.Contain("not read to the end"));
             Assert.That(JsonDocument.Parse(json.Out).RootElement.GetProperty("findings")[0].GetProperty("severity").GetString(), Is.EqualTo("fatal"));
         });
     }
