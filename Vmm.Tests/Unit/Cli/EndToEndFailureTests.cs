@@ -7,28 +7,14 @@ using Vmm.Tools.Cli.Shell;
 namespace Vmm.Tests.Unit.Cli;
 
 /// <summary>What users see when something goes wrong between real processes: one line with the cause, and nothing lost or left behind.</summary>
-[Category("cli")]
-[CancelAfter(120_000)]
-internal sealed class EndToEndFailureTests
+internal sealed class EndToEndFailureTests : EndToEnd
 {
-    private const int SigKill = 9, SigTerm = 15;
-    private VmmCommands _vmm = null!;
-
-    [SetUp]
-    public void SetUp() => _vmm = new VmmCommands();
-
-    [TearDown]
-    public async Task TearDown() => await _vmm.DisposeAsync();
-
     [Test]
     public async Task A_destination_that_is_killed_fails_the_migration_and_the_source_goes_on()
     {
         (PeerProcess source, PeerProcess destination) = await Pair();
-        using VmmCommands.Running migration = _vmm.Start(Slow(destination));
-        await migration.Line("active: round 1");
-        LibC.kill(destination.Pid, SigKill);
-        CliResult result = await migration.Finish();
-        Assert.That((result.Code, await _vmm.State(source)), Is.EqualTo((ExitCode.Failed, "running")), result.Error);
+        CliResult result = await KillWhileMigrating(destination, destination);
+        Assert.That((result.Code, await Vmm.State(source)), Is.EqualTo((ExitCode.Failed, "running")), result.Error);
         Assert.That(LastLine(result), Does.StartWith("vmm: migration failed: "));
     }
 
@@ -36,37 +22,34 @@ internal sealed class EndToEndFailureTests
     public async Task A_source_that_is_killed_leaves_the_destination_able_to_take_another()
     {
         (PeerProcess source, PeerProcess destination) = await Pair();
-        using VmmCommands.Running migration = _vmm.Start(Slow(destination));
-        await migration.Line("active: round 1");
-        LibC.kill(source.Pid, SigKill);
-        CliResult result = await migration.Finish();
+        CliResult result = await KillWhileMigrating(source, destination);
         Assert.That(result.Code, Is.EqualTo(ExitCode.Unreachable), result.Error);
         PeerProcess second = await Busy("gamma");
-        await _vmm.Ok("migrate", "--vm", "gamma", "--to", destination.IncomingUri, "--set", "max-bandwidth=0");
-        Assert.That((await _vmm.State(second), await _vmm.State(destination)), Is.EqualTo(("postmigrate", "running")));
+        await Vmm.Ok("migrate", "--vm", "gamma", "--to", destination.IncomingUri, "--set", "max-bandwidth=0");
+        Assert.That((await Vmm.State(second), await Vmm.State(destination)), Is.EqualTo(("postmigrate", "running")));
     }
 
     [Test]
     public async Task A_full_disk_fails_the_migration_and_names_the_cause()
     {
         PeerProcess source = await Busy("alpha");
-        CliResult result = await _vmm.Run("migrate", "--to", "exec:cat > /dev/full", "--set", "max-bandwidth=0");
-        Assert.That((result.Code, await _vmm.State(source)), Is.EqualTo((ExitCode.Failed, "running")), result.Error);
-        CliResult file = await _vmm.Run("migrate", "--to", $"file:{_vmm["missing/x.mig"]}");
+        CliResult result = await Vmm.Run("migrate", "--to", "exec:cat > /dev/full", "--set", "max-bandwidth=0");
+        Assert.That((result.Code, await Vmm.State(source)), Is.EqualTo((ExitCode.Failed, "running")), result.Error);
+        CliResult file = await Vmm.Run("migrate", "--to", $"file:{Vmm["missing/x.mig"]}");
         Assert.That((file.Code, file.Error.Contains("missing/x.mig")), Is.EqualTo((ExitCode.Failed, true)), file.Error);
     }
 
     [Test]
     public async Task Another_RAM_size_is_named_on_both_sides()
     {
-        PeerProcess source = await Busy("alpha"), destination = await _vmm.StartVmOf("beta", "32M", "--incoming", "tcp:127.0.0.1:0");
-        CliResult result = await _vmm.Run("migrate", "--vm", "alpha", "--to", destination.IncomingUri);
+        PeerProcess source = await Busy("alpha"), destination = await Vmm.StartVmOf("beta", "32M", "--incoming", "tcp:127.0.0.1:0");
+        CliResult result = await Vmm.Run("migrate", "--vm", "alpha", "--to", destination.IncomingUri);
         Assert.Multiple(async () =>
         {
             Assert.That(result.Code, Is.EqualTo(ExitCode.Failed));
             Assert.That(LastLine(result), Does.Contain("ram").And.Contain("destination"));
             Assert.That(destination.Errors, Does.Contain("incoming migration failed").And.Contain("ram"));
-            Assert.That((await _vmm.State(source), await _vmm.State(destination)), Is.EqualTo(("running", "inmigrate")));
+            Assert.That((await Vmm.State(source), await Vmm.State(destination)), Is.EqualTo(("running", "inmigrate")));
         });
     }
 
@@ -76,8 +59,8 @@ internal sealed class EndToEndFailureTests
         (PeerProcess source, PeerProcess destination) = await Pair();
         async Task Round()
         {
-            Assert.That((await _vmm.Run("migrate", "--vm", "alpha", "--to", $"unix:{_vmm["nobody"]}")).Code, Is.EqualTo(ExitCode.Unreachable));
-            Assert.That((await _vmm.Run([.. Slow(destination), "--timeout", "0.2"])).Code, Is.EqualTo(ExitCode.Timeout));
+            Assert.That((await Vmm.Run("migrate", "--vm", "alpha", "--to", $"unix:{Vmm["nobody"]}")).Code, Is.EqualTo(ExitCode.Unreachable));
+            Assert.That((await Vmm.Run([.. Slow(destination), "--timeout", "0.2"])).Code, Is.EqualTo(ExitCode.Timeout));
         }
 
         // The first round makes what is made once: pool threads, timers, the code itself.
@@ -92,8 +75,8 @@ internal sealed class EndToEndFailureTests
     [Test]
     public async Task The_demo_succeeds_and_leaves_nothing()
     {
-        string temp = Directory.CreateDirectory(_vmm["tmp"]).FullName;
-        using VmmCommands.Running demo = _vmm.StartIn(temp, "demo");
+        string temp = Directory.CreateDirectory(Vmm["tmp"]).FullName;
+        using VmmCommands.Running demo = Vmm.StartIn(temp, "demo");
         CliResult result = await demo.Finish();
         Assert.That(result.Code, Is.EqualTo(ExitCode.Ok), result.Error);
         Assert.That(result.Out, Does.Contain("verified: all 131072 pages on the destination").And.Match("all 131072 pages are the same in QEMU|QEMU is not installed"));
@@ -103,8 +86,8 @@ internal sealed class EndToEndFailureTests
     [Test]
     public async Task A_demo_that_is_ended_early_leaves_nothing()
     {
-        string temp = Directory.CreateDirectory(_vmm["tmp"]).FullName;
-        using VmmCommands.Running demo = _vmm.StartIn(temp, "demo");
+        string temp = Directory.CreateDirectory(Vmm["tmp"]).FullName;
+        using VmmCommands.Running demo = Vmm.StartIn(temp, "demo");
         await demo.Line("active: round 1");
         demo.Signal(SigTerm);
         CliResult result = await demo.Finish();
@@ -113,9 +96,15 @@ internal sealed class EndToEndFailureTests
         Assert.That(Directory.EnumerateDirectories("/proc").Where(p => Mentions(p, temp)), Is.Empty);
     }
 
-    private async Task<(PeerProcess Source, PeerProcess Destination)> Pair() => (await Busy("alpha"), await _vmm.StartVm("beta", "--incoming", "tcp:127.0.0.1:0"));
+    private async Task<CliResult> KillWhileMigrating(PeerProcess victim, PeerProcess destination)
+    {
+        using VmmCommands.Running migration = Vmm.Start(Slow(destination));
+        await migration.Line("active: round 1");
+        LibC.kill(victim.Pid, SigKill);
+        return await migration.Finish();
+    }
 
-    private Task<PeerProcess> Busy(string name) => _vmm.StartVm(name, "--workload", "pattern,rate=10M,prefill=on");
+    private async Task<(PeerProcess Source, PeerProcess Destination)> Pair() => (await Busy("alpha"), await Vmm.StartVm("beta", "--incoming", "tcp:127.0.0.1:0"));
 
     private static string[] Slow(PeerProcess destination) => ["migrate", "--vm", "alpha", "--to", destination.IncomingUri, "--set", "max-bandwidth=1M"];
 

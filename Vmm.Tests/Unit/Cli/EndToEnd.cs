@@ -1,0 +1,24 @@
+using Vmm.Tests.Support;
+using Vmm.Tools.Cli.Demo;
+
+namespace Vmm.Tests.Unit.Cli;
+
+/// <summary>Runs the real program, each test with a VM directory and VMs of its own.</summary>
+[Category("cli")]
+[CancelAfter(120_000)]
+internal abstract class EndToEnd
+{
+    protected const int SigInt = 2, SigKill = 9, SigTerm = 15;
+
+    /// <summary>The program.</summary>
+    protected VmmCommands Vmm { get; private set; } = null!;
+
+    [SetUp]
+    public void SetUp() => Vmm = new VmmCommands();
+
+    [TearDown]
+    public async Task TearDown() => await Vmm.DisposeAsync();
+
+    /// <summary>A VM whose RAM is full and changes.</summary>
+    protected Task<PeerProcess> Busy(string name) => Vmm.StartVm(name, "--workload", "pattern,rate=10M,prefill=on");
+}
