@@ -218,6 +218,8 @@ internal sealed partial class OutgoingMigration : IDisposable
         {
             if (RunStateTable.IsRunning(_stateBefore)) _context.Vm.RunState.Start();
             else if (_context.Vm.RunState.State == RunState.FinishMigrate) _context.Vm.RunState.Set(_stateBefore);
+            // The stop noted that the guest was suspended; it is again, so there is nothing left to note.
+            if (_stateBefore == RunState.Suspended) _context.Vm.RunState.WasSuspended = false;
         }
         catch (VmmException e)
         {
