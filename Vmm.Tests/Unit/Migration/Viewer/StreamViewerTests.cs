@@ -1,5 +1,8 @@
+using Vmm.Core.Devices;
 using Vmm.Core.Errors;
+using Vmm.Core.Memory;
 using Vmm.Core.Wire;
+using Vmm.Migration.State;
 using Vmm.Migration.Stream.Viewer;
 using Vmm.Tests.Support;
 
@@ -188,6 +191,26 @@ public sealed class StreamViewerTests
         var text = new StringWriter();
         StreamText.Write(stream, text);
         Assert.That(text.ToString(), Does.Contain("no?[31mne").And.Not.Contain("\u001b"));
+    }
+
+    [Test]
+    public async Task WhatVmmSavesPassesTheCheck()
+    {
+        using var vm = new TestVm(new VmOptions
+        {
+            Memory = [new RamBlockOptions { Name = "a", SizeBytes = 1 << 20 }, new RamBlockOptions { Name = "b", SizeBytes = 64 << 10 }],
+            Devices = [.. new[] { "serial", "scratch", "pattern,state=on" }.Select(DeviceOptions.Parse)],
+        }, static b => b.AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<WorkloadPlugin>());
+        vm.FilledRandom(3, halfZero: true);
+        var channel = new MemoryChannel();
+        Assert.That(await vm.Engine.Migrate(channel), Is.EqualTo(MigrationStatus.Completed));
+        var ram = new RamImage();
+        StreamDocument stream = StreamViewer.Read(new MemoryFile(channel.Written), new StreamViewOptions { Ram = ram });
+        Assert.That(stream.Findings, Is.Empty);
+        Assert.That(stream.Entries.Where(static e => e.Kind == StreamEntryKind.Full).Select(static e => e.Name),
+            Is.EqualTo(new[] { "timer", "serial", "scratch", "pattern", "globalstate" }));
+        foreach (RamBlock block in vm.Vm.Memory.Blocks)
+            Assert.That(ram.Blocks[block.Name].AsSpan().SequenceEqual(block.ReadOnlySlice(0, (int)block.SizeBytes)), block.Name);
     }
 
     [Test]
