@@ -1,3 +1,4 @@
+using System.Text.Json.Nodes;
 using Vmm.Tests.Fakes;
 using Vmm.Tools.Cli.Shell;
 
@@ -205,7 +206,7 @@ internal sealed class CommandTests
     public async Task Status_as_JSON_carries_the_VMs_own_answers()
     {
         CliResult result = await Run(new FakeMonitor().On("query-migrate", Completed), "status --json");
-        Assert.That(System.Text.Json.Nodes.JsonNode.Parse(result.Out)!["migration"]!["ram"]!["dirty-sync-count"]!.GetValue<int>(), Is.EqualTo(2));
+        Assert.That(JsonNode.Parse(result.Out)!["migration"]!["ram"]!["dirty-sync-count"]!.GetValue<int>(), Is.EqualTo(2));
     }
 
     [Test]
@@ -224,6 +225,15 @@ internal sealed class CommandTests
     [Test]
     public async Task Options_that_exclude_each_other_are_usage() =>
         Assert.That((await Run(new FakeMonitor(), "status --vm a")).Code, Is.EqualTo(ExitCode.Usage));
+
+    [Test]
+    public async Task The_layout_of_every_device_is_dumped_in_QEMUs_shape()
+    {
+        using var output = new StringWriter();
+        await CliRoot.Invoke(["vmstate", "dump"], new CliContext { Out = output, Error = TextWriter.Null });
+        JsonNode dump = JsonNode.Parse(output.ToString())!;
+        Assert.That((dump["vmschkmachine"]!["Name"]!.ToString(), dump["serial"]!["Description"]!["version_id"]!.GetValue<int>()), Is.EqualTo(("none", 3)));
+    }
 
     [Test]
     public async Task Help_names_the_exit_codes()
