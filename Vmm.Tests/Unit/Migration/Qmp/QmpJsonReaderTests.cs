@@ -54,7 +54,7 @@ public sealed class QmpJsonReaderTests
     [TestCase("{} @\n", "1:4: JSON parse error, stray '@'")]
     [TestCase("01\n", "1:1: JSON parse error, stray '01'")]
     [TestCase("{\"a\":1,}", "1:8: JSON parse error, expecting key")]
-    [TestCase("{]\u0001", "1:2: JSON parse error, expecting key")]
+    [TestCase("{]", "1:2: JSON parse error, expecting key")]
     [TestCase("\"abc\n", "1:1: JSON parse error, stray '\"abc\n'")]
     [TestCase("[1,]", "1:4: JSON parse error, expecting value")]
     public void Bad_input_yields_one_error_with_its_place_and_QEMUs_words(string text, string expected) =>
