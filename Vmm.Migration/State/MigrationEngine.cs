@@ -17,6 +17,8 @@ namespace Vmm.Migration.State;
 /// <summary>The engine of one VM: at most one migration at a time. Disposing it cancels what runs and waits for it.</summary>
 internal sealed class MigrationEngine : IMigrationEngine, IDisposable
 {
+    private static readonly TimeSpan s_tailLimit = TimeSpan.FromSeconds(1);
+
     private readonly MigrationContext _context;
     private readonly Lock _gate = new();
     private volatile OutgoingMigration? _outgoing;
@@ -28,6 +30,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
     private DowntimeReport? _incomingDowntime;
     private volatile bool _isIncoming;
     private bool _exclusive;
+    private volatile bool _keepsListening;
 
     public MigrationEngine(Vm vm, IEnumerable<IMachineComponent> components, MigrationBlockers blockers, MigrationNotifiers notifiers, ILoggerFactory loggers)
     {
@@ -109,9 +112,11 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
     public Task<MigrationStatus> MigrateIncoming(MigrationAddress address, bool keepListening = false)
     {
         ArgumentNullException.ThrowIfNull(address);
+        WaitForTail();
         lock (_gate)
         {
             CheckIncoming();
+            _keepsListening = keepListening && address.IsSocket;
             if (address.IsSocket)
             {
                 var listener = MigrationListener.Listen(address);
@@ -128,9 +133,11 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
     public Task<MigrationStatus> MigrateIncoming(IMigrationChannel channel)
     {
         ArgumentNullException.ThrowIfNull(channel);
+        WaitForTail();
         lock (_gate)
         {
             CheckIncoming();
+            _keepsListening = false;
             return StartIncoming(() => LoadOnce(channel));
         }
     }
@@ -163,6 +170,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
     /// <returns>Dispose to let them in again.</returns>
     internal IDisposable BeginExclusive()
     {
+        WaitForTail();
         lock (_gate)
         {
             ThrowIfBusy();
@@ -195,6 +203,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
 
     private Task<MigrationStatus> StartOutgoing(MigrationAddress? address, IMigrationChannel? channel)
     {
+        WaitForTail();
         lock (_gate)
         {
             ThrowIfBusy();
@@ -232,6 +241,14 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
                 CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
             return _running;
         }
+    }
+
+    // Whoever has just seen a terminal status may start again at once, although the thread that reported it is still on its way out. A handler of
+    // StatusChanged is on that very thread, hence the limit.
+    private void WaitForTail()
+    {
+        Task? last = Volatile.Read(ref _running);
+        if (last is { IsCompleted: false } && Status.IsTerminal() && !_keepsListening) Task.WaitAny([last], s_tailLimit);
     }
 
     private void CheckIncoming()

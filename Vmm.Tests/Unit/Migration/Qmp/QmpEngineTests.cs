@@ -104,6 +104,24 @@ public sealed class QmpEngineTests
     }
 
     [Test]
+    public void A_client_that_saw_the_end_of_a_migration_may_start_the_next_at_once()
+    {
+        using var source = new Host(TestVm.WithRam(1 << 20));
+        using var destination = new Host(TestVm.WithRam(1 << 20, incoming: true));
+        source.Wire.Return("migrate-set-capabilities", EventsOnly);
+        destination.Wire.Return("migrate-set-capabilities", EventsOnly);
+        for (int i = 0; i < 50; i++)
+        {
+            (JsonObject answer, List<string> events) = source.Wire.Run("{\"execute\":\"migrate\",\"arguments\":{\"uri\":\"tcp:127.0.0.1:1\"}}");
+            Assert.That(answer.ContainsKey("return"), answer.ToJsonString());
+            source.Until("MIGRATION failed", events);
+            (answer, events) = destination.Wire.Run("{\"execute\":\"migrate-incoming\",\"arguments\":{\"uri\":\"exec:true\",\"exit-on-error\":false}}");
+            Assert.That(answer.ContainsKey("return"), answer.ToJsonString());
+            destination.Until("MIGRATION failed", events);
+        }
+    }
+
+    [Test]
     public void A_yank_fails_the_migration_and_the_source_goes_on()
     {
         using var source = new Host(TestVm.WithRam(4 << 20).FilledRandom(3));
