@@ -138,6 +138,14 @@ public sealed unsafe class RamBlock : IDisposable
         list.AddReference(_region.Address + offset, length);
     }
 
+    /// <summary>Adds an eight-byte record header and one page behind it, as <see cref="AppendTo"/>.</summary>
+    internal void AppendPageTo(GatherList list, ulong header, long page)
+    {
+        ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((ulong)page, (ulong)PageCount);
+        // SAFETY: the page is inside the mapping, as in AppendTo.
+        list.AddRecord(header, _region.Address + ((ulong)page * PageSize), PageSize);
+    }
+
     /// <summary>True if the page holds only zero bytes; SIMD, leaves at the first non-zero vector (QEMU: <c>buffer_is_zero</c>).</summary>
     /// <param name="page">Page index.</param>
     /// <returns>The verdict at this moment.</returns>

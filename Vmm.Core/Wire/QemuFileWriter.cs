@@ -113,6 +113,18 @@ public sealed class QemuFileWriter : IDisposable
         Position += length;
     }
 
+    /// <summary>Queues a u64 and a page of guest memory behind it, without copying the page; what leaves is its content at the time of the flush.</summary>
+    /// <param name="header">The record's first word.</param>
+    /// <param name="block">The block.</param>
+    /// <param name="page">Page index.</param>
+    public void WriteGuestPage(ulong header, RamBlock block, long page)
+    {
+        ArgumentNullException.ThrowIfNull(block);
+        if (_list.PendingBytes >= FlushBytes || !_list.HasRoom) Flush();
+        block.AppendPageTo(_list, header, page);
+        Position += 8 + RamBlock.PageSize;
+    }
+
     /// <summary>Hands everything queued to the channel.</summary>
     public void Flush()
     {

@@ -158,12 +158,13 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
             {
                 ulong marks = bitmap.TakeWord(_scanWord);
                 if (marks == 0) { _scanWord++; continue; }
+                ulong holes = block.Holes.TakeWord(_scanWord);
                 long basePage = (long)_scanWord << 6;
                 while (marks != 0)
                 {
                     int bit = System.Numerics.BitOperations.TrailingZeroCount(marks);
                     marks &= marks - 1;
-                    SendPage(f, block, basePage + bit);
+                    SendPage(f, block.Block, basePage + bit, (holes >> bit & 1) != 0);
                     Volatile.Write(ref _dirtyPages, _dirtyPages - 1);
                     if (!budget.IsOverBytes(f.Position) && (++sinceCheck < PagesPerClockCheck || !budget.IsExhausted(f.Position)))
                     {
@@ -171,6 +172,7 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
                         continue;
                     }
                     bitmap.OrWord(_scanWord, marks);
+                    block.Holes.OrWord(_scanWord, holes & marks);
                     return false;
                 }
                 _scanWord++;
@@ -182,19 +184,22 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
         return true;
     }
 
-    private void SendPage(QemuFileWriter f, BlockState state, long page)
+    private void SendPage(QemuFileWriter f, RamBlock block, long page, bool isHole)
     {
-        RamBlock block = state.Block;
         ulong record = (ulong)page * PageSize;
-        bool zero = DetectZeroPages && (state.Holes.TestAndClear(page) || block.IsZeroPage(page));
+        bool zero = DetectZeroPages && (isHole || block.IsZeroPage(page));
         record |= (ulong)(zero ? RamSaveFlags.Zero : RamSaveFlags.Page);
-        if (ReferenceEquals(block, _lastNamed))
+        bool named = !ReferenceEquals(block, _lastNamed);
+        if (!named) record |= (ulong)RamSaveFlags.Continue;
+        if (!zero && !named)
         {
-            f.WriteUInt64(record | (ulong)RamSaveFlags.Continue);
+            f.WriteGuestPage(record, block, page);
+            Volatile.Write(ref _normalPages, _normalPages + 1);
+            return;
         }
-        else
+        f.WriteUInt64(record);
+        if (named)
         {
-            f.WriteUInt64(record);
             f.WriteCountedString(block.Name);
             _lastNamed = block;
         }
