@@ -20,8 +20,14 @@ internal enum PeerEnd
 /// <summary>A connected stream socket in blocking mode; shutdown(2) wakes blocked calls. TCP and UNIX.</summary>
 internal sealed class SocketChannel : IMigrationChannel
 {
+    /// <summary>A read that brought this much says that bulk data flows and that more is moments away.</summary>
+    private const int FlowBytes = 4 << 10;
+
+    private static readonly long s_spinTicks = Environment.ProcessorCount > 1 ? Stopwatch.Frequency / 5_000 : 0;
+
     private readonly OwnedFd _fd;
     private volatile bool _shut;
+    private bool _flowing;
 
     internal SocketChannel(OwnedFd fd, string name, bool tcp, bool keepAlive = false)
     {
@@ -39,7 +45,11 @@ internal sealed class SocketChannel : IMigrationChannel
 
     public int Read(Span<byte> destination)
     {
-        int n = Posix.Receive(_fd, destination, 0, out Errno errno);
+        int n = -1;
+        Errno errno = Errno.EAGAIN;
+        if (_flowing) n = ReceiveSpinning(destination, out errno);
+        if (n < 0 && errno == Errno.EAGAIN) n = Posix.Receive(_fd, destination, 0, out errno);
+        _flowing = n >= FlowBytes;
         return n >= 0 && !(_shut && n == 0) ? n : throw Failed("read from", errno);
     }
 
@@ -120,6 +130,21 @@ internal sealed class SocketChannel : IMigrationChannel
     }
 
     public void Dispose() => _fd.Dispose();
+
+    /// <summary>
+    /// Asks again for at most 200 us before the thread goes to sleep. A receiver faster than its sender would else sleep after every segment, and
+    /// waking it is the sender's work: a fifth of the throughput on one channel (tools/bench ram).
+    /// </summary>
+    private int ReceiveSpinning(Span<byte> destination, out Errno errno)
+    {
+        long start = Stopwatch.GetTimestamp();
+        while (true)
+        {
+            int n = Posix.Receive(_fd, destination, Posix.MSG_DONTWAIT, out errno);
+            if (n >= 0 || errno != Errno.EAGAIN || Stopwatch.GetTimestamp() - start > s_spinTicks) return n;
+            Thread.SpinWait(50);
+        }
+    }
 
     private ChannelException Failed(string what, Errno errno) => _shut
         ? new ChannelException($"{Name}: the channel was shut down", Errno.ECANCELED)
