@@ -63,7 +63,9 @@ internal sealed class QemuProcess : IDisposable
     {
         string socket = _folder["qmp"];
         var info = new ProcessStartInfo(QemuVersions.Binary(version)) { RedirectStandardError = true, RedirectStandardInput = true };
-        string[] common = ["-nodefaults", "-display", "none", "-accel", "tcg", "-qmp", $"unix:{socket},server=on,wait=off"];
+        // wait=on: QEMU takes the client before its monitor thread exists. With wait=off two of 7.2's threads set the
+        // listener's handler without a lock, and once in thousands of starts the client is never greeted (11.1 has the lock).
+        string[] common = ["-nodefaults", "-display", "none", "-accel", "tcg", "-qmp", $"unix:{socket},server=on,wait=on"];
         foreach (string one in common.Concat(machine).Concat(extra)) info.ArgumentList.Add(one);
         _process = Process.Start(info)!;
         _process.ErrorDataReceived += (_, e) => { if (e.Data is not null) lock (_stderr) _stderr.AppendLine(e.Data); };

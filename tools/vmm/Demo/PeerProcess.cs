@@ -77,7 +77,7 @@ internal sealed class PeerProcess : IAsyncDisposable
     /// <summary>Starts another program that makes a QMP socket, and waits until that answers.</summary>
     public static async Task<PeerProcess> StartQemu(CliContext context, string binary, string qmpPath, IReadOnlyList<string> arguments)
     {
-        var peer = new PeerProcess(new ProcessStartInfo(binary, [.. arguments, "-qmp", $"unix:{qmpPath},server=on,wait=off"]));
+        var peer = new PeerProcess(new ProcessStartInfo(binary, [.. arguments, "-qmp", $"unix:{qmpPath},server=on,wait=on"]));
         try
         {
             long start = Stopwatch.GetTimestamp();
