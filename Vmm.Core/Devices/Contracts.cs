@@ -66,6 +66,9 @@ public interface IDeviceServices
 
     /// <summary>Loggers.</summary>
     ILoggerFactory Loggers { get; }
+
+    /// <summary>The VM's scope, for what plugins registered as scoped services and share between their devices.</summary>
+    IServiceProvider Scope { get; }
 }
 
 /// <summary>When a machine component attaches, which fixes its section id.</summary>

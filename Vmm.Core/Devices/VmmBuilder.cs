@@ -75,5 +75,5 @@ public static class VmmServiceCollectionExtensions
     }
 
     private sealed record DeviceServices(IRunStateNotifier RunState, GuestMemory Memory, Bql Bql, VmClock Clock, MigrationBlockers Blockers,
-        MigrationNotifiers Notifiers, SaveVmRegistry SaveVm, ILoggerFactory Loggers) : IDeviceServices;
+        MigrationNotifiers Notifiers, SaveVmRegistry SaveVm, ILoggerFactory Loggers, IServiceProvider Scope) : IDeviceServices;
 }

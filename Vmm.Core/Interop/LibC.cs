@@ -70,6 +70,9 @@ internal static partial class LibC
     [LibraryImport(Library, SetLastError = true)]
     internal static partial int ioctl(OwnedFd fd, nuint request, ref int argument);
 
+    [LibraryImport(Library, EntryPoint = "ioctl", SetLastError = true)]
+    internal static partial int ioctl_value(OwnedFd fd, nuint request, nint argument);
+
     /// <summary>struct pollfd.</summary>
     [StructLayout(LayoutKind.Sequential)]
     internal struct PollFd

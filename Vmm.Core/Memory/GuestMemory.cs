@@ -10,6 +10,7 @@ public sealed class GuestMemory : IDisposable
 {
     private readonly List<RamBlock> _blocks = [];
     private readonly List<IDirtyLogSource> _sources = [];
+    private readonly List<IGuestMemoryListener> _listeners = [];
     private readonly Lock _gate = new();
     private uint _granularityBytes;
     private int _logUsers;
@@ -50,8 +51,56 @@ public sealed class GuestMemory : IDisposable
         RamBlock? other = _blocks.Find(b => address.Value < b.Range.End && b.Address.Value < address.Value + options.SizeBytes);
         if (other is not null) throw new ConfigurationException($"RAM block '{options.Name}' at {address} overlaps block '{other.Name}' at {other.Range}");
         var block = new RamBlock(options, address);
+        int told = 0;
+        try
+        {
+            for (; told < _listeners.Count; told++) _listeners[told].SectionAdded(Section(block));
+        }
+        catch
+        {
+            while (--told >= 0) _listeners[told].SectionRemoved(Section(block));
+            block.Dispose();
+            throw;
+        }
         _blocks.Add(block);
         return block;
+    }
+
+    /// <summary>Takes a block out of the address space and frees it. No write log and no migration may run. BQL: held.</summary>
+    /// <param name="block">A block of this memory.</param>
+    /// <exception cref="InvalidOperationException">A write log runs.</exception>
+    public void RemoveBlock(RamBlock block)
+    {
+        ArgumentNullException.ThrowIfNull(block);
+        if (IsDirtyLogging) throw new InvalidOperationException($"RAM block '{block.Name}' cannot go while writes are logged");
+        if (!_blocks.Contains(block)) throw new ArgumentException($"RAM block '{block.Name}' is not of this memory", nameof(block));
+        for (int i = _listeners.Count - 1; i >= 0; i--) _listeners[i].SectionRemoved(Section(block));
+        _blocks.Remove(block);
+        block.Dispose();
+    }
+
+    /// <summary>Adds a listener and tells it of all present RAM. BQL: held.</summary>
+    /// <param name="listener">The listener.</param>
+    /// <returns>Dispose to tell it that all RAM is gone, and to forget it.</returns>
+    public IDisposable AddListener(IGuestMemoryListener listener)
+    {
+        ArgumentNullException.ThrowIfNull(listener);
+        int told = 0;
+        try
+        {
+            for (; told < _blocks.Count; told++) listener.SectionAdded(Section(_blocks[told]));
+        }
+        catch
+        {
+            while (--told >= 0) listener.SectionRemoved(Section(_blocks[told]));
+            throw;
+        }
+        _listeners.Add(listener);
+        return new Registration(() =>
+        {
+            if (!_listeners.Remove(listener)) return;
+            for (int i = _blocks.Count - 1; i >= 0; i--) listener.SectionRemoved(Section(_blocks[i]));
+        });
     }
 
     /// <summary>Finds a block by name.</summary>
@@ -177,6 +226,8 @@ public sealed class GuestMemory : IDisposable
         foreach (RamBlock block in _blocks) block.Dispose();
         _blocks.Clear();
     }
+
+    private static GuestMemorySection Section(RamBlock block) => new(block.Range, block, 0);
 
     private List<GuestRange> Ranges() => _blocks.ConvertAll(static b => b.Range);
 

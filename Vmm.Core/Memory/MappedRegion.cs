@@ -12,9 +12,10 @@ public sealed unsafe class MappedRegion : SafeHandle
     private const int ProtRead = 1, ProtWrite = 2, MapShared = 1, MapPrivate = 2, MapNoReserve = 0x4000;
     private const int MadvHugePage = 14, MadvNoHugePage = 15, MadvPopulateWrite = 23, MadvDontNeed = 4, MadvRemove = 9;
 
-    private MappedRegion(nint address, ulong lengthBytes) : base(0, ownsHandle: true)
+    private MappedRegion(nint address, ulong lengthBytes, bool writable) : base(0, ownsHandle: true)
     {
         SetHandle(address);
+        IsWritable = writable;
         LengthBytes = lengthBytes;
     }
 
@@ -26,23 +27,27 @@ public sealed unsafe class MappedRegion : SafeHandle
 
     internal byte* Address => (byte*)handle;
 
-    /// <summary>Maps a descriptor read-write.</summary>
+    /// <summary>False for a mapping that must not be written: writing to its spans ends the process.</summary>
+    public bool IsWritable { get; }
+
+    /// <summary>Maps a descriptor.</summary>
     /// <param name="fd">memfd, file or device.</param>
     /// <param name="lengthBytes">Bytes to map.</param>
     /// <param name="shared">MAP_SHARED when true, else MAP_PRIVATE.</param>
     /// <param name="offset">Page-aligned offset in the descriptor.</param>
     /// <param name="name">For error texts.</param>
+    /// <param name="writable">PROT_WRITE as well as PROT_READ.</param>
     /// <returns>The mapping.</returns>
     /// <exception cref="ChannelException">mmap failed.</exception>
-    public static MappedRegion Map(OwnedFd fd, ulong lengthBytes, bool shared, long offset, string name)
+    public static MappedRegion Map(OwnedFd fd, ulong lengthBytes, bool shared, long offset, string name, bool writable = true)
     {
         ArgumentNullException.ThrowIfNull(fd);
         bool held = false;
         try
         {
             fd.DangerousAddRef(ref held);
-            nint address = LibC.mmap(0, (nuint)lengthBytes, ProtRead | ProtWrite, (shared ? MapShared : MapPrivate) | MapNoReserve, fd.Number, offset);
-            return address == -1 ? throw Posix.Error($"cannot map {lengthBytes} bytes of {name}", Posix.LastError) : new MappedRegion(address, lengthBytes);
+            nint address = LibC.mmap(0, (nuint)lengthBytes, writable ? ProtRead | ProtWrite : ProtRead, (shared ? MapShared : MapPrivate) | MapNoReserve, fd.Number, offset);
+            return address == -1 ? throw Posix.Error($"cannot map {lengthBytes} bytes of {name}", Posix.LastError) : new MappedRegion(address, lengthBytes, writable);
         }
         finally
         {

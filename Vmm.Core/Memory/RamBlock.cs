@@ -96,6 +96,9 @@ public sealed unsafe class RamBlock : IDisposable
     /// </summary>
     public bool IsKnownZero { get; private set; }
 
+    /// <summary>Where the block is mapped in this process, for kernels that are told addresses (VFIO, KVM); never dereferenced outside this folder.</summary>
+    internal nint HostAddress => (nint)_region.Address;
+
     /// <summary>Writable view of part of the block. The caller must <see cref="MarkDirty"/> what it wrote, after writing it.</summary>
     /// <param name="offset">Offset in the block.</param>
     /// <param name="length">Bytes.</param>

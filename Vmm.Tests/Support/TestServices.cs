@@ -1,3 +1,4 @@
+using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.Logging;
 using Microsoft.Extensions.Logging.Abstractions;
 using Vmm.Core.Devices;
@@ -36,6 +37,8 @@ internal sealed class TestServices : IDeviceServices, IDisposable
     public SaveVmRegistry SaveVm { get; }
 
     public ILoggerFactory Loggers { get; init; } = NullLoggerFactory.Instance;
+
+    public IServiceProvider Scope { get; init; } = new ServiceCollection().BuildServiceProvider();
 
     public void Dispose() => Memory.Dispose();
 }

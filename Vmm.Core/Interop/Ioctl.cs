@@ -1,0 +1,65 @@
+using System.Buffers.Binary;
+using System.Runtime.InteropServices;
+using Vmm.Core.Errors;
+
+namespace Vmm.Core.Interop;
+
+/// <summary>ioctl with the three argument forms that VFIO, iommufd and KVM use; EINTR retried. Nothing here throws for a refusal.</summary>
+internal static class Ioctl
+{
+    /// <summary>The argument is a plain number.</summary>
+    /// <param name="fd">Descriptor.</param>
+    /// <param name="request">Number of the ioctl.</param>
+    /// <param name="value">The argument.</param>
+    /// <param name="errno">Why it failed.</param>
+    /// <returns>The result, or -1.</returns>
+    internal static int Invoke(OwnedFd fd, uint request, nint value, out Errno errno)
+    {
+        while (true)
+        {
+            int result = LibC.ioctl_value(fd, request, value);
+            errno = result >= 0 ? Errno.None : Posix.LastError;
+            if (errno != Errno.EINTR) return result;
+        }
+    }
+
+    /// <summary>The argument is a structure given as bytes; the kernel may write into it.</summary>
+    /// <param name="fd">Descriptor.</param>
+    /// <param name="request">Number of the ioctl.</param>
+    /// <param name="argument">The structure; long enough for what the kernel writes, as its <c>argsz</c> says.</param>
+    /// <param name="errno">Why it failed.</param>
+    /// <returns>The result, or -1.</returns>
+    internal static unsafe int Invoke(OwnedFd fd, uint request, Span<byte> argument, out Errno errno)
+    {
+        // SAFETY: the bytes are pinned for the call; the caller's argsz bounds what the kernel writes.
+        fixed (byte* p = argument) return Invoke(fd, request, (nint)p, out errno);
+    }
+
+    /// <summary>The argument is a structure.</summary>
+    /// <typeparam name="T">A structure with the kernel's layout.</typeparam>
+    /// <param name="fd">Descriptor.</param>
+    /// <param name="request">Number of the ioctl.</param>
+    /// <param name="argument">The structure; the kernel may write into it.</param>
+    /// <param name="errno">Why it failed.</param>
+    /// <returns>The result, or -1.</returns>
+    internal static int Invoke<T>(OwnedFd fd, uint request, ref T argument, out Errno errno) where T : unmanaged =>
+        Invoke(fd, request, MemoryMarshal.AsBytes(new Span<T>(ref argument)), out errno);
+
+    /// <summary>The argument is a structure that holds the address of a second buffer.</summary>
+    /// <param name="fd">Descriptor.</param>
+    /// <param name="request">Number of the ioctl.</param>
+    /// <param name="argument">The structure; the 8 bytes at <paramref name="pointerOffset"/> are filled in here.</param>
+    /// <param name="pointerOffset">Where the structure keeps the address.</param>
+    /// <param name="pointee">The second buffer; pinned for the call only, so the kernel must not keep its address.</param>
+    /// <param name="errno">Why it failed.</param>
+    /// <returns>The result, or -1.</returns>
+    internal static unsafe int Invoke(OwnedFd fd, uint request, Span<byte> argument, int pointerOffset, Span<byte> pointee, out Errno errno)
+    {
+        // SAFETY: both buffers are pinned for the call; the pointee's length is in the structure, set by the caller from the span.
+        fixed (byte* p = argument, q = pointee)
+        {
+            BinaryPrimitives.WriteUInt64LittleEndian(argument[pointerOffset..], (ulong)q);
+            return Invoke(fd, request, (nint)p, out errno);
+        }
+    }
+}

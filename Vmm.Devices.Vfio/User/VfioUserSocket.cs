@@ -1,0 +1,99 @@
+using System.Runtime.InteropServices;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+
+namespace Vmm.Devices.Vfio.User;
+
+/// <summary>
+/// Framing of vfio-user over one UNIX stream socket, for clients and servers (spec vfio-user 1.1). One thread receives; any thread sends, and
+/// messages never mix. A message goes out in one sendmsg; what comes in may arrive in pieces of any size.
+/// </summary>
+/// <param name="fd">A connected socket; owned.</param>
+/// <param name="name">For errors: the socket's path.</param>
+internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
+{
+    /// <summary>Descriptors one message may carry; more are refused by the kernel call.</summary>
+    internal const int MaxFds = 16;
+
+    private readonly Lock _sendGate = new();
+
+    /// <summary>For errors.</summary>
+    internal string Name => name;
+
+    /// <summary>Receives the next header and the descriptors that ride on it. The caller owns and disposes those, wanted or not.</summary>
+    /// <param name="fds">Descriptors are added here.</param>
+    /// <returns>The header, unchecked; null when the peer ended between messages.</returns>
+    /// <exception cref="ChannelException">The connection failed, or ended inside the header; nothing was added to <paramref name="fds"/> that stays open.</exception>
+    internal VfioUserHeader? ReceiveHeader(List<OwnedFd> fds)
+    {
+        Span<byte> bytes = stackalloc byte[VfioUserHeader.Length];
+        int have = 0;
+        while (have < bytes.Length)
+        {
+            int n = Posix.ReceiveWithFds(fd, bytes[have..], fds, wait: true, out Errno errno);
+            if (n > 0) { have += n; continue; }
+            if (n == 0 && have == 0) return null;
+            Close(fds);
+            throw n < 0
+                ? Posix.Error($"vfio-user '{name}': receive", errno)
+                : new ChannelException($"vfio-user '{name}': the connection ended inside a header, after {have} of 16 bytes", Errno.ECONNRESET);
+        }
+        return VfioUserHeader.Read(bytes);
+    }
+
+    /// <summary>Receives exactly as many bytes as fit.</summary>
+    /// <param name="into">Where to; filled.</param>
+    /// <exception cref="ChannelException">The connection failed or ended.</exception>
+    internal void ReceiveBody(Span<byte> into)
+    {
+        int wanted = into.Length;
+        while (into.Length > 0)
+        {
+            int n = Posix.Receive(fd, into, 0, out Errno errno);
+            if (n < 0) throw Posix.Error($"vfio-user '{name}': receive", errno);
+            if (n == 0) throw new ChannelException($"vfio-user '{name}': the connection ended inside a message, {into.Length} of {wanted} bytes short", Errno.ECONNRESET);
+            into = into[n..];
+        }
+    }
+
+    /// <summary>Receives bytes and drops them.</summary>
+    /// <param name="count">How many.</param>
+    /// <exception cref="ChannelException">The connection failed or ended.</exception>
+    internal void SkipBody(long count)
+    {
+        Span<byte> scratch = stackalloc byte[4096];
+        for (; count > 0; count -= Math.Min(count, scratch.Length)) ReceiveBody(scratch[..(int)Math.Min(count, scratch.Length)]);
+    }
+
+    /// <summary>Sends one message.</summary>
+    /// <param name="message">Header and body.</param>
+    /// <param name="fds">At most 16; stay the caller's.</param>
+    /// <exception cref="ChannelException">The connection failed.</exception>
+    internal void Send(ReadOnlySpan<byte> message, ReadOnlySpan<SafeHandle> fds = default)
+    {
+        lock (_sendGate)
+        {
+            while (message.Length > 0)
+            {
+                int n = Posix.SendWithFds(fd, message, fds, out Errno errno);
+                if (n < 0) throw Posix.Error($"vfio-user '{name}': send", errno);
+                message = message[n..];
+                fds = default;
+            }
+        }
+    }
+
+    /// <summary>Ends the connection; whoever receives or sends comes back. Idempotent.</summary>
+    internal void Shutdown() => Posix.ShutdownSocket(fd, Posix.SHUT_RDWR);
+
+    /// <summary>Closes the socket. Nobody may be inside a call; <see cref="Shutdown"/> first.</summary>
+    public void Dispose() => fd.Dispose();
+
+    /// <summary>Closes descriptors that nobody wants.</summary>
+    /// <param name="fds">Descriptors; emptied.</param>
+    internal static void Close(List<OwnedFd> fds)
+    {
+        foreach (OwnedFd one in fds) one.Dispose();
+        fds.Clear();
+    }
+}
