@@ -67,6 +67,12 @@ public interface IDeviceServices
     /// <summary>Loggers.</summary>
     ILoggerFactory Loggers { get; }
 
+    /// <summary>Events for the management.</summary>
+    DeviceEvents Events { get; }
+
+    /// <summary>Bytes of device data sent by VFIO devices.</summary>
+    DeviceTransferCounter DeviceTransfer { get; }
+
     /// <summary>The VM's scope, for what plugins registered as scoped services and share between their devices.</summary>
     IServiceProvider Scope { get; }
 }

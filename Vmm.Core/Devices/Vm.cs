@@ -102,6 +102,12 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     /// <summary>Virtual clock.</summary>
     public VmClock Clock => clock;
 
+    /// <summary>Events of its devices.</summary>
+    public DeviceEvents Events => deviceServices.Events;
+
+    /// <summary>Bytes of device data sent by VFIO devices.</summary>
+    public DeviceTransferCounter DeviceTransfer => deviceServices.DeviceTransfer;
+
     /// <summary>Devices in the order they were made.</summary>
     public IReadOnlyList<IVmDevice> Devices => _devices;
 

@@ -69,11 +69,13 @@ public static class VmmServiceCollectionExtensions
         services.TryAddScoped<MigrationBlockers>();
         services.TryAddScoped<MigrationNotifiers>();
         services.TryAddScoped<VmClock>();
+        services.TryAddScoped<DeviceEvents>();
+        services.TryAddScoped<DeviceTransferCounter>();
         services.TryAddScoped<IDeviceServices, DeviceServices>();
         services.TryAddScoped<Vm>();
         return new VmmBuilder(services);
     }
 
     private sealed record DeviceServices(IRunStateNotifier RunState, GuestMemory Memory, Bql Bql, VmClock Clock, MigrationBlockers Blockers,
-        MigrationNotifiers Notifiers, SaveVmRegistry SaveVm, ILoggerFactory Loggers, IServiceProvider Scope) : IDeviceServices;
+        MigrationNotifiers Notifiers, SaveVmRegistry SaveVm, ILoggerFactory Loggers, DeviceEvents Events, DeviceTransferCounter DeviceTransfer, IServiceProvider Scope) : IDeviceServices;
 }

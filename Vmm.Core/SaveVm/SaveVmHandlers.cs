@@ -205,9 +205,22 @@ public interface ILoadStateBuffer
     void SwitchoverStart();
 }
 
-/// <summary>BQL: held. Whether the destination must acknowledge before the source switches over (QEMU: <c>switchover_ack_needed</c>).</summary>
+/// <summary>
+/// A device whose first precopy data the destination should have loaded before the source switches over (QEMU: <c>switchover_ack_needed</c>,
+/// capability switchover-ack; spec vfio-migration 3.6). BQL: held unless said otherwise.
+/// </summary>
 public interface ISwitchoverAck
 {
-    /// <summary>True if this device wants to acknowledge.</summary>
+    /// <summary>Destination: true if this device will acknowledge; asked after <see cref="ILoadState.LoadSetup"/>.</summary>
     bool SwitchoverAckNeeded { get; }
+
+    /// <summary>Destination: called by the device, without the BQL, for each first part it has loaded; null while the capability is off.</summary>
+    Action? SwitchoverApproved { get; set; }
+
+    /// <summary>Source: whether the capability is on for the migration that begins.</summary>
+    bool SwitchoverAckEnabled { get; set; }
+
+    /// <summary>Source: how many acknowledgements the device wants beyond those it has asked for before. BQL: not held.</summary>
+    /// <returns>New requests since the last call.</returns>
+    int TakeSwitchoverAckRequests();
 }

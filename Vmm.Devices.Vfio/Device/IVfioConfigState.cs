@@ -17,7 +17,8 @@ public interface IVfioConfigState
 
     /// <summary>Reads what <see cref="SaveConfig"/> wrote, checks it against this device and applies it, the device's command register and interrupts included.</summary>
     /// <param name="f">The stream.</param>
-    void LoadConfig(QemuFileReader f);
+    /// <param name="apply">False to read and check only.</param>
+    void LoadConfig(QemuFileReader f, bool apply);
 
     /// <summary>Tells a device that was reset what the guest had set: command register, MSI or MSI-X, interrupts.</summary>
     void ReapplyAfterReset();

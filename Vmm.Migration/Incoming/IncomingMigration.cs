@@ -68,6 +68,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         context.GlobalState.ClearReceived();
         var reader = new SectionReader(MachineView.Of(context.Vm), f, context.Compat, context.Capabilities.IsOn(MigrationCapability.ValidateUuid))
         {
+            SwitchoverAck = context.Capabilities.IsOn(MigrationCapability.SwitchoverAck),
             OpenReturnPath = channel.IsBidirectional ? () => new ReturnPathWriter(channel) : null,
             OnSwitchover = () =>
             {

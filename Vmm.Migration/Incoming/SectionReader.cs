@@ -19,12 +19,16 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
 {
     private readonly Dictionary<uint, SaveVmEntry> _bound = [];
     private readonly List<SaveVmEntry> _setUp = [];
+    private int _acksMissing;
 
     /// <summary>Opens the return path; null where none can be had.</summary>
     internal Func<ReturnPathWriter>? OpenReturnPath { get; init; }
 
     /// <summary>The open return path, or null.</summary>
     internal ReturnPathWriter? ReturnPath { get; private set; }
+
+    /// <summary>Capability switchover-ack.</summary>
+    internal bool SwitchoverAck { get; init; }
 
     /// <summary>Called before the first section that a stopped source sends.</summary>
     internal Action? OnSwitchover { get; init; }
@@ -55,15 +59,31 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
                 if (entry.Handlers?.Load is not { } load) continue;
                 _setUp.Add(entry);
                 load.LoadSetup(f);
+                if (entry.Handlers.SwitchoverAck is not { } ack) continue;
+                ack.SwitchoverApproved = SwitchoverAck ? Approved : null;
+                if (SwitchoverAck && ack.SwitchoverAckNeeded) _acksMissing++;
             }
         }
+    }
+
+    /// <summary>A device has loaded its first data: each is acknowledged, or with older peers the last one only (spec vfio-migration 3.6).</summary>
+    private void Approved()
+    {
+        if (compat.LegacySwitchoverAck && --_acksMissing != 0) return;
+        ReturnPath?.SendSwitchoverAck();
     }
 
     /// <summary>Ends every handler's part (QEMU: <c>load_cleanup</c>). Takes the BQL.</summary>
     internal void LoadCleanup()
     {
         using (vm.Bql.Acquire())
-            foreach (SaveVmEntry entry in _setUp) entry.Handlers!.Load!.LoadCleanup();
+        {
+            foreach (SaveVmEntry entry in _setUp)
+            {
+                entry.Handlers!.Load!.LoadCleanup();
+                if (entry.Handlers.SwitchoverAck is { } ack) ack.SwitchoverApproved = null;
+            }
+        }
         _setUp.Clear();
     }
 
@@ -264,7 +284,9 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
         {
             case MigCommand.OpenReturnPath:
                 // A second one is ignored, as in QEMU (spec 1.7).
-                ReturnPath ??= OpenReturnPath?.Invoke() ?? throw f.Bad("return path", "a channel that goes both ways", f.Channel.Name);
+                if (ReturnPath is not null) break;
+                ReturnPath = OpenReturnPath?.Invoke() ?? throw f.Bad("return path", "a channel that goes both ways", f.Channel.Name);
+                if (SwitchoverAck && compat.LegacySwitchoverAck && _acksMissing == 0) ReturnPath.SendSwitchoverAck();
                 break;
             case MigCommand.Ping:
                 uint value = f.ReadUInt32();

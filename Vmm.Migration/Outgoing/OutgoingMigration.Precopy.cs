@@ -22,6 +22,11 @@ internal sealed partial class OutgoingMigration
     /// <summary>Below this nothing worth draining is under way.</summary>
     private const long DrainFromBytes = 1 << 20;
 
+    /// <summary>Taken for a wire that has not been measured because there was nothing to send: QEMU's default max-bandwidth.</summary>
+    private const double AssumedBandwidthBytesPerSecond = 128 << 20;
+
+    private double _busyBandwidth;
+
     private static readonly TimeSpan s_drainTimeout = TimeSpan.FromSeconds(1);
 
     private long _windowStart;
@@ -30,6 +35,14 @@ internal sealed partial class OutgoingMigration
     private long _drainedAt;
     private long _drainedBytes;
     private uint _ping = 1;
+    private int _ackRequests;
+    private bool _windowWasIdle;
+
+    /// <summary>How long to wait when nothing can be sent and the VM cannot be stopped yet.</summary>
+    private const int IdleWaitMs = 5;
+
+    /// <summary>The destination has acknowledged every first part it must have (spec vfio-migration 3.6).</summary>
+    private bool IsSwitchoverAcknowledged => !_switchoverAck || _reader!.SwitchoverAcks >= _ackRequests || !_context.Vm.RunState.IsRunning;
 
     private void Precopy(QemuFileWriter f, SaveDispatcher dispatcher)
     {
@@ -42,6 +55,7 @@ internal sealed partial class OutgoingMigration
         {
             _latch.ThrowIfSet();
             PendingBytes pending = dispatcher.Estimate();
+            TakeAckRequests(dispatcher);
             if (pending.TotalBytes <= _thresholdBytes || pending.PrecopyBytes == 0)
             {
                 // What is still in buffers would count as downtime, so it goes out before the VM is asked to stop.
@@ -50,13 +64,25 @@ internal sealed partial class OutgoingMigration
                 Progress.PendingBytes = pending.TotalBytes;
                 MigrationLog.Pending(_context.Logger, pending.TotalBytes, _thresholdBytes);
                 Progress.OnPass(_context.Ram.SyncCount);
-                if (pending.TotalBytes <= _thresholdBytes) return;
+                TakeAckRequests(dispatcher);
+                if (pending.TotalBytes <= _thresholdBytes && IsSwitchoverAcknowledged) return;
+                if (pending.PrecopyBytes == 0)
+                {
+                    // All that is left can only go after the stop, and is too much for the downtime or not yet acknowledged.
+                    _windowWasIdle = true;
+                    _cancel.Token.WaitHandle.WaitOne(IdleWaitMs);
+                }
             }
             Progress.PendingBytes = pending.TotalBytes;
             dispatcher.Iterate(new IterateBudget(BudgetPosition(f), s_slice, _cancel.Token));
             f.Flush();
             Pace(f);
         }
+    }
+
+    private void TakeAckRequests(SaveDispatcher dispatcher)
+    {
+        if (_switchoverAck && !_context.Compat.LegacySwitchoverAck) _ackRequests += dispatcher.TakeSwitchoverAckRequests();
     }
 
     /// <summary>Stream offset at which this window's share of max-bandwidth is used up.</summary>
@@ -82,7 +108,11 @@ internal sealed partial class OutgoingMigration
         }
         if (spent < s_window) return;
         double bandwidth = (f.FlushedBytes - _windowStartBytes) / spent.TotalSeconds;
-        double forSwitchover = parameters.AvailSwitchoverBandwidthBytesPerSecond > 0 ? parameters.AvailSwitchoverBandwidthBytesPerSecond : bandwidth;
+        // A window in which there was nothing to send says nothing about what the wire takes.
+        if (!_windowWasIdle) _busyBandwidth = bandwidth;
+        double expected = _windowWasIdle ? Math.Max(bandwidth, _busyBandwidth > 0 ? _busyBandwidth : AssumedBandwidthBytesPerSecond) : bandwidth;
+        _windowWasIdle = false;
+        double forSwitchover = parameters.AvailSwitchoverBandwidthBytesPerSecond > 0 ? parameters.AvailSwitchoverBandwidthBytesPerSecond : expected;
         _thresholdBytes = (long)Math.Min(forSwitchover * parameters.DowntimeLimitMs / 1000, long.MaxValue / 2);
         Progress.OnWindow(bandwidth, _context.Ram, forSwitchover);
         _windowStart = Stopwatch.GetTimestamp();
@@ -131,6 +161,8 @@ internal sealed partial class OutgoingMigration
             _stopped = true;
             runState.Stop(RunState.FinishMigrate);
             stopMs = Ms(stopAt);
+            if (_switchoverAck && !_context.Compat.LegacySwitchoverAck && dispatcher.TakeSwitchoverAckRequests() > 0)
+                throw new DeviceStateException("a device produced new first data after the switchover was decided; the destination cannot acknowledge it any more");
             if (_context.Capabilities.IsOn(MigrationCapability.PauseBeforeSwitchover)
                 && _context.Machine.TryMove(MigrationStatus.Active, MigrationStatus.PreSwitchover))
             {

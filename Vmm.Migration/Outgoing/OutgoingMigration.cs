@@ -28,6 +28,7 @@ internal sealed partial class OutgoingMigration : IDisposable
     private readonly ManualResetEventSlim _continue = new();
     private readonly Lock _endGate = new();
     private readonly bool _returnPath;
+    private readonly bool _switchoverAck;
     private readonly long _startedAt = Stopwatch.GetTimestamp();
     private IMigrationChannel? _channel;
     private ReturnPathReader? _reader;
@@ -47,6 +48,8 @@ internal sealed partial class OutgoingMigration : IDisposable
         if (wanted && !able)
             throw new ConfigurationException($"capability 'return-path' needs a socket; {address?.ToString() ?? channel!.Name} goes one way") { Hint = "switch return-path off, or use tcp: or unix:" };
         _returnPath = wanted;
+        _switchoverAck = context.Capabilities.IsOn(MigrationCapability.SwitchoverAck);
+        _ackRequests = _switchoverAck && context.Compat.LegacySwitchoverAck ? 1 : 0;
         _latch.OnSet(() =>
         {
             _cancel.Cancel();
@@ -133,6 +136,7 @@ internal sealed partial class OutgoingMigration : IDisposable
         _context.Ram.DetectZeroPages = _context.Parameters.Current.ZeroPageDetection != ZeroPageDetection.None;
         using (_context.Vm.Bql.Acquire())
         {
+            _context.Vm.DeviceTransfer.Reset();
             _context.Notifiers.Notify(MigrationEvent.PrecopySetup, MigrationMode.Normal);
             dispatcher.Prepare();
         }
@@ -143,7 +147,11 @@ internal sealed partial class OutgoingMigration : IDisposable
             dispatcher.WriteCommand(MigCommand.OpenReturnPath);
             WritePing(dispatcher, 1);
         }
-        using (_context.Vm.Bql.Acquire()) dispatcher.Setup(_cancel.Token);
+        using (_context.Vm.Bql.Acquire())
+        {
+            dispatcher.EnableSwitchoverAck(_switchoverAck);
+            dispatcher.Setup(_cancel.Token);
+        }
         // The first bytes leave at once: a QEMU destination blocks its monitor until it has seen four of them (spec 14.3).
         f.Flush();
         Progress.SetupMs = (long)Stopwatch.GetElapsedTime(start).TotalMilliseconds;
@@ -179,16 +187,18 @@ internal sealed partial class OutgoingMigration : IDisposable
             machine.TryMoveTo(MigrationStatus.Failing);
         }
         _latch.Set(reason ?? new OperationCanceledException("the migration has ended"));
-        dispatcher?.Cleanup();
+        if (reason is null) dispatcher?.Cleanup();
         if (reason is not null && _channel is FileChannel file) file.Abandon();
         _channel?.Dispose();
         _reader?.Completion.Wait();
         using (_context.Vm.Bql.Acquire())
         {
             if (reason is null) _context.Vm.RunState.Set(RunState.PostMigrate);
-            else GoOnHere();
             Notify(reason is null ? MigrationEvent.PrecopyDone : MigrationEvent.PrecopyFailed);
+            // Devices take back what the migration did to them before the guest runs, and let go of the rest after.
+            if (reason is not null) GoOnHere();
         }
+        if (reason is not null) dispatcher?.Cleanup();
         Progress.TotalMs = (long)Stopwatch.GetElapsedTime(_startedAt).TotalMilliseconds;
         Progress.Freeze(_context.Ram);
         MigrationStatus end = reason is null ? MigrationStatus.Completed : cancelled ? MigrationStatus.Cancelled : MigrationStatus.Failed;

@@ -114,12 +114,29 @@ internal sealed class SaveDispatcher(MachineView vm, QemuFileWriter f, Migration
         }
     }
 
-    /// <summary>FULL sections (QEMU: <c>qemu_savevm_state_complete_precopy_non_iterable</c>). BQL: held.</summary>
-    internal void WriteDeviceState()
+    /// <summary>
+    /// FULL sections (QEMU: <c>qemu_savevm_state_complete_precopy_non_iterable</c>). An iterable may have one too, as VFIO's config. BQL: held.
+    /// </summary>
+    internal void WriteDeviceState(bool withIterables = true)
     {
         Bql.AssertHeld();
         foreach (SaveVmEntry entry in vm.SaveVm.Entries())
-            if (entry.VmState is { IsEarlySetup: false } || entry.Handlers is { State: not null, IsIterable: false }) WriteFull(entry);
+            if (entry.VmState is { IsEarlySetup: false } || (entry.Handlers is { State: not null } h && (withIterables || !h.IsIterable))) WriteFull(entry);
+    }
+
+    /// <summary>Tells devices whether the destination acknowledges first data. BQL: held.</summary>
+    internal void EnableSwitchoverAck(bool on)
+    {
+        foreach (SaveVmEntry entry in Iterables())
+            if (entry.Handlers!.SwitchoverAck is { } ack) ack.SwitchoverAckEnabled = on;
+    }
+
+    /// <summary>Acknowledgements that devices have begun to wait for since the last call.</summary>
+    internal int TakeSwitchoverAckRequests()
+    {
+        int n = 0;
+        foreach (SaveVmEntry entry in Iterables()) n += entry.Handlers!.SwitchoverAck?.TakeSwitchoverAckRequests() ?? 0;
+        return n;
     }
 
     /// <summary>EOF and VMDESC (spec 1.6).</summary>

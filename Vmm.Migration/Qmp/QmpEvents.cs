@@ -10,6 +10,9 @@ internal static class QmpEvents
 
     internal static readonly QmpEnum MigrationStatus = new([.. MigrationStatusNames.All]);
 
+    internal static readonly QmpEnum VfioState = new("stop", "running", "stop-copy", "resuming", "running-p2p", "pre-copy", "pre-copy-p2p",
+        "pre-copy-p2p-prepare");
+
     internal static readonly QmpEnum JobStatus = new("undefined", "created", "running", "paused", "ready", "standby", "waiting", "pending", "aborting",
         "concluded", "null");
 
@@ -20,6 +23,7 @@ internal static class QmpEvents
         new("STOP", QmpObject.Empty), new("RESUME", QmpObject.Empty), new("RESET", s_cause), new("SHUTDOWN", s_cause),
         new("MIGRATION", new QmpObject(new QmpMember("status", MigrationStatus))),
         new("MIGRATION_PASS", new QmpObject(new QmpMember("pass", QmpType.Int))),
+        new("VFIO_MIGRATION", new QmpObject(new("device-id", QmpType.Str), new("qom-path", QmpType.Str), new("device-state", VfioState))),
         new("JOB_STATUS_CHANGE", new QmpObject(new("id", QmpType.Str), new("status", JobStatus))),
     ];
 }

@@ -64,6 +64,7 @@ internal static class QmpMigrationInfo
         if (info.DowntimeMs is { } downtime) answer["downtime"] = (long)Math.Round(downtime);
         if (active && info.RemainingBytes is { } remaining) answer["remaining"] = remaining;
         if (info.Ram is { } ram) answer["ram"] = Ram(ram, active);
+        if (info.VfioTransferredBytes is { } vfio) answer["vfio"] = new JsonObject { ["transferred"] = vfio };
     }
 
     private static JsonObject Ram(RamStats ram, bool active) => new()

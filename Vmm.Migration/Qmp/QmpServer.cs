@@ -73,6 +73,7 @@ public sealed class QmpServer : IDisposable
         engine.PassCompleted += OnMigrationPass;
         vm.RunState.Changed += OnRunState;
         vm.ResetDone += OnReset;
+        vm.Events.Raised += OnDeviceEvent;
         vm.Disposing += Dispose;
     }
 
@@ -133,6 +134,7 @@ public sealed class QmpServer : IDisposable
         _engine.PassCompleted -= OnMigrationPass;
         _vm.RunState.Changed -= OnRunState;
         _vm.ResetDone -= OnReset;
+        _vm.Events.Raised -= OnDeviceEvent;
         _vm.Disposing -= Dispose;
         foreach (QmpListener listener in listeners) listener.Dispose();
         _stopping.Cancel();
@@ -226,6 +228,9 @@ public sealed class QmpServer : IDisposable
         bool was = RunStateTable.IsLive(change.From), now = RunStateTable.IsLive(change.To);
         if (was != now && !_resetting) Broadcast(now ? "RESUME" : "STOP", null);
     }
+
+    private void OnDeviceEvent(Core.Devices.DeviceEvent e) =>
+        Broadcast(e.Name, new JsonObject(e.Data.Select(static d => KeyValuePair.Create(d.Key, (JsonNode?)JsonValue.Create(d.Value)))));
 
     private void OnReset() =>
         Broadcast("RESET", new JsonObject { ["guest"] = false, ["reason"] = _resetting ? "host-qmp-system-reset" : "none" });

@@ -133,6 +133,7 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
         SaveDevices(saved);
         Exception? failure = null;
         Context.Ram.ValidateOnly = true;
+        vm.SaveVm.IsValidating = true;
         try
         {
             using var channel = new HashingChannel(open(), manifest.StreamBytes, progress, cancel);
@@ -153,6 +154,7 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
         finally
         {
             Context.Ram.ValidateOnly = false;
+            vm.SaveVm.IsValidating = false;
         }
         if (failure is null) return;
         saved.Position = 0;
@@ -185,7 +187,8 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
         using var f = new QemuFileWriter(channel);
         Context.GlobalState.Compat = Context.Compat;
         var dispatcher = new SaveDispatcher(MachineView.Of(vm), f, Context.Compat, sendUuid: false);
-        dispatcher.WriteDeviceState();
+        // What iterables hold was not touched by the validation, so it need not be put back.
+        dispatcher.WriteDeviceState(withIterables: false);
         dispatcher.WriteEnd();
         f.Flush();
     }

@@ -21,6 +21,12 @@ public sealed record MigrationCompat
     /// <summary><c>suppress-vmdesc</c>.</summary>
     public bool SuppressVmDesc { get; init; }
 
+    /// <summary>
+    /// Whether switchover-ack works as with machine types up to 11.0: one acknowledgement for all devices together (spec vfio-migration 3.6;
+    /// QEMU: <c>switchover-ack-legacy</c>). Both ends must agree.
+    /// </summary>
+    public bool LegacySwitchoverAck { get; init; }
+
     /// <summary>Whether VMDESC and <c>globalstate</c> have the form of QEMU before 9.0 (spec 10.2, 16).</summary>
     public bool LegacyDescriptions { get; init; }
 }

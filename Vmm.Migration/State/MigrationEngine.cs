@@ -93,6 +93,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
                     SocketAddresses = _listener is { } l && status != MigrationStatus.Completed ? [l.Address] : [],
                 }
                 : _outgoing.Progress.Info(status, Parameters.Current, _context.Ram);
+            if (!info.IsIncoming && _context.Vm.DeviceTransfer is { IsUsed: true } transfer) info = info with { VfioTransferredBytes = transfer.Bytes };
             return info with { BlockedReasons = _context.Blockers.Reasons(Parameters.Current.Mode) };
         }
     }

@@ -49,6 +49,7 @@ public sealed class MigrationCapabilitySet
     public static IReadOnlySet<MigrationCapability> Implemented { get; } = new HashSet<MigrationCapability>
     {
         MigrationCapability.Events, MigrationCapability.ReturnPath, MigrationCapability.PauseBeforeSwitchover, MigrationCapability.ValidateUuid,
+        MigrationCapability.SwitchoverAck,
     };
 
     /// <summary>True if a capability is on.</summary>
@@ -70,6 +71,8 @@ public sealed class MigrationCapabilitySet
             if (on) next.Add(capability);
             else next.Remove(capability);
         }
+        if (next.Contains(MigrationCapability.SwitchoverAck) && !next.Contains(MigrationCapability.ReturnPath))
+            throw new ConfigurationException("Capability 'switchover-ack' requires capability 'return-path'");
         _on = next;
     }
 }

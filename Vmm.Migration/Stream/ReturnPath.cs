@@ -15,6 +15,8 @@ internal sealed class ReturnPathWriter(IMigrationChannel channel)
 {
     private readonly Lock _gate = new();
 
+    internal void SendSwitchoverAck() => Send(ReturnPathMessage.SwitchoverAck, []);
+
     internal void SendPong(uint value) => SendUInt32(ReturnPathMessage.Pong, value);
 
     /// <summary>The last message. A failure carries its record behind it, where a QEMU source no longer reads.</summary>
@@ -62,6 +64,7 @@ internal sealed class ReturnPathReader
     private readonly FaultLatch _latch;
     private readonly object _gate = new();
     private uint _lastPong;
+    private int _switchoverAcks;
     private ReturnPathEnd _end;
     private Exception? _failure;
 
@@ -86,6 +89,9 @@ internal sealed class ReturnPathReader
         reader.Completion = WorkerThread.Run("mig/src/rp", reader.Run);
         return reader;
     }
+
+    /// <summary>SWITCHOVER_ACK messages so far.</summary>
+    internal int SwitchoverAcks => Volatile.Read(ref _switchoverAcks);
 
     /// <summary>Waits for a PONG of this value or a later one.</summary>
     /// <returns>False after the timeout or when the path has ended.</returns>
@@ -157,7 +163,8 @@ internal sealed class ReturnPathReader
                     }
                     break;
                 case ReturnPathMessage.SwitchoverAck when length == 0:
-                    break; // Not waited for without the capability; a surplus one is tolerated (spec 6.3).
+                    Interlocked.Increment(ref _switchoverAcks); // Not waited for without the capability; a surplus one is tolerated (spec 6.3).
+                    break;
                 default:
                     throw new StreamFormatException($"return path: unexpected message type {(ushort)type} of {length} bytes");
             }

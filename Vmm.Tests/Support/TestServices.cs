@@ -38,6 +38,10 @@ internal sealed class TestServices : IDeviceServices, IDisposable
 
     public ILoggerFactory Loggers { get; init; } = NullLoggerFactory.Instance;
 
+    public DeviceEvents Events { get; } = new();
+
+    public DeviceTransferCounter DeviceTransfer { get; } = new();
+
     public IServiceProvider Scope { get; init; } = new ServiceCollection().BuildServiceProvider();
 
     public void Dispose() => Memory.Dispose();

@@ -1,0 +1,67 @@
+using Vmm.Core;
+using Vmm.Core.Devices;
+using Vmm.Core.SaveVm;
+using Vmm.Devices.Vfio.Containers;
+using Vmm.Devices.Vfio.Dirty;
+using Vmm.Devices.Vfio.Io;
+
+namespace Vmm.Devices.Vfio.Migration;
+
+/// <summary>
+/// What the migratable VFIO devices of one VM share: the rule that several of them must all speak P2P, and one dirty log for each container.
+/// Scoped: one per VM. BQL: held.
+/// </summary>
+/// <param name="services">The VM's services.</param>
+public sealed class VfioMigrationHost(IDeviceServices services)
+{
+    private readonly List<VfioMigration> _devices = [];
+    private readonly Dictionary<IVfioContainer, (ContainerDirtyLog Log, IDisposable Registration)> _logs = [];
+    private IDisposable? _blocker;
+
+    /// <summary>Migratable devices in the order they were realized.</summary>
+    internal IReadOnlyList<VfioMigration> Devices => _devices;
+
+    internal IDisposable Add(VfioMigration device)
+    {
+        IVfioContainer container = device.Io.Container;
+        _devices.Add(device);
+        try
+        {
+            UpdateBlocker();
+            if (!_logs.ContainsKey(container))
+            {
+                var log = new ContainerDirtyLog(container, () => [.. _devices.Where(d => ReferenceEquals(d.Io.Container, container))], device.Logger);
+                _logs[container] = (log, services.Memory.AddDirtyLogSource(log));
+            }
+        }
+        catch
+        {
+            Remove(device);
+            throw;
+        }
+        return new Registration(() => Remove(device));
+    }
+
+    private void Remove(VfioMigration device)
+    {
+        _devices.Remove(device);
+        IVfioContainer container = device.Io.Container;
+        if (!_devices.Exists(d => ReferenceEquals(d.Io.Container, container)) && _logs.Remove(container, out (ContainerDirtyLog Log, IDisposable Registration) log))
+            log.Registration.Dispose();
+        UpdateBlocker();
+    }
+
+    /// <summary>Devices that may do DMA to each other cannot be stopped one by one (spec 3.1 item 7; QEMU: <c>vfio_block_multiple_devices_migration</c>).</summary>
+    private void UpdateBlocker()
+    {
+        VfioMigration? without = _devices.Count > 1 ? _devices.Find(static d => (d.Protocol!.Flags & VfioMigrationFlags.P2P) == 0) : null;
+        if (without is null)
+        {
+            _blocker?.Dispose();
+            _blocker = null;
+            return;
+        }
+        _blocker ??= services.Blockers.Add(
+            $"several VFIO devices migrate together only if all support P2P, and device '{without.Id}' does not", MigrationModes.Normal);
+    }
+}

@@ -1,0 +1,208 @@
+using System.Buffers.Binary;
+using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
+using Vmm.Devices.Vfio.Io;
+
+namespace Vmm.Devices.Vfio.Migration;
+
+/// <summary>The data of a session: sizes, precopy, stop-copy and resuming (spec vfio-migration 3.4, 3.5).</summary>
+internal sealed partial class VfioMigrationV2
+{
+    private bool _switchoverAck;
+    private bool _initDataSent;
+    private bool _dataWasSent;
+    private int _ackRequests;
+    private bool _isPrecopyInfoMissing;
+    private bool _hasPrecopyPaused;
+    private ulong _initialBytes;
+    private ulong _dirtyBytes;
+    private ulong _stopCopyBytes;
+
+    public bool IsActiveIterate => VfioStateArcs.IsPrecopy(_state);
+
+    public void SaveSetup(bool switchoverAck)
+    {
+        (_switchoverAck, _initDataSent, _dataWasSent, _ackRequests) = (switchoverAck, false, false, 0);
+        (_initialBytes, _dirtyBytes, _isPrecopyInfoMissing, _hasPrecopyPaused) = (0, 0, false, false);
+        _stopCopyBytes = QueryStopCopyBytes();
+        _buffer = GC.AllocateUninitializedArray<byte>((int)Math.Clamp(_stopCopyBytes, MinBufferBytes, MaxBufferBytes), pinned: true);
+        if (!HasPrecopy || _state == VfioDeviceState.Stop) return;
+        if (_state != VfioDeviceState.Running)
+            throw new VfioException($"device '{_io.Name}' is in {_state.ToName()}; a migration begins in RUNNING or STOP", Errno.EINVAL);
+        SetState(VfioDeviceState.PreCopy, VfioDeviceState.Running);
+        QueryPrecopy();
+        if (_switchoverAck) Interlocked.Increment(ref _ackRequests);
+    }
+
+    public int TakeSwitchoverAckRequests() => Interlocked.Exchange(ref _ackRequests, 0);
+
+    public PendingBytes EstimatePending()
+    {
+        ulong precopy = IsActiveIterate ? Saturated(_initialBytes, _dirtyBytes) : 0;
+        return new PendingBytes(Clamp(precopy), Clamp(_stopCopyBytes > precopy ? _stopCopyBytes - precopy : 0));
+    }
+
+    public PendingBytes ExactPending()
+    {
+        _stopCopyBytes = QueryStopCopyBytes();
+        if (IsActiveIterate) QueryPrecopy();
+        return EstimatePending();
+    }
+
+    public void BeforePrecopyStops()
+    {
+        if (!_precopyInfoV2 || !_switchoverAck || !IsActiveIterate) return;
+        // A first part that appears now can no longer be acknowledged; not knowing counts as one (spec 3.6).
+        if (!QueryPrecopy()) Interlocked.Increment(ref _ackRequests);
+    }
+
+    public (SaveProgress Progress, ulong EndTag) SaveIterate(QemuFileWriter f)
+    {
+        int n = Read();
+        if (n > 0) Record(f, n);
+        else (_initialBytes, _dirtyBytes, _hasPrecopyPaused) = (0, 0, true);
+        // A device that cannot say what is left (vfio-user) has about as much again, the first part up to its first pause.
+        if (n > 0 && _isPrecopyInfoMissing) (_initialBytes, _dirtyBytes) = _hasPrecopyPaused ? (0UL, (ulong)n) : ((ulong)n, 0UL);
+        SaveProgress progress = _initialBytes == 0 && _dirtyBytes == 0 ? SaveProgress.Done : SaveProgress.More;
+        if (!_switchoverAck || _initDataSent || _initialBytes != 0) return (progress, VfioStreamFlags.EndOfState);
+        _initDataSent = true;
+        return (progress, VfioStreamFlags.DevInitDataSent);
+    }
+
+    public void SaveComplete(QemuFileWriter f)
+    {
+        if (_dataWasSent && !VfioStateArcs.IsSaving(_state))
+            throw new VfioException($"device '{_io.Name}' was started again after part of its state had been sent; that part is void", Errno.ECANCELED);
+        SetState(VfioDeviceState.StopCopy, VfioDeviceState.Stop);
+        while (Read() is var n && n > 0) Record(f, n);
+    }
+
+    public Exception? SaveCleanup()
+    {
+        Exception? failure = null;
+        try
+        {
+            if (_state == VfioDeviceState.StopCopy) SetState(VfioDeviceState.Stop, VfioDeviceState.Error);
+        }
+        catch (VfioException e)
+        {
+            failure = e;
+        }
+        CloseData();
+        (_buffer, _initialBytes, _dirtyBytes, _stopCopyBytes, _switchoverAck, _dataWasSent) = (null, 0, 0, 0, false, false);
+        return failure;
+    }
+
+    public void LoadSetup()
+    {
+        SetState(VfioDeviceState.Resuming, _state);
+        _buffer ??= GC.AllocateUninitializedArray<byte>(MaxBufferBytes, pinned: true);
+    }
+
+    public void LoadData(QemuFileReader f, ulong lengthBytes)
+    {
+        byte[] buffer = _buffer ?? throw new VfioException($"device '{_io.Name}' got data outside a load", Errno.EINVAL);
+        while (lengthBytes > 0)
+        {
+            Span<byte> part = buffer.AsSpan(0, (int)Math.Min(lengthBytes, (ulong)buffer.Length));
+            f.Read(part);
+            Write(part);
+            lengthBytes -= (ulong)part.Length;
+        }
+    }
+
+    public void LoadDone()
+    {
+        // Asked for now and not when the VM starts, so that a device that does not like its data fails the load while the source can go on.
+        if (_state == VfioDeviceState.Resuming) SetState(VfioDeviceState.Stop, VfioDeviceState.Error);
+    }
+
+    public void LoadCleanup()
+    {
+        CloseData();
+        _buffer = null;
+    }
+
+    private void Record(QemuFileWriter f, int n)
+    {
+        f.WriteUInt64(VfioStreamFlags.DevDataState);
+        f.WriteUInt64((ulong)n);
+        f.Write(_buffer.AsSpan(0, n));
+        _dataWasSent = true;
+        _transfer.Add(n);
+        ulong left = (ulong)n;
+        ulong initial = Math.Min(left, _initialBytes);
+        _initialBytes -= initial;
+        _dirtyBytes -= Math.Min(left - initial, _dirtyBytes);
+        _stopCopyBytes -= Math.Min(left, _stopCopyBytes);
+    }
+
+    /// <summary>One read. While the device runs, 0 and ENOMSG both mean that there is nothing now; stopped, 0 is the end and ENOMSG a fault.</summary>
+    private int Read()
+    {
+        lock (_gate)
+        {
+            if (_data is null) throw new VfioException($"device '{_io.Name}' gave no data descriptor in {_state.ToName()}", Errno.EBADF);
+            int n = _data.Read(_buffer, out Errno errno);
+            if (n < 0 && errno == Errno.ENOMSG && IsActiveIterate) return 0;
+            if (n < 0) throw new VfioException($"device '{_io.Name}' failed to give its state in {_state.ToName()} ({Name(errno)})", errno);
+            if (n > _buffer!.Length) throw new VfioException($"device '{_io.Name}' gave {n} bytes, {_buffer.Length} were asked for", Errno.EPROTO);
+            return n;
+        }
+    }
+
+    private void Write(ReadOnlySpan<byte> source)
+    {
+        lock (_gate)
+        {
+            while (source.Length > 0)
+            {
+                if (_data is null) throw new VfioException($"device '{_io.Name}' has no data descriptor to load into, it is in {_state.ToName()}", Errno.EBADF);
+                int n = _data.Write(source, out Errno errno);
+                if (n < 0) throw new VfioException($"device '{_io.Name}' refused its state ({Name(errno)})", errno);
+                if (n == 0 || n > source.Length) throw new VfioException($"device '{_io.Name}' took {n} of {source.Length} bytes of its state", Errno.EIO);
+                source = source[n..];
+            }
+        }
+    }
+
+    private ulong QueryStopCopyBytes()
+    {
+        Span<byte> size = stackalloc byte[8];
+        size.Clear();
+        return _io.DeviceFeature(VfioDeviceFeature.MigDataSize, VfioFeatureOp.Get, size) == Errno.None
+            ? BinaryPrimitives.ReadUInt64LittleEndian(size)
+            : _io.AssumedStopCopyBytes;
+    }
+
+    /// <summary>Reads the precopy figures; a failure counts as nothing left (spec 3.4).</summary>
+    private bool QueryPrecopy()
+    {
+        VfioPrecopyInfo info;
+        Errno errno;
+        lock (_gate)
+        {
+            if (_data is null) return false;
+            errno = _data.PrecopyInfo(out info);
+        }
+        if (errno == Errno.ENOTTY)
+        {
+            if (!_isPrecopyInfoMissing) _initialBytes = (ulong)_buffer!.Length;
+            _isPrecopyInfoMissing = true;
+            return true;
+        }
+        if (errno != Errno.None) info = default;
+        (_initialBytes, _dirtyBytes) = (info.InitialBytes, info.DirtyBytes);
+        if (errno == Errno.None && _precopyInfoV2 && info.IsReinit && _initDataSent)
+        {
+            _initDataSent = false;
+            if (_switchoverAck) Interlocked.Increment(ref _ackRequests);
+        }
+        return errno == Errno.None;
+    }
+
+    private static ulong Saturated(ulong a, ulong b) => a > ulong.MaxValue - b ? ulong.MaxValue : a + b;
+
+    private static long Clamp(ulong bytes) => (long)Math.Min(bytes, long.MaxValue / 4);
+}

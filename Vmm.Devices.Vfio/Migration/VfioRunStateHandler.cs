@@ -1,0 +1,49 @@
+using Vmm.Core.Errors;
+using Vmm.Core.RunStates;
+using Vmm.Devices.Vfio.Io;
+
+namespace Vmm.Devices.Vfio.Migration;
+
+/// <summary>
+/// Stops and starts the device with the VM (spec vfio-migration 3.3; QEMU: <c>vfio_vmstate_change_prepare</c>, <c>vfio_vmstate_change</c>). With
+/// P2P all devices first cease to start DMA to each other, then stop. What fails makes the device be reset and the change report an error, so that
+/// a migration in flight fails.
+/// </summary>
+/// <param name="migration">The device.</param>
+internal sealed class VfioRunStateHandler(VfioMigration migration) : IVmStatePrepareHandler, INamedPart
+{
+    /// <summary>Depth of a PCI device in the tree of devices: after its bus on start, before it on stop.</summary>
+    internal const int Priority = 3;
+
+    private IVfioMigrationProtocol Protocol => migration.Protocol!;
+
+    public string Id => migration.Id;
+
+    public void OnVmStatePrepare(bool running, RunState state)
+    {
+        if ((Protocol.Flags & VfioMigrationFlags.P2P) == 0) return;
+        if (!running && VfioStateArcs.IsPrecopy(Protocol.State))
+        {
+            Protocol.BeforePrecopyStops();
+            if (migration.Options.MigrationEvents) migration.RaiseEvent("pre-copy-p2p-prepare");
+            Protocol.SetState(VfioDeviceState.PreCopyP2P, VfioDeviceState.Error);
+            return;
+        }
+        Protocol.SetState(VfioDeviceState.RunningP2P, VfioDeviceState.Error);
+    }
+
+    public void OnVmStateChange(bool running, RunState state)
+    {
+        if (running)
+        {
+            if (Protocol.State == VfioDeviceState.Error) throw new VfioException($"device '{Id}' is broken; reset the VM", Errno.EIO);
+            Protocol.SetState(VfioDeviceState.Running, VfioDeviceState.Error);
+            return;
+        }
+        if ((Protocol.Flags & VfioMigrationFlags.P2P) == 0) Protocol.BeforePrecopyStops();
+        VfioDeviceState target = Protocol.StopTarget(state);
+        // The last moment at which registers may be read: in STOP_COPY the device must be left alone.
+        if (target == VfioDeviceState.StopCopy) migration.Config.ReadShadow();
+        Protocol.SetState(target, VfioDeviceState.Error);
+    }
+}
