@@ -1,0 +1,33 @@
+using Vmm.Core.Wire;
+using Vmm.Devices.Vfio.Device;
+
+namespace Vmm.Tests.Fakes;
+
+/// <summary>A function's config of fixed bytes, 276 as of a 256-byte device.</summary>
+internal sealed class FakeConfigState : IVfioConfigState
+{
+    public byte[] Bytes { get; set; } = new byte[276];
+
+    public int Reapplied { get; private set; }
+
+    public List<string> Trace { get; init; } = [];
+
+    public void ReadShadow() => Trace.Add("ReadShadow");
+
+    public void SaveConfig(QemuFileWriter f)
+    {
+        Trace.Add("SaveConfig");
+        f.Write(Bytes);
+    }
+
+    public void LoadConfig(QemuFileReader f, bool apply)
+    {
+        byte[] bytes = new byte[Bytes.Length];
+        f.Read(bytes);
+        if (bytes[0] != Bytes[0]) throw f.Bad("config", $"{Bytes[0]}", $"{bytes[0]}");
+        if (apply) Bytes = bytes;
+        Trace.Add(apply ? "LoadConfig" : "CheckConfig");
+    }
+
+    public void ReapplyAfterReset() => Reapplied++;
+}

@@ -1,0 +1,157 @@
+using System.Buffers.Binary;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.Io;
+
+namespace Vmm.Tests.Fakes;
+
+/// <summary>
+/// A v1 migration region (spec vfio-migration 5): staged chunks on the saving side, committed ones on the resuming side. The data section may be
+/// covered by mappable areas in any order; those are a memfd that the device shares.
+/// </summary>
+internal sealed class FakeV1Region : IDisposable
+{
+    private readonly OwnedFd _memory;
+    private readonly MappedRegion _own;
+    private readonly ulong _dataOffset;
+    private int _at;
+    private int _staged;
+    private ulong _dataSize;
+
+    public FakeV1Region(int dataBytes, uint dataOffset = 0x1000, params VfioRegionArea[] areas)
+    {
+        _dataOffset = dataOffset;
+        ulong size = dataOffset + (ulong)dataBytes;
+        ulong mapped = (size + 4095) & ~4095UL;
+        _memory = LibC.memfd_create("fake-v1", 1);
+        Posix.Truncate(_memory, (long)mapped);
+        _own = MappedRegion.Map(_memory, mapped, shared: true, 0, "fake region");
+        Info = new VfioRegionInfo
+        {
+            Index = 9, SizeBytes = size, Flags = VfioRegionFlags.Read | VfioRegionFlags.Write | (areas.Length > 0 ? VfioRegionFlags.Mmap : 0),
+            Areas = areas, Type = VfioPciRegion.MigrationType, Subtype = VfioPciRegion.MigrationSubtype,
+        };
+    }
+
+    public VfioRegionInfo Info { get; init; }
+
+    /// <summary>All 32 bits of device_state.</summary>
+    public uint State { get; set; } = 1;
+
+    /// <summary>States written, in order.</summary>
+    public List<uint> States { get; } = [];
+
+    /// <summary>What the device gives out; <see cref="ChunkBytes"/> at a time.</summary>
+    public byte[] Data { get; set; } = [];
+
+    public int ChunkBytes { get; set; } = 1 << 16;
+
+    /// <summary>What was committed, by commit.</summary>
+    public List<byte[]> Committed { get; } = [];
+
+    /// <summary>Accesses that hit the data section by call instead of by mapping.</summary>
+    public int SlowAccesses { get; private set; }
+
+    /// <summary>Makes the device say 6 (error) when this value is written.</summary>
+    public uint? BreakAt { get; set; }
+
+    /// <summary>Refuses a write of this state without breaking.</summary>
+    public uint? RefuseAt { get; set; }
+
+    /// <summary>Says that something is pending and then gives a chunk of 0 bytes.</summary>
+    public bool LiesAboutPending { get; set; }
+
+    /// <summary>Overrides data_offset, to be hostile.</summary>
+    public ulong? BadOffset { get; set; }
+
+    /// <summary>Overrides data_size, to be hostile.</summary>
+    public ulong? BadSize { get; set; }
+
+    /// <summary>Starts from the first byte again, as a device in a new session does.</summary>
+    public void Rewind() => (_at, _staged) = (0, 0);
+
+    public void Reset()
+    {
+        Rewind();
+        State = (State & ~7u) | 1;
+    }
+
+    public MappedRegion? Map(VfioRegionArea area) => Info.Areas.Contains(area)
+        ? MappedRegion.Map(_memory, area.SizeBytes, shared: true, (long)area.OffsetBytes, "fake area")
+        : null;
+
+    public Errno Read(ulong offset, Span<byte> into)
+    {
+        if (offset >= _dataOffset)
+        {
+            SlowAccesses++;
+            _own.Slice(offset, into.Length).CopyTo(into);
+            return Errno.None;
+        }
+        ulong value;
+        switch (offset, into.Length)
+        {
+            case (0, 4): BinaryPrimitives.WriteUInt32LittleEndian(into, State); return Errno.None;
+            case (8, 8):
+                // Reading it says that the chunk staged before has been taken.
+                (_at, _staged) = (_at + _staged, 0);
+                value = LiesAboutPending ? 64 : (ulong)(Data.Length - _at);
+                break;
+            case (16, 8):
+                if ((State & 2) != 0) Stage();
+                value = BadOffset ?? _dataOffset;
+                break;
+            case (24, 8): value = BadSize ?? (ulong)_staged; break;
+            default: return Errno.EINVAL; // Not at native width and alignment.
+        }
+        BinaryPrimitives.WriteUInt64LittleEndian(into, value);
+        return Errno.None;
+    }
+
+    public Errno Write(ulong offset, ReadOnlySpan<byte> from)
+    {
+        if (offset >= _dataOffset)
+        {
+            SlowAccesses++;
+            from.CopyTo(_own.Slice(offset, from.Length));
+            return Errno.None;
+        }
+        switch (offset, from.Length)
+        {
+            case (0, 4):
+                uint state = BinaryPrimitives.ReadUInt32LittleEndian(from);
+                if (state == RefuseAt) return Errno.EBUSY;
+                if (state == BreakAt)
+                {
+                    State = 6;
+                    return Errno.EIO;
+                }
+                if ((state & 2) != 0 && (State & 2) == 0) Rewind();
+                State = state;
+                States.Add(state);
+                return Errno.None;
+            case (24, 8):
+                _dataSize = BinaryPrimitives.ReadUInt64LittleEndian(from);
+                if (State != 4 && (State & 7) != 4) return Errno.EINVAL;
+                Committed.Add(_own.Slice(_dataOffset, (int)_dataSize).ToArray());
+                return Errno.None;
+            default:
+                return Errno.EINVAL;
+        }
+    }
+
+    public void Dispose()
+    {
+        _own.Dispose();
+        _memory.Dispose();
+    }
+
+    private void Stage()
+    {
+        (_at, _staged) = (_at + _staged, 0);
+        if (LiesAboutPending) return;
+        _staged = Math.Min(Math.Min(ChunkBytes, Data.Length - _at), (int)(Info.SizeBytes - _dataOffset));
+        Data.AsSpan(_at, _staged).CopyTo(_own.Slice(_dataOffset, _staged));
+    }
+}

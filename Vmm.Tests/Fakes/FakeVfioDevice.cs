@@ -1,0 +1,362 @@
+using System.Buffers.Binary;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.Containers;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Migration;
+
+namespace Vmm.Tests.Fakes;
+
+/// <summary>
+/// A programmable VFIO device behind the seam: v2 states and data, or a v1 region (see <see cref="FakeV1Region"/>); any call can be made to fail
+/// by its number. What it holds is <see cref="State"/>; what was loaded into it and accepted becomes that state.
+/// </summary>
+internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
+{
+    private readonly Lock _gate = new();
+    private FakeData? _session;
+    private MemoryStream? _loading;
+    private bool _logging;
+    private int _calls;
+
+    public FakeVfioDevice(string name = "fake", VfioMigrationFlags flags = VfioMigrationFlags.StopCopy | VfioMigrationFlags.P2P | VfioMigrationFlags.PreCopy)
+    {
+        Name = name;
+        Flags = flags;
+    }
+
+    public string Name { get; }
+
+    public VfioMigrationFlags Flags { get; }
+
+    public VfioDeviceInfo Info => new(SupportsReset: true, IsPci: true, RegionCount: 10, IrqCount: 5);
+
+    public IVfioContainer Container => SharedContainer ?? this;
+
+    /// <summary>Another device's container, or null for one of its own.</summary>
+    public IVfioContainer? SharedContainer { get; set; }
+
+    public ulong AssumedStopCopyBytes { get; set; } = 100UL << 30;
+
+    public event Action<VmmException>? Lost;
+
+    /// <summary>The device's whole state, read out in STOP_COPY after what PRE_COPY gave.</summary>
+    public byte[] State { get; set; } = [];
+
+    /// <summary>Gives the state in STOP_COPY instead of <see cref="State"/>.</summary>
+    public ReadInto? ReadState { get; set; }
+
+    /// <summary>Takes what is loaded instead of keeping it.</summary>
+    public WriteFrom? WriteState { get; set; }
+
+    public delegate int ReadInto(Span<byte> into);
+
+    public delegate void WriteFrom(ReadOnlySpan<byte> from);
+
+    /// <summary>Chunks that PRE_COPY gives first; null entries mean ENOMSG once.</summary>
+    public Queue<byte[]?> Precopy { get; } = new();
+
+    /// <summary>Asked when <see cref="Precopy"/> is empty: a device whose precopy never ends.</summary>
+    public Func<byte[]?>? EndlessPrecopy { get; set; }
+
+    /// <summary>Longest read and write the device takes.</summary>
+    public int MaxTransfer { get; set; } = int.MaxValue;
+
+    /// <summary>Judges what was loaded, at RESUMING to STOP.</summary>
+    public Func<byte[], Errno> Accept { get; set; } = static _ => Errno.None;
+
+    /// <summary>What the precopy query says; null for ENOTTY.</summary>
+    public Func<VfioPrecopyInfo?> PrecopyInfo { get; set; } = static () => new VfioPrecopyInfo(0, 0);
+
+    /// <summary>What MIG_DATA_SIZE says; null for the state's length.</summary>
+    public ulong? DataSize { get; set; }
+
+    public bool HasPrecopyInfoV2 { get; set; }
+
+    public bool HasDmaLog { get; set; } = true;
+
+    public bool CanLogDirty { get; set; }
+
+    public ulong MaxDirtyBitmapBytes { get; set; } = 1 << 28;
+
+    /// <summary>DMA addresses of pages written since the last report.</summary>
+    public HashSet<ulong> Written { get; } = [];
+
+    public ulong LogGranularityBytes { get; set; } = 4096;
+
+    /// <summary>A v1 device instead of a v2 one.</summary>
+    public FakeV1Region? V1 { get; set; }
+
+    /// <summary>Where the device is.</summary>
+    public VfioDeviceState MigrationState { get; set; } = VfioDeviceState.Running;
+
+    /// <summary>Every state it was in, single steps included.</summary>
+    public List<VfioDeviceState> Transitions { get; } = [];
+
+    /// <summary>Every call that can fail, by name.</summary>
+    public List<string> Calls { get; } = [];
+
+    /// <summary>The number of the call to fail, from 0; -1 for none.</summary>
+    public int FailAt { get; set; } = -1;
+
+    /// <summary>What it fails with.</summary>
+    public Errno FailWith { get; set; } = Errno.EIO;
+
+    /// <summary>Steps into a state that are refused, once each.</summary>
+    public Dictionary<VfioDeviceState, Errno> Refuse { get; } = [];
+
+    /// <summary>Told of each step before it happens, e.g. to note an order over several devices.</summary>
+    public Action<FakeVfioDevice, VfioDeviceState>? Step { get; set; }
+
+    public int Resets { get; private set; }
+
+    public int OpenSessions { get; private set; }
+
+    public bool IsLogging => _logging;
+
+    public bool IsDisposed { get; private set; }
+
+    public Errno ResetAnswer { get; set; } = Errno.None;
+
+    /// <summary>Names the point the device fails at and counts it.</summary>
+    public Errno Point(string call)
+    {
+        lock (_gate)
+        {
+            Calls.Add(call);
+            return _calls++ == FailAt ? FailWith : Errno.None;
+        }
+    }
+
+    public VfioRegionInfo GetRegionInfo(uint index) => V1 is { } v1 && index == v1.Info.Index ? v1.Info : new VfioRegionInfo { Index = index };
+
+    public VfioIrqInfo GetIrqInfo(uint index) => default;
+
+    public Errno SetIrqs(in VfioIrqSet request, ReadOnlySpan<byte> bools, ReadOnlySpan<OwnedFd?> eventFds) => Point("SetIrqs");
+
+    public Errno DeviceFeature(VfioDeviceFeature feature, VfioFeatureOp op, Span<byte> data)
+    {
+        if (Point($"DeviceFeature {op} {feature}") is var failed and not Errno.None) return failed;
+        if (V1 is not null) return Errno.ENOTTY;
+        switch (feature)
+        {
+            case VfioDeviceFeature.Migration when op == VfioFeatureOp.Get:
+                if (Flags == VfioMigrationFlags.None) return Errno.ENOTTY;
+                BinaryPrimitives.WriteUInt64LittleEndian(data, (ulong)Flags);
+                return Errno.None;
+            case VfioDeviceFeature.MigDataSize when op == VfioFeatureOp.Get:
+                BinaryPrimitives.WriteUInt64LittleEndian(data, DataSize ?? (ulong)State.Length);
+                return DataSize == ulong.MaxValue ? Errno.ENOTTY : Errno.None;
+            case VfioDeviceFeature.MigPrecopyInfoV2 when op == VfioFeatureOp.Set:
+                return HasPrecopyInfoV2 ? Errno.None : Errno.ENOTTY;
+            case VfioDeviceFeature.DmaLoggingStart when (op & VfioFeatureOp.Probe) != 0:
+                return HasDmaLog ? Errno.None : Errno.ENOTTY;
+            default:
+                return Errno.ENOTTY;
+        }
+    }
+
+    public Errno GetMigrationState(out VfioDeviceState state)
+    {
+        state = MigrationState;
+        return Point("GetMigrationState");
+    }
+
+    public Errno SetMigrationState(VfioDeviceState state, out IVfioMigrationData? data)
+    {
+        data = null;
+        if (Point($"SetMigrationState {state}") is var failed and not Errno.None) return failed;
+        if (VfioStateArcs.Path(MigrationState, state, Flags) is not { } path) return Errno.EINVAL;
+        foreach (VfioDeviceState next in path)
+        {
+            Step?.Invoke(this, next);
+            if (Refuse.Remove(next, out Errno refusal)) return refusal;
+            if (MigrationState == VfioDeviceState.Resuming && Finish() is var verdict and not Errno.None) return verdict;
+            if (VfioStateArcs.OpensData(MigrationState, next)) data = Open(next);
+            else if (!VfioStateArcs.HasData(next)) _session = null;
+            MigrationState = next;
+            Transitions.Add(next);
+        }
+        return Errno.None;
+    }
+
+    public Errno StartDmaLog(ulong pageSizeBytes, IReadOnlyList<GuestRange> ranges, out ulong inForceBytes)
+    {
+        inForceBytes = LogGranularityBytes;
+        Errno errno = Point("StartDmaLog");
+        _logging = errno == Errno.None;
+        return errno;
+    }
+
+    public Errno StopDmaLog()
+    {
+        _logging = false;
+        return Point("StopDmaLog");
+    }
+
+    public Errno ReportDmaLog(GuestRange range, ulong pageSizeBytes, Span<ulong> bitmap)
+    {
+        if (Point("ReportDmaLog") is var failed and not Errno.None) return failed;
+        if (!_logging) return Errno.EINVAL;
+        lock (Written)
+        {
+            foreach (ulong address in Written.Where(a => range.Contains(new GuestAddress(a))).ToArray())
+            {
+                ulong page = (address - range.Start.Value) / pageSizeBytes;
+                bitmap[(int)(page / 64)] |= 1UL << (int)(page % 64);
+                Written.Remove(address);
+            }
+        }
+        return Errno.None;
+    }
+
+    public Errno Reset()
+    {
+        if (Point("Reset") is var failed and not Errno.None) return failed;
+        if (ResetAnswer != Errno.None) return ResetAnswer;
+        Resets++;
+        (_session, _loading) = (null, null);
+        MigrationState = VfioDeviceState.Running;
+        Transitions.Add(VfioDeviceState.Running);
+        V1?.Reset();
+        return Errno.None;
+    }
+
+    public Errno RegionRead(uint index, ulong offset, Span<byte> destination)
+    {
+        if (Point($"RegionRead 0x{offset:x}") is var failed and not Errno.None) return failed;
+        return V1 is { } v1 && index == v1.Info.Index ? v1.Read(offset, destination) : Errno.EINVAL;
+    }
+
+    public Errno RegionWrite(uint index, ulong offset, ReadOnlySpan<byte> source, bool posted = false)
+    {
+        if (Point($"RegionWrite 0x{offset:x}") is var failed and not Errno.None) return failed;
+        return V1 is { } v1 && index == v1.Info.Index ? v1.Write(offset, source) : Errno.EINVAL;
+    }
+
+    public MappedRegion? MapArea(uint index, VfioRegionArea area) => V1?.Map(area);
+
+    public void SetBusMaster(bool enabled)
+    {
+    }
+
+    public void SectionAdded(GuestMemorySection section)
+    {
+    }
+
+    public void SectionRemoved(GuestMemorySection section)
+    {
+    }
+
+    public Errno StartDirtyLog() => Start("StartDirtyLog");
+
+    public Errno StopDirtyLog()
+    {
+        _logging = false;
+        return Point("StopDirtyLog");
+    }
+
+    public Errno GetDirtyBitmap(GuestRange range, Span<ulong> bitmap) => ReportDmaLog(range, 4096, bitmap);
+
+    public void Lose(VmmException reason) => Lost?.Invoke(reason);
+
+    public void Dispose()
+    {
+        IsDisposed = true;
+        V1?.Dispose();
+    }
+
+    private Errno Start(string call)
+    {
+        Errno errno = Point(call);
+        _logging = errno == Errno.None;
+        return errno;
+    }
+
+    private Errno Finish()
+    {
+        byte[] loaded = _loading!.ToArray();
+        Errno errno = Accept(loaded);
+        if (errno != Errno.None) return errno;
+        State = loaded;
+        _loading = null;
+        return Errno.None;
+    }
+
+    private FakeData Open(VfioDeviceState state)
+    {
+        if (state == VfioDeviceState.Resuming) _loading = new MemoryStream();
+        OpenSessions++;
+        return _session = new FakeData(this);
+    }
+
+    /// <summary>The data of one session; after its end it answers ENODEV, as the kernel's descriptor does.</summary>
+    private sealed class FakeData(FakeVfioDevice device) : IVfioMigrationData
+    {
+        private byte[]? _rest;
+        private int _at;
+        private bool _disposed;
+
+        public int Read(Span<byte> destination, out Errno errno)
+        {
+            errno = Errno.ENODEV;
+            if (_disposed || !ReferenceEquals(device._session, this)) return -1;
+            errno = device.Point("Data.Read");
+            if (errno != Errno.None) return -1;
+            if (device.MigrationState != VfioDeviceState.StopCopy) return ReadPrecopy(destination, out errno);
+            if (device.ReadState is { } read) return read(destination);
+            _rest ??= device.State;
+            int n = Math.Min(Math.Min(destination.Length, device.MaxTransfer), _rest.Length - _at);
+            _rest.AsSpan(_at, n).CopyTo(destination);
+            _at += n;
+            return n;
+        }
+
+        public int Write(ReadOnlySpan<byte> source, out Errno errno)
+        {
+            errno = Errno.ENODEV;
+            if (_disposed || !ReferenceEquals(device._session, this)) return -1;
+            errno = device.Point("Data.Write");
+            if (errno != Errno.None) return -1;
+            int n = Math.Min(source.Length, device.MaxTransfer);
+            if (device.WriteState is { } write) write(source[..n]);
+            else device._loading!.Write(source[..n]);
+            return n;
+        }
+
+        public Errno PrecopyInfo(out VfioPrecopyInfo info)
+        {
+            info = default;
+            if (device.Point("Data.PrecopyInfo") is var failed and not Errno.None) return failed;
+            if (!VfioStateArcs.IsPrecopy(device.MigrationState)) return Errno.EINVAL;
+            if (device.PrecopyInfo() is not { } known) return Errno.ENOTTY;
+            info = known;
+            return Errno.None;
+        }
+
+        public void Dispose()
+        {
+            if (!_disposed) device.OpenSessions--;
+            _disposed = true;
+        }
+
+        private int ReadPrecopy(Span<byte> destination, out Errno errno)
+        {
+            errno = Errno.None;
+            byte[]? chunk;
+            if (!device.Precopy.TryDequeue(out chunk))
+            {
+                if (device.EndlessPrecopy is null) return 0;
+                chunk = device.EndlessPrecopy();
+            }
+            if (chunk is null)
+            {
+                errno = Errno.ENOMSG;
+                return -1;
+            }
+            chunk.CopyTo(destination);
+            return chunk.Length;
+        }
+    }
+}
