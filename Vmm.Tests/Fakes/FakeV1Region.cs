@@ -17,6 +17,7 @@ internal sealed class FakeV1Region : IDisposable
     private readonly ulong _dataOffset;
     private int _at;
     private int _staged;
+    private int _chunk;
     private ulong _dataSize;
 
     public FakeV1Region(int dataBytes, uint dataOffset = 0x1000, params VfioRegionArea[] areas)
@@ -47,6 +48,9 @@ internal sealed class FakeV1Region : IDisposable
 
     public int ChunkBytes { get; set; } = 1 << 16;
 
+    /// <summary>Sizes of the first chunks; <see cref="ChunkBytes"/> after them.</summary>
+    public int[] ChunkSizes { get; set; } = [];
+
     /// <summary>What was committed, by commit.</summary>
     public List<byte[]> Committed { get; } = [];
 
@@ -69,7 +73,7 @@ internal sealed class FakeV1Region : IDisposable
     public ulong? BadSize { get; set; }
 
     /// <summary>Starts from the first byte again, as a device in a new session does.</summary>
-    public void Rewind() => (_at, _staged) = (0, 0);
+    public void Rewind() => (_at, _staged, _chunk) = (0, 0, 0);
 
     public void Reset()
     {
@@ -151,7 +155,9 @@ internal sealed class FakeV1Region : IDisposable
     {
         (_at, _staged) = (_at + _staged, 0);
         if (LiesAboutPending) return;
-        _staged = Math.Min(Math.Min(ChunkBytes, Data.Length - _at), (int)(Info.SizeBytes - _dataOffset));
+        int chunk = _chunk < ChunkSizes.Length ? ChunkSizes[_chunk] : ChunkBytes;
+        _chunk++;
+        _staged = Math.Min(Math.Min(chunk, Data.Length - _at), (int)(Info.SizeBytes - _dataOffset));
         Data.AsSpan(_at, _staged).CopyTo(_own.Slice(_dataOffset, _staged));
     }
 }

@@ -76,7 +76,7 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
 
     public bool HasDmaLog { get; set; } = true;
 
-    public bool CanLogDirty { get; set; }
+    public bool CanLogDirty { get; set; } = true;
 
     public ulong MaxDirtyBitmapBytes { get; set; } = 1 << 28;
 
