@@ -61,7 +61,7 @@ internal sealed class ContainerDirtyLog(IVfioContainer container, Func<IReadOnly
                     if (errno != Errno.None)
                     {
                         Stop();
-                        throw new VfioException($"device '{device.Id}' cannot log its DMA writes ({errno})", errno);
+                        throw new VfioException($"device '{device.Io.Name}' cannot log its DMA writes ({errno})", errno);
                     }
                     _started.Add((device, inForce));
                     granularity = Math.Max(granularity, inForce);

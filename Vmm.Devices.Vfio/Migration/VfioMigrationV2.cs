@@ -100,9 +100,10 @@ internal sealed partial class VfioMigrationV2 : IVfioMigrationProtocol
         IVfioMigrationData? ended = null;
         lock (_gate)
         {
-            isOutOfSync = data is not null && _data is not null;
+            // Between saving and resuming the device passes STOP, where the old session ended.
+            isOutOfSync = data is not null && _data is not null && VfioStateArcs.IsSaving(_state) == VfioStateArcs.IsSaving(target);
             if (isOutOfSync) ended = data;
-            else if (data is not null) _data = data;
+            else if (data is not null) (ended, _data) = (_data, data);
             else if (!VfioStateArcs.HasData(target)) (ended, _data) = (_data, null);
         }
         ended?.Dispose();

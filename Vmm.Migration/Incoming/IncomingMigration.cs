@@ -80,6 +80,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         {
             reader.ReadHeader();
             _phase = "ram";
+            reader.ReadLeadingCommands();
             reader.LoadSetup();
             reader.ReadSections();
             reader.SkipVmDescription();

@@ -20,6 +20,7 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
     private readonly Dictionary<uint, SaveVmEntry> _bound = [];
     private readonly List<SaveVmEntry> _setUp = [];
     private int _acksMissing;
+    private bool _isSetUp;
 
     /// <summary>Opens the return path; null where none can be had.</summary>
     internal Func<ReturnPathWriter>? OpenReturnPath { get; init; }
@@ -49,6 +50,19 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
         if (compat.SendConfiguration) ReadConfiguration();
     }
 
+    /// <summary>
+    /// Commands before the first section, which open the return path: a device that then refuses to begin can tell the source why. (QEMU sets
+    /// its devices up first, and the source learns only that the connection ended.)
+    /// </summary>
+    internal void ReadLeadingCommands()
+    {
+        while (f.Peek(1) is [(byte)SectionType.Command])
+        {
+            f.ReadByte();
+            ReadCommand();
+        }
+    }
+
     /// <summary>Tells every handler that a load begins (QEMU: <c>load_setup</c>). Takes the BQL.</summary>
     internal void LoadSetup()
     {
@@ -64,6 +78,13 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
                 if (SwitchoverAck && ack.SwitchoverAckNeeded) _acksMissing++;
             }
         }
+        _isSetUp = true;
+        ApproveWithoutDevices();
+    }
+
+    private void ApproveWithoutDevices()
+    {
+        if (SwitchoverAck && compat.LegacySwitchoverAck && _isSetUp && _acksMissing == 0) ReturnPath?.SendSwitchoverAck();
     }
 
     /// <summary>A device has loaded its first data: each is acknowledged, or with older peers the last one only (spec vfio-migration 3.6).</summary>
@@ -286,7 +307,7 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
                 // A second one is ignored, as in QEMU (spec 1.7).
                 if (ReturnPath is not null) break;
                 ReturnPath = OpenReturnPath?.Invoke() ?? throw f.Bad("return path", "a channel that goes both ways", f.Channel.Name);
-                if (SwitchoverAck && compat.LegacySwitchoverAck && _acksMissing == 0) ReturnPath.SendSwitchoverAck();
+                ApproveWithoutDevices();
                 break;
             case MigCommand.Ping:
                 uint value = f.ReadUInt32();
