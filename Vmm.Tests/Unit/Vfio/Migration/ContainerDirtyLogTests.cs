@@ -1,0 +1,126 @@
+using Vmm.Core.Errors;
+using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Migration;
+using Vmm.Tests.Fakes;
+using Vmm.Tests.Support;
+
+namespace Vmm.Tests.Unit.Vfio.Migration;
+
+/// <summary>Who logs DMA writes, and what happens when a log fails (spec vfio-migration 3.10).</summary>
+[TestFixture, Parallelizable(ParallelScope.All)]
+public sealed class ContainerDirtyLogTests
+{
+    [Test]
+    public void DevicesLogWhenAllCan_ElseTheContainer([Values] bool second)
+    {
+        using TestVm vm = VfioPair.Host(1 << 20, incoming: false);
+        FakeVfioDevice a = new("a"), b = new("b") { HasDmaLog = second, SharedContainer = a };
+        VfioPair.Add(vm, 0, a);
+        VfioPair.Add(vm, 1, b);
+        Start(vm);
+        Assert.That((a.IsLogging, b.IsLogging), Is.EqualTo((true, second)), "with one device that cannot, the container (here: a's) logs for both");
+        Assert.That(a.Calls.Contains("StartDirtyLog"), Is.EqualTo(!second));
+        Stop(vm);
+        Assert.That((a.IsLogging, b.IsLogging), Is.EqualTo((false, false)));
+    }
+
+    [Test]
+    public void MarksOfAllDevicesAddUp()
+    {
+        using TestVm vm = VfioPair.Host(1 << 20, incoming: false);
+        FakeVfioDevice a = new("a"), b = new("b") { SharedContainer = a };
+        VfioPair.Add(vm, 0, a);
+        VfioPair.Add(vm, 1, b);
+        Start(vm);
+        a.Written.Add(0x3000);
+        b.Written.Add(0xff000);
+        Assert.That(Dirty(vm), Is.EqualTo((long[])[3, 255]));
+        Assert.That(Dirty(vm), Is.Empty, "a report clears");
+        Stop(vm);
+    }
+
+    [Test]
+    public void ACoarseLogMarksAllPagesOfItsPage()
+    {
+        using TestVm vm = VfioPair.Host(1 << 20, incoming: false);
+        var a = new FakeVfioDevice("a") { LogGranularityBytes = 16384 };
+        VfioPair.Add(vm, 0, a);
+        Assert.That(Start(vm), Is.EqualTo(16384));
+        a.Written.Add(0x5000);
+        Assert.That(Dirty(vm), Is.EqualTo((long[])[4, 5, 6, 7]));
+        Stop(vm);
+    }
+
+    [Test]
+    public void ALostLogMeansThatEverythingIsDirtyUntilTheNextStart()
+    {
+        using TestVm vm = VfioPair.Host(1 << 20, incoming: false);
+        var a = new FakeVfioDevice("a");
+        VfioPair.Add(vm, 0, a);
+        Start(vm);
+        a.FailAt = a.Calls.Count;
+        Assert.That(Dirty(vm), Has.Length.EqualTo(256));
+        Assert.That(Dirty(vm), Has.Length.EqualTo(256), "what the log knew is gone");
+        Stop(vm);
+        Start(vm);
+        Assert.That(Dirty(vm), Is.Empty);
+        Stop(vm);
+    }
+
+    [Test]
+    public void WithoutAnyLogEverythingIsDirtyAlways()
+    {
+        using TestVm vm = VfioPair.Host(1 << 20, incoming: false);
+        VfioPair.Add(vm, 0, new FakeVfioDevice("a") { HasDmaLog = false, CanLogDirty = false }, new VfioMigrationOptions { Enable = VfioEnableMigration.On });
+        Start(vm);
+        Assert.That(Dirty(vm), Has.Length.EqualTo(256));
+        Assert.That(Dirty(vm), Has.Length.EqualTo(256));
+        Stop(vm);
+    }
+
+    [Test]
+    public void ALogThatCannotStartStopsTheOthersAndIsNamed()
+    {
+        using TestVm vm = VfioPair.Host(1 << 20, incoming: false);
+        FakeVfioDevice a = new("a"), b = new("b") { SharedContainer = a };
+        VfioPair.Add(vm, 0, a);
+        VfioPair.Add(vm, 1, b);
+        b.FailAt = b.Calls.Count;
+        Assert.That(Assert.Throws<VfioException>(() => Start(vm))!.Message, Is.EqualTo("device 'b' cannot log its DMA writes (EIO)"));
+        Assert.That((a.IsLogging, vm.Vm.Memory.IsDirtyLogging), Is.EqualTo((false, false)));
+    }
+
+    [Test]
+    public void TrackingDuringPrecopyCanBePutOff()
+    {
+        using TestVm vm = VfioPair.Host(1 << 20, incoming: false);
+        var a = new FakeVfioDevice("a");
+        FakeVfioPci device = VfioPair.Add(vm, 0, a, new VfioMigrationOptions { PreCopyDirtyPageTracking = false });
+        vm.Vm.Cont();
+        Start(vm);
+        a.Written.Add(0x1000);
+        Assert.That(Dirty(vm), Is.Empty, "not asked while the device runs");
+        vm.Vm.Stop();
+        Assert.That(device.State, Is.EqualTo(VfioDeviceState.Stop));
+        Assert.That(Dirty(vm), Is.EqualTo((long[])[1]));
+        Stop(vm);
+    }
+
+    private static uint Start(TestVm vm)
+    {
+        using (vm.Vm.Bql.Acquire()) return vm.Vm.Memory.StartDirtyLog();
+    }
+
+    private static void Stop(TestVm vm)
+    {
+        using (vm.Vm.Bql.Acquire()) vm.Vm.Memory.StopDirtyLog();
+    }
+
+    private static long[] Dirty(TestVm vm)
+    {
+        var bitmap = new DirtyBitmap(vm.Ram.PageCount);
+        using (vm.Vm.Bql.Acquire()) vm.Vm.Memory.HarvestDirtyLog(vm.Ram, bitmap);
+        return [.. Enumerable.Range(0, (int)bitmap.PageCount).Where(p => bitmap.IsSet(p)).Select(static p => (long)p)];
+    }
+}
