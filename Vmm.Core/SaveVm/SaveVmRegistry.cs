@@ -107,7 +107,7 @@ public sealed class SaveVmRegistry(Bql bql)
 
     /// <summary>
     /// True while a stream is read only to see whether it is whole: a handler that would have to throw away its owner's present state parses
-    /// and drops what it reads. BQL: held by whoever changes it.
+    /// and drops what it reads, and ignores the reset that puts the others back. BQL: held by whoever changes it.
     /// </summary>
     public bool IsValidating { get; set; }
 

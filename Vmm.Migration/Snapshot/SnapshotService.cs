@@ -154,12 +154,18 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
         finally
         {
             Context.Ram.ValidateOnly = false;
+        }
+        try
+        {
+            if (failure is null) return;
+            saved.Position = 0;
+            vm.ResetDevices();
+            LoadDevices(saved);
+        }
+        finally
+        {
             vm.SaveVm.IsValidating = false;
         }
-        if (failure is null) return;
-        saved.Position = 0;
-        vm.ResetDevices();
-        LoadDevices(saved);
         System.Runtime.ExceptionServices.ExceptionDispatchInfo.Throw(failure);
     }
 

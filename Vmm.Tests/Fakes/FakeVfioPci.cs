@@ -25,6 +25,7 @@ internal sealed class FakeVfioPci : IVmDevice
 
     public void Reset()
     {
+        if (Migration.Services.SaveVm.IsValidating) return;
         Io.Reset();
         Migration.OnDeviceReset();
     }
