@@ -164,14 +164,20 @@ public interface ISaveLive
 /// <summary>Receives device state buffers that leave on data channels, in any order.</summary>
 public interface IDeviceStateSink
 {
-    /// <summary>Sends one buffer.</summary>
-    /// <param name="buffer">Opaque device data.</param>
+    /// <summary>Sends one buffer; blocks while the channels are full.</summary>
+    /// <param name="buffer">Opaque device data; may be reused after the call.</param>
     void Send(ReadOnlySpan<byte> buffer);
 }
 
 /// <summary>BQL: not held. Runs on a worker of its own beside the END sections (QEMU: <c>save_live_complete_precopy_thread</c>).</summary>
 public interface ISaveCompleteThread
 {
+    /// <summary>
+    /// Whether this migration takes the device's final state over data channels; set before <see cref="ISaveSetup.SaveSetup"/> by an engine whose
+    /// channel offers them. The END and FULL sections are then empty. BQL: held.
+    /// </summary>
+    bool UsesCompleteThread { get; set; }
+
     /// <summary>Sends the rest of the device's state.</summary>
     /// <param name="sink">Where buffers go.</param>
     /// <param name="cancel">The migration is being cancelled.</param>
@@ -197,12 +203,19 @@ public interface ILoadState
 /// <summary>BQL: not held. Loading from data channels (QEMU: <c>load_state_buffer</c>, <c>switchover_start</c>).</summary>
 public interface ILoadStateBuffer
 {
-    /// <summary>Takes one buffer, in any order, possibly on several threads.</summary>
+    /// <summary>Whether this load takes buffers; set before <see cref="ILoadState.LoadSetup"/> by an engine whose channel offers them. BQL: held.</summary>
+    bool UsesLoadBuffers { get; set; }
+
+    /// <summary>Takes one buffer, in any order, possibly on several threads, perhaps before <see cref="SwitchoverStart"/>.</summary>
     /// <param name="buffer">Opaque device data.</param>
     void LoadStateBuffer(ReadOnlySpan<byte> buffer);
 
     /// <summary>The source has stopped its VM. BQL: held.</summary>
     void SwitchoverStart();
+
+    /// <summary>Waits until all buffers are loaded, and takes the BQL for what needs it at the end. BQL: not held. Throws what went wrong.</summary>
+    /// <param name="cancel">The load is being given up.</param>
+    void WaitLoaded(CancellationToken cancel);
 }
 
 /// <summary>

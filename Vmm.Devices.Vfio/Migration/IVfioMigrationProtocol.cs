@@ -65,6 +65,13 @@ internal interface IVfioMigrationProtocol : IDisposable
     /// <param name="f">The stream.</param>
     void SaveComplete(QemuFileWriter f);
 
+    /// <summary>Whether <see cref="SaveCompleteTo"/> and <see cref="LoadBytes"/> may run on a thread of their own; v2 only.</summary>
+    bool CanUseThreads { get; }
+
+    /// <summary>As <see cref="SaveComplete"/>, but gives out the bytes instead of records.</summary>
+    /// <param name="sink">Takes each piece; it is reused after the call.</param>
+    void SaveCompleteTo(VfioDataSink sink);
+
     /// <summary>Ends the session, well or not; never throws, a refusal is reported through the return value.</summary>
     /// <returns>Why the device could not be left in good order, or null.</returns>
     Exception? SaveCleanup();
@@ -81,9 +88,17 @@ internal interface IVfioMigrationProtocol : IDisposable
     /// <param name="lengthBytes">Bytes that follow.</param>
     void LoadData(QemuFileReader f, ulong lengthBytes);
 
+    /// <summary>Passes bytes to the device.</summary>
+    /// <param name="bytes">In order.</param>
+    void LoadBytes(ReadOnlySpan<byte> bytes);
+
     /// <summary>All data have come: the device checks them where the protocol lets it.</summary>
     void LoadDone();
 
     /// <summary>Ends the session, well or not; must not throw.</summary>
     void LoadCleanup();
 }
+
+/// <summary>Takes device data.</summary>
+/// <param name="data">Valid during the call.</param>
+internal delegate void VfioDataSink(ReadOnlySpan<byte> data);

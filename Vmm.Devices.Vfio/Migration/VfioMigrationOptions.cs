@@ -29,6 +29,12 @@ internal sealed record VfioMigrationOptions
     /// <summary><c>migration-events</c>: QMP events VFIO_MIGRATION.</summary>
     internal bool MigrationEvents { get; init; }
 
+    /// <summary><c>x-migration-multifd-transfer</c>: the final state over data channels; null for auto, if the channel offers them.</summary>
+    internal bool? MultifdTransfer { get; init; }
+
+    /// <summary><c>x-migration-max-queued-buffers-size</c>: most bytes that may wait for their turn.</summary>
+    internal ulong MaxQueuedBuffersBytes { get; init; } = ulong.MaxValue;
+
     /// <summary>Reads the properties.</summary>
     /// <param name="options">The device's options.</param>
     /// <returns>The properties.</returns>
@@ -44,6 +50,14 @@ internal sealed record VfioMigrationOptions
         },
         DeviceDirtyPageTracking = options.GetBool("x-device-dirty-page-tracking", true),
         PreCopyDirtyPageTracking = options.GetBool("x-pre-copy-dirty-page-tracking", true),
+        MultifdTransfer = options.GetString("x-migration-multifd-transfer", "auto") switch
+        {
+            "auto" => null,
+            "on" => true,
+            "off" => false,
+            var other => throw new ConfigurationException($"device '{options.TypeName}': option 'x-migration-multifd-transfer' expects on, off or auto, found '{other}'"),
+        },
+        MaxQueuedBuffersBytes = options.GetSizeBytes("x-migration-max-queued-buffers-size", ulong.MaxValue),
         MigrationEvents = options.GetBool("migration-events", false),
     };
 }

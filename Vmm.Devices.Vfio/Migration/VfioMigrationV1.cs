@@ -142,6 +142,12 @@ internal sealed class VfioMigrationV1 : IVfioMigrationProtocol
         SetState(VfioDeviceState.Stop, VfioDeviceState.Error);
     }
 
+    public bool CanUseThreads => false;
+
+    public void SaveCompleteTo(VfioDataSink sink) => throw new InvalidOperationException("protocol v1 has no data channels");
+
+    public void LoadBytes(ReadOnlySpan<byte> bytes) => throw new InvalidOperationException("protocol v1 has no data channels");
+
     public Exception? SaveCleanup()
     {
         lock (_gate)

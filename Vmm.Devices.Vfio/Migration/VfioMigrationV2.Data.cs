@@ -70,12 +70,29 @@ internal sealed partial class VfioMigrationV2
         return (progress, VfioStreamFlags.DevInitDataSent);
     }
 
+    public bool CanUseThreads => true;
+
     public void SaveComplete(QemuFileWriter f)
+    {
+        EnterStopCopy();
+        while (Read() is var n && n > 0) Record(f, n);
+    }
+
+    public void SaveCompleteTo(VfioDataSink sink)
+    {
+        EnterStopCopy();
+        while (Read() is var n && n > 0)
+        {
+            sink(_buffer.AsSpan(0, n));
+            _transfer.Add(n);
+        }
+    }
+
+    private void EnterStopCopy()
     {
         if (_dataWasSent && !VfioStateArcs.IsSaving(_state))
             throw new VfioException($"device '{_io.Name}' was started again after part of its state had been sent; that part is void", Errno.ECANCELED);
         SetState(VfioDeviceState.StopCopy, VfioDeviceState.Stop);
-        while (Read() is var n && n > 0) Record(f, n);
     }
 
     public Exception? SaveCleanup()
@@ -107,7 +124,7 @@ internal sealed partial class VfioMigrationV2
         {
             Span<byte> part = buffer.AsSpan(0, (int)Math.Min(lengthBytes, (ulong)buffer.Length));
             f.Read(part);
-            Write(part);
+            LoadBytes(part);
             lengthBytes -= (ulong)part.Length;
         }
     }
@@ -152,7 +169,7 @@ internal sealed partial class VfioMigrationV2
         }
     }
 
-    private void Write(ReadOnlySpan<byte> source)
+    public void LoadBytes(ReadOnlySpan<byte> source)
     {
         lock (_gate)
         {

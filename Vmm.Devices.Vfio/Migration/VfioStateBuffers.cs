@@ -1,0 +1,97 @@
+using System.Buffers;
+using Vmm.Core.Errors;
+
+namespace Vmm.Devices.Vfio.Migration;
+
+/// <summary>
+/// Puts a device's packets back in order: they come from several threads in any order and leave one by one (spec vfio-migration 3.7; QEMU:
+/// <c>VFIOStateBuffers</c>). What waits is bounded in bytes. Thread-safe.
+/// </summary>
+/// <param name="device">For errors.</param>
+/// <param name="maxQueuedBytes">Property <c>x-migration-max-queued-buffers-size</c>.</param>
+internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : IDisposable
+{
+    private readonly object _gate = new();
+    private readonly Dictionary<uint, (byte[] Buffer, int Length)> _waiting = [];
+    private uint _next;
+    private uint? _last;
+    private ulong _queuedBytes;
+    private Exception? _failure;
+
+    /// <summary>Takes the data of one packet.</summary>
+    /// <param name="data">Valid during the call.</param>
+    /// <param name="isConfig">The config record.</param>
+    internal delegate void Consumer(ReadOnlySpan<byte> data, bool isConfig);
+
+    /// <summary>Takes a packet.</summary>
+    /// <param name="packet">Header and data.</param>
+    internal void Insert(ReadOnlySpan<byte> packet)
+    {
+        (uint index, bool isConfig) = VfioStatePacket.ReadHeader(device, packet);
+        ReadOnlySpan<byte> data = packet[VfioStatePacket.HeaderBytes..];
+        lock (_gate)
+        {
+            if (_failure is not null) throw new DeviceStateException($"device '{device}' loads no more: {_failure.Message}", _failure);
+            if (index < _next || _waiting.ContainsKey(index)) throw new StreamFormatException($"device '{device}': state packet {index} came twice");
+            if (_last is { } last && (isConfig || index > last)) throw new StreamFormatException($"device '{device}': state packet {index} after the last one, {last}");
+            if (isConfig && _waiting.Keys.Any(k => k > index)) throw new StreamFormatException($"device '{device}': config packet {index} is not the last one");
+            if ((ulong)data.Length > maxQueuedBytes - _queuedBytes)
+                throw new StreamLimitException($"device '{device}': {_queuedBytes} bytes wait and {data.Length} more are over {maxQueuedBytes} (x-migration-max-queued-buffers-size)");
+            byte[] buffer = ArrayPool<byte>.Shared.Rent(data.Length);
+            data.CopyTo(buffer);
+            _waiting.Add(index, (buffer, data.Length));
+            _queuedBytes += (ulong)data.Length;
+            if (isConfig) _last = index;
+            Monitor.PulseAll(_gate);
+        }
+    }
+
+    /// <summary>Waits for the next packet in order.</summary>
+    /// <param name="consume">Takes its data.</param>
+    /// <returns>True if it was the config, which is the last.</returns>
+    internal bool Take(Consumer consume)
+    {
+        (byte[] Buffer, int Length) packet;
+        bool isLast;
+        lock (_gate)
+        {
+            while (!_waiting.Remove(_next, out packet))
+            {
+                if (_failure is not null) throw new DeviceStateException($"device '{device}' loads no more: {_failure.Message}", _failure);
+                Monitor.Wait(_gate);
+            }
+            isLast = _last == _next;
+            _next++;
+        }
+        try
+        {
+            consume(packet.Buffer.AsSpan(0, packet.Length), isLast);
+        }
+        finally
+        {
+            ArrayPool<byte>.Shared.Return(packet.Buffer);
+            lock (_gate) _queuedBytes -= (ulong)packet.Length;
+        }
+        return isLast;
+    }
+
+    /// <summary>Wakes whoever waits, for good.</summary>
+    /// <param name="reason">Why; the first one stays.</param>
+    internal void Abort(Exception reason)
+    {
+        lock (_gate)
+        {
+            _failure ??= reason;
+            Monitor.PulseAll(_gate);
+        }
+    }
+
+    public void Dispose()
+    {
+        lock (_gate)
+        {
+            foreach ((byte[] buffer, _) in _waiting.Values) ArrayPool<byte>.Shared.Return(buffer);
+            _waiting.Clear();
+        }
+    }
+}

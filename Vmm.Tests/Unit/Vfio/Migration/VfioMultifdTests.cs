@@ -1,0 +1,192 @@
+using System.Buffers.Binary;
+using Vmm.Core.Errors;
+using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Migration;
+using Vmm.Tests.Fakes;
+using Vmm.Tests.Support;
+
+namespace Vmm.Tests.Unit.Vfio.Migration;
+
+/// <summary>The final state over data channels: packets in any order, loaded in theirs (spec vfio-migration 3.7).</summary>
+[TestFixture, Parallelizable(ParallelScope.All)]
+public sealed class VfioMultifdTests
+{
+    [Test]
+    public void PacketsInAnyOrderGiveTheStateInOrder([Range(1, 8)] int seed)
+    {
+        using var pair = new Side(incoming: false, new FakeVfioDevice("a", VfioMigrationFlags.StopCopy) { State = VfioMigrationTests.Bytes(3_500_000, seed), MaxTransfer = 300_000 });
+        pair.Device.Config.Bytes[7] = 0x42;
+        List<byte[]> packets = pair.SavePackets(out byte[] main);
+        Assert.That(packets, Has.Count.EqualTo(13));
+        Assert.That(packets[^1].AsSpan(0, 12).SequenceEqual((byte[])[0, 0, 0, 0, 0, 0, 0, 12, 0, 0, 0, 1]), "version 0, idx 12, CONFIG_STATE");
+        Assert.That(main.AsSpan(5, 8).ToArray(), Is.EqualTo((byte[])[0xff, 0xff, 0xff, 0xff, 0xef, 0x10, 0, 1]), "the END section has END_OF_STATE only");
+        new Random(seed).Shuffle(System.Runtime.InteropServices.CollectionsMarshal.AsSpan(packets));
+        using var to = new Side(incoming: true, new FakeVfioDevice("b", VfioMigrationFlags.StopCopy));
+        to.BeginLoad();
+        // Some packets come before the switchover command, the others on four threads after it.
+        foreach (byte[] packet in packets[..5]) to.Buffers.LoadStateBuffer(packet);
+        using (to.Vm.Vm.Bql.Acquire()) to.Buffers.SwitchoverStart();
+        Parallel.ForEach(packets[5..], new ParallelOptions { MaxDegreeOfParallelism = 4 }, p => to.Buffers.LoadStateBuffer(p));
+        to.Buffers.WaitLoaded(CancellationToken.None);
+        to.EndLoad();
+        Assert.That(to.Device.Io.State, Is.EqualTo(pair.Device.Io.State));
+        Assert.That(to.Device.Config.Bytes[7], Is.EqualTo(0x42));
+        Assert.That((to.Device.State, to.Device.Io.OpenSessions), Is.EqualTo((VfioDeviceState.Stop, 0)));
+    }
+
+    [TestCase(1u, 0u, 0u, "version 1")]
+    [TestCase(0u, uint.MaxValue, 0u, "index 4294967295")]
+    [TestCase(0u, 1u, 2u, "unknown flags 0x2")]
+    public void ABadHeaderIsRefused(uint version, uint index, uint flags, string named)
+    {
+        using var to = new Side(incoming: true, new FakeVfioDevice("b", VfioMigrationFlags.StopCopy));
+        to.BeginLoad();
+        Assert.That(Assert.Throws<StreamFormatException>(() => to.Buffers.LoadStateBuffer(Packet(version, index, flags, 5)))!.Message, Does.Contain(named).And.Contain("'b'"));
+        Assert.That(Assert.Throws<StreamFormatException>(() => to.Buffers.LoadStateBuffer(Packet(0, 0, 0, 0)))!.Message, Does.Contain("12 bytes"));
+        to.EndLoad();
+    }
+
+    [Test]
+    public void AnIndexThatCameBeforeIsRefused()
+    {
+        using var to = new Side(incoming: true, new FakeVfioDevice("b", VfioMigrationFlags.StopCopy));
+        to.BeginLoad();
+        to.Buffers.LoadStateBuffer(Packet(0, 3, 0, 5));
+        Assert.Throws<StreamFormatException>(() => to.Buffers.LoadStateBuffer(Packet(0, 3, 0, 5)));
+        Assert.That(Assert.Throws<StreamFormatException>(() => to.Buffers.LoadStateBuffer(Packet(0, 2, 1, 5)))!.Message, Does.Contain("not the last"));
+        to.Buffers.LoadStateBuffer(Packet(0, 4, 1, 5));
+        Assert.That(Assert.Throws<StreamFormatException>(() => to.Buffers.LoadStateBuffer(Packet(0, 5, 0, 5)))!.Message, Does.Contain("after the last one"));
+        to.EndLoad();
+    }
+
+    [Test]
+    public void WhatWaitsIsBounded()
+    {
+        using var to = new Side(incoming: true, new FakeVfioDevice("b", VfioMigrationFlags.StopCopy), new VfioMigrationOptions { MaxQueuedBuffersBytes = 100 });
+        to.BeginLoad();
+        to.Buffers.LoadStateBuffer(Packet(0, 1, 0, 60));
+        Assert.That(Assert.Throws<StreamLimitException>(() => to.Buffers.LoadStateBuffer(Packet(0, 2, 0, 60)))!.Message, Does.Contain("x-migration-max-queued-buffers-size"));
+        to.EndLoad();
+    }
+
+    [Test]
+    public void ADeviceThatRefusesFailsTheLoadAndEverySender()
+    {
+        using var to = new Side(incoming: true, new FakeVfioDevice("b", VfioMigrationFlags.StopCopy));
+        to.BeginLoad();
+        to.Device.Io.FailAt = to.Device.Io.Calls.Count;
+        to.Buffers.LoadStateBuffer(Packet(0, 0, 0, 10));
+        Assert.That(Assert.Throws<VfioException>(() => to.Buffers.WaitLoaded(CancellationToken.None))!.Message, Does.Contain("'b' refused its state"));
+        Assert.Throws<DeviceStateException>(() => to.Buffers.LoadStateBuffer(Packet(0, 1, 0, 10)));
+        to.EndLoad();
+    }
+
+    [Test]
+    public async Task GivingUpWakesALoaderThatWaitsForAMissingPacket()
+    {
+        using var to = new Side(incoming: true, new FakeVfioDevice("b", VfioMigrationFlags.StopCopy));
+        to.BeginLoad();
+        to.Buffers.LoadStateBuffer(Packet(0, 1, 0, 10));
+        using var cancel = new CancellationTokenSource();
+        Task wait = Task.Run(() => to.Buffers.WaitLoaded(cancel.Token));
+        await cancel.CancelAsync();
+        Assert.ThrowsAsync<DeviceStateException>(() => wait.WaitAsync(VfioPair.Deadline));
+        to.EndLoad();
+    }
+
+    [Test]
+    public void AConfigOnTheMainChannelIsRefusedInThisMode()
+    {
+        using var to = new Side(incoming: true, new FakeVfioDevice("b", VfioMigrationFlags.StopCopy));
+        to.BeginLoad();
+        byte[] body = [0xff, 0xff, 0xff, 0xff, 0xef, 0x10, 0, 2, .. new byte[284]];
+        Assert.That(Assert.Throws<StreamFormatException>(() => to.Handlers.Load!.LoadState(new QemuFileReader(new MemoryChannel(body)), 1))!.Message, Does.Contain("comes as a packet"));
+        to.EndLoad();
+    }
+
+    [Test]
+    public void APacketOutsideTheModeIsRefused()
+    {
+        using var to = new Side(incoming: true, new FakeVfioDevice("b", VfioMigrationFlags.StopCopy));
+        Assert.Throws<DeviceStateException>(() => to.Buffers.LoadStateBuffer(Packet(0, 0, 0, 10)));
+    }
+
+    [Test]
+    public void AskedForWithoutAChannelThatTakesItTheMigrationIsRefused()
+    {
+        using var from = new Side(incoming: false, new FakeVfioDevice("a", VfioMigrationFlags.StopCopy), new VfioMigrationOptions { MultifdTransfer = true });
+        Assert.That(Assert.Throws<VfioException>(() => from.Handlers.Setup!.SavePrepare())!.Message, Does.Contain("x-migration-multifd-transfer=on"));
+    }
+
+    private static byte[] Packet(uint version, uint index, uint flags, int bytes)
+    {
+        byte[] packet = new byte[12 + bytes];
+        BinaryPrimitives.WriteUInt32BigEndian(packet, version);
+        BinaryPrimitives.WriteUInt32BigEndian(packet.AsSpan(4), index);
+        BinaryPrimitives.WriteUInt32BigEndian(packet.AsSpan(8), flags);
+        return packet;
+    }
+
+    /// <summary>One VM with one device and its roles.</summary>
+    private sealed class Side : IDisposable, IDeviceStateSink
+    {
+        private readonly List<byte[]> _sent = [];
+
+        internal Side(bool incoming, FakeVfioDevice io, VfioMigrationOptions? options = null)
+        {
+            Vm = VfioPair.Host(64 << 10, incoming);
+            Device = VfioPair.Add(Vm, 0, io, options);
+            Handlers = Vm.Vm.SaveVm.Entries().Single(static e => e.IdStr == "0000:00:02.0/vfio").Handlers!;
+        }
+
+        internal TestVm Vm { get; }
+
+        internal FakeVfioPci Device { get; }
+
+        internal SaveVmHandlers Handlers { get; }
+
+        internal ILoadStateBuffer Buffers => Handlers.LoadBuffer!;
+
+        public void Send(ReadOnlySpan<byte> buffer) => _sent.Add(buffer.ToArray());
+
+        internal List<byte[]> SavePackets(out byte[] main)
+        {
+            var channel = new MemoryChannel();
+            using var f = new QemuFileWriter(channel);
+            Handlers.CompleteThread!.UsesCompleteThread = true;
+            using (Vm.Vm.Bql.Acquire())
+            {
+                Handlers.Setup!.SavePrepare();
+                Handlers.Setup.SaveSetup(new QemuFileWriter(new MemoryChannel()), CancellationToken.None);
+                Vm.Vm.RunState.Start();
+                Vm.Vm.RunState.Stop(RunState.FinishMigrate);
+                f.Write(new byte[5]);
+                Handlers.Live!.SaveLiveCompletePrecopy(f);
+                f.Flush();
+            }
+            Handlers.CompleteThread.SaveLiveCompletePrecopyThread(this, CancellationToken.None);
+            using (Vm.Vm.Bql.Acquire()) Handlers.Setup.SaveCleanup();
+            main = channel.Written;
+            return _sent;
+        }
+
+        internal void BeginLoad()
+        {
+            using (Vm.Vm.Bql.Acquire())
+            {
+                Buffers.UsesLoadBuffers = true;
+                Handlers.Load!.LoadSetup(new QemuFileReader(new MemoryChannel([])));
+            }
+        }
+
+        internal void EndLoad()
+        {
+            using (Vm.Vm.Bql.Acquire()) Handlers.Load!.LoadCleanup();
+        }
+
+        public void Dispose() => Vm.Dispose();
+    }
+}
