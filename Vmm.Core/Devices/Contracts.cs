@@ -1,7 +1,9 @@
 using Microsoft.Extensions.Logging;
 using Vmm.Core.Memory;
+using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
+using Vmm.Core.Threading;
 using Vmm.Core.VmStates;
 
 namespace Vmm.Core.Devices;
@@ -63,6 +65,12 @@ public interface IDeviceServices
 
     /// <summary>The section registry.</summary>
     SaveVmRegistry SaveVm { get; }
+
+    /// <summary>The VM's PCI bus.</summary>
+    PciHost Pci { get; }
+
+    /// <summary>Watches eventfds, on one thread per VM.</summary>
+    EventFdLoop EventFds { get; }
 
     /// <summary>Loggers.</summary>
     ILoggerFactory Loggers { get; }

@@ -3,8 +3,10 @@ using Microsoft.Extensions.DependencyInjection.Extensions;
 using Microsoft.Extensions.Logging;
 using Microsoft.Extensions.Logging.Abstractions;
 using Vmm.Core.Memory;
+using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
+using Vmm.Core.Threading;
 
 namespace Vmm.Core.Devices;
 
@@ -71,11 +73,16 @@ public static class VmmServiceCollectionExtensions
         services.TryAddScoped<VmClock>();
         services.TryAddScoped<DeviceEvents>();
         services.TryAddScoped<DeviceTransferCounter>();
+        services.TryAddScoped<InterruptRouter>();
+        services.TryAddScoped<IInterruptController>(static s => s.GetRequiredService<InterruptRouter>());
+        services.TryAddScoped<PciHost>();
+        services.TryAddScoped<EventFdLoop>();
         services.TryAddScoped<IDeviceServices, DeviceServices>();
         services.TryAddScoped<Vm>();
         return new VmmBuilder(services);
     }
 
     private sealed record DeviceServices(IRunStateNotifier RunState, GuestMemory Memory, Bql Bql, VmClock Clock, MigrationBlockers Blockers,
-        MigrationNotifiers Notifiers, SaveVmRegistry SaveVm, ILoggerFactory Loggers, DeviceEvents Events, DeviceTransferCounter DeviceTransfer, IServiceProvider Scope) : IDeviceServices;
+        MigrationNotifiers Notifiers, SaveVmRegistry SaveVm, PciHost Pci, EventFdLoop EventFds, ILoggerFactory Loggers, DeviceEvents Events,
+        DeviceTransferCounter DeviceTransfer, IServiceProvider Scope) : IDeviceServices;
 }

@@ -7,4 +7,7 @@ internal static partial class CoreLog
 {
     [LoggerMessage(1001, LogLevel.Warning, "serial port '{device}': cannot write '{path}': {error}; output is dropped from here on")]
     internal static partial void SerialOutputLost(ILogger logger, string device, string path, string error);
+
+    [LoggerMessage(1002, LogLevel.Error, "an eventfd handler failed; its interrupts are lost from here on")]
+    internal static partial void EventFdHandlerFailed(ILogger logger, Exception error);
 }

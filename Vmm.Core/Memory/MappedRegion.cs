@@ -7,7 +7,7 @@ namespace Vmm.Core.Memory;
 /// <summary>
 /// One mmap'ed range, unmapped once. Every access is a bounds-checked span. Safe to use from several threads; the caller keeps it alive.
 /// </summary>
-public sealed unsafe class MappedRegion : SafeHandle
+public sealed unsafe partial class MappedRegion : SafeHandle
 {
     private const int ProtRead = 1, ProtWrite = 2, MapShared = 1, MapPrivate = 2, MapNoReserve = 0x4000;
     private const int MadvHugePage = 14, MadvNoHugePage = 15, MadvPopulateWrite = 23, MadvDontNeed = 4, MadvRemove = 9;

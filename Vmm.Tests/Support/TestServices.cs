@@ -3,8 +3,11 @@ using Microsoft.Extensions.Logging;
 using Microsoft.Extensions.Logging.Abstractions;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
+using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
+using Vmm.Core.Threading;
+using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Support;
 
@@ -16,6 +19,7 @@ internal sealed class TestServices : IDeviceServices, IDisposable
         Clock = new VmClock(Bql, Time);
         Notifier = new RunStateNotifier(Bql);
         SaveVm = new SaveVmRegistry(Bql);
+        Pci = new PciHost(Bql, SaveVm, Interrupts);
     }
 
     public ManualTimeProvider Time { get; } = new();
@@ -36,6 +40,13 @@ internal sealed class TestServices : IDeviceServices, IDisposable
 
     public SaveVmRegistry SaveVm { get; }
 
+    /// <summary>What the PCI functions raised.</summary>
+    public RecordingInterruptController Interrupts { get; } = new();
+
+    public PciHost Pci { get; }
+
+    public EventFdLoop EventFds { get; } = new(NullLoggerFactory.Instance);
+
     public ILoggerFactory Loggers { get; init; } = NullLoggerFactory.Instance;
 
     public DeviceEvents Events { get; } = new();
@@ -44,5 +55,9 @@ internal sealed class TestServices : IDeviceServices, IDisposable
 
     public IServiceProvider Scope { get; init; } = new ServiceCollection().BuildServiceProvider();
 
-    public void Dispose() => Memory.Dispose();
+    public void Dispose()
+    {
+        EventFds.Dispose();
+        Memory.Dispose();
+    }
 }

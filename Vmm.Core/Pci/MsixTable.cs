@@ -1,0 +1,236 @@
+using System.Buffers.Binary;
+
+namespace Vmm.Core.Pci;
+
+/// <summary>Where a function's MSI-X structures are.</summary>
+/// <param name="Vectors">1 to 2048.</param>
+/// <param name="TableBar">BAR of the table.</param>
+/// <param name="TableOffset">Its offset in there; multiple of 8.</param>
+/// <param name="PbaBar">BAR of the pending bits.</param>
+/// <param name="PbaOffset">Their offset in there; multiple of 8.</param>
+public readonly record struct MsixLayout(int Vectors, int TableBar, uint TableOffset, int PbaBar, uint PbaOffset)
+{
+    /// <summary>Most vectors a function can have.</summary>
+    public const int MaxVectors = 2048;
+
+    /// <summary>16 bytes a vector.</summary>
+    public int TableBytes => Vectors * MsixTable.EntryBytes;
+
+    /// <summary>A bit a vector, in whole u64 words.</summary>
+    public int PbaBytes => (Vectors + 63) / 64 * 8;
+}
+
+/// <summary>Told which vectors the guest uses, so that a device passes interrupts on only for those (QEMU: <c>msix_set_vector_notifiers</c>). BQL: held.</summary>
+public interface IMsixVectorNotifier
+{
+    /// <summary>A vector became unmasked.</summary>
+    /// <param name="vector">The vector.</param>
+    /// <param name="message">Its message now.</param>
+    void UseVector(int vector, MsiMessage message);
+
+    /// <summary>A vector became masked.</summary>
+    /// <param name="vector">The vector.</param>
+    void ReleaseVector(int vector);
+}
+
+/// <summary>
+/// An emulated MSI-X capability with its table and pending bits (QEMU: <c>msix.c</c>). Table entry, little-endian: u64 address, u32 data,
+/// u32 control whose bit 0 masks. BQL: held for every call.
+/// </summary>
+public sealed class MsixTable
+{
+    /// <summary>Length of the capability.</summary>
+    public const int CapabilityBytes = 12;
+
+    /// <summary>Length of a table entry.</summary>
+    public const int EntryBytes = 16;
+
+    private const int Flags = 2, Table = 4, Pba = 8, ControlOfEntry = 12;
+    private const ushort Enable = 0x8000, MaskAll = 0x4000;
+
+    private readonly PciConfigSpace _config;
+    private readonly Action<MsiMessage> _send;
+    private readonly byte[] _table, _pba;
+    private IMsixVectorNotifier? _notifier;
+    private bool _functionMasked = true;
+
+    /// <summary>Adds the capability, disabled and with all vectors masked, at the head of the chain.</summary>
+    /// <param name="config">The function's space.</param>
+    /// <param name="offset">Where.</param>
+    /// <param name="layout">Where the structures are.</param>
+    /// <param name="send">Sends a message.</param>
+    public MsixTable(PciConfigSpace config, int offset, MsixLayout layout, Action<MsiMessage> send)
+    {
+        ArgumentNullException.ThrowIfNull(config);
+        ArgumentOutOfRangeException.ThrowIfLessThan(layout.Vectors, 1);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(layout.Vectors, MsixLayout.MaxVectors);
+        if (((layout.TableOffset | layout.PbaOffset) & 7) != 0) throw new ArgumentException($"MSI-X structures must be aligned to 8 bytes: {layout}");
+        (_config, Offset, Layout, _send) = (config, offset, layout, send);
+        (_table, _pba) = (new byte[layout.TableBytes], new byte[layout.PbaBytes]);
+        config.AddCapability(PciCapabilityId.Msix, offset, CapabilityBytes);
+        config.SetUInt16(offset + Flags, (ushort)(layout.Vectors - 1));
+        config.SetUInt32(offset + Table, layout.TableOffset | (uint)layout.TableBar);
+        config.SetUInt32(offset + Pba, layout.PbaOffset | (uint)layout.PbaBar);
+        config.WMask[offset + Flags + 1] = (Enable | MaskAll) >> 8;
+        MaskAllEntries();
+    }
+
+    /// <summary>Where the capability is.</summary>
+    public int Offset { get; }
+
+    /// <summary>Where the structures are.</summary>
+    public MsixLayout Layout { get; }
+
+    /// <summary>Number of vectors.</summary>
+    public int Vectors => Layout.Vectors;
+
+    /// <summary>Whether the guest enabled it.</summary>
+    public bool IsEnabled => (Control & Enable) != 0;
+
+    /// <summary>The control word as the guest sees it.</summary>
+    public ushort Control => _config.GetUInt16(Offset + Flags);
+
+    /// <summary>Whether any masked vector has fired.</summary>
+    public bool AnyPending => _pba.AsSpan().ContainsAnyExcept((byte)0);
+
+    /// <summary>The table's bytes.</summary>
+    public ReadOnlySpan<byte> TableBytes => _table;
+
+    /// <summary>The pending bits that are saved: a bit a vector, in whole bytes.</summary>
+    public ReadOnlySpan<byte> PbaBytes => _pba.AsSpan(0, (Vectors + 7) / 8);
+
+    /// <summary>Whether a vector is masked, by itself, with all, or because MSI-X is off.</summary>
+    /// <param name="vector">The vector.</param>
+    /// <returns>True if its interrupts only become pending.</returns>
+    public bool IsMasked(int vector) => _functionMasked || EntryMasked(vector);
+
+    /// <summary>Whether a vector fired while masked.</summary>
+    /// <param name="vector">The vector.</param>
+    /// <returns>Its pending bit.</returns>
+    public bool IsPending(int vector) => (_pba[vector / 8] >> (vector % 8) & 1) != 0;
+
+    /// <summary>The message of a vector.</summary>
+    /// <param name="vector">The vector.</param>
+    /// <returns>The message.</returns>
+    public MsiMessage Message(int vector)
+    {
+        ReadOnlySpan<byte> entry = _table.AsSpan(vector * EntryBytes, EntryBytes);
+        return new MsiMessage(BinaryPrimitives.ReadUInt64LittleEndian(entry), BinaryPrimitives.ReadUInt32LittleEndian(entry[8..]));
+    }
+
+    /// <summary>Raises a vector: sends its message, or notes it as pending while it is masked.</summary>
+    /// <param name="vector">One that is not there is ignored.</param>
+    public void Notify(int vector)
+    {
+        if ((uint)vector >= (uint)Vectors) return;
+        if (IsMasked(vector)) _pba[vector / 8] |= (byte)(1 << vector % 8);
+        else _send(Message(vector));
+    }
+
+    /// <summary>Forgets that a vector fired.</summary>
+    /// <param name="vector">The vector.</param>
+    public void ClearPending(int vector) => _pba[vector / 8] &= (byte)~(1 << vector % 8);
+
+    /// <summary>Sets or removes the notifier. A new one is told at once of every vector in use; a removed one is not told anything.</summary>
+    /// <param name="notifier">The notifier, or null.</param>
+    public void SetNotifier(IMsixVectorNotifier? notifier)
+    {
+        _notifier = notifier;
+        if (notifier is null || _functionMasked) return;
+        for (int v = 0; v < Vectors; v++)
+            if (!EntryMasked(v)) notifier.UseVector(v, Message(v));
+    }
+
+    /// <summary>After a guest's write to configuration space: follows the enable and mask bits.</summary>
+    /// <param name="offset">Start of the write.</param>
+    /// <param name="size">Its length.</param>
+    /// <returns>True if MSI-X is enabled and the write touched those bits: INTx must then be off.</returns>
+    public bool ConfigWritten(int offset, int size)
+    {
+        int control = Offset + Flags + 1;
+        if (control < offset || control >= offset + size) return false;
+        bool was = _functionMasked;
+        UpdateFunctionMasked();
+        if (!IsEnabled) return false;
+        if (_functionMasked == was) return true;
+        for (int v = 0; v < Vectors; v++) MaskChanged(v, was || EntryMasked(v));
+        return true;
+    }
+
+    /// <summary>A guest's read of the table.</summary>
+    /// <param name="offset">In the table.</param>
+    /// <param name="size">1 to 8, inside it.</param>
+    /// <returns>The value.</returns>
+    public ulong ReadTable(int offset, int size) => Bytes(_table, offset, size);
+
+    /// <summary>A guest's write to the table. Only whole u32 are taken, as hardware demands.</summary>
+    /// <param name="offset">In the table.</param>
+    /// <param name="size">4 or 8; others change nothing.</param>
+    /// <param name="value">The value.</param>
+    public void WriteTable(int offset, int size, ulong value)
+    {
+        if (size < 4 || (offset & 3) != 0) return;
+        for (int at = 0; at < size; at += 4, value >>= 32)
+        {
+            int vector = (offset + at) / EntryBytes;
+            bool was = IsMasked(vector);
+            BinaryPrimitives.WriteUInt32LittleEndian(_table.AsSpan(offset + at), (uint)value);
+            MaskChanged(vector, was);
+        }
+    }
+
+    /// <summary>A guest's read of the pending bits; they cannot be written.</summary>
+    /// <param name="offset">In the PBA.</param>
+    /// <param name="size">1 to 8, inside it.</param>
+    /// <returns>The value.</returns>
+    public ulong ReadPba(int offset, int size) => Bytes(_pba, offset, size);
+
+    /// <summary>Power-on state: disabled, table zero except for the mask bits, nothing pending.</summary>
+    public void Reset()
+    {
+        _config.Bytes[Offset + Flags + 1] &= unchecked((byte)~((Enable | MaskAll) >> 8));
+        _functionMasked = true;
+        _table.AsSpan().Clear();
+        _pba.AsSpan().Clear();
+        MaskAllEntries();
+    }
+
+    /// <summary>Takes a saved table, after configuration space was loaded (QEMU: <c>msix_load</c>).</summary>
+    internal void Load(ReadOnlySpan<byte> table, ReadOnlySpan<byte> pba)
+    {
+        _pba.AsSpan().Clear();
+        table.CopyTo(_table);
+        pba.CopyTo(_pba);
+        // Bits behind the last vector mean nothing; a peer may have set them.
+        if (Vectors % 8 != 0) _pba[Vectors / 8] &= (byte)((1 << Vectors % 8) - 1);
+        UpdateFunctionMasked();
+        for (int v = 0; v < Vectors; v++) MaskChanged(v, wasMasked: true);
+    }
+
+    private static ulong Bytes(byte[] from, int offset, int size)
+    {
+        ulong value = 0;
+        for (int i = 0; i < size; i++) value |= (ulong)from[offset + i] << (8 * i);
+        return value;
+    }
+
+    private bool EntryMasked(int vector) => (_table[vector * EntryBytes + ControlOfEntry] & 1) != 0;
+
+    private void UpdateFunctionMasked() => _functionMasked = (Control & (Enable | MaskAll)) != Enable;
+
+    private void MaskAllEntries()
+    {
+        for (int v = 0; v < Vectors; v++) _table[v * EntryBytes + ControlOfEntry] = 1;
+    }
+
+    private void MaskChanged(int vector, bool wasMasked)
+    {
+        bool masked = IsMasked(vector);
+        if (masked == wasMasked) return;
+        if (masked) _notifier?.ReleaseVector(vector);
+        else _notifier?.UseVector(vector, Message(vector));
+        if (masked || !IsPending(vector)) return;
+        ClearPending(vector);
+        Notify(vector);
+    }
+}

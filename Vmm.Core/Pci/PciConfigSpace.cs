@@ -1,0 +1,177 @@
+using System.Buffers.Binary;
+
+namespace Vmm.Core.Pci;
+
+/// <summary>
+/// The configuration space of one function: values and, for each bit, whether the guest may write it (wmask), clear it by writing 1
+/// (w1cmask), and whether two machines must agree on it to migrate (cmask). Little-endian. BQL: held for every call.
+/// </summary>
+public sealed class PciConfigSpace
+{
+    /// <summary>Size of a conventional function's space.</summary>
+    public const int LegacyBytes = 256;
+
+    /// <summary>Size of an express function's space.</summary>
+    public const int ExpressBytes = 4096;
+
+    private readonly byte[] _bytes, _wmask, _w1cmask, _cmask;
+
+    /// <summary>Makes a space of zeros with QEMU's default masks for a type 0 header.</summary>
+    /// <param name="isExpress">4096 bytes instead of 256.</param>
+    public PciConfigSpace(bool isExpress)
+    {
+        int size = isExpress ? ExpressBytes : LegacyBytes;
+        (_bytes, _wmask, _w1cmask, _cmask) = (new byte[size], new byte[size], new byte[size], new byte[size]);
+
+        BinaryPrimitives.WriteUInt32LittleEndian(_cmask, 0xffffffff);
+        _cmask[PciRegisters.Status] = (byte)PciRegisters.StatusCapabilityList;
+        _cmask.AsSpan(PciRegisters.RevisionId, 4).Fill(0xff);
+        _cmask[PciRegisters.HeaderType] = 0xff;
+        _cmask[PciRegisters.CapabilityList] = 0xff;
+
+        _wmask[PciRegisters.CacheLineSize] = 0xff;
+        _wmask[PciRegisters.InterruptLine] = 0xff;
+        BinaryPrimitives.WriteUInt16LittleEndian(_wmask.AsSpan(PciRegisters.Command),
+            (ushort)(PciCommand.Io | PciCommand.Memory | PciCommand.Master | PciCommand.SystemError | PciCommand.IntxDisable));
+        _wmask.AsSpan(PciRegisters.HeaderBytes).Fill(0xff);
+        BinaryPrimitives.WriteUInt16LittleEndian(_w1cmask.AsSpan(PciRegisters.Status), PciRegisters.StatusWriteOneToClear);
+    }
+
+    /// <summary>256 or 4096.</summary>
+    public int SizeBytes => _bytes.Length;
+
+    /// <summary>Whether it has the extended part.</summary>
+    public bool IsExpress => _bytes.Length == ExpressBytes;
+
+    /// <summary>The values.</summary>
+    public Span<byte> Bytes => _bytes;
+
+    /// <summary>Bits that the guest may write.</summary>
+    public Span<byte> WMask => _wmask;
+
+    /// <summary>Bits that the guest clears by writing 1; none of them is in <see cref="WMask"/>.</summary>
+    public Span<byte> W1cMask => _w1cmask;
+
+    /// <summary>Bits on which source and destination must agree, unless the guest can change them.</summary>
+    public Span<byte> CMask => _cmask;
+
+    /// <summary>The command register.</summary>
+    public PciCommand Command => (PciCommand)GetUInt16(PciRegisters.Command);
+
+    /// <summary>A guest's read.</summary>
+    /// <param name="offset">Offset.</param>
+    /// <param name="size">1, 2 or 4.</param>
+    /// <returns>The value; bytes behind the end read as zero.</returns>
+    public uint Read(int offset, int size)
+    {
+        uint value = 0;
+        for (int i = 0; i < size && offset + i < _bytes.Length; i++) value |= (uint)_bytes[offset + i] << (8 * i);
+        return value;
+    }
+
+    /// <summary>A guest's write: writable bits change, write-one-to-clear bits clear, everything else stays.</summary>
+    /// <param name="offset">Offset.</param>
+    /// <param name="size">1, 2 or 4.</param>
+    /// <param name="value">The value.</param>
+    public void Write(int offset, int size, uint value)
+    {
+        for (int i = 0; i < size && offset + i < _bytes.Length; i++, value >>= 8)
+        {
+            int at = offset + i;
+            byte written = (byte)value;
+            _bytes[at] = (byte)((_bytes[at] & ~_wmask[at]) | (written & _wmask[at]));
+            _bytes[at] &= (byte)~(written & _w1cmask[at]);
+        }
+    }
+
+    /// <summary>Reads a u16.</summary>
+    /// <param name="offset">Offset.</param>
+    /// <returns>The value.</returns>
+    public ushort GetUInt16(int offset) => BinaryPrimitives.ReadUInt16LittleEndian(_bytes.AsSpan(offset));
+
+    /// <summary>Reads a u32.</summary>
+    /// <param name="offset">Offset.</param>
+    /// <returns>The value.</returns>
+    public uint GetUInt32(int offset) => BinaryPrimitives.ReadUInt32LittleEndian(_bytes.AsSpan(offset));
+
+    /// <summary>Reads a u64.</summary>
+    /// <param name="offset">Offset.</param>
+    /// <returns>The value.</returns>
+    public ulong GetUInt64(int offset) => BinaryPrimitives.ReadUInt64LittleEndian(_bytes.AsSpan(offset));
+
+    /// <summary>Sets a u16 whatever the masks say.</summary>
+    /// <param name="offset">Offset.</param>
+    /// <param name="value">The value.</param>
+    public void SetUInt16(int offset, ushort value) => BinaryPrimitives.WriteUInt16LittleEndian(_bytes.AsSpan(offset), value);
+
+    /// <summary>Sets a u32 whatever the masks say.</summary>
+    /// <param name="offset">Offset.</param>
+    /// <param name="value">The value.</param>
+    public void SetUInt32(int offset, uint value) => BinaryPrimitives.WriteUInt32LittleEndian(_bytes.AsSpan(offset), value);
+
+    /// <summary>Sets a u64 whatever the masks say.</summary>
+    /// <param name="offset">Offset.</param>
+    /// <param name="value">The value.</param>
+    public void SetUInt64(int offset, ulong value) => BinaryPrimitives.WriteUInt64LittleEndian(_bytes.AsSpan(offset), value);
+
+    /// <summary>Walks the standard capability chain. A pointer out of bounds, or one met before, ends it.</summary>
+    /// <param name="isBroken">The chain did not end with a zero.</param>
+    /// <returns>Capabilities in chain order.</returns>
+    public IReadOnlyList<PciCapability> Capabilities(out bool isBroken)
+    {
+        isBroken = false;
+        var found = new List<PciCapability>();
+        if ((_bytes[PciRegisters.Status] & PciRegisters.StatusCapabilityList) == 0) return found;
+        ulong seen = 0;
+        for (int at = _bytes[PciRegisters.CapabilityList] & ~3; at != 0; at = _bytes[at + 1] & ~3)
+        {
+            isBroken = at < PciRegisters.HeaderBytes || (seen >> (at / 4) & 1) != 0;
+            if (isBroken) break;
+            seen |= 1UL << (at / 4);
+            found.Add(new PciCapability(_bytes[at], at));
+        }
+        return found;
+    }
+
+    /// <summary>Finds a capability.</summary>
+    /// <param name="id">Its id.</param>
+    /// <returns>Offset of the first one; 0 when there is none.</returns>
+    public int FindCapability(byte id)
+    {
+        foreach (PciCapability c in Capabilities(out _))
+            if (c.Id == id) return c.Offset;
+        return 0;
+    }
+
+    /// <summary>Puts a capability at the head of the chain: read-only and checked, until its owner says otherwise (QEMU: <c>pci_add_capability</c>).</summary>
+    /// <param name="id">Its id.</param>
+    /// <param name="offset">Multiple of 4 from 0x40 on.</param>
+    /// <param name="sizeBytes">Its length.</param>
+    public void AddCapability(byte id, int offset, int sizeBytes)
+    {
+        if (offset < PciRegisters.HeaderBytes || (offset & 3) != 0 || sizeBytes < 2 || offset + sizeBytes > LegacyBytes)
+            throw new ArgumentOutOfRangeException(nameof(offset), $"capability 0x{id:x2} cannot be at 0x{offset:x2}+0x{sizeBytes:x}");
+        _bytes[offset] = id;
+        _bytes[offset + 1] = _bytes[PciRegisters.CapabilityList];
+        _bytes[PciRegisters.CapabilityList] = (byte)offset;
+        _bytes[PciRegisters.Status] |= (byte)PciRegisters.StatusCapabilityList;
+        _wmask.AsSpan(offset, sizeBytes).Clear();
+        _w1cmask.AsSpan(offset, sizeBytes).Clear();
+        _cmask.AsSpan(offset, sizeBytes).Fill(0xff);
+    }
+
+    /// <summary>Compares values from another machine in every bit that is checked and that no guest can change.</summary>
+    /// <param name="incoming">As many bytes as this space has.</param>
+    /// <returns>Offset of the first byte that differs; -1 when none does.</returns>
+    public int FindMismatch(ReadOnlySpan<byte> incoming)
+    {
+        for (int i = 0; i < _bytes.Length; i++)
+            if (((incoming[i] ^ _bytes[i]) & CheckedBits(i)) != 0) return i;
+        return -1;
+    }
+
+    /// <summary>Bits of one byte on which both machines must agree.</summary>
+    /// <param name="offset">Offset.</param>
+    /// <returns>The bits.</returns>
+    public byte CheckedBits(int offset) => (byte)(_cmask[offset] & ~_wmask[offset] & ~_w1cmask[offset]);
+}

@@ -1,0 +1,81 @@
+using Vmm.Core.VmStates;
+
+namespace Vmm.Core.Pci;
+
+// body = be32:version 2, byte[256 or 4096]:config, be32[4]:level of each pin (spec vfio-migration 6.1)
+public abstract partial class PciDevice
+{
+    private static readonly VmStateType<PciConfigSpace> s_config = ConfigType(PciConfigSpace.LegacyBytes);
+    private static readonly VmStateType<PciConfigSpace> s_expressConfig = ConfigType(PciConfigSpace.ExpressBytes);
+
+    private static readonly VmStateType<uint> s_irqState = new("pci irq state", 4 * Pins, static (f, v) =>
+    {
+        for (int pin = 0; pin < Pins; pin++) f.WriteUInt32(v >> pin & 1);
+    }, static (l, ref v) =>
+    {
+        uint state = 0;
+        for (int pin = 0; pin < Pins; pin++)
+        {
+            long at = l.File.Position;
+            uint level = l.File.ReadUInt32();
+            if (level > 1) throw l.Bad(at, "a level of 0 or 1", $"{level}");
+            state |= level << pin;
+        }
+        v = state;
+    });
+
+    private static readonly VmStateType<MsixTable> s_msix = new("msix state", 0, static (f, v) =>
+    {
+        f.Write(v.TableBytes);
+        f.Write(v.PbaBytes);
+    }, static (l, ref v) =>
+    {
+        byte[] table = new byte[v.TableBytes.Length], pba = new byte[v.PbaBytes.Length];
+        l.File.Read(table);
+        l.File.Read(pba);
+        v.Load(table, pba);
+    });
+
+    private int _versionId = 2;
+
+    /// <summary>The core's part of a function's state (QEMU: <c>vmstate_pci_device</c>). Bits that must agree are checked before anything changes.</summary>
+    public static VmStateDescription<PciDevice> VmState { get; } = new()
+    {
+        Name = "PCIDevice", VersionId = 2, MinimumVersionId = 1,
+        Fields =
+        [
+            VmStates.VmState.Int32LessEqual<PciDevice>("version_id", static d => ref d._versionId),
+            VmStates.VmState.Single<PciDevice, PciConfigSpace>("config", s_config, static d => ref d._config, exists: static (d, _) => !d._config.IsExpress),
+            VmStates.VmState.Single<PciDevice, PciConfigSpace>("config", s_expressConfig, static d => ref d._config, exists: static (d, _) => d._config.IsExpress),
+            VmStates.VmState.Single<PciDevice, uint>("irq_state", s_irqState, static d => ref d._irqState, since: 2),
+        ],
+        PostLoad = static (d, _) =>
+        {
+            // Lines belong to the bus's own section.
+            d.UpdateIrqStatus();
+            d.UpdateMappings();
+            d.OnConfigLoaded();
+        },
+    };
+
+    /// <summary>A function's MSI-X table and pending bits, behind <see cref="VmState"/> (QEMU: <c>vmstate_msix</c>); for functions that have MSI-X.</summary>
+    public static VmStateDescription<PciDevice> MsixState { get; } = new()
+    {
+        Name = "msix", VersionId = 0, MinimumVersionId = 0,
+        Fields = [VmStates.VmState.Single<PciDevice, MsixTable>("msix", s_msix, static d => ref d._msix!)],
+    };
+
+    private static VmStateType<PciConfigSpace> ConfigType(int sizeBytes) => new("pci config", sizeBytes, static (f, v) => f.Write(v.Bytes), static (l, ref v) =>
+    {
+        long at = l.File.Position;
+        byte[] incoming = new byte[v.SizeBytes];
+        l.File.Read(incoming);
+        int bad = v.FindMismatch(incoming);
+        if (bad >= 0)
+        {
+            byte mask = v.CheckedBits(bad);
+            throw l.Incompatible(at + bad, $"config space offset 0x{bad:x2} differs in bits 0x{mask:x2}", $"0x{v.Bytes[bad] & mask:x2}", $"0x{incoming[bad] & mask:x2}");
+        }
+        incoming.CopyTo(v.Bytes);
+    });
+}

@@ -1,0 +1,137 @@
+using System.Diagnostics;
+using Vmm.Core.Errors;
+using Vmm.Core.Memory;
+using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
+using Vmm.Core.VmStates;
+
+namespace Vmm.Core.Pci;
+
+/// <summary>
+/// The PCI bus of a VM: 32 slots on a conventional bus 0, configuration mechanism #1, decoding of BARs, and the four lines that functions
+/// share. One per VM; without functions it saves nothing. Guest accesses may come from any thread, with or without the BQL; they take it
+/// themselves where they need it. Plugging needs the BQL (QEMU: <c>PCIHostState</c>, <c>PCIBus</c>).
+/// </summary>
+/// <param name="bql">The VM's lock.</param>
+/// <param name="saveVm">Where the bus registers its sections with the first function.</param>
+/// <param name="interrupts">Takes interrupts.</param>
+public sealed partial class PciHost(Bql bql, SaveVmRegistry saveVm, IInterruptController interrupts)
+{
+    /// <summary>Slots of the bus.</summary>
+    public const int Slots = 32;
+
+    /// <summary>Lines that the functions' pins are swizzled onto.</summary>
+    public const int IntxLines = 4;
+
+    /// <summary>Port of the address register of mechanism #1.</summary>
+    public const ushort ConfigAddressPort = 0xcf8;
+
+    /// <summary>First of the four ports of the data register of mechanism #1.</summary>
+    public const ushort ConfigDataPort = 0xcfc;
+
+    private const uint ConfigEnable = 0x8000_0000;
+    private const int FunctionsPerSlot = 8;
+
+    private readonly PciDevice?[] _functions = new PciDevice?[Slots * FunctionsPerSlot];
+    private readonly int[] _irqCount = new int[IntxLines];
+    private readonly List<IDisposable> _sections = [];
+    private uint _configReg;
+    private int _nirq = IntxLines;
+
+    /// <summary>The host's section (QEMU: <c>vmstate_pcihost</c>).</summary>
+    public static VmStateDescription<PciHost> HostState { get; } = new()
+    {
+        Name = "PCIHost",
+        Fields = [VmState.UInt32<PciHost>("config_reg", static h => ref h._configReg)],
+    };
+
+    /// <summary>The bus's section: how many functions assert each line (QEMU: <c>vmstate_pcibus</c>).</summary>
+    public static VmStateDescription<PciHost> BusState { get; } = new()
+    {
+        Name = "PCIBUS",
+        Fields =
+        [
+            VmState.Int32Equal<PciHost>("nirq", static h => ref h._nirq),
+            VmState.VarArray<PciHost, int>("irq_count", VmStateTypes.Int32, static h => h._nirq, static h => h._irqCount),
+        ],
+        PostLoad = static (h, _) => h.OnBusLoaded(),
+    };
+
+    /// <summary>The functions, by slot and function. BQL: held.</summary>
+    public IEnumerable<PciDevice> Devices => _functions.OfType<PciDevice>();
+
+    internal Bql Bql => bql;
+
+    internal IInterruptController Interrupts => interrupts;
+
+    /// <summary>A function by its place. BQL: held.</summary>
+    /// <param name="address">The place.</param>
+    /// <returns>The function, or null.</returns>
+    public PciDevice? Find(PciAddress address) => _functions[address.DevFn];
+
+    /// <summary>Line of a pin (QEMU: <c>pci_swizzle</c>): each slot starts at another line, so that functions spread over them.</summary>
+    /// <param name="slot">The slot.</param>
+    /// <param name="pin">0 to 3 for A to D.</param>
+    /// <returns>0 to 3.</returns>
+    public static int Swizzle(int slot, int pin) => (slot + pin) % IntxLines;
+
+    internal PciAddress Attach(PciDevice device, PciAddress? wanted)
+    {
+        bql.AssertHeld();
+        PciAddress address = wanted ?? NextFree();
+        if (Find(address) is { } holder)
+            throw new ConfigurationException($"device '{device.Id}': PCI address {address.Slot:x2}.{address.Function} is in use by '{holder.Id}'");
+        CheckMultiFunction(device, address);
+        if (_sections.Count == 0)
+        {
+            _sections.Add(saveVm.RegisterVmState(HostState, this));
+            _sections.Add(saveVm.RegisterVmState(BusState, this));
+        }
+        _functions[address.DevFn] = device;
+        return address;
+    }
+
+    internal void Detach(PciDevice device)
+    {
+        bql.AssertHeld();
+        _functions[device.Address.DevFn] = null;
+        RebuildMappings();
+        if (Devices.Any()) return;
+        for (int i = _sections.Count - 1; i >= 0; i--) _sections[i].Dispose();
+        _sections.Clear();
+    }
+
+    internal void ChangeIrqLevel(int slot, int pin, int change)
+    {
+        int line = Swizzle(slot, pin);
+        bool was = _irqCount[line] > 0;
+        _irqCount[line] += change;
+        Debug.Assert(_irqCount[line] >= 0, "a line is deasserted more often than asserted");
+        if (_irqCount[line] > 0 != was) interrupts.SetIntx(line, !was);
+    }
+
+    private PciAddress NextFree()
+    {
+        // Slot 0 belongs to a host bridge, should a machine have one.
+        for (int slot = 1; slot < Slots; slot++)
+            if (!Enumerable.Range(0, FunctionsPerSlot).Any(f => Find(new PciAddress(slot, f)) is not null)) return new PciAddress(slot, 0);
+        throw new ConfigurationException($"all {Slots - 1} PCI slots are in use");
+    }
+
+    /// <summary>Guests look at function 0 to learn of the others (QEMU: <c>pci_init_multifunction</c>).</summary>
+    private void CheckMultiFunction(PciDevice device, PciAddress address)
+    {
+        PciDevice? first = Find(address with { Function = 0 });
+        bool hidden = address.Function != 0
+            ? first is { IsMultiFunction: false }
+            : !device.IsMultiFunction && Enumerable.Range(1, FunctionsPerSlot - 1).Any(f => Find(address with { Function = f }) is not null);
+        if (hidden) throw new ConfigurationException($"device '{device.Id}': PCI slot {address.Slot:x2} has a single function; function 0 needs multifunction=on");
+    }
+
+    private void OnBusLoaded()
+    {
+        foreach (int count in _irqCount)
+            if (count < 0 || count > _functions.Length) throw new DeviceStateException($"PCIBUS: irq_count {count} is outside 0 to {_functions.Length}");
+        for (int line = 0; line < IntxLines; line++) interrupts.SetIntx(line, _irqCount[line] > 0);
+    }
+}
