@@ -39,15 +39,15 @@ public abstract partial class PciDevice
     private int _versionId = 2;
 
     /// <summary>The core's part of a function's state (QEMU: <c>vmstate_pci_device</c>). Bits that must agree are checked before anything changes.</summary>
-    public static VmStateDescription<PciDevice> VmState { get; } = new()
+    public static VmStateDescription<PciDevice> PciState { get; } = new()
     {
         Name = "PCIDevice", VersionId = 2, MinimumVersionId = 1,
         Fields =
         [
-            VmStates.VmState.Int32LessEqual<PciDevice>("version_id", static d => ref d._versionId),
-            VmStates.VmState.Single<PciDevice, PciConfigSpace>("config", s_config, static d => ref d._config, exists: static (d, _) => !d._config.IsExpress),
-            VmStates.VmState.Single<PciDevice, PciConfigSpace>("config", s_expressConfig, static d => ref d._config, exists: static (d, _) => d._config.IsExpress),
-            VmStates.VmState.Single<PciDevice, uint>("irq_state", s_irqState, static d => ref d._irqState, since: 2),
+            VmState.Int32LessEqual<PciDevice>("version_id", static d => ref d._versionId),
+            VmState.Single<PciDevice, PciConfigSpace>("config", s_config, static d => ref d._config, exists: static (d, _) => !d._config.IsExpress),
+            VmState.Single<PciDevice, PciConfigSpace>("config", s_expressConfig, static d => ref d._config, exists: static (d, _) => d._config.IsExpress),
+            VmState.Single<PciDevice, uint>("irq_state", s_irqState, static d => ref d._irqState, since: 2),
         ],
         PostLoad = static (d, _) =>
         {
@@ -58,11 +58,11 @@ public abstract partial class PciDevice
         },
     };
 
-    /// <summary>A function's MSI-X table and pending bits, behind <see cref="VmState"/> (QEMU: <c>vmstate_msix</c>); for functions that have MSI-X.</summary>
+    /// <summary>A function's MSI-X table and pending bits, behind <see cref="PciState"/> (QEMU: <c>vmstate_msix</c>); for functions that have MSI-X.</summary>
     public static VmStateDescription<PciDevice> MsixState { get; } = new()
     {
         Name = "msix", VersionId = 0, MinimumVersionId = 0,
-        Fields = [VmStates.VmState.Single<PciDevice, MsixTable>("msix", s_msix, static d => ref d._msix!)],
+        Fields = [VmState.Single<PciDevice, MsixTable>("msix", s_msix, static d => ref d._msix!)],
     };
 
     private static VmStateType<PciConfigSpace> ConfigType(int sizeBytes) => new("pci config", sizeBytes, static (f, v) => f.Write(v.Bytes), static (l, ref v) =>

@@ -20,7 +20,7 @@ public sealed record PciDeviceOptions
 
 /// <summary>
 /// A PCI function: configuration space, BARs, INTx, MSI and MSI-X, as QEMU's core emulates them (QEMU: <c>PCIDevice</c>). An emulated device
-/// derives from it, registers BARs in its constructor, and saves its state with <see cref="VmState"/> as the first field. BQL: held for every
+/// derives from it, registers BARs in its constructor, and saves its state with <see cref="PciState"/> as the first field. BQL: held for every
 /// call, except where a member says otherwise.
 /// </summary>
 public abstract partial class PciDevice : INamedPart, IDisposable
@@ -164,14 +164,14 @@ public abstract partial class PciDevice : INamedPart, IDisposable
     /// <param name="offset">In the BAR.</param>
     /// <param name="size">1, 2, 4 or 8, inside it.</param>
     /// <returns>The value.</returns>
-    protected internal virtual ulong BarRead(int bar, ulong offset, int size) => PciHost.AllOnes(size);
+    protected virtual ulong BarRead(int bar, ulong offset, int size) => PciHost.AllOnes(size);
 
     /// <summary>A guest's write to a BAR, MSI-X structures excepted. BQL: as <see cref="BarsNeedBql"/> says.</summary>
     /// <param name="bar">The BAR.</param>
     /// <param name="offset">In the BAR.</param>
     /// <param name="size">1, 2, 4 or 8, inside it.</param>
     /// <param name="value">The value.</param>
-    protected internal virtual void BarWrite(int bar, ulong offset, int size, ulong value)
+    protected virtual void BarWrite(int bar, ulong offset, int size, ulong value)
     {
     }
 

@@ -1,0 +1,115 @@
+using Microsoft.Extensions.Logging;
+using Vmm.Core.Diagnostics;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Devices.Vfio.Diagnostics;
+using Vmm.Devices.Vfio.Io;
+
+namespace Vmm.Devices.Vfio.Device;
+
+/// <summary>
+/// A device's io as the guest's side uses it: whatever fails, fails softly, is logged at a bounded rate, and after the device is gone nothing
+/// is asked any more. Region accesses from any thread; interrupts with the BQL held.
+/// </summary>
+internal sealed class VfioDeviceAccess : IDisposable
+{
+    private static readonly TimeSpan s_logInterval = TimeSpan.FromSeconds(10);
+
+    private readonly RateLimit _reads = new(TimeProvider.System, s_logInterval), _writes = new(TimeProvider.System, s_logInterval);
+    private readonly RateLimit _irqs = new(TimeProvider.System, s_logInterval);
+    private volatile bool _lost;
+
+    internal VfioDeviceAccess(string id, IVfioDeviceIo io, ILogger logger)
+    {
+        (Id, Io, Logger) = (id, io, logger);
+        io.Lost += OnLost;
+    }
+
+    internal string Id { get; }
+
+    internal IVfioDeviceIo Io { get; }
+
+    internal ILogger Logger { get; }
+
+    /// <summary>The device is gone for good.</summary>
+    internal bool IsLost => _lost;
+
+    public void Dispose() => Io.Lost -= OnLost;
+
+    internal bool Read(uint region, ulong offset, Span<byte> destination)
+    {
+        if (_lost) return false;
+        Errno errno;
+        try
+        {
+            errno = Io.RegionRead(region, offset, destination);
+        }
+        catch (VmmException e)
+        {
+            errno = e.Errno;
+        }
+        if (errno == Errno.None) return true;
+        if (!_lost && _reads.TryPass(out long dropped)) VfioLog.RegionReadFailed(Logger, Id, region, offset, destination.Length, errno, dropped);
+        return false;
+    }
+
+    internal bool Write(uint region, ulong offset, ReadOnlySpan<byte> source, bool posted = false)
+    {
+        if (_lost) return false;
+        Errno errno;
+        try
+        {
+            errno = Io.RegionWrite(region, offset, source, posted);
+        }
+        catch (VmmException e)
+        {
+            errno = e.Errno;
+        }
+        if (errno == Errno.None) return true;
+        if (!_lost && _writes.TryPass(out long dropped)) VfioLog.RegionWriteFailed(Logger, Id, region, offset, source.Length, errno, dropped);
+        return false;
+    }
+
+    internal Errno SetIrqs(VfioIrqSetFlags flags, uint index, uint start, uint count, params ReadOnlySpan<OwnedFd?> eventFds)
+    {
+        if (_lost) return Errno.ENODEV;
+        var request = new VfioIrqSet(flags, index, start, count);
+        Errno errno;
+        try
+        {
+            errno = Io.SetIrqs(request, [], eventFds);
+        }
+        catch (VmmException e)
+        {
+            errno = e.Errno;
+        }
+        if (errno != Errno.None && !_lost && _irqs.TryPass(out long dropped)) VfioLog.SetIrqsFailed(Logger, Id, request.ToString(), errno, dropped);
+        return errno;
+    }
+
+    /// <summary>Resets the device.</summary>
+    /// <returns>False when it was refused.</returns>
+    internal bool Reset()
+    {
+        if (_lost) return false;
+        Errno errno;
+        try
+        {
+            errno = Io.Reset();
+        }
+        catch (VmmException e)
+        {
+            errno = e.Errno;
+        }
+        // The flag is advisory: devices without it are tried too, and their refusal is no news (spec vfio-migration 1.4).
+        if (errno != Errno.None && !_lost && Io.Info.SupportsReset) VfioLog.ResetFailed(Logger, Id, errno);
+        return errno == Errno.None;
+    }
+
+    private void OnLost(VmmException reason)
+    {
+        if (_lost) return;
+        _lost = true;
+        VfioLog.DeviceLost(Logger, Id, VmmException.Describe(reason));
+    }
+}

@@ -1,0 +1,242 @@
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.Pci;
+using Vmm.Devices.Vfio.Diagnostics;
+using Vmm.Devices.Vfio.Io;
+
+namespace Vmm.Devices.Vfio.Device;
+
+/// <summary>Which interrupts a device is set up for.</summary>
+internal enum VfioIrqMode
+{
+    None,
+    Intx,
+    Msi,
+    Msix,
+}
+
+/// <summary>
+/// Interrupts of a device, each an eventfd, set up by SET_IRQS in QEMU's order: INTx is off before MSI or MSI-X goes on and comes back after
+/// it went off. BQL: held for every call (QEMU: <c>vfio_intx_*</c>, <c>vfio_msi_*</c>, <c>vfio_msix_*</c>).
+/// </summary>
+internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDeviceServices services) : IMsixVectorNotifier, IDisposable
+{
+    private const VfioIrqSetFlags Bind = VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger;
+    private const VfioIrqSetFlags Disable = VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionTrigger;
+    private const VfioIrqSetFlags Unmask = VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionUnmask;
+
+    private VfioIrqEvent? _intx;
+    private VfioIrqEvent?[] _vectors = [];
+    private int _used;
+    private bool _batch, _grown, _touched;
+    private volatile bool _intxPending;
+
+    internal VfioIrqMode Mode { get; private set; }
+
+    /// <summary>The line was raised and the device's interrupt is masked until the guest has served it. BQL: not needed.</summary>
+    internal bool IsIntxPending => _intxPending;
+
+    /// <summary>Sets up the pin, if there is one.</summary>
+    /// <returns>False when the device refused; the function then has no interrupts.</returns>
+    internal bool EnableIntx()
+    {
+        if (function.Config.Bytes[PciRegisters.InterruptPin] == 0 || access.Io.GetIrqInfo(VfioPciIrq.Intx).Count == 0) return true;
+        DisableAll();
+        _intx = new VfioIrqEvent(services, OnIntx);
+        if (access.SetIrqs(Bind, VfioPciIrq.Intx, 0, 1, _intx.Fd) != Errno.None)
+        {
+            _intx.Dispose();
+            _intx = null;
+            return false;
+        }
+        Mode = VfioIrqMode.Intx;
+        return true;
+    }
+
+    public void Dispose() => DisableAll();
+
+    /// <summary>Turns everything off.</summary>
+    internal void DisableAll()
+    {
+        if (Mode == VfioIrqMode.Intx)
+        {
+            access.SetIrqs(Disable, VfioPciIrq.Intx, 0, 0);
+            _intxPending = false;
+            function.SetIntx(false);
+            _intx!.Dispose();
+            _intx = null;
+        }
+        else if (Mode != VfioIrqMode.None)
+        {
+            bool msix = Mode == VfioIrqMode.Msix;
+            if (msix) function.Msix!.SetNotifier(null);
+            for (int v = 0; msix && v < _used; v++)
+                if (_vectors[v] is not null) function.Msix!.ClearPending(v);
+            access.SetIrqs(Disable, msix ? VfioPciIrq.Msix : VfioPciIrq.Msi, 0, 0);
+            DropVectors();
+        }
+        Mode = VfioIrqMode.None;
+    }
+
+    /// <summary>Follows the enable bits after a write to them.</summary>
+    internal void Follow(bool wasMsi, bool wasMsix)
+    {
+        bool msi = function.Msi?.IsEnabled == true, msix = function.Msix?.IsEnabled == true;
+        if (msi == wasMsi && msix == wasMsix) return;
+        if (msi && !wasMsi) Try(EnableMsi);
+        else if (msix && !wasMsix) Try(EnableMsix);
+        else if ((wasMsi && Mode == VfioIrqMode.Msi) || (wasMsix && Mode == VfioIrqMode.Msix))
+        {
+            DisableAll();
+            Try(() => EnableIntx());
+        }
+    }
+
+    /// <summary>Sets up what the configuration space asks for, after it was loaded.</summary>
+    internal void EnableByConfig()
+    {
+        if (function.Msi?.IsEnabled == true) Try(EnableMsi);
+        else if (function.Msix?.IsEnabled == true) Try(EnableMsix);
+        else Try(() => EnableIntx());
+        // The line came asserted: the guest's next access must lower it and let the device interrupt again.
+        if (Mode == VfioIrqMode.Intx && function.IsIntxAsserted) _intxPending = true;
+    }
+
+    /// <summary>Tells a device that forgot it which eventfds it has.</summary>
+    internal void Rebind()
+    {
+        switch (Mode)
+        {
+            case VfioIrqMode.Intx: access.SetIrqs(Bind, VfioPciIrq.Intx, 0, 1, _intx!.Fd); break;
+            case VfioIrqMode.Msi: BindVectors(VfioPciIrq.Msi); break;
+            case VfioIrqMode.Msix: BindMsix(); break;
+        }
+    }
+
+    /// <summary>From here to <see cref="EndBatch"/> vectors are only noted, to be told to the device in one request.</summary>
+    internal void BeginBatch() => (_batch, _grown, _touched) = (true, false, false);
+
+    internal void EndBatch()
+    {
+        _batch = false;
+        if (!_touched || Mode != VfioIrqMode.Msix) return;
+        if (_grown && CannotGrow) access.SetIrqs(Disable, VfioPciIrq.Msix, 0, 0);
+        BindVectors(VfioPciIrq.Msix);
+    }
+
+    /// <summary>The guest has served the pin, or so we assume: lowers the line and lets the device interrupt again (QEMU: <c>vfio_intx_eoi</c>).</summary>
+    internal void IntxEoi()
+    {
+        if (!_intxPending) return;
+        _intxPending = false;
+        function.SetIntx(false);
+        access.SetIrqs(Unmask, VfioPciIrq.Intx, 0, 1);
+    }
+
+    void IMsixVectorNotifier.UseVector(int vector, MsiMessage message)
+    {
+        if (Mode != VfioIrqMode.Msix) return;
+        try
+        {
+            _vectors[vector] ??= new VfioIrqEvent(services, () => function.Msix!.Notify(vector));
+        }
+        catch (ChannelException e)
+        {
+            VfioLog.InterruptsNotSetUp(access.Logger, access.Id, e.Message);
+            return;
+        }
+        bool grows = vector >= _used;
+        _used = Math.Max(_used, vector + 1);
+        if (_batch)
+        {
+            (_touched, _grown) = (true, _grown || grows);
+        }
+        else if (grows && CannotGrow)
+        {
+            access.SetIrqs(Disable, VfioPciIrq.Msix, 0, 0);
+            BindVectors(VfioPciIrq.Msix);
+        }
+        else
+        {
+            access.SetIrqs(Bind, VfioPciIrq.Msix, (uint)vector, 1, _vectors[vector]!.Fd);
+        }
+    }
+
+    /// <summary>Nothing to tell: a masked vector goes on signalling and becomes pending.</summary>
+    void IMsixVectorNotifier.ReleaseVector(int vector)
+    {
+    }
+
+    private bool CannotGrow => (access.Io.GetIrqInfo(VfioPciIrq.Msix).Flags & VfioIrqInfoFlags.NoResize) != 0;
+
+    private void OnIntx()
+    {
+        _intxPending = true;
+        function.SetIntx(true);
+    }
+
+    private void EnableMsi()
+    {
+        DisableAll();
+        int count = function.Msi!.Vectors;
+        _vectors = new VfioIrqEvent?[count];
+        for (_used = 0; _used < count; _used++)
+        {
+            int vector = _used;
+            _vectors[vector] = new VfioIrqEvent(services, () => function.Msi!.Notify(vector));
+        }
+        Mode = VfioIrqMode.Msi;
+        if (BindVectors(VfioPciIrq.Msi) == Errno.None) return;
+        // No rule covers this; QEMU leaves the function without interrupts, so that its driver may fall back.
+        DropVectors();
+        Mode = VfioIrqMode.None;
+    }
+
+    private void EnableMsix()
+    {
+        DisableAll();
+        _vectors = new VfioIrqEvent?[function.Msix!.Vectors];
+        _used = 0;
+        Mode = VfioIrqMode.Msix;
+        _batch = true;
+        function.Msix.SetNotifier(this);
+        _batch = false;
+        BindMsix();
+    }
+
+    private void BindMsix()
+    {
+        // With no vector in use, binding nothing to vector 0 still sets the device's own enable bit (spec vfio-migration 6).
+        if (_used > 0) BindVectors(VfioPciIrq.Msix);
+        else access.SetIrqs(Bind, VfioPciIrq.Msix, 0, 1, (OwnedFd?)null);
+    }
+
+    private Errno BindVectors(uint index)
+    {
+        var fds = new OwnedFd?[_used];
+        for (int v = 0; v < _used; v++) fds[v] = _vectors[v]?.Fd;
+        return access.SetIrqs(Bind, index, 0, (uint)_used, fds);
+    }
+
+    private void DropVectors()
+    {
+        foreach (VfioIrqEvent? vector in _vectors) vector?.Dispose();
+        (_vectors, _used) = ([], 0);
+    }
+
+    /// <summary>A guest's action that lacks descriptors costs the guest its interrupts, not the VM.</summary>
+    private void Try(Action enable)
+    {
+        try
+        {
+            enable();
+        }
+        catch (ChannelException e)
+        {
+            DropVectors();
+            Mode = VfioIrqMode.None;
+            VfioLog.InterruptsNotSetUp(access.Logger, access.Id, e.Message);
+        }
+    }
+}

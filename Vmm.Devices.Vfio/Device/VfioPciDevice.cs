@@ -1,0 +1,154 @@
+using Microsoft.Extensions.Logging;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.Pci;
+using Vmm.Core.RunStates;
+using Vmm.Core.Wire;
+using Vmm.Devices.Vfio.Diagnostics;
+using Vmm.Devices.Vfio.Io;
+
+namespace Vmm.Devices.Vfio.Device;
+
+/// <summary>
+/// A PCI device of the host, or of a vfio-user server, as a device of the VM: its function on the VM's bus, its interrupts, its reset. How it
+/// is reached is the io's affair. BQL: held for every call, except where the function's BARs are accessed (QEMU: <c>vfio-pci</c>).
+/// </summary>
+public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
+{
+    private readonly VfioDeviceAccess _access;
+    private readonly VfioPciFunction? _function;
+    private readonly IDeviceServices _services;
+    private VfioIrqEvent? _error, _request;
+    private bool _disposed;
+
+    /// <summary>Makes the device and plugs it. BQL: held.</summary>
+    /// <param name="options">Options <c>id</c>, <c>addr</c>, <c>multifunction</c>, <c>x-no-mmap</c> and <c>skip-vsc-check</c>.</param>
+    /// <param name="io">The open device; owned from here on, and disposed also when this throws.</param>
+    /// <param name="services">The VM's services.</param>
+    /// <exception cref="ConfigurationException">An option is refused.</exception>
+    /// <exception cref="VfioException">The device cannot be shown to a guest.</exception>
+    public VfioPciDevice(DeviceOptions options, IVfioDeviceIo io, IDeviceServices services)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        ArgumentNullException.ThrowIfNull(io);
+        ArgumentNullException.ThrowIfNull(services);
+        (Id, _services) = (options.Id, services);
+        _access = new VfioDeviceAccess(Id, io, services.Loggers.CreateLogger<VfioPciDevice>());
+        try
+        {
+            VfioPciFunctionOptions o = Read(options, io);
+            _function = new VfioPciFunction(o, _access, services);
+            _function.Realize(o.NoMmap);
+            if (!_function.Irqs.EnableIntx()) throw new VfioException($"device '{Id}' ({io.Name}): INTx cannot be set up", Errno.EINVAL);
+
+            // Migration attaches here: function, io and interrupts are ready, nothing has been announced to the device's notifiers yet.
+
+            _error = Notifier(VfioPciIrq.Err, OnError);
+            _request = Notifier(VfioPciIrq.Req, OnRequest);
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    /// <inheritdoc/>
+    public string Id { get; }
+
+    /// <summary>The device.</summary>
+    public IVfioDeviceIo Io => _access.Io;
+
+    /// <summary>Its function on the VM's bus.</summary>
+    public PciDevice Function => _function!;
+
+    /// <summary>Device path, the prefix of its section names: <c>0000:00:02.0</c>.</summary>
+    public string Path => Function.Path;
+
+    /// <summary>The device is gone; the guest reads all ones. Any thread.</summary>
+    public bool IsLost => _access.IsLost;
+
+    /// <inheritdoc/>
+    public void Reset() => Function.Reset();
+
+    /// <inheritdoc/>
+    public void ReadShadow() => _function!.ReadShadow();
+
+    /// <inheritdoc/>
+    public void SaveConfig(QemuFileWriter f) => _function!.SaveConfig(f);
+
+    /// <inheritdoc/>
+    public void LoadConfig(QemuFileReader f) => _function!.LoadConfig(f);
+
+    /// <inheritdoc/>
+    public void ReapplyAfterReset() => _function!.ReapplyAfterReset();
+
+    /// <summary>The guest has served the pin, as an interrupt controller that sees EOIs can tell (QEMU: <c>vfio_intx_eoi</c>).</summary>
+    public void IntxEoi() => _function!.Irqs.IntxEoi();
+
+    /// <summary>Unplugs the function, takes its interrupts down and closes the io. The VM is stopped.</summary>
+    public void Dispose()
+    {
+        using (_services.Bql.Acquire())
+        {
+            if (_disposed) return;
+            _disposed = true;
+            Drop(VfioPciIrq.Req, ref _request);
+            Drop(VfioPciIrq.Err, ref _error);
+            _function?.Dispose();
+            _access.Dispose();
+            Io.Dispose();
+        }
+    }
+
+    private static VfioPciFunctionOptions Read(DeviceOptions options, IVfioDeviceIo io)
+    {
+        string address = options.GetString("addr", "");
+        return new VfioPciFunctionOptions(
+            new PciDeviceOptions
+            {
+                Id = options.Id,
+                Address = address.Length > 0 ? address : null,
+                // As QEMU decides it: whatever is not exactly 256 bytes is an express function, even mtty's 255.
+                IsExpress = io.GetRegionInfo(VfioPciRegion.Config).SizeBytes != PciConfigSpace.LegacyBytes,
+                IsMultiFunction = options.GetBool("multifunction", false),
+            },
+            NoMmap: options.GetBool("x-no-mmap", false),
+            SkipVscCheck: options.GetBool("skip-vsc-check", true));
+    }
+
+    private VfioIrqEvent? Notifier(uint index, Action raise)
+    {
+        if (Io.GetIrqInfo(index).Count == 0) return null;
+        var notifier = new VfioIrqEvent(_services, raise);
+        if (_access.SetIrqs(VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger, index, 0, 1, notifier.Fd) == Errno.None) return notifier;
+        notifier.Dispose();
+        return null;
+    }
+
+    private void Drop(uint index, ref VfioIrqEvent? notifier)
+    {
+        if (notifier is null) return;
+        _access.SetIrqs(VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger, index, 0, 1, (OwnedFd?)null);
+        notifier.Dispose();
+        notifier = null;
+    }
+
+    /// <summary>The device may have written anything anywhere, so the guest must not go on (QEMU: <c>vm_stop(RUN_STATE_INTERNAL_ERROR)</c>).</summary>
+    private void OnError()
+    {
+        VfioLog.ErrorInterrupt(_access.Logger, Id);
+        if (_services.RunState is not RunStateNotifier { IsRunning: true } vm) return;
+        try
+        {
+            vm.Stop(RunState.InternalError);
+        }
+        catch (DeviceStateException e)
+        {
+            VfioLog.StopFailed(_access.Logger, Id, e.Message);
+        }
+    }
+
+    private void OnRequest() => VfioLog.RequestInterrupt(_access.Logger, Id);
+}

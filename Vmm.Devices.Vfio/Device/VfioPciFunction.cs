@@ -1,0 +1,150 @@
+using System.Buffers.Binary;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Pci;
+using Vmm.Core.RunStates;
+using Vmm.Devices.Vfio.Diagnostics;
+using Vmm.Devices.Vfio.Io;
+
+namespace Vmm.Devices.Vfio.Device;
+
+/// <summary>What a VFIO function's options say.</summary>
+internal sealed record VfioPciFunctionOptions(PciDeviceOptions Pci, bool NoMmap, bool SkipVscCheck);
+
+/// <summary>
+/// The PCI function that the guest sees: emulated where QEMU's vfio-pci emulates, forwarded to the device everywhere else. BQL: held, except
+/// for BAR accesses, which may wait for the device (QEMU: <c>VFIOPCIDevice</c>).
+/// </summary>
+internal sealed partial class VfioPciFunction : PciDevice
+{
+    private readonly VfioDeviceAccess _access;
+    private readonly VfioBar?[] _bars = new VfioBar?[PciBar.Rom + 1];
+    private readonly Bql _bql;
+    private readonly bool _skipVscCheck;
+    private ulong _configRegionBytes;
+    private bool _postWrites, _busMaster;
+
+    /// <summary>Plugs the function and reads the device's configuration space once. Call <see cref="Realize"/> next; dispose it if that fails.</summary>
+    internal VfioPciFunction(VfioPciFunctionOptions options, VfioDeviceAccess access, IDeviceServices services) : base(services.Pci, options.Pci)
+    {
+        (_access, _bql, _skipVscCheck) = (access, services.Bql, options.SkipVscCheck);
+        _emulated = new byte[Config.SizeBytes];
+        Irqs = new VfioIrqs(access, this, services);
+    }
+
+    internal VfioIrqs Irqs { get; }
+
+    /// <inheritdoc/>
+    protected override bool BarsNeedBql => false;
+
+    /// <summary>As QEMU's: the device's own pending bits show, unless a vector fired into an eventfd while it was masked.</summary>
+    protected override bool EmulatesPba => Msix!.AnyPending;
+
+    private IVfioDeviceIo Io => _access.Io;
+
+    /// <summary>Builds configuration space, BARs and capabilities from the device (QEMU: <c>vfio_realize</c>).</summary>
+    /// <exception cref="VfioException">The device is not one that can be shown to a guest.</exception>
+    internal void Realize(bool noMmap)
+    {
+        VfioDeviceInfo info = Io.Info;
+        if (!info.IsPci) throw Unfit("not a PCI device");
+        if (info.RegionCount <= VfioPciRegion.Config) throw Unfit($"expected at least {VfioPciRegion.Config + 1} regions, found {info.RegionCount}");
+        if (info.IrqCount <= VfioPciIrq.Msix) throw Unfit($"expected at least {VfioPciIrq.Msix + 1} interrupt indices, found {info.IrqCount}");
+        byte[] device = ReadDeviceConfig() ?? throw Unfit("its configuration space cannot be read");
+        try
+        {
+            TakeConfig(device);
+            SizeRom();
+            AddBars(device);
+            MsixLayout? msix = AddCapabilities();
+            for (int n = 0; n < PciBar.Rom && !noMmap; n++) _bars[n]?.MapAreas(n, msix);
+        }
+        catch (ArgumentException e)
+        {
+            throw new VfioException($"device '{Id}' ({Io.Name}): {e.Message}", Errno.EINVAL, e);
+        }
+        _postWrites = !_bars.Any(static b => b?.HasMappings == true);
+        // A former user's command bits must not outlive it: nothing decodes or masters the bus until the guest says so.
+        var command = (PciCommand)BinaryPrimitives.ReadUInt16LittleEndian(device.AsSpan(PciRegisters.Command));
+        if ((command & DecodeBits) != 0) base.ConfigWrite(PciRegisters.Command, 2, ForwardCommand(command & ~DecodeBits));
+    }
+
+    /// <inheritdoc/>
+    protected override ulong BarRead(int bar, ulong offset, int size)
+    {
+        ulong value = _bars[bar]?.Read(offset, size, direct: !IsPba(bar, offset, size)) ?? PciHost.AllOnes(size);
+        ServeIntx();
+        return value;
+    }
+
+    /// <inheritdoc/>
+    protected override void BarWrite(int bar, ulong offset, int size, ulong value)
+    {
+        if (bar != PciBar.Rom) _bars[bar]?.Write(offset, size, value, _postWrites);
+        ServeIntx();
+    }
+
+    /// <inheritdoc/>
+    protected override void Dispose(bool disposing)
+    {
+        using (_bql.Acquire()) Irqs?.Dispose();
+        base.Dispose(disposing);
+        foreach (VfioBar? bar in _bars ?? []) bar?.Dispose();
+    }
+
+    private const PciCommand DecodeBits = PciCommand.Io | PciCommand.Memory | PciCommand.Master | PciCommand.IntxDisable;
+
+    private VfioException Unfit(string why) => new($"device '{Id}' ({Io.Name}): {why}", Errno.EINVAL);
+
+    /// <summary>An access to any BAR counts as the guest's answer to the interrupt; which one really is, nobody knows.</summary>
+    private void ServeIntx()
+    {
+        if (!Irqs.IsIntxPending) return;
+        using (_bql.Acquire()) Irqs.IntxEoi();
+    }
+
+    private bool IsPba(int bar, ulong offset, int size) =>
+        Msix?.Layout is { } l && l.PbaBar == bar && offset < l.PbaOffset + (ulong)l.PbaBytes && offset + (ulong)size > l.PbaOffset;
+
+    /// <summary>The whole space, as much as the device has of it; null when it cannot be read.</summary>
+    private byte[]? ReadDeviceConfig()
+    {
+        _configRegionBytes = Io.GetRegionInfo(VfioPciRegion.Config).SizeBytes;
+        var bytes = new byte[Config.SizeBytes];
+        int length = (int)Math.Min((ulong)bytes.Length, _configRegionBytes);
+        return length >= PciRegisters.HeaderBytes && _access.Read(VfioPciRegion.Config, 0, bytes.AsSpan(0, length)) ? bytes : null;
+    }
+
+    /// <summary>The ROM keeps the device's size; its register is emulated and its content read on demand (QEMU: <c>vfio_pci_size_rom</c>).</summary>
+    private void SizeRom()
+    {
+        VfioRegionInfo info = Io.GetRegionInfo(VfioPciRegion.Rom);
+        Span<byte> before = stackalloc byte[4], probe = stackalloc byte[4];
+        BinaryPrimitives.WriteUInt32LittleEndian(probe, PciRegisters.RomAddressMask);
+        if (!_access.Read(VfioPciRegion.Config, PciRegisters.RomAddress, before) || !_access.Write(VfioPciRegion.Config, PciRegisters.RomAddress, probe)
+            || !_access.Read(VfioPciRegion.Config, PciRegisters.RomAddress, probe) || !_access.Write(VfioPciRegion.Config, PciRegisters.RomAddress, before))
+        {
+            if (info.IsPresent) VfioLog.RomNotSized(_access.Logger, Id);
+            return;
+        }
+        uint size = ~(BinaryPrimitives.ReadUInt32LittleEndian(probe) & PciRegisters.RomAddressMask) + 1;
+        if (size == 0 || !info.IsPresent) return;
+        _bars[PciBar.Rom] = new VfioBar(_access, info, PciBarType.Memory32);
+        RegisterBar(PciBar.Rom, PciBarType.Memory32, size);
+    }
+
+    private void AddBars(ReadOnlySpan<byte> device)
+    {
+        for (int n = 0; n < PciBar.Rom; n++)
+        {
+            VfioRegionInfo info = Io.GetRegionInfo(VfioPciRegion.Bar0 + (uint)n);
+            if (!info.IsPresent) continue;
+            int register = device[PciRegisters.BaseAddress0 + 4 * n];
+            PciBarType type = (register & 1) != 0 ? PciBarType.Io : (PciBarType)register & (PciBarType.Memory64 | PciBarType.Prefetchable);
+            if (info.SizeBytes > 1UL << 62) throw new ArgumentException($"BAR {n} has 0x{info.SizeBytes:x} bytes");
+            var bar = new VfioBar(_access, info, type);
+            _bars[n] = bar;
+            RegisterBar(n, type, bar.SizeBytes);
+        }
+    }
+}
