@@ -107,7 +107,7 @@ public sealed partial class PciHost
     internal void RebuildMappings()
     {
         bql.AssertHeld();
-        var all = from device in Devices
+        var all = from device in Functions
                   from number in Enumerable.Range(0, PciBar.Rom + 1)
                   let bar = device.Bar(number)
                   let first = bar?.Address ?? 0

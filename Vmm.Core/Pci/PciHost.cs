@@ -58,7 +58,7 @@ public sealed partial class PciHost(Bql bql, SaveVmRegistry saveVm, IInterruptCo
     };
 
     /// <summary>The functions, by slot and function. BQL: held.</summary>
-    public IEnumerable<PciDevice> Devices => _functions.OfType<PciDevice>();
+    public IEnumerable<PciDevice> Functions => _functions.OfType<PciDevice>();
 
     internal Bql Bql => bql;
 
@@ -96,7 +96,7 @@ public sealed partial class PciHost(Bql bql, SaveVmRegistry saveVm, IInterruptCo
         bql.AssertHeld();
         _functions[device.Address.DevFn] = null;
         RebuildMappings();
-        if (Devices.Any()) return;
+        if (Functions.Any()) return;
         for (int i = _sections.Count - 1; i >= 0; i--) _sections[i].Dispose();
         _sections.Clear();
     }

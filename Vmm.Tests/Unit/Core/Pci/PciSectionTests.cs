@@ -65,7 +65,7 @@ public sealed class PciSectionTests
         {
             using var device = new FakePciDevice(services.Pci);
             string desc = SectionBytes.Describe(PciDevice.PciState, device);
-            Assert.That(Types(desc), Is.EqualTo((string[])["version_id int32 le 4", "config pci config 256", "irq_state pci irq state 16"]));
+            Assert.That(Types(desc), Is.EqualTo((string[])["version_id int32 le 4", "config[0] pci config 256", "irq_state pci irq state 16"]));
             Assert.That(Types(SectionBytes.Describe(PciHost.BusState, services.Pci)), Is.EqualTo((string[])["nirq int32 equal 4", "irq_count int32 4"]));
             Assert.That(Types(SectionBytes.Describe(PciDevice.MsixState, device)), Is.EqualTo((string[])["msix msix state 65"]));
         }

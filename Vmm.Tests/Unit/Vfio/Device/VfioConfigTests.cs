@@ -37,7 +37,7 @@ public sealed class VfioConfigTests
         using var f = new VfioDeviceFixture();
         Assert.That(f.Device.Function.Config.Capabilities(out _).Select(static c => c.Offset), Is.EqualTo((int[])[0x40, 0x50, 0x70, 0x80]));
         int reads = f.Io.RegionReads;
-        Assert.That(f.Read(0x50), Is.EqualTo(0x00847005), "the enable bit starts clear");
+        Assert.That(f.Read(0x50), Is.EqualTo(0x01847005), "the enable bit starts clear");
         Assert.That(f.Read(0x70), Is.EqualTo(0x00038011));
         Assert.That(f.Io.RegionReads, Is.EqualTo(reads), "without the device");
     }
