@@ -1,4 +1,5 @@
 using Vmm.Core.VmStates;
+using Vmm.Core.Wire;
 
 namespace Vmm.Core.Pci;
 
@@ -11,18 +12,7 @@ public abstract partial class PciDevice
     private static readonly VmStateType<uint> s_irqState = new("pci irq state", 4 * Pins, static (f, v) =>
     {
         for (int pin = 0; pin < Pins; pin++) f.WriteUInt32(v >> pin & 1);
-    }, static (l, ref v) =>
-    {
-        uint state = 0;
-        for (int pin = 0; pin < Pins; pin++)
-        {
-            long at = l.File.Position;
-            uint level = l.File.ReadUInt32();
-            if (level > 1) throw l.Bad(at, "a level of 0 or 1", $"{level}");
-            state |= level << pin;
-        }
-        v = state;
-    });
+    }, static (l, ref v) => v = ReadLevels(l));
 
     private static readonly VmStateType<MsixTable> s_msix = new("msix state", 0, static (f, v) =>
     {
@@ -65,17 +55,46 @@ public abstract partial class PciDevice
         Fields = [VmState.Single<PciDevice, MsixTable>("msix", s_msix, static d => ref d._msix!)],
     };
 
-    private static VmStateType<PciConfigSpace> ConfigType(int sizeBytes) => new("pci config", sizeBytes, static (f, v) => f.Write(v.Bytes), static (l, ref v) =>
+    /// <summary>Reads what a section with <see cref="PciState"/>, and <see cref="MsixState"/> if there is MSI-X, holds; checks it and changes nothing.</summary>
+    /// <param name="f">The stream.</param>
+    /// <param name="name">The section's description, for errors.</param>
+    public void CheckState(QemuFileReader f, string name)
+    {
+        ArgumentNullException.ThrowIfNull(f);
+        var loader = new VmStateLoader(f);
+        loader.Path.EnterField(name);
+        long at = f.Position;
+        int version = f.ReadInt32();
+        if (version is < 0 or > 2) throw loader.Bad(at, "0 to 2", $"{version}");
+        ReadConfig(loader, _config);
+        ReadLevels(loader);
+        if (_msix is not null) f.Skip(_msix.TableBytes.Length + _msix.PbaBytes.Length);
+    }
+
+    private static VmStateType<PciConfigSpace> ConfigType(int sizeBytes) =>
+        new("pci config", sizeBytes, static (f, v) => f.Write(v.Bytes), static (l, ref v) => ReadConfig(l, v).CopyTo(v.Bytes));
+
+    private static byte[] ReadConfig(VmStateLoader l, PciConfigSpace local)
     {
         long at = l.File.Position;
-        byte[] incoming = new byte[v.SizeBytes];
+        byte[] incoming = new byte[local.SizeBytes];
         l.File.Read(incoming);
-        int bad = v.FindMismatch(incoming);
-        if (bad >= 0)
+        int bad = local.FindMismatch(incoming);
+        if (bad < 0) return incoming;
+        byte mask = local.CheckedBits(bad);
+        throw l.Incompatible(at + bad, $"config space offset 0x{bad:x2} differs in bits 0x{mask:x2}", $"0x{local.Bytes[bad] & mask:x2}", $"0x{incoming[bad] & mask:x2}");
+    }
+
+    private static uint ReadLevels(VmStateLoader l)
+    {
+        uint state = 0;
+        for (int pin = 0; pin < Pins; pin++)
         {
-            byte mask = v.CheckedBits(bad);
-            throw l.Incompatible(at + bad, $"config space offset 0x{bad:x2} differs in bits 0x{mask:x2}", $"0x{v.Bytes[bad] & mask:x2}", $"0x{incoming[bad] & mask:x2}");
+            long at = l.File.Position;
+            uint level = l.File.ReadUInt32();
+            if (level > 1) throw l.Bad(at, "a level of 0 or 1", $"{level}");
+            state |= level << pin;
         }
-        incoming.CopyTo(v.Bytes);
-    });
+        return state;
+    }
 }

@@ -79,7 +79,7 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
     public void SaveConfig(QemuFileWriter f) => _function!.SaveConfig(f);
 
     /// <inheritdoc/>
-    public void LoadConfig(QemuFileReader f) => _function!.LoadConfig(f);
+    public void LoadConfig(QemuFileReader f, bool apply) => _function!.LoadConfig(f, apply);
 
     /// <inheritdoc/>
     public void ReapplyAfterReset() => _function!.ReapplyAfterReset();

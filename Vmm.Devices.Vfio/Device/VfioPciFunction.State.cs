@@ -34,8 +34,13 @@ internal sealed partial class VfioPciFunction : IVfioConfigState
     public void SaveConfig(QemuFileWriter f) => s_state.Bind(this).Save(f, null);
 
     /// <inheritdoc/>
-    public void LoadConfig(QemuFileReader f)
+    public void LoadConfig(QemuFileReader f, bool apply)
     {
+        if (!apply)
+        {
+            CheckState(f, s_state.Name);
+            return;
+        }
         Irqs.DisableAll();
         s_state.Bind(this).Load(f, s_state.VersionId);
         ForwardCommand(Config.Command);

@@ -143,6 +143,21 @@ public sealed class VfioConfigStateTests
     }
 
     [Test]
+    public void ACheckReadsTheRecordAndChangesNothing()
+    {
+        using var source = new VfioDeviceFixture();
+        source.Mapped();
+        source.Write(0x72, 2, 0x8000);
+        using var target = new VfioDeviceFixture();
+        byte[] before = target.Save(), record = source.Save();
+        target.Load(record, apply: false);
+        Assert.That(target.Save(), Is.EqualTo(before));
+        Assert.That((target.Io.WriteLog.Count, target.Io.IrqLog.Count), Is.EqualTo((0, 0)));
+        record[4] ^= 1;
+        Assert.That(Assert.Throws<IncompatibleStateException>(() => target.Load(record, apply: false))!.Message, Does.Contain("VFIOPCIDevice").And.Contain("offset 0x00"));
+    }
+
+    [Test]
     public void VendorSpecificBodiesAreCheckedOnlyOnDemand([Values] bool check)
     {
         using var source = new VfioDeviceFixture(VfioDeviceFixture.Typical().Set(0x83, 1, 0x77));
@@ -160,7 +175,7 @@ public sealed class VfioConfigStateTests
         for (int n = 0; n < record.Length; n += n is > 8 and < 270 ? 31 : 1)
         {
             var f = new Vmm.Core.Wire.QemuFileReader(new MemoryChannel(record[..n]));
-            Assert.Throws<StreamTruncatedException>(() => target.Locked(d => d.LoadConfig(f)), $"{n} bytes");
+            Assert.Throws<StreamTruncatedException>(() => target.Locked(d => d.LoadConfig(f, apply: n % 2 == 0)), $"{n} bytes");
         }
         target.Load(record);
     }

@@ -87,10 +87,10 @@ internal sealed class VfioDeviceFixture : IDisposable
         return channel.Written;
     }
 
-    internal void Load(byte[] record)
+    internal void Load(byte[] record, bool apply = true)
     {
         var f = new Vmm.Core.Wire.QemuFileReader(new MemoryChannel([.. record, 0xff])) { Section = "0000:00:01.0/vfio" };
-        using (Services.Bql.Acquire()) Device.LoadConfig(f);
+        using (Services.Bql.Acquire()) Device.LoadConfig(f, apply);
         Assert.That(f.Position, Is.EqualTo(record.Length), "bytes consumed");
     }
 
