@@ -12,24 +12,21 @@ internal sealed class PciDeviceContract(bool isExpress) : SaveVmContract<FakePci
 {
     protected override (FakePciDevice Device, IVmStateSection Section) Create()
     {
-        var services = new TestServices();
-        using (services.Bql.Acquire())
-        {
-            var device = new FakePciDevice(services.Pci, express: isExpress);
-            return (device, PciDevice.PciState.Bind(device));
-        }
+        TestServices services = Held();
+        var device = new FakePciDevice(services.Pci, express: isExpress);
+        return (device, PciDevice.PciState.Bind(device));
     }
 
     protected override IEnumerable<(string, Action<FakePciDevice>)> States() =>
     [
         ("bars", static d => { Write(d, 0x10, 0xfe000000); Write(d, 0x14, 0xc000); Write(d, 0x1c, 1); Write(d, 4, 7); }),
-        ("line", static d => { using (d.Host.Bql.Acquire()) d.SetIntx(true); Write(d, 0x3c, 11); }),
+        ("line", static d => { d.SetIntx(true); Write(d, 0x3c, 11); }),
         ("msi", static d => { Write(d, 0x44, 0xfee00000); Write(d, 0x40, 0x210000); Write(d, 0x0c, 0x10); }),
     ];
 
     protected override void Reset(FakePciDevice device)
     {
-        using (device.Host.Bql.Acquire()) device.Reset();
+        device.Reset();
     }
 
     protected override (byte[], byte[]) OldestVersion()
@@ -37,6 +34,14 @@ internal sealed class PciDeviceContract(bool isExpress) : SaveVmContract<FakePci
         byte[] now = SectionBytes.Save(Create().Section), old = now[..^16];
         old[3] = 1;
         return (old, [0, 0, 0, 1, .. now[4..]]);
+    }
+
+    /// <summary>Sections save and load with the BQL held: the test's thread takes each machine's and keeps it.</summary>
+    internal static TestServices Held()
+    {
+        var services = new TestServices();
+        services.Bql.Acquire();
+        return services;
     }
 
     private static void Write(FakePciDevice device, int offset, uint value) => device.Host.ConfigWrite(device.Address.DevFn, offset, 4, value);
@@ -63,12 +68,8 @@ internal sealed class PciBusContract : SaveVmContract<PciHost>
 {
     protected override (PciHost Device, IVmStateSection Section) Create()
     {
-        var services = new TestServices();
-        using (services.Bql.Acquire())
-        {
-            var device = new FakePciDevice(services.Pci);
-            Assert.That(device.Path, Is.EqualTo("0000:00:01.0"));
-        }
+        TestServices services = PciDeviceContract.Held();
+        Assert.That(new FakePciDevice(services.Pci).Path, Is.EqualTo("0000:00:01.0"));
         return (services.Pci, PciHost.BusState.Bind(services.Pci));
     }
 
@@ -80,6 +81,6 @@ internal sealed class PciBusContract : SaveVmContract<PciHost>
 
     private static void Set(PciHost host, bool level)
     {
-        using (host.Bql.Acquire()) host.Find(new PciAddress(1, 0))!.SetIntx(level);
+        host.Find(new PciAddress(1, 0))!.SetIntx(level);
     }
 }
