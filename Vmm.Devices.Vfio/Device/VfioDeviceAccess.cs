@@ -87,6 +87,19 @@ internal sealed class VfioDeviceAccess : IDisposable
         return errno;
     }
 
+    internal void SetBusMaster(bool enabled)
+    {
+        if (_lost) return;
+        try
+        {
+            Io.SetBusMaster(enabled);
+        }
+        catch (VmmException e)
+        {
+            if (!_lost) VfioLog.BusMasterFailed(Logger, Id, enabled, e.Message);
+        }
+    }
+
     /// <summary>Resets the device.</summary>
     /// <returns>False when it was refused.</returns>
     internal bool Reset()

@@ -86,8 +86,9 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         if (msi == wasMsi && msix == wasMsix) return;
         if (msi && !wasMsi) Try(EnableMsi);
         else if (msix && !wasMsix) Try(EnableMsix);
-        else if ((wasMsi && Mode == VfioIrqMode.Msi) || (wasMsix && Mode == VfioIrqMode.Msix))
+        else if ((wasMsi && !msi && Mode != VfioIrqMode.Msix) || (wasMsix && !msix && Mode != VfioIrqMode.Msi))
         {
+            // Also when the messages had been refused: the driver falls back to the pin.
             DisableAll();
             Try(() => EnableIntx());
         }

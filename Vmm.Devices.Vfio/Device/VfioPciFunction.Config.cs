@@ -56,7 +56,7 @@ internal sealed partial class VfioPciFunction
     {
         if (IsBusMaster == _busMaster) return;
         _busMaster = IsBusMaster;
-        Io.SetBusMaster(_busMaster);
+        _access.SetBusMaster(_busMaster);
     }
 
     private uint? ReadDevice(int offset, int size)

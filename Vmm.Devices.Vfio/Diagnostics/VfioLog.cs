@@ -46,4 +46,7 @@ internal static partial class VfioLog
 
     [LoggerMessage(2012, LogLevel.Error, "device '{device}': could not stop the VM: {reason}")]
     internal static partial void StopFailed(ILogger logger, string device, string reason);
+
+    [LoggerMessage(2013, LogLevel.Warning, "device '{device}': bus mastering could not be set to {enabled}: {reason}")]
+    internal static partial void BusMasterFailed(ILogger logger, string device, bool enabled, string reason);
 }

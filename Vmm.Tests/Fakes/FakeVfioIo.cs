@@ -128,8 +128,6 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
     /// <summary>Areas that were mapped.</summary>
     internal List<(uint Region, VfioRegionArea Area)> Mapped { get; } = [];
 
-    internal bool IsBound(uint index, uint vector) => _bound.GetValueOrDefault((index, vector)) is not null;
-
     /// <summary>Fires an interrupt, as a device would.</summary>
     internal void Fire(uint index, uint vector = 0) =>
         Posix.SignalEventFd(_bound.GetValueOrDefault((index, vector)) ?? throw new InvalidOperationException($"interrupt {index}.{vector} is not bound"));

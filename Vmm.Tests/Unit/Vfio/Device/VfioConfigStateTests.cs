@@ -251,7 +251,7 @@ public sealed class VfioConfigStateTests
         Use();
         int before = LeakCheck.Descriptors().Count;
         for (int i = 0; i < 5; i++) Use();
-        Assert.That(LeakCheck.Descriptors(), Has.Count.EqualTo(before));
+        Assert.That(LeakCheck.Descriptors(), Has.Count.AtMost(before));
 
         static void Use()
         {
