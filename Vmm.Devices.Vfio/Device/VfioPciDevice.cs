@@ -7,6 +7,7 @@ using Vmm.Core.RunStates;
 using Vmm.Core.Wire;
 using Vmm.Devices.Vfio.Diagnostics;
 using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Migration;
 
 namespace Vmm.Devices.Vfio.Device;
 
@@ -20,10 +21,11 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
     private readonly VfioPciFunction? _function;
     private readonly IDeviceServices _services;
     private VfioIrqEvent? _error, _request;
+    private readonly VfioMigration? _migration;
     private bool _disposed;
 
     /// <summary>Makes the device and plugs it. BQL: held.</summary>
-    /// <param name="options">Options <c>id</c>, <c>addr</c>, <c>multifunction</c>, <c>x-no-mmap</c> and <c>skip-vsc-check</c>.</param>
+    /// <param name="options">Options <c>id</c>, <c>addr</c>, <c>multifunction</c>, <c>x-no-mmap</c>, <c>skip-vsc-check</c> and those of the migration.</param>
     /// <param name="io">The open device; owned from here on, and disposed also when this throws.</param>
     /// <param name="services">The VM's services.</param>
     /// <exception cref="ConfigurationException">An option is refused.</exception>
@@ -42,8 +44,7 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
             _function.Realize(o.NoMmap);
             if (!_function.Irqs.EnableIntx()) throw new VfioException($"device '{Id}' ({io.Name}): INTx cannot be set up", Errno.EINVAL);
 
-            // Migration attaches here: function, io and interrupts are ready, nothing has been announced to the device's notifiers yet.
-
+            _migration = VfioMigration.Realize(Id, Path, io, this, VfioMigrationOptions.Read(options), services);
             _error = Notifier(VfioPciIrq.Err, OnError);
             _request = Notifier(VfioPciIrq.Req, OnRequest);
         }
@@ -70,7 +71,18 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
     public bool IsLost => _access.IsLost;
 
     /// <inheritdoc/>
-    public void Reset() => Function.Reset();
+    public void Reset()
+    {
+        // Whoever only looks a stream over puts back what it touched; this device it did not touch (SaveVmRegistry.IsValidating).
+        if (_services.SaveVm.IsValidating) return;
+        Function.Reset();
+        _migration?.OnDeviceReset();
+    }
+
+    /// <summary>Why the device cannot migrate, or null.</summary>
+    public string? MigrationBlockedReason => _migration?.BlockedReason;
+
+    internal VfioMigration? Migration => _migration;
 
     /// <inheritdoc/>
     public void ReadShadow() => _function!.ReadShadow();
@@ -94,6 +106,7 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
         {
             if (_disposed) return;
             _disposed = true;
+            _migration?.Dispose();
             Drop(VfioPciIrq.Req, ref _request);
             Drop(VfioPciIrq.Err, ref _error);
             _function?.Dispose();
