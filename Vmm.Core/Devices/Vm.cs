@@ -1,6 +1,7 @@
 using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
+using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 
@@ -101,6 +102,9 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
 
     /// <summary>Virtual clock.</summary>
     public VmClock Clock => clock;
+
+    /// <summary>The PCI bus, as its CPUs reach it.</summary>
+    public PciHost Pci => deviceServices.Pci;
 
     /// <summary>Events of its devices.</summary>
     public DeviceEvents Events => deviceServices.Events;

@@ -83,6 +83,8 @@ internal sealed class HumanMonitor
     {
         List<string> words = Split(text);
         if (words.Count == 0) return string.Empty;
+        if (HumanPorts.IsOne(words[0]))
+            using (_vm.Bql.Acquire()) return HumanPorts.Run(_vm.Pci, words);
         string name = words[0] == "info" && words.Count > 1 ? $"info {words[1]}" : words[0];
         if (!_lines.TryGetValue(name, out Line? line)) return $"unknown command: '{name}'";
         words.RemoveRange(0, name.Contains(' ', StringComparison.Ordinal) ? 2 : 1);

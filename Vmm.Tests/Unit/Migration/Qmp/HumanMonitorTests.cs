@@ -32,6 +32,15 @@ public sealed class HumanMonitorTests
     [TestCase("migrate_set_parameter bogus 1", "Error: invalid parameter value: bogus\r\n")]
     [TestCase("migrate_set_parameter max-bandwidth x", "Error: Invalid size x\r\n")]
     [TestCase("migrate_set_parameter downtime-limit 9999999", "Error: Option downtime-limit expects an integer in the range of 0 to (2000 * 1000) ms\r\n")]
+    [TestCase("i/b 0x60", "portb[0x0060] = 0xff\r\n")]
+    [TestCase("i /h 0x60", "portw[0x0060] = 0xffff\r\n")]
+    [TestCase("i 96", "portl[0x0060] = 0xffffffff\r\n")]
+    [TestCase("i/b 0x70.3", "portb[0x0071] = 0xff\r\n")]
+    [TestCase("i/b 0x70 3", "i: extraneous characters at the end of line\r\nTry \"help i\" for more information\r\n")]
+    [TestCase("i", "unexpected end of expression\r\nTry \"help i\" for more information\r\n")]
+    [TestCase("i/q 3", "invalid char in format: 'q'\r\nTry \"help i\" for more information\r\n")]
+    [TestCase("i zz", "invalid char 'z' in expression\r\nTry \"help i\" for more information\r\n")]
+    [TestCase("o/w 0xcf8 0x80000000", "")]
     [TestCase("migrate_continue pre-switchover", "Error: Migration not in expected state: none\r\n")]
     public void Lines_answer_as_QEMU_does(string line, string expected)
     {
