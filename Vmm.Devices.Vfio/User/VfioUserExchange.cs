@@ -1,0 +1,125 @@
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+
+namespace Vmm.Devices.Vfio.User;
+
+/// <summary>
+/// One request of a <see cref="VfioUserClient"/> and its reply, with buffers that are used again: nothing is allocated for a message once its
+/// size has been seen. Owned by one thread at a time: <see cref="Body"/>, then <see cref="Send"/>, then <see cref="Wait"/>; dispose returns it.
+/// </summary>
+internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
+{
+    private readonly object _wake = new();
+    private bool _isDone;
+    private byte[] _message = new byte[256];
+    private byte[] _reply = new byte[256];
+    private int _messageBytes = VfioUserHeader.Length, _replyBytes;
+    private bool _pooled;
+
+    /// <summary>Set by the client while the request is on its way.</summary>
+    internal ushort Id { get; set; }
+
+    internal VfioUserCommand Command { get; private set; }
+
+    /// <summary>Longest reply body that is taken; anything longer breaks the protocol.</summary>
+    internal int MaxReplyBytes { get; private set; }
+
+    /// <summary>The server's answer; ENODEV when the connection is gone.</summary>
+    internal Errno Result { get; private set; }
+
+    /// <summary>Body of the reply; empty after an error.</summary>
+    internal ReadOnlySpan<byte> Reply => _reply.AsSpan(0, _replyBytes);
+
+    /// <summary>Descriptors of the reply; those left here are closed by <see cref="Dispose"/>.</summary>
+    internal List<OwnedFd> ReplyFds { get; } = [];
+
+    /// <summary>How many descriptors the reply may carry; the rest are closed on arrival.</summary>
+    internal int WantedFds { get; set; }
+
+    /// <summary>Room for the request's body behind the header.</summary>
+    /// <param name="bytes">Length of the body.</param>
+    /// <returns>The room; its old content is undefined.</returns>
+    internal Span<byte> Body(int bytes)
+    {
+        _messageBytes = VfioUserHeader.Length + bytes;
+        if (_message.Length < _messageBytes) _message = new byte[_messageBytes];
+        return _message.AsSpan(VfioUserHeader.Length, bytes);
+    }
+
+    /// <summary>Sends the request.</summary>
+    /// <param name="command">Command.</param>
+    /// <param name="maxReplyBytes">Longest body of a good reply; raised to the limit of control messages.</param>
+    /// <param name="fds">Descriptors to pass; at most what the server takes.</param>
+    /// <param name="noReply">Posted: nothing comes back, <see cref="Wait"/> must not be called.</param>
+    /// <returns>None, or ENODEV.</returns>
+    internal Errno Send(VfioUserCommand command, int maxReplyBytes = 0, ReadOnlySpan<OwnedFd?> fds = default, bool noReply = false)
+    {
+        Command = command;
+        MaxReplyBytes = Math.Max(maxReplyBytes, VfioUserLimits.ControlBytes);
+        _replyBytes = 0;
+        Result = Errno.None;
+        _isDone = false;
+        return client.Send(this, _message.AsSpan(0, _messageBytes), fds, noReply);
+    }
+
+    /// <summary>Waits for the reply.</summary>
+    /// <param name="timeoutMs">Afterwards the connection is closed: a late reply could not be told from the next.</param>
+    /// <returns>The server's answer; ENODEV when the connection is gone.</returns>
+    internal Errno Wait(int timeoutMs)
+    {
+        long end = Environment.TickCount64 + timeoutMs;
+        lock (_wake)
+        {
+            while (!_isDone)
+            {
+                long left = end - Environment.TickCount64;
+                if (left <= 0 || !Monitor.Wait(_wake, (int)left)) break;
+            }
+            if (_isDone) return Result;
+        }
+        client.TimedOut(this, timeoutMs);
+        return Errno.ENODEV; // Whatever the receiver makes of it now.
+    }
+
+    /// <summary>Sends and waits.</summary>
+    internal Errno Run(VfioUserCommand command, int maxReplyBytes = 0, ReadOnlySpan<OwnedFd?> fds = default, int? timeoutMs = null)
+    {
+        Errno errno = Send(command, maxReplyBytes, fds);
+        return errno == Errno.None ? Wait(timeoutMs ?? client.TimeoutMs) : errno;
+    }
+
+    /// <summary>Room for the reply's body. Receiver thread.</summary>
+    internal Span<byte> ReplyBuffer(int bytes)
+    {
+        if (_reply.Length < bytes) _reply = new byte[bytes];
+        return _reply.AsSpan(0, bytes);
+    }
+
+    /// <summary>The end of the request. Receiver thread, or whoever found the connection broken.</summary>
+    internal void Complete(Errno result, int replyBytes)
+    {
+        lock (_wake)
+        {
+            Result = result;
+            _replyBytes = replyBytes;
+            _isDone = true;
+            Monitor.Pulse(_wake);
+        }
+    }
+
+    internal void Rented()
+    {
+        _pooled = false;
+        WantedFds = 0;
+        _messageBytes = VfioUserHeader.Length;
+    }
+
+    /// <summary>Gives it back. After a broken connection it is dropped instead: the receiver may still write into it.</summary>
+    public void Dispose()
+    {
+        if (_pooled) return;
+        _pooled = true;
+        VfioUserSocket.Close(ReplyFds);
+        client.Return(this);
+    }
+}
