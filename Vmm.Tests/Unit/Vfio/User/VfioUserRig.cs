@@ -1,0 +1,40 @@
+using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Tests.Support;
+
+namespace Vmm.Tests.Unit.Vfio.User;
+
+/// <summary>A scripted server, guest RAM, and the client between them.</summary>
+internal sealed class VfioUserRig : IDisposable
+{
+    internal VfioUserRig(ScriptedVfioUserServer? server = null, Func<VfioUserOptions, VfioUserOptions>? options = null, ulong ramBytes = 1 << 20, bool shared = true)
+    {
+        Server = (server ?? new ScriptedVfioUserServer()).Start();
+        try
+        {
+            Memory.AddBlock(new RamBlockOptions { Name = "ram", SizeBytes = ramBytes, IsShared = shared });
+            var plain = new VfioUserOptions { SocketPath = "test", TimeoutMs = 5000 };
+            Io = VfioUserDeviceIo.Open(options is null ? plain : options(plain), Memory, Server.ClientSocket);
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    internal ScriptedVfioUserServer Server { get; }
+
+    internal GuestMemory Memory { get; } = new();
+
+    internal RamBlock Ram => Memory.Blocks[0];
+
+    internal VfioUserDeviceIo Io { get; } = null!;
+
+    public void Dispose()
+    {
+        Io?.Dispose();
+        Server.Dispose();
+        Memory.Dispose();
+    }
+}
