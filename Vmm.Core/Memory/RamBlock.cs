@@ -223,7 +223,7 @@ public sealed unsafe class RamBlock : IDisposable
         fresh = true;
         if (options.FilePath is null)
         {
-            OwnedFd memfd = LibC.memfd_create($"vmm-ram-{options.Name}", 1 /* MFD_CLOEXEC */);
+            OwnedFd memfd = LibC.memfd_create($"vmm-ram-{options.Name}", 3 /* MFD_CLOEXEC | MFD_ALLOW_SEALING */);
             if (memfd.IsInvalid) throw Posix.Error($"RAM block '{options.Name}': memfd_create", Posix.LastError);
             return Sized(memfd, options, null);
         }
@@ -240,6 +240,8 @@ public sealed unsafe class RamBlock : IDisposable
     private static OwnedFd Sized(OwnedFd fd, RamBlockOptions options, string? path)
     {
         Errno errno = Posix.Truncate(fd, (long)options.SizeBytes);
+        // Whoever is given the descriptor (a vfio-user server) could shrink the file, and our next touch would end this process.
+        if (errno == Errno.None && path is null) errno = Posix.SealSize(fd);
         if (errno == Errno.None) return fd;
         fd.Dispose();
         throw Posix.Error($"RAM block '{options.Name}': cannot size {path ?? "memfd"} to {options.SizeBytes} bytes", errno);

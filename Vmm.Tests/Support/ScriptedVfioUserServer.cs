@@ -150,6 +150,16 @@ internal sealed class ScriptedVfioUserServer : IDisposable
         return message;
     }
 
+    /// <summary>Takes the next message without keeping it.</summary>
+    internal VfioUserHeader ReceiveInto(byte[] body)
+    {
+        Span<byte> head = stackalloc byte[16];
+        ReadAll(_socket, head, []);
+        VfioUserHeader header = VfioUserHeader.Read(head);
+        ReadAll(_socket, body.AsSpan(0, (int)header.SizeBytes - 16), []);
+        return header;
+    }
+
     /// <summary>Takes the next message, which must be of one kind.</summary>
     internal VfioUserMessage Expect(VfioUserCommand command)
     {
@@ -188,9 +198,10 @@ internal sealed class ScriptedVfioUserServer : IDisposable
     /// <summary>Sends any bytes.</summary>
     internal void Raw(byte[] bytes, params OwnedFd[] fds) => Raw(_socket, bytes, fds);
 
-    internal void Raw(OwnedFd socket, byte[] bytes, params OwnedFd[] fds)
+    internal void Raw(ReadOnlySpan<byte> bytes) => Raw(_socket, bytes);
+
+    internal void Raw(OwnedFd socket, ReadOnlySpan<byte> left, params OwnedFd[] fds)
     {
-        ReadOnlySpan<byte> left = bytes;
         SafeHandle[]? handles = fds;
         while (left.Length > 0)
         {

@@ -49,6 +49,14 @@ public class VfioUserDeviceIoTests
     }
 
     [Test]
+    public void AServerCannotShrinkTheRamItWasGiven()
+    {
+        using var rig = new VfioUserRig();
+        OwnedFd given = rig.Server.Received.Single(static m => m.Command == VfioUserCommand.DmaMap).Fds.Single();
+        Assert.That(Posix.Truncate(given, 0), Is.EqualTo(Errno.EPERM));
+    }
+
+    [Test]
     public void ARefusedMapKeepsRamFromAppearing()
     {
         var server = new ScriptedVfioUserServer();

@@ -1,0 +1,222 @@
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.Containers;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.User;
+using Vmm.Tests.Support;
+
+namespace Vmm.Tests.GoldenTests;
+
+/// <summary>
+/// Conversations of foreign clients with foreign servers, both protocol generations: our client is made to do the same, is answered with the
+/// recorded bytes, must send the recorded requests and must understand the answers.
+/// </summary>
+[TestFixture]
+[FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
+public sealed class VfioUserClientReplayTests : IDisposable
+{
+    private readonly GuestMemory _backing = new();
+    private readonly List<OwnedFd> _eventFds = [];
+    private readonly List<GuestMemorySection> _sections = [];
+    private VfioUserDeviceIo _io = null!;
+    private IVfioMigrationData? _session;
+
+    /// <summary>Requests replayed, and those left out because no client of ours makes them: unmap with bitmap or of everything, a report in a foreign page size.</summary>
+    [TestCase("qemu-gpio-boot", 277, 0)]
+    [TestCase("qemu-gpio-migrate-src", 1138, 0)]
+    [TestCase("qemu-gpio-migrate-dst", 722, 0)]
+    [TestCase("qemu-msix-intx-dma", 67, 0)]
+    [TestCase("qemu-sparse-mmap", 34, 0)]
+    [TestCase("qemu-write-multi", 1624, 0)]
+    [TestCase("sample-v2-src", 79, 0)]
+    [TestCase("sample-v2-dst", 26, 1)]
+    [TestCase("sample-v1-src", 65, 0)]
+    [TestCase("sample-v1-dst", 18, 1)]
+    [TestCase("probe-gpio-features", 16, 2)]
+    [TestCase("probe-gpio-resume", 4, 0)]
+    public void TheClientSendsWhatWasRecordedAndUnderstandsTheAnswers(string name, int requests, int leftOut)
+    {
+        _backing.AddBlock(new RamBlockOptions { Name = "shared", SizeBytes = 256 << 20 });
+        RamBlock messages = _backing.AddBlock(new RamBlockOptions { Name = "messages", SizeBytes = 256 << 20, IsShared = false });
+        using var memory = new GuestMemory();
+        using var replay = new VfioUserReplay(name, _backing);
+        int played = 0, skipped = 0;
+        using (_io = VfioUserDeviceIo.Open(new VfioUserOptions { SocketPath = name }, memory, replay.Server.ClientSocket))
+        {
+            foreach (VfioUserReplay.Step step in replay.Steps)
+            {
+                Action? act = Action(step, messages);
+                if (act is null)
+                {
+                    if (!IsAttach(step.Request.Command)) skipped++;
+                    continue;
+                }
+                replay.Play(step, act);
+                played++;
+            }
+            Assert.That(_io.LostReason, Is.Null);
+            if (name is "sample-v1-src" or "sample-v2-src")
+                Assert.That(_io.GetRegionInfo(1).Areas, Is.EqualTo((VfioRegionArea[])[new(0, 0x1000), new(0x2000, 0x1000)]));
+            if (name == "sample-v1-src")
+                Assert.That((_io.GetRegionInfo(9).Type, _io.GetRegionInfo(9).Subtype, _io.GetRegionInfo(9).Areas[0].OffsetBytes), Is.EqualTo((VfioPciRegion.MigrationType, VfioPciRegion.MigrationSubtype, 0x1000)));
+        }
+        TestContext.Out.WriteLine($"{name}: {played} requests replayed, {skipped} left out");
+        Assert.That((played, skipped), Is.EqualTo((requests, leftOut)));
+    }
+
+    public void Dispose()
+    {
+        foreach (OwnedFd fd in _eventFds) fd.Dispose();
+        _backing.Dispose();
+    }
+
+    private static bool IsAttach(VfioUserCommand command) =>
+        command is VfioUserCommand.Version or VfioUserCommand.DeviceGetInfo or VfioUserCommand.DeviceGetRegionInfo or VfioUserCommand.DeviceGetIrqInfo;
+
+    /// <summary>What our client has to do to send the recorded request, with the check of how it takes the answer; null when it never asks that.</summary>
+    private Action? Action(VfioUserReplay.Step step, RamBlock messages)
+    {
+        byte[] body = step.Request.Body;
+        Errno expected = step.Reply?.Header.Errno ?? Errno.None;
+        byte[] answer = step.Reply?.Body ?? [];
+        switch (step.Request.Command)
+        {
+            case VfioUserCommand.RegionRead:
+                return () => ReadRegion(body, answer, expected);
+            case VfioUserCommand.RegionWrite:
+                return () => WriteRegion(body, step.Request.Header.WantsNoReply, expected);
+            case VfioUserCommand.RegionWriteMulti:
+                return () => WriteMany(body);
+            case VfioUserCommand.DeviceSetIrqs:
+                return () => SetIrqs(body, step.Request.Fds, expected);
+            case VfioUserCommand.DeviceReset:
+                return () => Assert.That(_io.Reset(), Is.EqualTo(expected));
+            case VfioUserCommand.DmaMap:
+                return () => Map(body, step.Request.Fds > 0 ? _backing.Blocks[0] : messages);
+            case VfioUserCommand.DmaUnmap when LittleEndian.U32(body, 4) == 0:
+                return () => Unmap(body);
+            case VfioUserCommand.DirtyPages:
+                return () => DirtyPages(body, answer, expected);
+            case VfioUserCommand.DeviceFeature:
+                return Feature(body, answer, expected);
+            case VfioUserCommand.MigDataRead:
+                return () =>
+                {
+                    byte[] buffer = new byte[LittleEndian.U32(body, 4)];
+                    int n = _session!.Read(buffer, out Errno errno);
+                    Assert.That((n, errno), Is.EqualTo(((int)LittleEndian.U32(answer, 4), expected)));
+                    Assert.That(buffer[..n], Is.EqualTo(answer[8..(8 + n)]));
+                };
+            case VfioUserCommand.MigDataWrite:
+                return () => Assert.That((_session!.Write(body.AsSpan(8), out Errno errno), errno), Is.EqualTo((expected == Errno.None ? body.Length - 8 : -1, expected)));
+            default:
+                return null;
+        }
+    }
+
+    private void ReadRegion(byte[] body, byte[] answer, Errno expected)
+    {
+        VfioUserRegionAccess.TryRead(body, out VfioUserRegionAccess access);
+        byte[] data = new byte[access.Count];
+        Assert.That(_io.RegionRead(access.Region, access.Offset, data), Is.EqualTo(expected));
+        if (expected == Errno.None) Assert.That(data, Is.EqualTo(answer[16..]));
+    }
+
+    private void WriteRegion(byte[] body, bool posted, Errno expected)
+    {
+        VfioUserRegionAccess.TryRead(body, out VfioUserRegionAccess access);
+        // As the device does: what the guest writes to the command register decides about DMA.
+        if (access is { Region: VfioPciRegion.Config, Offset: 4 }) _io.SetBusMaster((body[16] & 4) != 0);
+        // The sample client never touches the command register.
+        if (_io.Name.StartsWith("sample", StringComparison.Ordinal)) _io.SetBusMaster(true);
+        Assert.That(_io.RegionWrite(access.Region, access.Offset, body.AsSpan(16), posted), Is.EqualTo(expected));
+    }
+
+    private void WriteMany(byte[] body)
+    {
+        for (int i = 0; i < (int)VfioUserWriteMulti.ReadCount(body); i++)
+        {
+            VfioUserRegionAccess access = VfioUserWriteMulti.ReadEntry(body.AsSpan(8 + (24 * i), 24), out ReadOnlySpan<byte> data);
+            Assert.That(_io.RegionWrite(access.Region, access.Offset, data, posted: true), Is.EqualTo(Errno.None));
+        }
+    }
+
+    private void SetIrqs(byte[] body, int fds, Errno expected)
+    {
+        if (_io.Name.StartsWith("sample", StringComparison.Ordinal)) _io.SetBusMaster(true);
+        VfioUserIrqSet.TryRead(body, out VfioUserIrqSet set);
+        OwnedFd?[] vectors = set.Flags.HasFlag(VfioIrqSetFlags.DataEventFd) ? new OwnedFd?[set.Count] : [];
+        for (int i = 0; i < fds; i++) _eventFds.Add(vectors[i] = Posix.EventFd());
+        Assert.That(_io.SetIrqs(new VfioIrqSet(set.Flags, set.Index, set.Start, set.Count), body.AsSpan(20), vectors), Is.EqualTo(expected));
+    }
+
+    private void Map(byte[] body, RamBlock block)
+    {
+        VfioUserDmaMap.TryRead(body, out VfioUserDmaMap map);
+        var section = new GuestMemorySection(new GuestRange(new GuestAddress(map.Address), map.Size), block, map.Address % block.SizeBytes, (map.Flags & VfioUserDmaMap.FlagWrite) == 0);
+        _sections.Add(section);
+        _io.Container.SectionAdded(section);
+    }
+
+    private void Unmap(byte[] body)
+    {
+        VfioUserDmaUnmap.TryRead(body, out VfioUserDmaUnmap unmap);
+        GuestMemorySection section = _sections.Single(s => s.Range == new GuestRange(new GuestAddress(unmap.Address), unmap.Size));
+        _sections.Remove(section);
+        _io.Container.SectionRemoved(section);
+    }
+
+    private void DirtyPages(byte[] body, byte[] answer, Errno expected)
+    {
+        if (body.Length == 8)
+        {
+            Assert.That(LittleEndian.U32(body, 4) == VfioUserDirtyPages.Start ? _io.Container.StartDirtyLog() : _io.Container.StopDirtyLog(), Is.EqualTo(expected));
+            return;
+        }
+        VfioUserDirtyRange.TryRead(body.AsSpan(8), out VfioUserDirtyRange range);
+        ulong[] bits = new ulong[range.Bitmap.Bytes / 8];
+        Assert.That(_io.Container.GetDirtyBitmap(new GuestRange(new GuestAddress(range.Iova), range.Size), bits), Is.EqualTo(expected));
+        Assert.That(bits[0], Is.EqualTo(LittleEndian.U64(answer, 40)));
+    }
+
+    private Action? Feature(byte[] body, byte[] answer, Errno expected)
+    {
+        VfioUserFeature.TryRead(body, out VfioUserFeature feature);
+        switch (feature.Feature)
+        {
+            case VfioDeviceFeature.MigDeviceState when feature.Op == VfioFeatureOp.Set:
+                return () =>
+                {
+                    Assert.That(_io.SetMigrationState((VfioDeviceState)LittleEndian.U32(body, 8), out IVfioMigrationData? session), Is.EqualTo(expected));
+                    _session = session ?? _session;
+                };
+            case VfioDeviceFeature.DmaLoggingStart:
+                VfioUserLogStart.TryRead(body.AsSpan(8), out VfioUserLogStart start);
+                GuestRange[] ranges = [.. Enumerable.Range(0, (int)start.NumRanges).Select(i => new GuestRange(new GuestAddress(LittleEndian.U64(body, 24 + (16 * i))), LittleEndian.U64(body, 32 + (16 * i))))];
+                return () =>
+                {
+                    Assert.That(_io.StartDmaLog(start.PageSize, ranges, out ulong inForce), Is.EqualTo(expected));
+                    Assert.That(inForce, Is.EqualTo(start.PageSize));
+                };
+            case VfioDeviceFeature.DmaLoggingStop:
+                return () => Assert.That(_io.StopDmaLog(), Is.EqualTo(expected));
+            case VfioDeviceFeature.DmaLoggingReport:
+                VfioUserLogReport.TryRead(body.AsSpan(8), out VfioUserLogReport report);
+                if (report.PageSize != 4096) return null; // Forbidden to us by C-15.
+                return () =>
+                {
+                    ulong[] bits = new ulong[VfioUserBitmap.BytesFor(report.Size, report.PageSize) / 8];
+                    Assert.That(_io.ReportDmaLog(new GuestRange(new GuestAddress(report.Iova), report.Size), report.PageSize, bits), Is.EqualTo(expected));
+                    for (int i = 0; i < bits.Length; i++) Assert.That(bits[i], Is.EqualTo(LittleEndian.U64(answer, 32 + (8 * i))));
+                };
+            default:
+                byte[] data = new byte[Math.Max(answer.Length, 8) - 8];
+                return () =>
+                {
+                    Assert.That(_io.DeviceFeature(feature.Feature, feature.Op, data), Is.EqualTo(expected));
+                    Assert.That(data, Is.EqualTo(answer[8..]));
+                };
+        }
+    }
+}

@@ -1,0 +1,58 @@
+using System.Globalization;
+using Vmm.Core.Errors;
+using Vmm.Devices.Vfio.User;
+
+namespace Vmm.Tests.Support;
+
+/// <summary>One message of a capture.</summary>
+/// <param name="Number">Running number in the index.</param>
+/// <param name="FromClient">Direction.</param>
+/// <param name="Bytes">Header and body.</param>
+/// <param name="Fds">Descriptors that came with it.</param>
+internal sealed record CapturedMessage(int Number, bool FromClient, byte[] Bytes, int Fds)
+{
+    internal VfioUserHeader Header { get; } = VfioUserHeader.Read(Bytes);
+
+    internal VfioUserCommand Command => Header.Command;
+
+    internal byte[] Body => Bytes[16..];
+}
+
+/// <summary>A recorded vfio-user conversation between foreign peers; the README beside the captures says which. Not part of this repository.</summary>
+internal static class VfioUserCapture
+{
+    /// <summary>The folder, or null where the captures were not brought along: a folder <c>shared</c> beside this repository or above.</summary>
+    internal static string? Folder
+    {
+        get
+        {
+            for (string? at = AppContext.BaseDirectory; at is not null; at = Path.GetDirectoryName(at))
+            {
+                string folder = Path.Combine(at, "shared", "golden", "vfio-user");
+                if (Directory.Exists(folder)) return folder;
+            }
+            return null;
+        }
+    }
+
+    /// <summary>Reads one capture; skips the test when there are none, fails it where there must be.</summary>
+    internal static List<CapturedMessage> Read(string name)
+    {
+        if (Folder is not { } folder)
+        {
+            const string reason = "the vfio-user captures (shared/golden/vfio-user) are not beside this repository";
+            if (Environment.GetEnvironmentVariable("CI") is { Length: > 0 }) Assert.Fail(reason);
+            Assert.Ignore(reason);
+            return [];
+        }
+        byte[] toServer = File.ReadAllBytes(Path.Combine(folder, name + ".c2s.bin")), toClient = File.ReadAllBytes(Path.Combine(folder, name + ".s2c.bin"));
+        return [.. File.ReadLines(Path.Combine(folder, name + ".index.tsv")).Skip(1).Select(line =>
+        {
+            string[] f = line.Split('\t');
+            int offset = int.Parse(f[2], CultureInfo.InvariantCulture), length = int.Parse(f[3], CultureInfo.InvariantCulture);
+            bool fromClient = f[1] == ">";
+            int fds = f.Length > 8 && f[8].Length > 0 ? f[8].Split(',').Length : 0;
+            return new CapturedMessage(int.Parse(f[0], CultureInfo.InvariantCulture), fromClient, (fromClient ? toServer : toClient)[offset..(offset + length)], fds);
+        })];
+    }
+}

@@ -1,0 +1,160 @@
+using System.Collections.Concurrent;
+using Vmm.Core.Interop;
+using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.User;
+
+namespace Vmm.Tests.Support;
+
+/// <summary>
+/// A captured conversation as a scripted server. While attaching, questions are answered from wherever the capture answers them, because
+/// every client asks in its own order. Then step by step: the client's next message must be the recorded one, and gets the recorded bytes.
+/// Not compared: ids, which descriptor it is (their number is), version JSON, and what <see cref="Normalise"/> clears.
+/// </summary>
+internal sealed class VfioUserReplay : IDisposable
+{
+    private readonly List<CapturedMessage> _capture;
+    private readonly BlockingCollection<(Step Step, TaskCompletionSource Done)> _steps = [];
+    private readonly GuestMemory _dmaMemory;
+    private readonly OwnedFd _region;
+    private readonly HashSet<ulong> _written = [];
+
+    internal VfioUserReplay(string name, GuestMemory dmaMemory)
+    {
+        _capture = VfioUserCapture.Read(name);
+        _dmaMemory = dmaMemory;
+        _region = LibC.memfd_create("region", 1);
+        Posix.Truncate(_region, 1 << 20);
+        Server = new ScriptedVfioUserServer(Run).Start();
+    }
+
+    internal ScriptedVfioUserServer Server { get; }
+
+    /// <summary>The client's requests in order, each with what followed until the next one.</summary>
+    internal IEnumerable<Step> Steps
+    {
+        get
+        {
+            for (int i = 0; i < _capture.Count; i++)
+            {
+                CapturedMessage request = _capture[i];
+                if (!request.FromClient || !request.Header.IsCommand) continue;
+                CapturedMessage? reply = _capture.Skip(i + 1).FirstOrDefault(m => !m.FromClient && m.Header.IsReply && m.Header.Id == request.Header.Id && m.Command == request.Command);
+                yield return new Step(request, reply, [.. _capture.Skip(i + 1).TakeWhile(static m => !m.FromClient || m.Header.IsReply).Where(m => m != reply && (m.FromClient || m.Header.IsCommand))]);
+            }
+        }
+    }
+
+    /// <summary>Makes the client act and waits until the server has seen and answered it.</summary>
+    internal void Play(Step step, Action client)
+    {
+        var done = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
+        _steps.Add((step, done));
+        client();
+        if (!done.Task.Wait(TimeSpan.FromSeconds(10))) Assert.Fail($"message {step.Request.Number} ({step.Request.Command}): the client did not send it");
+    }
+
+    public void Dispose()
+    {
+        _steps.CompleteAdding();
+        Server.Dispose();
+        _steps.Dispose();
+        _region.Dispose();
+    }
+
+    private void Run(ScriptedVfioUserServer server)
+    {
+        while (true)
+        {
+            VfioUserMessage m = server.Receive();
+            if (!_steps.TryTake(out (Step Step, TaskCompletionSource Done) next))
+            {
+                Attach(server, m);
+                continue;
+            }
+            try
+            {
+                Compare(next.Step, server, m);
+                next.Done.SetResult();
+            }
+            catch (Exception e)
+            {
+                next.Done.SetException(e);
+                throw;
+            }
+        }
+    }
+
+    private void Attach(ScriptedVfioUserServer server, VfioUserMessage m)
+    {
+        Step? recorded = Steps.FirstOrDefault(s => s.Reply is not null && s.Request.Command == m.Command && m.Command switch
+        {
+            VfioUserCommand.Version or VfioUserCommand.DeviceGetInfo => true,
+            // Index and argsz; a client may pad the second request to the size of its reply.
+            VfioUserCommand.DeviceGetRegionInfo or VfioUserCommand.DeviceGetIrqInfo => s.Request.Body.AsSpan(0, 4).SequenceEqual(m.Body.AsSpan(0, 4)) && s.Request.Body.AsSpan(8, 4).SequenceEqual(m.Body.AsSpan(8, 4)),
+            _ => false,
+        });
+        if (recorded is not null) server.Reply(m, recorded.Reply!.Body, [.. Enumerable.Repeat(_region, recorded.Reply.Fds)]);
+        else if (m.Command is VfioUserCommand.DeviceGetInfo or VfioUserCommand.DeviceGetRegionInfo or VfioUserCommand.DeviceGetIrqInfo) server.Answer(m);
+        else Assert.Fail($"while attaching the client sent {m.Command}");
+    }
+
+    private void Compare(Step step, ScriptedVfioUserServer server, VfioUserMessage m)
+    {
+        string what = $"message {step.Request.Number}";
+        if (step.Request.Command == VfioUserCommand.RegionWriteMulti)
+        {
+            Unpack(step, server, m, what);
+        }
+        else
+        {
+            Assert.That((m.Command, m.Header.Flags, m.Fds.Count), Is.EqualTo((step.Request.Command, step.Request.Header.Flags, step.Request.Fds)), what);
+            Assert.That(Normalise(m.Command, m.Body), Is.EqualTo(Normalise(m.Command, step.Request.Body)), what);
+            if (step.Reply is { } reply) server.Raw(ScriptedVfioUserServer.Message(m.Header.Id, reply.Command, reply.Header.Flags, reply.Header.Errno, reply.Body));
+        }
+        foreach (CapturedMessage command in step.After.Where(static a => !a.FromClient))
+        {
+            Prepare(command, step);
+            VfioUserMessage answer = server.Ask(command.Command, command.Body, id: command.Header.Id);
+            CapturedMessage recorded = step.After.First(a => a.FromClient && a.Header.Id == command.Header.Id && a.Command == command.Command);
+            Assert.That(ScriptedVfioUserServer.Message(answer.Header.Id, answer.Command, answer.Header.Flags, answer.Header.Errno, answer.Body), Is.EqualTo(recorded.Bytes), $"reply to message {command.Number}");
+        }
+    }
+
+    /// <summary>QEMU packs posted writes that queue up; we send them one by one: same writes, same order.</summary>
+    private static void Unpack(Step step, ScriptedVfioUserServer server, VfioUserMessage first, string what)
+    {
+        int count = (int)VfioUserWriteMulti.ReadCount(step.Request.Body);
+        for (int i = 0; i < count; i++)
+        {
+            VfioUserMessage m = i == 0 ? first : server.Expect(VfioUserCommand.RegionWrite);
+            VfioUserRegionAccess access = VfioUserWriteMulti.ReadEntry(step.Request.Body.AsSpan(8 + (24 * i), 24), out ReadOnlySpan<byte> data);
+            Assert.That((m.Command, m.Access, m.Header.WantsNoReply), Is.EqualTo((VfioUserCommand.RegionWrite, access, true)), what);
+            Assert.That(m.Body[16..], Is.EqualTo(data.ToArray()), what);
+        }
+    }
+
+    /// <summary>What a server reads was put there by the foreign guest, or by an earlier DMA_WRITE, which then must have arrived.</summary>
+    private void Prepare(CapturedMessage command, Step step)
+    {
+        VfioUserDmaAccess.TryRead(command.Body, out VfioUserDmaAccess access);
+        if (command.Command == VfioUserCommand.DmaWrite) _written.Add(access.Address);
+        CapturedMessage recorded = step.After.First(a => a.FromClient && a.Header.Id == command.Header.Id && a.Command == command.Command);
+        if (command.Command != VfioUserCommand.DmaRead || recorded.Header.IsError || _written.Contains(access.Address)) return;
+        // All sections of the replay lie in one block at offset = address.
+        recorded.Body.AsSpan(16).CopyTo(_dmaMemory.Blocks[0].Slice(access.Address, (int)access.Count));
+    }
+
+    /// <summary>Clears what the protocol leaves to the client: the file offset of a map without descriptor; the optional block of LOGGING_STOP; the argsz of a report.</summary>
+    private static byte[] Normalise(VfioUserCommand command, byte[] body)
+    {
+        byte[] copy = [.. body];
+        if (command == VfioUserCommand.DmaMap) copy.AsSpan(8, 8).Clear();
+        if (command != VfioUserCommand.DeviceFeature) return copy;
+        if (copy[4] == (byte)Devices.Vfio.Io.VfioDeviceFeature.DmaLoggingStop) return copy[4..8];
+        if (copy[4] == (byte)Devices.Vfio.Io.VfioDeviceFeature.DmaLoggingReport) copy.AsSpan(0, 4).Clear();
+        return copy;
+    }
+
+    /// <summary>A request of the client, its reply, and what the server asked before the next request.</summary>
+    internal sealed record Step(CapturedMessage Request, CapturedMessage? Reply, List<CapturedMessage> After);
+}
