@@ -164,7 +164,10 @@ internal static partial class Posix
     private static void SetOption(OwnedFd fd, int level, int name, int value) => LibC.setsockopt(fd, level, name, in value, 4);
 
     /// <summary>Sends bytes with descriptors as SCM_RIGHTS on a UNIX socket; at most 16 descriptors.</summary>
-    internal static unsafe int SendWithFds(OwnedFd fd, ReadOnlySpan<byte> data, ReadOnlySpan<SafeHandle> fds, out Errno errno)
+    internal static int SendWithFds(OwnedFd fd, ReadOnlySpan<byte> data, ReadOnlySpan<SafeHandle> fds, out Errno errno) => SendWithFds(fd, data, default, fds, out errno);
+
+    /// <summary>As above, with a second part behind the first, so that a header and somebody else's buffer leave in one call.</summary>
+    internal static unsafe int SendWithFds(OwnedFd fd, ReadOnlySpan<byte> data, ReadOnlySpan<byte> more, ReadOnlySpan<SafeHandle> fds, out Errno errno)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan(fds.Length, MaxFds);
         byte* control = stackalloc byte[ControlBytes];
@@ -178,11 +181,13 @@ internal static partial class Posix
                 fds[added].DangerousAddRef(ref ok);
                 numbers[added] = (int)fds[added].DangerousGetHandle();
             }
-            // SAFETY: data stays pinned for the call; control is on this frame and holds one cmsghdr (16 bytes) and the descriptors.
-            fixed (byte* bytes = data)
+            // SAFETY: both parts stay pinned for the call; control is on this frame and holds one cmsghdr (16 bytes) and the descriptors.
+            fixed (byte* bytes = data, moreBytes = more)
             {
-                LibC.IoVec iov = new() { Base = (nint)bytes, Length = (nuint)data.Length };
-                LibC.MsgHdr message = new() { Iov = (nint)(&iov), IovLength = 1 };
+                LibC.IoVec* iov = stackalloc LibC.IoVec[2];
+                iov[0] = new() { Base = (nint)bytes, Length = (nuint)data.Length };
+                iov[1] = new() { Base = (nint)moreBytes, Length = (nuint)more.Length };
+                LibC.MsgHdr message = new() { Iov = (nint)iov, IovLength = 2 };
                 if (fds.Length > 0)
                 {
                     *(nuint*)control = (nuint)(16 + (4 * fds.Length));

@@ -118,6 +118,7 @@ internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUser
     public Errno GetDirtyBitmap(GuestRange range, Span<ulong> bitmap)
     {
         if (_client is null) return Errno.ENODEV;
+        if ((ulong)bitmap.Length * 8 < VfioUserBitmap.BytesFor(range.LengthBytes, VfioUserLimits.PageBytes)) return Errno.EINVAL;
         foreach (VfioUserMapping map in _maps)
         {
             if (!map.IsWritableByFd || !map.Intersect(range, out GuestRange part)) continue;

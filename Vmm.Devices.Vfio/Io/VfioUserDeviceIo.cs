@@ -19,6 +19,9 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     private readonly VfioUserFeatures _features;
     private readonly List<VfioUserRegion> _regions = [];
     private readonly List<VfioIrqInfo> _irqs = [];
+    private readonly Lock _lostGate = new();
+    private Action<VmmException>? _lostHandlers;
+    private VmmException? _lost;
     private bool _mayPost;
 
     private VfioUserDeviceIo(VfioUserOptions options, VfioUserContainer container, VfioUserClient client)
@@ -31,7 +34,26 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     }
 
     /// <inheritdoc/>
-    public event Action<VmmException>? Lost;
+    /// <remarks>Who subscribes after the loss is told as well, once.</remarks>
+    public event Action<VmmException>? Lost
+    {
+        add
+        {
+            lock (_lostGate)
+            {
+                if (_lost is null)
+                {
+                    _lostHandlers += value;
+                    return;
+                }
+            }
+            if (value is not null) ThreadPool.QueueUserWorkItem(static told => told.Handler(told.Reason), (Handler: value, Reason: _lost), preferLocal: false);
+        }
+        remove
+        {
+            lock (_lostGate) _lostHandlers -= value;
+        }
+    }
 
     /// <inheritdoc/>
     public string Name => _options.SocketPath;
@@ -129,10 +151,8 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
         {
             int n = Math.Min(source.Length, Math.Min(_client.MaxDataBytes, _options.ChunkBytes));
             using VfioUserExchange x = _client.Begin();
-            Span<byte> body = x.Body(VfioUserRegionAccess.Length + n);
-            new VfioUserRegionAccess(offset, index, (uint)n).Write(body);
-            source[..n].CopyTo(body[VfioUserRegionAccess.Length..]);
-            Errno errno = posted ? x.Send(VfioUserCommand.RegionWrite, noReply: true) : x.Run(VfioUserCommand.RegionWrite);
+            new VfioUserRegionAccess(offset, index, (uint)n).Write(x.Body(VfioUserRegionAccess.Length));
+            Errno errno = posted ? x.Send(VfioUserCommand.RegionWrite, noReply: true, data: source[..n]) : x.Run(VfioUserCommand.RegionWrite, data: source[..n]);
             if (errno != Errno.None) return errno;
             if (!posted && (!VfioUserRegionAccess.TryRead(x.Reply, out VfioUserRegionAccess done) || done.Count != n)) return Errno.EINVAL;
             source = source[n..];
@@ -148,6 +168,7 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     public Errno SetIrqs(in VfioIrqSet request, ReadOnlySpan<byte> bools, ReadOnlySpan<OwnedFd?> eventFds)
     {
         if (!request.Flags.HasFlag(VfioIrqSetFlags.DataEventFd)) return SetIrqs(request, bools, eventFds, 0);
+        if (eventFds.Length != request.Count) return Errno.EINVAL;
         // A message binds all its vectors or none, and carries a limited number of descriptors: one message a run.
         for (int at = 0; at < eventFds.Length;)
         {
@@ -179,7 +200,16 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
         _regions.Clear();
     }
 
-    private void OnLost(VmmException reason) => Lost?.Invoke(reason);
+    private void OnLost(VmmException reason)
+    {
+        Action<VmmException>? handlers;
+        lock (_lostGate)
+        {
+            _lost = reason;
+            handlers = _lostHandlers;
+        }
+        handlers?.Invoke(reason);
+    }
 
     private Errno SetIrqs(in VfioIrqSet request, ReadOnlySpan<byte> bools, ReadOnlySpan<OwnedFd?> fds, int vectors)
     {

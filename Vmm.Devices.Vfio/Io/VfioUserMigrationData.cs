@@ -50,10 +50,8 @@ internal sealed class VfioUserMigrationData(VfioUserClient client, bool resuming
         if (!MayRun(resuming, source.Length, out errno)) return -1;
         int n = Math.Min(source.Length, _chunkBytes);
         using VfioUserExchange x = client.Begin();
-        Span<byte> body = x.Body(VfioUserMigData.Length + n);
-        new VfioUserMigData((uint)(VfioUserMigData.Length + n), (uint)n).Write(body);
-        source[..n].CopyTo(body[VfioUserMigData.Length..]);
-        errno = x.Run(VfioUserCommand.MigDataWrite);
+        new VfioUserMigData((uint)(VfioUserMigData.Length + n), (uint)n).Write(x.Body(VfioUserMigData.Length));
+        errno = x.Run(VfioUserCommand.MigDataWrite, data: source[..n]);
         return errno == Errno.None ? n : -1;
     }
 

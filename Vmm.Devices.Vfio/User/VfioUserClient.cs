@@ -129,7 +129,7 @@ internal sealed class VfioUserClient : IDisposable
     }
 
     /// <summary>Sends a request; used by <see cref="VfioUserExchange"/>.</summary>
-    internal Errno Send(VfioUserExchange exchange, Span<byte> message, ReadOnlySpan<OwnedFd?> fds, bool noReply)
+    internal Errno Send(VfioUserExchange exchange, Span<byte> message, ReadOnlySpan<byte> data, ReadOnlySpan<OwnedFd?> fds, bool noReply)
     {
         SafeHandle[]? handles = null;
         if (fds.Length > 0)
@@ -144,8 +144,8 @@ internal sealed class VfioUserClient : IDisposable
             while (_pending.ContainsKey(exchange.Id));
             if (!noReply) _pending.Add(exchange.Id, exchange);
         }
-        new VfioUserHeader(exchange.Id, exchange.Command, (uint)message.Length, noReply ? VfioUserHeader.NoReply : 0, Errno.None).Write(message);
-        return SendGuarded(_socket, message, handles) ? Errno.None : Errno.ENODEV;
+        new VfioUserHeader(exchange.Id, exchange.Command, (uint)(message.Length + data.Length), noReply ? VfioUserHeader.NoReply : 0, Errno.None).Write(message);
+        return SendGuarded(_socket, message, handles, data) ? Errno.None : Errno.ENODEV;
     }
 
     /// <summary>A request got no reply in time: the stream cannot be trusted any more.</summary>
@@ -250,13 +250,13 @@ internal sealed class VfioUserClient : IDisposable
 
     /// <summary>Sends and notes for the watchdog that somebody is sending.</summary>
     /// <returns>False when the connection failed; the reason is stored.</returns>
-    internal bool SendGuarded(VfioUserSocket socket, ReadOnlySpan<byte> message, ReadOnlySpan<SafeHandle> fds)
+    internal bool SendGuarded(VfioUserSocket socket, ReadOnlySpan<byte> message, ReadOnlySpan<SafeHandle> fds, ReadOnlySpan<byte> data = default)
     {
         Volatile.Write(ref _sendProgressMs, Environment.TickCount64);
         Interlocked.Increment(ref _senders);
         try
         {
-            socket.Send(message, fds);
+            socket.Send(message, fds, data);
             return true;
         }
         catch (ChannelException e)

@@ -51,15 +51,16 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
     /// <param name="maxReplyBytes">Longest body of a good reply; raised to the limit of control messages.</param>
     /// <param name="fds">Descriptors to pass; at most what the server takes.</param>
     /// <param name="noReply">Posted: nothing comes back, <see cref="Wait"/> must not be called.</param>
+    /// <param name="data">The body's rest, sent from where it is.</param>
     /// <returns>None, or ENODEV.</returns>
-    internal Errno Send(VfioUserCommand command, int maxReplyBytes = 0, ReadOnlySpan<OwnedFd?> fds = default, bool noReply = false)
+    internal Errno Send(VfioUserCommand command, int maxReplyBytes = 0, ReadOnlySpan<OwnedFd?> fds = default, bool noReply = false, ReadOnlySpan<byte> data = default)
     {
         Command = command;
         MaxReplyBytes = Math.Max(maxReplyBytes, VfioUserLimits.ControlBytes);
         _replyBytes = 0;
         Result = Errno.None;
         _isDone = false;
-        return client.Send(this, _message.AsSpan(0, _messageBytes), fds, noReply);
+        return client.Send(this, _message.AsSpan(0, _messageBytes), data, fds, noReply);
     }
 
     /// <summary>Waits for the reply.</summary>
@@ -82,9 +83,9 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
     }
 
     /// <summary>Sends and waits.</summary>
-    internal Errno Run(VfioUserCommand command, int maxReplyBytes = 0, ReadOnlySpan<OwnedFd?> fds = default, int? timeoutMs = null)
+    internal Errno Run(VfioUserCommand command, int maxReplyBytes = 0, ReadOnlySpan<OwnedFd?> fds = default, int? timeoutMs = null, ReadOnlySpan<byte> data = default)
     {
-        Errno errno = Send(command, maxReplyBytes, fds);
+        Errno errno = Send(command, maxReplyBytes, fds, data: data);
         return errno == Errno.None ? Wait(timeoutMs ?? client.TimeoutMs) : errno;
     }
 

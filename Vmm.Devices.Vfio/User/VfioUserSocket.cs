@@ -68,16 +68,18 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
     /// <summary>Sends one message.</summary>
     /// <param name="message">Header and body.</param>
     /// <param name="fds">At most 16; stay the caller's.</param>
+    /// <param name="data">The rest of the body, when it lies elsewhere: it leaves in the same sendmsg, uncopied.</param>
     /// <exception cref="ChannelException">The connection failed.</exception>
-    internal void Send(ReadOnlySpan<byte> message, ReadOnlySpan<SafeHandle> fds = default)
+    internal void Send(ReadOnlySpan<byte> message, ReadOnlySpan<SafeHandle> fds = default, ReadOnlySpan<byte> data = default)
     {
         lock (_sendGate)
         {
-            while (message.Length > 0)
+            while (message.Length + data.Length > 0)
             {
-                int n = Posix.SendWithFds(fd, message, fds, out Errno errno);
+                int n = Posix.SendWithFds(fd, message, data, fds, out Errno errno);
                 if (n < 0) throw Posix.Error($"vfio-user '{name}': send", errno);
-                message = message[n..];
+                data = data[Math.Max(0, n - message.Length)..];
+                message = message[Math.Min(n, message.Length)..];
                 fds = default;
             }
         }

@@ -81,6 +81,7 @@ public class VfioUserDeviceIoTests
         Assert.That(rig.Io.SetIrqs(new VfioIrqSet(s_bind, VfioPciIrq.Msix, 4, (uint)vectors.Length), default, vectors), Is.EqualTo(Errno.None));
         Assert.That(rig.Io.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionTrigger, VfioPciIrq.Msix, 0, 0), default, default), Is.EqualTo(Errno.None));
         Assert.That(rig.Io.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataBool | VfioIrqSetFlags.ActionMask, VfioPciIrq.Msix, 1, 2), [1, 0], default), Is.EqualTo(Errno.None));
+        Assert.That(rig.Io.SetIrqs(new VfioIrqSet(s_bind, VfioPciIrq.Msix, 0, 2), default, [null]), Is.EqualTo(Errno.EINVAL), "one for each vector");
         Assert.That(rig.Server.Received.Where(static m => m.Command == VfioUserCommand.DeviceSetIrqs).Select(static m =>
         {
             VfioUserIrqSet.TryRead(m.Body, out VfioUserIrqSet set);
@@ -264,6 +265,9 @@ public class VfioUserDeviceIoTests
         Assert.That(lost.Wait(TimeSpan.FromSeconds(5)));
         Assert.That((reason!.Errno, reason.Message), Is.EqualTo((Errno.ETIMEDOUT, "vfio-user 'test': no reply to RegionRead in 200 ms")));
         Assert.That(rig.Io.LostReason, Is.SameAs(reason));
+        using var late = new ManualResetEventSlim();
+        rig.Io.Lost += _ => late.Set();
+        Assert.That(late.Wait(TimeSpan.FromSeconds(5)), "who subscribes late is told as well");
     }
 
     [Test]
