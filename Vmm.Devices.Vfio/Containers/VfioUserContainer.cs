@@ -131,15 +131,13 @@ internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUser
     /// <inheritdoc/>
     Errno IVfioUserDma.Read(ulong address, Span<byte> destination)
     {
-        if (!_busMaster) return Errno.ENODEV;
         lock (_dmaGate)
         {
             Errno errno = Check(address, destination.Length, forWrite: false);
             while (errno == Errno.None && destination.Length > 0)
             {
-                VfioUserMapping map = Find(address)!;
-                int n = (int)Math.Min((ulong)destination.Length, map.Range.End - address);
-                map.Section.Block.ReadOnlySlice(map.BlockOffset(address), n).CopyTo(destination);
+                (RamBlock block, ulong offset, int n) = Locate(address, destination.Length);
+                block.ReadOnlySlice(offset, n).CopyTo(destination);
                 destination = destination[n..];
                 address += (ulong)n;
             }
@@ -150,16 +148,14 @@ internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUser
     /// <inheritdoc/>
     Errno IVfioUserDma.Write(ulong address, ReadOnlySpan<byte> source)
     {
-        if (!_busMaster) return Errno.ENODEV;
         lock (_dmaGate)
         {
             Errno errno = Check(address, source.Length, forWrite: true);
             while (errno == Errno.None && source.Length > 0)
             {
-                VfioUserMapping map = Find(address)!;
-                int n = (int)Math.Min((ulong)source.Length, map.Range.End - address);
-                source[..n].CopyTo(map.Section.Block.Slice(map.BlockOffset(address), n));
-                map.Section.Block.MarkDirty(map.BlockOffset(address), (ulong)n);
+                (RamBlock block, ulong offset, int n) = Locate(address, source.Length);
+                source[..n].CopyTo(block.Slice(offset, n));
+                block.MarkDirty(offset, (ulong)n);
                 source = source[n..];
                 address += (ulong)n;
             }
@@ -167,10 +163,17 @@ internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUser
         }
     }
 
+    /// <summary>The longest piece from an address on; the range was checked.</summary>
+    private (RamBlock Block, ulong Offset, int Length) Locate(ulong address, int length)
+    {
+        VfioUserMapping map = Find(address)!;
+        return (map.Section.Block, map.BlockOffset(address), (int)Math.Min((ulong)length, map.Range.End - address));
+    }
+
     /// <summary>All of it or nothing: a range that leaves the map is refused before a byte moves.</summary>
     private Errno Check(ulong address, int length, bool forWrite)
     {
-        if (address > ulong.MaxValue - (ulong)length) return Errno.ENODEV;
+        if (!_busMaster || address > ulong.MaxValue - (ulong)length) return Errno.ENODEV;
         for (ulong at = address, end = address + (ulong)length; at < end;)
         {
             if (Find(at) is not { } map) return Errno.ENODEV;

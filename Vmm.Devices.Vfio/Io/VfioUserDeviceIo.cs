@@ -64,6 +64,9 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     /// <inheritdoc/>
     public IVfioContainer Container => _container;
 
+    /// <inheritdoc/>
+    public ulong AssumedStopCopyBytes => 0;
+
     /// <summary>Why the server is gone; null while it is there.</summary>
     internal VmmException? LostReason => _client.Fault;
 
