@@ -17,7 +17,7 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     private readonly VfioUserContainer _container;
     private readonly VfioUserClient _client;
     private readonly VfioUserFeatures _features;
-    private readonly List<VfioUserRegion> _regions = [];
+    private readonly List<VfioUserClientRegion> _regions = [];
     private readonly List<VfioIrqInfo> _irqs = [];
     private readonly Lock _lostGate = new();
     private Action<VmmException>? _lostHandlers;
@@ -199,7 +199,7 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
         EndSession();
         _container.Detach();
         _client.Dispose();
-        foreach (VfioUserRegion region in _regions) region.Fd?.Dispose();
+        foreach (VfioUserClientRegion region in _regions) region.Fd?.Dispose();
         _regions.Clear();
     }
 
@@ -241,7 +241,7 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     {
         VfioUserDeviceInfo info = QueryInfo();
         Info = new VfioDeviceInfo((info.Flags & VfioUserDeviceInfo.FlagReset) != 0, (info.Flags & VfioUserDeviceInfo.FlagPci) != 0, info.NumRegions, info.NumIrqs);
-        for (uint i = 0; i < info.NumRegions; i++) _regions.Add(VfioUserRegions.Query(_client, i, _options.NoMmap));
+        for (uint i = 0; i < info.NumRegions; i++) _regions.Add(VfioUserRegionQuery.Query(_client, i, _options.NoMmap));
         for (uint i = 0; i < info.NumIrqs; i++) _irqs.Add(QueryIrq(i));
         _mayPost = !_options.NoPostedWrites && _regions.TrueForAll(static r => r.Info.Areas.Count == 0);
     }

@@ -9,7 +9,7 @@ namespace Vmm.Devices.Vfio.User;
 /// <param name="Info">Checked info.</param>
 /// <param name="Fd">Owned; null when nothing can be mapped.</param>
 /// <param name="FdOffset">Where the region starts in it.</param>
-internal sealed record VfioUserRegion(VfioRegionInfo Info, OwnedFd? Fd = null, ulong FdOffset = 0)
+internal sealed record VfioUserClientRegion(VfioRegionInfo Info, OwnedFd? Fd = null, ulong FdOffset = 0)
 {
     /// <summary>Maps one area.</summary>
     /// <param name="area">One of the info's.</param>
@@ -33,7 +33,7 @@ internal sealed record VfioUserRegion(VfioRegionInfo Info, OwnedFd? Fd = null, u
 }
 
 /// <summary>Asks a server for its regions (spec vfio-user 3.2) and believes nothing: sizes, capability chain, areas are all bounded (spec 14).</summary>
-internal static class VfioUserRegions
+internal static class VfioUserRegionQuery
 {
     private const ushort CapSparse = 1, CapType = 2, CapMsixMappable = 3;
     private const int CapHead = 8;
@@ -44,7 +44,7 @@ internal static class VfioUserRegions
     /// <param name="noMmap">Drop everything that could be mapped.</param>
     /// <returns>The region; of size 0 when the server refuses the index.</returns>
     /// <exception cref="VmmException">The connection ended, or the answer breaks a bound.</exception>
-    internal static VfioUserRegion Query(VfioUserClient client, uint index, bool noMmap)
+    internal static VfioUserClientRegion Query(VfioUserClient client, uint index, bool noMmap)
     {
         uint argsz = VfioUserRegionInfo.Length;
         for (int step = 0; ; step++)
@@ -53,7 +53,7 @@ internal static class VfioUserRegions
             x.WantedFds = 1;
             new VfioUserRegionInfo(argsz, 0, index, 0, 0, 0).Write(x.Body(VfioUserRegionInfo.Length));
             Errno errno = x.Run(VfioUserCommand.DeviceGetRegionInfo, (int)argsz);
-            if (errno == Errno.EINVAL) return new VfioUserRegion(new VfioRegionInfo { Index = index });
+            if (errno == Errno.EINVAL) return new VfioUserClientRegion(new VfioRegionInfo { Index = index });
             if (errno != Errno.None) throw new VfioException($"vfio-user '{client.Name}': region {index} info: {Posix.Describe(errno)}", errno, client.Fault);
             if (!VfioUserRegionInfo.TryRead(x.Reply, out VfioUserRegionInfo head)) throw Broken(client, index, $"a reply of {x.Reply.Length} bytes");
             if (head.Index != index) throw Broken(client, index, $"the reply is about region {head.Index}");
@@ -66,9 +66,9 @@ internal static class VfioUserRegions
             }
             OwnedFd? fd = noMmap || x.ReplyFds.Count == 0 ? null : x.ReplyFds[0];
             VfioRegionInfo info = Parse(client, head, x.Reply, fd is not null);
-            if (info.Areas.Count == 0) return new VfioUserRegion(info);
+            if (info.Areas.Count == 0) return new VfioUserClientRegion(info);
             x.ReplyFds.Clear();
-            return new VfioUserRegion(info, fd, head.Offset);
+            return new VfioUserClientRegion(info, fd, head.Offset);
         }
     }
 
