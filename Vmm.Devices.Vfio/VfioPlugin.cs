@@ -1,5 +1,6 @@
 using Microsoft.Extensions.DependencyInjection.Extensions;
 using Vmm.Core.Devices;
+using Vmm.Devices.Vfio.Device;
 using Vmm.Devices.Vfio.Migration;
 
 namespace Vmm.Devices.Vfio;
@@ -12,5 +13,6 @@ public sealed class VfioPlugin : IVmmPlugin
     {
         ArgumentNullException.ThrowIfNull(builder);
         builder.Services.TryAddScoped<VfioMigrationHost>();
+        builder.AddDevice<VfioUserPciDeviceFactory>();
     }
 }

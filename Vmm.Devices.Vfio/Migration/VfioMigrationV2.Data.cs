@@ -26,7 +26,9 @@ internal sealed partial class VfioMigrationV2
         (_switchoverAck, _initDataSent, _dataWasSent, _ackRequests) = (switchoverAck, false, false, 0);
         (_initialBytes, _dirtyBytes, _isPrecopyInfoMissing, _hasPrecopyPaused) = (0, 0, false, false);
         _stopCopyBytes = QueryStopCopyBytes();
-        _buffer = GC.AllocateUninitializedArray<byte>((int)Math.Clamp(_stopCopyBytes, MinBufferBytes, MaxBufferBytes), pinned: true);
+        // A size of 0 says nothing over vfio-user, where there is no such query; small sizes are worth a small buffer.
+        ulong wanted = _stopCopyBytes == 0 ? MaxBufferBytes : _stopCopyBytes;
+        _buffer = GC.AllocateUninitializedArray<byte>((int)Math.Clamp(wanted, MinBufferBytes, MaxBufferBytes), pinned: true);
         if (!HasPrecopy || _state == VfioDeviceState.Stop) return;
         if (_state != VfioDeviceState.Running)
             throw new VfioException($"device '{_io.Name}' is in {_state.ToName()}; a migration begins in RUNNING or STOP", Errno.EINVAL);

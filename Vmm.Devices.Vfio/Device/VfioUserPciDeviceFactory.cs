@@ -1,0 +1,21 @@
+using Vmm.Core.Devices;
+using Vmm.Core.VmStates;
+using Vmm.Devices.Vfio.Io;
+
+namespace Vmm.Devices.Vfio.Device;
+
+/// <summary>Makes devices of a vfio-user server: <c>vfio-user-pci,socket=PATH</c> (spec vfio-user 10.5).</summary>
+public sealed class VfioUserPciDeviceFactory : IDeviceFactory
+{
+    /// <inheritdoc/>
+    public string TypeName => "vfio-user-pci";
+
+    /// <inheritdoc/>
+    public string Summary => "PCI device of a vfio-user server; socket=PATH";
+
+    /// <inheritdoc/>
+    public IReadOnlyList<IVmStateDescription> Descriptions => [];
+
+    /// <inheritdoc/>
+    public IVmDevice Create(DeviceOptions options, IDeviceServices services) => new VfioPciDevice(options, VfioUserDeviceIo.Connect(options, services), services);
+}
