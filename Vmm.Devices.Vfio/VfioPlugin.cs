@@ -1,11 +1,14 @@
+using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.DependencyInjection.Extensions;
 using Vmm.Core.Devices;
 using Vmm.Devices.Vfio.Device;
+using Vmm.Devices.Vfio.Containers;
+using Vmm.Devices.Vfio.Io;
 using Vmm.Devices.Vfio.Migration;
 
 namespace Vmm.Devices.Vfio;
 
-/// <summary>The VFIO device plugin.</summary>
+/// <summary>The VFIO device plugin. It registers with the host and has no device type yet.</summary>
 public sealed class VfioPlugin : IVmmPlugin
 {
     /// <inheritdoc/>
@@ -14,5 +17,8 @@ public sealed class VfioPlugin : IVmmPlugin
         ArgumentNullException.ThrowIfNull(builder);
         builder.Services.TryAddScoped<VfioMigrationHost>();
         builder.AddDevice<VfioUserPciDeviceFactory>();
+        builder.Services.TryAddSingleton<IVfioKernel, KernelVfio>();
+        builder.Services.TryAddSingleton(new VfioHostPaths());
+        builder.Services.TryAddScoped<VfioContainers>();
     }
 }

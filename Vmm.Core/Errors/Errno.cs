@@ -57,6 +57,8 @@ public enum Errno
     ENOMSG = 42,
     /// <summary>Protocol error.</summary>
     EPROTO = 71,
+    /// <summary>Message too long; iommufd: more entries than there was room for.</summary>
+    EMSGSIZE = 90,
     /// <summary>Operation not supported.</summary>
     EOPNOTSUPP = 95,
     /// <summary>Address already in use.</summary>

@@ -43,7 +43,26 @@ internal static class Ioctl
     /// <param name="errno">Why it failed.</param>
     /// <returns>The result, or -1.</returns>
     internal static int Invoke<T>(OwnedFd fd, uint request, ref T argument, out Errno errno) where T : unmanaged =>
-        Invoke(fd, request, MemoryMarshal.AsBytes(new Span<T>(ref argument)), out errno);
+        Invoke(fd, request, AsBytes(ref argument), out errno);
+
+    /// <summary>A structure as the bytes the kernel sees.</summary>
+    /// <typeparam name="T">A structure with the kernel's layout.</typeparam>
+    /// <param name="structure">The structure.</param>
+    /// <returns>Its own bytes, not a copy.</returns>
+    internal static Span<byte> AsBytes<T>(ref T structure) where T : unmanaged => MemoryMarshal.AsBytes(new Span<T>(ref structure));
+
+    /// <summary>An array of structures or words as the bytes the kernel sees.</summary>
+    /// <typeparam name="T">A structure with the kernel's layout.</typeparam>
+    /// <param name="array">The array.</param>
+    /// <returns>Its own bytes, not a copy.</returns>
+    internal static Span<byte> AsBytes<T>(Span<T> array) where T : unmanaged => MemoryMarshal.AsBytes(array);
+
+    /// <summary>Copies a structure out of bytes that the kernel wrote.</summary>
+    /// <typeparam name="T">A structure with the kernel's layout.</typeparam>
+    /// <param name="bytes">At least as long as the structure.</param>
+    /// <returns>The structure.</returns>
+    /// <exception cref="ArgumentOutOfRangeException">Too few bytes.</exception>
+    internal static T Read<T>(ReadOnlySpan<byte> bytes) where T : unmanaged => MemoryMarshal.Read<T>(bytes);
 
     /// <summary>The argument is a structure that holds the address of a second buffer.</summary>
     /// <param name="fd">Descriptor.</param>

@@ -90,6 +90,7 @@ internal static partial class LibC
         [FieldOffset(8)] internal ulong Inode;
         [FieldOffset(24)] internal uint Mode;
         [FieldOffset(28)] internal uint UserId;
+        [FieldOffset(40)] internal ulong SpecialDevice;
         [FieldOffset(48)] internal long SizeBytes;
     }
 }
