@@ -1,0 +1,140 @@
+using Vmm.Core.Errors;
+using Vmm.Devices.Vfio.Uapi;
+
+namespace Vmm.Tests.Fakes;
+
+/// <summary>The IOMMU half: type1 mappings and dirty log, iommufd objects.</summary>
+internal sealed partial class FakeVfioKernel
+{
+    private uint _nextId = 100;
+
+    /// <summary>Type1 capabilities behind the 24 bytes of the info; offsets count from 24 on.</summary>
+    internal byte[] Type1Caps { get; set; } = [];
+
+    /// <summary>Mappings by address, type1's and iommufd's.</summary>
+    internal SortedDictionary<ulong, (ulong Size, ulong From, uint Flags)> Mappings { get; } = [];
+
+    /// <summary>Address ranges that iommufd offers.</summary>
+    internal (ulong First, ulong Last)[] IovaRanges { get; set; } = [(0, ulong.MaxValue)];
+
+    internal ulong HwCapabilities { get; set; }
+
+    /// <summary>Dirty pages, by page number; a query takes them.</summary>
+    internal HashSet<ulong> DirtyPages { get; } = [];
+
+    /// <summary>Queries: address, length, bytes of bitmap.</summary>
+    internal List<(ulong Iova, ulong Length, int BitmapBytes)> Queries { get; } = [];
+
+    private int Container(Node node, uint request, Span<byte> argument, Span<byte> pointee, out Errno errno)
+    {
+        errno = Errno.None;
+        if (!node.HasIommu) return Fail(Errno.EINVAL, out errno);
+        switch (request)
+        {
+            case VfioUapi.VFIO_IOMMU_GET_INFO:
+                bool fits = argument.Length >= 24 + Type1Caps.Length;
+                var info = new VfioUapi.IommuType1Info
+                {
+                    Argsz = (uint)(24 + Type1Caps.Length), Flags = 1 | (Type1Caps.Length > 0 ? VfioUapi.VFIO_IOMMU_INFO_CAPS : 0), IovaPgsizes = 0x1000, CapOffset = Type1Caps.Length > 0 && fits ? 24u : 0,
+                };
+                Core.Interop.Ioctl.AsBytes(ref info).CopyTo(argument);
+                if (fits) Type1Caps.CopyTo(argument[24..]);
+                return 0;
+            case VfioUapi.VFIO_IOMMU_MAP_DMA:
+                var map = Core.Interop.Ioctl.Read<VfioUapi.IommuType1DmaMap>(argument);
+                return Map(map.Iova, map.Size, map.Vaddr, map.Flags, out errno);
+            case VfioUapi.VFIO_IOMMU_UNMAP_DMA:
+                var unmap = Core.Interop.Ioctl.Read<VfioUapi.IommuType1DmaUnmap>(argument);
+                return Unmap(unmap.Iova, unmap.Size, out errno);
+            default:
+                var dirty = Core.Interop.Ioctl.Read<VfioUapi.IommuType1DirtyBitmap>(argument);
+                Calls[^1] += $" {dirty.Flags}";
+                if (dirty.Flags != VfioUapi.VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP) return 0;
+                var get = Core.Interop.Ioctl.Read<VfioUapi.IommuType1DirtyBitmapGet>(argument[8..]);
+                if (get.Bitmap.Size != (ulong)pointee.Length || get.Bitmap.Pgsize != 4096 || !Mappings.ContainsKey(get.Iova)) return Fail(Errno.EINVAL, out errno);
+                return TakeDirty(get.Iova, get.Size, pointee);
+        }
+    }
+
+    private int Iommufd(uint request, Span<byte> argument, Span<byte> pointee, out Errno errno)
+    {
+        errno = Errno.None;
+        switch (request)
+        {
+            case IommufdUapi.IOMMU_IOAS_ALLOC:
+                var alloc = new IommufdUapi.IoasAlloc { Size = 12, OutIoasId = _nextId++ };
+                Core.Interop.Ioctl.AsBytes(ref alloc).CopyTo(argument);
+                return 0;
+            case IommufdUapi.IOMMU_GET_HW_INFO:
+                var info = Core.Interop.Ioctl.Read<IommufdUapi.HwInfo>(argument);
+                if (Devices[(int)info.DevId - 1].IsMediated) return Fail(Errno.ENOENT, out errno);
+                info.OutCapabilities = HwCapabilities;
+                Core.Interop.Ioctl.AsBytes(ref info).CopyTo(argument);
+                return 0;
+            case IommufdUapi.IOMMU_HWPT_ALLOC:
+                var hwpt = Core.Interop.Ioctl.Read<IommufdUapi.HwptAlloc>(argument);
+                Calls[^1] += $" {hwpt.Flags}";
+                if (Refused(Calls[^1], out errno, log: false)) return -1;
+                hwpt.OutHwptId = _nextId++;
+                Core.Interop.Ioctl.AsBytes(ref hwpt).CopyTo(argument);
+                return 0;
+            case IommufdUapi.IOMMU_IOAS_IOVA_RANGES:
+                var ranges = Core.Interop.Ioctl.Read<IommufdUapi.IoasIovaRanges>(argument);
+                bool fits = IovaRanges.Length <= ranges.NumIovas;
+                for (int i = 0; i < IovaRanges.Length && fits; i++)
+                {
+                    BitConverter.TryWriteBytes(pointee[(16 * i)..], IovaRanges[i].First);
+                    BitConverter.TryWriteBytes(pointee[((16 * i) + 8)..], IovaRanges[i].Last);
+                }
+                ranges.NumIovas = (uint)IovaRanges.Length;
+                Core.Interop.Ioctl.AsBytes(ref ranges).CopyTo(argument);
+                return fits ? 0 : Fail(Errno.EMSGSIZE, out errno);
+            case IommufdUapi.IOMMU_IOAS_MAP:
+                var map = Core.Interop.Ioctl.Read<IommufdUapi.IoasMap>(argument);
+                return Map(map.Iova, map.Length, map.UserVa, map.Flags, out errno);
+            case IommufdUapi.IOMMU_IOAS_MAP_FILE:
+                var file = Core.Interop.Ioctl.Read<IommufdUapi.IoasMapFile>(argument);
+                return Map(file.Iova, file.Length, file.Start, file.Flags, out errno);
+            case IommufdUapi.IOMMU_IOAS_UNMAP:
+                var unmap = Core.Interop.Ioctl.Read<IommufdUapi.IoasUnmap>(argument);
+                return Unmap(unmap.Iova, unmap.Length, out errno);
+            case IommufdUapi.IOMMU_HWPT_SET_DIRTY_TRACKING:
+                var set = Core.Interop.Ioctl.Read<IommufdUapi.HwptSetDirtyTracking>(argument);
+                Calls[^1] += $" {set.HwptId} {set.Flags}";
+                return Refused(Calls[^1], out errno, log: false) ? -1 : 0;
+            case IommufdUapi.IOMMU_HWPT_GET_DIRTY_BITMAP:
+                var get = Core.Interop.Ioctl.Read<IommufdUapi.HwptGetDirtyBitmap>(argument);
+                return TakeDirty(get.Iova, get.Length, pointee);
+            case IommufdUapi.IOMMU_DESTROY:
+                Calls[^1] += $" {Core.Interop.Ioctl.Read<IommufdUapi.Destroy>(argument).Id}";
+                return 0;
+            default: return Fail(Errno.ENOTTY, out errno);
+        }
+    }
+
+    private int Map(ulong iova, ulong size, ulong from, uint flags, out Errno errno)
+    {
+        errno = Errno.None;
+        if (Mappings.Any(m => m.Key < iova + size && iova < m.Key + m.Value.Size)) return Fail(Errno.EEXIST, out errno);
+        Mappings.Add(iova, (size, from, flags));
+        return 0;
+    }
+
+    private int Unmap(ulong iova, ulong size, out Errno errno)
+    {
+        errno = Errno.None;
+        return Mappings.Remove(iova, out (ulong Size, ulong, uint) old) && old.Size == size ? 0 : Fail(Errno.ENOENT, out errno);
+    }
+
+    private int TakeDirty(ulong iova, ulong length, Span<byte> bitmap)
+    {
+        Queries.Add((iova, length, bitmap.Length));
+        foreach (ulong page in DirtyPages.Where(p => p >= iova / 4096 && p < (iova + length) / 4096).ToArray())
+        {
+            DirtyPages.Remove(page);
+            int bit = (int)(page - (iova / 4096));
+            bitmap[bit / 8] |= (byte)(1 << (bit % 8));
+        }
+        return 0;
+    }
+}
