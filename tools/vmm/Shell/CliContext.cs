@@ -1,3 +1,4 @@
+using Vmm.Devices.Vfio.Probe;
 using Vmm.Tools.Cli.Client;
 
 namespace Vmm.Tools.Cli.Shell;
@@ -19,6 +20,12 @@ internal sealed record CliContext
 
     /// <summary>Opens a VM's QMP socket by path.</summary>
     public Func<string, CancellationToken, Task<IMonitor>> Connect { get; init; } = QmpMonitor.Connect;
+
+    /// <summary>What the host offers to VFIO.</summary>
+    public Func<VfioHostReport> ProbeVfioHost { get; init; } = VfioProbe.Host;
+
+    /// <summary>What one device of the host can do.</summary>
+    public Func<string, VfioDeviceReport> ProbeVfioDevice { get; init; } = VfioProbe.Device;
 
     public TimeProvider Time { get; init; } = TimeProvider.System;
 

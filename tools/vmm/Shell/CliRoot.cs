@@ -9,6 +9,7 @@ using Vmm.Tools.Cli.Hosting;
 using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Snapshots;
 using Vmm.Tools.Cli.Streams;
+using Vmm.Tools.Cli.Vfio;
 
 namespace Vmm.Tools.Cli.Shell;
 
@@ -75,6 +76,7 @@ internal sealed class CliRoot
         root.Add(List());
         root.Add(Stream());
         root.Add(VmState());
+        root.Add(Vfio());
         root.Add(Demo());
         return root;
     }
@@ -192,6 +194,18 @@ internal sealed class CliRoot
             return ExitCode.Ok;
         }));
         return new Command("vmstate", "What the state of devices looks like in a stream") { dump };
+    }
+
+    private Command Vfio()
+    {
+        Argument<string?> device = new("DEVICE")
+        {
+            Description = "A PCI address, a mediated device's UUID, or its folder in sysfs; opened for the probe, which may reset it",
+            Arity = ArgumentArity.ZeroOrOne,
+        };
+        var probe = new Command("probe", "List IOMMU groups, devices and drivers; of a device its regions, interrupts, migration, and what would block it") { device, _json };
+        probe.SetAction((p, _) => Code(() => Task.FromResult(new VfioCommands(_context).Probe(p.GetValue(device), p.GetValue(_json)))));
+        return new Command("vfio", "What this host's kernel offers to VFIO") { probe };
     }
 
     private Command Demo()

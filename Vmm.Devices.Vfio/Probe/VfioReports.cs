@@ -1,0 +1,65 @@
+using Vmm.Devices.Vfio.Io;
+
+namespace Vmm.Devices.Vfio.Probe;
+
+/// <summary>What a host offers to VFIO.</summary>
+/// <param name="HasContainerNode"><c>/dev/vfio/vfio</c> exists.</param>
+/// <param name="HasIommufdNode"><c>/dev/iommu</c> exists.</param>
+/// <param name="Groups">IOMMU groups, in numeric order; none when the IOMMU is off.</param>
+public sealed record VfioHostReport(bool HasContainerNode, bool HasIommufdNode, IReadOnlyList<VfioGroupReport> Groups);
+
+/// <summary>One IOMMU group.</summary>
+/// <param name="Number">Its number.</param>
+/// <param name="HasNode"><c>/dev/vfio/N</c> exists.</param>
+/// <param name="Members">Its devices.</param>
+public sealed record VfioGroupReport(string Number, bool HasNode, IReadOnlyList<VfioMemberReport> Members);
+
+/// <summary>One device of a group.</summary>
+/// <param name="Name">PCI address or UUID.</param>
+/// <param name="Driver">Its driver, or null.</param>
+/// <param name="IsVfio">A VFIO driver has it.</param>
+/// <param name="CharacterDevice">Name of its character device, or null.</param>
+public sealed record VfioMemberReport(string Name, string? Driver, bool IsVfio, string? CharacterDevice);
+
+/// <summary>What one device can do; it was opened for that.</summary>
+public sealed record VfioDeviceReport
+{
+    /// <summary>PCI address or UUID.</summary>
+    public required string Name { get; init; }
+
+    /// <summary>How it was opened, and where its DMA would be mapped.</summary>
+    public required string Container { get; init; }
+
+    /// <summary>Its info.</summary>
+    public required VfioDeviceInfo Info { get; init; }
+
+    /// <summary>Regions that are there.</summary>
+    public required IReadOnlyList<VfioRegionInfo> Regions { get; init; }
+
+    /// <summary>Interrupts that are there, by index.</summary>
+    public required IReadOnlyList<(uint Index, VfioIrqInfo Info)> Irqs { get; init; }
+
+    /// <summary>Migration protocol: 2, 1, or 0 for none.</summary>
+    public int Protocol { get; init; }
+
+    /// <summary>Protocol 2's flags.</summary>
+    public VfioMigrationFlags Migration { get; init; }
+
+    /// <summary>Protocol 2's states that this device has.</summary>
+    public IReadOnlyList<VfioDeviceState> States { get; init; } = [];
+
+    /// <summary>State in which it was found; when that is not RUNNING it has been reset.</summary>
+    public VfioDeviceState? FoundIn { get; init; }
+
+    /// <summary>Bytes of state right now, when the device says.</summary>
+    public ulong? StateBytes { get; init; }
+
+    /// <summary>It logs its own DMA writes.</summary>
+    public bool CanLogDma { get; init; }
+
+    /// <summary>The IOMMU, or its driver, logs them.</summary>
+    public bool ContainerCanLogDirty { get; init; }
+
+    /// <summary>Why a VM with this device could not migrate; empty when it could.</summary>
+    public IReadOnlyList<string> Blockers { get; init; } = [];
+}
