@@ -16,8 +16,6 @@ namespace Vmm.Devices.Vfio.Containers;
 /// </summary>
 internal sealed class Type1Container : KernelContainer
 {
-    private const int LargestInfoBytes = 1 << 20;
-
     /// <summary>Where the bitmap's address is in DIRTY_PAGES GET: 8 of header, iova, size, page size, bytes.</summary>
     private const int BitmapPointerOffset = 40;
 
@@ -149,22 +147,12 @@ internal sealed class Type1Container : KernelContainer
         if (errno != Errno.None) VfioKernelLog.CleanupFailed(Logger, Name, $"taking group {group.Number} out", errno);
     }
 
-    /// <summary>Reads page sizes, usable addresses and limits; they change with the groups. Asks twice: the first time for the size.</summary>
+    /// <summary>Reads page sizes, usable addresses and limits; they change with the groups.</summary>
     private Errno ReadInfo()
     {
-        var info = new VfioUapi.IommuType1Info { Argsz = (uint)Marshal.SizeOf<VfioUapi.IommuType1Info>() };
-        byte[] bytes = Ioctl.AsBytes(ref info).ToArray();
-        while (true)
-        {
-            _kernel.Ioctl(_fd, VfioUapi.VFIO_IOMMU_GET_INFO, bytes, out Errno errno);
-            if (errno != Errno.None) return errno;
-            info = Ioctl.Read<VfioUapi.IommuType1Info>(bytes);
-            if (info.Argsz <= bytes.Length) break;
-            if (info.Argsz > LargestInfoBytes) return Errno.EPROTO;
-            info = new VfioUapi.IommuType1Info { Argsz = info.Argsz };
-            bytes = new byte[info.Argsz];
-            Ioctl.AsBytes(ref info).CopyTo(bytes);
-        }
+        var info = default(VfioUapi.IommuType1Info);
+        Errno errno = _kernel.CallForInfo(_fd, VfioUapi.VFIO_IOMMU_GET_INFO, ref info, out byte[] bytes);
+        if (errno != Errno.None) return errno;
         uint first = (info.Flags & VfioUapi.VFIO_IOMMU_INFO_CAPS) != 0 ? info.CapOffset : 0;
         var caps = new VfioCapabilities(bytes, Name);
         ReadOnlySpan<byte> ranges = caps.Find(first, VfioUapi.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, 16);

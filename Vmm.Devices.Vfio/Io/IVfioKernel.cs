@@ -1,3 +1,4 @@
+using System.Buffers.Binary;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
@@ -92,6 +93,8 @@ internal interface IVfioKernel
 /// <summary>Shorthands over <see cref="IVfioKernel"/>.</summary>
 internal static class VfioKernelExtensions
 {
+    private const int LargestInfoBytes = 1 << 20;
+
     /// <summary>ioctl with a structure whose result is only success or failure.</summary>
     internal static Errno Call<T>(this IVfioKernel kernel, OwnedFd fd, uint request, ref T argument) where T : unmanaged
     {
@@ -104,6 +107,34 @@ internal static class VfioKernelExtensions
     {
         kernel.Ioctl(fd, request, Ioctl.AsBytes(ref argument), pointerOffset, pointee, out Errno errno);
         return errno;
+    }
+
+    /// <summary>
+    /// ioctl that answers with a structure and capabilities behind it. Asks again when the answer says in its <c>argsz</c>, the first word, that it
+    /// needs more room (spec vfio-migration 1.1).
+    /// </summary>
+    /// <param name="kernel">System calls.</param>
+    /// <param name="fd">Descriptor.</param>
+    /// <param name="request">Number of the ioctl.</param>
+    /// <param name="structure">The request; its first word is filled in here. On success the answer.</param>
+    /// <param name="answer">The whole answer.</param>
+    /// <returns>EPROTO when the answer claims to be beyond all measure.</returns>
+    internal static Errno CallForInfo<T>(this IVfioKernel kernel, OwnedFd fd, uint request, ref T structure, out byte[] answer) where T : unmanaged
+    {
+        answer = Ioctl.AsBytes(ref structure).ToArray();
+        while (true)
+        {
+            BinaryPrimitives.WriteInt32LittleEndian(answer, answer.Length);
+            kernel.Ioctl(fd, request, answer, out Errno errno);
+            if (errno != Errno.None) return errno;
+            uint needed = BinaryPrimitives.ReadUInt32LittleEndian(answer);
+            if (needed > LargestInfoBytes) return Errno.EPROTO;
+            if (needed <= answer.Length) break;
+            answer = new byte[needed];
+            Ioctl.AsBytes(ref structure).CopyTo(answer);
+        }
+        structure = Ioctl.Read<T>(answer);
+        return Errno.None;
     }
 
     /// <summary>Uses a descriptor's number inside a structure; it stays open meanwhile.</summary>

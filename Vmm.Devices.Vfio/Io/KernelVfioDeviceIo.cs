@@ -18,7 +18,6 @@ namespace Vmm.Devices.Vfio.Io;
 /// </summary>
 internal sealed partial class KernelVfioDeviceIo : IVfioDeviceIo
 {
-    private const int LargestInfoBytes = 1 << 20;
     private readonly IVfioKernel _kernel;
     private readonly OwnedFd _fd;
     private readonly IDisposable? _membership;
@@ -64,6 +63,8 @@ internal sealed partial class KernelVfioDeviceIo : IVfioDeviceIo
     public VfioDeviceInfo Info { get; }
 
     public IVfioContainer Container { get; }
+
+    public ulong AssumedStopCopyBytes => 100UL << 30;
 
     /// <summary>Its descriptor, for whoever hands it to another process.</summary>
     internal OwnedFd Fd => _fd;
@@ -199,23 +200,12 @@ internal sealed partial class KernelVfioDeviceIo : IVfioDeviceIo
         return _regions.GetOrAdd(index, static (i, self) => self.ReadRegion(i), this);
     }
 
-    /// <summary>Asks twice when the answer has capabilities: the first time for their size.</summary>
     private (VfioRegionInfo Info, ulong FileOffset) ReadRegion(uint index)
     {
-        var region = new VfioUapi.RegionInfo { Argsz = (uint)Marshal.SizeOf<VfioUapi.RegionInfo>(), Index = index };
-        byte[] bytes = Ioctl.AsBytes(ref region).ToArray();
-        while (true)
-        {
-            _kernel.Ioctl(_fd, VfioUapi.VFIO_DEVICE_GET_REGION_INFO, bytes, out Errno errno);
-            if (errno == Errno.EINVAL) return (new VfioRegionInfo { Index = index }, 0);
-            if (errno != Errno.None) throw Failed($"cannot read the info of region {index}", errno);
-            region = Ioctl.Read<VfioUapi.RegionInfo>(bytes);
-            if (region.Argsz <= bytes.Length) break;
-            if (region.Argsz > LargestInfoBytes) throw Failed($"the info of region {index} claims {region.Argsz} bytes", Errno.EPROTO);
-            region = new VfioUapi.RegionInfo { Argsz = region.Argsz, Index = index };
-            bytes = new byte[region.Argsz];
-            Ioctl.AsBytes(ref region).CopyTo(bytes);
-        }
+        var region = new VfioUapi.RegionInfo { Index = index };
+        Errno errno = _kernel.CallForInfo(_fd, VfioUapi.VFIO_DEVICE_GET_REGION_INFO, ref region, out byte[] bytes);
+        if (errno == Errno.EINVAL) return (new VfioRegionInfo { Index = index }, 0);
+        if (errno != Errno.None) throw Failed($"cannot read the info of region {index}", errno);
         if (region.Size > long.MaxValue - Math.Min(region.Offset, long.MaxValue)) throw Failed($"region {index} ends beyond the largest file offset", Errno.EPROTO);
         return (new VfioCapabilities(bytes, $"{Name}: region {index}").Region(region), region.Offset);
     }

@@ -5,12 +5,16 @@ using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Devices.Vfio.Containers;
 using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Migration;
 
 namespace Vmm.Devices.Vfio.Probe;
 
 /// <summary>Finds out what VFIO offers on this host, without a VM.</summary>
 public static class VfioProbe
 {
+    /// <summary>A v1 migration region of no more than its header has no room for data.</summary>
+    private const ulong V1HeaderBytes = 32;
+
     /// <summary>Lists groups, devices and drivers. Opens nothing and needs no privilege.</summary>
     /// <returns>The facts.</returns>
     public static VfioHostReport Host() => Host(new VfioHostPaths());
@@ -67,7 +71,7 @@ public static class VfioProbe
             if (io.GetIrqInfo(i) is { Count: > 0 } irq) irqs.Add((i, irq));
         Errno probed = Read(io, VfioDeviceFeature.Migration, out ulong flags);
         var migration = (VfioMigrationFlags)flags;
-        bool v1 = probed == Errno.ENOTTY && regions.Exists(static r => r is { Type: VfioPciRegion.MigrationType, Subtype: VfioPciRegion.MigrationSubtype });
+        bool v1 = probed == Errno.ENOTTY && regions.Exists(static r => r is { Type: VfioPciRegion.MigrationType, Subtype: VfioPciRegion.MigrationSubtype, SizeBytes: > V1HeaderBytes });
         int protocol = migration.HasFlag(VfioMigrationFlags.StopCopy) ? 2 : v1 ? 1 : 0;
         bool logsDma = protocol == 2 && io.DeviceFeature(VfioDeviceFeature.DmaLoggingStart, VfioFeatureOp.Probe | VfioFeatureOp.Set, []) == Errno.None;
         List<string> blockers = [];
@@ -81,22 +85,12 @@ public static class VfioProbe
         return new VfioDeviceReport
         {
             Name = io.Name, Container = io.Container.Name, Info = io.Info, Regions = regions, Irqs = irqs, Protocol = protocol, Migration = migration,
-            States = protocol == 2 ? [.. Enum.GetValues<VfioDeviceState>().Where(s => IsOffered(s, migration))] : [],
-            FoundIn = io.StateAtOpen,
+            States = [.. VfioStateArcs.States.Where(s => VfioStateArcs.IsSupported(s, migration)).Select(static s => s.ToEventName())],
+            FoundIn = io.StateAtOpen?.ToEventName(),
             StateBytes = protocol == 2 && Read(io, VfioDeviceFeature.MigDataSize, out ulong bytes) == Errno.None ? bytes : null,
             CanLogDma = logsDma, ContainerCanLogDirty = io.Container.CanLogDirty, Blockers = blockers,
         };
     }
-
-    /// <summary>Which flags a state needs (spec vfio-migration 2).</summary>
-    private static bool IsOffered(VfioDeviceState state, VfioMigrationFlags flags) => state switch
-    {
-        VfioDeviceState.Error => false,
-        VfioDeviceState.RunningP2P => flags.HasFlag(VfioMigrationFlags.P2P),
-        VfioDeviceState.PreCopy => flags.HasFlag(VfioMigrationFlags.PreCopy),
-        VfioDeviceState.PreCopyP2P => flags.HasFlag(VfioMigrationFlags.P2P | VfioMigrationFlags.PreCopy),
-        _ => true,
-    };
 
     private static Errno Read(KernelVfioDeviceIo io, VfioDeviceFeature feature, out ulong value)
     {

@@ -45,11 +45,11 @@ public sealed record VfioDeviceReport
     /// <summary>Protocol 2's flags.</summary>
     public VfioMigrationFlags Migration { get; init; }
 
-    /// <summary>Protocol 2's states that this device has.</summary>
-    public IReadOnlyList<VfioDeviceState> States { get; init; } = [];
+    /// <summary>Protocol 2's states that this device has, by the names of QEMU's VFIO_MIGRATION event.</summary>
+    public IReadOnlyList<string> States { get; init; } = [];
 
-    /// <summary>State in which it was found; when that is not RUNNING it has been reset.</summary>
-    public VfioDeviceState? FoundIn { get; init; }
+    /// <summary>State in which it was found; when that is not <c>running</c> it has been reset.</summary>
+    public string? FoundIn { get; init; }
 
     /// <summary>Bytes of state right now, when the device says.</summary>
     public ulong? StateBytes { get; init; }

@@ -21,8 +21,8 @@ internal sealed class VfioCommandTests
             new VfioRegionInfo { Index = 9, SizeBytes = 0x2000, Flags = VfioRegionFlags.Read, Type = 3, Subtype = 1 },
         ],
         Irqs = [(2, new VfioIrqInfo(VfioIrqInfoFlags.EventFd | VfioIrqInfoFlags.NoResize, 4))],
-        Protocol = 2, Migration = VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy, States = [VfioDeviceState.Running, VfioDeviceState.StopCopy],
-        FoundIn = VfioDeviceState.PreCopy, StateBytes = 96, CanLogDma = false, Blockers = ["no log"],
+        Protocol = 2, Migration = VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy, States = ["running", "stop-copy"],
+        FoundIn = "pre-copy", StateBytes = 96, CanLogDma = false, Blockers = ["no log"],
     };
 
     [Test]

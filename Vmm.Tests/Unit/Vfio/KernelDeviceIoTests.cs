@@ -11,9 +11,9 @@ namespace Vmm.Tests.Unit.Vfio;
 internal sealed class KernelDeviceIoTests
 {
     private const string Address = "0000:00:01.0";
-    private const long ConfigAt = 7L << FakeVfioDevice.RegionShift;
+    private const long ConfigAt = 7L << FakeKernelDevice.RegionShift;
     private FakeVfioHost _host = null!;
-    private FakeVfioDevice _device = null!;
+    private FakeKernelDevice _device = null!;
     private KernelVfioDeviceIo? _opened;
 
     private KernelVfioDeviceIo Io => _opened ??= _host.Open($"host={Address}");

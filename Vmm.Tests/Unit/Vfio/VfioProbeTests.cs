@@ -47,7 +47,7 @@ internal sealed class VfioProbeTests
     [Test]
     public void A_device_of_protocol_2_tells_all()
     {
-        FakeVfioDevice device = _host.AddPci(Address);
+        FakeKernelDevice device = _host.AddPci(Address);
         device.Features[1] = BitConverter.GetBytes(5UL);
         device.Features[6] = [];
         device.Features[9] = BitConverter.GetBytes(96UL);
@@ -56,8 +56,8 @@ internal sealed class VfioProbeTests
         Assert.Multiple(() =>
         {
             Assert.That((report.Name, report.Container, report.Protocol), Is.EqualTo((Address, "type1 container", 2)));
-            Assert.That(report.States, Is.EqualTo(new[] { VfioDeviceState.Stop, VfioDeviceState.Running, VfioDeviceState.StopCopy, VfioDeviceState.Resuming, VfioDeviceState.PreCopy }));
-            Assert.That((report.FoundIn, report.StateBytes, report.CanLogDma, report.ContainerCanLogDirty), Is.EqualTo(((VfioDeviceState?)VfioDeviceState.PreCopy, (ulong?)96, true, false)));
+            Assert.That(report.States, Is.EqualTo(new[] { "stop", "running", "stop-copy", "resuming", "pre-copy" }));
+            Assert.That((report.FoundIn, report.StateBytes, report.CanLogDma, report.ContainerCanLogDirty), Is.EqualTo(("pre-copy", (ulong?)96, true, false)));
             Assert.That(report.Regions.Select(static r => r.Index), Is.EqualTo(new[] { 7u }));
             Assert.That(report.Irqs.Select(static i => (i.Index, i.Info.Count)), Is.EqualTo(new[] { (0u, 1u), (2u, 4u) }));
             Assert.That(report.Blockers, Is.Empty);
@@ -77,7 +77,7 @@ internal sealed class VfioProbeTests
     [TestCase(2ul, "no STOP_COPY")]
     public void A_device_that_cannot_migrate_says_why(ulong? flags, string expected)
     {
-        FakeVfioDevice device = _host.AddPci(Address);
+        FakeKernelDevice device = _host.AddPci(Address);
         if (flags is { } f) device.Features[1] = BitConverter.GetBytes(f);
         VfioDeviceReport report = Probe(Address);
         Assert.That((report.Protocol, report.Blockers.Count), Is.EqualTo((0, 1)));

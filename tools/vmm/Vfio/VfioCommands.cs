@@ -60,8 +60,8 @@ internal sealed class VfioCommands(CliContext context)
                 ["regions"] = new JsonArray([.. device.Regions.Select(RegionJson)]),
                 ["irqs"] = new JsonArray([.. device.Irqs.Select(static i => new JsonObject { ["index"] = i.Index, ["count"] = i.Info.Count, ["flags"] = Flags(i.Info.Flags) })]),
                 ["protocol"] = device.Protocol,
-                ["states"] = new JsonArray([.. device.States.Select(static s => JsonValue.Create(StateName(s)))]),
-                ["found-in"] = device.FoundIn is { } state ? StateName(state) : null,
+                ["states"] = new JsonArray([.. device.States.Select(static s => JsonValue.Create(s))]),
+                ["found-in"] = device.FoundIn,
                 ["precopy"] = device.Migration.HasFlag(VfioMigrationFlags.PreCopy), ["p2p"] = device.Migration.HasFlag(VfioMigrationFlags.P2P),
                 ["device-dirty-log"] = device.CanLogDma, ["iommu-dirty-log"] = device.ContainerCanLogDirty, ["state-bytes"] = device.StateBytes,
                 ["blockers"] = new JsonArray([.. device.Blockers.Select(static b => JsonValue.Create(b))]),
@@ -79,12 +79,12 @@ internal sealed class VfioCommands(CliContext context)
             ["migration", device.Protocol == 0 ? "none" : $"protocol v{device.Protocol}"],
             .. v2 ? (string[][])
             [
-                ["states", string.Join(' ', device.States.Select(StateName))],
+                ["states", string.Join(' ', device.States)],
                 ["precopy", YesNo(device.Migration.HasFlag(VfioMigrationFlags.PreCopy))],
                 ["p2p", YesNo(device.Migration.HasFlag(VfioMigrationFlags.P2P))],
                 ["state size", device.StateBytes is { } bytes ? Format.Size(bytes) : "not told"],
             ] : [],
-            .. device.FoundIn is { } found ? (string[][])[["found in", found == VfioDeviceState.Running ? StateName(found) : $"{StateName(found)}; it was reset"]] : [],
+            .. device.FoundIn is { } found ? (string[][])[["found in", found == "running" ? found : $"{found}; it was reset"]] : [],
             ["dirty log", $"device {YesNo(device.CanLogDma)}, IOMMU {YesNo(device.ContainerCanLogDirty)}"],
             .. device.Blockers.Select(static b => (string[])["blocked", b]),
         ]);
@@ -115,14 +115,4 @@ internal sealed class VfioCommands(CliContext context)
 
     private static JsonArray Flags<T>(T flags) where T : struct, Enum =>
         [.. flags.ToString().ToLowerInvariant().Split(", ").Where(static f => f != "none").Select(static f => JsonValue.Create(f))];
-
-    /// <summary>QEMU's name of a state, as in its VFIO_MIGRATION event.</summary>
-    private static string StateName(VfioDeviceState state) => state switch
-    {
-        VfioDeviceState.StopCopy => "stop-copy",
-        VfioDeviceState.RunningP2P => "running-p2p",
-        VfioDeviceState.PreCopy => "pre-copy",
-        VfioDeviceState.PreCopyP2P => "pre-copy-p2p",
-        _ => state.ToString().ToLowerInvariant(),
-    };
 }
