@@ -28,7 +28,7 @@ internal static class VfioOpenErrors
 
     internal static VfioException GroupNode(VfioHostDevice device, string node, Errno errno) => errno switch
     {
-        Errno.EBUSY => Make($"{device.Name}: IOMMU group {device.Group} is in use: {node} is open in another process", errno, $"end the program that 'fuser {node}' names"),
+        Errno.EBUSY => Make($"{device.Name}: IOMMU group {device.Group} is in use: {node} is open already", errno, $"end the program that 'fuser {node}' names"),
         Errno.ENOENT => Make($"{device.Name}: {node} does not exist although a VFIO driver has the device", errno, "in a container the node must be passed in"),
         _ => Node(device.Name, node, errno),
     };
@@ -58,7 +58,7 @@ internal static class VfioOpenErrors
     internal static VfioException CdevNode(VfioHostDevice device, string node, Errno errno) => errno switch
     {
         Errno.ENOENT => Make($"{device.Name}: {node} does not exist although the kernel has the character device", errno, "in a container the node must be passed in; iommufd=off uses the IOMMU group"),
-        Errno.EBUSY => Make($"{device.Name}: the device is in use: {node} is open in another process", errno, $"end the program that 'fuser {node}' names"),
+        Errno.EBUSY => Make($"{device.Name}: the device is in use: {node} is open already", errno, $"end the program that 'fuser {node}' names"),
         _ => Node(device.Name, node, errno),
     };
 
