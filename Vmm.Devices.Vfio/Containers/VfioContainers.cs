@@ -77,7 +77,7 @@ internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, Vfi
             group.Users++;
             return (fd, group.Container!, new Core.Registration(() =>
             {
-                if (--group.Users == 0) LeaveGroup(group);
+                if (--group.Users == 0 && !_disposed) LeaveGroup(group);
             }));
         }
         catch
@@ -138,6 +138,7 @@ internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, Vfi
             (IommufdContainer container, IDisposable seat) = Attach(device, fd, deviceId);
             return (fd, container, new Core.Registration(() =>
             {
+                if (_disposed) return;
                 // Page tables go before RAM is unmapped: then nothing has to be taken out of them.
                 seat.Dispose();
                 if (container.DeviceCount == 0) Close(container);

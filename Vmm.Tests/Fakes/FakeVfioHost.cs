@@ -54,7 +54,6 @@ internal sealed class FakeVfioHost : IDisposable
     {
         _scope.Dispose();
         Services.Dispose();
-        Kernel.Dispose();
         _root.Dispose();
     }
 

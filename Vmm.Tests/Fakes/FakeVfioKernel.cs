@@ -11,12 +11,13 @@ namespace Vmm.Tests.Fakes;
 
 /// <summary>
 /// A kernel with VFIO devices, scripted: it models containers, groups, iommufd and devices as far as the open flow sees them, writes down every
-/// call, and fails those that a test names. Descriptors are real ones, so that what is not closed shows.
+/// call, and fails those that a test names. Descriptors are real ones, so that what is not closed shows; their
+/// receivers own them.
 /// </summary>
-internal sealed partial class FakeVfioKernel : IVfioKernel, IDisposable
+internal sealed partial class FakeVfioKernel : IVfioKernel
 {
     private readonly Dictionary<int, Node> _nodes = [];
-    private readonly List<(int Number, ulong Inode)> _handed = [];
+    private readonly List<(int Number, (ulong Device, ulong Inode) File)> _handed = [];
 
     /// <summary>Cut from paths in <see cref="Calls"/>.</summary>
     internal string Root { get; set; } = "/dev/";
@@ -45,7 +46,7 @@ internal sealed partial class FakeVfioKernel : IVfioKernel, IDisposable
     internal string CdevNumber { get; set; } = "511:0";
 
     /// <summary>Descriptors that this kernel gave away and that are still open.</summary>
-    internal int OpenCount => _handed.Count(static f => IsOpen(f.Number, f.Inode));
+    internal int OpenCount => _handed.Count(static f => IsOpen(f.Number, f.File));
 
     /// <summary>Reads and writes at a region's file offset: offset, bytes; a read answers from here.</summary>
     internal Dictionary<long, byte[]> Memory { get; } = [];
@@ -153,11 +154,6 @@ internal sealed partial class FakeVfioKernel : IVfioKernel, IDisposable
         return MappedRegion.Map(memory, lengthBytes, shared: true, 0, name, writable);
     }
 
-    public void Dispose()
-    {
-        foreach ((int number, ulong inode) in _handed.Where(static f => IsOpen(f.Number, f.Inode))) new OwnedFd(number).Dispose();
-    }
-
     private static int Fail(Errno which, out Errno errno)
     {
         errno = which;
@@ -165,10 +161,10 @@ internal sealed partial class FakeVfioKernel : IVfioKernel, IDisposable
     }
 
     /// <summary>Whether a number is still the file it was: it may have been closed and given to somebody else.</summary>
-    private static bool IsOpen(int number, ulong inode)
+    private static bool IsOpen(int number, (ulong Device, ulong Inode) file)
     {
         using var fd = new OwnedFd(number, ownsFd: false);
-        return Posix.Stat(fd, out LibC.StatBuffer stat) == Errno.None && stat.Inode == inode;
+        return Posix.Stat(fd, out LibC.StatBuffer stat) == Errno.None && (stat.Device, stat.Inode) == file;
     }
 
     /// <summary>The C name of a request without its prefix; the same number means different things on different nodes.</summary>
@@ -276,7 +272,7 @@ internal sealed partial class FakeVfioKernel : IVfioKernel, IDisposable
     {
         OwnedFd fd = LibC.memfd_create("fake-vfio", 1);
         Posix.Stat(fd, out LibC.StatBuffer stat);
-        _handed.Add((fd.Number, stat.Inode));
+        _handed.Add((fd.Number, (stat.Device, stat.Inode)));
         _nodes[fd.Number] = node;
         return fd;
     }
