@@ -16,7 +16,7 @@ public sealed class VfioPlugin : IVmmPlugin
     {
         ArgumentNullException.ThrowIfNull(builder);
         builder.Services.TryAddScoped<VfioMigrationHost>();
-        builder.AddDevice<VfioUserPciDeviceFactory>();
+        builder.AddDevice<KernelVfioPciDeviceFactory>().AddDevice<VfioUserPciDeviceFactory>();
         builder.Services.TryAddSingleton<IVfioKernel, KernelVfio>();
         builder.Services.TryAddSingleton(new VfioHostPaths());
         builder.Services.TryAddScoped<VfioContainers>();
