@@ -8,7 +8,7 @@ using Vmm.Devices.Vfio.Migration;
 
 namespace Vmm.Devices.Vfio;
 
-/// <summary>The VFIO device plugin. It registers with the host and has no device type yet.</summary>
+/// <summary>The VFIO device plugin: device types <c>vfio-pci</c> and <c>vfio-user-pci</c>, and what the VFIO devices of one VM share.</summary>
 public sealed class VfioPlugin : IVmmPlugin
 {
     /// <inheritdoc/>
