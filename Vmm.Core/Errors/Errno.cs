@@ -51,6 +51,8 @@ public enum Errno
     EPIPE = 32,
     /// <summary>Numerical result out of range.</summary>
     ERANGE = 34,
+    /// <summary>The wait would be for the waiter itself.</summary>
+    EDEADLK = 35,
     /// <summary>Function not implemented.</summary>
     ENOSYS = 38,
     /// <summary>No message of desired type; VFIO: no more precopy data.</summary>

@@ -92,5 +92,6 @@ internal static partial class LibC
         [FieldOffset(28)] internal uint UserId;
         [FieldOffset(40)] internal ulong SpecialDevice;
         [FieldOffset(48)] internal long SizeBytes;
+        [FieldOffset(56)] internal long BlockBytes;
     }
 }

@@ -41,6 +41,11 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
         return VfioUserHeader.Read(bytes);
     }
 
+    /// <summary>Waits until there is something to receive.</summary>
+    /// <param name="wake">An eventfd that ends the wait; not drained.</param>
+    /// <returns>True when a message, or the end, can be received; false when only <paramref name="wake"/> fired.</returns>
+    internal bool WaitReadable(OwnedFd wake) => Posix.Poll(fd, Posix.POLLIN, wake, -1, out _) != 0;
+
     /// <summary>Receives exactly as many bytes as fit.</summary>
     /// <param name="into">Where to; filled.</param>
     /// <exception cref="ChannelException">The connection failed or ended.</exception>

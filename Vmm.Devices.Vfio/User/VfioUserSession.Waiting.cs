@@ -1,0 +1,137 @@
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Devices.Vfio.Diagnostics;
+
+namespace Vmm.Devices.Vfio.User;
+
+internal sealed partial class VfioUserSession
+{
+    /// <summary>Commands that may wait while the device finishes something; a client in lock step sends none.</summary>
+    private const int MaxDeferred = 1024;
+    private const long MaxDeferredBytes = 4 << 20;
+
+    private readonly Queue<(VfioUserHeader Header, byte[] Body, OwnedFd[] Fds)> _deferred = new();
+    private long _deferredBytes;
+
+    /// <summary>The next command: one that had to wait, or the next from the socket.</summary>
+    private bool Next(out VfioUserHeader header, out Span<byte> body)
+    {
+        if (_deferred.Count == 0) return Receive(out header, out body);
+        VfioUserSocket.Close(_fds);
+        (header, byte[] bytes, OwnedFd[] fds) = _deferred.Dequeue();
+        _fds.AddRange(fds);
+        _deferredBytes -= bytes.Length;
+        body = bytes;
+        return true;
+    }
+
+    /// <summary>
+    /// Waits for the device. Its threads may be waiting for the client's answers to DMA meanwhile, which only this thread can read (S-32);
+    /// commands that come first are kept for later, in order.
+    /// </summary>
+    private Errno Await(ValueTask<Errno> work)
+    {
+        if (work.IsCompleted) return work.GetAwaiter().GetResult();
+        Task<Errno> task = work.AsTask();
+        WaitFor(task, Timeout.InfiniteTimeSpan);
+        return task.GetAwaiter().GetResult();
+    }
+
+    /// <summary>Makes the device leave guest memory alone (spec 7); false: it did not, and the request is refused with EIO (S-34).</summary>
+    private bool Quiesce()
+    {
+        TimeSpan limit = _device.Options.QuiesceTimeout;
+        if (_device.LateQuiesce is { IsCompleted: false } late && !WaitFor(late, limit)) return false;
+        ValueTask<Errno> work = _backend.Quiesce();
+        if (work.IsCompleted) return work.GetAwaiter().GetResult() == Errno.None;
+        Task<Errno> task = work.AsTask();
+        if (WaitFor(task, limit)) return task.GetAwaiter().GetResult() == Errno.None;
+        VfioUserLog.QuiesceTimeout(_logger, _socket.Name, (long)limit.TotalMilliseconds);
+        _device.LateQuiesce = Release(task, _backend);
+        return false;
+    }
+
+    private static async Task<Errno> Release(Task<Errno> quiesce, IVfioUserBackend backend)
+    {
+        Errno errno = await quiesce;
+        if (errno == Errno.None) backend.Unquiesce();
+        return errno;
+    }
+
+    private bool WaitFor(Task task, TimeSpan limit)
+    {
+        if (_dmaRequests is null || _twin is not null) return task.Wait(limit);
+        using var timer = new CancellationTokenSource();
+        using (timer.Token.Register(static wake => Posix.SignalEventFd((OwnedFd)wake!), _wake))
+        {
+            Task woken = task.ContinueWith(static (_, wake) => Posix.SignalEventFd((OwnedFd)wake!), _wake, CancellationToken.None,
+                TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
+            timer.CancelAfter(limit);
+            while (!task.IsCompleted && !timer.IsCancellationRequested)
+            {
+                if (_dmaRequests.HasPending && _socket.WaitReadable(_wake)) ReceiveMeanwhile();
+                else if (!task.IsCompleted && !timer.IsCancellationRequested) Posix.Poll(_wake, Posix.POLLIN, null, -1, out _);
+                Posix.DrainEventFd(_wake);
+            }
+            // The eventfd must not be signalled after it was closed.
+            if (task.IsCompleted) woken.Wait();
+        }
+        return task.IsCompleted;
+    }
+
+    private void ReceiveMeanwhile()
+    {
+        try
+        {
+            var fds = new List<OwnedFd>();
+            VfioUserHeader? received = _socket.ReceiveHeader(fds);
+            if (received is { } header && header.SizeBytes >= VfioUserHeader.Length && header.SizeBytes <= _maxMessageBytes)
+            {
+                if (IsDueReply(header))
+                {
+                    VfioUserSocket.Close(fds);
+                    return;
+                }
+                if (_deferred.Count < MaxDeferred && _deferredBytes + header.SizeBytes <= MaxDeferredBytes)
+                {
+                    byte[] body = new byte[header.SizeBytes - VfioUserHeader.Length];
+                    _deferred.Enqueue((header, body, [.. fds]));
+                    _deferredBytes += body.Length;
+                    _socket.ReceiveBody(body);
+                    return;
+                }
+            }
+            VfioUserSocket.Close(fds);
+        }
+        catch (ChannelException e)
+        {
+            VfioUserLog.DeviceFailed(_logger, _socket.Name, VfioUserCommand.DmaRead, VmmException.Describe(e));
+        }
+        // Gone, out of step, or more than anybody sends while it waits: nobody will be answered any more, and the device must not wait for it.
+        _socket.Shutdown();
+        _dmaRequests!.Dispose();
+    }
+
+    /// <summary>The end of the connection, whatever ended it (S-33): DMA stops, maps and eventfds go, the device runs and keeps its state.</summary>
+    private void End()
+    {
+        _socket.Shutdown();
+        _dmaRequests?.Dispose();
+        _device.Dma.Messages = null;
+        foreach ((_, _, OwnedFd[] fds) in _deferred)
+            foreach (OwnedFd fd in fds) fd.Dispose();
+        _deferred.Clear();
+        if (_twin is not null)
+        {
+            _twin.Shutdown();
+            _twinReader?.GetAwaiter().GetResult();
+        }
+        bool quiet = Quiesce();
+        _device.Dma.StopLog();
+        _device.Dma.Clear();
+        _device.Irqs.Unbind();
+        Await(_device.Fsm.Recover());
+        _backend.ClientLost();
+        if (quiet) _backend.Unquiesce();
+    }
+}
