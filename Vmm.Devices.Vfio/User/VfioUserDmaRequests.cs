@@ -146,6 +146,12 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
             Forget(id);
             return e.Errno;
         }
+        catch (ObjectDisposedException)
+        {
+            // The connection ended between the check and the send.
+            Forget(id);
+            return Errno.ENOTCONN;
+        }
         finally
         {
             ArrayPool<byte>.Shared.Return(message);

@@ -196,7 +196,7 @@ internal sealed class RawVfioUserClient(OwnedFd socket) : IDisposable
 
     public void Dispose()
     {
-        _socket.Shutdown();
+        if (!socket.IsClosed) _socket.Shutdown();
         _socket.Dispose();
     }
 }

@@ -27,14 +27,14 @@ internal static class VmHost
     {
         var services = new ServiceCollection();
         if (snapshotDirectory is not null) services.AddSingleton(new SnapshotOptions { Directory = snapshotDirectory });
-        if (verbose)
-        {
-            services.AddLogging(static logging => logging
-                .SetMinimumLevel(LogLevel.Debug)
-                .AddSimpleConsole(static o => { o.SingleLine = true; o.TimestampFormat = "HH:mm:ss.fff "; o.ColorBehavior = LoggerColorBehavior.Disabled; })
-                .Services.Configure<ConsoleLoggerOptions>(static o => o.LogToStandardErrorThreshold = LogLevel.Trace));
-        }
+        if (verbose) AddLog(services, LogLevel.Debug);
         services.AddVmm().AddMigration().AddQmp().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<WorkloadPlugin>().AddPlugin<VfioPlugin>();
         return services.BuildServiceProvider();
     }
+
+    /// <summary>Logs to stderr.</summary>
+    public static IServiceCollection AddLog(IServiceCollection services, LogLevel minimum) => services.AddLogging(logging => logging
+        .SetMinimumLevel(minimum)
+        .AddSimpleConsole(static o => { o.SingleLine = true; o.TimestampFormat = "HH:mm:ss.fff "; o.ColorBehavior = LoggerColorBehavior.Disabled; })
+        .Services.Configure<ConsoleLoggerOptions>(static o => o.LogToStandardErrorThreshold = LogLevel.Trace));
 }

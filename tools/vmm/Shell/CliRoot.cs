@@ -5,6 +5,7 @@ using Vmm.Core.Errors;
 using Vmm.Core.VmStates;
 using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Devices;
 using Vmm.Tools.Cli.Hosting;
 using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Snapshots;
@@ -77,6 +78,7 @@ internal sealed class CliRoot
         root.Add(Stream());
         root.Add(VmState());
         root.Add(Vfio());
+        root.Add(Device());
         root.Add(Demo());
         return root;
     }
@@ -206,6 +208,18 @@ internal sealed class CliRoot
         var probe = new Command("probe", "List IOMMU groups, devices and drivers; of a device its regions, interrupts, migration, and what would block it") { device, _json };
         probe.SetAction((p, _) => Code(() => Task.FromResult(new VfioCommands(_context).Probe(p.GetValue(device), p.GetValue(_json)))));
         return new Command("vfio", "What this host's kernel offers to VFIO") { probe };
+    }
+
+    private Command Device()
+    {
+        Option<string[]> type = new("--type") { Description = "What to serve; repeat, with a --socket each, for more", HelpName = "TYPE[,key=value]...", Required = true };
+        Option<string[]> socket = new("--socket") { Description = "Path of its UNIX socket", HelpName = "PATH", Required = true };
+        Option<bool> once = new("--once") { Description = "End after the first client" };
+        var serve = new Command("serve", "Serve a device over vfio-user to one VMM at a time, until Ctrl-C or SIGTERM") { type, socket, once };
+        serve.SetAction((p, _) => Code(() => new DeviceCommands(_context).Serve(p.GetValue(type)!, p.GetValue(socket)!, p.GetValue(once), p.GetValue(_verbose))));
+        var list = new Command("list", "List the devices that can be served") { _json };
+        list.SetAction((p, _) => Code(() => Task.FromResult(new DeviceCommands(_context).List(p.GetValue(_json)))));
+        return new Command("device", "Devices in a process of their own") { serve, list };
     }
 
     private Command Demo()

@@ -1,0 +1,9 @@
+using Vmm.Devices.Vfio.User;
+
+namespace Vmm.Tools.Devices;
+
+/// <summary>What can be served by name; a new device is one more entry.</summary>
+public static class DeviceTypes
+{
+    public static IReadOnlyList<IVfioUserDeviceType> All { get; } = [new DmaTestType()];
+}

@@ -1,0 +1,256 @@
+using System.Buffers.Binary;
+using Vmm.Core.Errors;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.User;
+using static Vmm.Tools.Devices.DmaTestRegisters;
+
+namespace Vmm.Tools.Devices;
+
+/// <summary>
+/// A PCI function for tests of migration: BAR0 registers (<see cref="DmaTestRegisters"/>), BAR1 the MSI-X table and pending bits, BAR2 16 KiB of
+/// memory that a client may map. Its engine writes numbered blocks into guest memory; nothing is lost when, after a migration, every slot holds
+/// the last block that went to it.
+/// </summary>
+public sealed partial class DmaTestDevice : IVfioUserBackend
+{
+    private const uint Bar0 = 0, Bar1 = 1, Bar2 = 2;
+    private const int Bar0Bytes = 0x1000, Bar1Bytes = 0x1000, Bar2Bytes = 0x4000, PendingOffset = 0x800, Vectors = 4;
+
+    private readonly DmaTestOptions _options;
+    private readonly VfioUserMemory _memory = new("dma-test", Bar2Bytes);
+    private readonly BulkState _bulk;
+    private readonly byte[] _msixTable = new byte[Vectors * 16], _scratch = new byte[ScratchBytes];
+    private VfioUserHost _host = null!;
+    private VfioUserPciConfig _config = null!;
+
+    // Guest-visible state, guarded by _gate.
+    private readonly object _gate = new();
+    private uint _control, _status, _error, _block, _interruptEvery, _loads;
+    private ulong _base, _length, _rate, _sequence, _interrupts;
+
+    public DmaTestDevice(DmaTestOptions options)
+    {
+        _options = options;
+        _bulk = new BulkState(options.StateBytes, options.Seed);
+        MigrationFlags = VfioMigrationFlags.StopCopy | (options.Precopy ? VfioMigrationFlags.PreCopy : 0) | (options.P2P ? VfioMigrationFlags.P2P : 0);
+        Regions =
+        [
+            new VfioUserRegion { Index = Bar0, SizeBytes = Bar0Bytes },
+            new VfioUserRegion { Index = Bar1, SizeBytes = Bar1Bytes },
+            new VfioUserRegion { Index = Bar2, SizeBytes = Bar2Bytes, Memory = _memory },
+            new VfioUserRegion { Index = VfioPciRegion.Config, SizeBytes = VfioUserPciConfig.Length },
+        ];
+        PowerOn();
+    }
+
+    public string TypeName => "dma-test";
+
+    public IReadOnlyList<VfioUserRegion> Regions { get; }
+
+    public VfioMigrationFlags MigrationFlags { get; }
+
+    public uint GetIrqCount(uint index) => index switch { VfioPciIrq.Intx => 1, VfioPciIrq.Msix => Vectors, _ => 0 };
+
+    public void Realize(VfioUserHost host)
+    {
+        ArgumentNullException.ThrowIfNull(host);
+        _host = host;
+        _config = new VfioUserPciConfig(host.Dma, VendorId, DeviceId, 0xff0000, hasIntx: true);
+        _config.AddBar(0, Bar0Bytes);
+        _config.AddBar(1, Bar1Bytes);
+        _config.AddBar(2, Bar2Bytes);
+        _config.AddMsix(Vectors, 1, 0, PendingOffset);
+        StartEngine();
+    }
+
+    public void RegionRead(uint index, ulong offset, Span<byte> destination)
+    {
+        switch (index)
+        {
+            case Bar0:
+                lock (_gate) ReadRegisters(offset, destination);
+                break;
+            case Bar1:
+                ReadMsix((int)offset, destination);
+                break;
+            case Bar2:
+                _memory.Slice(offset, destination.Length).CopyTo(destination);
+                break;
+            default:
+                _config.Read(offset, destination);
+                break;
+        }
+    }
+
+    public void RegionWrite(uint index, ulong offset, ReadOnlySpan<byte> source)
+    {
+        switch (index)
+        {
+            case Bar0:
+                lock (_gate)
+                {
+                    WriteRegisters(offset, source);
+                    Monitor.PulseAll(_gate);
+                }
+                break;
+            case Bar1:
+                if (offset < (ulong)_msixTable.Length) source[..Math.Min(source.Length, _msixTable.Length - (int)offset)].CopyTo(_msixTable.AsSpan((int)offset));
+                break;
+            case Bar2:
+                source.CopyTo(_memory.Slice(offset, source.Length));
+                break;
+            default:
+                // Bus mastering and the choice of interrupt are read by the engine.
+                lock (_gate)
+                {
+                    _config.Write(offset, source);
+                    Monitor.PulseAll(_gate);
+                }
+                break;
+        }
+    }
+
+    public ValueTask<Errno> Reset(VfioUserResetReason reason)
+    {
+        lock (_gate)
+        {
+            PowerOn();
+            _config.Reset();
+            _memory.Slice(0, Bar2Bytes).Clear();
+            _bulk.Reset();
+            _host.Irqs.ClearPending();
+            _isStopped = false;
+            Monitor.PulseAll(_gate);
+        }
+        return ValueTask.FromResult(Errno.None);
+    }
+
+    public void ClientLost()
+    {
+        // The engine finds no memory and waits for some.
+    }
+
+    public void Dispose()
+    {
+        StopEngine();
+        _memory.Dispose();
+    }
+
+    private void PowerOn()
+    {
+        (_control, _status, _error, _block, _interruptEvery) = (0, 0, 0, 4096, 0);
+        (_base, _length, _rate, _sequence, _interrupts) = (0, 0, 0, 0, 0);
+        _scratch.AsSpan().Clear();
+        _msixTable.AsSpan().Clear();
+    }
+
+    private void ReadRegisters(ulong offset, Span<byte> into)
+    {
+        if (offset >= Scratch && offset + (ulong)into.Length <= Scratch + ScratchBytes)
+        {
+            _scratch.AsSpan((int)(offset - Scratch), into.Length).CopyTo(into);
+            return;
+        }
+        if (into.Length == 4 && Get32(offset) is { } value) BinaryPrimitives.WriteUInt32LittleEndian(into, value);
+        else if (into.Length is 4 or 8 && Get64(offset & ~4UL) is { } wide)
+        {
+            if (into.Length == 8) BinaryPrimitives.WriteUInt64LittleEndian(into, wide);
+            else BinaryPrimitives.WriteUInt32LittleEndian(into, (uint)(wide >> ((int)(offset & 4) * 8)));
+        }
+    }
+
+    private uint? Get32(ulong offset) => offset switch
+    {
+        Id => IdValue,
+        Control => _control,
+        Status => _status,
+        ErrorNumber => _error,
+        Block => _block,
+        InterruptEvery => _interruptEvery,
+        Loads => _loads,
+        Acknowledge => 0,
+        _ => null,
+    };
+
+    private ulong? Get64(ulong offset) => offset switch
+    {
+        Base => _base,
+        Length => _length,
+        Rate => _rate,
+        Sequence => _sequence,
+        Interrupts => _interrupts,
+        StateSize => _bulk.SizeBytes,
+        StateChecksum => _bulk.Checksum,
+        _ => null,
+    };
+
+    private void WriteRegisters(ulong offset, ReadOnlySpan<byte> from)
+    {
+        if (offset >= Scratch && offset + (ulong)from.Length <= Scratch + ScratchBytes)
+        {
+            from.CopyTo(_scratch.AsSpan((int)(offset - Scratch)));
+        }
+        else if (from.Length == 4)
+        {
+            uint value = BinaryPrimitives.ReadUInt32LittleEndian(from);
+            if (!Set32(offset, value) && Get64(offset & ~4UL) is { } old)
+            {
+                int shift = (int)(offset & 4) * 8;
+                Set64(offset & ~4UL, (old & ~(0xffffffffUL << shift)) | ((ulong)value << shift));
+            }
+        }
+        else if (from.Length == 8)
+        {
+            Set64(offset, BinaryPrimitives.ReadUInt64LittleEndian(from));
+        }
+    }
+
+    private bool Set32(ulong offset, uint value)
+    {
+        switch (offset)
+        {
+            case Control:
+                _control = value & ControlRun;
+                (_status, _error) = (_status & StatusInterrupt, 0);
+                RestartPace();
+                return true;
+            case Block:
+                if (value is > 0 and <= 65536 && value % 8 == 0) _block = value;
+                return true;
+            case InterruptEvery:
+                _interruptEvery = value;
+                return true;
+            case Acknowledge:
+                _status &= ~StatusInterrupt;
+                _host.Irqs.SetIntx(false);
+                return true;
+            default:
+                return Get32(offset) is not null;
+        }
+    }
+
+    private void Set64(ulong offset, ulong value)
+    {
+        switch (offset)
+        {
+            case Base: _base = value; break;
+            case Length: _length = value; break;
+            case Rate: _rate = value; RestartPace(); break;
+            case Sequence: _sequence = value; break;
+        }
+    }
+
+    private void ReadMsix(int offset, Span<byte> into)
+    {
+        if (offset < _msixTable.Length)
+        {
+            int n = Math.Min(into.Length, _msixTable.Length - offset);
+            _msixTable.AsSpan(offset, n).CopyTo(into);
+        }
+        if (offset >= PendingOffset + 8 || offset + into.Length <= PendingOffset) return;
+        byte pending = 0;
+        for (uint v = 0; v < Vectors; v++)
+            if (_host.Irqs.IsPending(VfioPciIrq.Msix, v)) pending |= (byte)(1 << (int)v);
+        if (offset <= PendingOffset) into[PendingOffset - offset] = pending;
+    }
+}
