@@ -18,9 +18,10 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
 
     private const int HeadBytes = VfioUserHeader.Length + VfioUserDmaAccess.Length;
 
-    private readonly Lock _gate = new();
+    private readonly object _gate = new();
     private readonly Dictionary<ushort, Pending> _pending = [];
     private ushort _nextId;
+    private int _asking;
     private bool _ended;
 
     /// <summary>The thread that delivers replies; it must not wait for one itself (S-30).</summary>
@@ -87,8 +88,8 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
         return true;
     }
 
-    /// <summary>The connection is over: nobody gets an answer any more.</summary>
-    public void Dispose()
+    /// <summary>The connection is over and its socket shut down: nobody gets an answer any more.</summary>
+    internal void End()
     {
         lock (_gate)
         {
@@ -96,6 +97,14 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
             foreach (Pending one in _pending.Values) one.Complete(Errno.ENOTCONN);
             _pending.Clear();
         }
+    }
+
+    /// <summary>Ends, and waits until nobody uses the socket any more.</summary>
+    public void Dispose()
+    {
+        End();
+        lock (_gate)
+            while (_asking > 0) Monitor.Wait(_gate);
     }
 
     private Errno Take(Pending pending, in VfioUserHeader header)
@@ -130,8 +139,25 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
             if (_pending.Count >= ushort.MaxValue) return Errno.EBUSY;
             do id = _nextId++; while (_pending.ContainsKey(id));
             _pending[id] = pending;
+            _asking++;
         }
-        stats.CountDmaMessage();
+        try
+        {
+            stats.CountDmaMessage();
+            return SendAndWait(pending, id, data);
+        }
+        finally
+        {
+            lock (_gate)
+            {
+                _asking--;
+                Monitor.PulseAll(_gate);
+            }
+        }
+    }
+
+    private Errno SendAndWait(Pending pending, ushort id, ReadOnlySpan<byte> data)
+    {
         int size = HeadBytes + data.Length;
         byte[] message = ArrayPool<byte>.Shared.Rent(size);
         try
@@ -143,14 +169,8 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
         }
         catch (ChannelException e)
         {
-            Forget(id);
+            if (!Forget(id)) pending.Wait(null);
             return e.Errno;
-        }
-        catch (ObjectDisposedException)
-        {
-            // The connection ended between the check and the send.
-            Forget(id);
-            return Errno.ENOTCONN;
         }
         finally
         {

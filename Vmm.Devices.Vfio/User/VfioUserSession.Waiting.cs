@@ -109,7 +109,7 @@ internal sealed partial class VfioUserSession
         }
         // Gone, out of step, or more than anybody sends while it waits: nobody will be answered any more, and the device must not wait for it.
         _socket.Shutdown();
-        _dmaRequests!.Dispose();
+        _dmaRequests!.End();
     }
 
     /// <summary>The end of the connection, whatever ended it (S-33): DMA stops, maps and eventfds go, the device runs and keeps its state.</summary>
