@@ -70,6 +70,9 @@ internal sealed class RawVfioUserClient(OwnedFd socket) : IDisposable
         return new VfioUserReply(header, body, fds);
     }
 
+    /// <summary>Receives exactly so many bytes, whatever they are.</summary>
+    internal void ReceiveRaw(Span<byte> into) => _socket.ReceiveBody(into);
+
     internal bool HasNothingToRead => Posix.Poll(socket, Posix.POLLIN, null, 0, out _) == 0;
 
     /// <summary>Sends and checks the shape that every reply has.</summary>
