@@ -91,6 +91,12 @@ public interface IVfioUserSave : IDisposable
     /// <param name="errno">Why it failed.</param>
     /// <returns>Bytes; 0 at the end, or when there is nothing now in PRE_COPY; -1 with an errno.</returns>
     int ReadState(Span<byte> destination, out Errno errno);
+
+    /// <summary>Gives the next bytes where they are, to be sent without a copy; else <see cref="ReadState"/> is called.</summary>
+    /// <param name="count">Exactly so many.</param>
+    /// <param name="bytes">The bytes; unchanged until the next call.</param>
+    /// <returns>False when they do not lie together, or there are fewer; nothing was consumed.</returns>
+    bool TryTake(int count, out ReadOnlyMemory<byte> bytes);
 }
 
 /// <summary>One attempt to load. Session's thread.</summary>

@@ -80,6 +80,13 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
         return have;
     }
 
+    /// <summary>The saving session's next bytes without a copy, if it has them so.</summary>
+    internal bool TryTake(int count, out ReadOnlyMemory<byte> bytes)
+    {
+        bytes = default;
+        return count > 0 && _save is not null && _sessionError == Errno.None && _save.TryTake(count, out bytes);
+    }
+
     /// <summary>Hands bytes to the resuming session; after a refusal it takes no more (S-56).</summary>
     internal Errno Write(ReadOnlySpan<byte> source)
     {

@@ -28,6 +28,8 @@ internal sealed partial class VfioUserSession : IDisposable
     private int _replyBytes;
     /// <summary>Rides on the reply; not owned.</summary>
     private OwnedFd? _replyFd;
+    /// <summary>More payload, sent from where it is.</summary>
+    private ReadOnlyMemory<byte> _replyData;
     private VfioUserVersion _client = new();
     private VfioUserDmaRequests? _dmaRequests;
     private VfioUserSocket? _twin;
@@ -175,6 +177,7 @@ internal sealed partial class VfioUserSession : IDisposable
         long start = Stopwatch.GetTimestamp();
         _replyBytes = 0;
         _replyFd = null;
+        _replyData = default;
         Stats.CountMessage(header.WantsNoReply);
         Errno errno;
         try
@@ -244,9 +247,9 @@ internal sealed partial class VfioUserSession : IDisposable
             return;
         }
         int size = VfioUserHeader.Length + _replyBytes;
-        new VfioUserHeader(request.Id, request.Command, (uint)size, VfioUserHeader.Reply, Errno.None).Write(_reply);
+        new VfioUserHeader(request.Id, request.Command, (uint)(size + _replyData.Length), VfioUserHeader.Reply, Errno.None).Write(_reply);
         if (_replyFd is { } fd) _socket.Send(_reply.AsSpan(0, size), [fd]);
-        else _socket.Send(_reply.AsSpan(0, size));
+        else _socket.Send(_reply.AsSpan(0, size), [], _replyData.Span);
     }
 
     private void ReplyError(in VfioUserHeader request, Errno errno)

@@ -1,5 +1,3 @@
-using System.Buffers.Binary;
-using System.Numerics;
 using System.Text;
 
 namespace Vmm.Devices.Vfio.User;
@@ -38,17 +36,5 @@ internal static class VfioUserStateFormat
         LittleEndian.U64(record, HeadBytes + 8, limitBytes);
         name.CopyTo(record, HeadBytes + HeaderFixedBytes);
         return record;
-    }
-
-    /// <summary>CRC-32C; start with all ones, invert at the end.</summary>
-    internal static uint Crc(uint crc, ReadOnlySpan<byte> bytes)
-    {
-        while (bytes.Length >= 8)
-        {
-            crc = BitOperations.Crc32C(crc, BinaryPrimitives.ReadUInt64LittleEndian(bytes));
-            bytes = bytes[8..];
-        }
-        foreach (byte b in bytes) crc = BitOperations.Crc32C(crc, b);
-        return crc;
     }
 }

@@ -91,7 +91,7 @@ public sealed class VfioUserStateReader(string typeName, ulong limitBytes, IVfio
                 if (_length > limitBytes - (isSection ? _total : 0)) return Errno.EFBIG;
                 if (!isSection) break;
                 _total += _length;
-                _crc = VfioUserStateFormat.Crc(_crc, _small.AsSpan(0, VfioUserStateFormat.HeadBytes));
+                _crc = Crc32C.Append(_crc, _small.AsSpan(0, VfioUserStateFormat.HeadBytes));
                 Errno errno = sink.BeginSection(_argument, _length);
                 if (errno != Errno.None) return errno;
                 break;
@@ -114,7 +114,7 @@ public sealed class VfioUserStateReader(string typeName, ulong limitBytes, IVfio
         if (Encoding.ASCII.GetString(header[VfioUserStateFormat.HeaderFixedBytes..]) != typeName) return Errno.EINVAL;
         if (LittleEndian.U64(header, 8) > limitBytes) return Errno.EFBIG;
         (_hasHeader, _isFull, _total) = (true, (flags & VfioUserStateFormat.FullSnapshot) != 0, 0);
-        _crc = VfioUserStateFormat.Crc(uint.MaxValue, _small.AsSpan(0, _want));
+        _crc = Crc32C.Append(Crc32C.Initial, _small.AsSpan(0, _want));
         if (_isFull) sink.BeginSnapshot();
         NextRecord();
         return Errno.None;
@@ -127,7 +127,7 @@ public sealed class VfioUserStateReader(string typeName, ulong limitBytes, IVfio
         source = source[n..];
         if (_kind == VfioUserStateFormat.Section)
         {
-            _crc = VfioUserStateFormat.Crc(_crc, part);
+            _crc = Crc32C.Append(_crc, part);
             Errno errno = sink.SectionData(_argument, _at, part);
             if (errno != Errno.None) return errno;
         }

@@ -13,6 +13,9 @@ public delegate void VfioUserStateFill(ulong offset, Span<byte> destination);
 /// <param name="Fill">Copies parts of it, in order.</param>
 public sealed record VfioUserStateSection(uint Id, ulong LengthBytes, VfioUserStateFill Fill)
 {
+    /// <summary>The bytes from an offset on, as far as they lie together, for sections that are in memory anyway; null: they are copied out.</summary>
+    public Func<ulong, ReadOnlyMemory<byte>>? Memory { get; init; }
+
     /// <summary>A section of bytes that are there.</summary>
     /// <param name="id">Number.</param>
     /// <param name="bytes">Bytes; not to be changed any more.</param>
@@ -71,13 +74,26 @@ public sealed class VfioUserStateWriter : IVfioUserSave
     }
 
     /// <inheritdoc/>
+    public bool TryTake(int count, out ReadOnlyMemory<byte> bytes)
+    {
+        bytes = default;
+        if (!_isStopped || _recordAt < _record.Length || _section?.Memory is null || _section.LengthBytes - _sectionAt < (uint)count) return false;
+        ReadOnlyMemory<byte> rest = _section.Memory(_sectionAt);
+        if (rest.Length < count) return false;
+        bytes = rest[..count];
+        _crc = Crc32C.Append(_crc, bytes.Span);
+        _sectionAt += (uint)count;
+        return true;
+    }
+
+    /// <inheritdoc/>
     public void Dispose() => _sections?.Dispose();
 
     private void Begin(bool isFull)
     {
         _record = VfioUserStateFormat.HeaderRecord(_typeName, _limitBytes, isFull);
         _recordAt = 0;
-        _crc = VfioUserStateFormat.Crc(uint.MaxValue, _record);
+        _crc = Crc32C.Append(Crc32C.Initial, _record);
     }
 
     private int Take(Span<byte> destination)
@@ -106,7 +122,7 @@ public sealed class VfioUserStateWriter : IVfioUserSave
         {
             int n = (int)Math.Min((ulong)destination.Length, _section.LengthBytes - _sectionAt);
             _section.Fill(_sectionAt, destination[..n]);
-            _crc = VfioUserStateFormat.Crc(_crc, destination[..n]);
+            _crc = Crc32C.Append(_crc, destination[..n]);
             _sectionAt += (uint)n;
             return n;
         }
@@ -117,7 +133,7 @@ public sealed class VfioUserStateWriter : IVfioUserSave
         {
             (_section, _sectionAt) = (_sections.Current, 0);
             VfioUserStateFormat.WriteHead(_record, VfioUserStateFormat.Section, _section.Id, _section.LengthBytes);
-            _crc = VfioUserStateFormat.Crc(_crc, _record);
+            _crc = Crc32C.Append(_crc, _record);
         }
         else
         {

@@ -117,6 +117,12 @@ internal sealed class FakeVfioUserBackend : IVfioUserBackend
             return n;
         }
 
+        public bool TryTake(int count, out ReadOnlyMemory<byte> bytes)
+        {
+            bytes = default;
+            return false;
+        }
+
         public void Dispose() => device.OpenSessions--;
     }
 

@@ -1,5 +1,5 @@
 using System.Buffers.Binary;
-using System.Numerics;
+using Vmm.Devices.Vfio.User;
 
 namespace Vmm.Tools.Devices;
 
@@ -30,13 +30,7 @@ internal sealed class BulkState
         get
         {
             if (_checksum is { } known) return known;
-            uint crc = uint.MaxValue;
-            foreach (byte[] piece in _pieces)
-            {
-                ReadOnlySpan<byte> rest = piece;
-                for (; rest.Length >= 8; rest = rest[8..]) crc = BitOperations.Crc32C(crc, BinaryPrimitives.ReadUInt64LittleEndian(rest));
-                foreach (byte b in rest) crc = BitOperations.Crc32C(crc, b);
-            }
+            uint crc = _pieces.Aggregate(Crc32C.Initial, static (sum, piece) => Crc32C.Append(sum, piece));
             _checksum = ~crc;
             return ~crc;
         }
@@ -68,6 +62,9 @@ internal sealed class BulkState
             offset += (uint)piece.Length;
         }
     }
+
+    /// <summary>The bytes from an offset on to the end of their piece.</summary>
+    internal ReadOnlyMemory<byte> Memory(ulong offset) => _pieces[offset / PieceBytes].AsMemory((int)(offset % PieceBytes));
 
     internal void Write(ulong offset, ReadOnlySpan<byte> source)
     {

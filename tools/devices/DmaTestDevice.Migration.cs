@@ -49,7 +49,7 @@ public sealed partial class DmaTestDevice
         yield return VfioUserStateSection.Of(ConfigSection, _config.SaveState());
         yield return VfioUserStateSection.Of(IrqSection, _host.Irqs.SaveState());
         yield return new VfioUserStateSection(MemorySection, Bar2Bytes, (offset, into) => _memory.Slice(offset, into.Length).CopyTo(into));
-        yield return new VfioUserStateSection(BulkSection, _bulk.SizeBytes, _bulk.Read);
+        yield return new VfioUserStateSection(BulkSection, _bulk.SizeBytes, _bulk.Read) { Memory = _bulk.Memory };
     }
 
     private byte[] SaveRegisters()

@@ -166,6 +166,19 @@ internal sealed class DmaTestDeviceTests
     }
 
     [Test]
+    public void S45_StateOfManyChunksArrivesWhateverTheChunk([Values(4096, 65536, 100_000, 1 << 20)] int chunk)
+    {
+        const string options = "state-size=33M,seed=";
+        using ServedDevice source = Serve(options + "1"), target = Serve(options + "2");
+        using RawVfioUserClient from = source.Attach(), to = target.Attach();
+        from.SetState(VfioDeviceState.StopCopy);
+        to.SetState(VfioDeviceState.Resuming);
+        for (byte[] part = from.MigRead(chunk); part.Length > 0; part = from.MigRead(chunk)) to.MigWrite(part);
+        to.SetState(VfioDeviceState.Stop);
+        Assert.That(to.Read64(0, StateChecksum), Is.EqualTo(from.Read64(0, StateChecksum)));
+    }
+
+    [Test]
     public void S50_AfterACancelTheEngineGoesOnAndTheNextAttemptIsWhole()
     {
         using ServedDevice served = Serve("state-size=100K");
