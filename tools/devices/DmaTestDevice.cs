@@ -1,5 +1,6 @@
 using System.Buffers.Binary;
 using Vmm.Core.Errors;
+using Vmm.Core.Pci;
 using Vmm.Devices.Vfio.Io;
 using Vmm.Devices.Vfio.User;
 using static Vmm.Tools.Devices.DmaTestRegisters;
@@ -59,7 +60,7 @@ public sealed partial class DmaTestDevice : IVfioUserBackend
         _config.AddBar(0, Bar0Bytes);
         _config.AddBar(1, Bar1Bytes);
         _config.AddBar(2, Bar2Bytes);
-        _config.AddMsix(Vectors, 1, 0, PendingOffset);
+        _config.AddMsix(PciRegisters.HeaderBytes, new MsixLayout(Vectors, (int)Bar1, 0, (int)Bar1, PendingOffset));
         StartEngine();
     }
 

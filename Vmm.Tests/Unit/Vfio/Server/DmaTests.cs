@@ -12,28 +12,15 @@ namespace Vmm.Tests.Unit.Vfio.Server;
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
-internal sealed class DmaTests : IDisposable
+internal sealed class DmaTests : FakeServerFixture
 {
     private const ulong Page = 4096;
-    private readonly FakeVfioUserBackend _fake = new();
     private readonly VfioUserMemory _ram = new("guest", 256 * Page);
-    private readonly ServedDevice _served;
-    private readonly RawVfioUserClient _client;
 
-    public DmaTests()
-    {
-        _served = new ServedDevice(_fake);
-        _client = _served.Attach();
-    }
+    private DmaMap Dma => Fake.Host.Dma;
 
-    private DmaMap Dma => _fake.Host.Dma;
-
-    public void Dispose()
-    {
-        _client.Dispose();
-        _served.Dispose();
-        _ram.Dispose();
-    }
+    [TearDown]
+    public void FreeRam() => _ram.Dispose();
 
     private Errno Write(ulong address, int length, byte value = 0xab)
     {
@@ -45,7 +32,7 @@ internal sealed class DmaTests : IDisposable
     [Test]
     public void S20_AMapReachesTheClientsMemoryAtItsFileOffset()
     {
-        _client.Map(0x10_0000, 4 * Page, _ram.Fd, fileOffset: 2 * Page);
+        Client.Map(0x10_0000, 4 * Page, _ram.Fd, fileOffset: 2 * Page);
         Assert.That(Write(0x10_0010, 0x20), Is.EqualTo(Errno.None));
         Assert.That(_ram.Slice(0x2010, 0x20).IndexOfAnyExcept((byte)0xab), Is.EqualTo(-1));
         _ram.Slice(0x3000, 4).Fill(0x77);
@@ -57,7 +44,7 @@ internal sealed class DmaTests : IDisposable
     [Test]
     public void S20_NothingNeedsToBeAligned()
     {
-        _client.Map(0xb0123, 0x77, _ram.Fd, fileOffset: 0x1fff);
+        Client.Map(0xb0123, 0x77, _ram.Fd, fileOffset: 0x1fff);
         Assert.That((Write(0xb0123, 0x77), Write(0xb0122, 1), Write(0xb019a, 1)), Is.EqualTo((Errno.None, Errno.EFAULT, Errno.EFAULT)));
         Assert.That((_ram.Slice(0x1ffe, 1)[0], _ram.Slice(0x1fff, 1)[0], _ram.Slice(0x2075, 1)[0], _ram.Slice(0x2076, 1)[0]), Is.EqualTo(((byte)0, (byte)0xab, (byte)0xab, (byte)0)));
     }
@@ -65,20 +52,20 @@ internal sealed class DmaTests : IDisposable
     [Test]
     public void ATransferMayCrossAdjacentMapsAndHonoursTheirDirections()
     {
-        _client.Map(0, Page, _ram.Fd);
-        _client.Map(Page, Page, _ram.Fd, 8 * Page);
-        _client.Map(2 * Page, Page, _ram.Fd, 2 * Page, flags: 1);
+        Client.Map(0, Page, _ram.Fd);
+        Client.Map(Page, Page, _ram.Fd, 8 * Page);
+        Client.Map(2 * Page, Page, _ram.Fd, 2 * Page, flags: 1);
         Assert.That(Write(Page - 8, 16), Is.EqualTo(Errno.None));
         Assert.That((_ram.Slice(Page - 1, 1)[0], _ram.Slice(8 * Page, 1)[0]), Is.EqualTo(((byte)0xab, (byte)0xab)));
         Assert.That((Write(2 * Page, 1), Dma.Read(2 * Page, new byte[8]), Write(3 * Page, 1)), Is.EqualTo((Errno.EPERM, Errno.None, Errno.EFAULT)));
-        _client.Map(3 * Page, Page, _ram.Fd, 3 * Page, flags: 2);
+        Client.Map(3 * Page, Page, _ram.Fd, 3 * Page, flags: 2);
         Assert.That((Dma.Read(3 * Page, new byte[1]), Write(3 * Page, 1)), Is.EqualTo((Errno.EPERM, Errno.None)));
     }
 
     [Test]
     public void NoDmaWithoutBusMaster()
     {
-        _client.Map(0, Page, _ram.Fd);
+        Client.Map(0, Page, _ram.Fd);
         Dma.IsBusMaster = false;
         Assert.That((Write(0, 1), Dma.Read(0, new byte[1])), Is.EqualTo((Errno.ENODEV, Errno.ENODEV)));
     }
@@ -87,7 +74,7 @@ internal sealed class DmaTests : IDisposable
     public void S18_BadMapsAreInvalidAndTheirDescriptorsClosed()
     {
         void Bad(ulong address, ulong size, ulong offset = 0, uint flags = 3, uint argsz = 32, params OwnedFd[] fds) =>
-            _client.Fails(Errno.EINVAL, VfioUserCommand.DmaMap, Bytes(argsz, flags, offset, address, size), fds);
+            Client.Fails(Errno.EINVAL, VfioUserCommand.DmaMap, Bytes(argsz, flags, offset, address, size), fds);
         Bad(0, Page, fds: [_ram.Fd, _ram.Fd]);
         Bad(0, 0, fds: _ram.Fd);
         Bad(0, 257 * Page, fds: _ram.Fd);
@@ -99,8 +86,8 @@ internal sealed class DmaTests : IDisposable
         Bad(0, Page, flags: 7);
         Bad(0, Page, flags: 11);
         Bad(0, Page, argsz: 31);
-        _client.Invalid(VfioUserCommand.DmaMap, 32, 3, 0UL, 0UL);
-        _client.Fails(Errno.ENOSPC, VfioUserCommand.DmaMap, MapRequest(0, (8UL << 40) + 1));
+        Client.Invalid(VfioUserCommand.DmaMap, 32, 3, 0UL, 0UL);
+        Client.Fails(Errno.ENOSPC, VfioUserCommand.DmaMap, MapRequest(0, (8UL << 40) + 1));
         (OwnedFd read, OwnedFd write) = Posix.Pipe();
         using (read) using (write) Bad(0, Page, fds: write);
         Assert.That(Dma.RegionCount, Is.Zero);
@@ -109,15 +96,15 @@ internal sealed class DmaTests : IDisposable
     [Test]
     public void OverlapsAreInvalidAndTheSameMapAgainIsNone()
     {
-        _client.Map(0x10000, 4 * Page, _ram.Fd);
-        _client.Map(0x10000, 4 * Page, _ram.Fd);
+        Client.Map(0x10000, 4 * Page, _ram.Fd);
+        Client.Map(0x10000, 4 * Page, _ram.Fd);
         using var other = new VfioUserMemory("other", 4 * Page);
         foreach ((byte[] request, OwnedFd[] fds) in (ReadOnlySpan<(byte[], OwnedFd[])>)[
             (MapRequest(0x10000, 4 * Page), [other.Fd]), (MapRequest(0x10000, 4 * Page), []), (MapRequest(0x10000, 4 * Page, Page), [_ram.Fd]),
             (MapRequest(0x10000, 4 * Page, flags: 1), [_ram.Fd]), (MapRequest(0x11000, Page), [_ram.Fd]), (MapRequest(0xf000, 2 * Page), []), (MapRequest(0x13fff, 2), [])])
-            _client.Fails(Errno.EINVAL, VfioUserCommand.DmaMap, request, fds);
-        _client.Map(0x14000, Page, null);
-        _client.Map(0xf000, Page, null);
+            Client.Fails(Errno.EINVAL, VfioUserCommand.DmaMap, request, fds);
+        Client.Map(0x14000, Page, null);
+        Client.Map(0xf000, Page, null);
         Assert.That(Dma.RegionCount, Is.EqualTo(3));
     }
 
@@ -128,7 +115,7 @@ internal sealed class DmaTests : IDisposable
         using OwnedFd file = Posix.Open(path, Posix.O_RDWR, 0, out _)!;
         File.Delete(path);
         Posix.Truncate(file, 4 * 4096);
-        _client.Map(0, 4 * Page, file, flags: 3 | 8);
+        Client.Map(0, 4 * Page, file, flags: 3 | 8);
         Assert.That(Write(Page, 100), Is.EqualTo(Errno.None));
         byte[] back = new byte[100];
         Assert.That((Dma.Read(Page, back), back[99]), Is.EqualTo((Errno.None, (byte)0xab)));
@@ -139,39 +126,39 @@ internal sealed class DmaTests : IDisposable
     [Test]
     public void S21_UnmapWantsExactlyOneMapAndEchoesTheRequest()
     {
-        _client.Map(0x10000, 4 * Page, _ram.Fd);
-        _client.Map(0x20000, Page, null);
+        Client.Map(0x10000, 4 * Page, _ram.Fd);
+        Client.Map(0x20000, Page, null);
         foreach ((ulong address, ulong size) in (ReadOnlySpan<(ulong, ulong)>)[(0x10000, Page), (0x11000, 3 * Page), (0x10000, 5 * Page), (0x30000, Page), (0, 0)])
-            _client.Fails(Errno.ENOENT, VfioUserCommand.DmaUnmap, UnmapRequest(address, size));
-        _client.Invalid(VfioUserCommand.DmaUnmap, 23, 0, 0x10000UL, 4 * Page);
-        _client.Invalid(VfioUserCommand.DmaUnmap, 0x100001, 0, 0x10000UL, 4 * Page);
-        _client.Invalid(VfioUserCommand.DmaUnmap, 24, 4, 0x10000UL, 4 * Page);
-        _client.Invalid(VfioUserCommand.DmaUnmap, 24, 3, 0x10000UL, 4 * Page);
-        _client.Invalid(VfioUserCommand.DmaUnmap, 24, 2, 0x10000UL, 0UL);
-        _client.Invalid(VfioUserCommand.DmaUnmap, 24, 0, 0x10000UL);
-        _client.Invalid(VfioUserCommand.DmaUnmap, 48, 1, 0x10000UL, 4 * Page, Page, 8UL);
+            Client.Fails(Errno.ENOENT, VfioUserCommand.DmaUnmap, UnmapRequest(address, size));
+        Client.Invalid(VfioUserCommand.DmaUnmap, 23, 0, 0x10000UL, 4 * Page);
+        Client.Invalid(VfioUserCommand.DmaUnmap, 0x100001, 0, 0x10000UL, 4 * Page);
+        Client.Invalid(VfioUserCommand.DmaUnmap, 24, 4, 0x10000UL, 4 * Page);
+        Client.Invalid(VfioUserCommand.DmaUnmap, 24, 3, 0x10000UL, 4 * Page);
+        Client.Invalid(VfioUserCommand.DmaUnmap, 24, 2, 0x10000UL, 0UL);
+        Client.Invalid(VfioUserCommand.DmaUnmap, 24, 0, 0x10000UL);
+        Client.Invalid(VfioUserCommand.DmaUnmap, 48, 1, 0x10000UL, 4 * Page, Page, 8UL);
         byte[] request = UnmapRequest(0x10000, 4 * Page);
-        Assert.That(_client.Ok(VfioUserCommand.DmaUnmap, request), Is.EqualTo(request));
+        Assert.That(Client.Ok(VfioUserCommand.DmaUnmap, request), Is.EqualTo(request));
         Assert.That(Write(0x10000, 1), Is.EqualTo(Errno.EFAULT));
         request = UnmapRequest(0, 0, 2);
-        for (int i = 0; i < 2; i++) Assert.That(_client.Ok(VfioUserCommand.DmaUnmap, request), Is.EqualTo(request));
+        for (int i = 0; i < 2; i++) Assert.That(Client.Ok(VfioUserCommand.DmaUnmap, request), Is.EqualTo(request));
         Assert.That(Dma.RegionCount, Is.Zero);
     }
 
     [Test]
     public void S21_TheDeviceIsQuietWhileMapsChange()
     {
-        _client.Map(0, Page, _ram.Fd);
-        _client.Ok(VfioUserCommand.DmaUnmap, UnmapRequest(0, Page));
-        Assert.That(_fake.Log, Is.EqualTo((string[])["quiesce", "unquiesce", "quiesce", "unquiesce"]));
-        Assert.That(_fake.Quiesced, Is.Zero);
+        Client.Map(0, Page, _ram.Fd);
+        Client.Ok(VfioUserCommand.DmaUnmap, UnmapRequest(0, Page));
+        Assert.That(Fake.Log, Is.EqualTo((string[])["quiesce", "unquiesce", "quiesce", "unquiesce"]));
+        Assert.That(Fake.Quiesced, Is.Zero);
     }
 
     [Test]
     public void S34_ADeviceThatDoesNotBecomeQuietMakesTheRequestFailWithEio()
     {
-        _fake.OnQuiesce = static () => ValueTask.FromResult(Errno.EBUSY);
-        _client.Fails(Errno.EIO, VfioUserCommand.DmaMap, MapRequest(0, Page), _ram.Fd);
+        Fake.OnQuiesce = static () => ValueTask.FromResult(Errno.EBUSY);
+        Client.Fails(Errno.EIO, VfioUserCommand.DmaMap, MapRequest(0, Page), _ram.Fd);
         var never = new TaskCompletionSource<Errno>();
         using var slow = new ServedDevice(new FakeVfioUserBackend { OnQuiesce = () => new ValueTask<Errno>(never.Task) }, new VfioUserServerOptions { QuiesceTimeout = TimeSpan.FromMilliseconds(50) });
         using (RawVfioUserClient client = slow.Attach())
@@ -182,20 +169,20 @@ internal sealed class DmaTests : IDisposable
             never.SetResult(Errno.None);
             client.Ok(VfioUserCommand.DmaMap, MapRequest(0, Page), _ram.Fd);
         }
-        _fake.OnQuiesce = static () => ValueTask.FromResult(Errno.None);
+        Fake.OnQuiesce = static () => ValueTask.FromResult(Errno.None);
     }
 
     [Test]
     public void ALateQuiesceKeepsTheNextRequestsWaitingAndCompletesTheFirstOnce()
     {
         var quiet = new TaskCompletionSource<Errno>(TaskCreationOptions.RunContinuationsAsynchronously);
-        _fake.OnQuiesce = () => new ValueTask<Errno>(quiet.Task);
-        _client.Send(VfioUserCommand.DmaMap, MapRequest(0, Page), [_ram.Fd], id: 1);
-        _client.Send(VfioUserCommand.DeviceGetInfo, Bytes(16, 0, 0, 0), id: 2);
-        LeakCheck.WaitFor(() => _served.Server.Stats.Messages >= 1, "the request did not arrive");
-        Assert.That(_client.HasNothingToRead);
+        Fake.OnQuiesce = () => new ValueTask<Errno>(quiet.Task);
+        Client.Send(VfioUserCommand.DmaMap, MapRequest(0, Page), [_ram.Fd], id: 1);
+        Client.Send(VfioUserCommand.DeviceGetInfo, Bytes(16, 0, 0, 0), id: 2);
+        LeakCheck.WaitFor(() => Served.Server.Stats.Messages >= 1, "the request did not arrive");
+        Assert.That(Client.HasNothingToRead);
         quiet.SetResult(Errno.None);
-        using VfioUserReply first = _client.Receive(), second = _client.Receive();
+        using VfioUserReply first = Client.Receive(), second = Client.Receive();
         Assert.That((first.Header.Id, second.Header.Id), Is.EqualTo(((ushort)1, (ushort)2)));
         Assert.That(Dma.RegionCount, Is.EqualTo(1));
     }
@@ -203,15 +190,15 @@ internal sealed class DmaTests : IDisposable
     [Test]
     public void S19_MapsWithoutADescriptorGoByMessages()
     {
-        _client.Map(0xfffc0000, 0x40000, null, flags: 1);
-        _client.Map(0xe000_0000, 0x4000, null);
+        Client.Map(0xfffc0000, 0x40000, null, flags: 1);
+        Client.Map(0xe000_0000, 0x4000, null);
         byte[] data = new byte[16];
         Task<Errno> read = Task.Run(() => Dma.Read(0xfffc0010, data));
-        using (VfioUserReply request = _client.Receive())
+        using (VfioUserReply request = Client.Receive())
         {
             Assert.That((request.Header.Command, request.Header.Flags), Is.EqualTo((VfioUserCommand.DmaRead, 0u)));
             Assert.That(request.Payload, Is.EqualTo(Bytes(0xfffc0010UL, 16UL)));
-            _client.Send(VfioUserCommand.DmaRead, Bytes(0xfffc0010UL, 16UL, 1, 2, 3, 4), flags: 1, id: request.Header.Id);
+            Client.Send(VfioUserCommand.DmaRead, Bytes(0xfffc0010UL, 16UL, 1, 2, 3, 4), flags: 1, id: request.Header.Id);
         }
         Assert.That((read.Result, data), Is.EqualTo((Errno.None, Bytes(1, 2, 3, 4))));
         Assert.That(Write(0xfffc0010, 1), Is.EqualTo(Errno.EPERM));
@@ -220,25 +207,25 @@ internal sealed class DmaTests : IDisposable
     [Test]
     public void S22_AWriteIsAcknowledgedByItsHeadOrByABareHeader([Values(true, false)] bool bare)
     {
-        _client.Map(0, Page, null);
+        Client.Map(0, Page, null);
         Task<Errno> write = Task.Run(() => Write(8, 4));
-        using VfioUserReply request = _client.Receive();
+        using VfioUserReply request = Client.Receive();
         Assert.That(request.Payload, Is.EqualTo(Bytes(8UL, 4UL, 0xabababab)));
-        _client.Send(VfioUserCommand.DmaWrite, bare ? [] : Bytes(8UL, 4UL), flags: 1, id: request.Header.Id);
+        Client.Send(VfioUserCommand.DmaWrite, bare ? [] : Bytes(8UL, 4UL), flags: 1, id: request.Header.Id);
         Assert.That(write.Result, Is.EqualTo(Errno.None));
     }
 
     [Test]
     public void S22_TheClientsErrorComesThroughAndAnswersThatDoNotFitAreProtocolErrors()
     {
-        _client.Map(0, Page, null);
+        Client.Map(0, Page, null);
         Errno Answer(byte[] payload, uint flags = 1, Errno errno = Errno.None)
         {
             Task<Errno> read = Task.Run(() => Dma.Read(0, new byte[4]));
-            using VfioUserReply request = _client.Receive();
+            using VfioUserReply request = Client.Receive();
             byte[] message = [.. new byte[16], .. payload];
             new VfioUserHeader(request.Header.Id, VfioUserCommand.DmaRead, (uint)message.Length, flags, errno).Write(message);
-            _client.SendRaw(message);
+            Client.SendRaw(message);
             return read.Result;
         }
         Assert.That(Answer([], 0x21, Errno.ENODEV), Is.EqualTo(Errno.ENODEV));
@@ -252,16 +239,16 @@ internal sealed class DmaTests : IDisposable
     [Test]
     public void S23_NoMessagesTowardsAClientThatMapsEverything()
     {
-        _client.Map(0, 256 * Page, _ram.Fd);
+        Client.Map(0, 256 * Page, _ram.Fd);
         for (ulong at = 0; at < 256 * Page; at += Page) Assert.That(Write(at, 8), Is.EqualTo(Errno.None));
-        Assert.That((_client.HasNothingToRead, _served.Server.Stats.DmaMessages), Is.EqualTo((true, 0L)));
+        Assert.That((Client.HasNothingToRead, Served.Server.Stats.DmaMessages), Is.EqualTo((true, 0L)));
     }
 
     [Test]
     public void MessagesAreSplitByTheClientsLimit()
     {
-        _client.Dispose();
-        using RawVfioUserClient small = _served.Attach("""{"capabilities":{"max_data_xfer_size":1024}}""");
+        Client.Dispose();
+        using RawVfioUserClient small = Served.Attach("""{"capabilities":{"max_data_xfer_size":1024}}""");
         small.Map(0, Page, null);
         Task<Errno> write = Task.Run(() => Write(0, 4096));
         for (ulong at = 0; at < Page; at += 1024)
@@ -276,36 +263,36 @@ internal sealed class DmaTests : IDisposable
     [Test]
     public void S30_ARegisterAccessNeverWaitsForDmaByMessage()
     {
-        _client.Map(0, Page, null);
+        Client.Map(0, Page, null);
         var result = new TaskCompletionSource<Errno>();
-        _fake.OnWrite = _ => result.SetResult(Write(0, 4));
-        _client.RegionWrite(0, 0, 1);
+        Fake.OnWrite = _ => result.SetResult(Write(0, 4));
+        Client.RegionWrite(0, 0, 1);
         Assert.That(result.Task.Result, Is.EqualTo(Errno.EDEADLK));
     }
 
     [Test]
     public void S32_AnswersToDmaAreReadWhileARequestWaitsForTheDevice()
     {
-        _client.Map(0, Page, null);
+        Client.Map(0, Page, null);
         // A device that becomes quiet only once its DMA is answered: on one stream, both directions.
         Task<Errno> write = null!;
-        _fake.OnQuiesce = async () => await (write = Task.Run(() => Write(0, 4)));
-        _client.Send(VfioUserCommand.DmaMap, MapRequest(Page, Page), id: 1);
-        using VfioUserReply request = _client.Receive();
+        Fake.OnQuiesce = async () => await (write = Task.Run(() => Write(0, 4)));
+        Client.Send(VfioUserCommand.DmaMap, MapRequest(Page, Page), id: 1);
+        using VfioUserReply request = Client.Receive();
         Assert.That(request.Header.Command, Is.EqualTo(VfioUserCommand.DmaWrite));
         // Commands that come first wait their turn.
-        _client.Send(VfioUserCommand.DeviceGetInfo, Bytes(16, 0, 0, 0), id: 2);
-        _client.Send(VfioUserCommand.DmaWrite, [], flags: 1, id: request.Header.Id);
-        using VfioUserReply first = _client.Receive(), second = _client.Receive();
+        Client.Send(VfioUserCommand.DeviceGetInfo, Bytes(16, 0, 0, 0), id: 2);
+        Client.Send(VfioUserCommand.DmaWrite, [], flags: 1, id: request.Header.Id);
+        using VfioUserReply first = Client.Receive(), second = Client.Receive();
         Assert.That((first.Header.Id, first.Header.Errno, second.Header.Id), Is.EqualTo(((ushort)1, Errno.None, (ushort)2)));
-        _fake.OnQuiesce = static () => ValueTask.FromResult(Errno.None);
+        Fake.OnQuiesce = static () => ValueTask.FromResult(Errno.None);
     }
 
     [Test]
     public void DmaByTheTwinSocketLeavesTheMainOneAlone()
     {
-        _client.Dispose();
-        using RawVfioUserClient main = _served.Connect();
+        Client.Dispose();
+        using RawVfioUserClient main = Served.Connect();
         using VfioUserReply reply = main.Ask(VfioUserCommand.Version, Version("""{"capabilities":{"twin_socket":{"supported":true}},"room":""" + $"\"{new string('.', 100)}\"}}"));
         using var twin = new RawVfioUserClient(reply.Fds[0]);
         main.Map(0, Page, null);
@@ -318,126 +305,126 @@ internal sealed class DmaTests : IDisposable
     [Test]
     public void AClientThatGoesEndsTheDmaThatWaitsForIt()
     {
-        _client.Map(0, Page, null);
+        Client.Map(0, Page, null);
         Task<Errno> write = Task.Run(() => Write(0, 4));
-        _client.Receive().Dispose();
-        _client.HangUp();
+        Client.Receive().Dispose();
+        Client.HangUp();
         Assert.That(write.Result, Is.EqualTo(Errno.ENOTCONN).Or.EqualTo(Errno.EPIPE));
     }
 
     [Test]
     public void S25_WritesThroughDescriptorsAreReportedOnceAndWritesByMessageNever()
     {
-        _client.Map(0, 64 * Page, _ram.Fd);
-        _client.Map(64 * Page, 64 * Page, _ram.Fd, 64 * Page, flags: 3 | 8);
-        _client.Map(128 * Page, Page, null);
+        Client.Map(0, 64 * Page, _ram.Fd);
+        Client.Map(64 * Page, 64 * Page, _ram.Fd, 64 * Page, flags: 3 | 8);
+        Client.Map(128 * Page, Page, null);
         Write(0, 8);
-        _client.StartLog();
-        Assert.That(_client.Report(0, 64 * Page), Is.Empty, "before the start does not count");
+        Client.StartLog();
+        Assert.That(Client.Report(0, 64 * Page), Is.Empty, "before the start does not count");
         Write((3 * Page) - 4, 8);
         Write(70 * Page, 1);
         Dma.Read(20 * Page, new byte[64]);
         Task<Errno> message = Task.Run(() => Write(128 * Page, 4));
-        using (VfioUserReply request = _client.Receive()) _client.Send(VfioUserCommand.DmaWrite, [], flags: 1, id: request.Header.Id);
+        using (VfioUserReply request = Client.Receive()) Client.Send(VfioUserCommand.DmaWrite, [], flags: 1, id: request.Header.Id);
         Assert.That(message.Result, Is.EqualTo(Errno.None));
-        Assert.That(_client.Report(0, 64 * Page), Is.EqualTo((int[])[2, 3]));
-        Assert.That(_client.Report(0, 64 * Page), Is.Empty, "reading clears");
-        Assert.That(_client.Report(0, 129 * Page), Is.EqualTo((int[])[70]));
-        _client.Fails(Errno.EINVAL, VfioUserCommand.DeviceFeature, ReportRequest(128 * Page, Page, Page));
+        Assert.That(Client.Report(0, 64 * Page), Is.EqualTo((int[])[2, 3]));
+        Assert.That(Client.Report(0, 64 * Page), Is.Empty, "reading clears");
+        Assert.That(Client.Report(0, 129 * Page), Is.EqualTo((int[])[70]));
+        Client.Fails(Errno.EINVAL, VfioUserCommand.DeviceFeature, ReportRequest(128 * Page, Page, Page));
     }
 
     [Test]
     public void S24_AnyRangeIsReportedHolesIncluded()
     {
-        _client.Map(0x10000, 16 * Page, _ram.Fd);
-        _client.Map(0x40000, 16 * Page, _ram.Fd, 16 * Page);
-        _client.StartLog();
+        Client.Map(0x10000, 16 * Page, _ram.Fd);
+        Client.Map(0x40000, 16 * Page, _ram.Fd, 16 * Page);
+        Client.StartLog();
         Write(0x12000, 1);
         Write(0x15000, 1);
         Write(0x41000, 1);
-        Assert.That(_client.Report(0x12000, 2 * Page), Is.EqualTo((int[])[0]), "a part, its page cleared");
-        Assert.That(_client.Report(0, 0x60000), Is.EqualTo((int[])[0x15, 0x41]), "two maps and what is between");
-        _client.Fails(Errno.ENOENT, VfioUserCommand.DeviceFeature, ReportRequest(0x80000, Page, Page));
+        Assert.That(Client.Report(0x12000, 2 * Page), Is.EqualTo((int[])[0]), "a part, its page cleared");
+        Assert.That(Client.Report(0, 0x60000), Is.EqualTo((int[])[0x15, 0x41]), "two maps and what is between");
+        Client.Fails(Errno.ENOENT, VfioUserCommand.DeviceFeature, ReportRequest(0x80000, Page, Page));
     }
 
     [Test]
     public void S24_OtherPageSizesAndPartsOfAPageLoseNothing()
     {
-        _client.Map(0, 256 * Page, _ram.Fd);
-        _client.StartLog();
+        Client.Map(0, 256 * Page, _ram.Fd);
+        Client.StartLog();
         void Dirty() => Assert.That((Write(5 * Page, 1), Write(200 * Page, 1)), Is.EqualTo((Errno.None, Errno.None)));
         Dirty();
-        Assert.That(_client.Report(0, 256 * Page, 2048), Is.EqualTo((int[])[10, 11, 400, 401]));
+        Assert.That(Client.Report(0, 256 * Page, 2048), Is.EqualTo((int[])[10, 11, 400, 401]));
         Dirty();
-        Assert.That(_client.Report(0, 256 * Page, 8192), Is.EqualTo((int[])[2, 100]));
+        Assert.That(Client.Report(0, 256 * Page, 8192), Is.EqualTo((int[])[2, 100]));
         Dirty();
-        Assert.That(_client.Report(0, 256 * Page, 65536), Is.EqualTo((int[])[0, 12]));
+        Assert.That(Client.Report(0, 256 * Page, 65536), Is.EqualTo((int[])[0, 12]));
         Dirty();
-        Assert.That(_client.Report(5 * Page, Page / 2, 2048), Is.EqualTo((int[])[0]));
-        Assert.That(_client.Report(0, 256 * Page), Is.EqualTo((int[])[5, 200]), "half a page's report does not clear the page");
+        Assert.That(Client.Report(5 * Page, Page / 2, 2048), Is.EqualTo((int[])[0]));
+        Assert.That(Client.Report(0, 256 * Page), Is.EqualTo((int[])[5, 200]), "half a page's report does not clear the page");
     }
 
     [Test]
     public void S26_LoggingRequestsAreBounded()
     {
-        _client.Fails(Errno.EINVAL, VfioUserCommand.DeviceFeature, ReportRequest(0, Page, Page));
-        _client.Map(0, 64 * Page, _ram.Fd);
-        foreach (ulong size in (ulong[])[0, 1, 2048, 4097, 12288, 1UL << 40]) _client.Invalid(VfioUserCommand.DeviceFeature, 24, 0x20006, size, 0, 0);
-        _client.Invalid(VfioUserCommand.DeviceFeature, 24, 0x20006, Page, 1, 0);
-        _client.Invalid(VfioUserCommand.DeviceFeature, 23, 0x20006, Page, 0, 0);
-        _client.Invalid(VfioUserCommand.DeviceFeature, 16, 0x20006, Page);
-        _client.StartLog();
-        _client.StartLog();
-        _client.Invalid(VfioUserCommand.DeviceFeature, 24, 0x20006, 2 * Page, 0, 0);
-        foreach (ulong size in (ulong[])[0, 3, 4097]) _client.Invalid(VfioUserCommand.DeviceFeature, 4096, 0x10008, 0UL, Page, size);
-        _client.Fails(Errno.EINVAL, VfioUserCommand.DeviceFeature, ReportRequest(0, 64 * Page, Page, argsz: 39));
-        _client.Invalid(VfioUserCommand.DeviceFeature, uint.MaxValue, 0x10008, 0UL, 1UL << 60, 1UL);
-        _client.Invalid(VfioUserCommand.DeviceFeature, uint.MaxValue, 0x10008, 0UL, 0UL, Page);
-        _client.Invalid(VfioUserCommand.DeviceFeature, uint.MaxValue, 0x10008, ulong.MaxValue, Page, Page);
-        _client.Invalid(VfioUserCommand.DeviceFeature, 64, 0x10008, 0UL, Page);
-        _client.Ok(VfioUserCommand.DeviceFeature, Bytes(8, 0x20007));
-        _client.Ok(VfioUserCommand.DeviceFeature, Bytes(16, 0x20007, 0UL));
-        _client.Fails(Errno.EINVAL, VfioUserCommand.DeviceFeature, ReportRequest(0, Page, Page));
+        Client.Fails(Errno.EINVAL, VfioUserCommand.DeviceFeature, ReportRequest(0, Page, Page));
+        Client.Map(0, 64 * Page, _ram.Fd);
+        foreach (ulong size in (ulong[])[0, 1, 2048, 4097, 12288, 1UL << 40]) Client.Invalid(VfioUserCommand.DeviceFeature, 24, 0x20006, size, 0, 0);
+        Client.Invalid(VfioUserCommand.DeviceFeature, 24, 0x20006, Page, 1, 0);
+        Client.Invalid(VfioUserCommand.DeviceFeature, 23, 0x20006, Page, 0, 0);
+        Client.Invalid(VfioUserCommand.DeviceFeature, 16, 0x20006, Page);
+        Client.StartLog();
+        Client.StartLog();
+        Client.Invalid(VfioUserCommand.DeviceFeature, 24, 0x20006, 2 * Page, 0, 0);
+        foreach (ulong size in (ulong[])[0, 3, 4097]) Client.Invalid(VfioUserCommand.DeviceFeature, 4096, 0x10008, 0UL, Page, size);
+        Client.Fails(Errno.EINVAL, VfioUserCommand.DeviceFeature, ReportRequest(0, 64 * Page, Page, argsz: 39));
+        Client.Invalid(VfioUserCommand.DeviceFeature, uint.MaxValue, 0x10008, 0UL, 1UL << 60, 1UL);
+        Client.Invalid(VfioUserCommand.DeviceFeature, uint.MaxValue, 0x10008, 0UL, 0UL, Page);
+        Client.Invalid(VfioUserCommand.DeviceFeature, uint.MaxValue, 0x10008, ulong.MaxValue, Page, Page);
+        Client.Invalid(VfioUserCommand.DeviceFeature, 64, 0x10008, 0UL, Page);
+        Client.Ok(VfioUserCommand.DeviceFeature, Bytes(8, 0x20007));
+        Client.Ok(VfioUserCommand.DeviceFeature, Bytes(16, 0x20007, 0UL));
+        Client.Fails(Errno.EINVAL, VfioUserCommand.DeviceFeature, ReportRequest(0, Page, Page));
         // A log over all of this would be 2 GiB: maps are bounded by what logging them costs.
-        for (ulong i = 1; i < 9; i++) _client.Map(i << 43, 8UL << 40, null);
-        _client.StartLog();
+        for (ulong i = 1; i < 9; i++) Client.Map(i << 43, 8UL << 40, null);
+        Client.StartLog();
     }
 
     [Test]
     public void UnmapWithABitmapGivesTheLastReport()
     {
-        _client.Map(0x100000, 16 * Page, _ram.Fd);
-        _client.Map(0x200000, Page, _ram.Fd);
-        _client.StartLog();
+        Client.Map(0x100000, 16 * Page, _ram.Fd);
+        Client.Map(0x200000, Page, _ram.Fd);
+        Client.StartLog();
         Write(0x101000, 1);
         Write(0x103000, 1);
         Write(0x200000, 1);
-        _client.Invalid(VfioUserCommand.DmaUnmap, 48, 1, 0x100000UL, 16 * Page, Page, 16UL);
-        _client.Invalid(VfioUserCommand.DmaUnmap, 47, 1, 0x100000UL, 16 * Page, Page, 8UL);
-        _client.Invalid(VfioUserCommand.DmaUnmap, 48, 1, 0x100000UL, 16 * Page, 0UL, 8UL);
-        _client.Invalid(VfioUserCommand.DmaUnmap, 48, 1, 0x100000UL, 16 * Page, Page);
+        Client.Invalid(VfioUserCommand.DmaUnmap, 48, 1, 0x100000UL, 16 * Page, Page, 16UL);
+        Client.Invalid(VfioUserCommand.DmaUnmap, 47, 1, 0x100000UL, 16 * Page, Page, 8UL);
+        Client.Invalid(VfioUserCommand.DmaUnmap, 48, 1, 0x100000UL, 16 * Page, 0UL, 8UL);
+        Client.Invalid(VfioUserCommand.DmaUnmap, 48, 1, 0x100000UL, 16 * Page, Page);
         byte[] request = Bytes(48, 1, 0x100000UL, 16 * Page, Page, 8UL);
-        Assert.That(_client.Ok(VfioUserCommand.DmaUnmap, request), Is.EqualTo(Bytes(request, 0xaUL)));
-        Assert.That(_client.Report(0x200000, Page), Is.EqualTo((int[])[0]), "the other map's log is untouched");
+        Assert.That(Client.Ok(VfioUserCommand.DmaUnmap, request), Is.EqualTo(Bytes(request, 0xaUL)));
+        Assert.That(Client.Report(0x200000, Page), Is.EqualTo((int[])[0]), "the other map's log is untouched");
     }
 
     [Test]
     public void MapsMadeWhileLoggingStartClean()
     {
-        _client.StartLog();
-        _client.Map(0, 4 * Page, _ram.Fd);
-        Assert.That(_client.Report(0, 4 * Page), Is.Empty);
+        Client.StartLog();
+        Client.Map(0, 4 * Page, _ram.Fd);
+        Assert.That(Client.Report(0, 4 * Page), Is.Empty);
         Write(Page, 1);
-        Assert.That(_client.Report(0, 4 * Page), Is.EqualTo((int[])[1]));
+        Assert.That(Client.Report(0, 4 * Page), Is.EqualTo((int[])[1]));
     }
 
     [Test]
     public void AStoppedDeviceCannotChangeMemory()
     {
-        _client.Map(0, Page, _ram.Fd);
-        _client.SetState(VfioDeviceState.StopCopy);
+        Client.Map(0, Page, _ram.Fd);
+        Client.SetState(VfioDeviceState.StopCopy);
         Assert.That(Write(0, 1), Is.EqualTo(Errno.EAGAIN));
-        _client.SetState(VfioDeviceState.Running);
+        Client.SetState(VfioDeviceState.Running);
         Assert.That(Write(0, 1), Is.EqualTo(Errno.None));
     }
 }

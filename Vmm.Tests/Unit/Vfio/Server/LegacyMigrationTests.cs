@@ -11,60 +11,47 @@ namespace Vmm.Tests.Unit.Vfio.Server;
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
-internal sealed class LegacyMigrationTests : IDisposable
+internal sealed class LegacyMigrationTests : FakeServerFixture
 {
     private const uint Region = 9;
     private const ulong StateAt = 0, PendingAt = 8, OffsetAt = 16, SizeAt = 24, Page = 4096;
-    private readonly FakeVfioUserBackend _fake = new() { State = [.. Enumerable.Range(0, 150_000).Select(static i => (byte)(i * 3))] };
-    private readonly ServedDevice _served;
-    private readonly RawVfioUserClient _client;
 
-    public LegacyMigrationTests()
-    {
-        _served = new ServedDevice(_fake, new VfioUserServerOptions { LegacyMigrationRegion = true });
-        _client = _served.Attach();
-    }
+    public LegacyMigrationTests() : base(new VfioUserServerOptions { LegacyMigrationRegion = true }) =>
+        Fake.State = [.. Enumerable.Range(0, 150_000).Select(static i => (byte)(i * 3))];
 
-    public void Dispose()
-    {
-        _client.Dispose();
-        _served.Dispose();
-        Assert.That(_fake.OpenSessions, Is.Zero);
-    }
-
-    private void Set(uint state) => _client.RegionWrite(Region, StateAt, state);
+    private void Set(uint state) => Client.RegionWrite(Region, StateAt, state);
 
     private bool TrySet(uint state)
     {
-        using VfioUserReply reply = _client.Ask(VfioUserCommand.RegionWrite, Bytes(StateAt, Region, 4, state));
+        using VfioUserReply reply = Client.Ask(VfioUserCommand.RegionWrite, Bytes(StateAt, Region, 4, state));
         return reply.Header.Errno == Errno.None;
     }
 
-    private uint State => _client.Read32(Region, StateAt);
+    private uint State => Client.Read32(Region, StateAt);
 
-    private void InvalidRead(ulong offset, int count) => _client.Invalid(VfioUserCommand.RegionRead, offset, Region, count);
+    private void InvalidRead(ulong offset, int count) => Client.Invalid(VfioUserCommand.RegionRead, offset, Region, count);
 
-    private void InvalidWrite(ulong offset, params object[] data) => _client.Invalid(VfioUserCommand.RegionWrite, offset, Region, Bytes(data).Length, Bytes(data));
+    private void InvalidWrite(ulong offset, params object[] data) => Client.Invalid(VfioUserCommand.RegionWrite, offset, Region, Bytes(data).Length, Bytes(data));
 
     private byte[] Iterate()
     {
-        ulong offset = _client.Read64(Region, OffsetAt);
-        return _client.RegionRead(Region, offset, (int)_client.Read64(Region, SizeAt));
+        ulong offset = Client.Read64(Region, OffsetAt);
+        return Client.RegionRead(Region, offset, (int)Client.Read64(Region, SizeAt));
     }
 
     private byte[] Drain()
     {
         var all = new List<byte>();
-        while (_client.Read64(Region, PendingAt) != 0) all.AddRange(Iterate());
+        while (Client.Read64(Region, PendingAt) != 0) all.AddRange(Iterate());
         return [.. all];
     }
 
     [Test]
     public void S43_TheRegionIsToldByItsTypeAndIsThereOnlyWhenAskedFor()
     {
-        Assert.That(_client.Ok(VfioUserCommand.DeviceGetInfo, Bytes(16, 0, 0, 0)), Is.EqualTo(Bytes(16, 3, 10, 5)));
-        Assert.That(_client.Ok(VfioUserCommand.DeviceGetRegionInfo, Bytes(32, 0, Region, 0, 0UL, 0UL)), Is.EqualTo(Bytes(48, 3, Region, 0, 0x11000UL, 0UL)));
-        Assert.That(_client.Ok(VfioUserCommand.DeviceGetRegionInfo, Bytes(48, 0, Region, 0, 0UL, 0UL)),
+        Assert.That(Client.Ok(VfioUserCommand.DeviceGetInfo, Bytes(16, 0, 0, 0)), Is.EqualTo(Bytes(16, 3, 10, 5)));
+        Assert.That(Client.Ok(VfioUserCommand.DeviceGetRegionInfo, Bytes(32, 0, Region, 0, 0UL, 0UL)), Is.EqualTo(Bytes(48, 3, Region, 0, 0x11000UL, 0UL)));
+        Assert.That(Client.Ok(VfioUserCommand.DeviceGetRegionInfo, Bytes(48, 0, Region, 0, 0UL, 0UL)),
             Is.EqualTo(Bytes(48, 11, Region, 32, 0x11000UL, 0UL, 0x10002, 0, 3, 1)));
         using var without = new ServedDevice(new FakeVfioUserBackend());
         using RawVfioUserClient client = without.Attach();
@@ -85,76 +72,76 @@ internal sealed class LegacyMigrationTests : IDisposable
     public void AWholeSaveAndLoad()
     {
         Set(3);
-        Assert.That(_client.Read64(Region, PendingAt), Is.EqualTo(65536));
+        Assert.That(Client.Read64(Region, PendingAt), Is.EqualTo(65536));
         byte[] first = Iterate();
         Set(2);
         byte[] rest = Drain();
         Set(0);
         byte[] all = [.. first, .. rest];
-        Assert.That(all, Is.EqualTo(_fake.State));
+        Assert.That(all, Is.EqualTo(Fake.State));
         Set(1);
         Set(4);
         for (int at = 0; at < all.Length; at += 30_000)
         {
             byte[] part = all[at..Math.Min(all.Length, at + 30_000)];
-            ulong offset = _client.Read64(Region, OffsetAt);
-            _client.RegionWrite(Region, offset, part[..100]);
-            _client.RegionWrite(Region, offset + 100, part[100..]);
-            _client.RegionWrite(Region, SizeAt, (ulong)part.Length);
+            ulong offset = Client.Read64(Region, OffsetAt);
+            Client.RegionWrite(Region, offset, part[..100]);
+            Client.RegionWrite(Region, offset + 100, part[100..]);
+            Client.RegionWrite(Region, SizeAt, (ulong)part.Length);
         }
         Set(1);
-        Assert.That(_fake.Loaded, Is.EqualTo(all));
-        Assert.That(_client.State, Is.EqualTo(VfioDeviceState.Running), "one state for both protocols");
+        Assert.That(Fake.Loaded, Is.EqualTo(all));
+        Assert.That(Client.State, Is.EqualTo(VfioDeviceState.Running), "one state for both protocols");
     }
 
     [Test]
     public void S46_AChunkStaysUntilPendingIsReadAgain()
     {
         Set(2);
-        _client.Read64(Region, PendingAt);
-        _client.Read64(Region, OffsetAt);
+        Client.Read64(Region, PendingAt);
+        Client.Read64(Region, OffsetAt);
         for (int i = 0; i < 3; i++)
         {
-            Assert.That(_client.RegionRead(Region, 0x1000 + 500, 1000), Is.EqualTo(_fake.State[500..1500]));
-            Assert.That(_client.RegionRead(Region, 0x1000, 65536), Is.EqualTo(_fake.State[..65536]));
+            Assert.That(Client.RegionRead(Region, 0x1000 + 500, 1000), Is.EqualTo(Fake.State[500..1500]));
+            Assert.That(Client.RegionRead(Region, 0x1000, 65536), Is.EqualTo(Fake.State[..65536]));
         }
-        _client.Read64(Region, PendingAt);
-        _client.Read64(Region, OffsetAt);
-        Assert.That(_client.RegionRead(Region, 0x1000, 8), Is.EqualTo(_fake.State[65536..65544]));
+        Client.Read64(Region, PendingAt);
+        Client.Read64(Region, OffsetAt);
+        Assert.That(Client.RegionRead(Region, 0x1000, 8), Is.EqualTo(Fake.State[65536..65544]));
     }
 
     [Test]
     public void S47_RepeatedRegisterReadsHaveNoEffect()
     {
         Set(2);
-        for (int i = 0; i < 3; i++) Assert.That(_client.Read64(Region, PendingAt), Is.EqualTo(65536));
-        for (int i = 0; i < 3; i++) Assert.That((_client.Read64(Region, OffsetAt), _client.Read64(Region, SizeAt)), Is.EqualTo((0x1000UL, 65536UL)));
-        Assert.That(Drain().Length + 65536, Is.EqualTo(_fake.State.Length));
+        for (int i = 0; i < 3; i++) Assert.That(Client.Read64(Region, PendingAt), Is.EqualTo(65536));
+        for (int i = 0; i < 3; i++) Assert.That((Client.Read64(Region, OffsetAt), Client.Read64(Region, SizeAt)), Is.EqualTo((0x1000UL, 65536UL)));
+        Assert.That(Drain().Length + 65536, Is.EqualTo(Fake.State.Length));
     }
 
     [Test]
     public void S48_PendingIsZeroOnlyAtTheEndAndInPrecopyItIsLookedAtAgain()
     {
-        byte[] whole = _fake.State;
-        _fake.State = whole[..1000];
+        byte[] whole = Fake.State;
+        Fake.State = whole[..1000];
         Set(3);
         Assert.That(Drain(), Has.Length.EqualTo(1000));
-        Assert.That(_client.Read64(Region, PendingAt), Is.Zero);
-        _fake.State = whole[..1500];
+        Assert.That(Client.Read64(Region, PendingAt), Is.Zero);
+        Fake.State = whole[..1500];
         Assert.That(Drain(), Is.EqualTo(whole[1000..1500]));
         Set(2);
-        Assert.That(_client.Read64(Region, PendingAt), Is.Zero);
+        Assert.That(Client.Read64(Region, PendingAt), Is.Zero);
     }
 
     [Test]
     public void S46_AChunkThatWasToldOfButNotFetchedIsNotLostAtTheStop()
     {
         Set(3);
-        _client.Read64(Region, PendingAt);
+        Client.Read64(Region, PendingAt);
         byte[] first = Iterate();
-        _client.Read64(Region, PendingAt);
+        Client.Read64(Region, PendingAt);
         Set(2);
-        Assert.That((byte[])[.. first, .. Drain()], Is.EqualTo(_fake.State));
+        Assert.That((byte[])[.. first, .. Drain()], Is.EqualTo(Fake.State));
     }
 
     [Test]
@@ -174,15 +161,15 @@ internal sealed class LegacyMigrationTests : IDisposable
         InvalidRead(OffsetAt, 8);
         InvalidRead(SizeAt, 8);
         InvalidRead(0x1000, 4);
-        Assert.That(_client.Read64(Region, PendingAt), Is.Not.Zero);
+        Assert.That(Client.Read64(Region, PendingAt), Is.Not.Zero);
         InvalidRead(SizeAt, 8);
         Set(1);
         Set(4);
         InvalidWrite(SizeAt, 1UL);
-        _client.RegionWrite(Region, 0x1000, 1);
+        Client.RegionWrite(Region, 0x1000, 1);
         InvalidWrite(SizeAt, 5UL);
         InvalidWrite(SizeAt, ulong.MaxValue);
-        _client.RegionWrite(Region, SizeAt, 4UL);
+        Client.RegionWrite(Region, SizeAt, 4UL);
     }
 
     [Test]
@@ -191,48 +178,48 @@ internal sealed class LegacyMigrationTests : IDisposable
         for (int i = 0; i < 3; i++)
         {
             Set(3);
-            _client.Read64(Region, PendingAt);
+            Client.Read64(Region, PendingAt);
             Iterate();
             if (i == 1) Set(2);
             Set(1);
         }
         Set(2);
-        Assert.That(Drain(), Is.EqualTo(_fake.State));
+        Assert.That(Drain(), Is.EqualTo(Fake.State));
     }
 
     [Test]
     public void AFailedStateWriteLeavesTheOldState()
     {
-        _fake.OnTransition = static (_, to) => to == VfioDeviceState.PreCopy ? Errno.EBUSY : Errno.None;
-        _client.Fails(Errno.EBUSY, VfioUserCommand.RegionWrite, Bytes(StateAt, Region, 4, 3));
+        Fake.OnTransition = static (_, to) => to == VfioDeviceState.PreCopy ? Errno.EBUSY : Errno.None;
+        Client.Fails(Errno.EBUSY, VfioUserCommand.RegionWrite, Bytes(StateAt, Region, 4, 3));
         Assert.That(State, Is.EqualTo(1));
     }
 
     [Test]
     public void ADeviceWithoutPrecopyHasAnEmptyOne()
     {
-        _fake.MigrationFlags = VfioMigrationFlags.StopCopy;
+        Fake.MigrationFlags = VfioMigrationFlags.StopCopy;
         Set(3);
-        Assert.That((State, _client.Read64(Region, PendingAt)), Is.EqualTo((3u, 0UL)));
+        Assert.That((State, Client.Read64(Region, PendingAt)), Is.EqualTo((3u, 0UL)));
         Set(2);
-        Assert.That(Drain(), Is.EqualTo(_fake.State));
+        Assert.That(Drain(), Is.EqualTo(Fake.State));
     }
 
     [Test]
     public void DirtyPagesOfTheOldProtocolComeFromTheSameLog()
     {
         using var ram = new VfioUserMemory("guest", 16 * Page);
-        _client.Map(0x10000, 16 * Page, ram.Fd);
-        Assert.That(_client.Ok(VfioUserCommand.DirtyPages, Bytes(8, 1)), Is.Empty);
-        _fake.Host.Dma.Write(0x12000, new byte[8]);
+        Client.Map(0x10000, 16 * Page, ram.Fd);
+        Assert.That(Client.Ok(VfioUserCommand.DirtyPages, Bytes(8, 1)), Is.Empty);
+        Fake.Host.Dma.Write(0x12000, new byte[8]);
         byte[] get = Bytes(48, 4, 0x10000UL, 16 * Page, Page, 8UL);
-        Assert.That(_client.Ok(VfioUserCommand.DirtyPages, Bytes(40, 4, 0x10000UL, 16 * Page, Page, 8UL)), Is.EqualTo(Bytes(48, 4)), "too small: what it takes");
-        Assert.That(_client.Ok(VfioUserCommand.DirtyPages, get), Is.EqualTo(Bytes(get, 4UL)));
-        Assert.That(_client.Ok(VfioUserCommand.DirtyPages, get), Is.EqualTo(Bytes(get, 0UL)));
-        _client.Invalid(VfioUserCommand.DirtyPages, 48, 4, 0x10000UL, 16 * Page, Page, 16UL);
-        _client.Invalid(VfioUserCommand.DirtyPages, 48, 4, 0x10000UL, 16 * Page);
-        _client.Invalid(VfioUserCommand.DirtyPages, 8, 3);
-        Assert.That(_client.Ok(VfioUserCommand.DirtyPages, Bytes(8, 2)), Is.Empty);
-        _client.Fails(Errno.EINVAL, VfioUserCommand.DirtyPages, get);
+        Assert.That(Client.Ok(VfioUserCommand.DirtyPages, Bytes(40, 4, 0x10000UL, 16 * Page, Page, 8UL)), Is.EqualTo(Bytes(48, 4)), "too small: what it takes");
+        Assert.That(Client.Ok(VfioUserCommand.DirtyPages, get), Is.EqualTo(Bytes(get, 4UL)));
+        Assert.That(Client.Ok(VfioUserCommand.DirtyPages, get), Is.EqualTo(Bytes(get, 0UL)));
+        Client.Invalid(VfioUserCommand.DirtyPages, 48, 4, 0x10000UL, 16 * Page, Page, 16UL);
+        Client.Invalid(VfioUserCommand.DirtyPages, 48, 4, 0x10000UL, 16 * Page);
+        Client.Invalid(VfioUserCommand.DirtyPages, 8, 3);
+        Assert.That(Client.Ok(VfioUserCommand.DirtyPages, Bytes(8, 2)), Is.Empty);
+        Client.Fails(Errno.EINVAL, VfioUserCommand.DirtyPages, get);
     }
 }

@@ -11,35 +11,19 @@ namespace Vmm.Tests.Unit.Vfio.Server;
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
-internal sealed class RegionTests : IDisposable
+internal sealed class RegionTests : FakeServerFixture
 {
-    private readonly FakeVfioUserBackend _fake = new();
-    private readonly ServedDevice _served;
-    private readonly RawVfioUserClient _client;
-
-    public RegionTests()
-    {
-        _served = new ServedDevice(_fake);
-        _client = _served.Attach();
-    }
-
-    public void Dispose()
-    {
-        _client.Dispose();
-        _served.Dispose();
-    }
-
     [Test]
     public void S16_EveryWidthAndAnyBulkWorks([Values(1, 2, 4, 8, 3, 100, 4096)] int width)
     {
         byte[] data = [.. Enumerable.Range(1, width).Select(static i => (byte)i)];
-        _client.RegionWrite(0, 0, data);
-        Assert.That(_client.RegionRead(0, 0, width), Is.EqualTo(data));
-        Assert.That(_client.RegionRead(7, 0, 256), Has.Length.EqualTo(256));
+        Client.RegionWrite(0, 0, data);
+        Assert.That(Client.RegionRead(0, 0, width), Is.EqualTo(data));
+        Assert.That(Client.RegionRead(7, 0, 256), Has.Length.EqualTo(256));
     }
 
     [Test]
-    public void S15_UndefinedRegistersReadAsZero() => Assert.That(_client.RegionRead(7, 0, 256), Is.All.Zero);
+    public void S15_UndefinedRegistersReadAsZero() => Assert.That(Client.RegionRead(7, 0, 256), Is.All.Zero);
 
     [Test]
     public void AccessesOutsideARegionAreInvalid()
@@ -47,20 +31,20 @@ internal sealed class RegionTests : IDisposable
         foreach (object[] access in (object[][])[[0x1000UL, 0u, 1], [0xfffUL, 0u, 2], [ulong.MaxValue, 0u, 1], [ulong.MaxValue, 0u, 4], [0UL, 3u, 1], [0UL, 8u, 4], [0UL, 9u, 4],
             [0UL, 0xdeadbeefu, 4], [0UL, 0u, 0x10_0001], [0UL, 0u, uint.MaxValue]])
         {
-            _client.Invalid(VfioUserCommand.RegionRead, access);
-            _client.Invalid(VfioUserCommand.RegionWrite, [.. access, (byte)1]);
+            Client.Invalid(VfioUserCommand.RegionRead, access);
+            Client.Invalid(VfioUserCommand.RegionWrite, [.. access, (byte)1]);
         }
-        _client.Invalid(VfioUserCommand.RegionWrite, 0UL, 0u, 4, (byte)1, (byte)2, (byte)3);
-        _client.Invalid(VfioUserCommand.RegionWrite, 0UL, 0u, 4, 1, (byte)5);
-        _client.Invalid(VfioUserCommand.RegionRead, 0UL, 0u);
-        Assert.That(_fake.Registers, Is.All.Zero);
+        Client.Invalid(VfioUserCommand.RegionWrite, 0UL, 0u, 4, (byte)1, (byte)2, (byte)3);
+        Client.Invalid(VfioUserCommand.RegionWrite, 0UL, 0u, 4, 1, (byte)5);
+        Client.Invalid(VfioUserCommand.RegionRead, 0UL, 0u);
+        Assert.That(Fake.Registers, Is.All.Zero);
     }
 
     [Test]
     public void ACountOfZeroSucceedsEmpty()
     {
-        Assert.That(_client.Ok(VfioUserCommand.RegionRead, Bytes(0UL, 0u, 0)), Is.Empty);
-        Assert.That(_client.Ok(VfioUserCommand.RegionWrite, Bytes(0UL, 0u, 0)), Is.Empty);
+        Assert.That(Client.Ok(VfioUserCommand.RegionRead, Bytes(0UL, 0u, 0)), Is.Empty);
+        Assert.That(Client.Ok(VfioUserCommand.RegionWrite, Bytes(0UL, 0u, 0)), Is.Empty);
     }
 
     private static byte[] Multi(params (ulong Offset, uint Region, uint Count, ulong Data)[] entries) =>
@@ -70,40 +54,40 @@ internal sealed class RegionTests : IDisposable
     public void S17_WriteMultiAppliesItsEntriesInOrder()
     {
         byte[] request = Multi((0, 0, 4, 1), (0, 0, 4, 2), (4, 0, 2, 0xffff_1234), (8, 0, 8, 0x1122334455667788));
-        Assert.That(_client.Ok(VfioUserCommand.RegionWriteMulti, request), Is.EqualTo(Bytes(4UL)));
-        Assert.That(_client.RegionRead(0, 0, 16), Is.EqualTo(Bytes(2, 0x1234, 0x1122334455667788UL)));
+        Assert.That(Client.Ok(VfioUserCommand.RegionWriteMulti, request), Is.EqualTo(Bytes(4UL)));
+        Assert.That(Client.RegionRead(0, 0, 16), Is.EqualTo(Bytes(2, 0x1234, 0x1122334455667788UL)));
     }
 
     [Test]
     public void S17_WriteMultiIsCheckedWholeBeforeAnythingIsWritten()
     {
-        _client.Fails(Errno.EINVAL, VfioUserCommand.RegionWriteMulti, Multi((0, 0, 4, 1), (0, 0, 9, 1)));
-        _client.Fails(Errno.EINVAL, VfioUserCommand.RegionWriteMulti, Multi((0, 0, 4, 1), (0xffe, 0, 4, 1)));
-        _client.Fails(Errno.EINVAL, VfioUserCommand.RegionWriteMulti, Multi((0, 0, 4, 1), (0, 5, 4, 1)));
-        _client.Invalid(VfioUserCommand.RegionWriteMulti, 2UL, 0UL, 0u, 4, 1UL);
-        _client.Invalid(VfioUserCommand.RegionWriteMulti, ulong.MaxValue, 0UL, 0u, 4, 1UL);
-        _client.Invalid(VfioUserCommand.RegionWriteMulti, (1UL << 61) + 1, 0UL, 0u, 4, 1UL);
-        _client.Invalid(VfioUserCommand.RegionWriteMulti, 1);
-        Assert.That(_fake.Registers, Is.All.Zero);
+        Client.Fails(Errno.EINVAL, VfioUserCommand.RegionWriteMulti, Multi((0, 0, 4, 1), (0, 0, 9, 1)));
+        Client.Fails(Errno.EINVAL, VfioUserCommand.RegionWriteMulti, Multi((0, 0, 4, 1), (0xffe, 0, 4, 1)));
+        Client.Fails(Errno.EINVAL, VfioUserCommand.RegionWriteMulti, Multi((0, 0, 4, 1), (0, 5, 4, 1)));
+        Client.Invalid(VfioUserCommand.RegionWriteMulti, 2UL, 0UL, 0u, 4, 1UL);
+        Client.Invalid(VfioUserCommand.RegionWriteMulti, ulong.MaxValue, 0UL, 0u, 4, 1UL);
+        Client.Invalid(VfioUserCommand.RegionWriteMulti, (1UL << 61) + 1, 0UL, 0u, 4, 1UL);
+        Client.Invalid(VfioUserCommand.RegionWriteMulti, 1);
+        Assert.That(Fake.Registers, Is.All.Zero);
     }
 
     [Test]
     public void S29_NoReplyCommandsAreDoneInOrderAndTheirFailuresAreSilent()
     {
-        for (uint i = 0; i < 100; i++) _client.Send(VfioUserCommand.RegionWrite, Bytes(0UL, 0u, 4, i), flags: VfioUserHeader.NoReply);
-        _client.Send(VfioUserCommand.RegionWrite, Bytes(0UL, 77u, 4, 1), flags: VfioUserHeader.NoReply);
-        _client.Send((VfioUserCommand)99, [], flags: VfioUserHeader.NoReply);
-        _client.Send(VfioUserCommand.RegionWriteMulti, Multi((4, 0, 4, 9)), flags: VfioUserHeader.NoReply);
-        Assert.That((_client.Read32(0, 0), _client.Read32(0, 4)), Is.EqualTo((99u, 9u)));
-        Assert.That(_client.HasNothingToRead);
-        Assert.That((_served.Server.Stats.Posted, _served.Server.Stats.Refusals), Is.EqualTo((103L, 2L)));
+        for (uint i = 0; i < 100; i++) Client.Send(VfioUserCommand.RegionWrite, Bytes(0UL, 0u, 4, i), flags: VfioUserHeader.NoReply);
+        Client.Send(VfioUserCommand.RegionWrite, Bytes(0UL, 77u, 4, 1), flags: VfioUserHeader.NoReply);
+        Client.Send((VfioUserCommand)99, [], flags: VfioUserHeader.NoReply);
+        Client.Send(VfioUserCommand.RegionWriteMulti, Multi((4, 0, 4, 9)), flags: VfioUserHeader.NoReply);
+        Assert.That((Client.Read32(0, 0), Client.Read32(0, 4)), Is.EqualTo((99u, 9u)));
+        Assert.That(Client.HasNothingToRead);
+        Assert.That((Served.Server.Stats.Posted, Served.Server.Stats.Refusals), Is.EqualTo((103L, 2L)));
     }
 
     [Test]
     public void S31_RepliesComeAtOnce()
     {
         var clock = Stopwatch.StartNew();
-        for (int i = 0; i < 200; i++) _client.Read32(0, 0);
+        for (int i = 0; i < 200; i++) Client.Read32(0, 0);
         Assert.That(clock.Elapsed, Is.LessThan(TimeSpan.FromSeconds(3)));
     }
 }

@@ -1,0 +1,29 @@
+using Vmm.Devices.Vfio.User;
+using Vmm.Tests.Fakes;
+using Vmm.Tests.Support;
+
+namespace Vmm.Tests.Unit.Vfio.Server;
+
+/// <summary>A fake device behind a server, and a client that has agreed on a version. Each test has its own.</summary>
+internal abstract class FakeServerFixture : IDisposable
+{
+    protected FakeServerFixture(VfioUserServerOptions? options = null)
+    {
+        Served = new ServedDevice(Fake, options);
+        Client = Served.Attach();
+    }
+
+    protected FakeVfioUserBackend Fake { get; } = new();
+
+    protected ServedDevice Served { get; }
+
+    protected RawVfioUserClient Client { get; }
+
+    public void Dispose()
+    {
+        Client.Dispose();
+        Served.Dispose();
+        Assert.That((Fake.OpenSessions, Fake.Quiesced), Is.EqualTo((0, 0)), "sessions and quiesces left behind");
+        GC.SuppressFinalize(this);
+    }
+}
