@@ -62,9 +62,9 @@ internal sealed partial class VfioUserSession
     {
         if (_dmaRequests is null || _twin is not null) return task.Wait(limit);
         using var timer = new CancellationTokenSource();
-        using (timer.Token.Register(static wake => Posix.SignalEventFd((OwnedFd)wake!), _wake))
+        using (timer.Token.Register(Signal, _wake))
         {
-            Task woken = task.ContinueWith(static (_, wake) => Posix.SignalEventFd((OwnedFd)wake!), _wake, CancellationToken.None,
+            Task woken = task.ContinueWith(static (_, wake) => Signal(wake), _wake, CancellationToken.None,
                 TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
             timer.CancelAfter(limit);
             while (!task.IsCompleted && !timer.IsCancellationRequested)
@@ -77,6 +77,18 @@ internal sealed partial class VfioUserSession
             if (task.IsCompleted) woken.Wait();
         }
         return task.IsCompleted;
+    }
+
+    private static void Signal(object? wake)
+    {
+        try
+        {
+            Posix.SignalEventFd((OwnedFd)wake!);
+        }
+        catch (ObjectDisposedException)
+        {
+            // A quiesce that came too late even for the end of its session: nobody waits for it here any more.
+        }
     }
 
     private void ReceiveMeanwhile()

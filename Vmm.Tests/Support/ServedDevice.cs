@@ -22,12 +22,15 @@ internal sealed class ServedDevice : IDisposable
     internal VfioUserDevice Device => Server.Device;
 
     /// <summary>Connects; the client before must be gone.</summary>
-    internal RawVfioUserClient Connect()
+    internal RawVfioUserClient Connect() => new(ConnectSocket());
+
+    /// <summary>The client's end of a connection; the caller's.</summary>
+    internal OwnedFd ConnectSocket()
     {
         Ended();
         (OwnedFd ours, OwnedFd theirs) = Posix.SocketPair();
         _serving = WorkerThread.Run("test-server", () => Server.Serve(theirs, "pair"));
-        return new RawVfioUserClient(ours);
+        return ours;
     }
 
     /// <summary>Connects and agrees on a version.</summary>

@@ -1,0 +1,157 @@
+using System.Buffers.Binary;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Tests.Support;
+using Vmm.Tools.Devices;
+using static Vmm.Tools.Devices.DmaTestRegisters;
+
+namespace Vmm.Tests.Unit.Vfio.Server;
+
+/// <summary>Our client on our server: a busy device's state and every page it wrote come to the other side.</summary>
+[TestFixture]
+[Parallelizable(ParallelScope.All)]
+internal sealed class ClientToServerTests
+{
+    private const ulong RamBytes = 1 << 20, Slots = 64, BlockBytes = 4096, Address = 0x8_0000;
+
+    [Test]
+    public void ABusyDeviceMovesWithItsStateAndMemoryAfterThreeCancels([Values(true, false)] bool sharedRam, [Values("", ",precopy=off", ",p2p=on")] string options)
+    {
+        using var source = new Side("dma-test,seed=1,state-size=2M" + options, sharedRam);
+        using var target = new Side("dma-test,seed=2,state-size=2M" + options, sharedRam);
+        source.StartEngine();
+        for (int i = 0; i < 3; i++)
+        {
+            Assert.That(source.Io.SetMigrationState(i == 0 ? VfioDeviceState.StopCopy : VfioDeviceState.RunningP2P, out IVfioMigrationData? data) is Errno.None or Errno.EINVAL);
+            data?.Read(new byte[1000], out _);
+            Assert.That(source.Io.SetMigrationState(VfioDeviceState.Running, out _), Is.EqualTo(Errno.None));
+            source.WaitForBlocks(3);
+        }
+        Assert.That(source.Io.StartDmaLog(4096, [new GuestRange(new GuestAddress(0), RamBytes)], out _), Is.EqualTo(Errno.None));
+        target.CopyRam(source, null);
+        byte[] stream = source.Save(hasPrecopy: !options.Contains("precopy=off", StringComparison.Ordinal), out ulong[] dirty);
+        ulong next = source.Read64(Sequence);
+        // Without descriptors the client itself sees every write; that it marks them is the client's test.
+        target.CopyRam(source, sharedRam ? dirty : null);
+        target.Load(stream);
+        Assert.That((target.Read64(Sequence), target.Read64(StateChecksum)), Is.EqualTo((next, source.Read64(StateChecksum))));
+        target.AssertMemory(next);
+        Assert.That(target.Io.SetMigrationState(VfioDeviceState.Running, out _), Is.EqualTo(Errno.None));
+        target.WaitForBlocks(Slots);
+        Assert.That(target.Io.SetMigrationState(VfioDeviceState.Stop, out _), Is.EqualTo(Errno.None));
+        target.AssertMemory(target.Read64(Sequence));
+    }
+
+    /// <summary>One VMM's worth: RAM, a client, a served device.</summary>
+    private sealed class Side : IDisposable
+    {
+        private readonly ServedDevice _served;
+        private readonly GuestMemory _memory = new();
+
+        internal Side(string device, bool sharedRam)
+        {
+            _served = new ServedDevice(new DmaTestType().Create(DeviceOptions.Parse(device)));
+            _memory.AddBlock(new RamBlockOptions { Name = "ram", SizeBytes = RamBytes, IsShared = sharedRam });
+            Io = VfioUserDeviceIo.Open(new VfioUserOptions { SocketPath = "pair" }, _memory, _served.ConnectSocket());
+            Io.SetBusMaster(true);
+        }
+
+        internal VfioUserDeviceIo Io { get; }
+
+        internal void StartEngine()
+        {
+            Write(VfioPciRegion.Config, 4, [6, 0]);
+            Write64(Base, Address);
+            Write64(Length, Slots * BlockBytes);
+            Write64(Rate, 20 << 20);
+            Write(0, Control, [1, 0, 0, 0]);
+            WaitForBlocks(5);
+        }
+
+        internal ulong Read64(ulong register)
+        {
+            byte[] bytes = new byte[8];
+            Assert.That(Io.RegionRead(0, register, bytes), Is.EqualTo(Errno.None));
+            return BinaryPrimitives.ReadUInt64LittleEndian(bytes);
+        }
+
+        internal void WaitForBlocks(ulong more)
+        {
+            ulong until = Read64(Sequence) + more;
+            LeakCheck.WaitFor(() => Read64(Sequence) >= until, "the engine does not write");
+        }
+
+        internal byte[] Save(bool hasPrecopy, out ulong[] dirty)
+        {
+            dirty = new ulong[RamBytes / 4096 / 64];
+            var stream = new List<byte>();
+            byte[] buffer = new byte[60_000];
+            IVfioMigrationData? data = null;
+            if (hasPrecopy)
+            {
+                Assert.That(Io.SetMigrationState(VfioDeviceState.PreCopy, out data), Is.EqualTo(Errno.None));
+                for (int i = 0; i < 20; i++)
+                {
+                    stream.AddRange(buffer.AsSpan(0, data!.Read(buffer, out _)));
+                    Report(dirty);
+                }
+            }
+            Assert.That(Io.SetMigrationState(VfioDeviceState.StopCopy, out IVfioMigrationData? stopped), Is.EqualTo(Errno.None));
+            data ??= stopped;
+            for (int n = data!.Read(buffer, out _); n > 0; n = data.Read(buffer, out _)) stream.AddRange(buffer.AsSpan(0, n));
+            Report(dirty);
+            Assert.That((Io.StopDmaLog(), Io.SetMigrationState(VfioDeviceState.Stop, out _)), Is.EqualTo((Errno.None, Errno.None)));
+            return [.. stream];
+        }
+
+        internal void Load(ReadOnlySpan<byte> stream)
+        {
+            Assert.That(Io.SetMigrationState(VfioDeviceState.Resuming, out IVfioMigrationData? data), Is.EqualTo(Errno.None));
+            while (stream.Length > 0) stream = stream[data!.Write(stream, out _)..];
+            Assert.That(Io.SetMigrationState(VfioDeviceState.Stop, out _), Is.EqualTo(Errno.None));
+        }
+
+        internal void CopyRam(Side from, ulong[]? dirty)
+        {
+            byte[] page = new byte[4096];
+            for (ulong i = 0; i < RamBytes / 4096; i++)
+            {
+                if (dirty is not null && (dirty[i / 64] & (1UL << (int)(i % 64))) == 0) continue;
+                from._memory.Read(new GuestAddress(i * 4096), page);
+                _memory.Write(new GuestAddress(i * 4096), page);
+            }
+        }
+
+        internal void AssertMemory(ulong next)
+        {
+            byte[] found = new byte[BlockBytes], expected = new byte[BlockBytes];
+            for (ulong slot = 0; slot < Slots; slot++)
+            {
+                long last = DmaTestPattern.LastOf(slot, Slots, next);
+                if (last < 0) continue;
+                DmaTestPattern.Fill((ulong)last, expected);
+                _memory.Read(new GuestAddress(Address + (slot * BlockBytes)), found);
+                Assert.That(found.AsSpan().SequenceEqual(expected), $"slot {slot}, block {last} of {next}");
+            }
+        }
+
+        public void Dispose()
+        {
+            Io.Dispose();
+            _served.Dispose();
+            _memory.Dispose();
+        }
+
+        private void Report(ulong[] dirty)
+        {
+            Assert.That(Io.ReportDmaLog(new GuestRange(new GuestAddress(0), RamBytes), 4096, dirty), Is.EqualTo(Errno.None));
+        }
+
+        private void Write64(ulong register, ulong value) => Write(0, register, BitConverter.GetBytes(value));
+
+        private void Write(uint region, ulong offset, byte[] data) => Assert.That(Io.RegionWrite(region, offset, data), Is.EqualTo(Errno.None));
+    }
+}
