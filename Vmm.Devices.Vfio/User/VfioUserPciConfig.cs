@@ -56,6 +56,19 @@ public sealed class VfioUserPciConfig
         LittleEndian.U32(_space.WMask, PciRegisters.BaseAddress0 + (4 * index), ~(sizeBytes - 1));
     }
 
+    /// <summary>Adds an I/O BAR.</summary>
+    /// <param name="index">0 to 5.</param>
+    /// <param name="sizeBytes">A power of two, 4 to 256.</param>
+    public void AddIoBar(int index, uint sizeBytes)
+    {
+        ArgumentOutOfRangeException.ThrowIfGreaterThan((uint)index, 5u, nameof(index));
+        if (sizeBytes is < 4 or > 256 || !uint.IsPow2(sizeBytes)) throw new ArgumentOutOfRangeException(nameof(sizeBytes));
+        int offset = PciRegisters.BaseAddress0 + (4 * index);
+        LittleEndian.U32(_space.WMask, offset, ~(sizeBytes - 1) & ~3u);
+        _space.SetUInt32(offset, 1);
+        SavePowerOn();
+    }
+
     /// <summary>Adds the MSI-X capability.</summary>
     /// <param name="offset">Where in config space.</param>
     /// <param name="layout">Where table and pending bits are.</param>

@@ -57,7 +57,7 @@ public sealed partial class DmaTestDevice
         byte[] bytes = new byte[RegistersBytes];
         lock (_gate)
         {
-            uint[] narrow = [_control, _status, _error, _block, _interruptEvery, 0];
+            uint[] narrow = [_control, _status, _error, _block, _interruptEvery, _window];
             ulong[] wide = [_base, _length, _rate, _sequence, _interrupts];
             for (int i = 0; i < narrow.Length; i++) BinaryPrimitives.WriteUInt32LittleEndian(bytes.AsSpan(4 * i), narrow[i]);
             for (int i = 0; i < wide.Length; i++) BinaryPrimitives.WriteUInt64LittleEndian(bytes.AsSpan(24 + (8 * i)), wide[i]);
@@ -73,6 +73,7 @@ public sealed partial class DmaTestDevice
         for (int i = 0; i < narrow.Length; i++) narrow[i] = BinaryPrimitives.ReadUInt32LittleEndian(bytes[(4 * i)..]);
         if (narrow[3] is 0 or > 65536 || narrow[3] % 8 != 0 || (narrow[0] & ~ControlRun) != 0) return false;
         (_control, _status, _error, _block, _interruptEvery) = (narrow[0], narrow[1], narrow[2], narrow[3], narrow[4]);
+        _window = narrow[5] & (Bar0Bytes - 4);
         _base = BinaryPrimitives.ReadUInt64LittleEndian(bytes[24..]);
         _length = BinaryPrimitives.ReadUInt64LittleEndian(bytes[32..]);
         _rate = BinaryPrimitives.ReadUInt64LittleEndian(bytes[40..]);

@@ -9,13 +9,13 @@ namespace Vmm.Tools.Devices;
 
 /// <summary>
 /// A PCI function for tests of migration: BAR0 registers (<see cref="DmaTestRegisters"/>), BAR1 the MSI-X table and pending bits, BAR2 16 KiB of
-/// memory that a client may map. Its engine writes numbered blocks into guest memory; nothing is lost when, after a migration, every slot holds
+/// memory that a client may map, BAR3 two I/O ports through which the registers are reached too. Its engine writes numbered blocks into guest memory; nothing is lost when, after a migration, every slot holds
 /// the last block that went to it.
 /// </summary>
 public sealed partial class DmaTestDevice : IVfioUserBackend
 {
-    private const uint Bar0 = 0, Bar1 = 1, Bar2 = 2;
-    private const int Bar0Bytes = 0x1000, Bar1Bytes = 0x1000, Bar2Bytes = 0x4000, PendingOffset = 0x800, Vectors = 4;
+    private const uint Bar0 = 0, Bar1 = 1, Bar2 = 2, Bar3 = 3;
+    private const int Bar0Bytes = 0x1000, Bar1Bytes = 0x1000, Bar2Bytes = 0x4000, Bar3Bytes = 8, PendingOffset = 0x800, Vectors = 4;
 
     private readonly DmaTestOptions _options;
     private readonly VfioUserMemory _memory = new("dma-test", Bar2Bytes);
@@ -26,7 +26,7 @@ public sealed partial class DmaTestDevice : IVfioUserBackend
 
     // Guest-visible state, guarded by _gate.
     private readonly object _gate = new();
-    private uint _control, _status, _error, _block, _interruptEvery, _loads;
+    private uint _control, _status, _error, _block, _interruptEvery, _loads, _window;
     private ulong _base, _length, _rate, _sequence, _interrupts;
 
     public DmaTestDevice(DmaTestOptions options)
@@ -39,6 +39,7 @@ public sealed partial class DmaTestDevice : IVfioUserBackend
             new VfioUserRegion { Index = Bar0, SizeBytes = Bar0Bytes },
             new VfioUserRegion { Index = Bar1, SizeBytes = Bar1Bytes },
             new VfioUserRegion { Index = Bar2, SizeBytes = Bar2Bytes, Memory = _memory },
+            new VfioUserRegion { Index = Bar3, SizeBytes = Bar3Bytes },
             new VfioUserRegion { Index = VfioPciRegion.Config, SizeBytes = VfioUserPciConfig.Length },
         ];
         PowerOn();
@@ -60,6 +61,7 @@ public sealed partial class DmaTestDevice : IVfioUserBackend
         _config.AddBar(0, Bar0Bytes);
         _config.AddBar(1, Bar1Bytes);
         _config.AddBar(2, Bar2Bytes);
+        _config.AddIoBar(3, Bar3Bytes);
         _config.AddMsix(PciRegisters.HeaderBytes, new MsixLayout(Vectors, (int)Bar1, 0, (int)Bar1, PendingOffset));
         StartEngine();
     }
@@ -76,6 +78,9 @@ public sealed partial class DmaTestDevice : IVfioUserBackend
                 break;
             case Bar2:
                 _memory.Slice(offset, destination.Length).CopyTo(destination);
+                break;
+            case Bar3:
+                lock (_gate) ReadWindow(offset, destination);
                 break;
             default:
                 _config.Read(offset, destination);
@@ -99,6 +104,13 @@ public sealed partial class DmaTestDevice : IVfioUserBackend
                 break;
             case Bar2:
                 source.CopyTo(_memory.Slice(offset, source.Length));
+                break;
+            case Bar3:
+                lock (_gate)
+                {
+                    WriteWindow(offset, source);
+                    Monitor.PulseAll(_gate);
+                }
                 break;
             default:
                 // Bus mastering and the choice of interrupt are read by the engine.
@@ -139,10 +151,25 @@ public sealed partial class DmaTestDevice : IVfioUserBackend
 
     private void PowerOn()
     {
-        (_control, _status, _error, _block, _interruptEvery) = (0, 0, 0, 4096, 0);
+        (_control, _status, _error, _block, _interruptEvery, _window) = (0, 0, 0, 4096, 0, 0);
         (_base, _length, _rate, _sequence, _interrupts) = (0, 0, 0, 0, 0);
         _scratch.AsSpan().Clear();
         _msixTable.AsSpan().Clear();
+    }
+
+    /// <summary>BAR3, for those who reach only I/O ports: u32 offset of a register of BAR0 at 0, its 4 bytes at 4.</summary>
+    private void ReadWindow(ulong offset, Span<byte> into)
+    {
+        if (into.Length != 4) return;
+        if (offset == 0) BinaryPrimitives.WriteUInt32LittleEndian(into, _window);
+        else if (offset == 4) ReadRegisters(_window, into);
+    }
+
+    private void WriteWindow(ulong offset, ReadOnlySpan<byte> from)
+    {
+        if (from.Length != 4) return;
+        if (offset == 0) _window = BinaryPrimitives.ReadUInt32LittleEndian(from) & (Bar0Bytes - 4);
+        else if (offset == 4) WriteRegisters(_window, from);
     }
 
     private void ReadRegisters(ulong offset, Span<byte> into)
