@@ -183,8 +183,14 @@ internal sealed class ServerLifeTests
             client.ReceiveRaw(reply);
         }
         for (int i = 0; i < 50; i++) Exchange();
-        long before = GC.GetTotalAllocatedBytes(precise: true);
-        for (int i = 0; i < 200; i++) Exchange();
-        Assert.That(GC.GetTotalAllocatedBytes(precise: true) - before, Is.LessThan(200 * 200), "200 messages of 64 KiB");
+        // The least of several: the count is the whole process's, and the runtime allocates at times of its own.
+        long least = long.MaxValue;
+        for (int round = 0; round < 8; round++)
+        {
+            long before = GC.GetTotalAllocatedBytes(precise: true);
+            for (int i = 0; i < 100; i++) Exchange();
+            least = Math.Min(least, GC.GetTotalAllocatedBytes(precise: true) - before);
+        }
+        Assert.That(least, Is.LessThan(100 * 100), "100 messages of 64 KiB");
     }
 }
