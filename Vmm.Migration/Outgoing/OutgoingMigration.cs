@@ -189,6 +189,8 @@ internal sealed partial class OutgoingMigration : IDisposable
         _latch.Set(reason ?? new OperationCanceledException("the migration has ended"));
         if (reason is null) dispatcher?.Cleanup();
         if (reason is not null && _channel is FileChannel file) file.Abandon();
+        // A descriptor that the return path's reader is blocked on stays open when it is closed; only a shutdown wakes the reader.
+        if (reason is not null) _channel?.Shutdown(ChannelShutdown.Both);
         _channel?.Dispose();
         _reader?.Completion.Wait();
         using (_context.Vm.Bql.Acquire())

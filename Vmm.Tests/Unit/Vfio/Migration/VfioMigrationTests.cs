@@ -150,6 +150,20 @@ public sealed class VfioMigrationTests
     }
 
     [Test]
+    public async Task AFailureAtTheSourceEndsTheMigrationOverASocketWithAReturnPathToo()
+    {
+        using var pair = new VfioPair(_ => new FakeVfioDevice("a", All) { State = Bytes(5, 1) }, _ => new FakeVfioDevice("b", All));
+        pair.From.Io.EndlessPrecopy = () => throw new VfioException("the device is gone", Errno.ENODEV);
+        Task<MigrationStatus> incoming = pair.Destination.Engine.MigrateIncoming(global::Vmm.Migration.Channels.MigrationAddress.Parse("tcp:127.0.0.1:0"));
+        int? port = pair.Destination.Engine.Query().SocketAddresses[0].Port;
+        Task<MigrationStatus> outgoing = pair.Source.Engine.Migrate(global::Vmm.Migration.Channels.MigrationAddress.Parse($"tcp:127.0.0.1:{port}"));
+        // The destination waits for more: the source's end must not wait for the destination's.
+        Assert.That(await outgoing.WaitAsync(VfioPair.Deadline), Is.EqualTo(MigrationStatus.Failed));
+        Assert.That(await incoming.WaitAsync(VfioPair.Deadline), Is.EqualTo(MigrationStatus.Failed));
+        pair.AssertOneSideRuns(atSource: true);
+    }
+
+    [Test]
     public async Task APausedVmsDeviceStaysStoppedWhenItsMigrationFails()
     {
         using var pair = new VfioPair(_ => new FakeVfioDevice("a", All) { State = Bytes(5, 1) }, _ => new FakeVfioDevice("b", All) { Accept = static _ => Errno.EIO });

@@ -65,7 +65,7 @@ internal sealed class DmaTestDeviceTests
         Assert.That(client.Read32(7, 0x18), Is.EqualTo(0xffffc000u));
         client.RegionWrite(7, 0x1c, uint.MaxValue);
         client.RegionWrite(7, 0x30, uint.MaxValue);
-        Assert.That((client.Read32(7, 0x1c), client.Read32(7, 0x30)), Is.EqualTo((0u, 0u)), "no BAR3, no ROM");
+        Assert.That((client.Read32(7, 0x1c), client.Read32(7, 0x20), client.Read32(7, 0x30)), Is.EqualTo((0xfffffff9u, 0u, 0u)), "BAR3 has eight ports; no BAR4, no ROM");
         client.RegionWrite(7, 0, 0u);
         Assert.That(client.Read32(7, 0), Is.Not.Zero, "ids are read-only");
         byte at = client.RegionRead(7, 0x34, 1)[0];

@@ -1,0 +1,190 @@
+using System.Text.Json.Nodes;
+using Vmm.Migration.Qmp;
+using Vmm.Tests.Support;
+using Vmm.Tests.Unit.Cli;
+using Vmm.Tools.Devices;
+
+namespace Vmm.Tests.Interop;
+
+/// <summary>
+/// Two <c>vmm run</c> processes, each attached over vfio-user to device servers of their own, migrate live over TCP while the devices write into
+/// guest memory.
+/// </summary>
+[TestFixture, Category("interop")]
+internal sealed class VfioUserMigrationTests : EndToEnd
+{
+    private const int SigKillNumber = 9;
+
+    [Test]
+    public async Task ABusyDeviceArrivesWithItsStateAndEveryPageItWrote([Values("", ",precopy=off", ",p2p=on")] string options, [Values("", "64M", "256M")] string stateSize)
+    {
+        string size = stateSize.Length > 0 ? $",state-size={stateSize}" : "";
+        VfioUserVm from = await VfioUserVm.Start(Vmm, "from", [$",seed=1{size}{options}"]);
+        VfioUserVm to = await VfioUserVm.Start(Vmm, "to", [$",seed=2{size}{options}"], "--incoming", "tcp:127.0.0.1:0");
+        await from.SetUp();
+        await from.StartDma(0);
+        ulong checksum = await from.Read64(0, DmaTestRegisters.StateChecksum);
+        await Migrate(from, to);
+        Assert.That((await from.State(), await to.State()), Is.EqualTo(("postmigrate", "running")));
+        await to.WaitForBlocks(0, 50);
+        Assert.That((await to.Read32(0, DmaTestRegisters.Loads), await to.Read64(0, DmaTestRegisters.StateChecksum)), Is.EqualTo((1u, checksum)));
+        await to.AssertMemory(0);
+        End(from, to);
+    }
+
+    [Test]
+    public async Task ThreeDevicesStopInTwoPhases()
+    {
+        string[] devices = [",seed=1,state-size=1M,p2p=on", ",seed=2,state-size=2M,p2p=on", ",seed=3,state-size=3M,p2p=on"];
+        VfioUserVm from = await VfioUserVm.Start(Vmm, "from", devices);
+        VfioUserVm to = await VfioUserVm.Start(Vmm, "to", [.. devices.Select(static d => d.Replace("seed=", "seed=7", StringComparison.Ordinal))], "--incoming", "tcp:127.0.0.1:0");
+        await from.SetUp();
+        var checksums = new ulong[3];
+        for (int i = 0; i < 3; i++)
+        {
+            await from.StartDma(i, 10 << 20);
+            checksums[i] = await from.Read64(i, DmaTestRegisters.StateChecksum);
+        }
+        // The trace is the events of both sides.
+        using QmpTrace source = new(Vmm["vmm/from.qmp"]), destination = new(Vmm["vmm/to.qmp"]);
+        await Migrate(from, to);
+        for (int i = 0; i < 3; i++)
+        {
+            await to.WaitForBlocks(i, 20);
+            Assert.That(await to.Read64(i, DmaTestRegisters.StateChecksum), Is.EqualTo(checksums[i]));
+            await to.AssertMemory(i);
+        }
+        AssertPhases(await source.Wait("dev0 stop", "dev1 stop", "dev2 stop"), "pre-copy-p2p", "stop-copy");
+        AssertPhases(await destination.Wait("dev0 running", "dev1 running", "dev2 running"), "running-p2p", "running");
+        End(from, to);
+    }
+
+    [Test]
+    public async Task CancelledAndRetriedThreeTimesInARow()
+    {
+        VfioUserVm from = await VfioUserVm.Start(Vmm, "from", [",seed=1,state-size=8M"]);
+        VfioUserVm to = await VfioUserVm.Start(Vmm, "to", [",seed=2,state-size=8M"], "--incoming", "tcp:127.0.0.1:0");
+        await from.SetUp();
+        await from.StartDma(0);
+        ulong checksum = await from.Read64(0, DmaTestRegisters.StateChecksum);
+        await from.Run("migrate-set-capabilities", Capability("pause-before-switchover", true));
+        for (int i = 0; i < 3; i++)
+        {
+            await from.Run("migrate", new JsonObject { ["uri"] = to.Process.IncomingUri });
+            // Once in the middle of precopy, then with the VM stopped before the switchover.
+            await from.WaitMigration(i == 0 ? "active" : "pre-switchover");
+            await from.Run("migrate_cancel");
+            Assert.That(await from.WaitMigration("cancelled", "completed", "failed"), Is.EqualTo("cancelled"));
+            Assert.That((await from.State(), await to.State()), Is.EqualTo(("running", "inmigrate")));
+            await from.WaitForBlocks(0, 20);
+        }
+        await from.Run("migrate-set-capabilities", Capability("pause-before-switchover", false));
+        await Migrate(from, to);
+        await to.WaitForBlocks(0, 20);
+        Assert.That((await to.Read32(0, DmaTestRegisters.Loads), await to.Read64(0, DmaTestRegisters.StateChecksum)), Is.EqualTo((1u, checksum)));
+        await to.AssertMemory(0);
+        End(from, to);
+    }
+
+    public enum Moment
+    {
+        BeforeTheMigration,
+        InPrecopy,
+        BeforeTheSwitchover,
+    }
+
+    [Test]
+    public async Task TheSourcesServerDies([Values] Moment moment)
+    {
+        VfioUserVm from = await VfioUserVm.Start(Vmm, "from", [",seed=1,state-size=8M"]);
+        VfioUserVm to = await VfioUserVm.Start(Vmm, "to", [",seed=2,state-size=8M"], "--incoming", "tcp:127.0.0.1:0");
+        await Prepare(from, moment);
+        if (moment == Moment.BeforeTheMigration) await Kill(from);
+        await from.Run("migrate", new JsonObject { ["uri"] = to.Process.IncomingUri });
+        await Reach(from, moment, () => Kill(from));
+        Assert.That(await from.WaitMigration("failed", "completed"), Is.EqualTo("failed"));
+        string reason = (await from.Run("query-migrate"))!["error-desc"]!.ToString();
+        Assert.That(reason, Does.Contain("from-0.sock"), "the reason names the device");
+        Assert.That(await to.State(), Is.EqualTo("inmigrate"), "the destination does not start");
+        Assert.That(await from.State(), Is.EqualTo("running").Or.EqualTo("finish-migrate").Or.EqualTo("paused"), reason);
+        Assert.That(await from.Read32(0, DmaTestRegisters.Id), Is.EqualTo(uint.MaxValue), "what is gone reads as all ones");
+    }
+
+    [Test]
+    public async Task TheDestinationsServerDies([Values] Moment moment)
+    {
+        VfioUserVm from = await VfioUserVm.Start(Vmm, "from", [",seed=1,state-size=8M"]);
+        VfioUserVm to = await VfioUserVm.Start(Vmm, "to", [",seed=2,state-size=8M"], "--incoming", "tcp:127.0.0.1:0");
+        await Prepare(from, moment);
+        if (moment == Moment.BeforeTheMigration) await Kill(to);
+        await from.Run("migrate", new JsonObject { ["uri"] = to.Process.IncomingUri });
+        await Reach(from, moment, () => Kill(to));
+        Assert.That(await from.WaitMigration("failed", "completed"), Is.EqualTo("failed"));
+        Assert.That((await from.Run("query-migrate"))!["error-desc"]!.ToString(), Does.Contain("destination").And.Contain("to-0.sock"), "the reason names the device, on the source too");
+        Assert.That((await from.State(), await to.State()), Is.EqualTo(("running", "inmigrate")));
+        // The source goes on as if nothing had been tried.
+        await from.WaitForBlocks(0, 20);
+        await from.AssertMemory(0);
+    }
+
+    private static async Task Prepare(VfioUserVm from, Moment moment)
+    {
+        await from.SetUp();
+        await from.StartDma(0);
+        await from.Run("migrate-set-capabilities", Capability("return-path", true));
+        if (moment == Moment.BeforeTheSwitchover) await from.Run("migrate-set-capabilities", Capability("pause-before-switchover", true));
+        // So slow that precopy does not end by itself.
+        if (moment == Moment.InPrecopy) await from.Run("migrate-set-parameters", new JsonObject { ["max-bandwidth"] = 4 << 20 });
+    }
+
+    private static async Task Reach(VfioUserVm from, Moment moment, Func<Task> kill)
+    {
+        switch (moment)
+        {
+            case Moment.InPrecopy:
+                await from.WaitMigration("active");
+                await kill();
+                await from.Run("migrate-set-parameters", new JsonObject { ["max-bandwidth"] = 1L << 32 });
+                break;
+            case Moment.BeforeTheSwitchover:
+                await from.WaitMigration("pre-switchover");
+                await kill();
+                await from.Run("migrate-continue", new JsonObject { ["state"] = "pre-switchover" });
+                break;
+        }
+    }
+
+    private static async Task Kill(VfioUserVm vm)
+    {
+        vm.Servers[0].Signal(SigKillNumber);
+        await vm.Servers[0].Finish();
+    }
+
+    private static async Task Migrate(VfioUserVm from, VfioUserVm to)
+    {
+        await from.Run("migrate-set-capabilities", Capability("return-path", true));
+        await from.Run("migrate-set-parameters", new JsonObject { ["downtime-limit"] = 20_000, ["max-bandwidth"] = 0 });
+        await from.Run("migrate", new JsonObject { ["uri"] = to.Process.IncomingUri });
+        string end = await from.WaitMigration("completed", "failed", "cancelled");
+        Assert.That(end, Is.EqualTo("completed"), (await from.Run("query-migrate"))!.ToJsonString());
+        await to.WaitMigration("completed");
+    }
+
+    private static JsonObject Capability(string name, bool on) =>
+        new() { ["capabilities"] = new JsonArray(new JsonObject { ["capability"] = name, ["state"] = on }) };
+
+    private static void AssertPhases(List<string> trace, string first, string second)
+    {
+        string text = string.Join(", ", trace);
+        int lastPrepare = trace.FindLastIndex(e => e.EndsWith(" " + first, StringComparison.Ordinal));
+        int firstMain = trace.FindIndex(lastPrepare < 0 ? 0 : trace.FindIndex(e => e.EndsWith(" " + first, StringComparison.Ordinal)), e => e.EndsWith(" " + second, StringComparison.Ordinal));
+        Assert.That(trace.Count(e => e.EndsWith(" " + first, StringComparison.Ordinal)), Is.EqualTo(3), text);
+        Assert.That(lastPrepare, Is.LessThan(firstMain), $"every device is in {first} before any is in {second}: {text}");
+    }
+
+    private static void End(params VfioUserVm[] vms)
+    {
+        foreach (VfioUserVm vm in vms)
+            foreach (VmmCommands.Running server in vm.Servers) server.Dispose();
+    }
+}

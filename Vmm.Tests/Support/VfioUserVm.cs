@@ -1,0 +1,160 @@
+using System.Globalization;
+using System.Text.Json.Nodes;
+using Vmm.Migration.Qmp;
+using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Devices;
+using static Vmm.Tools.Devices.DmaTestRegisters;
+
+namespace Vmm.Tests.Support;
+
+/// <summary>
+/// A <c>vmm run</c> process whose <c>dma-test</c> devices are served by a <c>vmm device serve</c> process each; this class acts as the guest's CPU
+/// through the monitor: it finds the devices in config space, places their ports, starts their DMA and checks what they wrote.
+/// </summary>
+internal sealed class VfioUserVm
+{
+    internal const ulong RamBytes = 64UL << 20, Slots = 256, BlockBytes = 4096;
+
+    private readonly VmmCommands _vmm;
+    private readonly string _name;
+
+    private VfioUserVm(VmmCommands vmm, string name, PeerProcess process, VmmCommands.Running[] servers)
+    {
+        (_vmm, _name, Process, Servers) = (vmm, name, process, servers);
+    }
+
+    internal PeerProcess Process { get; }
+
+    internal VmmCommands.Running[] Servers { get; }
+
+    /// <summary>Serves the devices and starts a VM with them.</summary>
+    /// <param name="vmm">Runs programs.</param>
+    /// <param name="name">VM name.</param>
+    /// <param name="devices">One <c>dma-test</c> option text a device.</param>
+    /// <param name="arguments">More of <c>vmm run</c>.</param>
+    internal static async Task<VfioUserVm> Start(VmmCommands vmm, string name, string[] devices, params string[] arguments)
+    {
+        var servers = new VmmCommands.Running[devices.Length];
+        var options = new List<string>();
+        for (int i = 0; i < devices.Length; i++)
+        {
+            string socket = vmm[$"{name}-{i}.sock"];
+            servers[i] = vmm.Start("device", "serve", "--type", $"dma-test{devices[i]}", "--socket", socket);
+            await servers[i].Line("serving dma-test");
+            options.AddRange(["--device", $"vfio-user-pci,id=dev{i},socket={socket},migration-events=on,enable-migration=on"]);
+        }
+        return new VfioUserVm(vmm, name, await vmm.StartVm(name, [.. options, .. arguments]), servers);
+    }
+
+    /// <summary>Places the devices' ports and lets them use memory, as firmware and driver do.</summary>
+    internal async Task SetUp()
+    {
+        for (int i = 0; i < Servers.Length; i++)
+        {
+            Assert.That(await ConfigRead(i, 0), Is.EqualTo(((uint)DeviceId << 16) | VendorId), $"device {i}");
+            await ConfigWrite(i, 0x1c, Ports(i) | 1);
+            await ConfigWrite(i, 0x04, 7);
+            Assert.That(await Read32(i, Id), Is.EqualTo(IdValue));
+        }
+    }
+
+    /// <summary>Lets a device write numbered blocks into its part of memory.</summary>
+    internal async Task StartDma(int device, uint bytesPerSecond = 20 << 20)
+    {
+        await Write32(device, Base, (uint)Address(device));
+        await Write32(device, Length, (uint)(Slots * BlockBytes));
+        await Write32(device, Rate, bytesPerSecond);
+        await Write32(device, Control, ControlRun);
+        await WaitForBlocks(device, 10);
+    }
+
+    /// <summary>Stops a device's DMA and compares every block in memory with the one that must be there.</summary>
+    internal async Task<ulong> AssertMemory(int device)
+    {
+        await Write32(device, Control, 0);
+        ulong next = await Read32(device, Sequence);
+        Assert.That(await Read32(device, ErrorNumber), Is.Zero, $"{_name}: device {device} met an error");
+        string file = _vmm[$"{_name}-memory"];
+        await Run("pmemsave", new JsonObject { ["val"] = Address(device), ["size"] = (long)(Slots * BlockBytes), ["filename"] = file });
+        byte[] memory = await File.ReadAllBytesAsync(file);
+        File.Delete(file);
+        byte[] expected = new byte[BlockBytes];
+        for (ulong slot = 0; slot < Slots; slot++)
+        {
+            long last = DmaTestPattern.LastOf(slot, Slots, next);
+            if (last < 0) continue;
+            DmaTestPattern.Fill((ulong)last, expected);
+            Assert.That(memory.AsSpan((int)(slot * BlockBytes), (int)BlockBytes).SequenceEqual(expected), $"{_name}: device {device}, slot {slot}: block {last} of {next} is not there");
+        }
+        return next;
+    }
+
+    internal async Task WaitForBlocks(int device, uint more)
+    {
+        uint until = await Read32(device, Sequence) + more;
+        using var limit = new CancellationTokenSource(VmmCommands.Deadline);
+        while (await Read32(device, Sequence) < until) limit.Token.ThrowIfCancellationRequested();
+    }
+
+    internal async Task<uint> Read32(int device, ulong register)
+    {
+        await Out(Ports(device), (uint)register);
+        return await In(Ports(device) + 4);
+    }
+
+    internal async Task<ulong> Read64(int device, ulong register) => await Read32(device, register) | ((ulong)await Read32(device, register + 4) << 32);
+
+    internal async Task Write32(int device, ulong register, uint value)
+    {
+        await Out(Ports(device), (uint)register);
+        await Out(Ports(device) + 4, value);
+    }
+
+    internal Task<JsonNode?> Run(string command, JsonObject? arguments = null) => Process.Monitor.Execute(command, arguments, CancellationToken.None);
+
+    internal async Task<string> MigrationStatus() => (await Run("query-migrate"))!["status"]?.ToString() ?? "none";
+
+    internal Task<string> State() => _vmm.State(Process);
+
+    /// <summary>Waits until a migration has one of these states.</summary>
+    internal async Task<string> WaitMigration(params string[] wanted)
+    {
+        using var limit = new CancellationTokenSource(VmmCommands.Deadline);
+        while (true)
+        {
+            string status = await MigrationStatus();
+            if (wanted.Contains(status)) return status;
+            limit.Token.ThrowIfCancellationRequested();
+        }
+    }
+
+    private static uint Ports(int device) => 0xc000u + ((uint)device * 8);
+
+    private static ulong Address(int device) => 0x100_0000u + ((ulong)device * Slots * BlockBytes);
+
+    private async Task<uint> ConfigRead(int device, uint offset)
+    {
+        await Out(0xcf8, ConfigAddress(device, offset));
+        return await In(0xcfc);
+    }
+
+    private async Task ConfigWrite(int device, uint offset, uint value)
+    {
+        await Out(0xcf8, ConfigAddress(device, offset));
+        await Out(0xcfc, value);
+    }
+
+    /// <summary>Slots are given out from 1 on.</summary>
+    private static uint ConfigAddress(int device, uint offset) => 0x8000_0000u | ((uint)(device + 1) << 11) | offset;
+
+    private async Task Out(uint port, uint value) => Assert.That(await Hmp($"o/w 0x{port:x} 0x{value:x}"), Is.Empty);
+
+    private async Task<uint> In(uint port)
+    {
+        string answer = await Hmp($"i/w 0x{port:x}");
+        return uint.Parse(answer.AsSpan(answer.LastIndexOf("0x", StringComparison.Ordinal) + 2).Trim(), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);
+    }
+
+    private async Task<string> Hmp(string line) =>
+        (await Run("human-monitor-command", new JsonObject { ["command-line"] = line }))!.GetValue<string>();
+}
