@@ -70,6 +70,13 @@ public interface IFdPassingChannel : IMigrationChannel
     bool TryTakeFd(out OwnedFd? fd);
 }
 
+/// <summary>A channel that is nothing but a socket: bytes may be moved to and from it past this process's memory, in order with what is read and written.</summary>
+internal interface IDescriptorChannel : IMigrationChannel
+{
+    /// <summary>The socket, in blocking mode; the channel's.</summary>
+    OwnedFd Descriptor { get; }
+}
+
 /// <summary>A channel over a file: positioned reads and writes beside the sequential ones.</summary>
 public interface ISeekableChannel : IMigrationChannel
 {

@@ -73,6 +73,9 @@ internal static partial class LibC
     [LibraryImport(Library, EntryPoint = "ioctl", SetLastError = true)]
     internal static partial int ioctl_value(OwnedFd fd, nuint request, nint argument);
 
+    [LibraryImport(Library, SetLastError = true)]
+    internal static partial nint splice(OwnedFd fd_in, nint off_in, OwnedFd fd_out, nint off_out, nuint len, uint flags);
+
     /// <summary>struct pollfd.</summary>
     [StructLayout(LayoutKind.Sequential)]
     internal struct PollFd

@@ -108,6 +108,9 @@ internal static partial class Posix
         return (new OwnedFd(fds[0]), new OwnedFd(fds[1]));
     }
 
+    /// <summary>Asks for a pipe of a size; the kernel may refuse.</summary>
+    internal static void SetPipeSize(OwnedFd pipe, int bytes) => LibC.fcntl(pipe, 1031 /* F_SETPIPE_SZ */, bytes);
+
     internal static OwnedFd EventFd()
     {
         OwnedFd fd = LibC.eventfd(0, O_CLOEXEC | O_NONBLOCK);

@@ -35,6 +35,12 @@ public sealed class QemuFileReader
     /// <summary>The channel read from.</summary>
     public IMigrationChannel Channel => _channel;
 
+    /// <summary>
+    /// Most bytes that one read of the channel may bring beyond what is wanted; smaller while bytes are moved from the channel's descriptor past
+    /// this buffer (<see cref="IDescriptorChannel"/>).
+    /// </summary>
+    internal int ReadAheadBytes { get; set; } = BufferBytes;
+
     /// <summary>What is being read, for error texts; e.g. <c>ram/0</c>.</summary>
     public string Section { get; set; } = "header";
 
@@ -114,6 +120,20 @@ public sealed class QemuFileReader
         Read(block.Slice(offset, length));
     }
 
+    /// <summary>Takes bytes that are in the buffer already.</summary>
+    /// <param name="max">At most so many.</param>
+    /// <returns>The bytes, perhaps none; valid until the next call.</returns>
+    internal ReadOnlySpan<byte> TakeBuffered(int max)
+    {
+        int n = Math.Min(max, _end - _start);
+        _start += n;
+        return _buffer.AsSpan(_start - n, n);
+    }
+
+    /// <summary>Counts bytes that were moved from the channel's descriptor; the buffer must be empty.</summary>
+    /// <param name="count">Bytes.</param>
+    internal void NoteMoved(long count) => _received += count;
+
     /// <summary>Skips bytes.</summary>
     /// <param name="count">How many.</param>
     public void Skip(long count)
@@ -189,7 +209,7 @@ public sealed class QemuFileReader
             _end -= _start;
             _start = 0;
         }
-        int n = _channel.Read(_buffer.AsSpan(_end));
+        int n = _channel.Read(_buffer.AsSpan(_end, Math.Min(_buffer.Length - _end, ReadAheadBytes)));
         _end += n;
         _received += n;
         return n > 0;

@@ -125,6 +125,10 @@ public sealed class QemuFileWriter : IDisposable
         Position += 8 + RamBlock.PageSize;
     }
 
+    /// <summary>Counts bytes that were, or will be, moved to the channel's descriptor behind what was flushed (<see cref="IDescriptorChannel"/>).</summary>
+    /// <param name="count">Bytes.</param>
+    internal void NoteMoved(long count) => Position += count;
+
     /// <summary>Hands everything queued to the channel.</summary>
     public void Flush()
     {

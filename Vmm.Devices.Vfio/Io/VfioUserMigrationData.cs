@@ -7,7 +7,7 @@ namespace Vmm.Devices.Vfio.Io;
 /// One saving or resuming session by MIG_DATA_READ and MIG_DATA_WRITE (spec vfio-user 8.1). It ends when the device leaves the state, is reset
 /// or lost, or when it is disposed; then it answers ENODEV, as the kernel's descriptor does.
 /// </summary>
-internal sealed class VfioUserMigrationData(VfioUserClient client, bool resuming, VfioUserOptions options) : IVfioMigrationData
+internal sealed partial class VfioUserMigrationData(VfioUserClient client, bool resuming, VfioUserOptions options) : IVfioMigrationData, IVfioDirectData
 {
     private readonly int _chunkBytes = Math.Min(options.ChunkBytes, client.MaxDataBytes);
     private volatile bool _ended;
@@ -63,7 +63,11 @@ internal sealed class VfioUserMigrationData(VfioUserClient client, bool resuming
     }
 
     /// <inheritdoc/>
-    public void Dispose() => _ended = true;
+    public void Dispose()
+    {
+        _ended = true;
+        EndMoves();
+    }
 
     private bool MayRun(bool rightDirection, int length, out Errno errno)
     {

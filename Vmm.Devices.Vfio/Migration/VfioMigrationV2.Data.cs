@@ -1,4 +1,5 @@
 using System.Buffers.Binary;
+using Vmm.Core.Channels;
 using Vmm.Core.Errors;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
@@ -9,6 +10,8 @@ namespace Vmm.Devices.Vfio.Migration;
 /// <summary>The data of a session: sizes, precopy, stop-copy and resuming (spec vfio-migration 3.4, 3.5).</summary>
 internal sealed partial class VfioMigrationV2
 {
+    private const int DirectReadAheadBytes = 4096;
+
     private bool _switchoverAck;
     private bool _initDataSent;
     private bool _dataWasSent;
@@ -77,7 +80,8 @@ internal sealed partial class VfioMigrationV2
     public void SaveComplete(QemuFileWriter f)
     {
         EnterStopCopy();
-        while (Read() is var n && n > 0) Record(f, n);
+        if (_data is IVfioDirectData { CanMove: true } direct && f.Channel is IDescriptorChannel channel) SaveDirect(f, direct, channel);
+        else while (Read() is var n && n > 0) Record(f, n);
     }
 
     public void SaveCompleteTo(VfioDataSink sink)
@@ -122,6 +126,11 @@ internal sealed partial class VfioMigrationV2
     public void LoadData(QemuFileReader f, ulong lengthBytes)
     {
         byte[] buffer = _buffer ?? throw new VfioException($"device '{_io.Name}' got data outside a load", Errno.EINVAL);
+        if (_data is IVfioDirectData { CanMove: true } direct && f.Channel is IDescriptorChannel channel)
+        {
+            LoadDirect(f, lengthBytes, direct, channel);
+            return;
+        }
         while (lengthBytes > 0)
         {
             Span<byte> part = buffer.AsSpan(0, (int)Math.Min(lengthBytes, (ulong)buffer.Length));
@@ -133,6 +142,7 @@ internal sealed partial class VfioMigrationV2
 
     public void LoadDone()
     {
+        if (_data is IVfioDirectData direct && direct.FinishMoves() is var errno and not Errno.None) throw Refused(errno);
         // Asked for now and not when the VM starts, so that a device that does not like its data fails the load while the source can go on.
         if (_state == VfioDeviceState.Resuming) SetState(VfioDeviceState.Stop, VfioDeviceState.Error);
     }
@@ -179,12 +189,43 @@ internal sealed partial class VfioMigrationV2
             {
                 if (_data is null) throw new VfioException($"device '{_io.Name}' has no data descriptor to load into, it is in {_state.ToName()}", Errno.EBADF);
                 int n = _data.Write(source, out Errno errno);
-                if (n < 0) throw new VfioException($"device '{_io.Name}' refused its state ({Name(errno)})", errno);
+                if (n < 0) throw Refused(errno);
                 if (n == 0 || n > source.Length) throw new VfioException($"device '{_io.Name}' took {n} of {source.Length} bytes of its state", Errno.EIO);
                 source = source[n..];
             }
         }
     }
+
+    /// <summary>As records, but the data go from the device's socket to the channel's without a copy here.</summary>
+    private void SaveDirect(QemuFileWriter f, IVfioDirectData direct, IDescriptorChannel channel)
+    {
+        Errno errno = direct.MoveOut(channel.Descriptor, channel.Name, n =>
+        {
+            f.WriteUInt64(VfioStreamFlags.DevDataState);
+            f.WriteUInt64((ulong)n);
+            f.Flush();
+            f.NoteMoved(n);
+            _transfer.Add(n);
+        });
+        if (errno != Errno.None) throw new VfioException($"device '{_io.Name}' failed to give its state in {_state.ToName()} ({Name(errno)})", errno);
+    }
+
+    private void LoadDirect(QemuFileReader f, ulong lengthBytes, IVfioDirectData direct, IDescriptorChannel channel)
+    {
+        // Just enough to see the next record: what the reader takes ahead has to be copied.
+        f.ReadAheadBytes = DirectReadAheadBytes;
+        while (lengthBytes > 0)
+        {
+            int n = (int)Math.Min(lengthBytes, (ulong)direct.PieceBytes);
+            ReadOnlySpan<byte> buffered = f.TakeBuffered(n);
+            Errno errno = direct.MoveIn(buffered, channel.Descriptor, channel.Name, n);
+            f.NoteMoved(n - buffered.Length);
+            if (errno != Errno.None) throw Refused(errno);
+            lengthBytes -= (ulong)n;
+        }
+    }
+
+    private VfioException Refused(Errno errno) => new($"device '{_io.Name}' refused its state ({Name(errno)})", errno);
 
     private ulong QueryStopCopyBytes()
     {

@@ -119,7 +119,19 @@ internal sealed class VfioSection : ISaveState, ISaveSetup, ISaveLive, ISaveComp
 
     public void LoadState(QemuFileReader f, int versionId)
     {
-        bool apply = !_migration.Services.SaveVm.IsValidating;
+        int readAhead = f.ReadAheadBytes;
+        try
+        {
+            LoadRecords(f, apply: !_migration.Services.SaveVm.IsValidating);
+        }
+        finally
+        {
+            f.ReadAheadBytes = readAhead;
+        }
+    }
+
+    private void LoadRecords(QemuFileReader f, bool apply)
+    {
         while (true)
         {
             ulong tag = f.ReadUInt64();

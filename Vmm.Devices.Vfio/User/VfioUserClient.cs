@@ -41,6 +41,7 @@ internal sealed class VfioUserClient : IDisposable
     private int _senders;
     private long _sendProgressMs;
     private bool _disposed;
+    private volatile bool _isMoving;
 
     /// <summary>Takes over a connected socket and negotiates.</summary>
     /// <param name="socket">A connected UNIX stream socket; owned, closed also when this throws.</param>
@@ -146,6 +147,37 @@ internal sealed class VfioUserClient : IDisposable
         }
         new VfioUserHeader(exchange.Id, exchange.Command, (uint)(message.Length + data.Length), noReply ? VfioUserHeader.NoReply : 0, Errno.None).Write(message);
         return SendGuarded(_socket, message, handles, data) ? Errno.None : Errno.ENODEV;
+    }
+
+    /// <summary>The receiver is passing a reply's body on to another socket, which may take any time.</summary>
+    internal bool IsMoving
+    {
+        get => _isMoving;
+        set => _isMoving = value;
+    }
+
+    /// <summary>Sends a request whose last part comes from another socket; used by <see cref="VfioUserExchange"/>.</summary>
+    internal Errno SendMoving(VfioUserExchange exchange, Span<byte> message, ReadOnlySpan<byte> data, SplicePipe pipe, OwnedFd from, int count, out Errno broken)
+    {
+        broken = Errno.None;
+        lock (_gate)
+        {
+            if (_fault is not null) return Errno.ENODEV;
+            do exchange.Id = ++_lastId;
+            while (_pending.ContainsKey(exchange.Id));
+            _pending.Add(exchange.Id, exchange);
+        }
+        new VfioUserHeader(exchange.Id, exchange.Command, (uint)(message.Length + data.Length + count), 0, Errno.None).Write(message);
+        try
+        {
+            broken = _socket.SendMoving(message, data, pipe, from, count);
+            return Errno.None;
+        }
+        catch (ChannelException e)
+        {
+            Fail(e);
+            return Errno.ENODEV;
+        }
     }
 
     /// <summary>A request got no reply in time: the stream cannot be trusted any more.</summary>

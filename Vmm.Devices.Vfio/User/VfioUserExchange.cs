@@ -33,6 +33,9 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
     /// <summary>Descriptors of the reply; those left here are closed by <see cref="Dispose"/>.</summary>
     internal List<OwnedFd> ReplyFds { get; } = [];
 
+    /// <summary>Takes the body of a good reply behind its first 8 bytes, on the receiver's thread; null to have it in <see cref="Reply"/>.</summary>
+    internal VfioUserBodySink? BodySink { get; set; }
+
     /// <summary>How many descriptors the reply may carry; the rest are closed on arrival.</summary>
     internal int WantedFds { get; set; }
 
@@ -63,6 +66,24 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
         return client.Send(this, _message.AsSpan(0, _messageBytes), data, fds, noReply);
     }
 
+    /// <summary>Sends the request, its last part moved from another socket.</summary>
+    /// <param name="command">Command.</param>
+    /// <param name="data">The part before that.</param>
+    /// <param name="pipe">Between the sockets.</param>
+    /// <param name="from">Where the last part comes from.</param>
+    /// <param name="count">Its bytes.</param>
+    /// <param name="broken">Why it could not be had; the server has got zeros then, and answers.</param>
+    /// <returns>None, or ENODEV.</returns>
+    internal Errno SendMoving(VfioUserCommand command, ReadOnlySpan<byte> data, SplicePipe pipe, OwnedFd from, int count, out Errno broken)
+    {
+        Command = command;
+        MaxReplyBytes = VfioUserLimits.ControlBytes;
+        _replyBytes = 0;
+        Result = Errno.None;
+        _isDone = false;
+        return client.SendMoving(this, _message.AsSpan(0, _messageBytes), data, pipe, from, count, out broken);
+    }
+
     /// <summary>Waits for the reply.</summary>
     /// <param name="timeoutMs">Afterwards the connection is closed: a late reply could not be told from the next.</param>
     /// <returns>The server's answer; ENODEV when the connection is gone.</returns>
@@ -74,7 +95,10 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
             while (!_isDone)
             {
                 long left = end - Environment.TickCount64;
-                if (left <= 0 || !Monitor.Wait(_wake, (int)left)) break;
+                if (left > 0 && Monitor.Wait(_wake, (int)left)) continue;
+                if (_isDone || !client.IsMoving) break;
+                // The server has answered; it is the other socket that takes its time.
+                end = Environment.TickCount64 + timeoutMs;
             }
             if (_isDone) return Result;
         }
@@ -112,6 +136,7 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
     {
         _pooled = false;
         WantedFds = 0;
+        BodySink = null;
         _messageBytes = VfioUserHeader.Length;
     }
 
@@ -124,3 +149,9 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
         client.Return(this);
     }
 }
+
+/// <summary>Consumes the rest of a reply's body from its socket; on the receiver's thread.</summary>
+/// <param name="socket">Where the rest is.</param>
+/// <param name="head">The first 8 bytes.</param>
+/// <param name="rest">Bytes to consume, all of them; what is thrown ends the connection.</param>
+internal delegate void VfioUserBodySink(VfioUserSocket socket, ReadOnlySpan<byte> head, int rest);

@@ -10,6 +10,7 @@ namespace Vmm.Devices.Vfio.User;
 internal sealed class VfioUserReceiver(VfioUserClient client, VfioUserSocket socket, IVfioUserDma dma)
 {
     private const int DmaHead = VfioUserHeader.Length + VfioUserDmaAccess.Length;
+    private const int SinkHead = 8;
     private readonly List<OwnedFd> _fds = [];
     private byte[] _buffer = new byte[4096];
 
@@ -44,7 +45,8 @@ internal sealed class VfioUserReceiver(VfioUserClient client, VfioUserSocket soc
             uint body = header.SizeBytes - VfioUserHeader.Length;
             if (body > exchange.MaxReplyBytes) throw Broken(header, $"a reply of {body} bytes, at most {exchange.MaxReplyBytes} are expected");
             length = (int)body;
-            socket.ReceiveBody(exchange.ReplyBuffer(length));
+            if (exchange.BodySink is { } sink && !header.IsError && length >= SinkHead) length = Pass(exchange, sink, length);
+            else socket.ReceiveBody(exchange.ReplyBuffer(length));
         }
         catch (VmmException e)
         {
@@ -59,6 +61,22 @@ internal sealed class VfioUserReceiver(VfioUserClient client, VfioUserSocket soc
         // An error reply is a bare header; what a server adds to one is dropped. Errno 0 with the error bit set happens (spec 1).
         if (header.IsError) exchange.Complete(header.Errno == Errno.None ? Errno.EIO : header.Errno, 0);
         else exchange.Complete(Errno.None, length);
+    }
+
+    private int Pass(VfioUserExchange exchange, VfioUserBodySink sink, int length)
+    {
+        Span<byte> head = exchange.ReplyBuffer(SinkHead);
+        socket.ReceiveBody(head);
+        client.IsMoving = true;
+        try
+        {
+            sink(socket, head, length - SinkHead);
+        }
+        finally
+        {
+            client.IsMoving = false;
+        }
+        return SinkHead;
     }
 
     private void Serve(VfioUserHeader header)

@@ -15,7 +15,11 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
     /// <summary>Descriptors one message may carry; more are refused by the kernel call.</summary>
     internal const int MaxFds = 16;
 
+    /// <summary>A whole data message and a half: so the one who writes the next need not wait for the one who reads the last.</summary>
+    private const int SendBufferBytes = 3 << 19;
+
     private readonly Lock _sendGate = new();
+    private readonly OwnedFd fd = Widened(fd);
 
     /// <summary>For errors.</summary>
     internal string Name => name;
@@ -90,11 +94,47 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
         }
     }
 
+    /// <summary>Moves bytes of a body to another socket.</summary>
+    /// <param name="pipe">Between them.</param>
+    /// <param name="to">A socket.</param>
+    /// <param name="count">How many.</param>
+    /// <returns>How it ended.</returns>
+    internal SpliceResult MoveBody(SplicePipe pipe, OwnedFd to, int count) => pipe.MoveBytes(fd, to, count);
+
+    /// <summary>Sends one message whose last part is moved from another socket. When that fails zeros take its place: the message is void, the connection is not.</summary>
+    /// <param name="message">Header and first part.</param>
+    /// <param name="data">Second part.</param>
+    /// <param name="pipe">Between the sockets.</param>
+    /// <param name="from">Where the rest comes from.</param>
+    /// <param name="count">Bytes of the rest.</param>
+    /// <returns>Why the rest could not be had, or none.</returns>
+    /// <exception cref="ChannelException">This connection failed.</exception>
+    internal Errno SendMoving(ReadOnlySpan<byte> message, ReadOnlySpan<byte> data, SplicePipe pipe, OwnedFd from, int count)
+    {
+        lock (_sendGate)
+        {
+            Send(message, data: data);
+            SpliceResult moved = pipe.MoveBytes(from, fd, count);
+            if (moved.FailedSide == SpliceSide.To) throw Posix.Error($"vfio-user '{name}': send", moved.Errno);
+            if (moved.FailedSide == SpliceSide.None) return Errno.None;
+            Span<byte> zeros = stackalloc byte[4096];
+            zeros.Clear();
+            for (int left = count - moved.DeliveredBytes; left > 0; left -= Math.Min(left, zeros.Length)) Send(zeros[..Math.Min(left, zeros.Length)]);
+            return moved.Errno;
+        }
+    }
+
     /// <summary>Ends the connection; whoever receives or sends comes back. Idempotent.</summary>
     internal void Shutdown() => Posix.ShutdownSocket(fd, Posix.SHUT_RDWR);
 
     /// <summary>Closes the socket. Nobody may be inside a call; <see cref="Shutdown"/> first.</summary>
     public void Dispose() => fd.Dispose();
+
+    private static OwnedFd Widened(OwnedFd fd)
+    {
+        Posix.WidenSendBuffer(fd, SendBufferBytes);
+        return fd;
+    }
 
     /// <summary>Closes descriptors that nobody wants.</summary>
     /// <param name="fds">Descriptors; emptied.</param>

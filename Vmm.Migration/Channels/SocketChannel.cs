@@ -18,12 +18,14 @@ internal enum PeerEnd
 }
 
 /// <summary>A connected stream socket in blocking mode; shutdown(2) wakes blocked calls. TCP and UNIX.</summary>
-internal sealed class SocketChannel : IMigrationChannel
+internal sealed class SocketChannel : IDescriptorChannel
 {
     /// <summary>A read that brought this much says that bulk data flows and that more is moments away.</summary>
     private const int FlowBytes = 4 << 10;
 
     private static readonly long s_spinTicks = Environment.ProcessorCount > 1 ? Stopwatch.Frequency / 5_000 : 0;
+
+    private const int UnixSendBufferBytes = 2 << 20;
 
     private readonly OwnedFd _fd;
     private volatile bool _shut;
@@ -35,11 +37,15 @@ internal sealed class SocketChannel : IMigrationChannel
         Name = name;
         Posix.SetNonBlocking(fd, false);
         Posix.TuneStream(fd, tcp, keepAlive);
+        // TCP sizes its own buffers; a UNIX socket keeps the small one it was born with.
+        if (!tcp) Posix.WidenSendBuffer(fd, UnixSendBufferBytes);
     }
 
     public string Name { get; }
 
     public bool IsBidirectional => true;
+
+    public OwnedFd Descriptor => _fd;
 
     public bool PeerHasClosed => Posix.HasPeerClosed(_fd, out _);
 

@@ -16,11 +16,12 @@ internal sealed class VfioUserMigrationTests : EndToEnd
     private const int SigKillNumber = 9;
 
     [Test]
-    public async Task ABusyDeviceArrivesWithItsStateAndEveryPageItWrote([Values("", ",precopy=off", ",p2p=on")] string options, [Values("", "64M", "256M")] string stateSize)
+    public async Task ABusyDeviceArrivesWithItsStateAndEveryPageItWrote([Values("", ",precopy=off", ",p2p=on")] string options, [Values("", "64M", "256M")] string stateSize, [Values(false, true)] bool socketToSocket)
     {
         string size = stateSize.Length > 0 ? $",state-size={stateSize}" : "";
-        VfioUserVm from = await VfioUserVm.Start(Vmm, "from", [$",seed=1{size}{options}"]);
-        VfioUserVm to = await VfioUserVm.Start(Vmm, "to", [$",seed=2{size}{options}"], "--incoming", "tcp:127.0.0.1:0");
+        string more = socketToSocket ? ",x-mig-chunk=1M" : "";
+        VfioUserVm from = await VfioUserVm.StartWith(Vmm, "from", [$",seed=1{size}{options}"], more);
+        VfioUserVm to = await VfioUserVm.StartWith(Vmm, "to", [$",seed=2{size}{options}"], more, "--incoming", "tcp:127.0.0.1:0");
         await from.SetUp();
         await from.StartDma(0);
         ulong checksum = await from.Read64(0, DmaTestRegisters.StateChecksum);

@@ -32,7 +32,10 @@ internal sealed class VfioUserVm
     /// <param name="name">VM name.</param>
     /// <param name="devices">One <c>dma-test</c> option text a device.</param>
     /// <param name="arguments">More of <c>vmm run</c>.</param>
-    internal static async Task<VfioUserVm> Start(VmmCommands vmm, string name, string[] devices, params string[] arguments)
+    internal static Task<VfioUserVm> Start(VmmCommands vmm, string name, string[] devices, params string[] arguments) => StartWith(vmm, name, devices, "", arguments);
+
+    /// <summary>As <see cref="Start"/>, with more options of each <c>--device</c>.</summary>
+    internal static async Task<VfioUserVm> StartWith(VmmCommands vmm, string name, string[] devices, string more, params string[] arguments)
     {
         var servers = new VmmCommands.Running[devices.Length];
         var options = new List<string>();
@@ -41,7 +44,7 @@ internal sealed class VfioUserVm
             string socket = vmm[$"{name}-{i}.sock"];
             servers[i] = vmm.Start("device", "serve", "--type", $"dma-test{devices[i]}", "--socket", socket);
             await servers[i].Line("serving dma-test");
-            options.AddRange(["--device", $"vfio-user-pci,id=dev{i},socket={socket},migration-events=on,enable-migration=on"]);
+            options.AddRange(["--device", $"vfio-user-pci,id=dev{i},socket={socket},migration-events=on,enable-migration=on{more}"]);
         }
         return new VfioUserVm(vmm, name, await vmm.StartVm(name, [.. options, .. arguments]), servers);
     }

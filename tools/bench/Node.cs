@@ -2,6 +2,7 @@ using System.Text.Json;
 using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
+using Vmm.Devices.Vfio;
 using Vmm.Migration;
 using Vmm.Migration.Channels;
 using Vmm.Migration.State;
@@ -14,36 +15,44 @@ namespace Vmm.Tools.Bench;
 /// </summary>
 internal static class Node
 {
-    internal static int Run(ulong sizeBytes, string? ramFile, bool incoming, bool running)
+    internal static int Run(ulong sizeBytes, string? ramFile, bool incoming, bool running, string[] devices, string? address)
     {
+        if (devices.Length > 0) Warmup.Run();
         var services = new ServiceCollection();
-        services.AddVmm().AddMigration();
+        services.AddVmm().AddMigration().AddPlugin<VfioPlugin>();
         using ServiceProvider provider = services.BuildServiceProvider();
         using Vm vm = provider.GetRequiredService<VmFactory>().Create(new VmOptions
         {
-            IsIncoming = incoming,
+            IsIncoming = incoming, Devices = [.. devices.Select(DeviceOptions.Parse)],
             Memory = [new RamBlockOptions { Name = "m", SizeBytes = sizeBytes, FilePath = ramFile, Prealloc = true, HugePages = ramFile is null ? true : null }],
         });
         IMigrationEngine engine = vm.Migration();
         engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
-        engine.Parameters.Replace(engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 0 });
+        engine.Parameters.Replace(engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 0, DowntimeLimitMs = devices.Length > 0 ? 600_000UL : engine.Parameters.Current.DowntimeLimitMs });
         if (running) vm.Cont();
         Task<MigrationStatus> task;
+        long resident;
         if (incoming)
         {
-            task = engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
-            Console.WriteLine($"tcp:127.0.0.1:{engine.Query().SocketAddresses[0].Port}");
+            task = engine.MigrateIncoming(MigrationAddress.Parse(address ?? "tcp:127.0.0.1:0"));
+            Memory.StartPeak();
+            resident = Memory.ResidentKiB;
+            Console.WriteLine(address ?? $"tcp:127.0.0.1:{engine.Query().SocketAddresses[0].Port}");
         }
         else
         {
             Console.WriteLine("ready");
-            task = engine.Migrate(MigrationAddress.Parse(Console.ReadLine()!));
+            string to = Console.ReadLine()!;
+            Memory.StartPeak();
+            resident = Memory.ResidentKiB;
+            task = engine.Migrate(MigrationAddress.Parse(to));
         }
         long before = GC.GetTotalAllocatedBytes(precise: true);
         MigrationStatus status = task.Result;
         MigrationInfo info = engine.Query();
         Console.WriteLine(JsonSerializer.Serialize(new NodeResult(
-            status.ToWireName(), info.Error?.ToString(), info.Downtime, info.Ram?.NormalPages ?? 0, GC.GetTotalAllocatedBytes(precise: true) - before)));
+            status.ToWireName(), info.Error?.ToString(), info.Downtime, info.Ram?.NormalPages ?? 0, GC.GetTotalAllocatedBytes(precise: true) - before,
+            Memory.PeakKiB - resident)));
         // The driver reads our CPU time before it lets us go.
         Console.ReadLine();
         return status == MigrationStatus.Completed ? 0 : 1;
@@ -51,4 +60,4 @@ internal static class Node
 }
 
 /// <summary>What a node reports.</summary>
-internal sealed record NodeResult(string Status, string? Error, DowntimeReport? Downtime, long NormalPages, long AllocatedBytes);
+internal sealed record NodeResult(string Status, string? Error, DowntimeReport? Downtime, long NormalPages, long AllocatedBytes, long GrowthKiB);
