@@ -16,10 +16,10 @@ internal sealed class VfioUserMigrationTests : EndToEnd
     private const int SigKillNumber = 9;
 
     [Test]
-    public async Task ABusyDeviceArrivesWithItsStateAndEveryPageItWrote([Values("", ",precopy=off", ",p2p=on")] string options, [Values("", "64M", "256M")] string stateSize, [Values(false, true)] bool socketToSocket)
+    public async Task ABusyDeviceArrivesWithItsStateAndEveryPageItWrote([Values("", ",precopy=off", ",p2p=on")] string options, [Values("", "64M", "64M socket to socket", "256M socket to socket")] string state)
     {
-        string size = stateSize.Length > 0 ? $",state-size={stateSize}" : "";
-        string more = socketToSocket ? ",x-mig-chunk=1M" : "";
+        string size = state.Length > 0 ? $",state-size={state.Split(' ')[0]}" : "";
+        string more = state.Contains("socket", StringComparison.Ordinal) ? ",x-mig-chunk=1M" : "";
         VfioUserVm from = await VfioUserVm.StartWith(Vmm, "from", [$",seed=1{size}{options}"], more);
         VfioUserVm to = await VfioUserVm.StartWith(Vmm, "to", [$",seed=2{size}{options}"], more, "--incoming", "tcp:127.0.0.1:0");
         await from.SetUp();
