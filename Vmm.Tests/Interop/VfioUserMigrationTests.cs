@@ -30,7 +30,6 @@ internal sealed class VfioUserMigrationTests : EndToEnd
         await to.WaitForBlocks(0, 50);
         Assert.That((await to.Read32(0, DmaTestRegisters.Loads), await to.Read64(0, DmaTestRegisters.StateChecksum)), Is.EqualTo((1u, checksum)));
         await to.AssertMemory(0);
-        End(from, to);
     }
 
     [Test]
@@ -57,7 +56,6 @@ internal sealed class VfioUserMigrationTests : EndToEnd
         }
         AssertPhases(await source.Wait("dev0 stop", "dev1 stop", "dev2 stop"), "pre-copy-p2p", "stop-copy");
         AssertPhases(await destination.Wait("dev0 running", "dev1 running", "dev2 running"), "running-p2p", "running");
-        End(from, to);
     }
 
     [Test]
@@ -84,7 +82,6 @@ internal sealed class VfioUserMigrationTests : EndToEnd
         await to.WaitForBlocks(0, 20);
         Assert.That((await to.Read32(0, DmaTestRegisters.Loads), await to.Read64(0, DmaTestRegisters.StateChecksum)), Is.EqualTo((1u, checksum)));
         await to.AssertMemory(0);
-        End(from, to);
     }
 
     public enum Moment
@@ -181,11 +178,5 @@ internal sealed class VfioUserMigrationTests : EndToEnd
         int firstMain = trace.FindIndex(lastPrepare < 0 ? 0 : trace.FindIndex(e => e.EndsWith(" " + first, StringComparison.Ordinal)), e => e.EndsWith(" " + second, StringComparison.Ordinal));
         Assert.That(trace.Count(e => e.EndsWith(" " + first, StringComparison.Ordinal)), Is.EqualTo(3), text);
         Assert.That(lastPrepare, Is.LessThan(firstMain), $"every device is in {first} before any is in {second}: {text}");
-    }
-
-    private static void End(params VfioUserVm[] vms)
-    {
-        foreach (VfioUserVm vm in vms)
-            foreach (VmmCommands.Running server in vm.Servers) server.Dispose();
     }
 }

@@ -13,6 +13,7 @@ internal sealed class VmmCommands : IAsyncDisposable
     internal static readonly TimeSpan Deadline = TimeSpan.FromSeconds(60);
     private readonly TempDirectory _folder = new();
     private readonly List<PeerProcess> _vms = [];
+    private readonly List<Running> _started = [];
     private readonly CliContext _context = new() { Out = TextWriter.Null, Error = TextWriter.Null };
 
     internal string this[string name] => _folder[name];
@@ -57,7 +58,9 @@ internal sealed class VmmCommands : IAsyncDisposable
         var info = new ProcessStartInfo(file, [.. prefix, .. arguments]) { RedirectStandardError = true, RedirectStandardOutput = true, RedirectStandardInput = true };
         info.Environment["XDG_RUNTIME_DIR"] = _folder.Path;
         if (temp is not null) info.Environment["TMPDIR"] = temp;
-        return new Running(Process.Start(info)!);
+        var running = new Running(Process.Start(info)!);
+        lock (_started) _started.Add(running);
+        return running;
     }
 
     /// <summary>The VM's run state.</summary>
@@ -66,6 +69,8 @@ internal sealed class VmmCommands : IAsyncDisposable
     public async ValueTask DisposeAsync()
     {
         foreach (PeerProcess vm in _vms) await vm.DisposeAsync();
+        // Whoever started a server need not end it.
+        foreach (Running one in _started) one.Dispose();
         _folder.Dispose();
     }
 
@@ -75,6 +80,7 @@ internal sealed class VmmCommands : IAsyncDisposable
         private readonly Process _process;
         private readonly Task<string> _output;
         private readonly StringBuilder _errors = new();
+        private bool _disposed;
         private readonly List<(Func<string, bool> Matches, TaskCompletionSource Seen)> _waiting = [];
 
         internal Running(Process process)
@@ -111,6 +117,8 @@ internal sealed class VmmCommands : IAsyncDisposable
 
         public void Dispose()
         {
+            if (_disposed) return;
+            _disposed = true;
             if (!_process.HasExited)
             {
                 _process.Kill();
