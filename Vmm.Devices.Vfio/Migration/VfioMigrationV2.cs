@@ -10,7 +10,7 @@ namespace Vmm.Devices.Vfio.Migration;
 /// <summary>
 /// Protocol v2: states by DEVICE_FEATURE, data by descriptor or message (spec vfio-migration 2 and 3; QEMU 8.0 to 11.1's
 /// <c>hw/vfio/migration.c</c>). A lock of its own keeps a read from meeting the end of its session; it is taken after the BQL and nothing is
-/// called under it but the device.
+/// called under it but the device. Moves from socket to socket do without: nobody changes the state of a device in STOP_COPY or RESUMING meanwhile.
 /// </summary>
 internal sealed partial class VfioMigrationV2 : IVfioMigrationProtocol
 {

@@ -1,7 +1,5 @@
-using Vmm.Core.Buffers;
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
-using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Threading;
 using Vmm.Core.Wire;
@@ -37,13 +35,7 @@ internal sealed class VfioMultifd(VfioSection section, VfioMigration migration) 
             sink.Send(packet.AsSpan(0, VfioStatePacket.HeaderBytes + data.Length));
         }
         Protocol.SaveCompleteTo(data => Send(data, 0));
-        var config = new ByteChannel([]);
-        using (var f = new QemuFileWriter(config))
-        {
-            section.WriteConfig(f);
-            f.Flush();
-        }
-        Send(config.Written, VfioStatePacket.ConfigState);
+        Send(Config(), VfioStatePacket.ConfigState);
     }
 
     /// <summary>Begins to take packets.</summary>
@@ -69,8 +61,15 @@ internal sealed class VfioMultifd(VfioSection section, VfioMigration migration) 
         using CancellationTokenRegistration abort = cancel.Register(() => _buffers.Abort(new OperationCanceledException("the load was given up")));
         _loader!.GetAwaiter().GetResult();
         // Not on the loader: it must never wait for the BQL, whose holder may be waiting for it.
-        var f = new QemuFileReader(new ByteChannel(_config)) { Section = $"{migration.Path}/vfio" };
-        using (migration.Services.Bql.Acquire()) section.ReadConfig(f);
+        (InMemoryChannel from, InMemoryChannel to) = InMemoryChannel.CreatePair(MaxConfigBytes);
+        using (from)
+        using (to)
+        {
+            from.Write(_config);
+            from.Shutdown(ChannelShutdown.Write);
+            var f = new QemuFileReader(to) { Section = $"{migration.Path}/vfio" };
+            using (migration.Services.Bql.Acquire()) section.ReadConfig(f);
+        }
     }
 
     public void Dispose() => EndLoad();
@@ -82,6 +81,21 @@ internal sealed class VfioMultifd(VfioSection section, VfioMigration migration) 
         if (_loader is not null) Task.WhenAny(_loader).GetAwaiter().GetResult();
         _buffers.Dispose();
         (_buffers, _loader) = (null, null);
+    }
+
+    private byte[] Config()
+    {
+        (InMemoryChannel from, InMemoryChannel to) = InMemoryChannel.CreatePair(MaxConfigBytes);
+        using (from)
+        using (to)
+        using (var f = new QemuFileWriter(from))
+        {
+            section.WriteConfig(f);
+            f.Flush();
+            byte[] config = new byte[f.Position];
+            new QemuFileReader(to).Read(config);
+            return config;
+        }
     }
 
     private void Load(VfioStateBuffers buffers)
@@ -106,44 +120,5 @@ internal sealed class VfioMultifd(VfioSection section, VfioMigration migration) 
         }
         if (data.Length > MaxConfigBytes) throw new StreamLimitException($"device '{migration.Id}': config of {data.Length} bytes is over {MaxConfigBytes}");
         _config = data.ToArray();
-    }
-
-    /// <summary>A record in memory.</summary>
-    private sealed class ByteChannel(byte[] input) : IMigrationChannel
-    {
-        private readonly MemoryStream _output = new();
-        private int _at;
-
-        public string Name => "config record";
-
-        public bool IsBidirectional => false;
-
-        public bool PeerHasClosed => false;
-
-        internal byte[] Written => _output.ToArray();
-
-        public int Read(Span<byte> destination)
-        {
-            int n = Math.Min(destination.Length, input.Length - _at);
-            input.AsSpan(_at, n).CopyTo(destination);
-            _at += n;
-            return n;
-        }
-
-        public void Write(ReadOnlySpan<byte> source) => _output.Write(source);
-
-        public void WriteGather(GatherList parts)
-        {
-            for (int i = 0; i < parts.Count; i++) _output.Write(parts.Segment(i));
-            parts.Clear();
-        }
-
-        public void Shutdown(ChannelShutdown how)
-        {
-        }
-
-        public bool Drain(TimeSpan timeout) => true;
-
-        public void Dispose() => _output.Dispose();
     }
 }

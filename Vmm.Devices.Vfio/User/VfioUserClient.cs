@@ -138,15 +138,23 @@ internal sealed class VfioUserClient : IDisposable
             handles = new SafeHandle[fds.Length];
             for (int i = 0; i < fds.Length; i++) handles[i] = fds[i]!;
         }
+        if (!Enter(exchange, message, message.Length + data.Length, noReply)) return Errno.ENODEV;
+        return SendGuarded(_socket, message, handles, data) ? Errno.None : Errno.ENODEV;
+    }
+
+    /// <summary>Gives a request its id, notes who waits for the reply, and writes the header.</summary>
+    /// <returns>False when the connection is gone.</returns>
+    private bool Enter(VfioUserExchange exchange, Span<byte> message, int sizeBytes, bool noReply)
+    {
         lock (_gate)
         {
-            if (_fault is not null) return Errno.ENODEV;
+            if (_fault is not null) return false;
             do exchange.Id = ++_lastId;
             while (_pending.ContainsKey(exchange.Id));
             if (!noReply) _pending.Add(exchange.Id, exchange);
         }
-        new VfioUserHeader(exchange.Id, exchange.Command, (uint)(message.Length + data.Length), noReply ? VfioUserHeader.NoReply : 0, Errno.None).Write(message);
-        return SendGuarded(_socket, message, handles, data) ? Errno.None : Errno.ENODEV;
+        new VfioUserHeader(exchange.Id, exchange.Command, (uint)sizeBytes, noReply ? VfioUserHeader.NoReply : 0, Errno.None).Write(message);
+        return true;
     }
 
     /// <summary>The receiver is passing a reply's body on to another socket, which may take any time.</summary>
@@ -160,14 +168,7 @@ internal sealed class VfioUserClient : IDisposable
     internal Errno SendMoving(VfioUserExchange exchange, Span<byte> message, ReadOnlySpan<byte> data, SplicePipe pipe, OwnedFd from, int count, out Errno broken)
     {
         broken = Errno.None;
-        lock (_gate)
-        {
-            if (_fault is not null) return Errno.ENODEV;
-            do exchange.Id = ++_lastId;
-            while (_pending.ContainsKey(exchange.Id));
-            _pending.Add(exchange.Id, exchange);
-        }
-        new VfioUserHeader(exchange.Id, exchange.Command, (uint)(message.Length + data.Length + count), 0, Errno.None).Write(message);
+        if (!Enter(exchange, message, message.Length + data.Length + count, noReply: false)) return Errno.ENODEV;
         try
         {
             broken = _socket.SendMoving(message, data, pipe, from, count);

@@ -58,11 +58,7 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
     /// <returns>None, or ENODEV.</returns>
     internal Errno Send(VfioUserCommand command, int maxReplyBytes = 0, ReadOnlySpan<OwnedFd?> fds = default, bool noReply = false, ReadOnlySpan<byte> data = default)
     {
-        Command = command;
-        MaxReplyBytes = Math.Max(maxReplyBytes, VfioUserLimits.ControlBytes);
-        _replyBytes = 0;
-        Result = Errno.None;
-        _isDone = false;
+        Prepare(command, maxReplyBytes);
         return client.Send(this, _message.AsSpan(0, _messageBytes), data, fds, noReply);
     }
 
@@ -76,11 +72,7 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
     /// <returns>None, or ENODEV.</returns>
     internal Errno SendMoving(VfioUserCommand command, ReadOnlySpan<byte> data, SplicePipe pipe, OwnedFd from, int count, out Errno broken)
     {
-        Command = command;
-        MaxReplyBytes = VfioUserLimits.ControlBytes;
-        _replyBytes = 0;
-        Result = Errno.None;
-        _isDone = false;
+        Prepare(command, 0);
         return client.SendMoving(this, _message.AsSpan(0, _messageBytes), data, pipe, from, count, out broken);
     }
 
@@ -130,6 +122,15 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
             _isDone = true;
             Monitor.Pulse(_wake);
         }
+    }
+
+    private void Prepare(VfioUserCommand command, int maxReplyBytes)
+    {
+        Command = command;
+        MaxReplyBytes = Math.Max(maxReplyBytes, VfioUserLimits.ControlBytes);
+        _replyBytes = 0;
+        Result = Errno.None;
+        _isDone = false;
     }
 
     internal void Rented()
