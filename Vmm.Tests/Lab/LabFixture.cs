@@ -1,0 +1,17 @@
+using Vmm.Devices.Vfio.Io;
+
+namespace Vmm.Tests.Lab;
+
+/// <summary>What all lab tests share: real devices of a real kernel, in the small VM that <c>tools/lab/lab test</c> boots. Elsewhere they are skipped.</summary>
+[Category(Category)]
+[NonParallelizable]
+public abstract class LabFixture
+{
+    internal const string Category = "lab";
+
+    [OneTimeSetUp]
+    public void IsInTheLab()
+    {
+        if (Environment.GetEnvironmentVariable("VMM_LAB") is null) Assert.Ignore("needs real VFIO devices: run tools/lab/lab test");
+    }
+}

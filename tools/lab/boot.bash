@@ -1,0 +1,58 @@
+# Sourced by tools/lab/lab: boots what tools/lab/build.bash made, and turns what the tests say into a report.
+silence=${VMM_LAB_SILENCE:-180} # seconds without a word from the guest after which it hangs
+memory=${VMM_LAB_MEMORY:-1536}
+
+lab_qemu() { # INITRD ARGS...
+  local initrd=$1; shift
+  "${VMM_QEMU_LAB:-qemu-system-x86_64}" -accel tcg -M q35 -cpu max -smp 1 -m "$memory" -nodefaults -display none -no-reboot \
+    -device intel-iommu,intremap=on -device edu -device e1000e -kernel "$lab/kernel/vmlinuz" -initrd "$initrd" \
+    -append "console=ttyS0 quiet panic=-1 intel_iommu=on" "$@"
+}
+
+work='' pid=''
+clean_up() { [ -z "$pid" ] || kill "$pid" 2>/dev/null || true; [ -z "$work" ] || rm -rf "$work"; }
+trap clean_up EXIT
+
+lab_shell() {
+  work=$(mktemp -d)
+  cat "$lab"/{base,dotnet}.cpio > "$work/initrd"
+  lab_qemu "$work/initrd" -serial mon:stdio
+}
+
+# lab_watch LOG PID: passes the console on until the guest ends; 1 when it had to be stopped because it said nothing.
+lab_watch() {
+  local log=$1 pid=$2 seen=0 size last=$SECONDS
+  while kill -0 "$pid" 2>/dev/null; do
+    size=$(stat -c %s "$log")
+    if [ "$size" -gt "$seen" ]; then tail -c "+$((seen + 1))" "$log" | head -c $((size - seen)) | tr -d '\r'; seen=$size last=$SECONDS; fi
+    if [ $((SECONDS - last)) -ge "$silence" ]; then kill "$pid"; wait "$pid" 2>/dev/null || true; return 1; fi
+    sleep 0.5
+  done
+  tail -c "+$((seen + 1))" "$log" | tr -d '\r'
+}
+
+lab_test() { # [FILTER]
+  local filter=${1:-} hung='' results=${VMM_LAB_RESULTS:-}; work=$(mktemp -d)
+  dotnet build "$here/../../Vmm.Tests" -c Release -v quiet -nologo -clp:ErrorsOnly >&2 || fail "the tests do not build"
+  mkdir -p "$work/app/app"
+  tar -C "$here/../../Vmm.Tests/bin/Release/net10.0" --exclude='*.xml' --exclude='./runtimes' --exclude='Microsoft.VisualStudio*' --exclude='Microsoft.TestPlatform*' -c . | tar -C "$work/app/app" -x
+  cat > "$work/app/test" <<T
+#!/bin/sh
+stty -F /dev/ttyS1 raw
+export DOTNET_ROOT=/dn DOTNET_CLI_TELEMETRY_OPTOUT=1 DOTNET_SYSTEM_GLOBALIZATION_INVARIANT=1 DOTNET_TieredPGO=0 VMM_LAB=1 CI=true
+cd /app && exec dotnet Vmm.Tests.dll /dev/ttyS1 '${filter//\'/}'
+T
+  chmod 755 "$work/app/test"
+  pack "$work/app" "$work/app.cpio"; rm -rf "$work/app"
+  cat "$lab"/{base,dotnet}.cpio "$work/app.cpio" > "$work/initrd"; rm "$work/app.cpio"
+  : > "$work/console"; : > "$work/records"
+  lab_qemu "$work/initrd" -serial "file:$work/console" -serial "file:$work/records" 2> "$work/qemu.err" & pid=$!
+  lab_watch "$work/console" "$pid" || hung=1
+  wait "$pid" 2>/dev/null || true; pid=
+  if [ -n "$hung" ]; then
+    echo "$me: the guest said nothing for $silence s and was stopped; the console's end:" >&2; tail -n 25 "$work/console" >&2
+  elif ! grep -q '^LAB-RC=' "$work/console"; then
+    echo "$me: the guest ended before its tests did; the console's end:" >&2; tail -n 25 "$work/console" "$work/qemu.err" >&2
+  fi
+  python3 "$here/report" "$work/records" ${results:+"$results"}
+}
