@@ -288,11 +288,11 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
     {
         if (state == VfioDeviceState.Resuming) _loading = new MemoryStream();
         OpenSessions++;
-        return _session = new FakeData(this);
+        return _session = new FakeData(this, isLoading: state == VfioDeviceState.Resuming);
     }
 
     /// <summary>The data of one session; after its end it answers ENODEV, as the kernel's descriptor does.</summary>
-    private sealed class FakeData(FakeVfioDevice device) : IVfioMigrationData
+    private sealed class FakeData(FakeVfioDevice device, bool isLoading) : IVfioMigrationData
     {
         private byte[]? _rest;
         private int _at;
@@ -302,7 +302,7 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
         {
             errno = Errno.ENODEV;
             if (_disposed || !ReferenceEquals(device._session, this)) return -1;
-            errno = device.Point("Data.Read");
+            errno = isLoading ? Errno.EBADF : device.Point("Data.Read");
             if (errno != Errno.None) return -1;
             if (device.MigrationState != VfioDeviceState.StopCopy) return ReadPrecopy(destination, out errno);
             if (device.ReadState is { } read) return read(destination);
@@ -317,7 +317,7 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
         {
             errno = Errno.ENODEV;
             if (_disposed || !ReferenceEquals(device._session, this)) return -1;
-            errno = device.Point("Data.Write");
+            errno = isLoading ? device.Point("Data.Write") : Errno.EBADF;
             if (errno != Errno.None) return -1;
             int n = Math.Min(source.Length, device.MaxTransfer);
             if (device.WriteState is { } write) write(source[..n]);
@@ -329,6 +329,8 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
         {
             info = default;
             if (device.Point("Data.PrecopyInfo") is var failed and not Errno.None) return failed;
+            if (isLoading) return Errno.ENOTTY;
+            if (!ReferenceEquals(device._session, this)) return Errno.ENODEV;
             if (!VfioStateArcs.IsPrecopy(device.MigrationState)) return Errno.EINVAL;
             if (device.PrecopyInfo() is not { } known) return Errno.ENOTTY;
             info = known;
