@@ -1,0 +1,33 @@
+using Vmm.Devices.Vfio.Io;
+using Vmm.Tests.Fakes;
+
+namespace Vmm.Tests.Contract;
+
+/// <summary>The kernel backend on the fake kernel.</summary>
+[TestFixture]
+public sealed class FakeKernelDeviceIoContract : VfioDeviceIoContract
+{
+    private FakeVfioHost _host = null!;
+    private KernelVfioDeviceIo _device = null!;
+
+    protected override IVfioDeviceIo Device => _device;
+
+    protected override bool Resets => true;
+
+    protected override uint? TriggerIrq => null;
+
+    [SetUp]
+    public void Open()
+    {
+        _host = new FakeVfioHost();
+        _host.AddPci("0000:00:01.0");
+        _device = _host.Open("host=0000:00:01.0");
+    }
+
+    [TearDown]
+    public void Close()
+    {
+        _device.Dispose();
+        _host.Dispose();
+    }
+}

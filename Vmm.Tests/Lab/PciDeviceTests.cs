@@ -1,0 +1,143 @@
+using System.Buffers.Binary;
+using Microsoft.Extensions.DependencyInjection;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
+using Vmm.Devices.Vfio;
+using Vmm.Devices.Vfio.Containers;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Tests.Support;
+
+namespace Vmm.Tests.Lab;
+
+/// <summary>vfio-pci on QEMU's edu behind an emulated Intel IOMMU: mappings, MSI, DMA by the device itself.</summary>
+[TestFixture(false, TestName = "Pci(group)")]
+[TestFixture(true, TestName = "Pci(iommufd)")]
+public sealed class PciDeviceTests(bool iommufd) : LabFixture
+{
+    private const uint Identification = 0x010000ed;
+    private const ulong RaiseInterrupt = 0x60, DmaSource = 0x80, DmaDestination = 0x88, DmaCount = 0x90, DmaCommand = 0x98, Buffer = 0x40000;
+    private LabVfio _lab = null!;
+    private KernelVfioDeviceIo _edu = null!;
+
+    [SetUp]
+    public void Open()
+    {
+        _lab = new LabVfio();
+        _edu = _lab.Open(LabVfio.Edu, iommufd);
+        // Memory and bus master.
+        Assert.That(_edu.RegionWrite(VfioPciRegion.Config, 4, [6, 0]), Is.EqualTo(Errno.None));
+    }
+
+    [TearDown]
+    public void Close()
+    {
+        _edu?.Dispose();
+        _lab?.Dispose();
+    }
+
+    [Test]
+    public void Spec1_5_ABarShowsTheSameMappedAndByCalls()
+    {
+        VfioRegionInfo bar = _edu.GetRegionInfo(0);
+        Assert.That(bar.Areas, Has.Count.EqualTo(1));
+        using MappedRegion? mapped = _edu.MapArea(0, bar.Areas[0]);
+        byte[] called = new byte[4];
+        Assert.That(_edu.RegionRead(0, 0, called), Is.EqualTo(Errno.None));
+        Assert.That(BinaryPrimitives.ReadUInt32LittleEndian(called), Is.EqualTo(Identification));
+        Assert.That(BinaryPrimitives.ReadUInt32LittleEndian(mapped!.Slice(0, 4)), Is.EqualTo(Identification));
+    }
+
+    [Test]
+    public void Spec1_6_TheDevicesMsiArrivesAsAnEvent()
+    {
+        using OwnedFd fd = Posix.EventFd();
+        Assert.That(_edu.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger, VfioPciIrq.Msi, 0, 1), [], [fd]), Is.EqualTo(Errno.None));
+        Write(RaiseInterrupt, 1, 4);
+        Assert.That(Posix.Poll(fd, Posix.POLLIN, null, 10_000, out _), Is.EqualTo(Posix.POLLIN));
+    }
+
+    [Test]
+    public void Spec1_8_TheDeviceReadsAndWritesGuestRam()
+    {
+        byte[] sent = [.. Enumerable.Range(1, 64).Select(static i => (byte)i)];
+        sent.CopyTo(_lab.Ram.Slice(0x1000, 64));
+        Dma(0x1000, Buffer, 64, fromDevice: false);
+        Dma(Buffer, 0x2000, 64, fromDevice: true);
+        Assert.That(_lab.Ram.ReadOnlySlice(0x2000, 64).ToArray(), Is.EqualTo(sent));
+    }
+
+    [Test]
+    public void Spec1_8_RamMappedLaterIsReachedTooAndTheIommusOwnRangeIsLeftOut()
+    {
+        RamBlock high = _lab.Memory.AddBlock(new RamBlockOptions { Name = "high", SizeBytes = 4 << 20 }, new GuestAddress(0xfed00000));
+        Assert.That(((KernelContainer)_edu.Container).Mappings, Is.EqualTo((GuestRange[])
+            [new(new(0), 1 << 20), new(new(0xfed00000), 0x100000), new(new(0xfef00000), 0x200000)]));
+        _lab.Memory.RemoveBlock(high);
+        Assert.That(((KernelContainer)_edu.Container).Mappings, Has.Count.EqualTo(1));
+    }
+
+    [Test]
+    public void Spec1_9_Type1CallsEveryMappedPageDirtyAndAnIommuWithoutDirtyBitsHasNoLog()
+    {
+        Assert.That(_edu.Container.CanLogDirty, Is.EqualTo(!iommufd));
+        if (iommufd) return;
+        ulong[] bitmap = new ulong[4];
+        Assert.That(_edu.Container.StartDirtyLog(), Is.EqualTo(Errno.None));
+        for (int i = 0; i < 2; i++)
+        {
+            bitmap.AsSpan().Clear();
+            Assert.That(_edu.Container.GetDirtyBitmap(_lab.Ram.Range, bitmap), Is.EqualTo(Errno.None));
+            Assert.That(bitmap, Is.All.EqualTo(ulong.MaxValue));
+        }
+        Assert.That(_edu.Container.StopDirtyLog(), Is.EqualTo(Errno.None));
+    }
+
+    [Test]
+    public void Spec1_11_ADeviceWithoutMigrationSaysEnotty() =>
+        Assert.That(_edu.DeviceFeature(VfioDeviceFeature.Migration, VfioFeatureOp.Get, new byte[8]), Is.EqualTo(Errno.ENOTTY));
+
+    [Test]
+    public void Spec1_2_AnOpenDeviceIsBusForOthersEitherWay()
+    {
+        using var second = new LabVfio();
+        foreach (bool way in (bool[])[false, true])
+        {
+            // A second opener of the same node is refused when it opens or when it binds.
+            VfioException e = Assert.Throws<VfioException>(() => second.Open(LabVfio.Edu, way))!;
+            Assert.That(e.Errno, Is.EqualTo(iommufd && way ? Errno.EINVAL : Errno.EBUSY), e.Message);
+        }
+    }
+
+    [Test]
+    public void Spec3_1_ADeviceWithoutMigrationBlocksItsVm()
+    {
+        Close();
+        using var vm = new TestVm(
+            new VmOptions { Memory = [new RamBlockOptions { Name = "m", SizeBytes = 1 << 20 }], Devices = [DeviceOptions.Parse($"vfio-pci,id=edu0,sysfsdev={LabVfio.Edu},iommufd={(iommufd ? "on" : "off")}")] },
+            static b => b.AddPlugin<VfioPlugin>());
+        Assert.That(vm.Vm.Services.GetRequiredService<MigrationBlockers>().Reasons(MigrationMode.Normal), Has.Some.Contains("edu0").And.Some.Contains("migration"));
+    }
+
+    private void Dma(ulong source, ulong destination, ulong count, bool fromDevice)
+    {
+        Write(DmaSource, source, 8);
+        Write(DmaDestination, destination, 8);
+        Write(DmaCount, count, 8);
+        Write(DmaCommand, fromDevice ? 3u : 1u, 8);
+        byte[] command = new byte[8];
+        long deadline = Environment.TickCount64 + 30_000;
+        do Assert.That(_edu.RegionRead(0, DmaCommand, command), Is.EqualTo(Errno.None));
+        while ((command[0] & 1) != 0 && Environment.TickCount64 < deadline);
+        Assert.That(command[0] & 1, Is.Zero, "the transfer ended");
+    }
+
+    private void Write(ulong register, ulong value, int width)
+    {
+        byte[] bytes = new byte[8];
+        BinaryPrimitives.WriteUInt64LittleEndian(bytes, value);
+        Assert.That(_edu.RegionWrite(0, register, bytes.AsSpan(0, width)), Is.EqualTo(Errno.None));
+    }
+}
