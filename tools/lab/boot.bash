@@ -2,9 +2,9 @@
 silence=${VMM_LAB_SILENCE:-180} # seconds without a word from the guest after which it hangs
 memory=${VMM_LAB_MEMORY:-1536}
 
-lab_qemu() { # INITRD ARGS...
+lab_qemu() { # INITRD ARGS...; takes the shell's place, so that the process to stop is QEMU itself
   local initrd=$1; shift
-  "${VMM_QEMU_LAB:-qemu-system-x86_64}" -accel tcg -M q35 -cpu max -smp 1 -m "$memory" -nodefaults -display none -no-reboot \
+  exec "${VMM_QEMU_LAB:-qemu-system-x86_64}" -accel tcg -M q35 -cpu max -smp 1 -m "$memory" -nodefaults -display none -no-reboot \
     -device intel-iommu,intremap=on -device edu -device e1000e -kernel "$lab/kernel/vmlinuz" -initrd "$initrd" \
     -append "console=ttyS0 quiet panic=-1 intel_iommu=on" "$@"
 }
@@ -16,7 +16,7 @@ trap clean_up EXIT
 lab_shell() {
   work=$(mktemp -d)
   cat "$lab"/{base,dotnet}.cpio > "$work/initrd"
-  lab_qemu "$work/initrd" -serial mon:stdio
+  ( lab_qemu "$work/initrd" -serial mon:stdio )
 }
 
 # lab_watch LOG PID: passes the console on until the guest ends; 1 when it had to be stopped because it said nothing.

@@ -1,0 +1,29 @@
+namespace Vmm.Tests.Lab;
+
+/// <summary>A device of the lab's own kernel module (tools/lab/module), made for one test and removed after it.</summary>
+internal sealed class LabDevice : IDisposable
+{
+    private readonly string _uuid = Guid.NewGuid().ToString();
+
+    internal LabDevice(string type)
+    {
+        File.WriteAllText($"/sys/class/vmm_lab/vmm_lab/mdev_supported_types/vmm_lab-{type}/create", _uuid);
+    }
+
+    internal string Path => $"/sys/bus/mdev/devices/{_uuid}";
+
+    /// <summary>A knob, by the name that the module's README gives it.</summary>
+    internal object this[string knob]
+    {
+        set => File.WriteAllText($"{Path}/lab/{knob}", value.ToString());
+    }
+
+    /// <summary>States entered since the log was emptied, with their places in the order of all devices.</summary>
+    internal IReadOnlyList<(int Place, int State)> Log =>
+        [.. File.ReadAllLines($"{Path}/lab/log").Select(static l => l.Split(' ')).Select(static p => (int.Parse(p[0]), int.Parse(p[1])))];
+
+    /// <summary>The states alone.</summary>
+    internal IEnumerable<int> States => Log.Select(static l => l.State);
+
+    public void Dispose() => File.WriteAllText($"{Path}/remove", "1");
+}

@@ -1,0 +1,206 @@
+using Microsoft.Extensions.DependencyInjection;
+using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Migration.State;
+
+namespace Vmm.Tests.Lab;
+
+/// <summary>Whole migrations between two VMs whose devices are the kernel's.</summary>
+[TestFixture(false, TestName = "Migration(group)")]
+[TestFixture(true, TestName = "Migration(iommufd)")]
+public sealed class LabMigrationTests(bool iommufd) : LabFixture
+{
+    private const int Stop = (int)VfioDeviceState.Stop, Running = (int)VfioDeviceState.Running, StopCopy = (int)VfioDeviceState.StopCopy, Resuming = (int)VfioDeviceState.Resuming,
+        RunningP2P = (int)VfioDeviceState.RunningP2P, PreCopy = (int)VfioDeviceState.PreCopy, PreCopyP2P = (int)VfioDeviceState.PreCopyP2P;
+
+    private readonly List<LabDevice> _made = [];
+
+    [TearDown]
+    public void RemoveDevices()
+    {
+        foreach (LabDevice device in _made) device.Dispose();
+        _made.Clear();
+    }
+
+    [Test]
+    public async Task Spec3_MttyMovesWithItsRegistersAndFifo()
+    {
+        using var pair = new LabPair(iommufd, [LabVfio.Mtty1], [LabVfio.Mtty2]);
+        byte[] expected = Uart.Change(LabPair.Io(pair.Source));
+        await pair.MigrateWell();
+        Assert.That(Uart.Observe(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+    }
+
+    [Test]
+    public async Task Spec3_TwoDevicesCeaseP2PBeforeEitherStops()
+    {
+        LabDevice[] source = [Make("v2"), Make("v2")], destination = [Make("v2"), Make("v2")];
+        using var pair = new LabPair(iommufd, Paths(source), Paths(destination));
+        byte[][] expected = [LabMemory.Fill(LabPair.Io(pair.Source, 0), 1), LabMemory.Fill(LabPair.Io(pair.Source, 1), 2)];
+        foreach (LabDevice device in _made) device["log"] = 0;
+        await pair.MigrateWell();
+        Assert.That(source[0].States, Is.EqualTo((int[])[PreCopy, PreCopyP2P, StopCopy, Stop]));
+        Assert.That(source[1].States, Is.EqualTo(source[0].States));
+        Assert.That(source.Max(d => Place(d, PreCopyP2P)), Is.LessThan(source.Min(d => Place(d, StopCopy))), "both in P2P, then the first stops");
+        Assert.That(destination.Select(static d => d.States.Take(2)), Is.All.Not.Empty);
+        Assert.That(destination.Max(d => Place(d, RunningP2P)), Is.LessThan(destination.Min(d => Place(d, Running, last: true))), "both in P2P, then the first runs");
+        Assert.That((LabMemory.Read(LabPair.Io(pair.Destination, 0)), LabMemory.Read(LabPair.Io(pair.Destination, 1))), Is.EqualTo((expected[0], expected[1])));
+    }
+
+    [Test]
+    public void Spec3_1_SeveralDevicesMustAllSpeakP2P()
+    {
+        using var pair = new LabPair(iommufd, Paths([Make("v2"), Make("v2_nop2p")]), []);
+        Assert.That(pair.Source.Vm.Services.GetRequiredService<MigrationBlockers>().Reasons(MigrationMode.Normal), Has.Some.Contains("P2P"));
+    }
+
+    [TestCase("v2")]
+    [TestCase("v2_nop2p")]
+    [TestCase("v2_noprecopy")]
+    [TestCase("v2_stopcopy")]
+    public async Task Spec3_EverySetOfFlagsMoves(string type)
+    {
+        using var pair = new LabPair(iommufd, [Make(type).Path], [Make(type).Path]);
+        byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 3);
+        await pair.MigrateWell();
+        Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+    }
+
+    [Test]
+    public async Task Spec8_2_EnomsgReinitAndShortReadsDoNotStopIt()
+    {
+        LabDevice source = Make("v2"), destination = Make("v2");
+        (source["enomsg"], source["reinit"], source["chunk_bytes"], destination["chunk_bytes"]) = (1, 2, 37, 11);
+        using var pair = new LabPair(iommufd, [source.Path], [destination.Path]);
+        byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 4);
+        await pair.MigrateWell();
+        Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+    }
+
+    [Test]
+    public async Task Spec3_ALargeStateMoves()
+    {
+        LabDevice source = Make("v2"), destination = Make("v2");
+        (source["state_bytes"], destination["state_bytes"]) = (40 << 20, 40 << 20);
+        using var pair = new LabPair(iommufd, [source.Path], [destination.Path]);
+        byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 5);
+        await pair.MigrateWell();
+        Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+    }
+
+    [Test]
+    public async Task Spec3_SwitchoverAckWaitsForTheFirstPart()
+    {
+        LabDevice source = Make("v2"), destination = Make("v2");
+        (source["precopy_bytes"], source["chunk_bytes"]) = (60000, 4096);
+        using var pair = new LabPair(iommufd, [source.Path], [destination.Path]);
+        foreach (IMigrationEngine engine in (IMigrationEngine[])[pair.Source.Engine, pair.Destination.Engine])
+            engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.SwitchoverAck, true)]);
+        byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 6);
+        await pair.MigrateWell();
+        Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+    }
+
+    [Test]
+    public async Task Spec8_4_AnArcRefusedAtTheStopFailsTheMigrationAndTheVmGoesOnAndTriesAgain()
+    {
+        LabDevice source = Make("v2");
+        using (var pair = new LabPair(iommufd, [source.Path], [Make("v2").Path]))
+        {
+            LabMemory.Fill(LabPair.Io(pair.Source), 8);
+            source["refuse"] = $"{PreCopyP2P} {StopCopy} {(int)Errno.EIO} 1";
+            Assert.That((await pair.Migrate()).Source, Is.EqualTo(MigrationStatus.Failed), pair.Reasons);
+            Assert.That(pair.Source.Vm.RunState.IsRunning, pair.Reasons);
+            Assert.That((LabPair.Io(pair.Source).GetMigrationState(out VfioDeviceState state), state), Is.EqualTo((Errno.None, VfioDeviceState.Running)));
+        }
+        using var again = new LabPair(iommufd, [source.Path], [Make("v2").Path]);
+        byte[] expected = LabMemory.Fill(LabPair.Io(again.Source), 9);
+        await again.MigrateWell();
+        Assert.That(LabMemory.Read(LabPair.Io(again.Destination)), Is.EqualTo(expected));
+    }
+
+    [Test]
+    public async Task Spec8_6_StateThatTheDestinationsDriverRefusesFailsTheLoad()
+    {
+        LabDevice destination = Make("v2");
+        destination["state_bytes"] = 8192;
+        using var pair = new LabPair(iommufd, [Make("v2").Path], [destination.Path]);
+        (_, MigrationStatus loaded) = await pair.Migrate();
+        Assert.That(loaded, Is.EqualTo(MigrationStatus.Failed));
+        Assert.That(pair.Destination.Engine.Query().Error!.Message, Does.Contain(Path.GetFileName(destination.Path)).And.Contain("RESUMING to STOP"));
+    }
+
+    [Test]
+    public async Task Spec3_CancelledItRunsOnAndMovesTheNextTime()
+    {
+        LabDevice source = Make("v2");
+        (source["state_bytes"], source["delay_us"], source["chunk_bytes"]) = (4 << 20, 20000, 4096);
+        byte[] expected;
+        using (var pair = new LabPair(iommufd, [source.Path], [Big("v2").Path]))
+        {
+            expected = LabMemory.Fill(LabPair.Io(pair.Source), 10);
+            source["log"] = 0;
+            Task<(MigrationStatus Source, MigrationStatus Destination)> migration = pair.Migrate();
+            // The state would take 20 s to read.
+            Assert.That(() => source.States.LastOrDefault(), Is.EqualTo(StopCopy).After(60_000, 20));
+            pair.Source.Engine.Cancel();
+            Assert.That((await migration).Source, Is.EqualTo(MigrationStatus.Cancelled), pair.Reasons);
+            Assert.That(pair.Source.Vm.RunState.IsRunning);
+            Assert.That(LabMemory.Read(LabPair.Io(pair.Source)), Is.EqualTo(expected));
+        }
+        (source["delay_us"], source["chunk_bytes"]) = (0, 0);
+        using var again = new LabPair(iommufd, [source.Path], [Big("v2").Path]);
+        await again.MigrateWell();
+        Assert.That(LabMemory.Read(LabPair.Io(again.Destination)), Is.EqualTo(expected));
+    }
+
+    [TestCase(4096, 4096)]
+    [TestCase(4096, 40)]
+    [TestCase(64, 8192)]
+    public async Task Spec5_4_V1MovesBetweenSectionsOfAnySize(int from, int to)
+    {
+        if (iommufd) Assert.Pass("v1 has the dirty log of type1 only");
+        LabDevice source = Make("v1"), destination = Make("v1");
+        (source["data_section_bytes"], destination["data_section_bytes"]) = (from, to);
+        using var pair = new LabPair(iommufd, [source.Path], [destination.Path]);
+        byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 11);
+        foreach (LabDevice device in _made) device["log"] = 0;
+        await pair.MigrateWell();
+        Assert.That(source.States, Is.EqualTo((int[])[3, 2, 0]), "pre-copy, stop-and-copy, stopped");
+        Assert.That(destination.States, Is.EqualTo((int[])[4, 1]), "resuming, running");
+        Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+    }
+
+    [Test]
+    public async Task Spec5_2_AV1DeviceThatBreaksFailsTheMigration()
+    {
+        if (iommufd) Assert.Pass("v1 has the dirty log of type1 only");
+        LabDevice source = Make("v1");
+        using var pair = new LabPair(iommufd, [source.Path], [Make("v1").Path]);
+        source["refuse_v1"] = "2 1";
+        Assert.That((await pair.Migrate()).Source, Is.EqualTo(MigrationStatus.Failed));
+    }
+
+    private static string[] Paths(LabDevice[] devices) => [.. devices.Select(static d => d.Path)];
+
+    private static int Place(LabDevice device, int state, bool last = false)
+    {
+        IEnumerable<int> places = device.Log.Where(l => l.State == state).Select(static l => l.Place);
+        return last ? places.Last() : places.First();
+    }
+
+    private LabDevice Make(string type)
+    {
+        var device = new LabDevice(type);
+        _made.Add(device);
+        return device;
+    }
+
+    private LabDevice Big(string type)
+    {
+        LabDevice device = Make(type);
+        device["state_bytes"] = 4 << 20;
+        return device;
+    }
+}

@@ -1,0 +1,87 @@
+using System.Text.Json.Nodes;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Tests.Support;
+using Vmm.Tools.Cli.Demo;
+
+namespace Vmm.Tests.Lab;
+
+/// <summary>Two <c>vmm</c> processes with real devices, over TCP, told by QMP: a command more would be another slow start.</summary>
+[TestFixture(false, TestName = "Processes(group)")]
+[TestFixture(true, TestName = "Processes(iommufd)")]
+public sealed class LabProcessTests(bool iommufd) : LabFixture
+{
+    private static readonly TimeSpan s_deadline = TimeSpan.FromSeconds(120);
+
+    [Test]
+    public async Task Spec3_MttyMovesFromProcessToProcess()
+    {
+        byte[] expected = With(LabVfio.Mtty1, Uart.Change);
+        await Move([LabVfio.Mtty1], [LabVfio.Mtty2]);
+        Assert.That(With(LabVfio.Mtty2, Uart.Observe), Is.EqualTo(expected));
+    }
+
+    [Test]
+    public async Task Spec3_TwoDevicesMoveTogether()
+    {
+        LabDevice[] made = [new("v2"), new("v2"), new("v2"), new("v2")];
+        try
+        {
+            byte[] first = With(made[0].Path, static d => LabMemory.Fill(d, 1)), second = With(made[1].Path, static d => LabMemory.Fill(d, 2));
+            await Move([made[0].Path, made[1].Path], [made[2].Path, made[3].Path]);
+            Assert.That((With(made[2].Path, LabMemory.Read), With(made[3].Path, LabMemory.Read)), Is.EqualTo((first, second)));
+        }
+        finally
+        {
+            foreach (LabDevice device in made) device.Dispose();
+        }
+    }
+
+    [Test]
+    public async Task Spec5_4_AV1DeviceMovesIntoASmallerSection()
+    {
+        if (iommufd) Assert.Pass("v1 has the dirty log of type1 only");
+        using LabDevice source = new("v1"), destination = new("v1");
+        destination["data_section_bytes"] = 40;
+        byte[] expected = With(source.Path, static d => LabMemory.Fill(d, 3));
+        await Move([source.Path], [destination.Path]);
+        Assert.That(With(destination.Path, LabMemory.Read), Is.EqualTo(expected));
+    }
+
+    [Test]
+    public void Spec1_7_StateThatAProcessLeftBehindIsFoundAndLeft()
+    {
+        using (var lab = new LabVfio())
+        {
+            KernelVfioDeviceIo left = lab.Open(LabVfio.Mtty1, iommufd);
+            Assert.That(left.SetMigrationState(VfioDeviceState.PreCopy, out IVfioMigrationData? data), Is.EqualTo(Core.Errors.Errno.None));
+            data!.Dispose();
+        }
+        using var next = new LabVfio();
+        KernelVfioDeviceIo found = next.Open(LabVfio.Mtty1, iommufd);
+        Assert.That((found.StateAtOpen, found.GetMigrationState(out VfioDeviceState state), state), Is.EqualTo(((VfioDeviceState?)VfioDeviceState.PreCopy, Core.Errors.Errno.None, VfioDeviceState.Running)));
+    }
+
+    private async Task Move(string[] source, string[] destination)
+    {
+        await using var vmm = new VmmCommands();
+        Task<PeerProcess> starting = vmm.StartVm("from", Devices(source));
+        PeerProcess to = await vmm.StartVm("to", [.. Devices(destination), "--incoming", "tcp:127.0.0.1:0"]), from = await starting;
+        await from.Monitor.Execute("migrate", new JsonObject { ["uri"] = to.IncomingUri }, CancellationToken.None);
+        long deadline = Environment.TickCount64 + (long)s_deadline.TotalMilliseconds;
+        string? status;
+        do status = (await from.Monitor.Execute("query-migrate", null, CancellationToken.None))!["status"]?.ToString();
+        while (status is not ("completed" or "failed" or "cancelled") && Environment.TickCount64 < deadline);
+        Assert.That(status, Is.EqualTo("completed"), $"{from.Errors} {to.Errors}");
+        Assert.That((await vmm.State(from), await vmm.State(to)), Is.EqualTo(("postmigrate", "running")));
+    }
+
+    private string[] Devices(string[] paths) =>
+        [.. paths.SelectMany((path, i) => (string[])["--device", $"vfio-pci,id=d{i},addr={i + 2},sysfsdev={path},enable-migration=on,iommufd={(iommufd ? "on" : "off")}"])];
+
+    /// <summary>Does something to a device while no VM has it.</summary>
+    private byte[] With(string path, Func<IVfioDeviceIo, byte[]> work)
+    {
+        using var lab = new LabVfio();
+        return work(lab.Open(path, iommufd));
+    }
+}
