@@ -33,7 +33,7 @@ public sealed partial class PciHost(Bql bql, SaveVmRegistry saveVm, IInterruptCo
     private const int FunctionsPerSlot = 8;
 
     private readonly PciDevice?[] _functions = new PciDevice?[Slots * FunctionsPerSlot];
-    private readonly int[] _irqCount = new int[IntxLines];
+    private int[] _irqCount = new int[IntxLines];
     private readonly List<IDisposable> _sections = [];
     private uint _configReg;
     private int _nirq = IntxLines;
@@ -59,6 +59,21 @@ public sealed partial class PciHost(Bql bql, SaveVmRegistry saveVm, IInterruptCo
 
     /// <summary>The functions, by slot and function. BQL: held.</summary>
     public IEnumerable<PciDevice> Functions => _functions.OfType<PciDevice>();
+
+    /// <summary>
+    /// Lines that the bus's section counts. More than <see cref="IntxLines"/> for machines that give each function one, such as QEMU's x-remote
+    /// with 256; the rest stay idle. Set before the first function is plugged.
+    /// </summary>
+    internal int SavedLines
+    {
+        get => _nirq;
+        set
+        {
+            ArgumentOutOfRangeException.ThrowIfLessThan(value, IntxLines);
+            if (_sections.Count > 0) throw new InvalidOperationException("the bus has functions");
+            (_nirq, _irqCount) = (value, new int[value]);
+        }
+    }
 
     internal Bql Bql => bql;
 

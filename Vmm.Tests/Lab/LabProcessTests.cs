@@ -21,19 +21,13 @@ public sealed class LabProcessTests(bool iommufd) : LabFixture
     }
 
     [Test]
-    public async Task Spec3_TwoDevicesMoveTogether()
+    public async Task Spec3_TwoDevicesOfDifferentKindsMoveTogether()
     {
-        LabDevice[] made = [new("v2"), new("v2"), new("v2"), new("v2")];
-        try
-        {
-            byte[] first = With(made[0].Path, static d => LabMemory.Fill(d, 1)), second = With(made[1].Path, static d => LabMemory.Fill(d, 2));
-            await Move([made[0].Path, made[1].Path], [made[2].Path, made[3].Path]);
-            Assert.That((With(made[2].Path, LabMemory.Read), With(made[3].Path, LabMemory.Read)), Is.EqualTo((first, second)));
-        }
-        finally
-        {
-            foreach (LabDevice device in made) device.Dispose();
-        }
+        if (!iommufd) Assert.Pass("each start takes half a minute: done once, by iommufd");
+        using LabDevice source = new("v2"), destination = new("v2");
+        byte[] first = With(LabVfio.Mtty1, Uart.Change), second = With(source.Path, static d => LabMemory.Fill(d, 2));
+        await Move([LabVfio.Mtty1, source.Path], [LabVfio.Mtty2, destination.Path]);
+        Assert.That((With(LabVfio.Mtty2, Uart.Observe), With(destination.Path, LabMemory.Read)), Is.EqualTo((first, second)));
     }
 
     [Test]
@@ -63,16 +57,19 @@ public sealed class LabProcessTests(bool iommufd) : LabFixture
 
     private async Task Move(string[] source, string[] destination)
     {
-        await using var vmm = new VmmCommands();
-        Task<PeerProcess> starting = vmm.StartVm("from", Devices(source));
-        PeerProcess to = await vmm.StartVm("to", [.. Devices(destination), "--incoming", "tcp:127.0.0.1:0"]), from = await starting;
+        await using var vmm = new VmmCommands { StartDeadline = s_deadline };
+        PeerProcess from = await vmm.StartVm("from", Devices(source)), to = await vmm.StartVm("to", [.. Devices(destination), "--incoming", "tcp:127.0.0.1:0"]);
         await from.Monitor.Execute("migrate", new JsonObject { ["uri"] = to.IncomingUri }, CancellationToken.None);
         long deadline = Environment.TickCount64 + (long)s_deadline.TotalMilliseconds;
         string? status;
         do status = (await from.Monitor.Execute("query-migrate", null, CancellationToken.None))!["status"]?.ToString();
         while (status is not ("completed" or "failed" or "cancelled") && Environment.TickCount64 < deadline);
         Assert.That(status, Is.EqualTo("completed"), $"{from.Errors} {to.Errors}");
-        Assert.That((await vmm.State(from), await vmm.State(to)), Is.EqualTo(("postmigrate", "running")));
+        // Without a return path the source does not wait for the destination.
+        string state;
+        do state = await vmm.State(to);
+        while (state == "inmigrate" && Environment.TickCount64 < deadline);
+        Assert.That((await vmm.State(from), state), Is.EqualTo(("postmigrate", "running")), to.Errors);
     }
 
     private string[] Devices(string[] paths) =>

@@ -79,6 +79,9 @@ internal sealed class QemuProcess : IDisposable
         ["-M", "none,memory-backend=m", "-m", $"{sizeBytes >> 20}", "-object", $"memory-backend-file,id=m,size={sizeBytes},mem-path={path},share=on"],
         extra);
 
+    /// <summary>Starts any machine.</summary>
+    internal static QemuProcess WithMachine(string version, string[] machine, params string[] extra) => new(version, machine, extra);
+
     internal QmpClient Qmp { get; }
 
     internal int ProcessId => _process.Id;

@@ -16,6 +16,9 @@ internal sealed class VmmCommands : IAsyncDisposable
     private readonly List<Running> _started = [];
     private readonly CliContext _context = new() { Out = TextWriter.Null, Error = TextWriter.Null };
 
+    /// <summary>How long a VM may take to start; null for the command's own limit.</summary>
+    internal TimeSpan? StartDeadline { get; init; }
+
     internal string this[string name] => _folder[name];
 
     /// <summary>Names of what is in the VM directory, without the lock file.</summary>
@@ -28,7 +31,7 @@ internal sealed class VmmCommands : IAsyncDisposable
     internal async Task<PeerProcess> StartVmOf(string name, string memory, params string[] arguments)
     {
         PeerProcess vm = await PeerProcess.StartVmm(_context, _folder.Path, _folder[$"vmm/{name}.qmp"],
-            ["--name", name, "--memory", memory, "--snapshot-dir", _folder[$"snapshots-{name}"], .. arguments]);
+            ["--name", name, "--memory", memory, "--snapshot-dir", _folder[$"snapshots-{name}"], .. arguments], StartDeadline);
         _vms.Add(vm);
         return vm;
     }

@@ -39,12 +39,13 @@ lab_test() { # [FILTER]
   cat > "$work/app/test" <<T
 #!/bin/sh
 stty -F /dev/ttyS1 raw
-export DOTNET_ROOT=/dn DOTNET_CLI_TELEMETRY_OPTOUT=1 DOTNET_SYSTEM_GLOBALIZATION_INVARIANT=1 DOTNET_TieredPGO=0 VMM_LAB=1 CI=true
+export DOTNET_ROOT=/dn DOTNET_CLI_TELEMETRY_OPTOUT=1 DOTNET_SYSTEM_GLOBALIZATION_INVARIANT=1 DOTNET_TieredPGO=0 VMM_LAB=1
+[ ! -e /peer ] || export VMM_QEMU_111=/peer/qemu-system-x86_64
 cd /app && exec dotnet Vmm.Tests.dll /dev/ttyS1 '${filter//\'/}'
 T
   chmod 755 "$work/app/test"
   pack "$work/app" "$work/app.cpio"; rm -rf "$work/app"
-  cat "$lab"/{base,dotnet}.cpio "$work/app.cpio" > "$work/initrd"; rm "$work/app.cpio"
+  cat "$lab"/{base,dotnet}.cpio $(ls "$lab/peer.cpio" 2>/dev/null) "$work/app.cpio" > "$work/initrd"; rm "$work/app.cpio"
   : > "$work/console"; : > "$work/records"
   lab_qemu "$work/initrd" -serial "file:$work/console" -serial "file:$work/records" 2> "$work/qemu.err" & pid=$!
   lab_watch "$work/console" "$pid" || hung=1

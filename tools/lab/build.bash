@@ -52,9 +52,30 @@ copy_libraries() { # ROOT FILES...: the shared libraries of the files and the lo
   done
 }
 
+build_peer() { # QEMU 11.1 for tests with a peer, if tools/qemu/fetch has brought it
+  local root=$vmm_cache/qemu/11.1 library stamp
+  [ -x "$root/qemu-system-x86_64" ] || { rm -f "$lab/peer.cpio"; return 0; }
+  stamp="$recipe $(stat -c '%s %Y' "$root/usr/bin/qemu-system-x86_64")"
+  [ "$(cat "$lab/peer.stamp" 2>/dev/null)" = "$stamp" ] && return
+  local work=$lab/.peer peer=$lab/.peer/peer; rm -rf "$work"; mkdir -p "$peer/usr/bin" "$peer/usr/share/qemu"
+  cp "$root/qemu-system-x86_64" "$peer/"; cp "$root/usr/bin/qemu-system-x86_64" "$peer/usr/bin/"
+  # The wrapper's own loader lists what it would load.
+  sed 's/ exec "$loader"/ exec "$loader" --list/; s/ -L .*//' "$root/qemu-system-x86_64" > "$work/list"
+  sed -i "s#^here=.*#here='$root'#" "$work/list"
+  sh "$work/list" | grep -oE "$root/[^ )]+" | sort -u | while read -r library; do
+    mkdir -p "$peer$(dirname "${library#"$root"}")"; cp -L "$library" "$peer${library#"$root"}"
+  done
+  for library in usr/lib64/ld-linux-x86-64.so.2 usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2; do
+    if [ -e "$root/$library" ]; then mkdir -p "$peer/${library%/*}"; cp -L "$root/$library" "$peer/$library"; fi
+  done
+  rm "$work/list"
+  pack "$work" "$lab/peer.cpio"
+  rm -rf "$work"; echo "$stamp" > "$lab/peer.stamp"
+}
+
 lab_build() {
   mkdir -p "$lab"; exec 9>"$lab/.lock"; flock 9
   need_host_tools
-  build_kernel; build_base; build_dotnet
+  build_kernel; build_base; build_dotnet; build_peer
   flock -u 9
 }

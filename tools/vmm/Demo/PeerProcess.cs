@@ -53,8 +53,9 @@ internal sealed class PeerProcess : IAsyncDisposable
     /// Starts <c>vmm run</c> with these arguments and a socket at <paramref name="qmpPath"/>, and waits for its ready line. Its VM directory is
     /// in <paramref name="runtimeDirectory"/>, apart from the user's own VMs.
     /// </summary>
-    public static async Task<PeerProcess> StartVmm(CliContext context, string runtimeDirectory, string qmpPath, IReadOnlyList<string> arguments)
+    public static async Task<PeerProcess> StartVmm(CliContext context, string runtimeDirectory, string qmpPath, IReadOnlyList<string> arguments, TimeSpan? deadline = null)
     {
+        TimeSpan limit = deadline ?? s_startDeadline;
         (string file, string[] prefix) = Self();
         var info = new ProcessStartInfo(file);
         foreach (string one in prefix.Concat(["run", "--qmp", qmpPath]).Concat(arguments)) info.ArgumentList.Add(one);
@@ -62,14 +63,14 @@ internal sealed class PeerProcess : IAsyncDisposable
         var peer = new PeerProcess(info);
         try
         {
-            await peer._ready.Task.WaitAsync(s_startDeadline, context.Interrupted);
+            await peer._ready.Task.WaitAsync(limit, context.Interrupted);
             peer._monitor = await context.Connect(qmpPath, context.Interrupted);
             return peer;
         }
         catch (Exception e)
         {
             await peer.DisposeAsync();
-            if (e is TimeoutException) throw new CliException(ExitCode.Timeout, $"'{file}' was not ready within {s_startDeadline.TotalSeconds:0} s: {peer.Errors}", e);
+            if (e is TimeoutException) throw new CliException(ExitCode.Timeout, $"'{file}' was not ready within {limit.TotalSeconds:0} s: {peer.Errors}", e);
             throw;
         }
     }

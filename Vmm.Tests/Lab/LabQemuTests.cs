@@ -1,0 +1,74 @@
+using System.Text.Json.Nodes;
+using Vmm.Core.Devices;
+using Vmm.Devices.Vfio;
+using Vmm.Devices.Vfio.Device;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Migration.Channels;
+using Vmm.Migration.State;
+using Vmm.Tests.Support;
+
+namespace Vmm.Tests.Lab;
+
+/// <summary>
+/// QEMU 11.1 as peer of a real mtty, both directions. Its machine <c>x-remote</c> is a PCI bus and nothing else, so that our VM can be the same:
+/// no RAM, sections <c>timer</c>, <c>PCIHost</c>, <c>PCIBUS</c> with 256 lines, and the device.
+/// </summary>
+[TestFixture(false, TestName = "Qemu(group)")]
+[TestFixture(true, TestName = "Qemu(iommufd)")]
+public sealed class LabQemuTests(bool iommufd) : LabFixture
+{
+    private const string Version = "11.1", Machine = "x-remote";
+
+    [Test]
+    public async Task Spec4_MttyMovesFromQemuToVmmAndBack([Values] bool returnPath)
+    {
+        byte[] expected = With(LabVfio.Mtty1, Uart.Change);
+        using (QemuProcess qemu = Qemu(LabVfio.Mtty1))
+        using (TestVm vm = Vm(LabVfio.Mtty2, incoming: true))
+        {
+            if (returnPath) qemu.SetCapability("return-path", true);
+            Task<MigrationStatus> incoming = vm.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
+            qemu.Run("migrate", new JsonObject { ["uri"] = $"tcp:127.0.0.1:{vm.Engine.Query().SocketAddresses[0].Port}" });
+            Assert.That(await incoming.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
+            Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
+            IVfioDeviceIo device = vm.Vm.Devices.OfType<VfioPciDevice>().Single().Io;
+            Assert.That(Uart.Observe(device), Is.EqualTo(expected), "after the first hop");
+            expected = Uart.Change(device);
+        }
+        // The UART keeps what it holds while nobody has it.
+        using (QemuProcess qemu = Qemu(LabVfio.Mtty1, "-incoming", "defer"))
+        using (TestVm vm = Vm(LabVfio.Mtty2, incoming: false))
+        {
+            if (returnPath) vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+            MigrationStatus status = await vm.Engine.Migrate(MigrationAddress.Parse(qemu.Listen("tcp:127.0.0.1:0"))).WaitAsync(QemuProcess.Deadline);
+            Assert.That(status, Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
+            Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
+        }
+        Assert.That(With(LabVfio.Mtty1, Uart.Observe), Is.EqualTo(expected), "after the second hop");
+    }
+
+    private static TestVm Vm(string path, bool incoming) => new(
+        new VmOptions { Machine = Machine, IsIncoming = incoming, Devices = [DeviceOptions.Parse($"vfio-pci,id=v0,addr=2,sysfsdev={path},enable-migration=on")] },
+        static b => b.AddPlugin<VfioPlugin>().AddMachineComponent<WideBus>());
+
+    private QemuProcess Qemu(string path, params string[] extra) => QemuProcess.WithMachine(Version, ["-M", Machine],
+        ["-device", $"vfio-pci,id=v0,addr=2,sysfsdev={path},enable-migration=on{(iommufd ? ",iommufd=i0" : "")}", .. iommufd ? (string[])["-object", "iommufd,id=i0"] : [], .. extra]);
+
+    /// <summary>Does something to a device while no VM has it.</summary>
+    private byte[] With(string path, Func<IVfioDeviceIo, byte[]> work)
+    {
+        using var lab = new LabVfio();
+        return work(lab.Open(path, iommufd));
+    }
+
+    private sealed class WideBus : IMachineComponent
+    {
+        public MachinePhase Phase => MachinePhase.BeforeDevices;
+
+        public void Attach(IDeviceServices services) => services.Pci.SavedLines = 256;
+
+        public void Dispose()
+        {
+        }
+    }
+}
