@@ -85,6 +85,11 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     /// <summary>UUID.</summary>
     public Guid Uuid => _options.Uuid;
 
+    /// <summary>A bus of PCI functions, with a line for each, and nothing else: the least machine of QEMU's that takes PCI devices (QEMU: <c>x-remote</c>).</summary>
+    internal const string RemoteMachine = "x-remote";
+
+    private const int RemoteMachineLines = 256;
+
     /// <summary>Machine type.</summary>
     public string Machine => _options.Machine;
 
@@ -224,13 +229,14 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
 
     internal void Realize(VmOptions options, IServiceScope scope)
     {
-        if (options.Machine != "none") throw new ConfigurationException($"machine '{options.Machine}' is not known; known: none");
+        if (options.Machine is not ("none" or RemoteMachine)) throw new ConfigurationException($"machine '{options.Machine}' is not known; known: none, {RemoteMachine}");
         _options = options;
         AutoStart = options.AutoStart;
         foreach (RamBlockOptions block in options.Memory) memory.AddBlock(block);
         using (bql.Acquire())
         {
             if (options.IsIncoming) runState.Set(RunStates.RunState.InMigrate);
+            if (options.Machine == RemoteMachine) deviceServices.Pci.SavedLines = RemoteMachineLines;
             IMachineComponent[] all = [.. components];
             _registrations.Add(runState.Register(clock, VmClock.HandlerPriority));
             _registrations.Add(clock.Register(saveVm));
