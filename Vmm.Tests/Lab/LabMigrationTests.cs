@@ -62,9 +62,7 @@ public sealed class LabMigrationTests(bool iommufd) : LabFixture
     public async Task Spec3_EverySetOfFlagsMoves(string type)
     {
         using var pair = new LabPair(iommufd, [Make(type).Path], [Make(type).Path]);
-        byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 3);
-        await pair.MigrateWell();
-        Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+        await MoveMemory(pair, 3);
     }
 
     [Test]
@@ -73,9 +71,7 @@ public sealed class LabMigrationTests(bool iommufd) : LabFixture
         LabDevice source = Make("v2"), destination = Make("v2");
         (source["enomsg"], source["reinit"], source["chunk_bytes"], destination["chunk_bytes"]) = (1, 2, 37, 11);
         using var pair = new LabPair(iommufd, [source.Path], [destination.Path]);
-        byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 4);
-        await pair.MigrateWell();
-        Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+        await MoveMemory(pair, 4);
     }
 
     [Test]
@@ -84,9 +80,7 @@ public sealed class LabMigrationTests(bool iommufd) : LabFixture
         LabDevice source = Make("v2"), destination = Make("v2");
         (source["state_bytes"], destination["state_bytes"]) = (40 << 20, 40 << 20);
         using var pair = new LabPair(iommufd, [source.Path], [destination.Path]);
-        byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 5);
-        await pair.MigrateWell();
-        Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+        await MoveMemory(pair, 5);
     }
 
     [Test]
@@ -97,9 +91,7 @@ public sealed class LabMigrationTests(bool iommufd) : LabFixture
         using var pair = new LabPair(iommufd, [source.Path], [destination.Path]);
         foreach (IMigrationEngine engine in (IMigrationEngine[])[pair.Source.Engine, pair.Destination.Engine])
             engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.SwitchoverAck, true)]);
-        byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 6);
-        await pair.MigrateWell();
-        Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+        await MoveMemory(pair, 6);
     }
 
     [Test]
@@ -115,9 +107,7 @@ public sealed class LabMigrationTests(bool iommufd) : LabFixture
             Assert.That((LabPair.Io(pair.Source).GetMigrationState(out VfioDeviceState state), state), Is.EqualTo((Errno.None, VfioDeviceState.Running)));
         }
         using var again = new LabPair(iommufd, [source.Path], [Make("v2").Path]);
-        byte[] expected = LabMemory.Fill(LabPair.Io(again.Source), 9);
-        await again.MigrateWell();
-        Assert.That(LabMemory.Read(LabPair.Io(again.Destination)), Is.EqualTo(expected));
+        await MoveMemory(again, 9);
     }
 
     [Test]
@@ -180,6 +170,13 @@ public sealed class LabMigrationTests(bool iommufd) : LabFixture
         using var pair = new LabPair(iommufd, [source.Path], [Make("v1").Path]);
         source["refuse_v1"] = "2 1";
         Assert.That((await pair.Migrate()).Source, Is.EqualTo(MigrationStatus.Failed));
+    }
+
+    private static async Task MoveMemory(LabPair pair, int seed)
+    {
+        byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), seed);
+        await pair.MigrateWell();
+        Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
     }
 
     private static string[] Paths(LabDevice[] devices) => [.. devices.Select(static d => d.Path)];
