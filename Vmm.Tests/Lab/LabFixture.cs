@@ -7,6 +7,9 @@ public abstract class LabFixture
 {
     internal const string Category = "lab";
 
+    /// <summary>Tests of minutes, which only a filter that names them runs.</summary>
+    internal const string Slow = "slow";
+
     [OneTimeSetUp]
     public void IsInTheLab() => Need();
 

@@ -8,6 +8,7 @@ namespace Vmm.Tests.Lab;
 /// <summary>Two <c>vmm</c> processes with real devices, over TCP, told by QMP: a command more would be another slow start.</summary>
 [TestFixture(false, TestName = "Processes(group)")]
 [TestFixture(true, TestName = "Processes(iommufd)")]
+[Category(Slow)]
 public sealed class LabProcessTests(bool iommufd) : LabFixture
 {
     private static readonly TimeSpan s_deadline = TimeSpan.FromSeconds(120);

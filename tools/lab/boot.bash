@@ -11,7 +11,7 @@ lab_qemu() { # INITRD ARGS...; takes the shell's place, so that the process to s
 
 work='' pid=''
 clean_up() { [ -z "$pid" ] || kill "$pid" 2>/dev/null || true; [ -z "$work" ] || rm -rf "$work"; }
-trap clean_up EXIT
+trap clean_up EXIT; trap 'exit 130' INT TERM
 
 lab_shell() {
   work=$(mktemp -d)
