@@ -1,6 +1,7 @@
 using System.Numerics;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
+using Vmm.Core.Memory;
 
 namespace Vmm.Devices.Vfio.User;
 
@@ -33,6 +34,9 @@ public sealed class DmaMap : IDisposable
 
     /// <summary>How many ranges the client has mapped.</summary>
     public int RegionCount => Volatile.Read(ref _regions).Length;
+
+    /// <summary>The ranges the client has mapped, in order of their addresses.</summary>
+    public IReadOnlyList<GuestRange> Ranges => Array.ConvertAll(Volatile.Read(ref _regions), static r => new GuestRange(new GuestAddress(r.Address), r.SizeBytes));
 
     internal bool IsLogging => _logShift >= 0;
 
@@ -94,6 +98,26 @@ public sealed class DmaMap : IDisposable
             address += (uint)count;
         }
         return Errno.None;
+    }
+
+    /// <summary>Reads guest memory by DMA_READ, also where there is a descriptor: the client sees the access. As <see cref="Read"/> otherwise.</summary>
+    /// <param name="address">DMA address.</param>
+    /// <param name="destination">Filled on success.</param>
+    /// <returns>As <see cref="Read"/>.</returns>
+    public Errno ReadByMessages(ulong address, Span<byte> destination)
+    {
+        Errno errno = Check(address, destination.Length, write: false);
+        return errno == Errno.None ? _messages?.Read(address, destination) ?? Errno.ENOTCONN : errno;
+    }
+
+    /// <summary>Writes guest memory by DMA_WRITE, also where there is a descriptor; the client tracks these writes itself (S-25).</summary>
+    /// <param name="address">DMA address.</param>
+    /// <param name="source">Bytes.</param>
+    /// <returns>As <see cref="Write"/>.</returns>
+    public Errno WriteByMessages(ulong address, ReadOnlySpan<byte> source)
+    {
+        Errno errno = Check(address, source.Length, write: true);
+        return errno == Errno.None ? _messages?.Write(address, source) ?? Errno.ENOTCONN : errno;
     }
 
     /// <summary>Lets DMA through, or not: a device whose migration state is stopped must not change memory that nobody asks about again.</summary>
@@ -235,6 +259,20 @@ public sealed class DmaMap : IDisposable
         _lock.EnterWriteLock();
         _regions = regions;
         _lock.ExitWriteLock();
+    }
+
+    /// <summary>Whether all of an access is mapped and allowed.</summary>
+    private Errno Check(ulong address, int length, bool write)
+    {
+        while (length > 0)
+        {
+            Errno errno = Enter(address, length, write, out DmaRegion? region, out int count);
+            if (region is not null) _lock.ExitReadLock();
+            if (errno != Errno.None) return errno;
+            length -= count;
+            address += (uint)count;
+        }
+        return Errno.None;
     }
 
     /// <summary>Finds the range of an access. With a region the read lock is held on return; without one it goes by messages.</summary>

@@ -46,6 +46,24 @@ public sealed class VfioUserPciConfig
     /// <summary>Whether the guest has switched INTx off.</summary>
     public bool IsIntxDisabled => (_space.Command & PciCommand.IntxDisable) != 0;
 
+    /// <summary>Sets the ids of the subsystem, which are otherwise those of the function.</summary>
+    /// <param name="vendor">Vendor id.</param>
+    /// <param name="device">Device id.</param>
+    public void SetSubsystem(ushort vendor, ushort device)
+    {
+        _space.SetUInt16(PciRegisters.SubsystemVendorId, vendor);
+        _space.SetUInt16(PciRegisters.SubsystemId, device);
+        SavePowerOn();
+    }
+
+    /// <summary>Sets the revision.</summary>
+    /// <param name="revision">The revision.</param>
+    public void SetRevision(byte revision)
+    {
+        _space.Bytes[PciRegisters.RevisionId] = revision;
+        SavePowerOn();
+    }
+
     /// <summary>Adds a 32-bit memory BAR.</summary>
     /// <param name="index">0 to 5.</param>
     /// <param name="sizeBytes">A power of two, at least 16.</param>
@@ -58,13 +76,13 @@ public sealed class VfioUserPciConfig
 
     /// <summary>Adds an I/O BAR.</summary>
     /// <param name="index">0 to 5.</param>
-    /// <param name="sizeBytes">A power of two, 4 to 256.</param>
+    /// <param name="sizeBytes">4 to 64 KiB; decodes as the next power of two. A PC guest takes 256 at most.</param>
     public void AddIoBar(int index, uint sizeBytes)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan((uint)index, 5u, nameof(index));
-        if (sizeBytes is < 4 or > 256 || !uint.IsPow2(sizeBytes)) throw new ArgumentOutOfRangeException(nameof(sizeBytes));
+        if (sizeBytes is < 4 or > 0x10000) throw new ArgumentOutOfRangeException(nameof(sizeBytes));
         int offset = PciRegisters.BaseAddress0 + (4 * index);
-        LittleEndian.U32(_space.WMask, offset, ~(sizeBytes - 1) & ~3u);
+        LittleEndian.U32(_space.WMask, offset, ~(System.Numerics.BitOperations.RoundUpToPowerOf2(sizeBytes) - 1) & ~3u);
         _space.SetUInt32(offset, 1);
         SavePowerOn();
     }

@@ -44,7 +44,7 @@ public sealed class VfioUserClientReplayTests : IDisposable
         int played = 0, skipped = 0;
         using (_io = VfioUserDeviceIo.Open(new VfioUserOptions { SocketPath = name }, memory, replay.Server.ClientSocket))
         {
-            foreach (VfioUserReplay.Step step in replay.Steps)
+            foreach (CapturedStep step in replay.Steps)
             {
                 Action? act = Action(step, messages);
                 if (act is null)
@@ -75,7 +75,7 @@ public sealed class VfioUserClientReplayTests : IDisposable
         command is VfioUserCommand.Version or VfioUserCommand.DeviceGetInfo or VfioUserCommand.DeviceGetRegionInfo or VfioUserCommand.DeviceGetIrqInfo;
 
     /// <summary>What our client has to do to send the recorded request, with the check of how it takes the answer; null when it never asks that.</summary>
-    private Action? Action(VfioUserReplay.Step step, RamBlock messages)
+    private Action? Action(CapturedStep step, RamBlock messages)
     {
         byte[] body = step.Request.Body;
         Errno expected = step.Reply?.Header.Errno ?? Errno.None;

@@ -10,6 +10,11 @@ internal sealed class ManualTimeProvider : TimeProvider
 
     public override long GetTimestamp() => _now;
 
+    public override DateTimeOffset GetUtcNow() => UtcStart + TimeSpan.FromTicks(_now);
+
+    /// <summary>The date at the start.</summary>
+    public DateTimeOffset UtcStart { get; init; } = DateTimeOffset.UnixEpoch;
+
     public override ITimer CreateTimer(TimerCallback callback, object? state, TimeSpan dueTime, TimeSpan period)
     {
         var timer = new ManualTimer(this, () => callback(state));

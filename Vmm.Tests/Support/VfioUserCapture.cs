@@ -8,9 +8,11 @@ namespace Vmm.Tests.Support;
 /// <param name="Number">Running number in the index.</param>
 /// <param name="FromClient">Direction.</param>
 /// <param name="Bytes">Header and body.</param>
-/// <param name="Fds">Descriptors that came with it.</param>
-internal sealed record CapturedMessage(int Number, bool FromClient, byte[] Bytes, int Fds)
+/// <param name="FdKinds">Descriptors that came with it: <c>eventfd</c>, or <c>memfd</c> or <c>file</c> and a size.</param>
+internal sealed record CapturedMessage(int Number, bool FromClient, byte[] Bytes, IReadOnlyList<string> FdKinds)
 {
+    internal int Fds => FdKinds.Count;
+
     internal VfioUserHeader Header { get; } = VfioUserHeader.Read(Bytes);
 
     internal VfioUserCommand Command => Header.Command;
@@ -51,8 +53,23 @@ internal static class VfioUserCapture
             string[] f = line.Split('\t');
             int offset = int.Parse(f[2], CultureInfo.InvariantCulture), length = int.Parse(f[3], CultureInfo.InvariantCulture);
             bool fromClient = f[1] == ">";
-            int fds = f.Length > 8 && f[8].Length > 0 ? f[8].Split(',').Length : 0;
+            string[] fds = f.Length > 8 && f[8].Length > 0 ? f[8].Split(',') : [];
             return new CapturedMessage(int.Parse(f[0], CultureInfo.InvariantCulture), fromClient, (fromClient ? toServer : toClient)[offset..(offset + length)], fds);
         })];
     }
+
+    /// <summary>The client's requests in order, each with what followed until the next one.</summary>
+    internal static IEnumerable<CapturedStep> Steps(List<CapturedMessage> capture)
+    {
+        for (int i = 0; i < capture.Count; i++)
+        {
+            CapturedMessage request = capture[i];
+            if (!request.FromClient || !request.Header.IsCommand) continue;
+            CapturedMessage? reply = capture.Skip(i + 1).FirstOrDefault(m => !m.FromClient && m.Header.IsReply && m.Header.Id == request.Header.Id && m.Command == request.Command);
+            yield return new CapturedStep(request, reply, [.. capture.Skip(i + 1).TakeWhile(static m => !m.FromClient || m.Header.IsReply).Where(m => m != reply && (m.FromClient || m.Header.IsCommand))]);
+        }
+    }
 }
+
+/// <summary>A request of the client, its reply, and what the server asked before the next request.</summary>
+internal sealed record CapturedStep(CapturedMessage Request, CapturedMessage? Reply, List<CapturedMessage> After);

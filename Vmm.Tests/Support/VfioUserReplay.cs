@@ -13,7 +13,7 @@ namespace Vmm.Tests.Support;
 internal sealed class VfioUserReplay : IDisposable
 {
     private readonly List<CapturedMessage> _capture;
-    private readonly BlockingCollection<(Step Step, TaskCompletionSource Done)> _steps = [];
+    private readonly BlockingCollection<(CapturedStep Step, TaskCompletionSource Done)> _steps = [];
     private readonly GuestMemory _dmaMemory;
     private readonly OwnedFd _region;
     private readonly HashSet<ulong> _written = [];
@@ -29,23 +29,10 @@ internal sealed class VfioUserReplay : IDisposable
 
     internal ScriptedVfioUserServer Server { get; }
 
-    /// <summary>The client's requests in order, each with what followed until the next one.</summary>
-    internal IEnumerable<Step> Steps
-    {
-        get
-        {
-            for (int i = 0; i < _capture.Count; i++)
-            {
-                CapturedMessage request = _capture[i];
-                if (!request.FromClient || !request.Header.IsCommand) continue;
-                CapturedMessage? reply = _capture.Skip(i + 1).FirstOrDefault(m => !m.FromClient && m.Header.IsReply && m.Header.Id == request.Header.Id && m.Command == request.Command);
-                yield return new Step(request, reply, [.. _capture.Skip(i + 1).TakeWhile(static m => !m.FromClient || m.Header.IsReply).Where(m => m != reply && (m.FromClient || m.Header.IsCommand))]);
-            }
-        }
-    }
+    internal IEnumerable<CapturedStep> Steps => VfioUserCapture.Steps(_capture);
 
     /// <summary>Makes the client act and waits until the server has seen and answered it.</summary>
-    internal void Play(Step step, Action client)
+    internal void Play(CapturedStep step, Action client)
     {
         var done = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
         _steps.Add((step, done));
@@ -66,7 +53,7 @@ internal sealed class VfioUserReplay : IDisposable
         while (true)
         {
             VfioUserMessage m = server.Receive();
-            if (!_steps.TryTake(out (Step Step, TaskCompletionSource Done) next))
+            if (!_steps.TryTake(out (CapturedStep Step, TaskCompletionSource Done) next))
             {
                 Attach(server, m);
                 continue;
@@ -86,7 +73,7 @@ internal sealed class VfioUserReplay : IDisposable
 
     private void Attach(ScriptedVfioUserServer server, VfioUserMessage m)
     {
-        Step? recorded = Steps.FirstOrDefault(s => s.Reply is not null && s.Request.Command == m.Command && m.Command switch
+        CapturedStep? recorded = Steps.FirstOrDefault(s => s.Reply is not null && s.Request.Command == m.Command && m.Command switch
         {
             VfioUserCommand.Version or VfioUserCommand.DeviceGetInfo => true,
             // Index and argsz; a client may pad the second request to the size of its reply.
@@ -98,7 +85,7 @@ internal sealed class VfioUserReplay : IDisposable
         else Assert.Fail($"while attaching the client sent {m.Command}");
     }
 
-    private void Compare(Step step, ScriptedVfioUserServer server, VfioUserMessage m)
+    private void Compare(CapturedStep step, ScriptedVfioUserServer server, VfioUserMessage m)
     {
         string what = $"message {step.Request.Number}";
         if (step.Request.Command == VfioUserCommand.RegionWriteMulti)
@@ -121,7 +108,7 @@ internal sealed class VfioUserReplay : IDisposable
     }
 
     /// <summary>QEMU packs posted writes that queue up; we send them one by one: same writes, same order.</summary>
-    private static void Unpack(Step step, ScriptedVfioUserServer server, VfioUserMessage first, string what)
+    private static void Unpack(CapturedStep step, ScriptedVfioUserServer server, VfioUserMessage first, string what)
     {
         int count = (int)VfioUserWriteMulti.ReadCount(step.Request.Body);
         for (int i = 0; i < count; i++)
@@ -134,7 +121,7 @@ internal sealed class VfioUserReplay : IDisposable
     }
 
     /// <summary>What a server reads was put there by the foreign guest, or by an earlier DMA_WRITE, which then must have arrived.</summary>
-    private void Prepare(CapturedMessage command, Step step)
+    private void Prepare(CapturedMessage command, CapturedStep step)
     {
         VfioUserDmaAccess.TryRead(command.Body, out VfioUserDmaAccess access);
         if (command.Command == VfioUserCommand.DmaWrite) _written.Add(access.Address);
@@ -154,7 +141,4 @@ internal sealed class VfioUserReplay : IDisposable
         if (copy[4] == (byte)Devices.Vfio.Io.VfioDeviceFeature.DmaLoggingReport) copy.AsSpan(0, 4).Clear();
         return copy;
     }
-
-    /// <summary>A request of the client, its reply, and what the server asked before the next request.</summary>
-    internal sealed record Step(CapturedMessage Request, CapturedMessage? Reply, List<CapturedMessage> After);
 }

@@ -1,0 +1,210 @@
+using System.Buffers.Binary;
+using System.Diagnostics.CodeAnalysis;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Memory;
+using Vmm.Core.Threading;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.User;
+
+namespace Vmm.Tools.Devices;
+
+/// <summary>
+/// The device that libvfio-user's sample client expects (spec vfio-user 10.3). BAR0: a write of a UNIX time arms a timer, a read gives the
+/// seconds since. BAR1: 12 KiB of memory, two parts of which can be mapped. When the timer fires: INTx, then 4 KiB to the second range of guest
+/// memory through its descriptor, then 4 KiB to the first and back by messages. The state is BAR1 and BAR0 raw, as the reference server has it.
+/// </summary>
+public sealed partial class SampleDevice : IVfioUserBackend
+{
+    private const uint Bar0 = 0, Bar1 = 1;
+    private const int Bar0Bytes = 8, Bar1Bytes = 0x3000, TransferBytes = 4096, StateBytes = Bar1Bytes + Bar0Bytes;
+
+    private readonly TimeProvider _time;
+    private readonly VfioUserMemory _memory = new("sample", Bar1Bytes);
+    private readonly VfioUserDmaGate _dmaGate = new();
+    private VfioUserHost _host = null!;
+    private VfioUserPciConfig _config = null!;
+
+    private readonly object _gate = new();
+    private readonly ITimer _timer;
+    private Task _worker = Task.CompletedTask;
+    private bool _ends, _isDue, _isStopped;
+    private long _armedAt;
+
+    [SuppressMessage("Reliability", "CA2000", Justification = "the timer is a field")]
+    public SampleDevice(TimeProvider? time = null)
+    {
+        _time = time ?? TimeProvider.System;
+        _timer = _time.CreateTimer(_ => Fire(), null, Timeout.InfiniteTimeSpan, Timeout.InfiniteTimeSpan);
+        Regions =
+        [
+            new VfioUserRegion { Index = Bar0, SizeBytes = Bar0Bytes },
+            new VfioUserRegion { Index = Bar1, SizeBytes = Bar1Bytes, Memory = _memory, Areas = [new(0, 0x1000), new(0x2000, 0x1000)] },
+            new VfioUserRegion { Index = VfioPciRegion.Config, SizeBytes = VfioUserPciConfig.Length },
+        ];
+    }
+
+    public string TypeName => "sample";
+
+    public IReadOnlyList<VfioUserRegion> Regions { get; }
+
+    public VfioMigrationFlags MigrationFlags => VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy;
+
+    /// <summary>Transfers that came back other than they went; 0 unless the client's memory is broken.</summary>
+    public int Mismatches { get; private set; }
+
+    public uint GetIrqCount(uint index) => index == VfioPciIrq.Intx ? 1u : 0;
+
+    public void Realize(VfioUserHost host)
+    {
+        ArgumentNullException.ThrowIfNull(host);
+        _host = host;
+        _config = new VfioUserPciConfig(host.Dma, 0xdead, 0xbeef, 0, hasIntx: true);
+        _config.SetSubsystem(0xcafe, 0xbabe);
+        _config.AddIoBar((int)Bar0, Bar0Bytes);
+        _config.AddIoBar((int)Bar1, Bar1Bytes);
+        // The sample client never touches the command register.
+        host.Dma.IsBusMaster = true;
+        _worker = WorkerThread.Run("sample", Work);
+    }
+
+    public void RegionRead(uint index, ulong offset, Span<byte> destination)
+    {
+        switch (index)
+        {
+            case Bar0:
+                Span<byte> since = stackalloc byte[Bar0Bytes];
+                lock (_gate) BinaryPrimitives.WriteInt64LittleEndian(since, _time.GetUtcNow().ToUnixTimeSeconds() - _armedAt);
+                since.Slice((int)offset, destination.Length).CopyTo(destination);
+                break;
+            case Bar1:
+                _memory.Slice(offset, destination.Length).CopyTo(destination);
+                break;
+            default:
+                _config.Read(offset, destination);
+                break;
+        }
+    }
+
+    public void RegionWrite(uint index, ulong offset, ReadOnlySpan<byte> source)
+    {
+        switch (index)
+        {
+            case Bar0:
+                if (source.Length == Bar0Bytes) lock (_gate) Arm(BinaryPrimitives.ReadInt64LittleEndian(source));
+                break;
+            case Bar1:
+                source.CopyTo(_memory.Slice(offset, source.Length));
+                _save?.MarkChanged();
+                break;
+            default:
+                _config.Write(offset, source);
+                _host.Dma.IsBusMaster = true;
+                break;
+        }
+    }
+
+    public ValueTask<Errno> Quiesce() => _dmaGate.Close();
+
+    public void Unquiesce() => _dmaGate.Open();
+
+    public ValueTask<Errno> Reset(VfioUserResetReason reason)
+    {
+        lock (_gate)
+        {
+            _timer.Change(Timeout.InfiniteTimeSpan, Timeout.InfiniteTimeSpan);
+            (_armedAt, _isDue, _isStopped) = (0, false, false);
+            _memory.Slice(0, Bar1Bytes).Clear();
+            _config.Reset();
+            _host.Irqs.ClearPending();
+            _host.Dma.IsBusMaster = true;
+        }
+        return ValueTask.FromResult(Errno.None);
+    }
+
+    public void ClientLost()
+    {
+    }
+
+    public void Dispose()
+    {
+        _timer.Dispose();
+        _dmaGate.Dispose();
+        lock (_gate)
+        {
+            _ends = true;
+            Monitor.PulseAll(_gate);
+        }
+        _worker.GetAwaiter().GetResult();
+        _memory.Dispose();
+    }
+
+    private void Arm(long unixSeconds)
+    {
+        _armedAt = unixSeconds;
+        double seconds = (DateTimeOffset.UnixEpoch.AddSeconds(Math.Clamp(unixSeconds, 0, uint.MaxValue)) - _time.GetUtcNow()).TotalSeconds;
+        _timer.Change(TimeSpan.FromSeconds(Math.Clamp(seconds, 0, 1_000_000)), Timeout.InfiniteTimeSpan);
+    }
+
+    private void Fire()
+    {
+        lock (_gate)
+        {
+            // While stopped it is due again at the start: the arming is in the state.
+            if (_isStopped || _armedAt == 0) return;
+            _isDue = true;
+            Monitor.PulseAll(_gate);
+        }
+    }
+
+    private void Work()
+    {
+        while (true)
+        {
+            lock (_gate)
+            {
+                while (!_ends && !_isDue) Monitor.Wait(_gate);
+                if (_ends) return;
+                _isDue = false;
+            }
+            // An edge for each time it fires: the client has no register to lower a line with.
+            _host.Irqs.SetIntx(false);
+            _host.Irqs.SetIntx(true);
+            _host.Irqs.SetIntx(false);
+            if (!_dmaGate.Enter()) return;
+            try
+            {
+                Transfer();
+            }
+            finally
+            {
+                _dmaGate.Exit();
+            }
+        }
+    }
+
+    private void Transfer()
+    {
+        IReadOnlyList<GuestRange> ranges = _host.Dma.Ranges;
+        byte[] block = new byte[TransferBytes], back = new byte[TransferBytes];
+        for (int i = 0; i < block.Length; i++) block[i] = (byte)('A' + (i / (TransferBytes / 4)));
+        if (ranges.Count > 1) _host.Dma.Write(ranges[1].Start.Value, block);
+        if (ranges.Count == 0 || _host.Dma.WriteByMessages(ranges[0].Start.Value, block) != Errno.None || _host.Dma.ReadByMessages(ranges[0].Start.Value, back) != Errno.None) return;
+        if (!block.AsSpan().SequenceEqual(back)) Mismatches++;
+    }
+}
+
+/// <summary><c>sample</c>.</summary>
+public sealed class SampleType : IVfioUserDeviceType
+{
+    public string TypeName => "sample";
+
+    public string Summary => "A timer, a memory BAR and DMA: what libvfio-user's sample client expects";
+
+    public IVfioUserBackend Create(DeviceOptions options)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        options.ThrowIfUnused();
+        return new SampleDevice();
+    }
+}
