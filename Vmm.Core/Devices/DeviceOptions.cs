@@ -40,6 +40,15 @@ public sealed class DeviceOptions
         return new DeviceOptions(parts[0], parts.Skip(1).Select(p => OptionList.Pair(p, $"device '{parts[0]}'")));
     }
 
+    /// <summary>Makes the same options, for a second device of the kind; what has been read so far counts as read there too.</summary>
+    /// <returns>The copy.</returns>
+    public DeviceOptions Copy()
+    {
+        var copy = new DeviceOptions(TypeName, _values);
+        copy._used.UnionWith(_used);
+        return copy;
+    }
+
     /// <summary>Reads a string.</summary>
     /// <param name="key">Option.</param>
     /// <param name="fallback">Value when absent.</param>

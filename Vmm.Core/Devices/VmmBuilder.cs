@@ -75,6 +75,7 @@ public static class VmmServiceCollectionExtensions
         services.TryAddScoped<DeviceTransferCounter>();
         services.TryAddScoped<InterruptRouter>();
         services.TryAddScoped<IInterruptController>(static s => s.GetRequiredService<InterruptRouter>());
+        services.TryAddScoped<IPciDma, GuestPciDma>();
         services.TryAddScoped<PciHost>();
         services.TryAddScoped<EventFdLoop>();
         services.TryAddScoped<IDeviceServices, DeviceServices>();

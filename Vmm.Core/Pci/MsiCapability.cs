@@ -55,6 +55,9 @@ public sealed class MsiCapability
     /// <summary>Has a mask bit a vector.</summary>
     public bool IsMaskable { get; }
 
+    /// <summary>Takes raised vectors in place of messages: whoever set it has the messages and masks.</summary>
+    internal Action<int>? Redirect { get; set; }
+
     /// <summary>Whether the guest enabled it.</summary>
     public bool IsEnabled => (Control & Enable) != 0;
 
@@ -90,7 +93,8 @@ public sealed class MsiCapability
     public void Notify(int vector)
     {
         if (!IsEnabled || (uint)vector >= (uint)Vectors) return;
-        if (IsMasked(vector)) _config.SetUInt32(Offset + Pending, _config.GetUInt32(Offset + Pending) | 1U << vector);
+        if (Redirect is { } redirect) redirect(vector);
+        else if (IsMasked(vector)) _config.SetUInt32(Offset + Pending, _config.GetUInt32(Offset + Pending) | 1U << vector);
         else _send(Message(vector));
     }
 

@@ -84,6 +84,9 @@ public sealed class MsixTable
     /// <summary>Number of vectors.</summary>
     public int Vectors => Layout.Vectors;
 
+    /// <summary>Takes raised vectors in place of messages: whoever set it has the table, and its masks.</summary>
+    internal Action<int>? Redirect { get; set; }
+
     /// <summary>Whether the guest enabled it.</summary>
     public bool IsEnabled => (Control & Enable) != 0;
 
@@ -123,7 +126,8 @@ public sealed class MsixTable
     public void Notify(int vector)
     {
         if ((uint)vector >= (uint)Vectors) return;
-        if (IsMasked(vector)) _pba[vector / 8] |= (byte)(1 << vector % 8);
+        if (Redirect is { } redirect && IsEnabled) redirect(vector);
+        else if (IsMasked(vector)) _pba[vector / 8] |= (byte)(1 << vector % 8);
         else _send(Message(vector));
     }
 

@@ -1,3 +1,4 @@
+using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 
 namespace Vmm.Core.Pci;
@@ -36,7 +37,7 @@ public abstract partial class PciDevice : INamedPart, IDisposable
     /// <summary>Plugs the function; nothing decodes yet.</summary>
     /// <param name="host">The VM's bus.</param>
     /// <param name="options">Where and what.</param>
-    /// <exception cref="Errors.ConfigurationException">The address is malformed, in use, or there is none left.</exception>
+    /// <exception cref="ConfigurationException">The address is malformed, in use, or there is none left.</exception>
     protected PciDevice(PciHost host, PciDeviceOptions options)
     {
         ArgumentNullException.ThrowIfNull(host);
@@ -178,6 +179,40 @@ public abstract partial class PciDevice : INamedPart, IDisposable
     /// <summary>After the guest's or a loaded state's values have been taken over.</summary>
     protected virtual void OnConfigLoaded()
     {
+    }
+
+    /// <summary>Reads memory as a bus master (QEMU: <c>pci_dma_read</c>). Any thread of the device. BQL: not held.</summary>
+    /// <param name="address">Address on the bus.</param>
+    /// <param name="destination">Filled on success.</param>
+    /// <returns>ENODEV while bus mastering is off; EFAULT where there is no memory; EAGAIN while the VM is stopped.</returns>
+    protected Errno DmaRead(ulong address, Span<byte> destination)
+    {
+        Host.Bql.AssertNotHeld();
+        return !IsBusMaster ? Errno.ENODEV : Host.Dma?.Read(address, destination) ?? Errno.EFAULT;
+    }
+
+    /// <summary>Writes memory as a bus master (QEMU: <c>pci_dma_write</c>). Any thread of the device. BQL: not held.</summary>
+    /// <param name="address">Address on the bus.</param>
+    /// <param name="source">Bytes.</param>
+    /// <returns>As <see cref="DmaRead"/>.</returns>
+    protected Errno DmaWrite(ulong address, ReadOnlySpan<byte> source)
+    {
+        Host.Bql.AssertNotHeld();
+        return !IsBusMaster ? Errno.ENODEV : Host.Dma?.Write(address, source) ?? Errno.EFAULT;
+    }
+
+    /// <summary>Sends vectors by their number instead of as messages, for a function whose client keeps the messages (vfio-user). BQL: held.</summary>
+    /// <param name="msi">Takes vectors of MSI.</param>
+    /// <param name="msix">Takes vectors of MSI-X.</param>
+    internal void RedirectVectors(Action<int> msi, Action<int> msix)
+    {
+        if (Msi is not null) Msi.Redirect = v => Redirect(msi, v);
+        if (_msix is not null) _msix.Redirect = v => Redirect(msix, v);
+
+        void Redirect(Action<int> to, int vector)
+        {
+            if (IsBusMaster) to(vector);
+        }
     }
 
     /// <summary>Adds a BAR (QEMU: <c>pci_register_bar</c>).</summary>

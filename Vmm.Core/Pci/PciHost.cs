@@ -15,7 +15,8 @@ namespace Vmm.Core.Pci;
 /// <param name="bql">The VM's lock.</param>
 /// <param name="saveVm">Where the bus registers its sections with the first function.</param>
 /// <param name="interrupts">Takes interrupts.</param>
-public sealed partial class PciHost(Bql bql, SaveVmRegistry saveVm, IInterruptController interrupts)
+/// <param name="dma">The memory that functions master; null for none.</param>
+public sealed partial class PciHost(Bql bql, SaveVmRegistry saveVm, IInterruptController interrupts, IPciDma? dma = null)
 {
     /// <summary>Slots of the bus.</summary>
     public const int Slots = 32;
@@ -76,6 +77,9 @@ public sealed partial class PciHost(Bql bql, SaveVmRegistry saveVm, IInterruptCo
     }
 
     internal Bql Bql => bql;
+
+    /// <summary>The memory that functions master. Set before the VM first runs.</summary>
+    internal IPciDma? Dma { get; set; } = dma;
 
     internal IInterruptController Interrupts => interrupts;
 

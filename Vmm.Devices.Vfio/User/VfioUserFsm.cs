@@ -68,7 +68,7 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
         int have = 0;
         while (have < destination.Length)
         {
-            int n = _save!.ReadState(destination[have..], out errno);
+            int n = ReadState(destination[have..], out errno);
             if (n < 0)
             {
                 _sessionError = errno;
@@ -78,6 +78,20 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
             have += n;
         }
         return have;
+    }
+
+    /// <summary>A device that throws has failed as one that says so: what comes after must not look like the end.</summary>
+    private int ReadState(Span<byte> destination, out Errno errno)
+    {
+        try
+        {
+            return _save!.ReadState(destination, out errno);
+        }
+        catch (VmmException e)
+        {
+            _sessionError = e.Errno == Errno.None ? Errno.EIO : e.Errno;
+            throw;
+        }
     }
 
     /// <summary>The saving session's next bytes without a copy, if it has them so.</summary>

@@ -5,5 +5,5 @@ namespace Vmm.Tools.Devices;
 /// <summary>What can be served by name; a new device is one more entry.</summary>
 public static class DeviceTypes
 {
-    public static IReadOnlyList<IVfioUserDeviceType> All { get; } = [new DmaTestType(), new GpioType(), new SampleType()];
+    public static IReadOnlyList<IVfioUserDeviceType> All { get; } = [new DmaTestType(), new GpioType(), new SampleType(), new PciDeviceType<EduPlugin>(new EduDeviceFactory())];
 }

@@ -6,6 +6,7 @@ using Vmm.Devices.Vfio;
 using Vmm.Migration;
 using Vmm.Migration.Qmp;
 using Vmm.Migration.Snapshot;
+using Vmm.Tools.Devices;
 
 namespace Vmm.Tools.Cli.Hosting;
 
@@ -28,7 +29,7 @@ internal static class VmHost
         var services = new ServiceCollection();
         if (snapshotDirectory is not null) services.AddSingleton(new SnapshotOptions { Directory = snapshotDirectory });
         if (verbose) AddLog(services, LogLevel.Debug);
-        services.AddVmm().AddMigration().AddQmp().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<WorkloadPlugin>().AddPlugin<VfioPlugin>();
+        services.AddVmm().AddMigration().AddQmp().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<WorkloadPlugin>().AddPlugin<VfioPlugin>().AddPlugin<EduPlugin>();
         return services.BuildServiceProvider();
     }
 

@@ -1,0 +1,123 @@
+using Microsoft.Extensions.DependencyInjection;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Pci;
+using Vmm.Core.RunStates;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.User;
+
+namespace Vmm.Devices.Vfio.Hosted;
+
+/// <summary>
+/// A VM without RAM or CPUs around one PCI function that is served to another VMM: its memory is the client's, its interrupts go to the
+/// client's eventfds. A running state of its own (spec vfio-user S-58), and nothing shared with another one (S-51).
+/// </summary>
+internal sealed class HostedVm : IDisposable
+{
+    private readonly ServiceProvider _services;
+    private IDisposable? _interrupts;
+
+    /// <summary>Makes a VM with one device, stopped; with <paramref name="isIncoming"/> one that waits for a state.</summary>
+    /// <exception cref="ConfigurationException">The device refuses its options, is not a PCI function, or is not alone.</exception>
+    internal HostedVm(Action<VmmBuilder> configure, DeviceOptions options, bool isIncoming)
+    {
+        var services = new ServiceCollection();
+        configure(services.AddVmm());
+        _services = services.BuildServiceProvider();
+        try
+        {
+            Vm = _services.GetRequiredService<VmFactory>().Create(new VmOptions { Devices = [options], IsIncoming = isIncoming });
+            PciDevice[] functions = [.. Vm.Pci.Functions];
+            if (functions.Length != 1) throw new ConfigurationException($"device '{options.TypeName}' has {functions.Length} PCI functions; one can be served");
+            Function = functions[0];
+        }
+        catch
+        {
+            // The VM is a service of it.
+            _services.Dispose();
+            throw;
+        }
+    }
+
+    internal Vm Vm { get; }
+
+    internal PciDevice Function { get; }
+
+    /// <summary>Connects it to the client; present interrupt levels are shown at once.</summary>
+    internal void Connect(VfioUserHost host, VfioUserDmaGate gate)
+    {
+        using (Vm.Bql.Acquire())
+        {
+            Vm.Pci.Dma = new ClientMemory(host.Dma, gate);
+            Function.RedirectVectors(v => host.Irqs.Raise(VfioPciIrq.Msi, (uint)v), v => host.Irqs.Raise(VfioPciIrq.Msix, (uint)v));
+            _interrupts = Vm.Services.GetRequiredService<InterruptRouter>().Attach(new Lines(host.Irqs));
+        }
+    }
+
+    /// <summary>Takes it off the client. Its own threads find no memory from now on.</summary>
+    internal void Disconnect()
+    {
+        using (Vm.Bql.Acquire())
+        {
+            Vm.Pci.Dma = null;
+            _interrupts?.Dispose();
+        }
+    }
+
+    /// <summary>Leaves inmigrate: the state is there, the VM is stopped.</summary>
+    internal void EndIncoming()
+    {
+        using (Vm.Bql.Acquire()) Vm.RunState.Set(RunState.Paused);
+    }
+
+    public void Dispose()
+    {
+        Vm.Dispose();
+        _services.Dispose();
+    }
+
+    /// <summary>The client's memory, behind the gate that <see cref="IVfioUserBackend.Quiesce"/> closes.</summary>
+    private sealed class ClientMemory(DmaMap dma, VfioUserDmaGate gate) : IPciDma
+    {
+        public Errno Read(ulong address, Span<byte> destination)
+        {
+            if (!gate.Enter()) return Errno.ENOTCONN;
+            try
+            {
+                return dma.Read(address, destination);
+            }
+            finally
+            {
+                gate.Exit();
+            }
+        }
+
+        public Errno Write(ulong address, ReadOnlySpan<byte> source)
+        {
+            if (!gate.Enter()) return Errno.ENOTCONN;
+            try
+            {
+                return dma.Write(address, source);
+            }
+            finally
+            {
+                gate.Exit();
+            }
+        }
+    }
+
+    /// <summary>One function drives one of the bus's lines; which one, its slot decides.</summary>
+    private sealed class Lines(VfioUserIrqs irqs) : IInterruptController
+    {
+        private int _asserted;
+
+        public void SetIntx(int line, bool level)
+        {
+            _asserted = level ? _asserted | (1 << line) : _asserted & ~(1 << line);
+            irqs.SetIntx(_asserted != 0);
+        }
+
+        public void SendMsi(MsiMessage message, ushort requesterId) =>
+            throw new InvalidOperationException("a served function's vectors go by number");
+    }
+}

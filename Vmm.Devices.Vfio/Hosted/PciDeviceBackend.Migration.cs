@@ -1,0 +1,201 @@
+using Vmm.Core.Channels;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Threading;
+using Vmm.Core.Wire;
+using Vmm.Devices.Vfio.Diagnostics;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.User;
+
+namespace Vmm.Devices.Vfio.Hosted;
+
+// The state: section 1, in as many pieces as come, is the stream of HostedStream; section 2 the interrupts' levels and what is pending.
+public sealed partial class PciDeviceBackend
+{
+    private const uint StreamSection = 1, IrqSection = 2;
+    private const int PieceBytes = 64 << 10;
+
+    private volatile SavePipe? _pipe;
+
+    /// <inheritdoc/>
+    public IVfioUserSave OpenSave() => new VfioUserStateWriter(TypeName, LimitBytes, _host.State == VfioDeviceState.StopCopy, Snapshot);
+
+    /// <inheritdoc/>
+    public IVfioUserLoad OpenLoad()
+    {
+        var incoming = new Incoming(this);
+        return new Session(new VfioUserStateReader(TypeName, LimitBytes, incoming), incoming);
+    }
+
+    /// <summary>The save code runs on a thread of its own, as far ahead as the pipe has room (S-44, S-45). Ends with the session.</summary>
+    private IEnumerable<VfioUserStateSection> Snapshot()
+    {
+        yield return VfioUserStateSection.Of(IrqSection, _host.Irqs.SaveState());
+        var pipe = new SavePipe(LimitBytes);
+        Vm vm = _vm.Vm;
+        _pipe = pipe;
+        Task saving = WorkerThread.Run("vfu-save", () => Save(vm, pipe));
+        try
+        {
+            while (true)
+            {
+                byte[] piece = new byte[PieceBytes];
+                int n = pipe.Read(piece);
+                if (n == 0) yield break;
+                yield return VfioUserStateSection.Of(StreamSection, n == piece.Length ? piece : piece[..n]);
+            }
+        }
+        finally
+        {
+            pipe.Break();
+            saving.GetAwaiter().GetResult();
+            _pipe = null;
+        }
+    }
+
+    private static void Save(Vm vm, SavePipe pipe)
+    {
+        Exception? error = null;
+        try
+        {
+            using var f = new QemuFileWriter(pipe);
+            HostedStream.Save(vm, f);
+        }
+        catch (OperationCanceledException)
+        {
+            // The session was closed in the middle: a cancelled migration.
+        }
+#pragma warning disable CA1031 // The reader reports whatever the device threw.
+        catch (Exception e)
+#pragma warning restore CA1031
+        {
+            error = e;
+        }
+        pipe.End(error);
+    }
+
+    private void LogLoad(VmmException e) => VfioUserLog.DeviceFailed(_host.Logger, TypeName, VfioUserCommand.MigDataWrite, VmmException.Describe(e));
+
+    /// <summary>A save code that waits for room holds the lock that a register access needs.</summary>
+    private void LetSaveGoOn() => _pipe?.Lift();
+
+    private sealed class Session(VfioUserStateReader reader, Incoming incoming) : IVfioUserLoad
+    {
+        public Errno WriteState(ReadOnlySpan<byte> source) => reader.WriteState(source);
+
+        public ValueTask<Errno> Commit() => reader.Commit();
+
+        public void Dispose()
+        {
+            reader.Dispose();
+            incoming.Dispose();
+        }
+    }
+
+    /// <summary>One load: a second VM whose sections are parsed on a thread of its own as they come.</summary>
+    private sealed class Incoming(PciDeviceBackend backend) : IVfioUserStateSink, IDisposable
+    {
+        private HostedVm? _vm;
+        private InMemoryChannel? _ours;
+        private Task _loading = Task.CompletedTask;
+        private byte[]? _irqs;
+        private int _irqBytes;
+
+        public void BeginSnapshot()
+        {
+            Dispose();
+            (_irqs, _irqBytes) = (null, 0);
+            HostedVm vm = _vm = new HostedVm(backend._configure, backend._options(), isIncoming: true);
+            (InMemoryChannel ours, InMemoryChannel theirs) = InMemoryChannel.CreatePair(256 << 10);
+            _ours = ours;
+            _loading = WorkerThread.Run("vfu-load", () =>
+            {
+                try
+                {
+                    new HostedStreamReader(vm.Vm, new QemuFileReader(theirs)).Load();
+                }
+                finally
+                {
+                    // Whoever still writes must not wait for room.
+                    theirs.Shutdown(ChannelShutdown.Read);
+                }
+            });
+        }
+
+        public Errno BeginSection(uint id, ulong lengthBytes)
+        {
+            if (id == StreamSection) return Errno.None;
+            if (id != IrqSection || _irqs is not null || lengthBytes != (ulong)backend._host.Irqs.SaveState().Length) return Errno.EINVAL;
+            _irqs = new byte[lengthBytes];
+            return Errno.None;
+        }
+
+        public Errno SectionData(uint id, ulong offset, ReadOnlySpan<byte> data)
+        {
+            if (id == IrqSection)
+            {
+                data.CopyTo(_irqs.AsSpan((int)offset));
+                _irqBytes += data.Length;
+                return Errno.None;
+            }
+            try
+            {
+                _ours!.Write(data);
+                return Errno.None;
+            }
+            catch (ChannelException)
+            {
+                // The reader has ended: too early, or with an error.
+                return Why(_loading) is var errno and not Errno.None ? errno : Errno.EINVAL;
+            }
+        }
+
+        public async ValueTask<Errno> Commit()
+        {
+            if (_vm is null || _irqs is null || _irqBytes != _irqs.Length) return Errno.EINVAL;
+            _ours!.Shutdown(ChannelShutdown.Write);
+            await Task.WhenAny(_loading);
+            Errno errno = Why(_loading);
+            if (errno != Errno.None) return errno;
+            HostedVm vm = _vm;
+            _vm = null;
+            return backend.Adopt(vm, _irqs);
+        }
+
+        public void Dispose()
+        {
+            _ours?.Dispose();
+            _ = Why(_loading);
+            _vm?.Dispose();
+            (_vm, _ours, _loading) = (null, null, Task.CompletedTask);
+        }
+
+        private Errno Why(Task loading)
+        {
+            try
+            {
+                loading.GetAwaiter().GetResult();
+                return Errno.None;
+            }
+            catch (VmmException e)
+            {
+                backend.LogLoad(e);
+                return e.Errno == Errno.None ? Errno.EINVAL : e.Errno;
+            }
+        }
+    }
+
+    /// <summary>The loaded VM takes the place of the one before; interrupts that wait in it are signalled.</summary>
+    private Errno Adopt(HostedVm vm, byte[] irqs)
+    {
+        vm.EndIncoming();
+        HostedVm before = _vm;
+        before.Disconnect();
+        _vm = vm;
+        bool fits = _host.Irqs.LoadState(irqs);
+        vm.Connect(_host, _gate);
+        FollowBusMaster();
+        before.Dispose();
+        return fits ? Errno.None : Errno.EINVAL;
+    }
+}
