@@ -14,7 +14,7 @@ internal static partial class Posix
 
     internal const short POLLIN = 1, POLLOUT = 4, POLLERR = 8, POLLHUP = 16, POLLNVAL = 32;
     private const int F_GETFD = 1, F_SETFD = 2, F_GETFL = 3, F_SETFL = 4, F_DUPFD_CLOEXEC = 1030, FD_CLOEXEC = 1;
-    private const int AddSeals = 1033, SealSeal = 1, SealShrink = 2, SealGrow = 4;
+    private const int AddSeals = 1033, GetSeals = 1034, SealSeal = 1, SealShrink = 2, SealGrow = 4;
     internal const int S_IFMT = 0xF000, S_IFSOCK = 0xC000, S_IFREG = 0x8000, S_IFIFO = 0x1000, S_IFCHR = 0x2000;
 
     internal static Errno LastError => (Errno)Marshal.GetLastPInvokeError();
@@ -196,6 +196,9 @@ internal static partial class Posix
         errno = copy < 0 ? LastError : Errno.None;
         return copy < 0 ? null : new OwnedFd(copy);
     }
+
+    /// <summary>Whether a file can never become shorter.</summary>
+    internal static bool IsSealedAgainstShrinking(OwnedFd file) => LibC.fcntl(file, GetSeals, 0) is var seals and >= 0 && (seals & SealShrink) != 0;
 
     /// <summary>Fixes the size of a memfd for good, and that no seal is added later.</summary>
     internal static Errno SealSize(OwnedFd memfd) => LibC.fcntl(memfd, AddSeals, SealSeal | SealShrink | SealGrow) >= 0 ? Errno.None : LastError;

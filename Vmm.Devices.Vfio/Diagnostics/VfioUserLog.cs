@@ -32,6 +32,9 @@ internal static partial class VfioUserLog
     [LoggerMessage(2507, LogLevel.Warning, "vfio-user '{path}': the device did not become quiet within {milliseconds} ms")]
     internal static partial void QuiesceTimeout(ILogger logger, string path, long milliseconds);
 
+    [LoggerMessage(2509, LogLevel.Warning, "vfio-user '{path}': the device did not change its migration state within {milliseconds} ms; it goes on")]
+    internal static partial void StepTimeout(ILogger logger, string path, long milliseconds);
+
     [LoggerMessage(2508, LogLevel.Warning, "vfio-user '{path}': a register write in STOP_COPY was dropped, region {region} offset {offset}")]
     internal static partial void WriteDropped(ILogger logger, string path, uint region, ulong offset);
 }

@@ -21,13 +21,13 @@ public sealed class DmaMap : IDisposable
 
     private readonly ReaderWriterLockSlim _lock = new();
     private readonly int _maxRegions;
-    private readonly bool _mayMap;
+    private readonly bool _mayMap, _onlySealed;
     private DmaRegion[] _regions = [];
     private volatile IDmaMessages? _messages;
     private volatile bool _isBusMaster, _isStopped;
     private int _logShift = -1;
 
-    internal DmaMap(int maxRegions, bool mayMap) => (_maxRegions, _mayMap) = (maxRegions, mayMap);
+    internal DmaMap(int maxRegions, bool mayMap, bool onlySealed = false) => (_maxRegions, _mayMap, _onlySealed) = (maxRegions, mayMap, onlySealed);
 
     /// <summary>Bit 2 of the command register; the device keeps it up to date. While false every access is ENODEV.</summary>
     public bool IsBusMaster { get => _isBusMaster; set => _isBusMaster = value; }
@@ -233,7 +233,7 @@ public sealed class DmaMap : IDisposable
         try
         {
             // The region keeps a descriptor of its own only where it needs one.
-            region = new DmaRegion(request, fd is null ? null : Posix.Duplicate(fd), file, _mayMap);
+            region = new DmaRegion(request, fd is null ? null : Posix.Duplicate(fd), file, _mayMap && (!_onlySealed || fd is null || Posix.IsSealedAgainstShrinking(fd)));
         }
         catch (ChannelException e)
         {

@@ -20,7 +20,7 @@ internal sealed class VfioUserDevice : IDisposable
             Check(region);
             _regions[region.Index] = region;
         }
-        Dma = new DmaMap(options.MaxDmaMaps, options.MapClientMemory);
+        Dma = new DmaMap(options.MaxDmaMaps, options.MapClientMemory, options.MapOnlySealed);
         Irqs = new VfioUserIrqs(backend);
         Fsm = new VfioUserFsm(backend, Dma);
         backend.Realize(new VfioUserHost(Dma, Irqs, Fsm, options.Logger));
@@ -40,6 +40,9 @@ internal sealed class VfioUserDevice : IDisposable
 
     /// <summary>A quiesce that its request did not wait for.</summary>
     internal Task<Errno>? LateQuiesce { get; set; }
+
+    /// <summary>A step of the migration state, or a reset, that its request did not wait for.</summary>
+    internal Task<Errno>? LateStep { get; set; }
 
     internal uint RegionCount => Options.LegacyMigrationRegion && Fsm.IsMigratable ? PciRegionCount + 1 : PciRegionCount;
 

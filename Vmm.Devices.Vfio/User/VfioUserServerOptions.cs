@@ -27,6 +27,12 @@ public sealed record VfioUserServerOptions
     /// </summary>
     public bool MapClientMemory { get; init; } = true;
 
+    /// <summary>
+    /// Map only descriptors that are sealed against shrinking, which QEMU's memory-backend-memfd makes by itself; the others are read and
+    /// written as without <see cref="MapClientMemory"/>. No client can end this process then.
+    /// </summary>
+    public bool MapOnlySealed { get; init; }
+
     /// <summary>Show region 9, the migration protocol of before 2023 (spec 9).</summary>
     public bool LegacyMigrationRegion { get; init; }
 

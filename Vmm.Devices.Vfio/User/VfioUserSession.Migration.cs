@@ -13,7 +13,7 @@ internal sealed partial class VfioUserSession
         try
         {
             _legacy?.Restart();
-            return Await(_device.Fsm.Reset(VfioUserResetReason.Device));
+            return AwaitStep(() => _device.Fsm.Reset(VfioUserResetReason.Device));
         }
         finally
         {
@@ -81,6 +81,7 @@ internal sealed partial class VfioUserSession
     /// <summary>Walks to a state, arc by arc; a failed arc's errno is the answer and the last completed state stays (S-54).</summary>
     private Errno SetState(VfioDeviceState target)
     {
+        if (!IsFsmFree()) return Errno.EIO;
         VfioDeviceState from = _device.Fsm.State;
         IReadOnlyList<VfioDeviceState>? path = _device.Fsm.Path(target);
         if (path is null) return Errno.EINVAL;
@@ -89,7 +90,7 @@ internal sealed partial class VfioUserSession
         Errno errno = Errno.None;
         try
         {
-            for (int i = 0; i < path.Count && errno == Errno.None; i++) errno = Await(_device.Fsm.Step(path[i]));
+            for (int i = 0; i < path.Count && errno == Errno.None; i++) errno = AwaitStep(() => _device.Fsm.Step(path[i]));
         }
         finally
         {
@@ -169,6 +170,6 @@ internal sealed partial class VfioUserSession
         if (!VfioUserMigData.TryRead(body, out VfioUserMigData request) || request.Size > (uint)Math.Min(_client.MaxDataXferBytes, _device.Options.MaxDataXferBytes)
             || request.ArgSz < VfioUserMigData.Length + request.Size) return Errno.EINVAL;
         size = (int)request.Size;
-        return Errno.None;
+        return IsFsmFree() ? Errno.None : Errno.EIO;
     }
 }

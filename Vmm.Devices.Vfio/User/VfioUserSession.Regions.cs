@@ -1,4 +1,5 @@
 using Vmm.Core.Errors;
+using Vmm.Core.Pci;
 using Vmm.Devices.Vfio.Diagnostics;
 using Vmm.Devices.Vfio.Io;
 
@@ -17,7 +18,7 @@ internal sealed partial class VfioUserSession
         data.Clear();
         if (region is null)
         {
-            Errno errno = Legacy.Read(request.Offset, data);
+            Errno errno = IsFsmFree() ? Legacy.Read(request.Offset, data) : Errno.EIO;
             if (errno != Errno.None) return errno;
         }
         else
@@ -35,7 +36,7 @@ internal sealed partial class VfioUserSession
         ReadOnlySpan<byte> data = body[VfioUserRegionAccess.Length..];
         if ((uint)data.Length != request.Count || !IsInside(request, out VfioUserRegion? region)) return Errno.EINVAL;
         if (request.Count == 0) return Errno.None;
-        Errno errno = region is null ? Legacy.Write(request.Offset, data) : Write(region, request.Offset, data);
+        Errno errno = region is null ? (IsFsmFree() ? Legacy.Write(request.Offset, data) : Errno.EIO) : Write(region, request.Offset, data);
         if (errno != Errno.None) return errno;
         request.Write(Payload(VfioUserRegionAccess.Length));
         return Errno.None;
@@ -57,7 +58,8 @@ internal sealed partial class VfioUserSession
         for (; entries.Length > 0; entries = entries[VfioUserWriteMulti.EntryBytes..])
         {
             VfioUserRegionAccess access = VfioUserWriteMulti.ReadEntry(entries, out ReadOnlySpan<byte> data);
-            Write(_device.Region(access.Region)!, access.Offset, data);
+            Errno errno = Write(_device.Region(access.Region)!, access.Offset, data);
+            if (errno != Errno.None) return errno;
         }
         VfioUserWriteMulti.WriteCount(Payload(VfioUserWriteMulti.HeadBytes), count);
         return Errno.None;
@@ -77,6 +79,30 @@ internal sealed partial class VfioUserSession
         // S-35: the state is being read and must not change; an error would stop some clients for good (S-15).
         if (_device.Fsm.State == VfioDeviceState.StopCopy) VfioUserLog.WriteDropped(_logger, _socket.Name, region.Index, offset);
         else if (region.IsWritable) _backend.RegionWrite(region.Index, offset, data);
-        return Errno.None;
+        return region.Index == VfioPciRegion.Config && IsFunctionReset(offset, data) ? Reset() : Errno.None;
+    }
+
+    /// <summary>Whether a write to config space asks for a function-level reset (spec 7): bit 15 of device control of a function that has one.</summary>
+    private bool IsFunctionReset(ulong offset, ReadOnlySpan<byte> data)
+    {
+        if (offset < PciRegisters.HeaderBytes) return false;
+        Span<byte> config = stackalloc byte[PciConfigSpace.LegacyBytes];
+        config.Clear();
+        _backend.RegionRead(VfioPciRegion.Config, 0, config);
+        if ((config[PciRegisters.Status] & PciRegisters.StatusCapabilityList) == 0) return false;
+        int at = config[PciRegisters.CapabilityList] & ~3;
+        for (int left = PciConfigSpace.LegacyBytes / 4; at >= PciRegisters.HeaderBytes && at <= PciConfigSpace.LegacyBytes - 12 && left > 0; left--)
+        {
+            if (config[at] != PciCapabilityId.Express)
+            {
+                at = config[at + 1] & ~3;
+                continue;
+            }
+            const uint canReset = 1 << 28;
+            // The byte that holds the bit may come in a write of any width.
+            ulong bitAt = (ulong)at + 9;
+            return (LittleEndian.U32(config, at + 4) & canReset) != 0 && bitAt >= offset && bitAt - offset < (uint)data.Length && (data[(int)(bitAt - offset)] & 0x80) != 0;
+        }
+        return false;
     }
 }

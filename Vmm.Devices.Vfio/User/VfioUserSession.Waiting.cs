@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Devices.Vfio.Diagnostics;
@@ -37,10 +38,36 @@ internal sealed partial class VfioUserSession
         return task.GetAwaiter().GetResult();
     }
 
+    /// <summary>What is left of the time in which the present request must be answered (S-31).</summary>
+    private TimeSpan Remaining
+    {
+        get
+        {
+            TimeSpan left = _device.Options.QuiesceTimeout - Stopwatch.GetElapsedTime(_requestStart);
+            return left > TimeSpan.Zero ? left : TimeSpan.Zero;
+        }
+    }
+
+    /// <summary>Whether the migration state may be looked into and changed: a step that came too late for its request has ended.</summary>
+    private bool IsFsmFree() => _device.LateStep is not { IsCompleted: false } late || WaitFor(late, Remaining);
+
+    /// <summary>Waits for a step of the migration state as long as its client may have to wait (S-31). A step that takes longer goes on, and is in nobody's way.</summary>
+    private Errno AwaitStep(Func<ValueTask<Errno>> step)
+    {
+        if (!IsFsmFree()) return Errno.EIO;
+        ValueTask<Errno> work = step();
+        if (work.IsCompleted) return work.GetAwaiter().GetResult();
+        Task<Errno> task = work.AsTask();
+        if (WaitFor(task, Remaining)) return task.GetAwaiter().GetResult();
+        VfioUserLog.StepTimeout(_logger, _socket.Name, (long)_device.Options.QuiesceTimeout.TotalMilliseconds);
+        _device.LateStep = task;
+        return Errno.EIO;
+    }
+
     /// <summary>Makes the device leave guest memory alone (spec 7); false: it did not, and the request is refused with EIO (S-34).</summary>
     private bool Quiesce()
     {
-        TimeSpan limit = _device.Options.QuiesceTimeout;
+        TimeSpan limit = Remaining;
         if (_device.LateQuiesce is { IsCompleted: false } late && !WaitFor(late, limit)) return false;
         ValueTask<Errno> work = _backend.Quiesce();
         if (work.IsCompleted) return work.GetAwaiter().GetResult() == Errno.None;
@@ -127,6 +154,7 @@ internal sealed partial class VfioUserSession
     /// <summary>The end of the connection, whatever ended it (S-33): DMA stops, maps and eventfds go, the device runs and keeps its state.</summary>
     private void End()
     {
+        _requestStart = Stopwatch.GetTimestamp();
         _socket.Shutdown();
         _dmaRequests?.Dispose();
         _device.Dma.Messages = null;
@@ -142,6 +170,7 @@ internal sealed partial class VfioUserSession
         _device.Dma.StopLog();
         _device.Dma.Clear();
         _device.Irqs.Unbind();
+        if (_device.LateStep is { } late) WaitFor(late, Timeout.InfiniteTimeSpan);
         Await(_device.Fsm.Recover());
         _backend.ClientLost();
         if (quiet) _backend.Unquiesce();

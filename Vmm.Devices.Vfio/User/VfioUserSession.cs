@@ -35,6 +35,7 @@ internal sealed partial class VfioUserSession : IDisposable
     private VfioUserSocket? _twin;
     private Task? _twinReader;
     private VfioUserLegacyMigration? _legacy;
+    private long _requestStart = Stopwatch.GetTimestamp();
 
     /// <summary>Takes a connection over.</summary>
     /// <param name="socket">Owned.</param>
@@ -174,7 +175,7 @@ internal sealed partial class VfioUserSession : IDisposable
     /// <summary>Executes one command and replies, if a reply is wanted (S-29).</summary>
     private void Serve(in VfioUserHeader header, Span<byte> body)
     {
-        long start = Stopwatch.GetTimestamp();
+        long start = _requestStart = Stopwatch.GetTimestamp();
         _replyBytes = 0;
         _replyFd = null;
         _replyData = default;

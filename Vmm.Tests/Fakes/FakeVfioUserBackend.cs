@@ -23,6 +23,9 @@ internal sealed class FakeVfioUserBackend : IVfioUserBackend
     internal List<(VfioDeviceState From, VfioDeviceState To)> Transitions { get; } = [];
     internal Func<VfioDeviceState, VfioDeviceState, Errno> OnTransition { get; set; } = static (_, _) => Errno.None;
     internal Func<ValueTask<Errno>> OnQuiesce { get; set; } = static () => ValueTask.FromResult(Errno.None);
+    /// <summary>What resets and transitions wait for.</summary>
+    internal Task Hang { get; set; } = Task.CompletedTask;
+    internal byte[] ConfigSpace { get; } = new byte[256];
     internal Errno CommitResult { get; set; }
     internal byte[] State { get; set; } = [.. Enumerable.Range(0, 10_000).Select(static i => (byte)(i * 7))];
     internal List<byte> Loaded { get; } = [];
@@ -47,6 +50,7 @@ internal sealed class FakeVfioUserBackend : IVfioUserBackend
     {
         if (index == Bar0) Registers.AsSpan((int)offset, destination.Length).CopyTo(destination);
         else if (index is Sparse or Whole) Memory.Slice(offset, destination.Length).CopyTo(destination);
+        else if (index == Config) ConfigSpace.AsSpan((int)offset, destination.Length).CopyTo(destination);
     }
 
     public void RegionWrite(uint index, ulong offset, ReadOnlySpan<byte> source)
@@ -70,18 +74,20 @@ internal sealed class FakeVfioUserBackend : IVfioUserBackend
         lock (Log) Log.Add("unquiesce");
     }
 
-    public ValueTask<Errno> Reset(VfioUserResetReason reason)
+    public async ValueTask<Errno> Reset(VfioUserResetReason reason)
     {
-        Log.Add($"reset {reason}");
-        return ValueTask.FromResult(Errno.None);
+        lock (Log) Log.Add($"reset {reason}");
+        await Hang;
+        return Errno.None;
     }
 
     public void ClientLost() => Log.Add("client lost");
 
-    public ValueTask<Errno> Transition(VfioDeviceState from, VfioDeviceState to)
+    public async ValueTask<Errno> Transition(VfioDeviceState from, VfioDeviceState to)
     {
         Transitions.Add((from, to));
-        return ValueTask.FromResult(OnTransition(from, to));
+        await Hang;
+        return OnTransition(from, to);
     }
 
     public IVfioUserSave OpenSave()

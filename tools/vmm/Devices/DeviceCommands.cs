@@ -54,9 +54,11 @@ internal sealed class DeviceCommands(CliContext context)
             IVfioUserDeviceType type = DeviceTypes.All.FirstOrDefault(t => t.TypeName == options.TypeName)
                 ?? throw new ConfigurationException($"no device type '{options.TypeName}' can be served") { Hint = "'vmm device list' lists what there is" };
             // The server's own options first: the device refuses what nobody has read.
+            bool onlySealed = options.GetString("map-memory", "on") == "sealed";
             var server = new VfioUserServerOptions
             {
-                LegacyMigrationRegion = options.GetBool("legacyMigrationRegion", false), MapClientMemory = options.GetBool("map-memory", true),
+                MapOnlySealed = onlySealed,
+                LegacyMigrationRegion = options.GetBool("legacyMigrationRegion", false), MapClientMemory = onlySealed || options.GetBool("map-memory", true),
                 TwinSocket = options.GetBool("twin-socket", true), Once = once, Logger = logger,
             };
             IVfioUserBackend backend = type.Create(options);
