@@ -40,6 +40,9 @@ public sealed class VfioUserPciConfig
         SavePowerOn();
     }
 
+    /// <summary>The level of INTx, for the status register: drivers that share a line look there. Any thread.</summary>
+    public Func<bool>? IntxLevel { get; set; }
+
     /// <summary>Whether MSI-X is on: interrupts are vectors, not the line.</summary>
     public bool IsMsixEnabled => _msixAt != 0 && (_space.GetUInt16(_msixAt + 2) & MsixEnable) != 0;
 
@@ -104,7 +107,12 @@ public sealed class VfioUserPciConfig
     /// <summary>A read of region 7.</summary>
     /// <param name="offset">Inside.</param>
     /// <param name="destination">Inside.</param>
-    public void Read(ulong offset, Span<byte> destination) => _space.Bytes.Slice((int)offset, destination.Length).CopyTo(destination);
+    public void Read(ulong offset, Span<byte> destination)
+    {
+        _space.Bytes.Slice((int)offset, destination.Length).CopyTo(destination);
+        if (offset <= PciRegisters.Status && offset + (uint)destination.Length > PciRegisters.Status && IntxLevel?.Invoke() == true)
+            destination[PciRegisters.Status - (int)offset] |= (byte)PciRegisters.StatusInterrupt;
+    }
 
     /// <summary>A write of region 7; read-only bits keep their value.</summary>
     /// <param name="offset">Inside.</param>

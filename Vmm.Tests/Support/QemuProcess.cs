@@ -18,8 +18,8 @@ internal static class QemuVersions
     {
         string variable = $"VMM_QEMU_{version.Replace(".", "", StringComparison.Ordinal)}";
         string? path = Environment.GetEnvironmentVariable(variable);
-        if (string.IsNullOrEmpty(path) && version == "7.2" && File.Exists("/usr/bin/qemu-system-x86_64")) path = "/usr/bin/qemu-system-x86_64";
-        if (!string.IsNullOrEmpty(path) && File.Exists(path)) return path;
+        if (string.IsNullOrEmpty(path) && version == "7.2" && System.IO.File.Exists("/usr/bin/qemu-system-x86_64")) path = "/usr/bin/qemu-system-x86_64";
+        if (!string.IsNullOrEmpty(path) && System.IO.File.Exists(path)) return path;
         Missing($"QEMU {version} is missing: {variable} is not set (run tools/test)");
         return string.Empty;
     }
@@ -29,6 +29,15 @@ internal static class QemuVersions
     {
         string? path = Environment.GetEnvironmentVariable(variable);
         if (!string.IsNullOrEmpty(path) && Directory.Exists(path)) return path;
+        Missing($"{variable} is not set (run tools/test)");
+        return string.Empty;
+    }
+
+    /// <summary>A file named by a variable, with the same rule.</summary>
+    internal static string File(string variable)
+    {
+        string? path = Environment.GetEnvironmentVariable(variable);
+        if (!string.IsNullOrEmpty(path) && System.IO.File.Exists(path)) return path;
         Missing($"{variable} is not set (run tools/test)");
         return string.Empty;
     }

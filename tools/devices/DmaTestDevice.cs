@@ -57,7 +57,7 @@ public sealed partial class DmaTestDevice : IVfioUserBackend
     {
         ArgumentNullException.ThrowIfNull(host);
         _host = host;
-        _config = new VfioUserPciConfig(host.Dma, VendorId, DeviceId, 0xff0000, hasIntx: true);
+        _config = new VfioUserPciConfig(host.Dma, VendorId, DeviceId, 0xff0000, hasIntx: true) { IntxLevel = () => host.Irqs.IsIntxAsserted };
         _config.AddBar(0, Bar0Bytes);
         _config.AddBar(1, Bar1Bytes);
         _config.AddBar(2, Bar2Bytes);

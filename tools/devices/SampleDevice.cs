@@ -18,9 +18,11 @@ public sealed partial class SampleDevice : IVfioUserBackend
 {
     private const uint Bar0 = 0, Bar1 = 1;
     private const int Bar0Bytes = 8, Bar1Bytes = 0x3000, TransferBytes = 4096, StateBytes = Bar1Bytes + Bar0Bytes;
+    private const uint MemoryBar1Bytes = 0x4000;
 
     private readonly TimeProvider _time;
-    private readonly VfioUserMemory _memory = new("sample", Bar1Bytes);
+    private readonly VfioUserMemory _memory = new("sample", MemoryBar1Bytes);
+    private readonly bool _hasMemoryBar1;
     private readonly VfioUserDmaGate _dmaGate = new();
     private VfioUserHost _host = null!;
     private VfioUserPciConfig _config = null!;
@@ -32,14 +34,15 @@ public sealed partial class SampleDevice : IVfioUserBackend
     private long _armedAt;
 
     [SuppressMessage("Reliability", "CA2000", Justification = "the timer is a field")]
-    public SampleDevice(TimeProvider? time = null)
+    public SampleDevice(TimeProvider? time = null, bool hasMemoryBar1 = false)
     {
+        _hasMemoryBar1 = hasMemoryBar1;
         _time = time ?? TimeProvider.System;
         _timer = _time.CreateTimer(_ => Fire(), null, Timeout.InfiniteTimeSpan, Timeout.InfiniteTimeSpan);
         Regions =
         [
             new VfioUserRegion { Index = Bar0, SizeBytes = Bar0Bytes },
-            new VfioUserRegion { Index = Bar1, SizeBytes = Bar1Bytes, Memory = _memory, Areas = [new(0, 0x1000), new(0x2000, 0x1000)] },
+            new VfioUserRegion { Index = Bar1, SizeBytes = hasMemoryBar1 ? MemoryBar1Bytes : Bar1Bytes, Memory = _memory, Areas = [new(0, 0x1000), new(0x2000, 0x1000)] },
             new VfioUserRegion { Index = VfioPciRegion.Config, SizeBytes = VfioUserPciConfig.Length },
         ];
     }
@@ -59,10 +62,11 @@ public sealed partial class SampleDevice : IVfioUserBackend
     {
         ArgumentNullException.ThrowIfNull(host);
         _host = host;
-        _config = new VfioUserPciConfig(host.Dma, 0xdead, 0xbeef, 0, hasIntx: true);
+        _config = new VfioUserPciConfig(host.Dma, 0xdead, 0xbeef, 0, hasIntx: true) { IntxLevel = () => host.Irqs.IsIntxAsserted };
         _config.SetSubsystem(0xcafe, 0xbabe);
         _config.AddIoBar((int)Bar0, Bar0Bytes);
-        _config.AddIoBar((int)Bar1, Bar1Bytes);
+        if (_hasMemoryBar1) _config.AddBar((int)Bar1, MemoryBar1Bytes);
+        else _config.AddIoBar((int)Bar1, Bar1Bytes);
         // The sample client never touches the command register.
         host.Dma.IsBusMaster = true;
         _worker = WorkerThread.Run("sample", Work);
@@ -73,6 +77,7 @@ public sealed partial class SampleDevice : IVfioUserBackend
         switch (index)
         {
             case Bar0:
+                _host.Irqs.SetIntx(false);
                 Span<byte> since = stackalloc byte[Bar0Bytes];
                 lock (_gate) BinaryPrimitives.WriteInt64LittleEndian(since, _time.GetUtcNow().ToUnixTimeSeconds() - _armedAt);
                 since.Slice((int)offset, destination.Length).CopyTo(destination);
@@ -91,7 +96,8 @@ public sealed partial class SampleDevice : IVfioUserBackend
         switch (index)
         {
             case Bar0:
-                if (source.Length == Bar0Bytes) lock (_gate) Arm(BinaryPrimitives.ReadInt64LittleEndian(source));
+                _host.Irqs.SetIntx(false);
+                lock (_gate) WriteTime((int)offset, source);
                 break;
             case Bar1:
                 source.CopyTo(_memory.Slice(offset, source.Length));
@@ -139,6 +145,15 @@ public sealed partial class SampleDevice : IVfioUserBackend
         _memory.Dispose();
     }
 
+    /// <summary>CPUs write ports in at most 4 bytes: the upper half is taken with the lower one.</summary>
+    private void WriteTime(int offset, ReadOnlySpan<byte> source)
+    {
+        Span<byte> time = stackalloc byte[Bar0Bytes];
+        BinaryPrimitives.WriteInt64LittleEndian(time, offset == 0 ? 0 : _armedAt);
+        source.CopyTo(time[offset..]);
+        Arm(BinaryPrimitives.ReadInt64LittleEndian(time));
+    }
+
     private void Arm(long unixSeconds)
     {
         _armedAt = unixSeconds;
@@ -167,10 +182,8 @@ public sealed partial class SampleDevice : IVfioUserBackend
                 if (_ends) return;
                 _isDue = false;
             }
-            // An edge for each time it fires: the client has no register to lower a line with.
-            _host.Irqs.SetIntx(false);
+            // Lowered by the next access to BAR0.
             _host.Irqs.SetIntx(true);
-            _host.Irqs.SetIntx(false);
             if (!_dmaGate.Enter()) return;
             try
             {
@@ -194,7 +207,7 @@ public sealed partial class SampleDevice : IVfioUserBackend
     }
 }
 
-/// <summary><c>sample</c>.</summary>
+/// <summary><c>sample,bar1=ports|memory</c>: 12 KiB of ports, as the sample client wants it, or 16 KiB of memory, as QEMU does.</summary>
 public sealed class SampleType : IVfioUserDeviceType
 {
     public string TypeName => "sample";
@@ -204,7 +217,9 @@ public sealed class SampleType : IVfioUserDeviceType
     public IVfioUserBackend Create(DeviceOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);
+        string bar1 = options.GetString("bar1", "ports");
+        if (bar1 is not ("ports" or "memory")) throw new ConfigurationException($"device '{TypeName}': option 'bar1' expects ports or memory, found '{bar1}'");
         options.ThrowIfUnused();
-        return new SampleDevice();
+        return new SampleDevice(hasMemoryBar1: bar1 == "memory");
     }
 }
