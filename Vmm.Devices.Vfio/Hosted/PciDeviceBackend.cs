@@ -29,8 +29,9 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
     /// <param name="typeName">Type in its state; a stream of another type is refused.</param>
     /// <param name="configure">Adds the plugin of the device type.</param>
     /// <param name="options">Type and options, the same at each call: made once here, and once for each state that is loaded.</param>
+    /// <param name="hasP2P">Offer the P2P states too, in which it is stopped: several devices of one VM move together only then.</param>
     /// <exception cref="ConfigurationException">The device refuses its options, is not a PCI function, or is not alone.</exception>
-    public PciDeviceBackend(string typeName, Action<VmmBuilder> configure, Func<DeviceOptions> options)
+    public PciDeviceBackend(string typeName, Action<VmmBuilder> configure, Func<DeviceOptions> options, bool hasP2P = false)
     {
         ArgumentNullException.ThrowIfNull(configure);
         ArgumentNullException.ThrowIfNull(options);
@@ -45,7 +46,7 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
         _irqCounts[VfioPciIrq.Msix] = (uint)(function.Msix?.Vectors ?? 0);
         bool blocked = _vm.Vm.Services.GetService(typeof(MigrationBlockers)) is MigrationBlockers blockers && blockers.Reasons(MigrationMode.Normal).Count > 0;
         bool migratable = !blocked && _vm.Vm.SaveVm.Entries().All(static e => e.VmState is not { IsMigratable: false });
-        MigrationFlags = migratable ? VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy : VfioMigrationFlags.None;
+        MigrationFlags = migratable ? VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy | (hasP2P ? VfioMigrationFlags.P2P : 0) : VfioMigrationFlags.None;
     }
 
     /// <inheritdoc/>
@@ -107,8 +108,8 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
         if (runs && !ran) return OnVm(static vm => vm.Cont());
         MigrationEvent? what = (from, to) switch
         {
-            (VfioDeviceState.Running, VfioDeviceState.PreCopy) or (VfioDeviceState.Stop, VfioDeviceState.StopCopy) => MigrationEvent.PrecopySetup,
-            (VfioDeviceState.PreCopy, VfioDeviceState.Running) => MigrationEvent.PrecopyFailed,
+            (VfioDeviceState.Running, VfioDeviceState.PreCopy) or (VfioDeviceState.RunningP2P, VfioDeviceState.PreCopyP2P) or (VfioDeviceState.Stop, VfioDeviceState.StopCopy) => MigrationEvent.PrecopySetup,
+            (VfioDeviceState.PreCopy, VfioDeviceState.Running) or (VfioDeviceState.PreCopyP2P, VfioDeviceState.RunningP2P) => MigrationEvent.PrecopyFailed,
             (VfioDeviceState.StopCopy, VfioDeviceState.Stop) => MigrationEvent.PrecopyDone,
             _ => null,
         };

@@ -158,7 +158,7 @@ internal sealed class VfioUserMigrationTests : EndToEnd
         await vm.Servers[0].Finish();
     }
 
-    private static async Task Migrate(VfioUserVm from, VfioUserVm to)
+    internal static async Task Migrate(VfioUserVm from, VfioUserVm to)
     {
         await from.Run("migrate-set-capabilities", Capability("return-path", true));
         await from.Run("migrate-set-parameters", new JsonObject { ["downtime-limit"] = 20_000, ["max-bandwidth"] = 0 });
@@ -168,7 +168,7 @@ internal sealed class VfioUserMigrationTests : EndToEnd
         await to.WaitMigration("completed");
     }
 
-    private static JsonObject Capability(string name, bool on) =>
+    internal static JsonObject Capability(string name, bool on) =>
         new() { ["capabilities"] = new JsonArray(new JsonObject { ["capability"] = name, ["state"] = on }) };
 
     private static void AssertPhases(List<string> trace, string first, string second)

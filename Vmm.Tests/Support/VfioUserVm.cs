@@ -49,6 +49,26 @@ internal sealed class VfioUserVm
         return new VfioUserVm(vmm, name, await vmm.StartVm(name, [.. options, .. arguments]), servers);
     }
 
+    /// <summary>Starts a VM whose devices, of any type, are all served by one process.</summary>
+    /// <param name="vmm">Runs programs.</param>
+    /// <param name="name">VM name.</param>
+    /// <param name="types">Types with options, one a device.</param>
+    /// <param name="arguments">More of <c>vmm run</c>.</param>
+    internal static async Task<VfioUserVm> StartTogether(VmmCommands vmm, string name, string[] types, params string[] arguments)
+    {
+        VmmCommands.Running server = await ServeTogether(vmm, name, types);
+        IEnumerable<string> devices = types.SelectMany((_, i) => (string[])["--device", $"vfio-user-pci,id=dev{i},socket={vmm[$"{name}-{i}.sock"]},migration-events=on,enable-migration=on"]);
+        return new VfioUserVm(vmm, name, await vmm.StartVm(name, [.. devices, .. arguments]), [server]);
+    }
+
+    /// <summary>The server of <see cref="StartTogether"/>; also one that takes the place of one that died.</summary>
+    internal static async Task<VmmCommands.Running> ServeTogether(VmmCommands vmm, string name, string[] types)
+    {
+        VmmCommands.Running server = vmm.Start(["device", "serve", .. types.SelectMany((t, i) => (string[])["--type", t, "--socket", vmm[$"{name}-{i}.sock"]])]);
+        await server.Line($"serving {types[^1].Split(',')[0]}");
+        return server;
+    }
+
     /// <summary>Places the devices' ports and lets them use memory, as firmware and driver do.</summary>
     internal async Task SetUp()
     {
@@ -135,13 +155,13 @@ internal sealed class VfioUserVm
 
     private static ulong Address(int device) => 0x100_0000u + ((ulong)device * Slots * BlockBytes);
 
-    private async Task<uint> ConfigRead(int device, uint offset)
+    internal async Task<uint> ConfigRead(int device, uint offset)
     {
         await Out(0xcf8, ConfigAddress(device, offset));
         return await In(0xcfc);
     }
 
-    private async Task ConfigWrite(int device, uint offset, uint value)
+    internal async Task ConfigWrite(int device, uint offset, uint value)
     {
         await Out(0xcf8, ConfigAddress(device, offset));
         await Out(0xcfc, value);
@@ -150,9 +170,9 @@ internal sealed class VfioUserVm
     /// <summary>Slots are given out from 1 on.</summary>
     private static uint ConfigAddress(int device, uint offset) => 0x8000_0000u | ((uint)(device + 1) << 11) | offset;
 
-    private async Task Out(uint port, uint value) => Assert.That(await Hmp($"o/w 0x{port:x} 0x{value:x}"), Is.Empty);
+    internal async Task Out(uint port, uint value) => Assert.That(await Hmp($"o/w 0x{port:x} 0x{value:x}"), Is.Empty);
 
-    private async Task<uint> In(uint port)
+    internal async Task<uint> In(uint port)
     {
         string answer = await Hmp($"i/w 0x{port:x}");
         return uint.Parse(answer.AsSpan(answer.LastIndexOf("0x", StringComparison.Ordinal) + 2).Trim(), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);

@@ -11,7 +11,7 @@ namespace Vmm.Tools.Devices;
 /// counts its pin, bytes 1 and 5 have a bit set where a pin's count is divisible by 3. Linux has a driver for it. Its state is 16 counters as
 /// i32 without framing, as the sample's is, given once and again after a change.
 /// </summary>
-public sealed class GpioDevice : IVfioUserBackend
+public sealed class GpioDevice(bool hasP2P = false) : IVfioUserBackend
 {
     private const uint Bar2 = 2;
     private const int Pins = 16, Bar2Bytes = 256, StateBytes = Pins * 4;
@@ -27,7 +27,7 @@ public sealed class GpioDevice : IVfioUserBackend
     public IReadOnlyList<VfioUserRegion> Regions { get; } =
         [new() { Index = Bar2, SizeBytes = Bar2Bytes }, new() { Index = VfioPciRegion.Config, SizeBytes = VfioUserPciConfig.Length }];
 
-    public VfioMigrationFlags MigrationFlags => VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy;
+    public VfioMigrationFlags MigrationFlags => VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy | (hasP2P ? VfioMigrationFlags.P2P : 0);
 
     public uint GetIrqCount(uint index) => index == VfioPciIrq.Intx ? 1u : 0;
 
@@ -155,7 +155,7 @@ public sealed class GpioDevice : IVfioUserBackend
     }
 }
 
-/// <summary><c>gpio-pci-idio-16</c>.</summary>
+/// <summary><c>gpio-pci-idio-16,p2p=on|off</c>.</summary>
 public sealed class GpioType : IVfioUserDeviceType
 {
     public string TypeName => "gpio-pci-idio-16";
@@ -165,7 +165,8 @@ public sealed class GpioType : IVfioUserDeviceType
     public IVfioUserBackend Create(DeviceOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);
+        var device = new GpioDevice(options.GetBool("p2p", false));
         options.ThrowIfUnused();
-        return new GpioDevice();
+        return device;
     }
 }

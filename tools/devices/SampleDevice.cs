@@ -34,9 +34,10 @@ public sealed partial class SampleDevice : IVfioUserBackend
     private long _armedAt;
 
     [SuppressMessage("Reliability", "CA2000", Justification = "the timer is a field")]
-    public SampleDevice(TimeProvider? time = null, bool hasMemoryBar1 = false)
+    public SampleDevice(TimeProvider? time = null, bool hasMemoryBar1 = false, bool hasP2P = false)
     {
         _hasMemoryBar1 = hasMemoryBar1;
+        MigrationFlags = VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy | (hasP2P ? VfioMigrationFlags.P2P : 0);
         _time = time ?? TimeProvider.System;
         _timer = _time.CreateTimer(_ => Fire(), null, Timeout.InfiniteTimeSpan, Timeout.InfiniteTimeSpan);
         Regions =
@@ -51,7 +52,7 @@ public sealed partial class SampleDevice : IVfioUserBackend
 
     public IReadOnlyList<VfioUserRegion> Regions { get; }
 
-    public VfioMigrationFlags MigrationFlags => VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy;
+    public VfioMigrationFlags MigrationFlags { get; }
 
     /// <summary>Transfers that came back other than they went; 0 unless the client's memory is broken.</summary>
     public int Mismatches { get; private set; }
@@ -207,7 +208,7 @@ public sealed partial class SampleDevice : IVfioUserBackend
     }
 }
 
-/// <summary><c>sample,bar1=ports|memory</c>: 12 KiB of ports, as the sample client wants it, or 16 KiB of memory, as QEMU does.</summary>
+/// <summary><c>sample,bar1=ports|memory,p2p=on|off</c>: 12 KiB of ports, as the sample client wants it, or 16 KiB of memory, as QEMU does.</summary>
 public sealed class SampleType : IVfioUserDeviceType
 {
     public string TypeName => "sample";
@@ -219,7 +220,8 @@ public sealed class SampleType : IVfioUserDeviceType
         ArgumentNullException.ThrowIfNull(options);
         string bar1 = options.GetString("bar1", "ports");
         if (bar1 is not ("ports" or "memory")) throw new ConfigurationException($"device '{TypeName}': option 'bar1' expects ports or memory, found '{bar1}'");
+        bool p2p = options.GetBool("p2p", false);
         options.ThrowIfUnused();
-        return new SampleDevice(hasMemoryBar1: bar1 == "memory");
+        return new SampleDevice(hasMemoryBar1: bar1 == "memory", hasP2P: p2p);
     }
 }

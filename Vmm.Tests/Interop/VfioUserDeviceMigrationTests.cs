@@ -1,0 +1,76 @@
+using System.Text.Json.Nodes;
+using Vmm.Migration.Qmp;
+using Vmm.Tests.Support;
+using Vmm.Tests.Unit.Cli;
+
+namespace Vmm.Tests.Interop;
+
+/// <summary>
+/// The other shipped devices between two <c>vmm run</c> processes, all of a VM in one server process: a GPIO card, the sample device and edu,
+/// moved live after three cancels, and a server that dies and comes back.
+/// </summary>
+[TestFixture, Category("interop")]
+internal sealed class VfioUserDeviceMigrationTests : EndToEnd
+{
+    private const uint GpioPort = 0xc000, SamplePort = 0xd000;
+    private const int Gpio = 0, Sample = 1, Edu = 2;
+
+    private static readonly string[] s_types = ["gpio-pci-idio-16,p2p=on", "sample,bar1=memory,p2p=on", "edu,p2p=on", "dma-test,seed=1,state-size=1M,p2p=on"];
+
+    [Test]
+    public async Task DevicesOfOneServerProcessMoveTogetherAfterThreeCancels()
+    {
+        VfioUserVm from = await VfioUserVm.StartTogether(Vmm, "from", s_types);
+        VfioUserVm to = await VfioUserVm.StartTogether(Vmm, "to", s_types, "--incoming", "tcp:127.0.0.1:0");
+        await Program(from);
+        await from.Out(GpioPort, 0x05);
+        long due = DateTimeOffset.UtcNow.ToUnixTimeSeconds() + 1000;
+        await from.Out(SamplePort, (uint)due);
+        uint edu = await from.ConfigRead(Edu, 4);
+        await from.Run("migrate-set-capabilities", VfioUserMigrationTests.Capability("pause-before-switchover", true));
+        for (int i = 0; i < 3; i++)
+        {
+            await from.Run("migrate", new JsonObject { ["uri"] = to.Process.IncomingUri });
+            await from.WaitMigration("pre-switchover");
+            await from.Run("migrate_cancel");
+            Assert.That(await from.WaitMigration("cancelled", "completed", "failed"), Is.EqualTo("cancelled"));
+            Assert.That((await from.State(), await Levels(from)), Is.EqualTo(("running", 0xfau)));
+        }
+        await from.Run("migrate-set-capabilities", VfioUserMigrationTests.Capability("pause-before-switchover", false));
+        await VfioUserMigrationTests.Migrate(from, to);
+        Assert.That((await from.State(), await to.State()), Is.EqualTo(("postmigrate", "running")));
+        Assert.That(await Levels(to), Is.EqualTo(0xfau));
+        await to.Out(GpioPort, 0x05);
+        await to.Out(GpioPort, 0x05);
+        Assert.That(await Levels(to), Is.EqualTo(0xffu), "counts go on from where they were");
+        Assert.That((int)await to.In(SamplePort), Is.InRange(-1000, -800), "the timer is armed for the same moment");
+        Assert.That(await to.ConfigRead(Edu, 4), Is.EqualTo(edu));
+    }
+
+    [Test]
+    public async Task AServerThatDiedIsStartedAgainForANewVmAndTheFirstVmGoesOnWithoutItsDevices()
+    {
+        VfioUserVm vm = await VfioUserVm.StartTogether(Vmm, "from", s_types);
+        await Program(vm);
+        await vm.Out(GpioPort, 0x05);
+        vm.Servers[0].Signal(SigKill);
+        await vm.Servers[0].Finish();
+        Assert.That((await vm.In(GpioPort), await vm.State()), Is.EqualTo((uint.MaxValue, "running")));
+        // The socket of the dead one is in the way of nobody.
+        using VmmCommands.Running again = await VfioUserVm.ServeTogether(Vmm, "from", s_types);
+        VfioUserVm next = await VfioUserVm.StartTogether(Vmm, "next", s_types, "--incoming", "tcp:127.0.0.1:0");
+        Assert.That(await next.ConfigRead(Gpio, 0), Is.EqualTo(0x0dc8494fu));
+    }
+
+    private static async Task Program(VfioUserVm vm)
+    {
+        await vm.ConfigWrite(Gpio, 0x18, GpioPort | 1);
+        await vm.ConfigWrite(Sample, 0x10, SamplePort | 1);
+        foreach (int device in (int[])[Gpio, Sample, Edu]) await vm.ConfigWrite(device, 4, 7);
+        Assert.That(await vm.ConfigRead(Edu, 0), Is.EqualTo(0x11e81234u));
+        Assert.That(await Levels(vm), Is.EqualTo(0xffu));
+    }
+
+    /// <summary>Which pins' counts are divisible by 3: byte 1.</summary>
+    private static async Task<uint> Levels(VfioUserVm vm) => await vm.In(GpioPort) >> 8 & 0xff;
+}
