@@ -45,29 +45,20 @@ internal sealed class ClientToServerTests
         target.AssertMemory(target.Read64(Sequence));
     }
 
-    /// <summary>One VMM's worth: RAM, a client, a served device.</summary>
-    private sealed class Side : IDisposable
+    /// <summary>One VMM's worth of <see cref="VfioUserSide"/> with a dma-test device.</summary>
+    private sealed class Side(string device, bool sharedRam) : IDisposable
     {
-        private readonly ServedDevice _served;
-        private readonly GuestMemory _memory = new();
+        private readonly VfioUserSide _side = new(new ServedDevice(new DmaTestType().Create(DeviceOptions.Parse(device))), sharedRam, RamBytes);
 
-        internal Side(string device, bool sharedRam)
-        {
-            _served = new ServedDevice(new DmaTestType().Create(DeviceOptions.Parse(device)));
-            _memory.AddBlock(new RamBlockOptions { Name = "ram", SizeBytes = RamBytes, IsShared = sharedRam });
-            Io = VfioUserDeviceIo.Open(new VfioUserOptions { SocketPath = "pair" }, _memory, _served.ConnectSocket());
-            Io.SetBusMaster(true);
-        }
-
-        internal VfioUserDeviceIo Io { get; }
+        internal VfioUserDeviceIo Io => _side.Io;
 
         internal void StartEngine()
         {
-            Write(VfioPciRegion.Config, 4, [6, 0]);
+            _side.Write(VfioPciRegion.Config, 4, [6, 0]);
             Write64(Base, Address);
             Write64(Length, Slots * BlockBytes);
             Write64(Rate, 20 << 20);
-            Write(0, Control, [1, 0, 0, 0]);
+            _side.Write(0, Control, [1, 0, 0, 0]);
             WaitForBlocks(5);
         }
 
@@ -86,7 +77,6 @@ internal sealed class ClientToServerTests
 
         internal byte[] Save(bool hasPrecopy, out ulong[] dirty)
         {
-            dirty = new ulong[RamBytes / 4096 / 64];
             var stream = new List<byte>();
             byte[] buffer = new byte[60_000];
             IVfioMigrationData? data = null;
@@ -96,62 +86,32 @@ internal sealed class ClientToServerTests
                 for (int i = 0; i < 20; i++)
                 {
                     stream.AddRange(buffer.AsSpan(0, data!.Read(buffer, out _)));
-                    Report(dirty);
+                    _side.Report();
                 }
             }
-            Assert.That(Io.SetMigrationState(VfioDeviceState.StopCopy, out IVfioMigrationData? stopped), Is.EqualTo(Errno.None));
-            data ??= stopped;
-            for (int n = data!.Read(buffer, out _); n > 0; n = data.Read(buffer, out _)) stream.AddRange(buffer.AsSpan(0, n));
-            Report(dirty);
-            Assert.That((Io.StopDmaLog(), Io.SetMigrationState(VfioDeviceState.Stop, out _)), Is.EqualTo((Errno.None, Errno.None)));
+            stream.AddRange(_side.SaveStopped(data));
+            dirty = _side.Dirty;
             return [.. stream];
         }
 
-        internal void Load(ReadOnlySpan<byte> stream)
-        {
-            Assert.That(Io.SetMigrationState(VfioDeviceState.Resuming, out IVfioMigrationData? data), Is.EqualTo(Errno.None));
-            while (stream.Length > 0) stream = stream[data!.Write(stream, out _)..];
-            Assert.That(Io.SetMigrationState(VfioDeviceState.Stop, out _), Is.EqualTo(Errno.None));
-        }
+        internal void Load(ReadOnlySpan<byte> stream) => _side.Load(stream);
 
-        internal void CopyRam(Side from, ulong[]? dirty)
-        {
-            byte[] page = new byte[4096];
-            for (ulong i = 0; i < RamBytes / 4096; i++)
-            {
-                if (dirty is not null && (dirty[i / 64] & (1UL << (int)(i % 64))) == 0) continue;
-                from._memory.Read(new GuestAddress(i * 4096), page);
-                _memory.Write(new GuestAddress(i * 4096), page);
-            }
-        }
+        internal void CopyRam(Side from, ulong[]? dirty) => _side.CopyRam(from._side, dirty);
 
         internal void AssertMemory(ulong next)
         {
-            byte[] found = new byte[BlockBytes], expected = new byte[BlockBytes];
+            byte[] expected = new byte[BlockBytes];
             for (ulong slot = 0; slot < Slots; slot++)
             {
                 long last = DmaTestPattern.LastOf(slot, Slots, next);
                 if (last < 0) continue;
                 DmaTestPattern.Fill((ulong)last, expected);
-                _memory.Read(new GuestAddress(Address + (slot * BlockBytes)), found);
-                Assert.That(found.AsSpan().SequenceEqual(expected), $"slot {slot}, block {last} of {next}");
+                Assert.That(_side.ReadPage(Address + (slot * BlockBytes)), Is.EqualTo(expected), $"slot {slot}, block {last} of {next}");
             }
         }
 
-        public void Dispose()
-        {
-            Io.Dispose();
-            _served.Dispose();
-            _memory.Dispose();
-        }
+        public void Dispose() => _side.Dispose();
 
-        private void Report(ulong[] dirty)
-        {
-            Assert.That(Io.ReportDmaLog(new GuestRange(new GuestAddress(0), RamBytes), 4096, dirty), Is.EqualTo(Errno.None));
-        }
-
-        private void Write64(ulong register, ulong value) => Write(0, register, BitConverter.GetBytes(value));
-
-        private void Write(uint region, ulong offset, byte[] data) => Assert.That(Io.RegionWrite(region, offset, data), Is.EqualTo(Errno.None));
+        private void Write64(ulong register, ulong value) => _side.Write(0, register, BitConverter.GetBytes(value));
     }
 }
