@@ -131,7 +131,7 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
         long dirty = 0;
         foreach (BlockState block in _blocks)
         {
-            memory.HarvestDirtyLog(block.Block, block.Bitmap);
+            block.Harvest(memory);
             dirty += block.Bitmap.Count();
         }
         long added = dirty - _dirtyPages;
@@ -217,11 +217,32 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
 
     private sealed class BlockState(RamBlock block)
     {
+        private DirtyBitmap? _written;
+
         internal RamBlock Block { get; } = block;
 
         internal DirtyBitmap Bitmap { get; } = new(block.PageCount);
 
-        /// <summary>Pages without memory when the migration began and not sent since.</summary>
+        /// <summary>Pages without memory when the migration began, and neither written nor sent since.</summary>
         internal DirtyBitmap Holes { get; } = new(block.PageCount);
+
+        /// <summary>Moves the log's marks into <see cref="Bitmap"/>. A page whose first turn is still to come may have been written meanwhile: it is no hole then.</summary>
+        internal void Harvest(GuestMemory memory)
+        {
+            if (Holes.FindNext(0) == Holes.PageCount)
+            {
+                memory.HarvestDirtyLog(Block, Bitmap);
+                return;
+            }
+            _written ??= new DirtyBitmap(Block.PageCount);
+            memory.HarvestDirtyLog(Block, _written);
+            for (int i = 0; i < _written.WordCount; i++)
+            {
+                ulong marks = _written.TakeWord(i);
+                if (marks == 0) continue;
+                Bitmap.OrWord(i, marks);
+                Holes.OrWord(i, Holes.TakeWord(i) & ~marks);
+            }
+        }
     }
 }

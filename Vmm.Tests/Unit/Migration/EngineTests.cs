@@ -73,8 +73,9 @@ public class EngineTests
         using TestVm source = TestVm.WithRam(32 << 20).FilledRandom(4);
         using TestVm destination = TestVm.WithRam(32 << 20, incoming: true);
         source.Vm.Cont();
-        source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
-        source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 100 << 20 });
+        // However late the cancel comes, it comes before the switchover.
+        source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.PauseBeforeSwitchover, true)]);
+        source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 100 << 20, DowntimeLimitMs = 1 });
         Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"), keepListening: true);
         var to = MigrationAddress.Parse($"tcp:127.0.0.1:{destination.Engine.Query().SocketAddresses[0].Port}");
         int cancelled = 0;
@@ -91,6 +92,7 @@ public class EngineTests
             cancelled++;
         }
         Assert.That(cancelled, Is.EqualTo(10));
+        source.Engine.Capabilities.Apply([new(MigrationCapability.PauseBeforeSwitchover, false)]);
         source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 0 });
         Assert.That(await source.Engine.Migrate(to).WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{source.Engine.Query().Error}");
         Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
@@ -259,6 +261,25 @@ public class EngineTests
         Assert.That(() => source.Engine.Continue(MigrationStatus.Device), Throws.TypeOf<ConfigurationException>());
         source.Engine.Continue(MigrationStatus.PreSwitchover);
         Assert.That(await outgoing.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
+    }
+
+    [Test]
+    public async Task APageWithoutMemoryThatIsWrittenBeforeItsFirstTurnArrives()
+    {
+        using TestVm source = TestVm.WithRam(Size), destination = TestVm.WithRam(Size, incoming: true);
+        source.Engine.Capabilities.Apply([new(MigrationCapability.PauseBeforeSwitchover, true)]);
+        // The first half is enough for some time; before that has passed the switchover begins, and the second half has not had its turn.
+        source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 10 << 20, DowntimeLimitMs = 2_000_000 });
+        new Random(16).NextBytes(source.Ram.Slice(0, (int)(Size / 2)));
+        (Task<MigrationStatus> outgoing, Task<MigrationStatus> incoming) = Connect(source, destination, "memory", null);
+        LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.PreSwitchover, "pre-switchover is reached");
+        Assert.That(source.Engine.Query().Ram!.NormalPages, Is.LessThan((long)Size / 2 / 4096));
+        new Random(17).NextBytes(source.Ram.Slice(Size / 2, (int)(Size / 2)));
+        source.Ram.MarkDirty(Size / 2, Size / 2);
+        source.Engine.Continue(MigrationStatus.PreSwitchover);
+        Assert.That(await outgoing.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
+        Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
+        RamAssert.AreEqual(source.Vm.Memory, destination.Vm.Memory);
     }
 
     [Test]
