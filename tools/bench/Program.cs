@@ -14,7 +14,18 @@ var stateSize = new Option<int>("--size") { Description = "Device state in MiB",
 var vfio = new Command("vfio", "Device state from one vfio-user server to another through two VMs, against a plain socket copy") { stateSize, rounds, json };
 vfio.SetAction(p => VfioBench.Run(p.GetValue(stateSize), p.GetValue(rounds), p.GetValue(json)));
 
+var reads = new Option<int>("--reads") { Description = "Register reads a round", DefaultValueFactory = static _ => 20_000 };
+var piece = new Option<int>("--piece") { Description = "KiB that the device copies at a time", DefaultValueFactory = static _ => 64 };
+var deviceBench = new Command("device", "A served device: register read time against a bare socket, DMA rate against memcpy") { rounds, reads, piece, json };
+deviceBench.SetAction(p => DeviceBench.Run(p.GetValue(rounds), p.GetValue(reads), p.GetValue(piece), p.GetValue(json)));
+
 var socket = new Option<string>("--socket") { Required = true };
+var serveCopy = new Command("serve-copy", "The device of that benchmark") { socket };
+serveCopy.Hidden = true;
+serveCopy.SetAction(p => DeviceBench.Serve(p.GetValue(socket)!));
+var echo = new Command("echo", "The bare socket's other end") { socket };
+echo.Hidden = true;
+echo.SetAction(p => DeviceBench.Echo(p.GetValue(socket)!));
 var served = new Option<string>("--device") { Required = true };
 var serve = new Command("serve", "A device server of the benchmark") { socket, served };
 serve.Hidden = true;
@@ -29,5 +40,5 @@ var node = new Command("node", "One end of a measured migration") { size, file, 
 node.Hidden = true;
 node.SetAction(p => Node.Run((ulong)p.GetValue(size) << 20, p.GetValue(file), p.GetValue(incoming), p.GetValue(running), p.GetValue(device) ?? [], p.GetValue(address)));
 
-var root = new RootCommand("Benchmarks of vmm. Ratios within one run count; absolute figures vary between machines.") { ram, downtime, vfio, node, serve };
+var root = new RootCommand("Benchmarks of vmm. Ratios within one run count; absolute figures vary between machines.") { ram, downtime, vfio, deviceBench, node, serve, serveCopy, echo };
 return root.Parse(args).Invoke();
