@@ -56,10 +56,13 @@ internal sealed class VfioUserDeviceMigrationTests : EndToEnd
         vm.Servers[0].Signal(SigKill);
         await vm.Servers[0].Finish();
         Assert.That((await vm.In(GpioPort), await vm.State()), Is.EqualTo((uint.MaxValue, "running")));
-        // The socket of the dead one is in the way of nobody.
-        using VmmCommands.Running again = await VfioUserVm.ServeTogether(Vmm, "from", s_types);
-        VfioUserVm next = await VfioUserVm.StartTogether(Vmm, "next", s_types, "--incoming", "tcp:127.0.0.1:0");
-        Assert.That(await next.ConfigRead(Gpio, 0), Is.EqualTo(0x0dc8494fu));
+        // The socket of the dead one is in the way of nobody; the new one's devices are new, and move.
+        VfioUserVm next = await VfioUserVm.Attach(Vmm, "next", await VfioUserVm.ServeTogether(Vmm, "from", s_types), "from", s_types.Length);
+        VfioUserVm to = await VfioUserVm.StartTogether(Vmm, "to", s_types, "--incoming", "tcp:127.0.0.1:0");
+        await Program(next);
+        await next.Out(GpioPort, 0x05);
+        await VfioUserMigrationTests.Migrate(next, to);
+        Assert.That((await next.State(), await to.State(), await Levels(to)), Is.EqualTo(("postmigrate", "running", 0xfau)));
     }
 
     private static async Task Program(VfioUserVm vm)

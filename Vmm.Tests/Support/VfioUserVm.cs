@@ -57,8 +57,15 @@ internal sealed class VfioUserVm
     internal static async Task<VfioUserVm> StartTogether(VmmCommands vmm, string name, string[] types, params string[] arguments)
     {
         VmmCommands.Running server = await ServeTogether(vmm, name, types);
-        IEnumerable<string> devices = types.SelectMany((_, i) => (string[])["--device", $"vfio-user-pci,id=dev{i},socket={vmm[$"{name}-{i}.sock"]},migration-events=on,enable-migration=on"]);
-        return new VfioUserVm(vmm, name, await vmm.StartVm(name, [.. devices, .. arguments]), [server]);
+        return await Attach(vmm, name, server, name, types.Length, arguments);
+    }
+
+    /// <summary>Starts a VM with the devices of a server that runs already, under the sockets' name.</summary>
+    internal static async Task<VfioUserVm> Attach(VmmCommands vmm, string name, VmmCommands.Running server, string sockets, int devices, params string[] arguments)
+    {
+        IEnumerable<string> options = Enumerable.Range(0, devices).SelectMany(
+            i => (string[])["--device", $"vfio-user-pci,id=dev{i},socket={vmm[$"{sockets}-{i}.sock"]},migration-events=on,enable-migration=on"]);
+        return new VfioUserVm(vmm, name, await vmm.StartVm(name, [.. options, .. arguments]), [server]);
     }
 
     /// <summary>The server of <see cref="StartTogether"/>; also one that takes the place of one that died.</summary>
