@@ -12,8 +12,8 @@ namespace Vmm.Tests.Interop;
 [TestFixture, Category("interop")]
 internal sealed class VfioUserDeviceMigrationTests : EndToEnd
 {
-    private const uint GpioPort = 0xc000, SamplePort = 0xd000;
-    private const int Gpio = 0, Sample = 1, Edu = 2;
+    private const uint GpioPort = 0xb000, SamplePort = 0xd000;
+    private const int Gpio = 0, Sample = 1, Edu = 2, DmaTest = 3;
 
     private static readonly string[] s_types = ["gpio-pci-idio-16,p2p=on", "sample,bar1=memory,p2p=on", "edu,p2p=on", "dma-test,seed=1,state-size=1M,p2p=on"];
 
@@ -27,6 +27,8 @@ internal sealed class VfioUserDeviceMigrationTests : EndToEnd
         long due = DateTimeOffset.UtcNow.ToUnixTimeSeconds() + 1000;
         await from.Out(SamplePort, (uint)due);
         uint edu = await from.ConfigRead(Edu, 4);
+        await from.SetUp(DmaTest);
+        await from.StartDma(DmaTest);
         await from.Run("migrate-set-capabilities", VfioUserMigrationTests.Capability("pause-before-switchover", true));
         for (int i = 0; i < 3; i++)
         {
@@ -39,6 +41,8 @@ internal sealed class VfioUserDeviceMigrationTests : EndToEnd
         await from.Run("migrate-set-capabilities", VfioUserMigrationTests.Capability("pause-before-switchover", false));
         await VfioUserMigrationTests.Migrate(from, to);
         Assert.That((await from.State(), await to.State()), Is.EqualTo(("postmigrate", "running")));
+        await to.WaitForBlocks(DmaTest, 20);
+        await to.AssertMemory(DmaTest);
         Assert.That(await Levels(to), Is.EqualTo(0xfau));
         await to.Out(GpioPort, 0x05);
         await to.Out(GpioPort, 0x05);

@@ -79,13 +79,16 @@ internal sealed class VfioUserVm
     /// <summary>Places the devices' ports and lets them use memory, as firmware and driver do.</summary>
     internal async Task SetUp()
     {
-        for (int i = 0; i < Servers.Length; i++)
-        {
-            Assert.That(await ConfigRead(i, 0), Is.EqualTo(((uint)DeviceId << 16) | VendorId), $"device {i}");
-            await ConfigWrite(i, 0x1c, Ports(i) | 1);
-            await ConfigWrite(i, 0x04, 7);
-            Assert.That(await Read32(i, Id), Is.EqualTo(IdValue));
-        }
+        for (int i = 0; i < Servers.Length; i++) await SetUp(i);
+    }
+
+    /// <summary>As <see cref="SetUp()"/>, one device.</summary>
+    internal async Task SetUp(int device)
+    {
+        Assert.That(await ConfigRead(device, 0), Is.EqualTo(((uint)DeviceId << 16) | VendorId), $"device {device}");
+        await ConfigWrite(device, 0x1c, Ports(device) | 1);
+        await ConfigWrite(device, 0x04, 7);
+        Assert.That(await Read32(device, Id), Is.EqualTo(IdValue));
     }
 
     /// <summary>Lets a device write numbered blocks into its part of memory.</summary>
