@@ -61,6 +61,9 @@ internal static partial class LibC
     [LibraryImport(Library, SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     internal static partial int chmod(string path, uint mode);
 
+    [LibraryImport(Library, SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    internal static partial int link(string path, string newPath);
+
     [LibraryImport(Library, SetLastError = true)]
     internal static partial uint umask(uint mask);
 

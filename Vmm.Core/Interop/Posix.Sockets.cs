@@ -46,11 +46,14 @@ internal static partial class Posix
         return bytes;
     }
 
-    /// <summary>Builds a sockaddr_un; at most 107 bytes of path (108 with the terminator).</summary>
+    /// <summary>Longest path of a UNIX socket; 108 with the terminator.</summary>
+    internal const int MaxUnixPathBytes = 107;
+
+    /// <summary>Builds a sockaddr_un; at most <see cref="MaxUnixPathBytes"/> of path.</summary>
     internal static byte[] UnixAddress(string path)
     {
         byte[] name = Encoding.UTF8.GetBytes(path);
-        if (name.Length is 0 or > 107) throw new ConfigurationException($"UNIX socket path '{path}' must have 1 to 107 bytes, it has {name.Length}");
+        if (name.Length is 0 or > MaxUnixPathBytes) throw new ConfigurationException($"UNIX socket path '{path}' must have 1 to {MaxUnixPathBytes} bytes, it has {name.Length}");
         byte[] bytes = new byte[2 + name.Length + 1];
         bytes[0] = AF_UNIX;
         name.CopyTo(bytes, 2);

@@ -205,5 +205,8 @@ internal static partial class Posix
 
     internal static Errno Chmod(string path, uint mode) => LibC.chmod(path, mode) == 0 ? Errno.None : LastError;
 
+    /// <summary>Gives a file a second name; EEXIST when that is taken.</summary>
+    internal static Errno Link(string path, string newPath) => LibC.link(path, newPath) == 0 ? Errno.None : LastError;
+
     internal static bool ProcessExists(int pid) => LibC.kill(pid, 0) == 0 || LastError == Errno.EPERM;
 }

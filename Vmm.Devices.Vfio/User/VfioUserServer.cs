@@ -1,4 +1,5 @@
 using Microsoft.Extensions.Logging;
+using System.Text;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Threading;
@@ -57,21 +58,8 @@ public sealed class VfioUserServer : IDisposable
         ArgumentNullException.ThrowIfNull(path);
         byte[] address = Posix.UnixAddress(path);
         RemoveStale(path, address);
-        OwnedFd listener = Posix.Socket(Posix.AF_UNIX);
-        Errno errno = Posix.Bind(listener, address);
-        if (errno == Errno.None)
-        {
-            // Before listen nobody can connect, so there is no moment in which others could.
-            errno = Posix.Chmod(path, OwnerOnly);
-            if (errno == Errno.None) errno = Posix.Listen(listener, 1);
-            if (errno != Errno.None) File.Delete(path);
-        }
-        if (errno != Errno.None)
-        {
-            listener.Dispose();
-            throw Posix.Error($"vfio-user '{path}': listen", errno);
-        }
-        (_listener, _path) = (listener, path);
+        _listener = Listener(path, address);
+        _path = path;
         VfioUserLog.Listening(_options.Logger, path, _device.Backend.TypeName);
         Completed = WorkerThread.Run("vfu-server", AcceptLoop);
     }
@@ -117,6 +105,29 @@ public sealed class VfioUserServer : IDisposable
         Task.WaitAny(Completed);
         _device.Dispose();
         _wake.Dispose();
+    }
+
+    /// <summary>
+    /// A socket whose file has its name only when it takes connections: clients wait for the file and connect at once, libvfio-user's sample among them.
+    /// </summary>
+    private static OwnedFd Listener(string path, byte[] address)
+    {
+        string early = Path.Combine(Path.GetDirectoryName(path) ?? "", "." + Path.GetRandomFileName());
+        bool fits = Encoding.UTF8.GetByteCount(early) <= Posix.MaxUnixPathBytes;
+        if (!fits) early = path;
+        OwnedFd listener = Posix.Socket(Posix.AF_UNIX);
+        Errno errno = Posix.Bind(listener, fits ? Posix.UnixAddress(early) : address);
+        if (errno == Errno.None)
+        {
+            // Before listen nobody can connect, so there is no moment in which others could.
+            errno = Posix.Chmod(early, OwnerOnly);
+            if (errno == Errno.None) errno = Posix.Listen(listener, 1);
+            if (errno == Errno.None && fits) errno = Posix.Link(early, path);
+            if (errno != Errno.None || fits) File.Delete(early);
+        }
+        if (errno == Errno.None) return listener;
+        listener.Dispose();
+        throw Posix.Error($"vfio-user '{path}': listen", errno);
     }
 
     private static void RemoveStale(string path, byte[] address)

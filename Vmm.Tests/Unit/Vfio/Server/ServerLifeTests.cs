@@ -69,6 +69,44 @@ internal sealed class ServerLifeTests
     }
 
     [Test]
+    public void S59_AClientThatWaitsForTheFileIsNeverRefused([Values] bool isLong)
+    {
+        using var folder = new TempDirectory();
+        string path = folder[isLong ? new string('p', Posix.MaxUnixPathBytes - folder.Path.Length - 1) : "device"];
+        for (int i = 0; i < 100; i++)
+        {
+            using var fake = new FakeVfioUserBackend();
+            using var server = new VfioUserServer(fake);
+            Task<Errno> client = Task.Run(() =>
+            {
+                while (!Path.Exists(path)) Thread.SpinWait(1);
+                using OwnedFd fd = Posix.Socket(Posix.AF_UNIX);
+                return Posix.Connect(fd, Posix.UnixAddress(path), null, 1000);
+            });
+            server.Listen(path);
+            Assert.That(client.Wait(s_deadline));
+            Assert.That(client.Result, Is.EqualTo(Errno.None), $"attempt {i}");
+        }
+        Assert.That(Directory.GetFileSystemEntries(folder.Path), Is.Empty);
+    }
+
+    [Test]
+    public void S59_ADeepFolderThatLeavesRoomForNoOtherNameWorks()
+    {
+        using var folder = new TempDirectory();
+        string deep = folder[new string('d', Posix.MaxUnixPathBytes - folder.Path.Length - 3)];
+        Directory.CreateDirectory(deep);
+        using var fake = new FakeVfioUserBackend();
+        using (var server = new VfioUserServer(fake))
+        {
+            server.Listen(Path.Combine(deep, "s"));
+            using RawVfioUserClient client = Dial(Path.Combine(deep, "s"));
+            client.Negotiate();
+        }
+        Assert.That(Directory.GetFileSystemEntries(deep), Is.Empty);
+    }
+
+    [Test]
     public void OnceEndsAfterTheFirstClientThatAgreedOnAVersion()
     {
         using var folder = new TempDirectory();
