@@ -15,6 +15,7 @@ internal static class LabMain
 {
     public static int Main(string[] arguments)
     {
+        if (LabOtherProcess.Run(arguments) is { } code) return code;
         using var records = new StreamWriter(arguments[0]) { AutoFlush = true };
         // NUnit replaces Console.Out.
         using var console = new StreamWriter(Console.OpenStandardOutput()) { AutoFlush = true };

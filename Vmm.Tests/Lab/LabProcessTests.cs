@@ -42,20 +42,6 @@ public sealed class LabProcessTests(bool iommufd) : LabFixture
         Assert.That(With(destination.Path, LabMemory.Read), Is.EqualTo(expected));
     }
 
-    [Test]
-    public void Spec1_7_StateThatAProcessLeftBehindIsFoundAndLeft()
-    {
-        using (var lab = new LabVfio())
-        {
-            KernelVfioDeviceIo left = lab.Open(LabVfio.Mtty1, iommufd);
-            Assert.That(left.SetMigrationState(VfioDeviceState.PreCopy, out IVfioMigrationData? data), Is.EqualTo(Core.Errors.Errno.None));
-            data!.Dispose();
-        }
-        using var next = new LabVfio();
-        KernelVfioDeviceIo found = next.Open(LabVfio.Mtty1, iommufd);
-        Assert.That((found.StateAtOpen, found.GetMigrationState(out VfioDeviceState state), state), Is.EqualTo(((VfioDeviceState?)VfioDeviceState.PreCopy, Core.Errors.Errno.None, VfioDeviceState.Running)));
-    }
-
     private async Task Move(string[] source, string[] destination)
     {
         await using var vmm = new VmmCommands { StartDeadline = s_deadline };

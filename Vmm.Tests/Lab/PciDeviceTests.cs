@@ -17,8 +17,6 @@ namespace Vmm.Tests.Lab;
 [TestFixture(true, TestName = "Pci(iommufd)")]
 public sealed class PciDeviceTests(bool iommufd) : LabFixture
 {
-    private const uint Identification = 0x010000ed;
-    private const ulong RaiseInterrupt = 0x60, DmaSource = 0x80, DmaDestination = 0x88, DmaCount = 0x90, DmaCommand = 0x98, Buffer = 0x40000;
     private LabVfio _lab = null!;
     private KernelVfioDeviceIo _edu = null!;
 
@@ -27,8 +25,7 @@ public sealed class PciDeviceTests(bool iommufd) : LabFixture
     {
         _lab = new LabVfio();
         _edu = _lab.Open(LabVfio.Edu, iommufd);
-        // Memory and bus master.
-        Assert.That(_edu.RegionWrite(VfioPciRegion.Config, 4, [6, 0]), Is.EqualTo(Errno.None));
+        new LabEdu(_edu).Enable();
     }
 
     [TearDown]
@@ -46,8 +43,8 @@ public sealed class PciDeviceTests(bool iommufd) : LabFixture
         using MappedRegion? mapped = _edu.MapArea(0, bar.Areas[0]);
         byte[] called = new byte[4];
         Assert.That(_edu.RegionRead(0, 0, called), Is.EqualTo(Errno.None));
-        Assert.That(BinaryPrimitives.ReadUInt32LittleEndian(called), Is.EqualTo(Identification));
-        Assert.That(BinaryPrimitives.ReadUInt32LittleEndian(mapped!.Slice(0, 4)), Is.EqualTo(Identification));
+        Assert.That(BinaryPrimitives.ReadUInt32LittleEndian(called), Is.EqualTo(LabEdu.Identification));
+        Assert.That(BinaryPrimitives.ReadUInt32LittleEndian(mapped!.Slice(0, 4)), Is.EqualTo(LabEdu.Identification));
     }
 
     [Test]
@@ -55,7 +52,7 @@ public sealed class PciDeviceTests(bool iommufd) : LabFixture
     {
         using OwnedFd fd = Posix.EventFd();
         Assert.That(_edu.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger, VfioPciIrq.Msi, 0, 1), [], [fd]), Is.EqualTo(Errno.None));
-        Write(RaiseInterrupt, 1, 4);
+        new LabEdu(_edu).Raise();
         Assert.That(Posix.Poll(fd, Posix.POLLIN, null, 10_000, out _), Is.EqualTo(Posix.POLLIN));
     }
 
@@ -64,8 +61,7 @@ public sealed class PciDeviceTests(bool iommufd) : LabFixture
     {
         byte[] sent = [.. Enumerable.Range(1, 64).Select(static i => (byte)i)];
         sent.CopyTo(_lab.Ram.Slice(0x1000, 64));
-        Dma(0x1000, Buffer, 64, fromDevice: false);
-        Dma(Buffer, 0x2000, 64, fromDevice: true);
+        new LabEdu(_edu).Copy(0x1000, 0x2000, 64);
         Assert.That(_lab.Ram.ReadOnlySlice(0x2000, 64).ToArray(), Is.EqualTo(sent));
     }
 
@@ -119,25 +115,5 @@ public sealed class PciDeviceTests(bool iommufd) : LabFixture
             new VmOptions { Memory = [new RamBlockOptions { Name = "m", SizeBytes = 1 << 20 }], Devices = [DeviceOptions.Parse($"vfio-pci,id=edu0,sysfsdev={LabVfio.Edu},iommufd={(iommufd ? "on" : "off")}")] },
             static b => b.AddPlugin<VfioPlugin>());
         Assert.That(vm.Vm.Services.GetRequiredService<MigrationBlockers>().Reasons(MigrationMode.Normal), Has.Some.Contains("edu0").And.Some.Contains("migration"));
-    }
-
-    private void Dma(ulong source, ulong destination, ulong count, bool fromDevice)
-    {
-        Write(DmaSource, source, 8);
-        Write(DmaDestination, destination, 8);
-        Write(DmaCount, count, 8);
-        Write(DmaCommand, fromDevice ? 3u : 1u, 8);
-        byte[] command = new byte[8];
-        long deadline = Environment.TickCount64 + 30_000;
-        do Assert.That(_edu.RegionRead(0, DmaCommand, command), Is.EqualTo(Errno.None));
-        while ((command[0] & 1) != 0 && Environment.TickCount64 < deadline);
-        Assert.That(command[0] & 1, Is.Zero, "the transfer ended");
-    }
-
-    private void Write(ulong register, ulong value, int width)
-    {
-        byte[] bytes = new byte[8];
-        BinaryPrimitives.WriteUInt64LittleEndian(bytes, value);
-        Assert.That(_edu.RegionWrite(0, register, bytes.AsSpan(0, width)), Is.EqualTo(Errno.None));
     }
 }

@@ -10,19 +10,22 @@ internal static class Uart
 
     /// <summary>Sets registers of both ports and leaves five bytes in each FIFO.</summary>
     /// <returns>What <see cref="Observe"/> will find.</returns>
-    internal static byte[] Change(IVfioDeviceIo device)
+    internal static byte[] Change(IVfioDeviceIo device) => Change(device, 0);
+
+    /// <summary>As <see cref="Change(IVfioDeviceIo)"/>, with other values for another seed.</summary>
+    internal static byte[] Change(IVfioDeviceIo device, int seed)
     {
         var expected = new List<byte>();
         for (uint port = 0; port < 2; port++)
         {
             Drain(device, port);
             Write(device, port, FifoControl, 0xc1);
-            byte[] registers = [(byte)(port + 3), (byte)(0x0b - port), (byte)(0x5a + port)];
+            byte[] registers = [(byte)(port + 3), (byte)(0x0b - port), (byte)(0x5a + port + seed)];
             Write(device, port, LineControl, registers[0]);
             Write(device, port, ModemControl, registers[1]);
             Write(device, port, Scratch, registers[2]);
             Write(device, port, InterruptEnable, 0);
-            byte[] sent = [.. "hello"u8.ToArray().Select(b => (byte)(b + port))];
+            byte[] sent = [.. "hello"u8.ToArray().Select(b => (byte)(b + port + seed))];
             foreach (byte b in sent) Write(device, port, Data, b);
             expected.AddRange([.. registers, .. sent]);
         }

@@ -19,6 +19,7 @@ internal sealed partial class StreamParser
     private readonly StreamDocument _document;
     private readonly QemuFileReader _f;
     private readonly StateReader _states;
+    private readonly VfioSectionReader _vfio;
     private readonly Dictionary<uint, BoundSection> _sections = [];
     private readonly HashSet<(string, uint)> _fullSeen = [];
     private readonly Dictionary<(string, long), Queue<DescribedDevice>> _devices = [];
@@ -39,6 +40,7 @@ internal sealed partial class StreamParser
         _options = options;
         _document = new StreamDocument(name, file.LengthBytes);
         _f = new QemuFileReader(file);
+        _vfio = new VfioSectionReader(_f);
         _states = new StateReader(_f, (offset, message) => Violation(offset, message));
     }
 
@@ -214,8 +216,13 @@ internal sealed partial class StreamParser
     {
         if (entry.Kind != StreamEntryKind.Full)
         {
+            if (VfioSectionReader.Knows(section.IdStr))
+            {
+                entry.Fields = _vfio.Read();
+                return;
+            }
             if (section.IdStr != RamConstants.IdStr)
-                throw _f.Bad("body of an iterable", "'ram', the only one whose form is known", $"'{section.IdStr}'; nothing after offset 0x{_f.Position:x} can be read");
+                throw _f.Bad("body of an iterable", "'ram' or 'PATH/vfio', whose forms are known", $"'{section.IdStr}'; nothing after offset 0x{_f.Position:x} can be read");
             if (section.Version != RamConstants.VersionId) Violation(entry.Offset, $"version {section.Version}, {RamConstants.VersionId} is expected");
             _ram ??= new RamSectionReader(_f, _file, _document, _options, Report) { Layout = _layout };
             _ram.Read(entry);
@@ -306,7 +313,7 @@ internal sealed partial class StreamParser
 
     private void Finish()
     {
-        if (_states.IsShortened) Note(0, $"fields after the first {WireLimits.ViewerFields} are left out (WireLimits.ViewerFields)");
+        if (_states.IsShortened || _vfio.IsShortened) Note(0, $"fields after the first {WireLimits.ViewerFields} are left out (WireLimits.ViewerFields)");
         if (_ram is { IsShortened: true }) Note(0, $"pages after the first {WireLimits.ViewerPages} are not listed (WireLimits.ViewerPages)");
         if (_document.IsComplete) return;
         if (_open is not null) Close(_open);

@@ -286,14 +286,21 @@ static long lab_ioctl(struct vfio_device *vdev, unsigned int command, unsigned l
 		info.count = 0;
 		return copy_to_user(user, &info, sizeof(info)) ? -EFAULT : 0;
 	}
-	case VFIO_DEVICE_RESET:
+	case VFIO_DEVICE_RESET: {
+		long ret = 0;
+
 		mutex_lock(&lab->lock);
-		if (lab->is_v1)
+		if (lab->refuse_reset) {
+			lab->refuse_reset--;
+			ret = -EIO;
+		} else if (lab->is_v1) {
 			lab_v1_reset(lab);
-		else
+		} else {
 			lab_v2_reset(lab);
+		}
 		mutex_unlock(&lab->lock);
-		return 0;
+		return ret;
+	}
 	default:
 		return -ENOTTY;
 	}
@@ -401,7 +408,9 @@ KNOB(data_section_bytes, 16, 1 << 20);
 KNOB(chunk_bytes, 0, 1 << 20);
 KNOB(delay_us, 0, 10000000);
 KNOB(precopy_bytes, 0, 1 << 16);
-KNOB(enomsg, 0, 1);
+KNOB(enomsg, 0, 2);
+KNOB(refuse_reset, 0, 100);
+KNOB(dma_log_errno, 0, MAX_ERRNO);
 KNOB(reinit, 0, 15);
 
 static ssize_t state_bytes_show(struct device *dev, struct device_attribute *attr, char *buf)
@@ -463,6 +472,49 @@ static ssize_t refuse_v1_store(struct device *dev, struct device_attribute *attr
 }
 static DEVICE_ATTR_WO(refuse_v1);
 
+static ssize_t data_size_store(struct device *dev, struct device_attribute *attr, const char *buf, size_t count)
+{
+	struct lab_device *lab = dev_get_drvdata(dev);
+	u64 value;
+	int ret = kstrtou64(buf, 0, &value);
+
+	if (ret)
+		return ret;
+	mutex_lock(&lab->lock);
+	lab->data_size_told = value;
+	lab->tells_data_size = true;
+	mutex_unlock(&lab->lock);
+	return count;
+}
+static DEVICE_ATTR_WO(data_size);
+
+/* Looked at when the device is opened. */
+static ssize_t dma_log_store(struct device *dev, struct device_attribute *attr, const char *buf, size_t count)
+{
+	struct lab_device *lab = dev_get_drvdata(dev);
+	bool on;
+	int ret = kstrtobool(buf, &on);
+
+	if (ret)
+		return ret;
+	mutex_lock(&lab->lock);
+	lab->vdev.log_ops = on ? &lab_log_ops : NULL;
+	mutex_unlock(&lab->lock);
+	return count;
+}
+static DEVICE_ATTR_WO(dma_log);
+
+static ssize_t broken_store(struct device *dev, struct device_attribute *attr, const char *buf, size_t count)
+{
+	struct lab_device *lab = dev_get_drvdata(dev);
+
+	mutex_lock(&lab->lock);
+	lab_v2_break(lab);
+	mutex_unlock(&lab->lock);
+	return count;
+}
+static DEVICE_ATTR_WO(broken);
+
 static ssize_t log_show(struct device *dev, struct device_attribute *attr, char *buf)
 {
 	struct lab_device *lab = dev_get_drvdata(dev);
@@ -488,7 +540,8 @@ static DEVICE_ATTR_RW(log);
 
 static struct attribute *lab_attrs[] = {
 	&dev_attr_state_bytes.attr, &dev_attr_data_section_bytes.attr, &dev_attr_chunk_bytes.attr, &dev_attr_delay_us.attr, &dev_attr_precopy_bytes.attr,
-	&dev_attr_enomsg.attr, &dev_attr_reinit.attr, &dev_attr_refuse.attr, &dev_attr_refuse_v1.attr, &dev_attr_log.attr, NULL,
+	&dev_attr_enomsg.attr, &dev_attr_reinit.attr, &dev_attr_refuse.attr, &dev_attr_refuse_v1.attr, &dev_attr_log.attr,
+	&dev_attr_refuse_reset.attr, &dev_attr_data_size.attr, &dev_attr_dma_log.attr, &dev_attr_dma_log_errno.attr, &dev_attr_broken.attr, NULL,
 };
 static const struct attribute_group lab_group = { .name = "lab", .attrs = lab_attrs };
 static const struct attribute_group *lab_groups[] = { &lab_group, NULL };

@@ -86,7 +86,7 @@ static ssize_t stream_read(struct file *file, char __user *to, size_t count, lof
 				ret = -EFAULT;
 			else
 				stream->at += ret;
-		} else if (count && in_precopy(lab) && lab->enomsg) {
+		} else if (count && (in_precopy(lab) ? lab->enomsg : lab->enomsg == 2)) {
 			ret = -ENOMSG;
 		}
 	}
@@ -247,6 +247,10 @@ static struct file *set_state(struct vfio_device *vdev, enum vfio_device_mig_sta
 	struct file *file = NULL;
 
 	mutex_lock(&lab->lock);
+	if (lab->mig_state == VFIO_DEVICE_STATE_ERROR) {
+		mutex_unlock(&lab->lock);
+		return ERR_PTR(-EIO);
+	}
 	while (lab->mig_state != target) {
 		enum vfio_device_mig_state next;
 		int ret = vfio_mig_get_next_state(vdev, lab->mig_state, target, &next);
@@ -277,15 +281,45 @@ static int get_state(struct vfio_device *vdev, enum vfio_device_mig_state *state
 
 static int get_data_size(struct vfio_device *vdev, unsigned long *length)
 {
-	*length = to_lab(vdev)->state_bytes + sizeof(struct lab_record);
+	struct lab_device *lab = to_lab(vdev);
+
+	*length = lab->tells_data_size ? lab->data_size_told : lab->state_bytes + sizeof(struct lab_record);
 	return 0;
 }
+
+/* A device whose memory is written by nobody: a log is always empty. */
+static int log_start(struct vfio_device *vdev, struct rb_root_cached *ranges, u32 nnodes, u64 *page_size)
+{
+	return 0;
+}
+
+static int log_stop(struct vfio_device *vdev)
+{
+	return 0;
+}
+
+static int log_read_and_clear(struct vfio_device *vdev, unsigned long iova, unsigned long length, struct iova_bitmap *dirty)
+{
+	return -(int)to_lab(vdev)->dma_log_errno;
+}
+
+const struct vfio_log_ops lab_log_ops = {
+	.log_start = log_start,
+	.log_stop = log_stop,
+	.log_read_and_clear = log_read_and_clear,
+};
 
 const struct vfio_migration_ops lab_v2_ops = {
 	.migration_set_state = set_state,
 	.migration_get_state = get_state,
 	.migration_get_data_size = get_data_size,
 };
+
+void lab_v2_break(struct lab_device *lab)
+{
+	end_stream(lab);
+	lab->mig_state = VFIO_DEVICE_STATE_ERROR;
+}
 
 void lab_v2_reset(struct lab_device *lab)
 {

@@ -45,7 +45,9 @@ struct lab_device {
 
 	/* knobs */
 	u32 state_bytes, data_section_bytes, chunk_bytes, delay_us, precopy_bytes, enomsg, reinit;
-	u32 refuse_from, refuse_to, refuse_errno, refuse_count, refuse_v1_state, refuse_v1_count;
+	u32 refuse_from, refuse_to, refuse_errno, refuse_count, refuse_v1_state, refuse_v1_count, refuse_reset, dma_log_errno;
+	u64 data_size_told;
+	bool tells_data_size;
 	char *log;
 	size_t log_length;
 
@@ -80,7 +82,9 @@ int lab_load_finish(struct lab_device *lab);
 void lab_load_end(struct lab_device *lab);
 
 extern const struct vfio_migration_ops lab_v2_ops;
+extern const struct vfio_log_ops lab_log_ops;
 void lab_v2_reset(struct lab_device *lab);
+void lab_v2_break(struct lab_device *lab);
 long lab_v2_feature(struct lab_device *lab, u32 flags, size_t argsz);
 
 int lab_v1_open(struct lab_device *lab);

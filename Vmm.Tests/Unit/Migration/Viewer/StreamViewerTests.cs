@@ -41,7 +41,7 @@ public sealed class StreamViewerTests
         yield return Case("id 0 for ram", violation, "section id 0", Stream().RamStart(id: 0).Eof());
         yield return Case("PART unbound", fatal, "the id of a START section, found 9", Stream().RamPart(static _ => { }, id: 9));
         yield return Case("PART after END", violation, "a Part section after its End", Stream().RamStart().RamPart(static _ => { }, type: 3).RamPart(static _ => { }).Eof());
-        yield return Case("unknown iterable", fatal, "'ram', the only one whose form is known, found 'vfio'", Stream().First(1, 5, "vfio", 0, 1).U64(1));
+        yield return Case("unknown iterable", fatal, "'ram' or 'PATH/vfio', whose forms are known, found 'vfio'", Stream().First(1, 5, "vfio", 0, 1).U64(1));
         yield return Case("ram version", violation, "version 3, 4 is expected", Stream().First(1, 1, "ram", 0, 3).U64(4).U64(0x10).Footer(1).Eof());
         yield return Case("footer id", violation, "footer has id 7, the section has 0", Stream().First(4, 0, "timer", 0, 2).Bytes(new byte[24]).Footer(7).Eof());
         yield return Case("footer mark", fatal, "expected 0x7e, found 0x04",

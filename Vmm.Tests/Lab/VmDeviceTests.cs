@@ -1,0 +1,167 @@
+using Microsoft.Extensions.DependencyInjection;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
+using Vmm.Devices.Vfio;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Migration.State;
+using Vmm.Tests.Support;
+
+namespace Vmm.Tests.Lab;
+
+/// <summary>What a VM makes of real devices: who blocks its migration, and which states stop and start walk through (spec vfio-migration 3.1 to 3.5, 3.8).</summary>
+public sealed class VmDeviceTests : LabFixture
+{
+    private const int Stop = (int)VfioDeviceState.Stop, Running = (int)VfioDeviceState.Running, StopCopy = (int)VfioDeviceState.StopCopy, Resuming = (int)VfioDeviceState.Resuming,
+        RunningP2P = (int)VfioDeviceState.RunningP2P, PreCopy = (int)VfioDeviceState.PreCopy, PreCopyP2P = (int)VfioDeviceState.PreCopyP2P;
+
+    private readonly List<LabDevice> _made = [];
+
+    [TearDown]
+    public void RemoveDevices()
+    {
+        foreach (LabDevice device in _made) device.Dispose();
+        _made.Clear();
+    }
+
+    [Test]
+    public void Spec3_1_EnableMigrationOffBlocksADeviceThatCould()
+    {
+        using TestVm vm = Vm($"sysfsdev={LabVfio.Mtty1},enable-migration=off");
+        Assert.That(Blockers(vm), Has.Some.Contains("d0").And.Some.Contains("enable-migration"));
+    }
+
+    [Test]
+    public void Spec3_1_EnableMigrationOnRefusesADeviceThatCannot() =>
+        Assert.That(() => Vm($"sysfsdev={LabVfio.Edu},enable-migration=on"), Throws.InstanceOf<VmmException>().With.Message.Contains("enable-migration=on"));
+
+    [Test]
+    public void Spec3_1_ABlockedDeviceBlocksNormalMigrationOnly()
+    {
+        using TestVm vm = Vm($"sysfsdev={LabVfio.Edu}");
+        Assert.That(Blockers(vm), Is.Not.Empty);
+        Assert.That(vm.Vm.Services.GetRequiredService<MigrationBlockers>().Reasons(MigrationMode.CprTransfer), Is.Empty);
+    }
+
+    [TestCase(false, 0)]
+    [TestCase(true, 1)]
+    public void Spec3_1_WithoutAnyLogOfItsDmaADeviceBlocksUnlessAskedFor(bool iommufd, int blockers)
+    {
+        string device = $"sysfsdev={LabVfio.Mtty1},x-device-dirty-page-tracking=off,iommufd={(iommufd ? "on" : "off")}";
+        using (TestVm vm = Vm(device)) Assert.That(Blockers(vm).Count(), Is.EqualTo(blockers), "type1 has a log, an emulated IOMMU under iommufd has none");
+        using (TestVm vm = Vm($"{device},enable-migration=on")) Assert.That(Blockers(vm), Is.Empty);
+    }
+
+    [TestCase("v2", new[] { RunningP2P, Stop }, new[] { RunningP2P, Running })]
+    [TestCase("v2_noprecopy", new[] { RunningP2P, Stop }, new[] { RunningP2P, Running })]
+    [TestCase("v2_nop2p", new[] { Stop }, new[] { Running })]
+    [TestCase("v2_stopcopy", new[] { Stop }, new[] { Running })]
+    public void Spec3_3_DevicesStopAndStartWithTheVm(string type, int[] stop, int[] start)
+    {
+        LabDevice device = Make(type);
+        using TestVm vm = Vm($"sysfsdev={device.Path},enable-migration=on");
+        vm.Vm.Cont();
+        device["log"] = 0;
+        vm.Vm.Stop();
+        vm.Vm.Stop();
+        Assert.That(device.States, Is.EqualTo(stop));
+        device["log"] = 0;
+        vm.Vm.Cont();
+        vm.Vm.Cont();
+        Assert.That(device.States, Is.EqualTo(start));
+    }
+
+    [TestCase("v2", new[] { PreCopy, PreCopyP2P, StopCopy, Stop })]
+    [TestCase("v2_nop2p", new[] { PreCopy, StopCopy, Stop })]
+    [TestCase("v2_noprecopy", new[] { RunningP2P, Stop, StopCopy, Stop })]
+    [TestCase("v2_stopcopy", new[] { Stop, StopCopy, Stop })]
+    public async Task Spec3_4_TheSourceWalksTheStatesOfItsFlags(string type, int[] walked)
+    {
+        (LabDevice from, LabDevice to) = (Make(type), Make(type));
+        using var pair = new LabPair(true, [from.Path], [to.Path]);
+        foreach (LabDevice device in _made) device["log"] = 0;
+        await pair.MigrateWell();
+        Assert.That(from.States, Is.EqualTo(walked), "without PRE_COPY it runs until the switchover, and it is stopped again after it");
+    }
+
+    [Test]
+    public async Task Spec3_4_ADeviceThatIsStoppedIsNotStartedToBeRead()
+    {
+        (LabDevice from, LabDevice to) = (Make("v2"), Make("v2"));
+        using var pair = new LabPair(true, [from.Path], [to.Path]);
+        byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 21);
+        pair.Source.Vm.Stop();
+        from["log"] = 0;
+        (MigrationStatus source, MigrationStatus destination) = await pair.Migrate();
+        Assert.That((source, destination), Is.EqualTo((MigrationStatus.Completed, MigrationStatus.Completed)), pair.Reasons);
+        Assert.That(from.States, Is.EqualTo((int[])[StopCopy, Stop]));
+        Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+    }
+
+    [TestCase("0")]
+    [TestCase("1")]
+    public async Task Spec3_4_ADeviceThatMisjudgesItsSizeMovesAllTheSame(string told)
+    {
+        (LabDevice from, LabDevice to) = (Make("v2"), Make("v2"));
+        from["data_size"] = told;
+        using var pair = new LabPair(true, [from.Path], [to.Path]);
+        byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 22);
+        await pair.MigrateWell();
+        Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+    }
+
+    [TestCase("v2", new[] { RunningP2P, Running })]
+    [TestCase("v2_stopcopy", new[] { Running })]
+    public async Task Spec3_5_TheDestinationLoadsStoppedIsCheckedAndThenStarts(string type, int[] start)
+    {
+        (LabDevice from, LabDevice to) = (Make(type), Make(type));
+        using var pair = new LabPair(true, [from.Path], [to.Path]);
+        await pair.MigrateWell();
+        int[] states = [.. to.States];
+        int resuming = Array.IndexOf(states, Resuming);
+        Assert.That(states.Skip(resuming), Is.EqualTo((int[])[Resuming, Stop, .. start]));
+        Assert.That(states.Take(resuming), Has.None.EqualTo(StopCopy).And.None.EqualTo(PreCopy));
+    }
+
+    [Test]
+    public async Task Spec3_6_AFirstPartThatAppearsAgainIsAcknowledgedAgain()
+    {
+        (LabDevice from, LabDevice to) = (Make("v2"), Make("v2"));
+        from["reinit"] = 2;
+        using var pair = new LabPair(true, [from.Path], [to.Path]);
+        foreach (IMigrationEngine engine in (IMigrationEngine[])[pair.Source.Engine, pair.Destination.Engine])
+            engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.SwitchoverAck, true)]);
+        byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 23);
+        await pair.MigrateWell();
+        Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+    }
+
+    [Test]
+    public async Task Spec3_8_EachChangeOfStateIsAnEventAndDataAreCounted([Values] bool iommufd)
+    {
+        using var pair = new LabPair(iommufd, [LabVfio.Mtty1], [LabVfio.Mtty2], ",migration-events=on");
+        var events = new List<string?>();
+        pair.Source.Vm.Events.Raised += e =>
+        {
+            lock (events)
+                if (e.Name == "VFIO_MIGRATION") events.Add(e.Data.Single(static d => d.Key == "device-state").Value?.ToString());
+        };
+        await pair.MigrateWell();
+        Assert.That(events, Is.EqualTo((string[])["pre-copy", "pre-copy-p2p-prepare", "pre-copy-p2p", "stop-copy", "stop"]));
+        Assert.That(pair.Source.Engine.Query().VfioTransferredBytes, Is.EqualTo(96), "24 bytes in PRE_COPY, 72 in STOP_COPY");
+    }
+
+    private static IEnumerable<string> Blockers(TestVm vm) => vm.Vm.Services.GetRequiredService<MigrationBlockers>().Reasons(MigrationMode.Normal);
+
+    private static TestVm Vm(string device) => new(
+        new VmOptions { Memory = [new RamBlockOptions { Name = "m", SizeBytes = 1 << 20 }], Devices = [DeviceOptions.Parse($"vfio-pci,id=d0,{device}")] },
+        static b => b.AddPlugin<VfioPlugin>());
+
+    private LabDevice Make(string type)
+    {
+        var device = new LabDevice(type);
+        _made.Add(device);
+        return device;
+    }
+}
