@@ -12,6 +12,9 @@ public partial class HouseTests
     private static readonly string s_root = FindRoot();
     private static readonly string[] s_products = ["Vmm.Core", "Vmm.Migration", "Vmm.Devices.Vfio"];
 
+    /// <summary>Top folder of the sources.</summary>
+    internal static string Root => s_root;
+
     /// <summary>Inside Core a folder may use those before it in this list (style 3.1); folders of one entry may use each other.</summary>
     private static readonly string[][] s_coreLayers =
     [

@@ -32,7 +32,7 @@ lab_watch() {
 }
 
 lab_test() { # [FILTER]
-  local filter=${1:-} hung='' results=${VMM_LAB_RESULTS:-}; work=$(mktemp -d)
+  local filter=${1:-}; work=$(mktemp -d)
   dotnet build "$here/../../Vmm.Tests" -c Release -v quiet -nologo -clp:ErrorsOnly >&2 || fail "the tests do not build"
   mkdir -p "$work/app/app"
   tar -C "$here/../../Vmm.Tests/bin/Release/net10.0" --exclude='*.xml' --exclude='./runtimes' --exclude='Microsoft.VisualStudio*' --exclude='Microsoft.TestPlatform*' -c . | tar -C "$work/app/app" -x
@@ -46,6 +46,11 @@ T
   chmod 755 "$work/app/test"
   pack "$work/app" "$work/app.cpio"; rm -rf "$work/app"
   cat "$lab"/{base,dotnet}.cpio $(ls "$lab/peer.cpio" 2>/dev/null) "$work/app.cpio" > "$work/initrd"; rm "$work/app.cpio"
+  lab_run "$filter"
+}
+
+lab_run() { # [FILTER]: boots $work/initrd and reports
+  local filter=${1:-} hung='' results=${VMM_LAB_RESULTS:-}
   : > "$work/console"; : > "$work/records"
   lab_qemu "$work/initrd" -serial "file:$work/console" -serial "file:$work/records" 2> "$work/qemu.err" & pid=$!
   lab_watch "$work/console" "$pid" || hung=1
@@ -55,5 +60,5 @@ T
   elif ! grep -q '^LAB-RC=' "$work/console"; then
     echo "$me: the guest ended before its tests did; the console's end:" >&2; tail -n 25 "$work/console" "$work/qemu.err" >&2
   fi
-  python3 "$here/report" "$work/records" ${results:+"$results"}
+  python3 "$here/report" $([ -n "$filter" ] || echo --all) "$work/records" ${results:+"$results"}
 }

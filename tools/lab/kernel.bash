@@ -15,7 +15,7 @@ fetch_kernel() { # WORK: downloads and unpacks image, headers, sources and the f
   printf 'deb [signed-by=%s] %s\n' "$keyring" "$security $suite main" "$keyring" "$mirror bookworm main" | new_root "$work/apt"
   apt_in "$work/apt" apt-get -qq update >&2 || fail "cannot read the package lists of $suite"
   release=$(apt_in "$work/apt" apt-cache depends "$meta" 2>/dev/null | sed -n 's/^ *Depends: linux-image-//p')
-  [ -n "$release" ] || fail "$suite has no $meta any more: choose another suite and kernel in tools/lab/build.bash"
+  [ -n "$release" ] || fail "$suite has no $meta any more: choose another suite and kernel in tools/lab/kernel.bash"
   base=${release%-cloud-amd64}
   version=$(apt_in "$work/apt" apt-cache policy "linux-image-$release" | sed -n 's/^ *Candidate: //p')
   mkdir -p "$work/deb" "$work/k"
