@@ -213,6 +213,9 @@ public interface ILoadStateBuffer
     /// <summary>The source has stopped its VM. BQL: held.</summary>
     void SwitchoverStart();
 
+    /// <summary>The channels have ended: what is missing now will never come. Any thread.</summary>
+    void NoMoreBuffers();
+
     /// <summary>Waits until all buffers are loaded, and takes the BQL for what needs it at the end. BQL: not held. Throws what went wrong.</summary>
     /// <param name="cancel">The load is being given up.</param>
     void WaitLoaded(CancellationToken cancel);

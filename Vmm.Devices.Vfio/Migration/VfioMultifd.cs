@@ -54,6 +54,9 @@ internal sealed class VfioMultifd(VfioSection section, VfioMigration migration) 
         _loader = WorkerThread.Run($"vfio_load_{migration.Id}", () => Load(buffers));
     }
 
+    /// <summary>Nothing comes any more; what waits is still loaded.</summary>
+    internal void EndInput() => _buffers?.Abort(new StreamTruncatedException($"the channels ended before the last packet of device '{migration.Id}'"));
+
     internal void Wait(CancellationToken cancel)
     {
         if (_buffers is null) return;

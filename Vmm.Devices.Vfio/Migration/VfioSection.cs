@@ -115,6 +115,8 @@ internal sealed class VfioSection : ISaveState, ISaveSetup, ISaveLive, ISaveComp
 
     public void SwitchoverStart() => _multifd.Start();
 
+    public void NoMoreBuffers() => _multifd.EndInput();
+
     public void WaitLoaded(CancellationToken cancel) => _multifd.Wait(cancel);
 
     public void LoadState(QemuFileReader f, int versionId)

@@ -119,6 +119,23 @@ internal sealed class SocketChannel : IDescriptorChannel
     /// <summary>Waits for the first byte or the end; used before anything is known of the peer.</summary>
     internal bool WaitReadable(int timeoutMs) => Posix.Poll(_fd, Posix.POLLIN, null, timeoutMs, out _) != 0;
 
+    /// <summary>Looks at the first bytes without taking them.</summary>
+    /// <returns>False when they do not come in time.</returns>
+    internal bool PeekFirst(Span<byte> bytes, int timeoutMs)
+    {
+        long start = Stopwatch.GetTimestamp();
+        while (true)
+        {
+            int left = timeoutMs - (int)Stopwatch.GetElapsedTime(start).TotalMilliseconds;
+            if (left <= 0 || Posix.Poll(_fd, Posix.POLLIN, null, left, out _) == 0) return false;
+            int n = Posix.Receive(_fd, bytes, Posix.MSG_PEEK | Posix.MSG_DONTWAIT, out Errno errno);
+            if (n == bytes.Length) return true;
+            if (n == 0 || (n < 0 && errno != Errno.EAGAIN)) return false;
+            // A part of them: poll says readable from the first byte on, so it only passes the time here.
+            Posix.Poll(_fd, 0, null, 1, out _);
+        }
+    }
+
     /// <summary>After the last byte was written: ends our direction and waits for the peer to end its own.</summary>
     internal PeerEnd WaitPeerEnd(TimeSpan timeout)
     {

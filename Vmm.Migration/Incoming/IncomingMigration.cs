@@ -5,6 +5,7 @@ using Vmm.Core.RunStates;
 using Vmm.Core.Wire;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Diagnostics;
+using Vmm.Migration.Multifd;
 using Vmm.Migration.State;
 using Vmm.Migration.Stream;
 
@@ -16,7 +17,8 @@ namespace Vmm.Migration.Incoming;
 /// </summary>
 /// <param name="context">The VM.</param>
 /// <param name="channel">Where the stream comes from; owned.</param>
-internal sealed class IncomingMigration(MigrationContext context, IMigrationChannel channel) : IDisposable
+/// <param name="dataChannels">Channels of multifd; owned, perhaps none.</param>
+internal sealed class IncomingMigration(MigrationContext context, IMigrationChannel channel, IReadOnlyList<IMigrationChannel> dataChannels) : IDisposable
 {
     /// <summary>A peer that connects must say who it is within this time, or the next one gets its turn.</summary>
     private const int FirstByteTimeoutMs = 10_000;
@@ -37,7 +39,11 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
 
     internal void Abort(Exception reason) => _latch.Set(reason);
 
-    public void Dispose() => channel.Dispose();
+    public void Dispose()
+    {
+        channel.Dispose();
+        foreach (IMigrationChannel data in dataChannels) data.Dispose();
+    }
 
     internal MigrationStatus Run()
     {
@@ -65,9 +71,12 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     {
         context.Rehearsal.Wait();
         var f = new QemuFileReader(channel);
+        MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Ram, context.Vm.SaveVm, context.Vm.Uuid, _latch);
+        context.Ram.WaitSync = receiver is null ? null : receiver.WaitSync;
         context.GlobalState.ClearReceived();
         var reader = new SectionReader(MachineView.Of(context.Vm), f, context.Compat, context.Capabilities.IsOn(MigrationCapability.ValidateUuid))
         {
+            UsesLoadBuffers = receiver is not null,
             SwitchoverAck = context.Capabilities.IsOn(MigrationCapability.SwitchoverAck),
             OpenReturnPath = channel.IsBidirectional ? () => new ReturnPathWriter(channel) : null,
             OnSwitchover = () =>
@@ -82,7 +91,9 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             _phase = "ram";
             reader.ReadLeadingCommands();
             reader.LoadSetup();
+            receiver?.Start();
             reader.ReadSections();
+            receiver?.WaitDevices();
             reader.SkipVmDescription();
         }
         catch (Exception e)
@@ -99,6 +110,9 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
         finally
         {
+            context.Ram.WaitSync = null;
+            // Before devices and RAM let go: threads may be giving them data.
+            receiver?.Dispose();
             reader.LoadCleanup();
         }
         return reader;

@@ -28,6 +28,9 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
     /// <summary>The open return path, or null.</summary>
     internal ReturnPathWriter? ReturnPath { get; private set; }
 
+    /// <summary>Devices may take their final state from channels of multifd.</summary>
+    internal bool UsesLoadBuffers { get; init; }
+
     /// <summary>Capability switchover-ack.</summary>
     internal bool SwitchoverAck { get; init; }
 
@@ -72,6 +75,7 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
             {
                 if (entry.Handlers?.Load is not { } load) continue;
                 _setUp.Add(entry);
+                if (entry.Handlers.LoadBuffer is { } buffers) buffers.UsesLoadBuffers = UsesLoadBuffers;
                 load.LoadSetup(f);
                 if (entry.Handlers.SwitchoverAck is not { } ack) continue;
                 ack.SwitchoverApproved = SwitchoverAck ? Approved : null;

@@ -178,14 +178,20 @@ internal sealed partial class OutgoingMigration
             }
             _phase = "complete";
             long at = Stopwatch.GetTimestamp();
-            if (_context.Compat.SendSwitchoverStart) dispatcher.WriteCommand(MigCommand.SwitchoverStart);
+            if (_context.Compat.SendSwitchoverStart || dispatcher.UsesThreads) dispatcher.WriteCommand(MigCommand.SwitchoverStart);
             dispatcher.CompleteIterables();
+            // After the END sections: with them the last registers have been read.
+            if (_sender is { } sender) dispatcher.StartThreads(sender, _latch, _cancel.Token);
             ramMs = Ms(at);
             _phase = "device-state";
             at = Stopwatch.GetTimestamp();
             dispatcher.WriteDeviceState();
             dispatcher.WriteEnd();
             stateMs = Ms(at);
+            f.Flush();
+            dispatcher.JoinThreads();
+            _latch.ThrowIfSet();
+            _sender?.Finish();
         }
         finally
         {

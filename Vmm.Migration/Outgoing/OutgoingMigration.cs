@@ -9,6 +9,7 @@ using Vmm.Core.Threading;
 using Vmm.Core.Wire;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Diagnostics;
+using Vmm.Migration.Multifd;
 using Vmm.Migration.State;
 using Vmm.Migration.Stream;
 
@@ -29,6 +30,8 @@ internal sealed partial class OutgoingMigration : IDisposable
     private readonly Lock _endGate = new();
     private readonly bool _returnPath;
     private readonly bool _switchoverAck;
+    private readonly bool _multifd;
+    private MultifdSender? _sender;
     private readonly long _startedAt = Stopwatch.GetTimestamp();
     private IMigrationChannel? _channel;
     private ReturnPathReader? _reader;
@@ -48,6 +51,9 @@ internal sealed partial class OutgoingMigration : IDisposable
         if (wanted && !able)
             throw new ConfigurationException($"capability 'return-path' needs a socket; {address?.ToString() ?? channel!.Name} goes one way") { Hint = "switch return-path off, or use tcp: or unix:" };
         _returnPath = wanted;
+        _multifd = context.Capabilities.IsOn(MigrationCapability.Multifd);
+        if (_multifd && address is not { IsSocket: true }) throw new ConfigurationException("Migration requires multi-channel URIs (e.g. tcp)") { Hint = "switch multifd off, or use tcp: or unix:" };
+        if (_multifd && context.Compat.LegacyDescriptions) throw new ConfigurationException("multifd is not implemented for peers before QEMU 9.0, which synchronise it in another way");
         _switchoverAck = context.Capabilities.IsOn(MigrationCapability.SwitchoverAck);
         _ackRequests = _switchoverAck && context.Compat.LegacySwitchoverAck ? 1 : 0;
         _latch.OnSet(() =>
@@ -107,6 +113,7 @@ internal sealed partial class OutgoingMigration : IDisposable
         try
         {
             _channel ??= MigrationConnector.Connect(_address!, _wake);
+            if (_multifd) ConnectChannels();
             using IDisposable shut = _latch.OnSet(() => _channel.Shutdown(ChannelShutdown.Both));
             f = new QemuFileWriter(_channel);
             Progress.Attach(f);
@@ -128,6 +135,23 @@ internal sealed partial class OutgoingMigration : IDisposable
         return end;
     }
 
+    /// <summary>All to the same address; each sends its first bytes at once, since a destination waits for them (spec 14.2, 14.3).</summary>
+    private void ConnectChannels()
+    {
+        var channels = new List<IMigrationChannel>();
+        try
+        {
+            while (channels.Count < MultifdPacket.Channels) channels.Add(MigrationConnector.Connect(_address!, _wake));
+            _sender = new MultifdSender(channels, _context.Vm.Uuid, _latch, _cancel.Token);
+            _context.Ram.Sender = _sender;
+            Progress.MultifdBytes = () => _sender.Bytes;
+        }
+        finally
+        {
+            if (_sender is null) channels.ForEach(static c => c.Dispose());
+        }
+    }
+
     private void Setup(QemuFileWriter f, SaveDispatcher dispatcher)
     {
         _phase = "setup";
@@ -138,6 +162,7 @@ internal sealed partial class OutgoingMigration : IDisposable
         {
             _context.Vm.DeviceTransfer.Reset();
             _context.Notifiers.Notify(MigrationEvent.PrecopySetup, MigrationMode.Normal);
+            dispatcher.EnableThreads(_sender is not null);
             dispatcher.Prepare();
         }
         dispatcher.WriteHeader();
@@ -186,6 +211,10 @@ internal sealed partial class OutgoingMigration : IDisposable
             Progress.Error = MigrationErrors.From("source", _phase, reason, section);
             machine.TryMoveTo(MigrationStatus.Failing);
         }
+        if (reason is not null) _latch.Set(reason);
+        _context.Ram.Sender = null;
+        dispatcher?.JoinThreads();
+        _sender?.Dispose();
         _latch.Set(reason ?? new OperationCanceledException("the migration has ended"));
         if (reason is null) dispatcher?.Cleanup();
         if (reason is not null && _channel is FileChannel file) file.Abandon();

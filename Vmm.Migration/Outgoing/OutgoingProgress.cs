@@ -27,6 +27,9 @@ internal sealed class OutgoingProgress
 
     internal long TotalMs { get; set; }
 
+    /// <summary>Bytes that went over channels of multifd.</summary>
+    internal Func<long>? MultifdBytes { get; set; }
+
     internal double DrainMs { get; set; }
 
     internal long PendingBytes { get; set; }
@@ -111,6 +114,7 @@ internal sealed class OutgoingProgress
                 DirtySyncCount = ram.SyncCount,
                 PrecopyBytes = precopy,
                 DowntimeBytes = sent - precopy,
+                MultifdBytes = MultifdBytes?.Invoke() ?? 0,
             };
         }
     }

@@ -1,8 +1,11 @@
 using System.Text;
+using Vmm.Core.Channels;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
+using Vmm.Core.Threading;
 using Vmm.Core.Wire;
+using Vmm.Migration.Multifd;
 using Vmm.Migration.State;
 using Vmm.Migration.Stream;
 
@@ -18,6 +21,7 @@ namespace Vmm.Migration.Outgoing;
 internal sealed class SaveDispatcher(MachineView vm, QemuFileWriter f, MigrationCompat compat, bool sendUuid)
 {
     private readonly List<SaveVmEntry> _prepared = [];
+    private readonly List<Task> _threads = [];
     private readonly VmDescJson _devices = new(compat.LegacyDescriptions ? VmDescOptions.Qemu72 : VmDescOptions.Qemu111);
 
     /// <summary>What is being saved, for error records.</summary>
@@ -139,6 +143,45 @@ internal sealed class SaveDispatcher(MachineView vm, QemuFileWriter f, Migration
         return n;
     }
 
+    /// <summary>Some device sends its final state over data channels.</summary>
+    internal bool UsesThreads => Iterables().Any(static e => e.Handlers!.CompleteThread is { UsesCompleteThread: true });
+
+    /// <summary>Tells devices whether there are channels for their final state. BQL: held.</summary>
+    internal void EnableThreads(bool on)
+    {
+        foreach (SaveVmEntry entry in vm.SaveVm.Entries())
+            if (entry.Handlers?.CompleteThread is { } thread) thread.UsesCompleteThread = on;
+    }
+
+    /// <summary>One thread for each device that sends its final state over data channels (QEMU: <c>save_complete_precopy_thread</c>).</summary>
+    internal void StartThreads(MultifdSender sender, FaultLatch latch, CancellationToken cancel)
+    {
+        foreach (SaveVmEntry entry in Iterables())
+        {
+            if (entry.Handlers!.CompleteThread is not { UsesCompleteThread: true } thread) continue;
+            _threads.Add(WorkerThread.Run($"mig/src/save_{entry.IdStr}", () =>
+            {
+                try
+                {
+                    thread.SaveLiveCompletePrecopyThread(new StateSink(sender, entry), cancel);
+                }
+#pragma warning disable CA1031 // The migration's reason, which whoever joins asks the latch for.
+                catch (Exception e)
+#pragma warning restore CA1031
+                {
+                    latch.Set(e);
+                }
+            }));
+        }
+    }
+
+    /// <summary>Waits for the devices' threads, which end early once the latch is set.</summary>
+    internal void JoinThreads()
+    {
+        Task.WaitAll([.. _threads]);
+        _threads.Clear();
+    }
+
     /// <summary>EOF and VMDESC (spec 1.6).</summary>
     internal void WriteEnd()
     {
@@ -154,8 +197,16 @@ internal sealed class SaveDispatcher(MachineView vm, QemuFileWriter f, Migration
     internal void Cleanup()
     {
         using (Bql.Acquire())
+        {
             foreach (SaveVmEntry entry in _prepared) entry.Handlers!.Setup?.SaveCleanup();
+            EnableThreads(false);
+        }
         _prepared.Clear();
+    }
+
+    private sealed class StateSink(MultifdSender sender, SaveVmEntry entry) : IDeviceStateSink
+    {
+        public void Send(ReadOnlySpan<byte> buffer) => sender.SendState(entry, buffer);
     }
 
     private bool SendsUuid => sendUuid && vm.Uuid != Guid.Empty;

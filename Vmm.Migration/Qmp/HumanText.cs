@@ -88,7 +88,7 @@ internal static class HumanText
         if (info.Ram is not { } ram) return;
         text.Append(s_culture, $"RAM info:\n  Throughput (Mbps): \t{ram.Mbps:0.00}\n  Sizes: \t\tpagesize=4 KiB, total={Size(ram.TotalBytes)}\n");
         text.Append(s_culture, $"  Transfers: \t\ttransferred={Size(ram.TransferredBytes)}, remain={Size(active ? ram.RemainingBytes : 0)}\n");
-        text.Append(s_culture, $"    Channels: \t\tprecopy={Size(ram.PrecopyBytes)}, multifd=0 B, postcopy=0 B\n");
+        text.Append(s_culture, $"    Channels: \t\tprecopy={Size(ram.PrecopyBytes)}, multifd={Size(ram.MultifdBytes)}, postcopy=0 B\n");
         text.Append(s_culture, $"    Page Types: \tnormal={ram.NormalPages}, zero={ram.DuplicatePages}\n  Page Rates (pps): \ttransfer={ram.PagesPerSecond}");
         if (active && ram.DirtyPagesRate > 0) text.Append(s_culture, $", dirty={ram.DirtyPagesRate}");
         text.Append(s_culture, $"\n  Others: \t\tdirty_syncs={ram.DirtySyncCount}\n");

@@ -80,7 +80,7 @@ internal static class QmpMigrationInfo
         ["dirty-sync-count"] = ram.DirtySyncCount,
         ["postcopy-requests"] = 0,
         ["page-size"] = RamBlock.PageSize,
-        ["multifd-bytes"] = 0,
+        ["multifd-bytes"] = ram.MultifdBytes,
         ["pages-per-second"] = ram.PagesPerSecond,
         ["precopy-bytes"] = ram.PrecopyBytes,
         ["downtime-bytes"] = ram.DowntimeBytes,

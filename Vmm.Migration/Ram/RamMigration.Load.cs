@@ -38,7 +38,7 @@ internal sealed partial class RamMigration
                 case RamSaveFlags.Xbzrle: LoadXbzrle(f, record); break;
                 case RamSaveFlags.MemSize: LoadBlockList(f, record.Offset); break;
                 case RamSaveFlags.Eos: return;
-                default: break; // MULTIFD_FLUSH is harmless without multifd, as in QEMU 11.1 (spec 3).
+                default: WaitSync?.Invoke(); break; // MULTIFD_FLUSH, harmless without multifd, as in QEMU 11.1 (spec 3).
             }
         }
     }
@@ -62,7 +62,7 @@ internal sealed partial class RamMigration
             f.ReadGuest(block, offset, PageSize);
             if (_knownZero.Count > 0 && _knownZero.TryGetValue(block, out DirtyBitmap? written)) written.Set((long)(offset / PageSize));
         }
-        _loadedPages++;
+        Interlocked.Increment(ref _loadedPages);
     }
 
     private void LoadZero(QemuFileReader f, in RamRecord record)
@@ -70,7 +70,7 @@ internal sealed partial class RamMigration
         RamBlock block = Block(f, record);
         ulong offset = record.Offset;
         byte fill = f.ReadByte(); // 7.2 fills with any byte, 11.1 insists on 0 (spec 3).
-        _loadedPages++;
+        Interlocked.Increment(ref _loadedPages);
         if (ValidateOnly) return;
         long page = (long)(offset / PageSize);
         if (fill == 0)
@@ -128,6 +128,6 @@ internal sealed partial class RamMigration
         Span<byte> page = ValidateOnly ? new byte[PageSize] : block.Slice(offset, PageSize);
         if (!Xbzrle.TryDecode(delta, page)) throw f.Bad("XBZRLE runs", "runs inside one page", $"{delta.Length} bytes that do not decode");
         if (_knownZero.TryGetValue(block, out DirtyBitmap? written)) written.Set((long)(offset / PageSize));
-        _loadedPages++;
+        Interlocked.Increment(ref _loadedPages);
     }
 }

@@ -88,6 +88,8 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
             f.WriteCountedString(block.Block.Name);
             f.WriteUInt64(block.Block.SizeBytes);
         }
+        _harvested = false;
+        SyncChannels(f, always: true);
         f.WriteUInt64((ulong)RamSaveFlags.Eos);
     }
 
@@ -112,6 +114,7 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
         bql.AssertHeld();
         Synchronise();
         SendDirtyPages(f, IterateBudget.Unlimited);
+        SyncChannels(f, always: true);
         f.WriteUInt64((ulong)RamSaveFlags.Eos);
     }
 
@@ -134,6 +137,7 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
             block.Harvest(memory);
             dirty += block.Bitmap.Count();
         }
+        _harvested = true;
         long added = dirty - _dirtyPages;
         Volatile.Write(ref _dirtyPages, dirty);
         Volatile.Write(ref _syncCount, _syncCount + 1);
@@ -149,6 +153,8 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
     private bool SendDirtyPages(QemuFileWriter f, IterateBudget budget)
     {
         int sinceCheck = 0;
+        if (_harvested) SyncChannels(f, always: false);
+        _harvested = false;
         for (int visited = 0; visited <= _blocks.Length;)
         {
             if (_blocks.Length == 0) return true;
@@ -188,6 +194,13 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
     {
         ulong record = (ulong)page * PageSize;
         bool zero = DetectZeroPages && (isHole || block.IsZeroPage(page));
+        if (!zero && Sender is { } sender)
+        {
+            sender.AddPage(block, page);
+            f.NoteMoved(PageSize);
+            Volatile.Write(ref _normalPages, _normalPages + 1);
+            return;
+        }
         record |= (ulong)(zero ? RamSaveFlags.Zero : RamSaveFlags.Page);
         bool named = !ReferenceEquals(block, _lastNamed);
         if (!named) record |= (ulong)RamSaveFlags.Continue;

@@ -9,6 +9,7 @@ using Vmm.Core.Threading;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Diagnostics;
 using Vmm.Migration.Incoming;
+using Vmm.Migration.Multifd;
 using Vmm.Migration.Outgoing;
 using Vmm.Migration.Ram;
 
@@ -127,7 +128,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
                 return StartIncoming(() => AcceptLoop(listener, keepListening));
             }
             IMigrationChannel channel = MigrationConnector.OpenAtOnce(address, outgoing: false, TakeNamedFd, OpenFdSet)!;
-            return StartIncoming(() => LoadOnce(channel));
+            return StartIncoming(() => LoadOnce(channel, []));
         }
     }
 
@@ -139,7 +140,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
         {
             CheckIncoming();
             _keepsListening = false;
-            return StartIncoming(() => LoadOnce(channel));
+            return StartIncoming(() => LoadOnce(channel, []));
         }
     }
 
@@ -288,10 +289,10 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
         {
             while (true)
             {
-                SocketChannel? peer = listener.Accept();
-                if (peer is null) return StopWaiting();
+                using var accepting = new MultifdAccepting(listener, Capabilities.IsOn(MigrationCapability.Multifd) ? MultifdPacket.Channels : 0);
+                if (!accepting.TryAccept(out SocketChannel? peer, out IReadOnlyList<SocketChannel> data)) return StopWaiting();
                 if (Status.IsTerminal()) _context.Machine.TryMoveTo(MigrationStatus.Setup);
-                MigrationStatus end = LoadOnce(peer);
+                MigrationStatus end = LoadOnce(peer, data);
                 if (end != MigrationStatus.Failed || !keepListening || _context.Vm.RunState.State != RunState.InMigrate) return end;
             }
         }
@@ -313,9 +314,9 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
         return MigrationStatus.Cancelled;
     }
 
-    private MigrationStatus LoadOnce(IMigrationChannel channel)
+    private MigrationStatus LoadOnce(IMigrationChannel channel, IReadOnlyList<IMigrationChannel> dataChannels)
     {
-        using var incoming = new IncomingMigration(_context, channel);
+        using var incoming = new IncomingMigration(_context, channel, dataChannels);
         lock (_gate)
         {
             _incoming = incoming;

@@ -25,6 +25,8 @@ public sealed record RamStats
     public long PrecopyBytes { get; init; }
     /// <summary>Bytes sent while the VM was stopped.</summary>
     public long DowntimeBytes { get; init; }
+    /// <summary>Bytes sent over channels of multifd, pages and device state with their headers.</summary>
+    public long MultifdBytes { get; init; }
 }
 
 /// <summary>

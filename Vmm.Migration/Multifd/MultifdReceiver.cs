@@ -1,0 +1,233 @@
+using System.Text;
+using Vmm.Core.Channels;
+using Vmm.Core.Errors;
+using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Threading;
+using Vmm.Core.Wire;
+using Vmm.Migration.Ram;
+
+namespace Vmm.Migration.Multifd;
+
+/// <summary>
+/// The destination's channels, one thread each (spec 4; QEMU: <c>multifd_recv_thread</c>). A thread that fails ends the whole load at once. A
+/// thread stops at each SYNC until the main channel has come to it, so that what follows cannot overtake what went before.
+/// </summary>
+internal sealed class MultifdReceiver : IDisposable
+{
+    /// <summary>Longest buffer of device state: QEMU's are 1 MiB, a config record a little more than 4 KiB.</summary>
+    private const int MaxStateBytes = (1 << 20) + 4096;
+
+    private readonly Link[] _links;
+    private readonly RamMigration _ram;
+    private readonly SaveVmRegistry _saveVm;
+    private readonly Guid _uuid;
+    private readonly FaultLatch _latch;
+    private readonly CancellationTokenSource _cancel = new();
+    private readonly IDisposable _shut;
+    private readonly HashSet<byte> _ids = [];
+    private readonly Lock _gate = new();
+    private int _rounds;
+    private int _open;
+    private volatile bool _done;
+
+    /// <summary>Makes a receiver whose threads do not run yet.</summary>
+    /// <param name="channels">Connected channels; owned.</param>
+    /// <param name="ram">Where pages go.</param>
+    /// <param name="saveVm">Where state goes.</param>
+    /// <param name="uuid">The VM's, which must be the source's.</param>
+    /// <param name="latch">Where the first failure goes.</param>
+    internal MultifdReceiver(IReadOnlyList<IMigrationChannel> channels, RamMigration ram, SaveVmRegistry saveVm, Guid uuid, FaultLatch latch)
+    {
+        (_ram, _saveVm, _uuid, _latch) = (ram, saveVm, uuid, latch);
+        _links = [.. channels.Select(static c => new Link(c))];
+        _open = _links.Length;
+        _shut = latch.OnSet(() =>
+        {
+            _cancel.Cancel();
+            foreach (Link link in _links) link.Channel.Shutdown(ChannelShutdown.Both);
+        });
+    }
+
+    /// <summary>Starts the threads; RAM and devices have been set up.</summary>
+    internal void Start()
+    {
+        for (int i = 0; i < _links.Length; i++)
+        {
+            Link link = _links[i];
+            link.Thread = WorkerThread.Run($"mig/dst/recv_{i}", () => Receive(link));
+        }
+    }
+
+    /// <summary>At the main channel's mark: waits until all channels have come to their SYNC, and lets them go on.</summary>
+    internal void WaitSync()
+    {
+        _rounds++;
+        try
+        {
+            foreach (Link link in _links)
+            {
+                link.Reached.Wait(_cancel.Token);
+                if (Volatile.Read(ref link.Syncs) < _rounds) throw new ChannelException($"{link.Channel.Name}: a channel of multifd ended before its sync {_rounds}", Errno.ECONNRESET);
+            }
+        }
+        catch (OperationCanceledException)
+        {
+            _latch.ThrowIfSet();
+            throw;
+        }
+        foreach (Link link in _links) link.Go.Release();
+    }
+
+    /// <summary>Waits until devices have loaded what came for them. BQL: not held.</summary>
+    internal void WaitDevices()
+    {
+        foreach (SaveVmEntry entry in _saveVm.Entries())
+        {
+            if (entry.Handlers?.LoadBuffer is not { UsesLoadBuffers: true } buffers) continue;
+            try
+            {
+                buffers.WaitLoaded(_cancel.Token);
+            }
+            catch (OperationCanceledException)
+            {
+                _latch.ThrowIfSet();
+                throw;
+            }
+        }
+    }
+
+    /// <summary>Ends threads and channels, well or not.</summary>
+    public void Dispose()
+    {
+        _done = true;
+        _cancel.Cancel();
+        foreach (Link link in _links) link.Channel.Shutdown(ChannelShutdown.Both);
+        Task.WaitAll([.. _links.Select(static l => l.Thread ?? Task.CompletedTask)]);
+        _shut.Dispose();
+        foreach (Link link in _links) link.Channel.Dispose();
+        _cancel.Dispose();
+    }
+
+    private void Receive(Link link)
+    {
+        try
+        {
+            var f = new QemuFileReader(link.Channel) { Section = "multifd" };
+            ReadPreamble(f);
+            // A source that has sent everything closes its channels.
+            while (f.Peek(1).Length > 0) ReadPacket(f, link);
+            if (Interlocked.Decrement(ref _open) == 0) EndBuffers();
+        }
+#pragma warning disable CA1031 // The load's reason; once the load is over there is none.
+        catch (Exception e)
+#pragma warning restore CA1031
+        {
+            if (!_done) _latch.Set(e);
+        }
+        finally
+        {
+            link.Reached.Release();
+        }
+    }
+
+    private void EndBuffers()
+    {
+        foreach (SaveVmEntry entry in _saveVm.Entries())
+            if (entry.Handlers?.LoadBuffer is { UsesLoadBuffers: true } buffers) buffers.NoMoreBuffers();
+    }
+
+    private void ReadPreamble(QemuFileReader f)
+    {
+        ReadMagic(f);
+        Span<byte> rest = stackalloc byte[MultifdPacket.PreambleBytes - 8];
+        f.Read(rest);
+        var uuid = new Guid(rest[..16], bigEndian: true);
+        if (uuid != _uuid)
+            throw new IncompatibleStateException($"UUID of a multifd channel differs: {_uuid} here, {uuid} in the stream") { Section = f.Section, Expected = _uuid.ToString(), Found = uuid.ToString() };
+        byte id = rest[16];
+        lock (_gate)
+            if (id >= _links.Length || !_ids.Add(id)) throw f.Bad("id of a multifd channel", $"0 to {_links.Length - 1}, each once", id.ToString());
+    }
+
+    private static void ReadMagic(QemuFileReader f)
+    {
+        uint magic = f.ReadUInt32(), version = f.ReadUInt32();
+        if (magic != MultifdPacket.Magic) throw f.Bad("magic of a multifd packet", $"0x{MultifdPacket.Magic:x8}", $"0x{magic:x8}");
+        if (version != MultifdPacket.Version) throw f.Bad("version of a multifd packet", MultifdPacket.Version.ToString(), version.ToString());
+    }
+
+    private void ReadPacket(QemuFileReader f, Link link)
+    {
+        ReadMagic(f);
+        var flags = (MultifdFlags)f.ReadUInt32();
+        if ((flags & ~(MultifdFlags.Sync | MultifdFlags.DeviceState)) != 0)
+            throw f.Bad("flags of a multifd packet", "SYNC or DEVICE_STATE; no compression", $"0x{(uint)flags:x}");
+        if ((flags & MultifdFlags.DeviceState) != 0) ReadState(f, flags);
+        else ReadPages(f);
+        if ((flags & MultifdFlags.Sync) == 0) return;
+        Interlocked.Increment(ref link.Syncs);
+        link.Reached.Release();
+        link.Go.Wait(_cancel.Token);
+    }
+
+    private void ReadPages(QemuFileReader f)
+    {
+        uint allocated = f.ReadUInt32(), normal = f.ReadUInt32();
+        f.Skip(4 + 8); // next_packet_size, which 7.2 leaves stale; packet_num, which nobody orders by
+        uint zero = f.ReadUInt32();
+        f.Skip(28);
+        Span<byte> name = stackalloc byte[MultifdPacket.NameBytes];
+        f.Read(name);
+        Span<ulong> offsets = stackalloc ulong[MultifdPacket.PagesAllocated];
+        for (int i = 0; i < offsets.Length; i++) offsets[i] = f.ReadUInt64();
+        if (allocated > MultifdPacket.PagesAllocated || normal > MultifdPacket.PagesAllocated || zero > MultifdPacket.PagesAllocated - normal)
+            throw f.Bad("pages of a multifd packet", $"at most {MultifdPacket.PagesAllocated}", $"{normal} and {zero} of {allocated}");
+        if (normal + zero == 0) return;
+        RamBlock block = _ram.LoadBlock(Text(name)) ?? throw f.Bad("RAM block", "one that is here", $"'{Text(name)}'");
+        for (int i = 0; i < (int)(normal + zero); i++)
+            if (offsets[i] % RamBlock.PageSize != 0 || offsets[i] >= block.SizeBytes) throw f.Bad($"page offset in RAM block '{block.Name}'", $"a page below 0x{block.SizeBytes:x}", $"0x{offsets[i]:x}");
+        for (int i = 0; i < (int)normal;)
+        {
+            int n = 1;
+            while (i + n < (int)normal && offsets[i + n] == offsets[i] + ((ulong)n * RamBlock.PageSize)) n++;
+            f.ReadGuest(block, offsets[i], n * RamBlock.PageSize);
+            for (int j = 0; j < n; j++) _ram.NoteLoaded(block, offsets[i + j]);
+            i += n;
+        }
+        for (int i = (int)normal; i < (int)(normal + zero); i++) _ram.LoadZeroPage(block, offsets[i]);
+    }
+
+    private void ReadState(QemuFileReader f, MultifdFlags flags)
+    {
+        Span<byte> name = stackalloc byte[MultifdPacket.NameBytes];
+        f.Read(name);
+        int instance = (int)f.ReadUInt32();
+        uint length = f.ReadUInt32();
+        if ((flags & MultifdFlags.Sync) != 0 || name.IndexOf((byte)0) < 0) throw f.Bad("packet of device state", "a name that ends, and no SYNC", $"flags 0x{(uint)flags:x}");
+        if (length == 0) throw f.Bad("length of device state", "at least 1", "0");
+        if (length > MaxStateBytes) throw new StreamLimitException($"{length} bytes of device state in one packet are over {MaxStateBytes}");
+        string idStr = Text(name);
+        if (_saveVm.Find(idStr, instance)?.Handlers?.LoadBuffer is not { UsesLoadBuffers: true } buffers)
+            throw new IncompatibleStateException($"device state came over multifd for '{idStr}' instance {instance}, which does not take it here") { Section = f.Section, Found = idStr };
+        byte[] state = new byte[length];
+        f.Read(state);
+        buffers.LoadStateBuffer(state);
+    }
+
+    private static string Text(ReadOnlySpan<byte> name) => Encoding.ASCII.GetString(name[..(name.IndexOf((byte)0) is var end and >= 0 ? end : name.Length - 1)]);
+
+    private sealed class Link(IMigrationChannel channel)
+    {
+        internal int Syncs;
+
+        internal IMigrationChannel Channel { get; } = channel;
+
+        /// <summary>Released at each SYNC, and at the channel's end.</summary>
+        internal SemaphoreSlim Reached { get; } = new(0);
+
+        internal SemaphoreSlim Go { get; } = new(0);
+
+        internal Task? Thread { get; set; }
+    }
+}

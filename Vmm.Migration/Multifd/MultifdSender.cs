@@ -1,0 +1,170 @@
+using System.Collections.Concurrent;
+using Vmm.Core.Buffers;
+using Vmm.Core.Channels;
+using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Threading;
+
+namespace Vmm.Migration.Multifd;
+
+/// <summary>
+/// The source's channels: pages of RAM, syncs and buffers of device state, one thread a channel (spec 4; QEMU: <c>multifd_send_thread</c>). Pages
+/// and syncs come from one thread, buffers of devices from any. Memory is bounded: a channel holds two packets that wait.
+/// </summary>
+internal sealed class MultifdSender : IDisposable
+{
+    private const int WaitingPackets = 2;
+
+    private readonly Link[] _links;
+    private readonly FaultLatch _latch;
+    private readonly CancellationToken _cancel;
+    private readonly IDisposable _shut;
+    private readonly long[] _pages = new long[MultifdPacket.PagesAllocated];
+    private RamBlock? _block;
+    private int _count;
+    private int _next;
+    private long _number;
+    private long _bytes;
+    private bool _hasUnsynced;
+
+    /// <summary>Starts the threads; each channel begins with its preamble at once.</summary>
+    /// <param name="channels">Connected channels; owned.</param>
+    /// <param name="uuid">The VM's.</param>
+    /// <param name="latch">Where the first failure goes; shuts the channels.</param>
+    /// <param name="cancel">Set with the latch.</param>
+    internal MultifdSender(IReadOnlyList<IMigrationChannel> channels, Guid uuid, FaultLatch latch, CancellationToken cancel)
+    {
+        (_latch, _cancel) = (latch, cancel);
+        _links = [.. channels.Select(static c => new Link(c))];
+        _shut = latch.OnSet(() =>
+        {
+            foreach (Link link in _links) link.Channel.Shutdown(ChannelShutdown.Both);
+        });
+        for (int i = 0; i < _links.Length; i++)
+        {
+            Link link = _links[i];
+            byte id = (byte)i;
+            link.Thread = WorkerThread.Run($"mig/src/send_{i}", () => Send(link, MultifdPacket.Preamble(uuid, id)));
+        }
+    }
+
+    /// <summary>Bytes handed to channels.</summary>
+    internal long Bytes => Interlocked.Read(ref _bytes);
+
+    /// <summary>Adds a page to the packet that is being filled. Its content is read later, so its dirty mark must be clear already.</summary>
+    internal void AddPage(RamBlock block, long page)
+    {
+        if (!ReferenceEquals(block, _block)) FlushPages();
+        _block = block;
+        _pages[_count++] = page;
+        if (_count == _pages.Length) FlushPages();
+    }
+
+    /// <summary>All channels wait after what was added so far until the main channel has come to the mark that the caller now writes.</summary>
+    /// <param name="always">False: only if pages were added since the last time.</param>
+    /// <returns>Whether there is a mark to write.</returns>
+    internal bool Sync(bool always)
+    {
+        FlushPages();
+        if (!always && !_hasUnsynced) return false;
+        _hasUnsynced = false;
+        foreach (Link link in _links) Queue(link, new Packet(MultifdPacket.Pages(null, [], NextNumber()), null, [], null));
+        return true;
+    }
+
+    /// <summary>Sends one buffer of a device; any thread.</summary>
+    internal void SendState(SaveVmEntry entry, ReadOnlySpan<byte> buffer) =>
+        Queue(Next(), new Packet(MultifdPacket.State(entry.IdStr, (int)entry.InstanceId, buffer.Length), null, [], buffer.ToArray()));
+
+    /// <summary>Waits until everything has been handed to the channels. Throws what went wrong.</summary>
+    internal void Finish()
+    {
+        foreach (Link link in _links) link.Queue.CompleteAdding();
+        foreach (Link link in _links) link.Thread!.GetAwaiter().GetResult();
+        _latch.ThrowIfSet();
+    }
+
+    /// <summary>Ends threads and channels, well or not.</summary>
+    public void Dispose()
+    {
+        foreach (Link link in _links) link.Queue.CompleteAdding();
+        Task.WaitAll([.. _links.Select(static l => l.Thread!)]);
+        _shut.Dispose();
+        foreach (Link link in _links)
+        {
+            link.Channel.Dispose();
+            link.Queue.Dispose();
+        }
+    }
+
+    private void FlushPages()
+    {
+        if (_count == 0) return;
+        long[] pages = _pages[.._count];
+        Queue(Next(), new Packet(MultifdPacket.Pages(_block!, pages, NextNumber()), _block, pages, null));
+        _count = 0;
+        _hasUnsynced = true;
+    }
+
+    private Link Next() => _links[(uint)Interlocked.Increment(ref _next) % _links.Length];
+
+    private ulong NextNumber() => (ulong)Interlocked.Increment(ref _number) - 1;
+
+    private void Queue(Link link, Packet packet)
+    {
+        try
+        {
+            link.Queue.Add(packet, _cancel);
+        }
+        catch (OperationCanceledException)
+        {
+            _latch.ThrowIfSet();
+            throw;
+        }
+    }
+
+    private void Send(Link link, byte[] preamble)
+    {
+        try
+        {
+            link.Channel.Write(preamble);
+            using var list = new GatherList();
+            foreach (Packet packet in link.Queue.GetConsumingEnumerable(_cancel))
+            {
+                list.Append(packet.Header);
+                AppendRuns(list, packet);
+                link.Channel.WriteGather(list);
+                if (packet.State is { } state) link.Channel.Write(state);
+                Interlocked.Add(ref _bytes, packet.Header.Length + ((long)packet.Pages.Length * RamBlock.PageSize) + (packet.State?.Length ?? 0));
+            }
+        }
+#pragma warning disable CA1031 // The migration's reason; whoever waits for this thread asks the latch.
+        catch (Exception e)
+#pragma warning restore CA1031
+        {
+            _latch.Set(e);
+        }
+    }
+
+    private static void AppendRuns(GatherList list, Packet packet)
+    {
+        for (int i = 0; i < packet.Pages.Length;)
+        {
+            int n = 1;
+            while (i + n < packet.Pages.Length && packet.Pages[i + n] == packet.Pages[i] + n) n++;
+            packet.Block!.AppendTo(list, (ulong)packet.Pages[i] * RamBlock.PageSize, n * RamBlock.PageSize);
+            i += n;
+        }
+    }
+
+    private sealed record Packet(byte[] Header, RamBlock? Block, long[] Pages, byte[]? State);
+
+    private sealed class Link(IMigrationChannel channel)
+    {
+        internal IMigrationChannel Channel { get; } = channel;
+
+        internal BlockingCollection<Packet> Queue { get; } = new(WaitingPackets);
+
+        internal Task? Thread { get; set; }
+    }
+}
