@@ -9,8 +9,8 @@ namespace Vmm.Migration.Multifd;
 /// order (spec 14.3). What is not handed on is closed on dispose.
 /// </summary>
 /// <param name="listener">Where they come in.</param>
-/// <param name="channels">How many beside the main one; 0 without multifd.</param>
-internal sealed class MultifdAccepting(MigrationListener listener, int channels) : IDisposable
+/// <param name="isOn">Whether capability multifd is on; asked at each connection, since it may be switched on after the listening began.</param>
+internal sealed class MultifdAccepting(MigrationListener listener, Func<bool> isOn) : IDisposable
 {
     private const int FirstBytesTimeoutMs = 10_000;
 
@@ -22,13 +22,13 @@ internal sealed class MultifdAccepting(MigrationListener listener, int channels)
     internal bool TryAccept([NotNullWhen(true)] out SocketChannel? main, out IReadOnlyList<SocketChannel> data)
     {
         (main, data) = (null, []);
-        while (_main is null || _data.Count < channels)
+        while (_main is null || (isOn() && _data.Count < MultifdPacket.Channels))
         {
             SocketChannel? peer = listener.Accept();
             if (peer is null) return false;
             // Without multifd there is one connection, and what it starts with is the stream's matter.
-            bool isMultifd = channels > 0 && IsMultifd(peer);
-            if (isMultifd && _data.Count < channels) _data.Add(peer);
+            bool isMultifd = isOn() && IsMultifd(peer);
+            if (isMultifd && _data.Count < MultifdPacket.Channels) _data.Add(peer);
             else if (!isMultifd && _main is null) _main = peer;
             else peer.Dispose();
         }

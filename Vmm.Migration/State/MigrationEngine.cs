@@ -289,7 +289,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
         {
             while (true)
             {
-                using var accepting = new MultifdAccepting(listener, Capabilities.IsOn(MigrationCapability.Multifd) ? MultifdPacket.Channels : 0);
+                using var accepting = new MultifdAccepting(listener, () => Capabilities.IsOn(MigrationCapability.Multifd));
                 if (!accepting.TryAccept(out SocketChannel? peer, out IReadOnlyList<SocketChannel> data)) return StopWaiting();
                 if (Status.IsTerminal()) _context.Machine.TryMoveTo(MigrationStatus.Setup);
                 MigrationStatus end = LoadOnce(peer, data);

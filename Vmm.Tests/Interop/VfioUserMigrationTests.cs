@@ -33,6 +33,34 @@ internal sealed class VfioUserMigrationTests : EndToEnd
     }
 
     [Test]
+    public async Task TheFinalStateGoesOverMultifdChannels([Values("", ",precopy=off")] string options)
+    {
+        string[] devices = [$",seed=1,state-size=32M,p2p=on{options}", $",seed=2,state-size=5M,p2p=on{options}"];
+        const string on = ",x-migration-multifd-transfer=on";
+        VfioUserVm from = await VfioUserVm.StartWith(Vmm, "from", devices, on);
+        VfioUserVm to = await VfioUserVm.StartWith(Vmm, "to", [.. devices.Select(static d => d.Replace("seed=", "seed=7", StringComparison.Ordinal))], on, "--incoming", "tcp:127.0.0.1:0");
+        await from.SetUp();
+        var checksums = new ulong[2];
+        for (int i = 0; i < 2; i++)
+        {
+            await from.StartDma(i, 10 << 20);
+            checksums[i] = await from.Read64(i, DmaTestRegisters.StateChecksum);
+        }
+        foreach (VfioUserVm vm in (VfioUserVm[])[from, to]) await vm.Run("migrate-set-capabilities", Capability("multifd", true));
+        await Migrate(from, to);
+        for (int i = 0; i < 2; i++)
+        {
+            await to.WaitForBlocks(i, 20);
+            Assert.That(await to.Read64(i, DmaTestRegisters.StateChecksum), Is.EqualTo(checksums[i]));
+            await to.AssertMemory(i);
+        }
+        JsonNode ram = (await from.Run("query-migrate"))!["ram"]!;
+        // Without PRE_COPY all of the state is final.
+        if (options.Length > 0) Assert.That((long)ram["multifd-bytes"]!, Is.GreaterThan(37L << 20));
+        Assert.That((long)ram["multifd-bytes"]!, Is.Positive);
+    }
+
+    [Test]
     public async Task ThreeDevicesStopInTwoPhases()
     {
         string[] devices = [",seed=1,state-size=1M,p2p=on", ",seed=2,state-size=2M,p2p=on", ",seed=3,state-size=3M,p2p=on"];

@@ -4,6 +4,7 @@ using Vmm.Core.Memory;
 using Vmm.Devices.Vfio;
 using Vmm.Devices.Vfio.Device;
 using Vmm.Devices.Vfio.Io;
+using Vmm.Migration.Channels;
 using Vmm.Migration.State;
 using Vmm.Tests.Support;
 
@@ -35,6 +36,16 @@ internal sealed class LabPair : IDisposable
         Task<MigrationStatus> incoming = Destination.Engine.MigrateIncoming(b);
         MigrationStatus source = await Source.Engine.Migrate(a).WaitAsync(s_deadline);
         return (source, await incoming.WaitAsync(s_deadline));
+    }
+
+    /// <summary>By TCP and with multifd.</summary>
+    internal async Task MigrateWellOverMultifd()
+    {
+        foreach (IMigrationEngine engine in (IMigrationEngine[])[Source.Engine, Destination.Engine]) engine.Capabilities.Apply([new(MigrationCapability.Multifd, true)]);
+        Task<MigrationStatus> incoming = Destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
+        MigrationStatus source = await Source.Engine.Migrate(MigrationAddress.Parse($"tcp:127.0.0.1:{Destination.Engine.Query().SocketAddresses[0].Port}")).WaitAsync(s_deadline);
+        Assert.That((source, await incoming.WaitAsync(s_deadline)), Is.EqualTo((MigrationStatus.Completed, MigrationStatus.Completed)), Reasons);
+        Assert.That(Destination.Vm.RunState.IsRunning);
     }
 
     internal async Task MigrateWell()

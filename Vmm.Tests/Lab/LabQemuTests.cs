@@ -72,6 +72,33 @@ public sealed class LabQemuTests(bool iommufd) : LabFixture
     }
 
     [Test]
+    public async Task Spec3_7_TheFinalStateGoesOverMultifdFromQemuAndToQemu()
+    {
+        byte[] expected = With(LabVfio.Mtty1, Uart.Change);
+        using TestVm vm = Vm(LabVfio.Mtty2, incoming: true);
+        vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.Multifd, true)]);
+        using (QemuProcess qemu = Qemu(LabVfio.Mtty1))
+        {
+            qemu.SetCapability("multifd", true);
+            qemu.SetCapability("return-path", true);
+            Task<MigrationStatus> incoming = vm.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
+            qemu.Run("migrate", new JsonObject { ["uri"] = $"tcp:127.0.0.1:{vm.Engine.Query().SocketAddresses[0].Port}" });
+            Assert.That(await incoming.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
+            Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
+        }
+        Assert.That(With(LabVfio.Mtty1, static d => Uart.Change(d, 0x11)), Is.Not.EqualTo(expected));
+        using (QemuProcess qemu = Qemu(LabVfio.Mtty1, "-incoming", "defer"))
+        {
+            qemu.SetCapability("multifd", true);
+            MigrationStatus status = await vm.Engine.Migrate(MigrationAddress.Parse(qemu.Listen("tcp:127.0.0.1:0"))).WaitAsync(QemuProcess.Deadline);
+            Assert.That(status, Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
+            Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
+            Assert.That(vm.Engine.Query().Ram!.MultifdBytes, Is.Positive);
+        }
+        Assert.That(With(LabVfio.Mtty1, Uart.Observe), Is.EqualTo(expected));
+    }
+
+    [Test]
     public async Task Spec4_OurRecordsAreThoseOfQemu()
     {
         using var folder = new TempDirectory();

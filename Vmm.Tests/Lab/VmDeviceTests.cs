@@ -5,6 +5,7 @@ using Vmm.Core.Memory;
 using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio;
 using Vmm.Devices.Vfio.Io;
+using Vmm.Migration.Channels;
 using Vmm.Migration.State;
 using Vmm.Tests.Support;
 
@@ -135,6 +136,43 @@ public sealed class VmDeviceTests : LabFixture
         byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 23);
         await pair.MigrateWell();
         Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+    }
+
+    [Test]
+    public async Task Spec3_7_TheFinalStateOfMttyGoesOverMultifd([Values] bool iommufd)
+    {
+        using var pair = new LabPair(iommufd, [LabVfio.Mtty1], [LabVfio.Mtty2], ",x-migration-multifd-transfer=on");
+        byte[] expected = Uart.Change(LabPair.Io(pair.Source));
+        await pair.MigrateWellOverMultifd();
+        Assert.That(Uart.Observe(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
+    }
+
+    [TestCase("v2")]
+    [TestCase("v2_noprecopy")]
+    public async Task Spec3_7_LargeStatesOfTwoDevicesGoOverMultifdTogether(string type)
+    {
+        LabDevice[] devices = [Make("v2"), Make(type), Make("v2"), Make(type)];
+        foreach (LabDevice device in devices) device["state_bytes"] = 5 << 20;
+        using var pair = new LabPair(true, [devices[0].Path, devices[1].Path], [devices[2].Path, devices[3].Path], ",x-migration-multifd-transfer=on");
+        byte[][] expected = [LabMemory.Fill(LabPair.Io(pair.Source, 0), 41), LabMemory.Fill(LabPair.Io(pair.Source, 1), 42)];
+        await pair.MigrateWellOverMultifd();
+        Assert.That((LabMemory.Read(LabPair.Io(pair.Destination, 0)), LabMemory.Read(LabPair.Io(pair.Destination, 1))), Is.EqualTo((expected[0], expected[1])));
+        Assert.That(pair.Source.Engine.Query().Ram!.MultifdBytes, Is.GreaterThan(10 << 20));
+    }
+
+    [Test]
+    public async Task Spec3_7_ADriverThatRefusesItsStateFailsTheLoadAndTheSourceGoesOn()
+    {
+        (LabDevice from, LabDevice to) = (Make("v2"), Make("v2"));
+        from["state_bytes"] = 3 << 20;
+        using var pair = new LabPair(true, [from.Path], [to.Path], ",x-migration-multifd-transfer=on");
+        foreach (IMigrationEngine engine in (IMigrationEngine[])[pair.Source.Engine, pair.Destination.Engine]) engine.Capabilities.Apply([new(MigrationCapability.Multifd, true)]);
+        Task<MigrationStatus> incoming = pair.Destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
+        MigrationStatus source = await pair.Source.Engine.Migrate(MigrationAddress.Parse($"tcp:127.0.0.1:{pair.Destination.Engine.Query().SocketAddresses[0].Port}")).WaitAsync(TimeSpan.FromSeconds(120));
+        Assert.That((source, await incoming.WaitAsync(TimeSpan.FromSeconds(120))), Is.EqualTo((MigrationStatus.Failed, MigrationStatus.Failed)), pair.Reasons);
+        Assert.That(pair.Source.Vm.RunState.IsRunning);
+        Assert.That(LabPair.Io(pair.Source).GetMigrationState(out VfioDeviceState state), Is.EqualTo(Errno.None));
+        Assert.That(state, Is.EqualTo(VfioDeviceState.Running));
     }
 
     [Test]

@@ -1,0 +1,50 @@
+using System.Text.Json.Nodes;
+using Vmm.Migration.Channels;
+using Vmm.Migration.State;
+using Vmm.Tests.Support;
+
+namespace Vmm.Tests.Interop;
+
+/// <summary>Multifd with real QEMUs that synchronise once a round (9.0 and later), both directions (spec 4).</summary>
+[TestFixture, Category(QemuVersions.Category)]
+public sealed class MultifdInteropTests
+{
+    private const ulong Size = 16 << 20;
+
+    [Test]
+    public async Task VmmToQemu([Values("10.0", "11.1")] string version, [Values] bool returnPath)
+    {
+        using var qemu = new QemuProcess(version, Size, "m", "-S", "-incoming", "defer");
+        using TestVm vm = TestVm.WithRam(Size).FilledRandom(1, halfZero: true);
+        qemu.SetCapability("multifd", true);
+        Use(vm, returnPath);
+        MigrationStatus status = await vm.Engine.Migrate(MigrationAddress.Parse(qemu.Listen("tcp:127.0.0.1:0"))).WaitAsync(QemuProcess.Deadline);
+        Assert.That(status, Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
+        Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
+        Assert.That(qemu.DumpMemory(Size).AsSpan().SequenceEqual(vm.Ram.ReadOnlySlice(0, (int)Size)), "RAM differs");
+        Assert.That(vm.Engine.Query().Ram!.MultifdBytes, Is.GreaterThan((long)Size / 2));
+    }
+
+    [Test]
+    public async Task QemuToVmm([Values("10.0", "11.1")] string version, [Values] bool returnPath, [Values("none", "legacy", "multifd")] string zeroPages)
+    {
+        using TestVm pattern = TestVm.WithRam(Size).FilledRandom(2, halfZero: true);
+        using var content = new TempDirectory();
+        File.WriteAllBytes(content["ram"], pattern.Ram.ReadOnlySlice(0, (int)Size).ToArray());
+        using var qemu = QemuProcess.WithRamFile(version, Size, content["ram"], "-S");
+        // RAM that is not zero: what the source lists as zero must become so.
+        using TestVm vm = TestVm.WithRam(Size, incoming: true).FilledRandom(9);
+        qemu.SetCapability("multifd", true);
+        if (returnPath) qemu.SetCapability("return-path", true);
+        qemu.Run("migrate-set-parameters", new JsonObject { ["zero-page-detection"] = zeroPages });
+        Use(vm, returnPath: false);
+        Task<MigrationStatus> incoming = vm.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
+        qemu.Run("migrate", new JsonObject { ["uri"] = $"tcp:127.0.0.1:{vm.Engine.Query().SocketAddresses[0].Port}" });
+        Assert.That(await incoming.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
+        Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
+        RamAssert.AreEqual(pattern.Vm.Memory, vm.Vm.Memory);
+    }
+
+    private static void Use(TestVm vm, bool returnPath) =>
+        vm.Engine.Capabilities.Apply([new(MigrationCapability.Multifd, true), new(MigrationCapability.ReturnPath, returnPath)]);
+}
