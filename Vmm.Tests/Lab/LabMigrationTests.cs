@@ -9,20 +9,8 @@ namespace Vmm.Tests.Lab;
 /// <summary>Whole migrations between two VMs whose devices are the kernel's.</summary>
 [TestFixture(false, TestName = "Migration(group)")]
 [TestFixture(true, TestName = "Migration(iommufd)")]
-public sealed class LabMigrationTests(bool iommufd) : LabFixture
+public sealed class LabMigrationTests(bool iommufd) : LabDeviceFixture
 {
-    private const int Stop = (int)VfioDeviceState.Stop, Running = (int)VfioDeviceState.Running, StopCopy = (int)VfioDeviceState.StopCopy, Resuming = (int)VfioDeviceState.Resuming,
-        RunningP2P = (int)VfioDeviceState.RunningP2P, PreCopy = (int)VfioDeviceState.PreCopy, PreCopyP2P = (int)VfioDeviceState.PreCopyP2P;
-
-    private readonly List<LabDevice> _made = [];
-
-    [TearDown]
-    public void RemoveDevices()
-    {
-        foreach (LabDevice device in _made) device.Dispose();
-        _made.Clear();
-    }
-
     [Test]
     public async Task Spec3_MttyMovesWithItsRegistersAndFifo()
     {
@@ -38,7 +26,7 @@ public sealed class LabMigrationTests(bool iommufd) : LabFixture
         LabDevice[] source = [Make("v2"), Make("v2")], destination = [Make("v2"), Make("v2")];
         using var pair = new LabPair(iommufd, Paths(source), Paths(destination));
         byte[][] expected = [LabMemory.Fill(LabPair.Io(pair.Source, 0), 1), LabMemory.Fill(LabPair.Io(pair.Source, 1), 2)];
-        foreach (LabDevice device in _made) device["log"] = 0;
+        foreach (LabDevice device in Made) device["log"] = 0;
         await pair.MigrateWell();
         Assert.That(source[0].States, Is.EqualTo((int[])[PreCopy, PreCopyP2P, StopCopy, Stop]));
         Assert.That(source[1].States, Is.EqualTo(source[0].States));
@@ -155,7 +143,7 @@ public sealed class LabMigrationTests(bool iommufd) : LabFixture
         (source["data_section_bytes"], destination["data_section_bytes"]) = (from, to);
         using var pair = new LabPair(iommufd, [source.Path], [destination.Path]);
         byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 11);
-        foreach (LabDevice device in _made) device["log"] = 0;
+        foreach (LabDevice device in Made) device["log"] = 0;
         await pair.MigrateWell();
         Assert.That(source.States, Is.EqualTo((int[])[3, 2, 0]), "pre-copy, stop-and-copy, stopped");
         Assert.That(destination.States, Is.EqualTo((int[])[4, 1]), "resuming, running");
@@ -185,13 +173,6 @@ public sealed class LabMigrationTests(bool iommufd) : LabFixture
     {
         IEnumerable<int> places = device.Log.Where(l => l.State == state).Select(static l => l.Place);
         return last ? places.Last() : places.First();
-    }
-
-    private LabDevice Make(string type)
-    {
-        var device = new LabDevice(type);
-        _made.Add(device);
-        return device;
     }
 
     private LabDevice Big(string type)

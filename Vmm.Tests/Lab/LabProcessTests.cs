@@ -8,6 +8,7 @@ namespace Vmm.Tests.Lab;
 /// <summary>Two <c>vmm</c> processes with real devices, over TCP, told by QMP: a command more would be another slow start.</summary>
 [TestFixture(false, TestName = "Processes(group)")]
 [TestFixture(true, TestName = "Processes(iommufd)")]
+[Category(Slow)]
 public sealed class LabProcessTests(bool iommufd) : LabFixture
 {
     private static readonly TimeSpan s_deadline = TimeSpan.FromSeconds(120);
@@ -20,7 +21,7 @@ public sealed class LabProcessTests(bool iommufd) : LabFixture
         Assert.That(With(LabVfio.Mtty2, Uart.Observe), Is.EqualTo(expected));
     }
 
-    [Test, Category(Slow)]
+    [Test]
     public async Task Spec3_TwoDevicesOfDifferentKindsMoveTogether()
     {
         if (!iommufd) Assert.Pass("each start takes half a minute: done once, by iommufd");
@@ -32,7 +33,7 @@ public sealed class LabProcessTests(bool iommufd) : LabFixture
         Assert.That((With(LabVfio.Mtty2, Uart.Observe), With(destination.Path, LabMemory.Read)), Is.EqualTo((first, second)));
     }
 
-    [Test, Category(Slow)]
+    [Test]
     public async Task Spec5_4_AV1DeviceMovesIntoASmallerSection()
     {
         if (iommufd) Assert.Pass("v1 has the dirty log of type1 only");

@@ -28,10 +28,7 @@ public sealed class LabQemuTests(bool iommufd) : LabFixture
         using (TestVm vm = Vm(LabVfio.Mtty2, incoming: true))
         {
             if (returnPath) qemu.SetCapability("return-path", true);
-            Task<MigrationStatus> incoming = vm.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
-            qemu.Run("migrate", new JsonObject { ["uri"] = $"tcp:127.0.0.1:{vm.Engine.Query().SocketAddresses[0].Port}" });
-            Assert.That(await incoming.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
-            Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
+            await FromQemu(qemu, vm);
             IVfioDeviceIo device = vm.Vm.Devices.OfType<VfioPciDevice>().Single().Io;
             Assert.That(Uart.Observe(device), Is.EqualTo(expected), "after the first hop");
             expected = Uart.Change(device);
@@ -41,9 +38,7 @@ public sealed class LabQemuTests(bool iommufd) : LabFixture
         using (TestVm vm = Vm(LabVfio.Mtty2, incoming: false))
         {
             if (returnPath) vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
-            MigrationStatus status = await vm.Engine.Migrate(MigrationAddress.Parse(qemu.Listen("tcp:127.0.0.1:0"))).WaitAsync(QemuProcess.Deadline);
-            Assert.That(status, Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
-            Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
+            await ToQemu(vm, qemu);
         }
         Assert.That(With(LabVfio.Mtty1, Uart.Observe), Is.EqualTo(expected), "after the second hop");
     }
@@ -55,18 +50,13 @@ public sealed class LabQemuTests(bool iommufd) : LabFixture
         using TestVm vm = Vm(LabVfio.Mtty2, incoming: true);
         using (QemuProcess qemu = Qemu(LabVfio.Mtty1))
         {
-            Task<MigrationStatus> incoming = vm.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
-            qemu.Run("migrate", new JsonObject { ["uri"] = $"tcp:127.0.0.1:{vm.Engine.Query().SocketAddresses[0].Port}" });
-            Assert.That(await incoming.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
-            Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
+            await FromQemu(qemu, vm);
         }
         // So that the device of the second hop does not hold what the first one left in it.
         Assert.That(With(LabVfio.Mtty1, static d => Uart.Change(d, 0x11)), Is.Not.EqualTo(expected));
         using (QemuProcess qemu = Qemu(LabVfio.Mtty1, "-incoming", "defer"))
         {
-            MigrationStatus status = await vm.Engine.Migrate(MigrationAddress.Parse(qemu.Listen("tcp:127.0.0.1:0"))).WaitAsync(QemuProcess.Deadline);
-            Assert.That(status, Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
-            Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
+            await ToQemu(vm, qemu);
         }
         Assert.That(With(LabVfio.Mtty1, Uart.Observe), Is.EqualTo(expected), "after both hops");
     }
@@ -81,18 +71,13 @@ public sealed class LabQemuTests(bool iommufd) : LabFixture
         {
             qemu.SetCapability("multifd", true);
             qemu.SetCapability("return-path", true);
-            Task<MigrationStatus> incoming = vm.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
-            qemu.Run("migrate", new JsonObject { ["uri"] = $"tcp:127.0.0.1:{vm.Engine.Query().SocketAddresses[0].Port}" });
-            Assert.That(await incoming.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
-            Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
+            await FromQemu(qemu, vm);
         }
         Assert.That(With(LabVfio.Mtty1, static d => Uart.Change(d, 0x11)), Is.Not.EqualTo(expected));
         using (QemuProcess qemu = Qemu(LabVfio.Mtty1, "-incoming", "defer"))
         {
             qemu.SetCapability("multifd", true);
-            MigrationStatus status = await vm.Engine.Migrate(MigrationAddress.Parse(qemu.Listen("tcp:127.0.0.1:0"))).WaitAsync(QemuProcess.Deadline);
-            Assert.That(status, Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
-            Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
+            await ToQemu(vm, qemu);
             Assert.That(vm.Engine.Query().Ram!.MultifdBytes, Is.Positive);
         }
         Assert.That(With(LabVfio.Mtty1, Uart.Observe), Is.EqualTo(expected));
@@ -118,6 +103,21 @@ public sealed class LabQemuTests(bool iommufd) : LabFixture
         foreach (string line in ours) TestContext.Out.WriteLine(line);
         Assert.That(ours, Is.EqualTo(theirs));
         Assert.That(ours, Has.Count.GreaterThanOrEqualTo(7), "SETUP, data of PRE_COPY and STOP_COPY, their ends, the config record");
+    }
+
+    private static async Task FromQemu(QemuProcess qemu, TestVm vm)
+    {
+        Task<MigrationStatus> incoming = vm.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
+        qemu.Run("migrate", new JsonObject { ["uri"] = $"tcp:127.0.0.1:{vm.Engine.Query().SocketAddresses[0].Port}" });
+        Assert.That(await incoming.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
+        Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
+    }
+
+    private static async Task ToQemu(TestVm vm, QemuProcess qemu)
+    {
+        MigrationStatus status = await vm.Engine.Migrate(MigrationAddress.Parse(qemu.Listen("tcp:127.0.0.1:0"))).WaitAsync(QemuProcess.Deadline);
+        Assert.That(status, Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
+        Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
     }
 
     /// <summary>The VFIO records of a stream in its file, each with its section, and its bytes where they are the device's.</summary>

@@ -12,20 +12,8 @@ using Vmm.Tests.Support;
 namespace Vmm.Tests.Lab;
 
 /// <summary>What a VM makes of real devices: who blocks its migration, and which states stop and start walk through (spec vfio-migration 3.1 to 3.5, 3.8).</summary>
-public sealed class VmDeviceTests : LabFixture
+public sealed class VmDeviceTests : LabDeviceFixture
 {
-    private const int Stop = (int)VfioDeviceState.Stop, Running = (int)VfioDeviceState.Running, StopCopy = (int)VfioDeviceState.StopCopy, Resuming = (int)VfioDeviceState.Resuming,
-        RunningP2P = (int)VfioDeviceState.RunningP2P, PreCopy = (int)VfioDeviceState.PreCopy, PreCopyP2P = (int)VfioDeviceState.PreCopyP2P;
-
-    private readonly List<LabDevice> _made = [];
-
-    [TearDown]
-    public void RemoveDevices()
-    {
-        foreach (LabDevice device in _made) device.Dispose();
-        _made.Clear();
-    }
-
     [Test]
     public void Spec3_1_EnableMigrationOffBlocksADeviceThatCould()
     {
@@ -81,7 +69,7 @@ public sealed class VmDeviceTests : LabFixture
     {
         (LabDevice from, LabDevice to) = (Make(type), Make(type));
         using var pair = new LabPair(true, [from.Path], [to.Path]);
-        foreach (LabDevice device in _made) device["log"] = 0;
+        foreach (LabDevice device in Made) device["log"] = 0;
         await pair.MigrateWell();
         Assert.That(from.States, Is.EqualTo(walked), "without PRE_COPY it runs until the switchover, and it is stopped again after it");
     }
@@ -195,11 +183,4 @@ public sealed class VmDeviceTests : LabFixture
     private static TestVm Vm(string device) => new(
         new VmOptions { Memory = [new RamBlockOptions { Name = "m", SizeBytes = 1 << 20 }], Devices = [DeviceOptions.Parse($"vfio-pci,id=d0,{device}")] },
         static b => b.AddPlugin<VfioPlugin>());
-
-    private LabDevice Make(string type)
-    {
-        var device = new LabDevice(type);
-        _made.Add(device);
-        return device;
-    }
 }
