@@ -69,6 +69,15 @@ public interface IDeviceServices
     /// <summary>The VM's PCI bus.</summary>
     PciHost Pci { get; }
 
+    /// <summary>Ports and memory-mapped registers that vCPUs reach.</summary>
+    IoBus Io { get; }
+
+    /// <summary>Interrupt lines of legacy devices.</summary>
+    IsaIrqs Irqs { get; }
+
+    /// <summary>What the guest asks of its machine.</summary>
+    GuestRequests Requests { get; }
+
     /// <summary>Watches eventfds, on one thread per VM.</summary>
     EventFdLoop EventFds { get; }
 

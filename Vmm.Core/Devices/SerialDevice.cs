@@ -8,10 +8,12 @@ namespace Vmm.Core.Devices;
 
 /// <summary>
 /// A serial port as <c>--device serial[,id=ID][,output=PATH]</c>. Its section equals that of QEMU's <c>isa-serial</c> byte for byte, VMDESC
-/// included. What the guest sends is appended to the file; without one it is dropped.
+/// included. What the guest sends is appended to the file; without one it is dropped. The first four of a VM are its COM1 to COM4.
 /// </summary>
-public sealed class SerialDevice : IVmDevice, IVmStateHandler
+public sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
 {
+    private static readonly (ushort Port, int Irq)[] s_places = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
+
     /// <summary>QEMU's <c>vmstate_isa_serial</c>.</summary>
     public static VmStateDescription<SerialDevice> Description { get; } = new()
     {
@@ -37,9 +39,12 @@ public sealed class SerialDevice : IVmDevice, IVmStateHandler
         Id = options.Id;
         string output = options.GetString("output", "");
         if (line is null && output.Length > 0) line = _line = new SerialFileLine(Id, output, services.Loggers.CreateLogger<SerialDevice>());
+        (ushort Port, int Irq)? place = s_places.Cast<(ushort Port, int Irq)?>().FirstOrDefault(p => services.Io.IsFree(p!.Value.Port, 8));
+        if (irq is null && place is { } at) irq = level => services.Irqs.Set(at.Irq, level);
         Port = new Serial16550(services.Clock, line, irq);
         try
         {
+            if (place is { } p) _registrations.Add(services.Io.AddPorts(p.Port, 8, Id, this));
             _registrations.Add(services.RegisterVmState(Description, this));
             _registrations.Add(services.RunState.Register(this));
         }
@@ -69,6 +74,20 @@ public sealed class SerialDevice : IVmDevice, IVmStateHandler
 
     /// <inheritdoc/>
     public void Reset() => Port.Reset();
+
+    /// <inheritdoc/>
+    public ulong Read(ulong offset, int size)
+    {
+        ulong value = 0;
+        for (int i = 0; i < size; i++) value |= (ulong)Port.ReadRegister((int)offset + i) << 8 * i;
+        return value;
+    }
+
+    /// <inheritdoc/>
+    public void Write(ulong offset, int size, ulong value)
+    {
+        for (int i = 0; i < size; i++) Port.WriteRegister((int)offset + i, (byte)(value >> 8 * i));
+    }
 
     /// <inheritdoc/>
     public void Dispose()

@@ -25,6 +25,18 @@ public sealed record VmOptions
     /// <summary>Devices, in order.</summary>
     public IReadOnlyList<DeviceOptions> Devices { get; init; } = [];
 
+    /// <summary>What runs the guest: <c>none</c>, an accelerator's name, or <c>auto</c> for the first that works on this host, else none.</summary>
+    public string Accelerator { get; init; } = "none";
+
+    /// <summary>Number of vCPUs; only with an accelerator.</summary>
+    public int Cpus { get; init; } = 1;
+
+    /// <summary>Entries of each vCPU's dirty ring; 0 for bitmaps.</summary>
+    public int DirtyRingEntries { get; init; }
+
+    /// <summary>The program to start with, or null; only with an accelerator.</summary>
+    public KernelOptions? Kernel { get; init; }
+
     /// <summary>Whether the VM waits for an incoming migration.</summary>
     public bool IsIncoming { get; init; }
 
@@ -69,10 +81,13 @@ public sealed class VmFactory(IServiceScopeFactory scopes)
 /// <param name="deviceServices">What devices get.</param>
 /// <param name="factories">Device types.</param>
 /// <param name="components">Machine components of this VM.</param>
+/// <param name="accelerators">Accelerators to choose from.</param>
 /// <param name="services">The VM's scope.</param>
 public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, SaveVmRegistry saveVm, VmClock clock, IDeviceServices deviceServices,
-    IEnumerable<IDeviceFactory> factories, IEnumerable<IMachineComponent> components, IServiceProvider services) : IDisposable
+    IEnumerable<IDeviceFactory> factories, IEnumerable<IMachineComponent> components, IEnumerable<IAcceleratorFactory> accelerators, IServiceProvider services) : IDisposable
 {
+    private const int AcceleratorPriority = int.MaxValue / 2;
+
     private readonly List<IVmDevice> _devices = [];
     private readonly List<IDisposable> _registrations = [];
     private IServiceScope? _scope;
@@ -110,6 +125,12 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
 
     /// <summary>The PCI bus, as its CPUs reach it.</summary>
     public PciHost Pci => deviceServices.Pci;
+
+    /// <summary>What runs the guest, or null.</summary>
+    public IAccelerator? Accelerator { get; private set; }
+
+    /// <summary>What the guest asked of its machine.</summary>
+    public GuestRequests Requests => deviceServices.Requests;
 
     /// <summary>Events of its devices.</summary>
     public DeviceEvents Events => deviceServices.Events;
@@ -182,6 +203,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     {
         bql.AssertHeld();
         foreach (IVmDevice device in _devices) device.Reset();
+        Accelerator?.Reset();
     }
 
     /// <summary>Adds a device that a host made itself; the VM owns it from here on.</summary>
@@ -222,6 +244,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
             }
             for (int i = _devices.Count - 1; i >= 0; i--) _devices[i].Dispose();
             _devices.Clear();
+            Accelerator?.Dispose();
             for (int i = _registrations.Count - 1; i >= 0; i--) _registrations[i].Dispose();
         }
         _scope?.Dispose();
@@ -241,10 +264,45 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
             _registrations.Add(runState.Register(clock, VmClock.HandlerPriority));
             _registrations.Add(clock.Register(saveVm));
             foreach (IMachineComponent c in all.Where(static c => c.Phase == MachinePhase.BeforeDevices)) c.Attach(deviceServices);
+            AddAccelerator(options);
             foreach (DeviceOptions device in options.Devices) AddDevice(device);
             foreach (IMachineComponent c in all.Where(static c => c.Phase == MachinePhase.AfterDevices)) c.Attach(deviceServices);
         }
         _scope = scope;
+    }
+
+    private void AddAccelerator(VmOptions options)
+    {
+        IAcceleratorFactory? factory = options.Accelerator switch
+        {
+            "none" => null,
+            "auto" => accelerators.FirstOrDefault(static f => f.Probe() is null),
+            _ => accelerators.FirstOrDefault(f => f.Name == options.Accelerator)
+                ?? throw new ConfigurationException($"accelerator '{options.Accelerator}' is not known; known: auto, none, {string.Join(", ", accelerators.Select(static f => f.Name))}"),
+        };
+        if (factory is null)
+        {
+            if (options.Kernel is { } kernel) throw new ConfigurationException($"kernel '{kernel.KernelPath}': nothing here can run it without an accelerator");
+            return;
+        }
+        Accelerator = factory.Create(options, deviceServices);
+        // vCPUs start after all devices and stop before them.
+        _registrations.Add(runState.Register(Accelerator, AcceleratorPriority));
+        deviceServices.Requests.Attach(OnGuestRequest);
+    }
+
+    private void OnGuestRequest(GuestRequest request)
+    {
+        using (bql.Acquire())
+        {
+            if (_disposed || !runState.IsRunning) return;
+            switch (request)
+            {
+                case GuestRequest.Reset: Reset(); break;
+                case GuestRequest.Shutdown: runState.Stop(RunStates.RunState.Shutdown); break;
+                default: runState.Stop(RunStates.RunState.InternalError); break;
+            }
+        }
     }
 
     private void AddDevice(DeviceOptions options)

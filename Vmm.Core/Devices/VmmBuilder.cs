@@ -39,6 +39,16 @@ public sealed class VmmBuilder
         return this;
     }
 
+    /// <summary>Adds a kind of accelerator.</summary>
+    /// <typeparam name="TFactory">Its factory; a singleton.</typeparam>
+    /// <returns>This.</returns>
+    public VmmBuilder AddAccelerator<[System.Diagnostics.CodeAnalysis.DynamicallyAccessedMembers(
+        System.Diagnostics.CodeAnalysis.DynamicallyAccessedMemberTypes.PublicConstructors)] TFactory>() where TFactory : class, IAcceleratorFactory
+    {
+        Services.TryAddEnumerable(ServiceDescriptor.Singleton<IAcceleratorFactory, TFactory>());
+        return this;
+    }
+
     /// <summary>Adds a part of every machine.</summary>
     /// <typeparam name="TComponent">The component; one per VM.</typeparam>
     /// <returns>This.</returns>
@@ -78,12 +88,15 @@ public static class VmmServiceCollectionExtensions
         services.TryAddScoped<IPciDma, GuestPciDma>();
         services.TryAddScoped<PciHost>();
         services.TryAddScoped<EventFdLoop>();
+        services.TryAddScoped<IoBus>();
+        services.TryAddScoped<IsaIrqs>();
+        services.TryAddScoped<GuestRequests>();
         services.TryAddScoped<IDeviceServices, DeviceServices>();
         services.TryAddScoped<Vm>();
         return new VmmBuilder(services);
     }
 
     private sealed record DeviceServices(IRunStateNotifier RunState, GuestMemory Memory, Bql Bql, VmClock Clock, MigrationBlockers Blockers,
-        MigrationNotifiers Notifiers, SaveVmRegistry SaveVm, PciHost Pci, EventFdLoop EventFds, ILoggerFactory Loggers, DeviceEvents Events,
+        MigrationNotifiers Notifiers, SaveVmRegistry SaveVm, PciHost Pci, IoBus Io, IsaIrqs Irqs, GuestRequests Requests, EventFdLoop EventFds, ILoggerFactory Loggers, DeviceEvents Events,
         DeviceTransferCounter DeviceTransfer, IServiceProvider Scope) : IDeviceServices;
 }

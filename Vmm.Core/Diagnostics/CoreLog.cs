@@ -10,4 +10,7 @@ internal static partial class CoreLog
 
     [LoggerMessage(1002, LogLevel.Error, "an eventfd handler failed; its interrupts are lost from here on")]
     internal static partial void EventFdHandlerFailed(ILogger logger, Exception error);
+
+    [LoggerMessage(1003, LogLevel.Error, "the guest stopped: {error}")]
+    internal static partial void VcpuStopped(ILogger logger, string error);
 }

@@ -23,6 +23,18 @@ internal static class Ioctl
         }
     }
 
+    /// <summary>As the plain form, but an interrupted call is not repeated: for calls that a signal is meant to end.</summary>
+    /// <param name="fd">Descriptor.</param>
+    /// <param name="request">Number of the ioctl.</param>
+    /// <param name="errno">Why it failed; EINTR after a signal.</param>
+    /// <returns>The result, or -1.</returns>
+    internal static int InvokeOnce(OwnedFd fd, uint request, out Errno errno)
+    {
+        int result = LibC.ioctl_value(fd, request, 0);
+        errno = result >= 0 ? Errno.None : Posix.LastError;
+        return result;
+    }
+
     /// <summary>The argument is a structure given as bytes; the kernel may write into it.</summary>
     /// <param name="fd">Descriptor.</param>
     /// <param name="request">Number of the ioctl.</param>

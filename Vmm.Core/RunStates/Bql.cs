@@ -17,6 +17,14 @@ public sealed class Bql
     /// <returns>The scope.</returns>
     public Lock.Scope Acquire() => _lock.EnterScope();
 
+    /// <summary>Takes the lock if it comes free in time; for a thread that its holder may be waiting for. Leave it with <see cref="Exit"/>.</summary>
+    /// <param name="timeout">How long to wait.</param>
+    /// <returns>False when somebody else held it all the time.</returns>
+    public bool TryEnter(TimeSpan timeout) => _lock.TryEnter(timeout);
+
+    /// <summary>Leaves the lock after <see cref="TryEnter"/>.</summary>
+    public void Exit() => _lock.Exit();
+
     /// <summary>Asserts in debug builds that the lock is held.</summary>
     [Conditional("DEBUG")]
     public void AssertHeld() => Debug.Assert(IsHeld, "the BQL must be held here");

@@ -18,7 +18,7 @@ public partial class HouseTests
     /// <summary>Inside Core a folder may use those before it in this list (style 3.1); folders of one entry may use each other.</summary>
     private static readonly string[][] s_coreLayers =
     [
-        ["Errors"], ["Interop"], ["Buffers", "Threading"], ["Memory"], ["Channels", "Wire"], ["RunStates", "SaveVm", "VmStates"], ["Pci", "Cpr"], ["Devices"], ["Diagnostics"],
+        ["Errors"], ["Interop"], ["Buffers", "Threading"], ["Memory"], ["Channels", "Wire"], ["RunStates", "SaveVm", "VmStates"], ["Pci", "Cpr"], ["Devices"], ["Kvm"], ["Diagnostics"],
     ];
 
     [Test]

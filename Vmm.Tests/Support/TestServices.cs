@@ -20,6 +20,8 @@ internal sealed class TestServices : IDeviceServices, IDisposable
         Notifier = new RunStateNotifier(Bql);
         SaveVm = new SaveVmRegistry(Bql);
         Pci = new PciHost(Bql, SaveVm, Interrupts);
+        Io = new IoBus(Bql, Pci);
+        Requests = new GuestRequests(EventFds);
     }
 
     public ManualTimeProvider Time { get; } = new();
@@ -45,6 +47,12 @@ internal sealed class TestServices : IDeviceServices, IDisposable
 
     public PciHost Pci { get; }
 
+    public IoBus Io { get; }
+
+    public IsaIrqs Irqs { get; } = new();
+
+    public GuestRequests Requests { get; }
+
     public EventFdLoop EventFds { get; } = new(NullLoggerFactory.Instance);
 
     public ILoggerFactory Loggers { get; init; } = NullLoggerFactory.Instance;
@@ -57,6 +65,7 @@ internal sealed class TestServices : IDeviceServices, IDisposable
 
     public void Dispose()
     {
+        Requests.Dispose();
         EventFds.Dispose();
         Memory.Dispose();
     }

@@ -49,15 +49,19 @@ internal static partial class UapiItems
     {
         List<UapiItem> items = [];
         foreach ((Type holder, string prefix) in new[] { (typeof(VfioUapi), "vfio_"), (typeof(IommufdUapi), "iommu_") })
-        {
-            items.AddRange(Constants(holder).Select(static f => new UapiItem(f.Name, f.Name, Value(f))));
-            foreach (Type structure in holder.GetNestedTypes(BindingFlags.NonPublic).Where(static t => t.IsValueType)) items.AddRange(Layout(structure, prefix));
-        }
+            items.AddRange(Of(holder, prefix, static _ => true));
         items.AddRange(s_enums.Select(static e => new UapiItem(e.C, e.C, Convert.ToUInt64(e.Ours, CultureInfo.InvariantCulture))));
         FieldInfo[] pci = [.. Constants(typeof(VfioPciRegion)), .. Constants(typeof(VfioPciIrq))];
         items.AddRange(s_pci.Select(p => new UapiItem(p.C, p.C, Value(pci.Single(f => f.Name == p.Constant)))));
         return [.. items.DistinctBy(static i => i.Name)];
     }
+
+    /// <summary>Constants and structures of one holder.</summary>
+    internal static IEnumerable<UapiItem> Of(Type holder, string prefix, Func<FieldInfo, bool> isNumber) =>
+    [
+        .. Constants(holder).Where(isNumber).Select(static f => new UapiItem(f.Name, f.Name, Value(f))),
+        .. holder.GetNestedTypes(BindingFlags.NonPublic).Where(static t => t.IsValueType && !t.IsDefined(typeof(System.Runtime.CompilerServices.CompilerGeneratedAttribute)) && !t.Name.Contains('<')).SelectMany(t => Layout(t, prefix)),
+    ];
 
     /// <summary>Members of the enums and constants above that no row names.</summary>
     internal static IEnumerable<string> Unlisted()

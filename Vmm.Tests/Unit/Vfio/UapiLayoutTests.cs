@@ -28,7 +28,7 @@ internal sealed partial class UapiLayoutTests
 
         Assert.That(missing.Select(static i => i.Name).Where(static n => !IsNewer(n)), Is.Empty, "Linux 6.12 has these");
         Assert.That(there, Has.Count.GreaterThanOrEqualTo(all.Count(static i => !IsNewer(i.Name))));
-        Dictionary<string, ulong> theirs = Ask(folder, headers!, there);
+        Dictionary<string, ulong> theirs = Ask(folder, Prologue(headers!), Include(headers!), there);
         Assert.That(there.Where(i => theirs[i.Name] != Expected(i, missing)).Select(i => $"{i.Name}: ours {Expected(i, missing)}, theirs {theirs[i.Name]}"), Is.Empty);
     }
 
@@ -51,16 +51,17 @@ internal sealed partial class UapiLayoutTests
     {
         string source = folder["probe.c"];
         File.WriteAllText(source, Prologue(headers) + "unsigned long long items[] = {\n#line 1 \"items\"\n" + string.Join('\n', items.Select(static i => $"{i.Expression},")) + "\n};\n");
-        (_, _, string errors) = Gcc(headers, "-fsyntax-only", "-fmax-errors=0", source);
+        (_, _, string errors) = Gcc(Include(headers), "-fsyntax-only", "-fmax-errors=0", source);
         return [.. ErrorLine().Matches(errors).Select(static m => int.Parse(m.Groups[1].Value)).Distinct().Select(n => items[n - 1])];
     }
 
-    private static Dictionary<string, ulong> Ask(TempDirectory folder, string headers, List<UapiItem> items)
+    /// <summary>What a C compiler says about each item.</summary>
+    internal static Dictionary<string, ulong> Ask(TempDirectory folder, string prologue, string[] include, List<UapiItem> items)
     {
         string source = folder["print.c"], program = folder["print"];
-        File.WriteAllText(source, Prologue(headers) + "#include <stdio.h>\nint main(void)\n{\n"
+        File.WriteAllText(source, prologue + "#include <stdio.h>\nint main(void)\n{\n"
             + string.Concat(items.Select(static (i, n) => $"\tprintf(\"{n} %llu\\n\", (unsigned long long)({i.Expression}));\n")) + "\treturn 0;\n}\n");
-        (int status, _, string errors) = Gcc(headers, "-o", program, source);
+        (int status, _, string errors) = Gcc(include, "-o", program, source);
         Assert.That(status, Is.Zero, errors);
         (status, string output, _) = Shell.Run(program);
         Assert.That(status, Is.Zero);
@@ -69,11 +70,13 @@ internal sealed partial class UapiLayoutTests
 
     private static string Prologue(string headers) => $"#include <stddef.h>\n#include \"{headers}/linux/vfio.h\"\n#include \"{headers}/linux/iommufd.h\"\n";
 
-    private static (int Status, string Output, string Errors) Gcc(string headers, params string[] arguments)
+    private static string[] Include(string headers) => ["-isystem", headers];
+
+    private static (int Status, string Output, string Errors) Gcc(string[] include, params string[] arguments)
     {
         try
         {
-            return Shell.Run("gcc", ["-std=gnu11", "-Wall", "-isystem", headers, .. arguments]);
+            return Shell.Run("gcc", ["-std=gnu11", "-Wall", .. include, .. arguments]);
         }
         catch (System.ComponentModel.Win32Exception e)
         {

@@ -1,0 +1,140 @@
+using Vmm.Core.Errors;
+using Vmm.Core.RunStates;
+using Vmm.Core.Threading;
+using Vmm.Core.Interop;
+
+namespace Vmm.Core.Devices;
+
+/// <summary>What runs the guest's instructions.</summary>
+public interface IAccelerator : IVmStateHandler, IDisposable
+{
+    /// <summary>Its name, as in <c>--accel NAME</c>.</summary>
+    string Name { get; }
+
+    /// <summary>Puts vCPUs and interrupt controllers into their power-on state and loads the guest's program again. BQL: held, vCPUs stopped.</summary>
+    void Reset();
+}
+
+/// <summary>Makes accelerators of one kind.</summary>
+public interface IAcceleratorFactory
+{
+    /// <summary>Its name, as in <c>--accel NAME</c>.</summary>
+    string Name { get; }
+
+    /// <summary>Whether it can be used on this host; asked for <c>auto</c>.</summary>
+    /// <returns>Null, or why not.</returns>
+    VmmException? Probe();
+
+    /// <summary>Makes an accelerator for a VM whose RAM is there and whose devices are not. BQL: held. Nothing is left behind on failure.</summary>
+    /// <param name="options">The VM's options.</param>
+    /// <param name="services">The VM's services.</param>
+    /// <returns>The accelerator, owned by the VM.</returns>
+    IAccelerator Create(VmOptions options, IDeviceServices services);
+}
+
+/// <summary>The program that a guest starts with.</summary>
+public sealed record KernelOptions
+{
+    /// <summary>A flat binary, an ELF file or a Linux bzImage.</summary>
+    public required string KernelPath { get; init; }
+
+    /// <summary>The file's content when it is not to be read from <see cref="KernelPath"/>, which is then only its name.</summary>
+    public ReadOnlyMemory<byte>? Image { get; init; }
+
+    /// <summary>Linux initial RAM disk, or null.</summary>
+    public string? InitrdPath { get; init; }
+
+    /// <summary>Command line.</summary>
+    public string CommandLine { get; init; } = "";
+}
+
+/// <summary>Sixteen interrupt lines of the ISA bus, and who takes them. BQL: held for every call.</summary>
+public sealed class IsaIrqs
+{
+    private readonly bool[] _levels = new bool[16];
+    private Action<int, bool>? _target;
+
+    /// <summary>Sets a line.</summary>
+    /// <param name="line">0 to 15.</param>
+    /// <param name="level">Asserted.</param>
+    public void Set(int line, bool level)
+    {
+        _levels[line] = level;
+        _target?.Invoke(line, level);
+    }
+
+    /// <summary>Sends changes to a target, which is told of asserted lines at once.</summary>
+    /// <param name="target">Told line and level.</param>
+    /// <returns>Dispose to detach it.</returns>
+    public IDisposable Attach(Action<int, bool> target)
+    {
+        ArgumentNullException.ThrowIfNull(target);
+        if (_target is not null) throw new InvalidOperationException("another interrupt target is attached");
+        _target = target;
+        for (int line = 0; line < _levels.Length; line++)
+            if (_levels[line]) target(line, true);
+        return new Registration(() => _target = null);
+    }
+}
+
+/// <summary>What a guest can ask of its machine.</summary>
+public enum GuestRequest
+{
+    /// <summary>Start again.</summary>
+    Reset,
+    /// <summary>Switch off.</summary>
+    Shutdown,
+    /// <summary>A vCPU cannot go on.</summary>
+    InternalError,
+}
+
+/// <summary>
+/// Requests of a guest, done on another thread than the vCPU's that makes them: a vCPU cannot wait for itself. Thread-safe (QEMU:
+/// <c>qemu_system_reset_request</c>, <c>qemu_system_shutdown_request</c>).
+/// </summary>
+/// <param name="loop">Where they are done.</param>
+public sealed class GuestRequests(EventFdLoop loop) : IDisposable
+{
+    private readonly Lock _gate = new();
+    private readonly OwnedFd _event = Posix.EventFd();
+    private GuestRequest? _pending;
+    private int? _exitCode;
+    private IDisposable? _registration;
+
+    /// <summary>What the guest said when it switched itself off, or null.</summary>
+    public int? ExitCode
+    {
+        get
+        {
+            lock (_gate) return _exitCode;
+        }
+    }
+
+    /// <summary>Makes a request; a later one before it is done wins over a reset only.</summary>
+    /// <param name="request">The request.</param>
+    /// <param name="exitCode">What the guest says with it, or null.</param>
+    public void Post(GuestRequest request, int? exitCode = null)
+    {
+        lock (_gate)
+        {
+            if (_pending is null or GuestRequest.Reset) _pending = request;
+            if (exitCode is not null) _exitCode = exitCode;
+        }
+        Posix.SignalEventFd(_event);
+    }
+
+    /// <summary>Ends the watching; what is pending is dropped.</summary>
+    public void Dispose()
+    {
+        _registration?.Dispose();
+        _event.Dispose();
+    }
+
+    internal void Attach(Action<GuestRequest> handler) => _registration = loop.Add(_event, () =>
+    {
+        Posix.DrainEventFd(_event);
+        GuestRequest? request;
+        lock (_gate) (request, _pending) = (_pending, null);
+        if (request is { } r) handler(r);
+    });
+}

@@ -1,0 +1,187 @@
+using Microsoft.Extensions.Logging;
+using Vmm.Core.Devices;
+using Vmm.Core.Diagnostics;
+using Vmm.Core.Errors;
+using Vmm.Core.Pci;
+using Vmm.Core.RunStates;
+
+namespace Vmm.Core.Kvm;
+
+/// <summary>
+/// Runs a VM's guest with KVM: memory slots that follow the address map, vCPU threads between start and stop, interrupts of PCI and ISA devices,
+/// dirty log, sections <c>kvm-clock</c>, <c>kvm-irqchip</c> and one <c>kvm-cpu</c> a vCPU. BQL: held for every call.
+/// </summary>
+internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptController
+{
+    private const uint FirstIntxIrq = 20; // I/O APIC pins 20 to 23, which no ISA device uses.
+
+    private readonly KvmSystem _system;
+    private readonly KvmVm _vm;
+    private readonly List<KvmVcpu> _vcpus = [];
+    private readonly List<KvmCpuState> _states = [], _powerOn = [];
+    private readonly List<IDisposable> _registrations = [];
+    private readonly IDeviceServices _services;
+    private readonly KvmDirtyLog _dirtyLog;
+    private readonly KvmBoot? _boot;
+    private readonly KvmMachineState _powerOnMachine; // What a reset brings back, from before the first instruction.
+    private readonly ILogger _logger;
+
+    internal KvmAccelerator(VmOptions options, IDeviceServices services)
+    {
+        if (options.Cpus is < 1 or > 64) throw new ConfigurationException($"{options.Cpus} vCPUs: expected 1 to 64");
+        _services = services;
+        _logger = services.Loggers.CreateLogger<KvmAccelerator>();
+        _boot = options.Kernel is { } kernel ? KvmBoot.Read(kernel, services.Memory, options.Cpus) : null;
+        _system = KvmSystem.Open();
+        try
+        {
+            _vm = new KvmVm(_system, options.DirtyRingEntries);
+        }
+        catch
+        {
+            _system.Dispose();
+            throw;
+        }
+        Machine = new KvmMachineState(_vm);
+        _powerOnMachine = new KvmMachineState(_vm);
+        try
+        {
+            for (int i = 0; i < options.Cpus; i++) _vcpus.Add(new KvmVcpu(_vm, i, this));
+            _dirtyLog = new KvmDirtyLog(_vm, _vcpus);
+            foreach (KvmVcpu vcpu in _vcpus)
+            {
+                _states.Add(new KvmCpuState(vcpu, _vm, Machine));
+                _powerOn.Add(new KvmCpuState(vcpu, _vm, _powerOnMachine));
+                _powerOn[^1].Save();
+            }
+            _powerOnMachine.SaveChips();
+            _registrations.Add(services.Memory.AddListener(_vm));
+            _registrations.Add(services.Memory.AddDirtyLogSource(_dirtyLog));
+            if (services.Scope.GetService(typeof(InterruptRouter)) is InterruptRouter router) _registrations.Add(router.Attach(this));
+            _registrations.Add(services.Irqs.Attach((line, level) => _vm.SetIrqLine((uint)line, level)));
+            _registrations.Add(new LegacyDevices(services));
+            _registrations.Add(services.RegisterVmState(KvmMachineState.ClockDescription, Machine, 0));
+            _registrations.Add(services.RegisterVmState(KvmMachineState.IrqChipDescription, Machine, 0));
+            foreach (KvmCpuState state in _states) _registrations.Add(services.RegisterVmState(KvmCpuState.Description, state));
+            if (!options.IsIncoming) _boot?.Load(_vcpus[0]);
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    /// <inheritdoc/>
+    public string Name => KvmAcceleratorFactory.KvmName;
+
+    /// <inheritdoc/>
+    public Bql Bql => _services.Bql;
+
+    /// <inheritdoc/>
+    public IoBus Io => _services.Io;
+
+    internal KvmVm Vm => _vm;
+
+    internal IReadOnlyList<KvmVcpu> Vcpus => _vcpus;
+
+    internal IReadOnlyList<KvmCpuState> CpuStates => _states;
+
+    internal KvmMachineState Machine { get; }
+
+    /// <summary>Why a vCPU cannot go on, or null.</summary>
+    internal KvmException? Failure { get; private set; }
+
+    /// <inheritdoc/>
+    public void OnVmStateChange(bool running, RunState state)
+    {
+        if (running)
+        {
+            Machine.StartClock();
+            foreach (KvmVcpu vcpu in _vcpus) vcpu.Start();
+            return;
+        }
+        foreach (KvmVcpu vcpu in _vcpus) vcpu.RequestStop();
+        foreach (KvmVcpu vcpu in _vcpus) vcpu.WaitParked();
+    }
+
+    /// <inheritdoc/>
+    public void Reset()
+    {
+        _powerOnMachine.LoadChips();
+        foreach (KvmCpuState state in _powerOn) state.Load();
+        _boot?.Load(_vcpus[0]);
+    }
+
+    /// <inheritdoc/>
+    public void OnVcpuStopped(KvmVcpu vcpu, KvmException? error)
+    {
+        Failure ??= error;
+        if (error is not null) CoreLog.VcpuStopped(_logger, error.Message);
+        _services.Requests.Post(error is null ? GuestRequest.Reset : GuestRequest.InternalError);
+    }
+
+    /// <inheritdoc/>
+    public void OnDirtyRingFull() => _dirtyLog.OnRingFull();
+
+    /// <inheritdoc/>
+    public void SetIntx(int line, bool level) => _vm.SetIrqLine(FirstIntxIrq + (uint)line, level);
+
+    /// <inheritdoc/>
+    public void SendMsi(MsiMessage message, ushort requesterId) => _vm.SignalMsi(message);
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        foreach (KvmVcpu vcpu in _vcpus) vcpu.RequestStop();
+        foreach (KvmVcpu vcpu in _vcpus) vcpu.WaitParked();
+        for (int i = _registrations.Count - 1; i >= 0; i--) _registrations[i].Dispose();
+        _registrations.Clear();
+        foreach (KvmVcpu vcpu in _vcpus) vcpu.Dispose();
+        _vcpus.Clear();
+        _vm.Dispose();
+        _system.Dispose();
+    }
+}
+
+/// <summary>Makes <see cref="KvmAccelerator"/>s.</summary>
+public sealed class KvmAcceleratorFactory : IAcceleratorFactory
+{
+    internal const string KvmName = "kvm";
+
+    /// <inheritdoc/>
+    public string Name => KvmName;
+
+    /// <inheritdoc/>
+    public VmmException? Probe()
+    {
+        try
+        {
+            KvmSystem.Open().Dispose();
+            return null;
+        }
+        catch (KvmException e)
+        {
+            return e;
+        }
+    }
+
+    /// <inheritdoc/>
+    public IAccelerator Create(VmOptions options, IDeviceServices services)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        ArgumentNullException.ThrowIfNull(services);
+        return new KvmAccelerator(options, services);
+    }
+}
+
+/// <summary>Adds the accelerator <c>kvm</c>.</summary>
+public sealed class KvmPlugin : IVmmPlugin
+{
+    /// <inheritdoc/>
+    public void Configure(VmmBuilder builder)
+    {
+        ArgumentNullException.ThrowIfNull(builder);
+        builder.AddAccelerator<KvmAcceleratorFactory>();
+    }
+}

@@ -1,0 +1,87 @@
+using Iced.Intel;
+using Vmm.Core.Devices;
+using Vmm.Core.Kvm;
+using Vmm.Core.Memory;
+using Vmm.Core.RunStates;
+using Vmm.Tests.Support;
+using Vmm.Tools.Cli.Guests;
+
+namespace Vmm.Tests.Unit.Kvm;
+
+/// <summary>A VM with a real vCPU in this process, and its serial output in a file.</summary>
+internal sealed class KvmGuest : IDisposable
+{
+    internal static readonly TimeSpan Deadline = TimeSpan.FromSeconds(30);
+    private readonly TempDirectory _folder = new();
+    private readonly TestVm _vm;
+
+    internal KvmGuest(byte[] image, ulong memoryBytes = 4 << 20, int cpus = 1, bool incoming = false, int dirtyRingEntries = 0)
+    {
+        Require();
+        _vm = new TestVm(new VmOptions
+        {
+            Memory = [new RamBlockOptions { Name = "ram", SizeBytes = memoryBytes }], Accelerator = "kvm", Cpus = cpus, IsIncoming = incoming, DirtyRingEntries = dirtyRingEntries,
+            Kernel = new KernelOptions { KernelPath = "guest", Image = image }, Devices = [DeviceOptions.Parse($"serial,output={_folder["out"]}")],
+        }, static b => b.AddPlugin<KvmPlugin>().AddPlugin<SerialPlugin>());
+    }
+
+    internal TestVm Test => _vm;
+
+    internal global::Vmm.Core.Devices.Vm Vm => _vm.Vm;
+
+    internal KvmAccelerator Kvm => (KvmAccelerator)Vm.Accelerator!;
+
+    internal MemCheckGuest.Found Found => MemCheckGuest.Read(Vm.Memory);
+
+    /// <summary>What the guest sent, after a stop.</summary>
+    internal string Output
+    {
+        get
+        {
+            using var file = new FileStream(_folder["out"], FileMode.Open, FileAccess.Read, FileShare.ReadWrite);
+            return new StreamReader(file).ReadToEnd();
+        }
+    }
+
+    /// <summary>Assembles a guest.</summary>
+    internal static byte[] Code(Action<Assembler> write)
+    {
+        var a = new Assembler(64);
+        write(a);
+        return GuestImage.Assemble(a, GuestImage.FlatAddress);
+    }
+
+    /// <summary>A guest that walks all memory from 2 MiB on.</summary>
+    internal static KvmGuest MemCheck(bool incoming = false, ulong memoryBytes = 3 << 20, int dirtyRingEntries = 0) =>
+        new(MemCheckGuest.Build(memoryBytes), memoryBytes, incoming: incoming, dirtyRingEntries: dirtyRingEntries);
+
+    /// <summary>Starts, waits until the guest has left the running state, and says which it entered.</summary>
+    internal RunState RunToEnd()
+    {
+        var ended = new TaskCompletionSource<RunState>(TaskCreationOptions.RunContinuationsAsynchronously);
+        Vm.RunState.Changed += change => { if (change.From == RunState.Running) ended.TrySetResult(change.To); };
+        Vm.Cont();
+        Assert.That(ended.Task.Wait(Deadline), "the guest did not end");
+        return ended.Task.Result;
+    }
+
+    /// <summary>Waits until a condition holds; the guest tells nobody.</summary>
+    internal static void WaitFor(Func<bool> condition, string what)
+    {
+        if (!SpinWait.SpinUntil(condition, Deadline)) Assert.Fail($"not in time: {what}");
+    }
+
+    /// <summary>Ignores the test where KVM cannot be used; the CI machine has it.</summary>
+    internal static void Require()
+    {
+        if (new KvmAcceleratorFactory().Probe() is not { } missing) return;
+        if (!string.IsNullOrEmpty(Environment.GetEnvironmentVariable("CI"))) Assert.Fail(missing.Message);
+        Assert.Ignore(missing.Message);
+    }
+
+    public void Dispose()
+    {
+        _vm.Dispose();
+        _folder.Dispose();
+    }
+}

@@ -1,0 +1,62 @@
+using Iced.Intel;
+using static Iced.Intel.AssemblerRegisters;
+
+namespace Vmm.Tools.Cli.Guests;
+
+/// <summary>Two vCPUs that hand a token to each other for ever; the second is started as a PC's is, by INIT and start-up interrupts.</summary>
+internal static class SmpGuest
+{
+    /// <summary>u32 whose turn it is, then u32 turns of the first and u32 turns of the second vCPU.</summary>
+    internal const ulong StateAddress = 0x8800;
+
+    private const ulong Trampoline = 0x8000, ApicCommandLow = 0xfee00300;
+    private const int Init = 0x000c4500, StartUp = 0x000c4600;
+
+    /// <summary>The flat binary.</summary>
+    internal static byte[] Build()
+    {
+        byte[] second = Second();
+        var a = new Assembler(64);
+        Label code = a.CreateLabel(), wait = a.CreateLabel();
+        a.lea(rsi, __[code]);
+        a.mov(rdi, Trampoline);
+        a.mov(ecx, second.Length);
+        a.rep.movsb();
+        a.mov(ebx, (uint)StateAddress);
+        a.mov(__dword_ptr[rbx], 0);
+        a.mov(rax, 0xfee000f0);
+        a.mov(__dword_ptr[rax], 0x1ff); // Enable the local APIC.
+        a.mov(rax, ApicCommandLow);
+        a.mov(__dword_ptr[rax], Init);
+        a.mov(__dword_ptr[rax], StartUp | (int)(Trampoline >> 12));
+        a.mov(__dword_ptr[rax], StartUp | (int)(Trampoline >> 12));
+        a.Label(ref wait);
+        a.pause();
+        a.cmp(__dword_ptr[rbx], 0);
+        a.jne(wait);
+        a.inc(__dword_ptr[rbx + 4]);
+        a.mov(__dword_ptr[rbx], 1);
+        a.jmp(wait);
+        a.Label(ref code);
+        a.db(second);
+        return GuestImage.Assemble(a, GuestImage.FlatAddress);
+    }
+
+    /// <summary>In real mode, where a start-up interrupt leads.</summary>
+    private static byte[] Second()
+    {
+        var a = new Assembler(16);
+        Label wait = a.CreateLabel();
+        a.xor(ax, ax);
+        a.mov(ds, ax);
+        a.mov(bx, unchecked((short)StateAddress));
+        a.Label(ref wait);
+        a.pause();
+        a.cmp(__dword_ptr[bx], 1);
+        a.jne(wait);
+        a.inc(__dword_ptr[bx + 8]);
+        a.mov(__dword_ptr[bx], 0);
+        a.jmp(wait);
+        return GuestImage.Assemble(a, Trampoline);
+    }
+}
