@@ -25,14 +25,11 @@ public sealed record VmOptions
     /// <summary>Devices, in order.</summary>
     public IReadOnlyList<DeviceOptions> Devices { get; init; } = [];
 
-    /// <summary>What runs the guest: <c>none</c>, an accelerator's name, or <c>auto</c> for the first that works on this host, else none.</summary>
+    /// <summary>What runs the guest: <c>none</c>, an accelerator's name, or <c>auto</c>: for a kernel the first that works on this host, else none.</summary>
     public string Accelerator { get; init; } = "none";
 
     /// <summary>Number of vCPUs; only with an accelerator.</summary>
     public int Cpus { get; init; } = 1;
-
-    /// <summary>Entries of each vCPU's dirty ring; 0 for bitmaps.</summary>
-    public int DirtyRingEntries { get; init; }
 
     /// <summary>The program to start with, or null; only with an accelerator.</summary>
     public KernelOptions? Kernel { get; init; }
@@ -276,19 +273,30 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
         IAcceleratorFactory? factory = options.Accelerator switch
         {
             "none" => null,
-            "auto" => accelerators.FirstOrDefault(static f => f.Probe() is null),
+            "auto" => options.Kernel is null ? null : Working(),
             _ => accelerators.FirstOrDefault(f => f.Name == options.Accelerator)
                 ?? throw new ConfigurationException($"accelerator '{options.Accelerator}' is not known; known: auto, none, {string.Join(", ", accelerators.Select(static f => f.Name))}"),
         };
         if (factory is null)
         {
-            if (options.Kernel is { } kernel) throw new ConfigurationException($"kernel '{kernel.KernelPath}': nothing here can run it without an accelerator");
+            if (options.Kernel is { } kernel) throw new ConfigurationException($"kernel '{kernel.KernelPath}': nothing can run it without an accelerator");
             return;
         }
         Accelerator = factory.Create(options, deviceServices);
         // vCPUs start after all devices and stop before them.
         _registrations.Add(runState.Register(Accelerator, AcceleratorPriority));
         deviceServices.Requests.Attach(OnGuestRequest);
+    }
+
+    private IAcceleratorFactory Working()
+    {
+        VmmException? first = null;
+        foreach (IAcceleratorFactory factory in accelerators)
+        {
+            if (factory.Probe() is not { } why) return factory;
+            first ??= why;
+        }
+        throw first ?? new ConfigurationException("no accelerator is installed");
     }
 
     private void OnGuestRequest(GuestRequest request)

@@ -21,13 +21,15 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     private readonly List<KvmCpuState> _states = [], _powerOn = [];
     private readonly List<IDisposable> _registrations = [];
     private readonly IDeviceServices _services;
-    private readonly KvmDirtyLog _dirtyLog;
     private readonly KvmBoot? _boot;
     private readonly KvmMachineState _powerOnMachine; // What a reset brings back, from before the first instruction.
     private readonly ILogger _logger;
+    private bool _hasNoProgram;
 
     internal KvmAccelerator(VmOptions options, IDeviceServices services)
     {
+        if (options.Kernel is null && !options.IsIncoming)
+            throw new ConfigurationException("accelerator 'kvm' has no firmware: give the guest a program with --kernel, or let it come with --incoming");
         if (options.Cpus is < 1 or > 64) throw new ConfigurationException($"{options.Cpus} vCPUs: expected 1 to 64");
         _services = services;
         _logger = services.Loggers.CreateLogger<KvmAccelerator>();
@@ -35,7 +37,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
         _system = KvmSystem.Open();
         try
         {
-            _vm = new KvmVm(_system, options.DirtyRingEntries);
+            _vm = new KvmVm(_system);
         }
         catch
         {
@@ -47,7 +49,6 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
         try
         {
             for (int i = 0; i < options.Cpus; i++) _vcpus.Add(new KvmVcpu(_vm, i, this));
-            _dirtyLog = new KvmDirtyLog(_vm, _vcpus);
             foreach (KvmVcpu vcpu in _vcpus)
             {
                 _states.Add(new KvmCpuState(vcpu, _vm, Machine));
@@ -56,7 +57,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
             }
             _powerOnMachine.SaveChips();
             _registrations.Add(services.Memory.AddListener(_vm));
-            _registrations.Add(services.Memory.AddDirtyLogSource(_dirtyLog));
+            _registrations.Add(services.Memory.AddDirtyLogSource(new KvmDirtyLog(_vm)));
             if (services.Scope.GetService(typeof(InterruptRouter)) is InterruptRouter router) _registrations.Add(router.Attach(this));
             _registrations.Add(services.Irqs.Attach((line, level) => _vm.SetIrqLine((uint)line, level)));
             _registrations.Add(new LegacyDevices(services));
@@ -97,6 +98,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     {
         if (running)
         {
+            if (_hasNoProgram) throw new DeviceStateException("the guest was reset, and this process has no program to start it with: give the incoming side --kernel too");
             Machine.StartClock();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.Start();
             return;
@@ -110,6 +112,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     {
         _powerOnMachine.LoadChips();
         foreach (KvmCpuState state in _powerOn) state.Load();
+        _hasNoProgram = _boot is null;
         _boot?.Load(_vcpus[0]);
     }
 
@@ -120,9 +123,6 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
         if (error is not null) CoreLog.VcpuStopped(_logger, error.Message);
         _services.Requests.Post(error is null ? GuestRequest.Reset : GuestRequest.InternalError);
     }
-
-    /// <inheritdoc/>
-    public void OnDirtyRingFull() => _dirtyLog.OnRingFull();
 
     /// <inheritdoc/>
     public void SetIntx(int line, bool level) => _vm.SetIrqLine(FirstIntxIrq + (uint)line, level);

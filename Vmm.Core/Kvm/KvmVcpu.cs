@@ -21,9 +21,6 @@ internal interface IKvmVcpuHost
     /// <param name="vcpu">The vCPU.</param>
     /// <param name="error">Why; null for a reset that the guest asked for (triple fault).</param>
     void OnVcpuStopped(KvmVcpu vcpu, KvmException? error);
-
-    /// <summary>A vCPU's dirty ring is full. BQL: not held.</summary>
-    void OnDirtyRingFull();
 }
 
 /// <summary>
@@ -46,7 +43,7 @@ internal sealed partial class KvmVcpu : IDisposable
     private int _threadId;
     private volatile bool _stop = true;
     private bool _pendingIo;
-    private long _exits;
+    private long _exits, _kicks;
 
     private enum Phase { Starting, Parked, Running, NeedsService }
 
@@ -59,12 +56,9 @@ internal sealed partial class KvmVcpu : IDisposable
         try
         {
             _run = MappedRegion.Map(_fd, (ulong)vm.System.RunBytes, shared: true, 0, $"vCPU {index}");
-            if (vm.DirtyRingEntries > 0)
-                Ring = MappedRegion.Map(_fd, (ulong)vm.DirtyRingEntries * 16, shared: true, KVM_DIRTY_LOG_PAGE_OFFSET * RamBlock.PageSize, $"dirty ring of vCPU {index}");
         }
         catch
         {
-            _run?.Dispose();
             _fd.Dispose();
             throw;
         }
@@ -83,10 +77,19 @@ internal sealed partial class KvmVcpu : IDisposable
     /// <summary>Exits to this process so far.</summary>
     internal long Exits => Volatile.Read(ref _exits);
 
-    internal OwnedFd Fd => _fd;
+    /// <summary>Kicks that were noticed; several before one look count once.</summary>
+    internal long Kicks => Volatile.Read(ref _kicks);
 
-    /// <summary>The dirty ring, or null.</summary>
-    internal MappedRegion? Ring { get; }
+    /// <summary>Whether the thread is out of its parking place.</summary>
+    internal bool IsRunning
+    {
+        get
+        {
+            lock (_gate) return _phase == Phase.Running;
+        }
+    }
+
+    internal OwnedFd Fd => _fd;
 
     /// <summary>Lets the guest run. The vCPU must be parked.</summary>
     internal void Start()
@@ -144,7 +147,6 @@ internal sealed partial class KvmVcpu : IDisposable
             Monitor.PulseAll(_gate);
         }
         Task.WhenAny(_thread).GetAwaiter().GetResult();
-        Ring?.Dispose();
         _run.Dispose();
         _fd.Dispose();
     }
@@ -161,7 +163,17 @@ internal sealed partial class KvmVcpu : IDisposable
             mask[0] = 8;
             BinaryPrimitives.WriteUInt64LittleEndian(mask.AsSpan(4), callMask);
             Set(KVM_SET_SIGNAL_MASK, mask, "KVM_SET_SIGNAL_MASK");
-            while (WaitForStart()) RunUntilStop();
+            while (WaitForStart())
+            {
+                try
+                {
+                    RunUntilStop();
+                }
+                catch (VmmException e)
+                {
+                    Fail(new KvmException($"vCPU {Index}: {e.Message}", e.Errno, e));
+                }
+            }
         }
         finally
         {
@@ -198,6 +210,7 @@ internal sealed partial class KvmVcpu : IDisposable
                 KickSignal.Drain();
                 Volatile.Write(ref Run(RunImmediateExit, 1)[0], 0);
                 Thread.MemoryBarrier();
+                Volatile.Write(ref _kicks, _kicks + 1);
                 continue;
             }
             if (!HandleExit()) return;

@@ -8,8 +8,7 @@ namespace Vmm.Core.Kvm;
 // Memory slots. A slot's number stays with its range until it is removed; numbers are used again.
 internal sealed partial class KvmVm : IGuestMemoryListener
 {
-    // Replaced as a whole: a vCPU with a full dirty ring looks slots up without the BQL.
-    private volatile Slot[] _slots = [];
+    private Slot[] _slots = [];
     private bool _logging;
 
     /// <summary>Present slots. BQL: held.</summary>
@@ -28,9 +27,6 @@ internal sealed partial class KvmVm : IGuestMemoryListener
         ArgumentNullException.ThrowIfNull(section);
         RemoveSlot(section.Range);
     }
-
-    /// <summary>A slot by its number. Any thread.</summary>
-    internal Slot? FindSlot(uint number) => Array.Find(_slots, s => s.Number == number);
 
     /// <summary>Shows host memory to the guest. BQL: held.</summary>
     /// <param name="range">Where; page aligned.</param>

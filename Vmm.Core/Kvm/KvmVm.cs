@@ -22,9 +22,8 @@ internal sealed partial class KvmVm : IDisposable
 
     /// <summary>Makes the VM.</summary>
     /// <param name="system">KVM, which must live longer.</param>
-    /// <param name="dirtyRingEntries">Entries of each vCPU's dirty ring, a power of two; 0 for bitmaps.</param>
     /// <exception cref="KvmException">The kernel refused.</exception>
-    internal KvmVm(KvmSystem system, int dirtyRingEntries = 0)
+    internal KvmVm(KvmSystem system)
     {
         System = system;
         _fd = system.CreateVm();
@@ -34,8 +33,7 @@ internal sealed partial class KvmVm : IDisposable
             Span<byte> identity = stackalloc byte[8];
             BinaryPrimitives.WriteUInt64LittleEndian(identity, IdentityMapAddress);
             Set(KVM_SET_IDENTITY_MAP_ADDR, identity, "KVM_SET_IDENTITY_MAP_ADDR");
-            if (dirtyRingEntries > 0) EnableDirtyRing(dirtyRingEntries);
-            else if ((system.Extension(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0)
+            if ((system.Extension(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0)
             {
                 var enable = new EnableCap { Cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, ReservedArgs0 = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE };
                 Set(KVM_ENABLE_CAP, Ioctl.AsBytes(ref enable), "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2");
@@ -58,9 +56,6 @@ internal sealed partial class KvmVm : IDisposable
 
     /// <summary>Reading the dirty log does not protect pages again; clearing does.</summary>
     internal bool HasManualClear { get; }
-
-    /// <summary>Entries of each vCPU's dirty ring; 0 for bitmaps.</summary>
-    internal int DirtyRingEntries { get; private set; }
 
     /// <summary>A descriptor for a new vCPU.</summary>
     internal OwnedFd CreateVcpu(int index)
@@ -163,15 +158,5 @@ internal sealed partial class KvmVm : IDisposable
     private void Set(uint request, nint value, string what)
     {
         if (Ioctl.Invoke(_fd, request, value, out Errno errno) < 0) throw KvmSystem.Failed(what, errno);
-    }
-
-    private void EnableDirtyRing(int entries)
-    {
-        int most = System.Extension(KVM_CAP_DIRTY_LOG_RING) / 16;
-        if (entries > most || (entries & (entries - 1)) != 0)
-            throw new ConfigurationException($"a dirty ring of {entries} entries: expected a power of two up to {most}");
-        var enable = new EnableCap { Cap = KVM_CAP_DIRTY_LOG_RING, ReservedArgs0 = (ulong)entries * 16 };
-        Set(KVM_ENABLE_CAP, Ioctl.AsBytes(ref enable), "KVM_CAP_DIRTY_LOG_RING");
-        DirtyRingEntries = entries;
     }
 }

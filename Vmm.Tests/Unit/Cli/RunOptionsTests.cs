@@ -76,7 +76,7 @@ internal sealed class RunOptionsTests
     private static IEnumerable<TestCaseData> Refused()
     {
         yield return new TestCaseData(new RunOptions.Texts { Machine = "q35" }, "--machine 'q35'");
-        yield return new TestCaseData(new RunOptions.Texts { Accel = "kvm" }, "--accel 'kvm'");
+        yield return new TestCaseData(new RunOptions.Texts { Accel = "xen" }, "--accel 'xen'");
         yield return new TestCaseData(new RunOptions.Texts { Uuid = "1" }, "--uuid '1'");
         yield return new TestCaseData(new RunOptions.Texts { Incoming = "foo" }, "--incoming 'foo': unknown migration protocol");
         yield return new TestCaseData(new RunOptions.Texts { Incoming = "tcp:a:99999" }, "--incoming 'tcp:a:99999'");

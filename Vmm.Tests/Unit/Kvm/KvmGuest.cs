@@ -15,12 +15,12 @@ internal sealed class KvmGuest : IDisposable
     private readonly TempDirectory _folder = new();
     private readonly TestVm _vm;
 
-    internal KvmGuest(byte[] image, ulong memoryBytes = 4 << 20, int cpus = 1, bool incoming = false, int dirtyRingEntries = 0)
+    internal KvmGuest(byte[] image, ulong memoryBytes = 4 << 20, int cpus = 1, bool incoming = false)
     {
         Require();
         _vm = new TestVm(new VmOptions
         {
-            Memory = [new RamBlockOptions { Name = "ram", SizeBytes = memoryBytes }], Accelerator = "kvm", Cpus = cpus, IsIncoming = incoming, DirtyRingEntries = dirtyRingEntries,
+            Memory = [new RamBlockOptions { Name = "ram", SizeBytes = memoryBytes }], Accelerator = "kvm", Cpus = cpus, IsIncoming = incoming,
             Kernel = new KernelOptions { KernelPath = "guest", Image = image }, Devices = [DeviceOptions.Parse($"serial,output={_folder["out"]}")],
         }, static b => b.AddPlugin<KvmPlugin>().AddPlugin<SerialPlugin>());
     }
@@ -52,8 +52,8 @@ internal sealed class KvmGuest : IDisposable
     }
 
     /// <summary>A guest that walks all memory from 2 MiB on.</summary>
-    internal static KvmGuest MemCheck(bool incoming = false, ulong memoryBytes = 3 << 20, int dirtyRingEntries = 0) =>
-        new(MemCheckGuest.Build(memoryBytes), memoryBytes, incoming: incoming, dirtyRingEntries: dirtyRingEntries);
+    internal static KvmGuest MemCheck(bool incoming = false, ulong memoryBytes = 3 << 20) =>
+        new(MemCheckGuest.Build(memoryBytes), memoryBytes, incoming: incoming);
 
     /// <summary>Starts, waits until the guest has left the running state, and says which it entered.</summary>
     internal RunState RunToEnd()

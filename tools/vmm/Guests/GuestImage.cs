@@ -1,4 +1,5 @@
 using Iced.Intel;
+using Vmm.Core.Errors;
 
 namespace Vmm.Tools.Cli.Guests;
 
@@ -7,6 +8,19 @@ internal static class GuestImage
 {
     /// <summary>Where flat binaries go and start.</summary>
     internal const ulong FlatAddress = 0x100000;
+
+    /// <summary>What <c>--kernel</c> starts with for a guest of our own.</summary>
+    internal const string BuiltInPrefix = "builtin:";
+
+    /// <summary>A guest of our own by its name.</summary>
+    /// <exception cref="ConfigurationException">There is none of that name.</exception>
+    internal static byte[] BuiltIn(string name, ulong memoryBytes) => name switch
+    {
+        "memcheck" when memoryBytes is > MemCheckGuest.FirstAddress and <= 1 << 30 => MemCheckGuest.Build(memoryBytes),
+        "memcheck" => throw new ConfigurationException($"--kernel 'builtin:memcheck' needs more than 2 MiB and at most 1 GiB of RAM, found {memoryBytes} bytes"),
+        "smp" => SmpGuest.Build(),
+        _ => throw new ConfigurationException($"--kernel 'builtin:{name}': not known; known: builtin:memcheck, builtin:smp"),
+    };
 
     /// <summary>The code for its address.</summary>
     internal static byte[] Assemble(Assembler assembler, ulong address)

@@ -13,11 +13,30 @@ internal static class SmpGuest
     private const int Init = 0x000c4500, StartUp = 0x000c4600;
 
     /// <summary>The flat binary.</summary>
-    internal static byte[] Build()
+    internal static byte[] Build() => Build(Second(), static a =>
     {
-        byte[] second = Second();
+        Label wait = a.CreateLabel();
+        a.Label(ref wait);
+        a.pause();
+        a.cmp(__dword_ptr[rbx], 0);
+        a.jne(wait);
+        a.inc(__dword_ptr[rbx + 4]);
+        a.mov(__dword_ptr[rbx], 1);
+        a.jmp(wait);
+    });
+
+    /// <summary>A flat binary whose vCPUs, any number, only spin; the state's first byte counts those that were started.</summary>
+    internal static byte[] BuildSpinning() => Build(Spin(), static a =>
+    {
+        Label here = a.CreateLabel();
+        a.Label(ref here);
+        a.jmp(here);
+    });
+
+    private static byte[] Build(byte[] second, Action<Assembler> first)
+    {
         var a = new Assembler(64);
-        Label code = a.CreateLabel(), wait = a.CreateLabel();
+        Label code = a.CreateLabel();
         a.lea(rsi, __[code]);
         a.mov(rdi, Trampoline);
         a.mov(ecx, second.Length);
@@ -30,16 +49,23 @@ internal static class SmpGuest
         a.mov(__dword_ptr[rax], Init);
         a.mov(__dword_ptr[rax], StartUp | (int)(Trampoline >> 12));
         a.mov(__dword_ptr[rax], StartUp | (int)(Trampoline >> 12));
-        a.Label(ref wait);
-        a.pause();
-        a.cmp(__dword_ptr[rbx], 0);
-        a.jne(wait);
-        a.inc(__dword_ptr[rbx + 4]);
-        a.mov(__dword_ptr[rbx], 1);
-        a.jmp(wait);
+        first(a);
         a.Label(ref code);
         a.db(second);
         return GuestImage.Assemble(a, GuestImage.FlatAddress);
+    }
+
+    private static byte[] Spin()
+    {
+        var a = new Assembler(16);
+        Label here = a.CreateLabel();
+        a.xor(ax, ax);
+        a.mov(ds, ax);
+        a.mov(bx, unchecked((short)StateAddress));
+        a.@lock.inc(__byte_ptr[bx]);
+        a.Label(ref here);
+        a.jmp(here);
+        return GuestImage.Assemble(a, Trampoline);
     }
 
     /// <summary>In real mode, where a start-up interrupt leads.</summary>

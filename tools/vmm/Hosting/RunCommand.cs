@@ -63,6 +63,10 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         {
             throw new CliException(ExitCode.Usage, VmmException.Describe(e), e) { Hint = e.Hint };
         }
+        catch (KvmException e)
+        {
+            throw new CliException(ExitCode.Failed, VmmException.Describe(e), e) { Hint = e.Hint };
+        }
     }
 
     private string StartIncoming(Vm vm)

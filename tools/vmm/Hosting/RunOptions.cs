@@ -1,6 +1,8 @@
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
+using Vmm.Core.Memory;
 using Vmm.Migration.Channels;
+using Vmm.Tools.Cli.Guests;
 using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Registry;
 using Vmm.Tools.Cli.Shell;
@@ -25,7 +27,11 @@ internal sealed record RunOptions
     {
         public string? Name { get; init; }
         public string Machine { get; init; } = "none";
-        public string Accel { get; init; } = "none";
+        public string Accel { get; init; } = "auto";
+        public string? Kernel { get; init; }
+        public string? Initrd { get; init; }
+        public string Append { get; init; } = "";
+        public int Cpus { get; init; } = 1;
         public string? Uuid { get; init; }
         public IReadOnlyList<string> Memory { get; init; } = [];
         public IReadOnlyList<string> Workload { get; init; } = [];
@@ -42,20 +48,24 @@ internal sealed record RunOptions
     {
         if (texts.Name is { } name) VmDirectory.CheckName(name);
         if (texts.Machine != "none") throw CliException.Usage($"--machine '{texts.Machine}': not known; known: none");
-        if (texts.Accel != "none") throw CliException.Usage($"--accel '{texts.Accel}': not known; known: none");
+        if (texts.Accel is not ("auto" or "kvm" or "none")) throw CliException.Usage($"--accel '{texts.Accel}': not known; known: auto, kvm, none");
         Guid uuid = Guid.Empty;
         if (texts.Uuid is { } u && !Guid.TryParseExact(u, "D", out uuid))
             throw CliException.Usage($"--uuid '{u}': expected 12345678-1234-1234-1234-123456789abc");
         try
         {
             bool waits = texts.Incoming is not null;
+            IReadOnlyList<RamBlockOptions> memory = MemoryOption.Parse(texts.Memory);
             return new RunOptions
             {
                 Vm = new VmOptions
                 {
                     Name = texts.Name,
                     Uuid = uuid,
-                    Memory = MemoryOption.Parse(texts.Memory),
+                    Memory = memory,
+                    Accelerator = texts.Accel,
+                    Cpus = texts.Cpus,
+                    Kernel = Kernel(texts, memory),
                     Devices = [.. texts.Device.Select(DeviceOptions.Parse), .. texts.Workload.Select(Workload)],
                     IsIncoming = waits,
                     AutoStart = !texts.Paused,
@@ -77,6 +87,19 @@ internal sealed record RunOptions
     {
         string path = text.StartsWith("unix:", StringComparison.Ordinal) ? OptionList.Split(text[5..])[0] : text;
         return path.Length > 0 ? Path.GetFullPath(path) : throw CliException.Usage("--qmp needs a path");
+    }
+
+    private static KernelOptions? Kernel(Texts texts, IReadOnlyList<RamBlockOptions> memory)
+    {
+        if (texts.Kernel is not { } path)
+            return texts.Initrd is null && texts.Append.Length == 0 ? null : throw CliException.Usage("--initrd and --append need a --kernel");
+        return new KernelOptions
+        {
+            KernelPath = path, InitrdPath = texts.Initrd, CommandLine = texts.Append,
+            // The cast keeps "none" apart from "empty".
+            Image = path.StartsWith(GuestImage.BuiltInPrefix, StringComparison.Ordinal)
+                ? (ReadOnlyMemory<byte>?)GuestImage.BuiltIn(path[GuestImage.BuiltInPrefix.Length..], memory[0].SizeBytes) : null,
+        };
     }
 
     // A workload is a device; a rate may carry the unit that help shows, as in rate=100M/s.

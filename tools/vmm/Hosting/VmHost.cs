@@ -2,6 +2,7 @@ using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.Logging;
 using Microsoft.Extensions.Logging.Console;
 using Vmm.Core.Devices;
+using Vmm.Core.Kvm;
 using Vmm.Devices.Vfio;
 using Vmm.Migration;
 using Vmm.Migration.Qmp;
@@ -29,7 +30,7 @@ internal static class VmHost
         var services = new ServiceCollection();
         if (snapshotDirectory is not null) services.AddSingleton(new SnapshotOptions { Directory = snapshotDirectory });
         if (verbose) AddLog(services, LogLevel.Debug);
-        services.AddVmm().AddMigration().AddQmp().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<WorkloadPlugin>().AddPlugin<VfioPlugin>().AddPlugin<EduPlugin>();
+        services.AddVmm().AddMigration().AddQmp().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<WorkloadPlugin>().AddPlugin<VfioPlugin>().AddPlugin<EduPlugin>().AddPlugin<KvmPlugin>();
         return services.BuildServiceProvider();
     }
 

@@ -87,7 +87,14 @@ internal sealed class CliRoot
     {
         Option<string?> name = new("--name") { Description = "Name for --vm, unique among this user's VMs", HelpName = "NAME" };
         Option<string> machine = new("--machine", "-M") { Description = "Machine type", HelpName = "none", DefaultValueFactory = static _ => "none" };
-        Option<string> accel = new("--accel") { Description = "Accelerator", HelpName = "none", DefaultValueFactory = static _ => "none" };
+        Option<string> accel = new("--accel")
+        {
+            Description = "What runs the guest; auto takes KVM for a --kernel, and nothing else needs one", HelpName = "auto|kvm|none", DefaultValueFactory = static _ => "auto",
+        };
+        Option<string?> kernel = new("--kernel") { Description = "Program of the guest: flat binary, ELF, Linux bzImage, or a guest of our own", HelpName = "FILE|builtin:memcheck|builtin:smp" };
+        Option<string?> initrd = new("--initrd") { Description = "Linux initial RAM disk", HelpName = "FILE" };
+        Option<string> append = new("--append") { Description = "Command line of the kernel", HelpName = "TEXT", DefaultValueFactory = static _ => "" };
+        Option<int> cpus = new("--cpus", "--smp") { Description = "Number of vCPUs", HelpName = "N", DefaultValueFactory = static _ => 1 };
         Option<string?> uuid = new("--uuid") { Description = "UUID of the VM", HelpName = "UUID" };
         Option<string[]> memory = new("--memory", "-m")
         {
@@ -107,13 +114,14 @@ internal sealed class CliRoot
         Option<string?> snapshots = new("--snapshot-dir") { Description = "Where snapshots are kept; by default per VM name under $XDG_STATE_HOME/vmm/snapshots", HelpName = "DIR" };
         var command = new Command("run", "Run a VM until it is told to quit, by QMP, Ctrl-C or SIGTERM")
         {
-            name, machine, accel, memory, workload, device, incoming, paused, qmp, snapshots, uuid,
+            name, machine, accel, kernel, initrd, append, cpus, memory, workload, device, incoming, paused, qmp, snapshots, uuid,
         };
         command.SetAction((p, _) => Code(() => new RunCommand(_context, RunOptions.Parse(new RunOptions.Texts
         {
             Name = p.GetValue(name), Machine = p.GetValue(machine)!, Accel = p.GetValue(accel)!, Uuid = p.GetValue(uuid), Memory = p.GetValue(memory) ?? [],
             Workload = p.GetValue(workload) ?? [], Device = p.GetValue(device) ?? [], Incoming = p.GetValue(incoming), Paused = p.GetValue(paused),
-            Qmp = p.GetValue(qmp), SnapshotDir = p.GetValue(snapshots),
+            Qmp = p.GetValue(qmp), SnapshotDir = p.GetValue(snapshots), Kernel = p.GetValue(kernel), Initrd = p.GetValue(initrd), Append = p.GetValue(append)!,
+            Cpus = p.GetValue(cpus),
         }), p.GetValue(_verbose)).Run()));
         return command;
     }

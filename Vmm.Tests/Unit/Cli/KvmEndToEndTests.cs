@@ -1,0 +1,88 @@
+using System.Buffers.Binary;
+using System.Text.Json.Nodes;
+using Vmm.Tests.Fakes;
+using Vmm.Tests.Support;
+using Vmm.Tests.Unit.Kvm;
+using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Guests;
+using Vmm.Tools.Cli.Shell;
+
+namespace Vmm.Tests.Unit.Cli;
+
+/// <summary>A real guest in real processes.</summary>
+[NonParallelizable]
+internal sealed class KvmEndToEndTests : EndToEnd
+{
+    [TestCase(3)]
+    [TestCase(50, Category = "slow", Explicit = true)]
+    public async Task A_guest_moves_from_process_to_process_and_through_snapshots_without_a_wrong_word(int hops)
+    {
+        KvmGuest.Require();
+        PeerProcess at = await Start("vm0");
+        double downtimeMs = 0;
+        MemCheckGuest.Found found = await Past(at, 2);
+        for (int hop = 1; hop <= hops; hop++)
+        {
+            PeerProcess to = await Start($"vm{hop}", "--incoming", "tcp:127.0.0.1:0");
+            JsonNode result = JsonNode.Parse(await Vmm.Ok("migrate", "--vm", $"vm{hop - 1}", "--to", to.IncomingUri, "--json"))!;
+            Assert.That(result["status"]!.ToString(), Is.EqualTo("completed"));
+            downtimeMs = Math.Max(downtimeMs, (double)result["downtime"]!);
+            await Vmm.Ok("quit", "--vm", $"vm{hop - 1}");
+            at = to;
+            found = await Past(at, found.Rounds + 2);
+        }
+        TestContext.Out.WriteLine($"{hops} hops, {found.Rounds} rounds, longest downtime {downtimeMs:f1} ms, longest gap {found.MaxGapTicks} ticks");
+        await Vmm.Ok("savevm", "one", "--vm", $"vm{hops}");
+        MemCheckGuest.Found later = await Past(at, found.Rounds + 4);
+        await Vmm.Ok("loadvm", "one", "--vm", $"vm{hops}");
+        Assert.That((await Read(at)).Rounds, Is.LessThanOrEqualTo(later.Rounds));
+        await Past(at, later.Rounds + 1);
+    }
+
+    [Test]
+    public async Task A_malformed_kernel_and_impossible_memory_are_refused_before_the_guest_runs()
+    {
+        KvmGuest.Require();
+        string elf = Vmm["elf"];
+        await File.WriteAllBytesAsync(elf, [0x7f, (byte)'E', (byte)'L', (byte)'F', 1, 2, 3]);
+        CliResult cut = await Vmm.Run("run", "--kernel", elf), small = await Vmm.Run("run", "--kernel", "builtin:smp", "--memory", "1M"),
+            large = await Vmm.Run("run", "--kernel", "builtin:smp", "--memory", "4G"), none = await Vmm.Run("run", "--kernel", "builtin:smp", "--accel", "none"),
+            program = await Vmm.Run("run", "--accel", "kvm"), cpus = await Vmm.Run("run", "--kernel", "builtin:smp", "--cpus", "0");
+        Assert.Multiple(() =>
+        {
+            Assert.That((cut.Code, cut.Error), Is.EqualTo((ExitCode.Usage, cut.Error)));
+            Assert.That(cut.Error, Does.Contain("the ELF header is cut short"));
+            Assert.That(small.Error, Does.Contain("at least 2 MiB"));
+            Assert.That(large.Error, Does.Contain("at most 3 GiB"));
+            Assert.That(none.Error, Does.Contain("without an accelerator"));
+            Assert.That(program.Error, Does.Contain("--kernel"));
+            Assert.That(cpus.Error, Does.Contain("1 to 64"));
+        });
+    }
+
+    private Task<PeerProcess> Start(string name, params string[] arguments) =>
+        Vmm.StartVmOf(name, "3M", ["--accel", "kvm", "--kernel", "builtin:memcheck", "--device", $"serial,output={Vmm["serial"]}", .. arguments]);
+
+    /// <summary>Waits until the guest is past a round, and checks that it found nothing wrong.</summary>
+    private async Task<MemCheckGuest.Found> Past(PeerProcess vm, ulong rounds)
+    {
+        DateTime end = DateTime.UtcNow + KvmGuest.Deadline;
+        while (DateTime.UtcNow < end)
+        {
+            MemCheckGuest.Found found = await Read(vm);
+            Assert.That((found.Errors, found.BackSteps), Is.EqualTo((0ul, 0ul)));
+            if (found.Rounds > rounds) return found;
+        }
+        Assert.Fail($"the guest did not get past round {rounds}");
+        return default;
+    }
+
+    private async Task<MemCheckGuest.Found> Read(PeerProcess vm)
+    {
+        string file = Vmm["state"];
+        await vm.Monitor.Execute("pmemsave", new JsonObject { ["val"] = (long)MemCheckGuest.StateAddress, ["size"] = 48, ["filename"] = file }, CancellationToken.None);
+        byte[] state = await File.ReadAllBytesAsync(file);
+        ulong Word(int i) => BinaryPrimitives.ReadUInt64LittleEndian(state.AsSpan(i * 8));
+        return new MemCheckGuest.Found(Word(0), Word(1), Word(2), Word(3), Word(5));
+    }
+}
