@@ -90,6 +90,9 @@ public interface IDeviceServices
     /// <summary>Bytes of device data sent by VFIO devices.</summary>
     DeviceTransferCounter DeviceTransfer { get; }
 
+    /// <summary>What runs the guest, and its short ways for devices; null without one.</summary>
+    IAccelerator? Accelerator => (Scope.GetService(typeof(CurrentAccelerator)) as CurrentAccelerator)?.Value;
+
     /// <summary>The VM's scope, for what plugins registered as scoped services and share between their devices.</summary>
     IServiceProvider Scope { get; }
 }

@@ -282,7 +282,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
             if (options.Kernel is { } kernel) throw new ConfigurationException($"kernel '{kernel.KernelPath}': nothing can run it without an accelerator");
             return;
         }
-        Accelerator = factory.Create(options, deviceServices);
+        Accelerator = services.GetRequiredService<CurrentAccelerator>().Value = factory.Create(options, deviceServices);
         // vCPUs start after all devices and stop before them.
         _registrations.Add(runState.Register(Accelerator, AcceleratorPriority));
         deviceServices.Requests.Attach(OnGuestRequest);

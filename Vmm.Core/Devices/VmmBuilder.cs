@@ -91,6 +91,7 @@ public static class VmmServiceCollectionExtensions
         services.TryAddScoped<IoBus>();
         services.TryAddScoped<IsaIrqs>();
         services.TryAddScoped<GuestRequests>();
+        services.TryAddScoped<CurrentAccelerator>();
         services.TryAddScoped<IDeviceServices, DeviceServices>();
         services.TryAddScoped<Vm>();
         return new VmmBuilder(services);

@@ -2,6 +2,8 @@ using Microsoft.Extensions.Logging;
 using Vmm.Core.Devices;
 using Vmm.Core.Diagnostics;
 using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.Memory;
 using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
 
@@ -48,6 +50,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
         _powerOnMachine = new KvmMachineState(_vm);
         try
         {
+            Paths = new KvmPaths(_vm);
             for (int i = 0; i < options.Cpus; i++) _vcpus.Add(new KvmVcpu(_vm, i, this));
             foreach (KvmVcpu vcpu in _vcpus)
             {
@@ -90,6 +93,8 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
 
     internal KvmMachineState Machine { get; }
 
+    internal KvmPaths Paths { get; }
+
     /// <summary>Why a vCPU cannot go on, or null.</summary>
     internal KvmException? Failure { get; private set; }
 
@@ -123,6 +128,22 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
         if (error is not null) CoreLog.VcpuStopped(_logger, error.Message);
         _services.Requests.Post(error is null ? GuestRequest.Reset : GuestRequest.InternalError);
     }
+
+    /// <inheritdoc/>
+    public IMsiRoute? AddMsiRoute(OwnedFd trigger) => Paths.AddMsiRoute(trigger);
+
+    /// <inheritdoc/>
+    public IDisposable? AddIrqFd(int line, OwnedFd trigger, OwnedFd resample)
+    {
+        ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((uint)line, (uint)PciHost.IntxLines, nameof(line));
+        return _vm.AttachIrqfd(FirstIntxIrq + (uint)line, trigger, resample);
+    }
+
+    /// <inheritdoc/>
+    public IDisposable? AddIoEventFd(IoEventFdRange at, OwnedFd target) => Paths.AddIoEventFd(at, target);
+
+    /// <inheritdoc/>
+    public IDisposable? MapMmio(GuestRange range, MappedRegion region, ulong offsetBytes) => Paths.MapMmio(range, region, offsetBytes);
 
     /// <inheritdoc/>
     public void SetIntx(int line, bool level) => _vm.SetIrqLine(FirstIntxIrq + (uint)line, level);

@@ -16,7 +16,7 @@ internal sealed partial class KvmVm : IDisposable
     /// <summary>Three pages below the BIOS's area that Intel hosts need and no guest RAM covers.</summary>
     private const long TssAddress = 0xfffbd000;
     private const ulong IdentityMapAddress = 0xfffbc000;
-    private const int IrqChipPins = 24;
+    internal const int IrqChipPins = 24;
 
     private readonly OwnedFd _fd;
 
