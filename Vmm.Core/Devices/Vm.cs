@@ -31,6 +31,9 @@ public sealed record VmOptions
     /// <summary>Number of vCPUs; only with an accelerator.</summary>
     public int Cpus { get; init; } = 1;
 
+    /// <summary>Entries of each vCPU's ring of written pages; 0 for bitmaps. Only for accelerators that have rings (QEMU: <c>-accel kvm,dirty-ring-size=</c>).</summary>
+    public int DirtyRingEntries { get; init; }
+
     /// <summary>The program to start with, or null; only with an accelerator.</summary>
     public KernelOptions? Kernel { get; init; }
 

@@ -13,4 +13,7 @@ internal static partial class CoreLog
 
     [LoggerMessage(1003, LogLevel.Error, "the guest stopped: {error}")]
     internal static partial void VcpuStopped(ILogger logger, string error);
+
+    [LoggerMessage(1004, LogLevel.Warning, "the kernel ran a vCPU past the end of its dirty ring of {entries} entries; all pages count as written")]
+    internal static partial void DirtyRingOverrun(ILogger logger, int entries);
 }

@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using Microsoft.Extensions.Logging;
 using Vmm.Core.Devices;
 using Vmm.Core.Diagnostics;
@@ -23,6 +24,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     private readonly List<KvmCpuState> _states = [], _powerOn = [];
     private readonly List<IDisposable> _registrations = [];
     private readonly IDeviceServices _services;
+    private readonly KvmDirtyRings? _rings;
     private readonly KvmBoot? _boot;
     private readonly KvmMachineState _powerOnMachine; // What a reset brings back, from before the first instruction.
     private readonly ILogger _logger;
@@ -39,7 +41,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
         _system = KvmSystem.Open();
         try
         {
-            _vm = new KvmVm(_system);
+            _vm = new KvmVm(_system, options.DirtyRingEntries);
         }
         catch
         {
@@ -60,7 +62,8 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
             }
             _powerOnMachine.SaveChips();
             _registrations.Add(services.Memory.AddListener(_vm));
-            _registrations.Add(services.Memory.AddDirtyLogSource(new KvmDirtyLog(_vm)));
+            _rings = options.DirtyRingEntries > 0 ? new KvmDirtyRings(_vm, _vcpus, _logger) : null;
+            _registrations.Add(services.Memory.AddDirtyLogSource(_rings is null ? new KvmDirtyLog(_vm) : _rings));
             if (services.Scope.GetService(typeof(InterruptRouter)) is InterruptRouter router) _registrations.Add(router.Attach(this));
             _registrations.Add(services.Irqs.Attach((line, level) => _vm.SetIrqLine((uint)line, level)));
             _registrations.Add(new LegacyDevices(services));
@@ -95,6 +98,11 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
 
     internal KvmPaths Paths { get; }
 
+    internal KvmDirtyRings? Rings => _rings;
+
+    /// <summary>How long the last stop took, from the request until all vCPUs were parked.</summary>
+    internal TimeSpan LastStop { get; private set; }
+
     /// <summary>Why a vCPU cannot go on, or null.</summary>
     internal KvmException? Failure { get; private set; }
 
@@ -108,8 +116,23 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
             foreach (KvmVcpu vcpu in _vcpus) vcpu.Start();
             return;
         }
-        foreach (KvmVcpu vcpu in _vcpus) vcpu.RequestStop();
-        foreach (KvmVcpu vcpu in _vcpus) vcpu.WaitParked();
+        StopVcpus();
+    }
+
+    private void StopVcpus()
+    {
+        long start = Stopwatch.GetTimestamp();
+        RealtimeBoost? boost = RealtimeBoost.Raise(0);
+        try
+        {
+            foreach (KvmVcpu vcpu in _vcpus) vcpu.RequestStop();
+            foreach (KvmVcpu vcpu in _vcpus) vcpu.WaitParked();
+            LastStop = Stopwatch.GetElapsedTime(start);
+        }
+        finally
+        {
+            boost?.Lower();
+        }
     }
 
     /// <inheritdoc/>
@@ -146,6 +169,9 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     public IDisposable? MapMmio(GuestRange range, MappedRegion region, ulong offsetBytes) => Paths.MapMmio(range, region, offsetBytes);
 
     /// <inheritdoc/>
+    public void OnDirtyRingFull() => _rings?.OnRingFull();
+
+    /// <inheritdoc/>
     public void SetIntx(int line, bool level) => _vm.SetIrqLine(FirstIntxIrq + (uint)line, level);
 
     /// <inheritdoc/>
@@ -154,8 +180,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     /// <inheritdoc/>
     public void Dispose()
     {
-        foreach (KvmVcpu vcpu in _vcpus) vcpu.RequestStop();
-        foreach (KvmVcpu vcpu in _vcpus) vcpu.WaitParked();
+        StopVcpus();
         for (int i = _registrations.Count - 1; i >= 0; i--) _registrations[i].Dispose();
         _registrations.Clear();
         foreach (KvmVcpu vcpu in _vcpus) vcpu.Dispose();

@@ -28,6 +28,7 @@ internal static partial class KvmUapi
     internal const uint KVM_SET_CLOCK = 0x4030ae7b;
     internal const uint KVM_GET_CLOCK = 0x8030ae7c;
     internal const uint KVM_CLEAR_DIRTY_LOG = 0xc018aec0;
+    internal const uint KVM_RESET_DIRTY_RINGS = 0xaec7;
     internal const uint KVM_ENABLE_CAP = 0x4068aea3;
     internal const uint KVM_RUN = 0xae80;
     internal const uint KVM_GET_REGS = 0x8090ae81;
@@ -74,6 +75,7 @@ internal static partial class KvmUapi
     internal const uint KVM_CAP_TSC_DEADLINE_TIMER = 0x48;
     internal const uint KVM_CAP_IMMEDIATE_EXIT = 0x88;
     internal const uint KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 = 0xa8;
+    internal const uint KVM_CAP_DIRTY_LOG_RING = 0xc0;
     internal const uint KVM_CAP_NR_MEMSLOTS = 0xa;
     internal const uint KVM_CAP_MAX_VCPUS = 0x42;
     internal const uint KVM_CAP_GET_TSC_KHZ = 0x3d;
@@ -81,6 +83,9 @@ internal static partial class KvmUapi
     internal const uint KVM_MEM_LOG_DIRTY_PAGES = 0x1;
     internal const uint KVM_MEM_READONLY = 0x2;
     internal const uint KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE = 0x1;
+    internal const uint KVM_DIRTY_LOG_PAGE_OFFSET = 0x40;
+    internal const uint KVM_DIRTY_GFN_F_DIRTY = 0x1;
+    internal const uint KVM_DIRTY_GFN_F_RESET = 0x2;
     internal const uint KVM_EXIT_UNKNOWN = 0x0;
     internal const uint KVM_EXIT_IO = 0x2;
     internal const uint KVM_EXIT_HLT = 0x5;
@@ -90,6 +95,7 @@ internal static partial class KvmUapi
     internal const uint KVM_EXIT_INTR = 0xa;
     internal const uint KVM_EXIT_INTERNAL_ERROR = 0x11;
     internal const uint KVM_EXIT_SYSTEM_EVENT = 0x18;
+    internal const uint KVM_EXIT_DIRTY_RING_FULL = 0x1f;
     internal const uint KVM_EXIT_IO_OUT = 0x1;
     internal const uint KVM_IRQFD_FLAG_DEASSIGN = 0x1;
     internal const uint KVM_IRQFD_FLAG_RESAMPLE = 0x2;

@@ -119,6 +119,14 @@ internal static partial class KvmUapi
         internal ulong DirtyBitmap;
     }
 
+    [StructLayout(LayoutKind.Sequential)]
+    internal struct DirtyGfn
+    {
+        internal uint Flags;
+        internal uint Slot;
+        internal ulong Offset;
+    }
+
     [StructLayout(LayoutKind.Sequential, Size = 104)]
     internal struct EnableCap
     {

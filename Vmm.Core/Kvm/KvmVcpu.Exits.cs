@@ -28,6 +28,9 @@ internal sealed partial class KvmVcpu
             case KVM_EXIT_HLT:
                 // With in-kernel controllers a halted vCPU sleeps in the kernel; this is only a way of saying "try again".
                 return true;
+            case KVM_EXIT_DIRTY_RING_FULL:
+                _host.OnDirtyRingFull();
+                return true;
             case KVM_EXIT_SHUTDOWN:
             case KVM_EXIT_SYSTEM_EVENT:
                 _stop = true;

@@ -21,6 +21,9 @@ internal interface IKvmVcpuHost
     /// <param name="vcpu">The vCPU.</param>
     /// <param name="error">Why; null for a reset that the guest asked for (triple fault).</param>
     void OnVcpuStopped(KvmVcpu vcpu, KvmException? error);
+
+    /// <summary>A vCPU's dirty ring is full: it cannot go on until entries were taken. BQL: not held.</summary>
+    void OnDirtyRingFull();
 }
 
 /// <summary>
@@ -44,6 +47,7 @@ internal sealed partial class KvmVcpu : IDisposable
     private volatile bool _stop = true;
     private bool _pendingIo;
     private long _exits, _kicks;
+    private RealtimeBoost? _boost; // From the request to stop until it is parked. BQL.
 
     private enum Phase { Starting, Parked, Running, NeedsService }
 
@@ -56,9 +60,12 @@ internal sealed partial class KvmVcpu : IDisposable
         try
         {
             _run = MappedRegion.Map(_fd, (ulong)vm.System.RunBytes, shared: true, 0, $"vCPU {index}");
+            if (vm.DirtyRingEntries > 0)
+                Ring = MappedRegion.Map(_fd, (ulong)vm.DirtyRingEntries * KvmDirtyRings.EntryBytes, shared: true, KVM_DIRTY_LOG_PAGE_OFFSET * RamBlock.PageSize, $"dirty ring of vCPU {index}");
         }
         catch
         {
+            _run?.Dispose();
             _fd.Dispose();
             throw;
         }
@@ -91,6 +98,9 @@ internal sealed partial class KvmVcpu : IDisposable
 
     internal OwnedFd Fd => _fd;
 
+    /// <summary>The dirty ring, or null.</summary>
+    internal MappedRegion? Ring { get; }
+
     /// <summary>Lets the guest run. The vCPU must be parked.</summary>
     internal void Start()
     {
@@ -103,15 +113,30 @@ internal sealed partial class KvmVcpu : IDisposable
         }
     }
 
-    /// <summary>Asks the vCPU to park, and does not wait.</summary>
+    /// <summary>Asks the vCPU to park, and does not wait. BQL: held.</summary>
     internal void RequestStop()
     {
         _stop = true;
+        // A thread that spins in the guest notices a signal only when the host lets it run.
+        _boost ??= RealtimeBoost.Raise(Volatile.Read(ref _threadId));
         Kick();
     }
 
     /// <summary>Waits until the vCPU is parked, and does its accesses meanwhile. BQL: held, after <see cref="RequestStop"/>.</summary>
     internal void WaitParked()
+    {
+        try
+        {
+            Wait();
+        }
+        finally
+        {
+            _boost?.Lower();
+            _boost = null;
+        }
+    }
+
+    private void Wait()
     {
         while (true)
         {
@@ -147,6 +172,7 @@ internal sealed partial class KvmVcpu : IDisposable
             Monitor.PulseAll(_gate);
         }
         Task.WhenAny(_thread).GetAwaiter().GetResult();
+        Ring?.Dispose();
         _run.Dispose();
         _fd.Dispose();
     }

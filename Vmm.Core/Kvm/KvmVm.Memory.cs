@@ -8,7 +8,8 @@ namespace Vmm.Core.Kvm;
 // Memory slots. A slot's number stays with its range until it is removed; numbers are used again.
 internal sealed partial class KvmVm : IGuestMemoryListener
 {
-    private Slot[] _slots = [];
+    // Replaced as a whole: a vCPU with a full dirty ring looks slots up without the BQL.
+    private volatile Slot[] _slots = [];
     private bool _logging;
 
     /// <summary>Present slots. BQL: held.</summary>
@@ -27,6 +28,12 @@ internal sealed partial class KvmVm : IGuestMemoryListener
         ArgumentNullException.ThrowIfNull(section);
         RemoveSlot(section.Range);
     }
+
+    /// <summary>Called when a slot is gone for the guest and its number is not yet free: the last moment for what the kernel noted of it.</summary>
+    internal Action<Slot>? SlotRemoved { get; set; }
+
+    /// <summary>A slot by its number. Any thread.</summary>
+    internal Slot? FindSlot(uint number) => Array.Find(_slots, s => s.Number == number);
 
     /// <summary>Shows host memory to the guest. BQL: held.</summary>
     /// <param name="range">Where; page aligned.</param>
@@ -51,6 +58,7 @@ internal sealed partial class KvmVm : IGuestMemoryListener
         if (slot is null) return;
         // What the guest wrote since the last harvest is lost with the slot, and so is the memory.
         Update(slot, log: false, sizeBytes: 0);
+        SlotRemoved?.Invoke(slot);
         _slots = [.. _slots.Where(s => s != slot)];
     }
 

@@ -22,8 +22,10 @@ internal sealed partial class KvmVm : IDisposable
 
     /// <summary>Makes the VM.</summary>
     /// <param name="system">KVM, which must live longer.</param>
+    /// <param name="dirtyRingEntries">Entries of each vCPU's dirty ring; 0 for bitmaps.</param>
     /// <exception cref="KvmException">The kernel refused.</exception>
-    internal KvmVm(KvmSystem system)
+    /// <exception cref="ConfigurationException">The kernel has no such ring.</exception>
+    internal KvmVm(KvmSystem system, int dirtyRingEntries = 0)
     {
         System = system;
         _fd = system.CreateVm();
@@ -33,7 +35,8 @@ internal sealed partial class KvmVm : IDisposable
             Span<byte> identity = stackalloc byte[8];
             BinaryPrimitives.WriteUInt64LittleEndian(identity, IdentityMapAddress);
             Set(KVM_SET_IDENTITY_MAP_ADDR, identity, "KVM_SET_IDENTITY_MAP_ADDR");
-            if ((system.Extension(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0)
+            if (dirtyRingEntries > 0) EnableDirtyRing(dirtyRingEntries);
+            else if ((system.Extension(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0)
             {
                 var enable = new EnableCap { Cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, ReservedArgs0 = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE };
                 Set(KVM_ENABLE_CAP, Ioctl.AsBytes(ref enable), "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2");
@@ -56,6 +59,9 @@ internal sealed partial class KvmVm : IDisposable
 
     /// <summary>Reading the dirty log does not protect pages again; clearing does.</summary>
     internal bool HasManualClear { get; }
+
+    /// <summary>Entries of each vCPU's dirty ring; 0 for bitmaps.</summary>
+    internal int DirtyRingEntries { get; private set; }
 
     /// <summary>A descriptor for a new vCPU.</summary>
     internal OwnedFd CreateVcpu(int index)
@@ -153,6 +159,17 @@ internal sealed partial class KvmVm : IDisposable
     internal void Set(uint request, Span<byte> argument, string what)
     {
         if (Ioctl.Invoke(_fd, request, argument, out Errno errno) < 0) throw KvmSystem.Failed(what, errno);
+    }
+
+    private void EnableDirtyRing(int entries)
+    {
+        int most = System.Extension(KVM_CAP_DIRTY_LOG_RING) / KvmDirtyRings.EntryBytes;
+        if (most == 0) throw new ConfigurationException("the kernel's KVM has no dirty ring") { Hint = "leave out dirty-ring-size" };
+        if (entries < KvmDirtyRings.MinEntries || entries > most || (entries & (entries - 1)) != 0)
+            throw new ConfigurationException($"a dirty ring of {entries} entries: expected a power of two from {KvmDirtyRings.MinEntries} to {most}");
+        var enable = new EnableCap { Cap = KVM_CAP_DIRTY_LOG_RING, ReservedArgs0 = (ulong)entries * KvmDirtyRings.EntryBytes };
+        Set(KVM_ENABLE_CAP, Ioctl.AsBytes(ref enable), "KVM_CAP_DIRTY_LOG_RING");
+        DirtyRingEntries = entries;
     }
 
     private void Set(uint request, nint value, string what)

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using Vmm.Core.Interop;
 using Vmm.Core.Kvm;
 using Vmm.Core.RunStates;
 using Vmm.Tools.Cli.Guests;
@@ -31,11 +32,12 @@ internal sealed class KvmStopTests
         KvmGuest.WaitFor(() => guest.Found.Rounds > rounds, "the guest goes on");
     }
 
-    /// <summary>With more vCPUs than processors, and other work beside, a stop waits for the host's scheduler; the strict limit is for a quiet host.</summary>
-    [TestCase(100, 5000)]
-    [TestCase(1000, 1, Category = "slow", Explicit = true)]
-    public void Four_spinning_vCPUs_are_parked_soon(int stops, double p99LimitMs)
+    /// <summary>More vCPUs than processors, on a host that may be busy: the way out has priority.</summary>
+    [TestCase(500)]
+    [TestCase(5000, Category = "slow", Explicit = true)]
+    public void Four_spinning_vCPUs_are_parked_within_a_millisecond_99_times_of_100(int stops)
     {
+        RequirePriority();
         using var guest = new KvmGuest(SmpGuest.BuildSpinning(), cpus: 4);
         guest.Vm.Cont();
         KvmGuest.WaitFor(() => guest.Test.Ram.ReadOnlySlice(SmpGuest.StateAddress, 1)[0] == 3, "three more vCPUs");
@@ -47,13 +49,50 @@ internal sealed class KvmStopTests
                 long start = Stopwatch.GetTimestamp();
                 guest.Kvm.OnVmStateChange(running: false, RunState.Paused);
                 ms[i] = Stopwatch.GetElapsedTime(start).TotalMilliseconds;
+                Assert.That(guest.Kvm.Vcpus.Any(static v => v.IsRunning), Is.False);
                 guest.Kvm.OnVmStateChange(running: true, RunState.Running);
             }
             // Long enough for all of them to be in the guest again.
             KvmGuest.WaitFor(() => guest.Kvm.Vcpus.All(static v => v.IsRunning), "all vCPUs run");
         }
         Array.Sort(ms);
-        TestContext.Out.WriteLine($"stop latency: median {ms[stops / 2]:f3} ms, p99 {ms[stops * 99 / 100]:f3} ms, max {ms[^1]:f3} ms");
-        Assert.That(ms[stops * 99 / 100], Is.LessThanOrEqualTo(p99LimitMs));
+        string found = $"stop latency of {stops}: median {ms[stops / 2]:f3} ms, p99 {ms[stops * 99 / 100]:f3} ms, max {ms[^1]:f3} ms";
+        TestContext.Out.WriteLine(found);
+        Assert.That(ms[stops * 99 / 100], Is.LessThanOrEqualTo(1), found);
+    }
+
+    [Test]
+    public void Priority_is_given_back_when_all_are_parked()
+    {
+        RequirePriority();
+        using var guest = new KvmGuest(SmpGuest.BuildSpinning(), cpus: 2);
+        guest.Vm.Cont();
+        guest.Vm.Stop();
+        string[] policies = [.. Directory.GetDirectories("/proc/self/task").Select(static t => Policy(Path.Combine(t, "stat")))];
+        Assert.That(policies.Where(static p => p != "0"), Is.Empty);
+    }
+
+    /// <summary>Field 41 of /proc/PID/stat, counted behind the name, which may hold anything.</summary>
+    private static string Policy(string stat)
+    {
+        try
+        {
+            string text = File.ReadAllText(stat);
+            return text[(text.LastIndexOf(')') + 2)..].Split(' ')[38];
+        }
+        catch (IOException)
+        {
+            return "0"; // The thread has ended.
+        }
+    }
+
+    /// <summary>Without the right, how soon a stop is noticed is the host scheduler's affair.</summary>
+    private static void RequirePriority()
+    {
+        KvmGuest.Require();
+        RealtimeBoost? boost = RealtimeBoost.Raise(0);
+        bool raised = boost is { IsRaised: true };
+        boost?.Lower();
+        if (!raised) Assert.Ignore("needs CAP_SYS_NICE or RLIMIT_RTPRIO");
     }
 }

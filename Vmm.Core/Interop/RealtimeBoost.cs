@@ -1,0 +1,43 @@
+namespace Vmm.Core.Interop;
+
+/// <summary>
+/// Lets a thread go before all ordinary ones for the moment in which somebody waits for it: on a busy host a thread that is ready may otherwise
+/// stand in line for many milliseconds. Needs CAP_SYS_NICE or RLIMIT_RTPRIO; without them nothing happens.
+/// </summary>
+internal sealed class RealtimeBoost
+{
+    private const int Fifo = 1, ResetOnFork = 0x40000000, LowestPriority = 1;
+
+    private readonly int _threadId, _policy;
+    private bool _raised;
+
+    private RealtimeBoost(int threadId, int policy)
+    {
+        (_threadId, _policy) = (threadId, policy);
+        var priority = new LibC.SchedParam { Priority = LowestPriority };
+        // Threads that it starts meanwhile are ordinary ones.
+        _raised = LibC.sched_setscheduler(threadId, Fifo | ResetOnFork, in priority) == 0;
+    }
+
+    /// <summary>Whether the thread was raised.</summary>
+    internal bool IsRaised => _raised;
+
+    /// <summary>Raises a thread of this process; one that already has a realtime policy is left alone.</summary>
+    /// <param name="threadId">The kernel's id, 0 for the calling thread.</param>
+    /// <returns>To be given back with <see cref="Lower"/>, by any thread if an id was given.</returns>
+    internal static RealtimeBoost? Raise(int threadId)
+    {
+        int policy = LibC.sched_getscheduler(threadId);
+        // SCHED_OTHER, SCHED_BATCH and SCHED_IDLE have no priority that would be lost.
+        return policy is 0 or 3 or 5 ? new RealtimeBoost(threadId, policy) : null;
+    }
+
+    /// <summary>Gives the thread its own policy back. A thread that has ended is no loss.</summary>
+    internal void Lower()
+    {
+        if (!_raised) return;
+        _raised = false;
+        var none = default(LibC.SchedParam);
+        _ = LibC.sched_setscheduler(_threadId, _policy, in none);
+    }
+}
