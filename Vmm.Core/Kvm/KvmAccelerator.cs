@@ -103,6 +103,12 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     /// <summary>How long the last stop took, from the request until all vCPUs were parked.</summary>
     internal TimeSpan LastStop { get; private set; }
 
+    /// <summary>When all vCPUs were parked last, by <see cref="Stopwatch"/>.</summary>
+    internal long ParkedAt { get; private set; }
+
+    /// <summary>When vCPUs were started last, by <see cref="Stopwatch"/>.</summary>
+    internal long StartedAt { get; private set; }
+
     /// <summary>Why a vCPU cannot go on, or null.</summary>
     internal KvmException? Failure { get; private set; }
 
@@ -113,6 +119,8 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
         {
             if (_hasNoProgram) throw new DeviceStateException("the guest was reset, and this process has no program to start it with: give the incoming side --kernel too");
             Machine.StartClock();
+            foreach (KvmVcpu vcpu in _vcpus) vcpu.TellPaused();
+            StartedAt = Stopwatch.GetTimestamp();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.Start();
             return;
         }
@@ -127,7 +135,8 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
         {
             foreach (KvmVcpu vcpu in _vcpus) vcpu.RequestStop();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.WaitParked();
-            LastStop = Stopwatch.GetElapsedTime(start);
+            ParkedAt = Stopwatch.GetTimestamp();
+            LastStop = Stopwatch.GetElapsedTime(start, ParkedAt);
         }
         finally
         {

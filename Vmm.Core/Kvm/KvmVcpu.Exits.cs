@@ -144,6 +144,13 @@ internal sealed partial class KvmVcpu
         };
     }
 
+    /// <summary>Lets a guest with kvm-clock know that it did not run for a while, so that its watchdogs do not bark. Before a start.</summary>
+    internal void TellPaused()
+    {
+        // EINVAL: the guest has not asked for the clock.
+        if (Ioctl.Invoke(_fd, KVM_KVMCLOCK_CTRL, 0, out Errno errno) < 0 && errno != Errno.EINVAL) throw KvmSystem.Failed($"vCPU {Index}: KVM_KVMCLOCK_CTRL", errno);
+    }
+
     internal Regs GetRegs()
     {
         var regs = default(Regs);

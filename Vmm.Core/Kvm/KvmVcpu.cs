@@ -98,6 +98,9 @@ internal sealed partial class KvmVcpu : IDisposable
 
     internal OwnedFd Fd => _fd;
 
+    /// <summary>The kernel's id of the thread.</summary>
+    internal int ThreadId => Volatile.Read(ref _threadId);
+
     /// <summary>The dirty ring, or null.</summary>
     internal MappedRegion? Ring { get; }
 

@@ -1,4 +1,3 @@
-using System.Buffers.Binary;
 using System.Text.Json.Nodes;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
@@ -13,11 +12,15 @@ namespace Vmm.Tests.Unit.Cli;
 [NonParallelizable]
 internal sealed class KvmEndToEndTests : EndToEnd
 {
+    private const int SnapshotEvery = 3;
+
     [TestCase(3)]
     [TestCase(50, Category = "slow", Explicit = true)]
     public async Task A_guest_moves_from_process_to_process_and_through_snapshots_without_a_wrong_word(int hops)
     {
         KvmGuest.Require();
+        using KvmGuest probe = KvmGuest.MemCheck();
+        double ticksPerMs = probe.Kvm.CpuStates[0].TscKhz;
         PeerProcess at = await Start("vm0");
         double downtimeMs = 0;
         MemCheckGuest.Found found = await Past(at, 2);
@@ -30,13 +33,21 @@ internal sealed class KvmEndToEndTests : EndToEnd
             await Vmm.Ok("quit", "--vm", $"vm{hop - 1}");
             at = to;
             found = await Past(at, found.Rounds + 2);
+            // The guest keeps its longest gap; it cannot be shorter than the longest of all downtimes so far.
+            Assert.That(found.MaxGapTicks / ticksPerMs, Is.GreaterThanOrEqualTo(0.95 * downtimeMs - 2), $"hop {hop}");
+            if (found.MaxClockGapNs is { } ns) Assert.That(ns / 1e6, Is.EqualTo(found.MaxGapTicks / ticksPerMs).Within(2 + 0.05 * downtimeMs), $"hop {hop}: the guest's two clocks");
+            if (hop % SnapshotEvery == 0) found = await ThroughSnapshot(at, $"vm{hop}", found);
         }
-        TestContext.Out.WriteLine($"{hops} hops, {found.Rounds} rounds, longest downtime {downtimeMs:f1} ms, longest gap {found.MaxGapTicks} ticks");
-        await Vmm.Ok("savevm", "one", "--vm", $"vm{hops}");
+        TestContext.Out.WriteLine($"{hops} hops, {found.Rounds} rounds, longest downtime {downtimeMs:f1} ms, longest gap {found.MaxGapTicks / ticksPerMs:f1} ms by TSC, {found.MaxClockGapNs / 1e6:f1} ms by kvm-clock");
+    }
+
+    private async Task<MemCheckGuest.Found> ThroughSnapshot(PeerProcess at, string name, MemCheckGuest.Found found)
+    {
+        await Vmm.Ok("savevm", "one", "--vm", name);
         MemCheckGuest.Found later = await Past(at, found.Rounds + 4);
-        await Vmm.Ok("loadvm", "one", "--vm", $"vm{hops}");
+        await Vmm.Ok("loadvm", "one", "--vm", name);
         Assert.That((await Read(at)).Rounds, Is.LessThanOrEqualTo(later.Rounds));
-        await Past(at, later.Rounds + 1);
+        return await Past(at, later.Rounds + 1);
     }
 
     [Test]
@@ -80,9 +91,7 @@ internal sealed class KvmEndToEndTests : EndToEnd
     private async Task<MemCheckGuest.Found> Read(PeerProcess vm)
     {
         string file = Vmm["state"];
-        await vm.Monitor.Execute("pmemsave", new JsonObject { ["val"] = (long)MemCheckGuest.StateAddress, ["size"] = 48, ["filename"] = file }, CancellationToken.None);
-        byte[] state = await File.ReadAllBytesAsync(file);
-        ulong Word(int i) => BinaryPrimitives.ReadUInt64LittleEndian(state.AsSpan(i * 8));
-        return new MemCheckGuest.Found(Word(0), Word(1), Word(2), Word(3), Word(5));
+        await vm.Monitor.Execute("pmemsave", new JsonObject { ["val"] = (long)MemCheckGuest.StateAddress, ["size"] = MemCheckGuest.StateBytes, ["filename"] = file }, CancellationToken.None);
+        return MemCheckGuest.Found.Of(await File.ReadAllBytesAsync(file));
     }
 }

@@ -77,6 +77,9 @@ internal sealed class RunOptionsTests
     {
         yield return new TestCaseData(new RunOptions.Texts { Machine = "q35" }, "--machine 'q35'");
         yield return new TestCaseData(new RunOptions.Texts { Accel = "xen" }, "--accel 'xen'");
+        yield return new TestCaseData(new RunOptions.Texts { Accel = "kvm,dirty-ring-size=many" }, "'dirty-ring-size' must be a number");
+        yield return new TestCaseData(new RunOptions.Texts { Accel = "kvm,speed=11" }, "'speed' is not known");
+        yield return new TestCaseData(new RunOptions.Texts { Accel = "none,dirty-ring-size=1024" }, "'dirty-ring-size' is not known");
         yield return new TestCaseData(new RunOptions.Texts { Uuid = "1" }, "--uuid '1'");
         yield return new TestCaseData(new RunOptions.Texts { Incoming = "foo" }, "--incoming 'foo': unknown migration protocol");
         yield return new TestCaseData(new RunOptions.Texts { Incoming = "tcp:a:99999" }, "--incoming 'tcp:a:99999'");

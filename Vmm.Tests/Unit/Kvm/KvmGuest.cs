@@ -15,12 +15,12 @@ internal sealed class KvmGuest : IDisposable
     private readonly TempDirectory _folder = new();
     private readonly TestVm _vm;
 
-    internal KvmGuest(byte[] image, ulong memoryBytes = 4 << 20, int cpus = 1, bool incoming = false)
+    internal KvmGuest(byte[] image, ulong memoryBytes = 4 << 20, int cpus = 1, bool incoming = false, int dirtyRingEntries = 0)
     {
         Require();
         _vm = new TestVm(new VmOptions
         {
-            Memory = [new RamBlockOptions { Name = "ram", SizeBytes = memoryBytes }], Accelerator = "kvm", Cpus = cpus, IsIncoming = incoming,
+            Memory = [new RamBlockOptions { Name = "ram", SizeBytes = memoryBytes }], Accelerator = "kvm", Cpus = cpus, IsIncoming = incoming, DirtyRingEntries = dirtyRingEntries,
             Kernel = new KernelOptions { KernelPath = "guest", Image = image }, Devices = [DeviceOptions.Parse($"serial,output={_folder["out"]}")],
         }, static b => b.AddPlugin<KvmPlugin>().AddPlugin<SerialPlugin>());
     }

@@ -7,17 +7,26 @@ namespace Vmm.Tools.Cli.Guests;
 
 /// <summary>
 /// A guest that walks memory for ever: in each round it checks on every page what it wrote in the round before, writes this round's words, and
-/// looks how far its TSC has moved, so that it sees its own downtime. What it found is in a page of its own.
+/// looks how far its TSC and its kvm-clock have moved, so that it sees its own downtime. What it found is in a page of its own.
 /// </summary>
 internal static class MemCheckGuest
 {
-    /// <summary>Where the guest keeps what it found: rounds, errors, first bad address, largest TSC gap, last TSC, steps back in time.</summary>
+    /// <summary>
+    /// Where the guest keeps what it found: rounds, errors, first bad address, largest TSC gap, last TSC, steps back of it; then largest gap, last
+    /// time and steps back of kvm-clock, and whether it has one.
+    /// </summary>
     internal const ulong StateAddress = 0x180000;
+
+    /// <summary>Length of what it keeps.</summary>
+    internal const int StateBytes = 80;
 
     /// <summary>First page it works on.</summary>
     internal const ulong FirstAddress = 0x200000;
 
     private const long Mix = unchecked((long)0x9e3779b97f4a7c15);
+    private const ulong ClockPage = 0x181000;
+    private const uint KvmFeatures = 0x40000001, ClockMsr = 0x4b564d01;
+    private const int HasClock = 1 << 3;
     private const int LastWord = 4088, RoundsPerDot = 16, SerialPort = 0x3f8;
 
     /// <summary>What the guest found so far.</summary>
@@ -25,16 +34,26 @@ internal static class MemCheckGuest
     /// <param name="Errors">Words that were not what it wrote.</param>
     /// <param name="FirstBad">Address of the first, or 0.</param>
     /// <param name="MaxGapTicks">Largest distance of two looks at the TSC since the gap was last cleared.</param>
-    /// <param name="BackSteps">Looks at which the TSC was behind the one before.</param>
-    internal readonly record struct Found(ulong Rounds, ulong Errors, ulong FirstBad, ulong MaxGapTicks, ulong BackSteps);
+    /// <param name="BackSteps">Looks at which the TSC or kvm-clock was behind the one before.</param>
+    /// <param name="MaxClockGapNs">The largest distance by kvm-clock, null without one.</param>
+    internal readonly record struct Found(ulong Rounds, ulong Errors, ulong FirstBad, ulong MaxGapTicks, ulong BackSteps, ulong? MaxClockGapNs)
+    {
+        /// <summary>Reads it from the bytes at <see cref="StateAddress"/>.</summary>
+        internal static Found Of(ReadOnlySpan<byte> state)
+        {
+            Span<ulong> words = stackalloc ulong[StateBytes / 8];
+            for (int i = 0; i < words.Length; i++) words[i] = BinaryPrimitives.ReadUInt64LittleEndian(state[(i * 8)..]);
+            return new Found(words[0], words[1], words[2], words[3], words[5] + words[8], words[9] != 0 ? words[6] : null);
+        }
+    }
 
     /// <summary>The flat binary.</summary>
     /// <param name="endAddress">End of the memory to work on.</param>
     internal static byte[] Build(ulong endAddress)
     {
         var a = new Assembler(64);
-        Label round = a.CreateLabel(), page = a.CreateLabel(), write = a.CreateLabel(), bad = a.CreateLabel(), bad2 = a.CreateLabel(), forward = a.CreateLabel(), small = a.CreateLabel(), next = a.CreateLabel();
-        a.mov(rbx, StateAddress);
+        Label round = a.CreateLabel(), page = a.CreateLabel(), write = a.CreateLabel(), bad = a.CreateLabel(), bad2 = a.CreateLabel(), clockless = a.CreateLabel();
+        StartClock(a);
         a.mov(rbp, Mix);
         a.rdtsc();
         a.shl(rdx, 32);
@@ -66,17 +85,12 @@ internal static class MemCheckGuest
         a.rdtsc();
         a.shl(rdx, 32);
         a.or(rax, rdx);
-        a.mov(rcx, rax);
-        a.sub(rax, __qword_ptr[rbx + 32]);
-        a.mov(__qword_ptr[rbx + 32], rcx);
-        a.jns(forward);
-        a.inc(__qword_ptr[rbx + 40]);
-        a.jmp(small);
-        a.Label(ref forward);
-        a.cmp(rax, __qword_ptr[rbx + 24]);
-        a.jbe(small);
-        a.mov(__qword_ptr[rbx + 24], rax);
-        a.Label(ref small);
+        Look(a, gap: 24, last: 32, back: 40);
+        a.cmp(__qword_ptr[rbx + 72], 0);
+        a.je(clockless);
+        ReadClock(a);
+        Look(a, gap: 48, last: 56, back: 64);
+        a.Label(ref clockless);
         a.add(rdi, 4096);
         a.cmp(rdi, (int)endAddress);
         a.jb(page);
@@ -99,12 +113,85 @@ internal static class MemCheckGuest
     /// <summary>Reads what a stopped or running guest found.</summary>
     internal static Found Read(GuestMemory memory)
     {
-        byte[] state = new byte[48];
+        byte[] state = new byte[StateBytes];
         memory.Read(new GuestAddress(StateAddress), state);
-        ulong Word(int i) => BinaryPrimitives.ReadUInt64LittleEndian(state.AsSpan(i * 8));
-        return new Found(Word(0), Word(1), Word(2), Word(3), Word(5));
+        return Found.Of(state);
     }
 
     /// <summary>Makes the guest look for its largest gap anew; the guest must be stopped.</summary>
-    internal static void ClearGap(GuestMemory memory) => memory.Write(new GuestAddress(StateAddress + 24), new byte[8]);
+    internal static void ClearGap(GuestMemory memory)
+    {
+        memory.Write(new GuestAddress(StateAddress + 24), new byte[8]);
+        memory.Write(new GuestAddress(StateAddress + 48), new byte[8]);
+    }
+
+    /// <summary>Asks for a kvm-clock if there is one, and notes the time.</summary>
+    private static void StartClock(Assembler a)
+    {
+        Label none = a.CreateLabel();
+        a.mov(eax, KvmFeatures);
+        a.cpuid();
+        a.mov(rbx, StateAddress);
+        a.test(eax, HasClock);
+        a.je(none);
+        a.mov(ecx, ClockMsr);
+        a.mov(eax, (uint)ClockPage | 1);
+        a.xor(edx, edx);
+        a.wrmsr();
+        a.mov(__qword_ptr[rbx + 72], 1);
+        ReadClock(a);
+        a.mov(__qword_ptr[rbx + 56], rax);
+        a.Label(ref none);
+        a.nop();
+    }
+
+    /// <summary>Nanoseconds into rax, as the structure's version allows; uses rcx, rdx and r11.</summary>
+    private static void ReadClock(Assembler a)
+    {
+        Label again = a.CreateLabel(), right = a.CreateLabel(), shifted = a.CreateLabel();
+        a.mov(rsi, ClockPage);
+        a.Label(ref again);
+        a.mov(r11d, __dword_ptr[rsi]);
+        a.test(r11d, 1);
+        a.jne(again);
+        a.rdtsc();
+        a.shl(rdx, 32);
+        a.or(rax, rdx);
+        a.sub(rax, __qword_ptr[rsi + 8]);
+        a.movsx(ecx, __byte_ptr[rsi + 28]);
+        a.test(ecx, ecx);
+        a.js(right);
+        a.shl(rax, cl);
+        a.jmp(shifted);
+        a.Label(ref right);
+        a.neg(ecx);
+        a.shr(rax, cl);
+        a.Label(ref shifted);
+        a.mov(edx, __dword_ptr[rsi + 24]);
+        a.mul(rdx);
+        a.shr(rax, 32);
+        a.shl(rdx, 32);
+        a.or(rax, rdx);
+        a.add(rax, __qword_ptr[rsi + 16]);
+        a.cmp(r11d, __dword_ptr[rsi]);
+        a.jne(again);
+    }
+
+    /// <summary>Compares a time in rax with the last one and notes it.</summary>
+    private static void Look(Assembler a, int gap, int last, int back)
+    {
+        Label forward = a.CreateLabel(), done = a.CreateLabel();
+        a.mov(rcx, rax);
+        a.sub(rax, __qword_ptr[rbx + last]);
+        a.mov(__qword_ptr[rbx + last], rcx);
+        a.jns(forward);
+        a.inc(__qword_ptr[rbx + back]);
+        a.jmp(done);
+        a.Label(ref forward);
+        a.cmp(rax, __qword_ptr[rbx + gap]);
+        a.jbe(done);
+        a.mov(__qword_ptr[rbx + gap], rax);
+        a.Label(ref done);
+        a.nop();
+    }
 }

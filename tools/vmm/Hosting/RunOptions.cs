@@ -1,3 +1,4 @@
+using System.Globalization;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
@@ -48,7 +49,7 @@ internal sealed record RunOptions
     {
         if (texts.Name is { } name) VmDirectory.CheckName(name);
         if (texts.Machine != "none") throw CliException.Usage($"--machine '{texts.Machine}': not known; known: none");
-        if (texts.Accel is not ("auto" or "kvm" or "none")) throw CliException.Usage($"--accel '{texts.Accel}': not known; known: auto, kvm, none");
+        (string accelerator, int dirtyRingEntries) = Accelerator(texts.Accel);
         Guid uuid = Guid.Empty;
         if (texts.Uuid is { } u && !Guid.TryParseExact(u, "D", out uuid))
             throw CliException.Usage($"--uuid '{u}': expected 12345678-1234-1234-1234-123456789abc");
@@ -63,7 +64,8 @@ internal sealed record RunOptions
                     Name = texts.Name,
                     Uuid = uuid,
                     Memory = memory,
-                    Accelerator = texts.Accel,
+                    Accelerator = accelerator,
+                    DirtyRingEntries = dirtyRingEntries,
                     Cpus = texts.Cpus,
                     Kernel = Kernel(texts, memory),
                     Devices = [.. texts.Device.Select(DeviceOptions.Parse), .. texts.Workload.Select(Workload)],
@@ -87,6 +89,22 @@ internal sealed record RunOptions
     {
         string path = text.StartsWith("unix:", StringComparison.Ordinal) ? OptionList.Split(text[5..])[0] : text;
         return path.Length > 0 ? Path.GetFullPath(path) : throw CliException.Usage("--qmp needs a path");
+    }
+
+    /// <summary><c>auto|kvm|none</c>, the first two with <c>,dirty-ring-size=ENTRIES</c> as in QEMU.</summary>
+    private static (string Name, int DirtyRingEntries) Accelerator(string text)
+    {
+        string what = $"--accel '{text}'";
+        string[] parts = OptionList.Split(text);
+        if (parts[0] is not ("auto" or "kvm" or "none")) throw CliException.Usage($"{what}: not known; known: auto, kvm, none");
+        int entries = 0;
+        foreach (string part in parts.Skip(1))
+        {
+            (string key, string value) = OptionList.Pair(part, what);
+            if (key != "dirty-ring-size" || parts[0] == "none") throw CliException.Usage($"{what}: '{key}' is not known{(parts[0] == "none" ? "" : "; known: dirty-ring-size")}");
+            if (!int.TryParse(value, NumberStyles.None, CultureInfo.InvariantCulture, out entries)) throw CliException.Usage($"{what}: 'dirty-ring-size' must be a number of entries, found '{value}'");
+        }
+        return (parts[0], entries);
     }
 
     private static KernelOptions? Kernel(Texts texts, IReadOnlyList<RamBlockOptions> memory)
