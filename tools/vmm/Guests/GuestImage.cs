@@ -18,8 +18,9 @@ internal static class GuestImage
     {
         "memcheck" when memoryBytes is > MemCheckGuest.FirstAddress and <= 1 << 30 => MemCheckGuest.Build(memoryBytes),
         "memcheck" => throw new ConfigurationException($"--kernel 'builtin:memcheck' needs more than 2 MiB and at most 1 GiB of RAM, found {memoryBytes} bytes"),
+        "devcheck" => DevCheckGuest.Build(once: true),
         "smp" => SmpGuest.Build(),
-        _ => throw new ConfigurationException($"--kernel 'builtin:{name}': not known; known: builtin:memcheck, builtin:smp"),
+        _ => throw new ConfigurationException($"--kernel 'builtin:{name}': not known; known: builtin:memcheck, builtin:devcheck, builtin:smp"),
     };
 
     /// <summary>The code for its address.</summary>

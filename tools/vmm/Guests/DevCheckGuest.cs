@@ -1,0 +1,91 @@
+using System.Buffers.Binary;
+using Iced.Intel;
+using Vmm.Core.Memory;
+using static Iced.Intel.AssemblerRegisters;
+
+namespace Vmm.Tools.Cli.Guests;
+
+/// <summary>
+/// A guest that drives the shipped devices as a driver would: it finds them by configuration space, gives them addresses, reads and writes their
+/// registers, takes their interrupts by pin and by message, and lets them write its memory. What it found is in a page of its own.
+/// </summary>
+internal static partial class DevCheckGuest
+{
+    /// <summary>Where the guest keeps what it found, as u64: rounds, devices, checks that held, that did not, the first such, interrupts by message, by pin.</summary>
+    internal const ulong StateAddress = 0x180000;
+
+    private const int StateBytes = 56, Rounds = 0, Devices = 8, Held = 16, Broken = 24, FirstBroken = 32, Messages = 40, Pins = 48, Bars = 0x100;
+    private const ulong InterruptTable = 0x182000, InterruptTableRegister = 0x181ff0;
+    private const ulong Page = 0x190000, PageCopy = 0x191000;
+    private const uint Apic = 0xfee00000, IoApic = 0xfec00000;
+    private const int PinVector = 0x50, MessageVector = 0x60, FirstPin = 20, PinCount = 4, LevelTriggered = 0x8000, Masked = 0x10000;
+    private const ulong FirstMemory = 0xe0000000;
+    private const int FirstPort = 0x2000;
+    private const ulong PatienceTicks = 40_000_000_000; // Ten seconds or more on any host.
+
+    /// <summary>What the guest found so far.</summary>
+    /// <param name="Rounds">Rounds done.</param>
+    /// <param name="Devices">Known devices in the last round.</param>
+    /// <param name="Held">Checks that held.</param>
+    /// <param name="Broken">Checks that did not.</param>
+    /// <param name="FirstBroken">The first of those: device's number times 100 and the check's.</param>
+    /// <param name="Messages">Interrupts by message.</param>
+    /// <param name="Pins">Interrupts by pin.</param>
+    internal readonly record struct Found(ulong Rounds, ulong Devices, ulong Held, ulong Broken, ulong FirstBroken, ulong Messages, ulong Pins);
+
+    /// <summary>Reads what a stopped or running guest found.</summary>
+    internal static Found Read(GuestMemory memory)
+    {
+        byte[] state = new byte[StateBytes];
+        memory.Read(new GuestAddress(StateAddress), state);
+        ulong Word(int at) => BinaryPrimitives.ReadUInt64LittleEndian(state.AsSpan(at));
+        return new Found(Word(Rounds), Word(Devices), Word(Held), Word(Broken), Word(FirstBroken), Word(Messages), Word(Pins));
+    }
+
+    /// <summary>The flat binary.</summary>
+    /// <param name="once">Switch off after one round, with the number of broken checks as exit code; else go on for ever.</param>
+    internal static byte[] Build(bool once)
+    {
+        var a = new Assembler(64);
+        var code = new Code(a);
+        code.SetUpInterrupts();
+        Label round = a.CreateLabel(), slot = a.CreateLabel(), next = a.CreateLabel();
+        a.Label(ref round);
+        a.mov(__qword_ptr[rbx + Devices], 0);
+        a.mov(r13, FirstMemory);
+        a.mov(r14d, FirstPort);
+        a.xor(r12d, r12d);
+        a.Label(ref slot);
+        code.ReadConfig(0);
+        a.cmp(eax, -1);
+        a.je(next);
+        foreach ((string name, uint id, Action<Code> check) in s_devices)
+        {
+            Label other = a.CreateLabel();
+            code.ReadConfig(0);
+            a.cmp(eax, (int)id);
+            a.jne(other);
+            a.inc(__qword_ptr[rbx + Devices]);
+            code.GiveAddresses();
+            check(code);
+            if (once) code.Print($"{name} checked\n");
+            a.jmp(next);
+            a.Label(ref other);
+            a.nop();
+        }
+        a.Label(ref next);
+        a.add(r12d, 8); // The next slot.
+        a.cmp(r12d, 256);
+        a.jne(slot);
+        a.inc(__qword_ptr[rbx + Rounds]);
+        if (once)
+        {
+            a.mov(dx, 0x501);
+            a.mov(al, __byte_ptr[rbx + Broken]);
+            a.@out(dx, al);
+        }
+        a.jmp(round);
+        code.Handlers();
+        return GuestImage.Assemble(a, GuestImage.FlatAddress);
+    }
+}
