@@ -2,6 +2,7 @@ using System.Text.Json.Nodes;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 using Vmm.Tests.Unit.Kvm;
+using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Demo;
 using Vmm.Tools.Cli.Guests;
 using Vmm.Tools.Cli.Shell;
@@ -48,6 +49,28 @@ internal sealed class KvmEndToEndTests : EndToEnd
         await Vmm.Ok("loadvm", "one", "--vm", name);
         Assert.That((await Read(at)).Rounds, Is.LessThanOrEqualTo(later.Rounds));
         return await Past(at, later.Rounds + 1);
+    }
+
+    [Test]
+    public async Task A_guest_drives_every_shipped_device_over_vfio_user_and_one_of_its_own()
+    {
+        KvmGuest.Require();
+        string[] types = ["edu", "gpio-pci-idio-16", "sample", "dma-test,seed=1"];
+        using VmmCommands.Running serve = Vmm.Start(["device", "serve", .. types.SelectMany((t, i) => (string[])["--type", t, "--socket", Vmm[$"device-{i}"]])]);
+        await serve.Line($"at {Vmm[$"device-{types.Length - 1}"]}");
+        PeerProcess vm = await Vmm.StartVmOf("vm", "4M,share=on", ["--accel", "kvm", "--kernel", "builtin:devcheck", "--device", $"serial,output={Vmm["serial"]}", "--device", "edu",
+            .. types.SelectMany((_, i) => (string[])["--device", $"vfio-user-pci,id=dev{i},socket={Vmm[$"device-{i}"]}"])]);
+        DateTime end = DateTime.UtcNow + KvmGuest.Deadline;
+        while ((await vm.Monitor.Query("query-status", CancellationToken.None))["status"]!.ToString() != "shutdown" && DateTime.UtcNow < end)
+        {
+        }
+        string file = Vmm["state"];
+        await vm.Monitor.Execute("pmemsave", new JsonObject { ["val"] = (long)DevCheckGuest.StateAddress, ["size"] = DevCheckGuest.StateBytes, ["filename"] = file }, CancellationToken.None);
+        DevCheckGuest.Found found = DevCheckGuest.Found.Of(await File.ReadAllBytesAsync(file));
+        Assert.That((found.Rounds, found.Devices, found.Broken, found.FirstBroken), Is.EqualTo((1ul, 5ul, 0ul, 0ul)), $"{found}");
+        Assert.That(found.Held, Is.EqualTo(2 * 13 + 3 + 3 + 6), $"{found}");
+        Assert.That(File.ReadAllText(Vmm["serial"]).Split('\n', StringSplitOptions.RemoveEmptyEntries).Order(),
+            Is.EqualTo(new[] { "dma-test checked", "edu checked", "edu checked", "gpio-pci-idio-16 checked", "sample checked" }));
     }
 
     [Test]

@@ -5,6 +5,7 @@ using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
 using Vmm.Tests.Support;
 using Vmm.Tools.Cli.Guests;
+using Vmm.Tools.Devices;
 
 namespace Vmm.Tests.Unit.Kvm;
 
@@ -15,14 +16,14 @@ internal sealed class KvmGuest : IDisposable
     private readonly TempDirectory _folder = new();
     private readonly TestVm _vm;
 
-    internal KvmGuest(byte[] image, ulong memoryBytes = 4 << 20, int cpus = 1, bool incoming = false, int dirtyRingEntries = 0)
+    internal KvmGuest(byte[] image, ulong memoryBytes = 4 << 20, int cpus = 1, bool incoming = false, int dirtyRingEntries = 0, params string[] devices)
     {
         Require();
         _vm = new TestVm(new VmOptions
         {
             Memory = [new RamBlockOptions { Name = "ram", SizeBytes = memoryBytes }], Accelerator = "kvm", Cpus = cpus, IsIncoming = incoming, DirtyRingEntries = dirtyRingEntries,
-            Kernel = new KernelOptions { KernelPath = "guest", Image = image }, Devices = [DeviceOptions.Parse($"serial,output={_folder["out"]}")],
-        }, static b => b.AddPlugin<KvmPlugin>().AddPlugin<SerialPlugin>());
+            Kernel = new KernelOptions { KernelPath = "guest", Image = image }, Devices = [DeviceOptions.Parse($"serial,output={_folder["out"]}"), .. devices.Select(DeviceOptions.Parse)],
+        }, static b => b.AddPlugin<KvmPlugin>().AddPlugin<SerialPlugin>().AddPlugin<EduPlugin>());
     }
 
     internal TestVm Test => _vm;

@@ -1,22 +1,25 @@
 using System.Diagnostics;
 using System.Text.Json.Nodes;
+using Vmm.Core.Kvm;
 using Vmm.Migration.Qmp;
 using Vmm.Tools.Cli.Client;
+using Vmm.Tools.Cli.Guests;
 using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Demo;
 
-/// <summary><c>vmm demo</c>: a busy VM moves to another process, then into a real QEMU; every page is checked.</summary>
+/// <summary><c>vmm demo</c>: a busy VM moves to another process, then into a real QEMU, every page is checked; and where KVM works, a real guest moves and checks itself.</summary>
 internal sealed class DemoCommand(CliContext context)
 {
     private const string VerifyCommand = QmpServer.ExtensionPrefix + "workload-verify";
     private const string Memory = "512M", Workload = "pattern,rate=100M,seed=42,prefill=on";
     private const long MemoryBytes = 512L << 20;
+    private const string GuestMemory = "4M"; // A KVM that is itself emulated is slow.
 
     // As fast as it goes, and so many rounds that what is left takes no longer than this.
     private static readonly string[] s_parameters = ["max-bandwidth=0", "downtime-limit=20"];
-    private static readonly TimeSpan s_warmUp = TimeSpan.FromSeconds(1);
+    private static readonly TimeSpan s_warmUp = TimeSpan.FromSeconds(1), s_guestDeadline = TimeSpan.FromSeconds(60);
 
     public async Task<ExitCode> Run()
     {
@@ -24,7 +27,8 @@ internal sealed class DemoCommand(CliContext context)
         try
         {
             ExitCode code = await ToVmm(folder.FullName);
-            return code != ExitCode.Ok ? code : await ToQemu(folder.FullName);
+            if (code == ExitCode.Ok) code = await ToQemu(folder.FullName);
+            return code == ExitCode.Ok ? await RealGuest(folder.FullName) : code;
         }
         finally
         {
@@ -85,6 +89,53 @@ internal sealed class DemoCommand(CliContext context)
         }
         context.Out.WriteLine($"verified: all {MemoryBytes >> 12} pages are the same in QEMU ({Format.Milliseconds(Stopwatch.GetElapsedTime(start).TotalMilliseconds)})");
         return ExitCode.Ok;
+    }
+
+    private async Task<ExitCode> RealGuest(string folder)
+    {
+        context.Out.WriteLine();
+        if (new KvmAcceleratorFactory().Probe() is { } missing)
+        {
+            context.Out.WriteLine($"KVM cannot be used, so the move of a real guest is left out: {missing.Message}");
+            return ExitCode.Ok;
+        }
+        Heading("A guest that runs on KVM moves and checks its memory itself");
+        string[] guest = ["--accel", "kvm", "--memory", GuestMemory, "--kernel", GuestImage.BuiltInPrefix + "memcheck"];
+        await using PeerProcess destination = await PeerProcess.StartVmm(context, folder, Path.Combine(folder, "g.qmp"), ["--name", "g", .. guest, "--incoming", "tcp:127.0.0.1:0"]);
+        await using PeerProcess source = await PeerProcess.StartVmm(context, folder, Path.Combine(folder, "f.qmp"), ["--name", "f", .. guest]);
+        context.Out.WriteLine($"source pid {source.Pid}, destination pid {destination.Pid}, {GuestMemory} RAM, guest memcheck");
+        await Rounds(source, folder, 2);
+        if (await Move(source, destination.IncomingUri) is { } failed) return failed;
+        await WaitForState(destination.Monitor, "running");
+        MemCheckGuest.Found moved = await Read(destination, folder), found = await Rounds(destination, folder, moved.Rounds + 2);
+        if (found.Errors != 0 || found.BackSteps != 0)
+        {
+            context.Note($"the guest found {found.Errors} wrong words, the first at 0x{found.FirstBad:x}, and saw {found.BackSteps} steps back in time");
+            return ExitCode.Failed;
+        }
+        context.Out.WriteLine($"verified by the guest: no wrong word in {found.Rounds} rounds, and no step back in time"
+            + (found.MaxClockGapNs is { } ns ? $"; its own clock saw no gap longer than {Format.Milliseconds(ns / 1e6)}" : ""));
+        return ExitCode.Ok;
+    }
+
+    /// <summary>Waits until the guest is past a round.</summary>
+    private async Task<MemCheckGuest.Found> Rounds(PeerProcess vm, string folder, ulong rounds)
+    {
+        long start = Stopwatch.GetTimestamp();
+        MemCheckGuest.Found found;
+        while ((found = await Read(vm, folder)).Rounds <= rounds)
+        {
+            if (Stopwatch.GetElapsedTime(start) > s_guestDeadline) throw new CliException(ExitCode.Timeout, $"the guest is in round {found.Rounds} and not past {rounds}");
+            await Task.Delay(10, context.Interrupted);
+        }
+        return found;
+    }
+
+    private async Task<MemCheckGuest.Found> Read(PeerProcess vm, string folder)
+    {
+        string file = Path.Combine(folder, "guest.state");
+        await vm.Monitor.Execute("pmemsave", new JsonObject { ["val"] = (long)MemCheckGuest.StateAddress, ["size"] = MemCheckGuest.StateBytes, ["filename"] = file }, context.Interrupted);
+        return MemCheckGuest.Found.Of(await File.ReadAllBytesAsync(file, context.Interrupted));
     }
 
     /// <summary>Migrates and prints the summary; null when it worked.</summary>

@@ -148,7 +148,12 @@ internal static partial class DevCheckGuest
         {
             a.mov(r15, __qword_ptr[rbx + counter]);
             a.inc(r15);
-            return () => a.cmp(__qword_ptr[rbx + counter], r15);
+            return () =>
+            {
+                a.mov(rax, __qword_ptr[rbx + counter]);
+                a.sub(rax, r15);
+                a.shr(rax, 63);
+            };
         }
 
         /// <summary>Lets pins interrupt again; the first such interrupt closes them.</summary>

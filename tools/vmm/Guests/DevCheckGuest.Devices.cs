@@ -38,7 +38,11 @@ internal static partial class DevCheckGuest
         a.cmp(__dword_ptr[rdi + 0x24], 0);
         c.Check(107);
         c.UnmaskPins();
-        c.Await(108, pin); // Not once more: the line is down.
+        a.sti();
+        a.nop();
+        a.cli();
+        a.cmp(__qword_ptr[rbx + Pins], r15);
+        c.Check(108); // Not once more: the line is down.
 
         c.ReadConfig(0x40);
         a.cmp(al, 5);

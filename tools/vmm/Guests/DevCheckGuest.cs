@@ -14,11 +14,16 @@ internal static partial class DevCheckGuest
     /// <summary>Where the guest keeps what it found, as u64: rounds, devices, checks that held, that did not, the first such, interrupts by message, by pin.</summary>
     internal const ulong StateAddress = 0x180000;
 
-    private const int StateBytes = 56, Rounds = 0, Devices = 8, Held = 16, Broken = 24, FirstBroken = 32, Messages = 40, Pins = 48, Bars = 0x100;
+    /// <summary>Length of what it keeps.</summary>
+    internal const int StateBytes = 56;
+
+    private const int Rounds = 0, Devices = 8, Held = 16, Broken = 24, FirstBroken = 32, Messages = 40, Pins = 48, Bars = 0x100;
     private const ulong InterruptTable = 0x182000, InterruptTableRegister = 0x181ff0;
     private const ulong Page = 0x190000, PageCopy = 0x191000;
-    private const uint Apic = 0xfee00000, IoApic = 0xfec00000;
-    private const int PinVector = 0x50, MessageVector = 0x60, FirstPin = 20, PinCount = 4, LevelTriggered = 0x8000, Masked = 0x10000;
+    private const uint IoApic = 0xfec00000;
+    internal const uint Apic = 0xfee00000;
+    internal const int MessageVector = 0x60;
+    private const int PinVector = 0x50, FirstPin = 20, PinCount = 4, LevelTriggered = 0x8000, Masked = 0x10000;
     private const ulong FirstMemory = 0xe0000000;
     private const int FirstPort = 0x2000;
     private const ulong PatienceTicks = 40_000_000_000; // Ten seconds or more on any host.
@@ -31,15 +36,39 @@ internal static partial class DevCheckGuest
     /// <param name="FirstBroken">The first of those: device's number times 100 and the check's.</param>
     /// <param name="Messages">Interrupts by message.</param>
     /// <param name="Pins">Interrupts by pin.</param>
-    internal readonly record struct Found(ulong Rounds, ulong Devices, ulong Held, ulong Broken, ulong FirstBroken, ulong Messages, ulong Pins);
+    internal readonly record struct Found(ulong Rounds, ulong Devices, ulong Held, ulong Broken, ulong FirstBroken, ulong Messages, ulong Pins)
+    {
+        /// <summary>Reads it from the bytes at <see cref="StateAddress"/>.</summary>
+        internal static Found Of(byte[] state)
+        {
+            ulong Word(int at) => BinaryPrimitives.ReadUInt64LittleEndian(state.AsSpan(at));
+            return new Found(Word(DevCheckGuest.Rounds), Word(DevCheckGuest.Devices), Word(DevCheckGuest.Held), Word(DevCheckGuest.Broken), Word(DevCheckGuest.FirstBroken),
+                Word(DevCheckGuest.Messages), Word(DevCheckGuest.Pins));
+        }
+    }
 
     /// <summary>Reads what a stopped or running guest found.</summary>
     internal static Found Read(GuestMemory memory)
     {
         byte[] state = new byte[StateBytes];
         memory.Read(new GuestAddress(StateAddress), state);
-        ulong Word(int at) => BinaryPrimitives.ReadUInt64LittleEndian(state.AsSpan(at));
-        return new Found(Word(Rounds), Word(Devices), Word(Held), Word(Broken), Word(FirstBroken), Word(Messages), Word(Pins));
+        return Found.Of(state);
+    }
+
+    /// <summary>A flat binary that only takes interrupts and counts them.</summary>
+    internal static byte[] BuildWaiting()
+    {
+        var a = new Assembler(64);
+        var code = new Code(a);
+        Label here = a.CreateLabel();
+        code.SetUpInterrupts();
+        a.sti();
+        a.inc(__qword_ptr[rbx + Rounds]);
+        a.Label(ref here);
+        a.pause();
+        a.jmp(here);
+        code.Handlers();
+        return GuestImage.Assemble(a, GuestImage.FlatAddress);
     }
 
     /// <summary>The flat binary.</summary>
