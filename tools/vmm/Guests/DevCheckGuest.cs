@@ -112,6 +112,9 @@ internal static partial class DevCheckGuest
             a.mov(dx, 0x501);
             a.mov(al, __byte_ptr[rbx + Broken]);
             a.@out(dx, al);
+            Label end = a.CreateLabel();
+            a.Label(ref end);
+            a.jmp(end);
         }
         a.jmp(round);
         code.Handlers();
