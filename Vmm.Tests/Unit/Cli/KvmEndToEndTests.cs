@@ -34,8 +34,7 @@ internal sealed class KvmEndToEndTests : EndToEnd
             await Vmm.Ok("quit", "--vm", $"vm{hop - 1}");
             at = to;
             found = await Past(at, found.Rounds + 2);
-            // The guest keeps its longest gap; it cannot be shorter than the longest of all downtimes so far.
-            Assert.That(found.MaxGapTicks / ticksPerMs, Is.GreaterThanOrEqualTo(0.95 * downtimeMs - 2), $"hop {hop}");
+            // What the report and the guest have to agree on is in KvmMigrationTests: between processes the report also waits for the source's turn.
             if (found.MaxClockGapNs is { } ns) Assert.That(ns / 1e6, Is.EqualTo(found.MaxGapTicks / ticksPerMs).Within(2 + 0.05 * downtimeMs), $"hop {hop}: the guest's two clocks");
             if (hop % SnapshotEvery == 0) found = await ThroughSnapshot(at, $"vm{hop}", found);
         }

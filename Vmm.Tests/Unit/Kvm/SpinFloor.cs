@@ -3,16 +3,19 @@ using Vmm.Core.Interop;
 
 namespace Vmm.Tests.Unit.Kvm;
 
-/// <summary>How long this host takes, at this moment, to run so many realtime threads that somebody wakes: what no stop of vCPUs can be faster than.</summary>
-internal sealed class WakeFloor : IDisposable
+/// <summary>
+/// How long this host takes, at this moment, until so many spinning threads that get realtime priority have noticed a flag and told so: what no stop
+/// of spinning vCPUs can be faster than.
+/// </summary>
+internal sealed class SpinFloor : IDisposable
 {
     private readonly OwnedFd _done = Posix.EventFd();
     private readonly List<(OwnedFd Go, Thread Thread)> _threads = [];
     private readonly int[] _ids;
-    private int _answers;
-    private volatile bool _end;
+    private int _spinning, _answers;
+    private volatile bool _end, _stop;
 
-    internal WakeFloor(int threads)
+    internal SpinFloor(int threads)
     {
         _ids = new int[threads];
         using var ready = new CountdownEvent(threads);
@@ -29,6 +32,11 @@ internal sealed class WakeFloor : IDisposable
                     Posix.Poll(go, Posix.POLLIN, null, -1, out _);
                     Posix.DrainEventFd(go);
                     if (_end) return;
+                    Interlocked.Increment(ref _spinning);
+                    while (!_stop)
+                    {
+                        // As a vCPU does.
+                    }
                     if (Interlocked.Increment(ref _answers) == threads) Posix.SignalEventFd(_done);
                 }
             });
@@ -38,18 +46,17 @@ internal sealed class WakeFloor : IDisposable
         ready.Wait();
     }
 
-    /// <summary>Wakes all and waits for all, with the priority that a stop has.</summary>
+    /// <summary>Lets all spin, then stops them with the priority that a stop of vCPUs has.</summary>
     internal TimeSpan Measure()
     {
-        _answers = 0;
+        (_spinning, _answers, _stop) = (0, 0, false);
+        foreach ((OwnedFd go, _) in _threads) Posix.SignalEventFd(go);
+        KvmGuest.WaitFor(() => Volatile.Read(ref _spinning) == _ids.Length, "all threads spin");
         var raised = new List<RealtimeBoost?>(_ids.Length + 1);
         long start = Stopwatch.GetTimestamp();
         raised.Add(RealtimeBoost.Raise(0));
-        for (int i = 0; i < _ids.Length; i++)
-        {
-            raised.Add(RealtimeBoost.Raise(_ids[i]));
-            Posix.SignalEventFd(_threads[i].Go);
-        }
+        foreach (int id in _ids) raised.Add(RealtimeBoost.Raise(id));
+        _stop = true;
         Posix.Poll(_done, Posix.POLLIN, null, -1, out _);
         TimeSpan taken = Stopwatch.GetElapsedTime(start);
         Posix.DrainEventFd(_done);
@@ -59,7 +66,7 @@ internal sealed class WakeFloor : IDisposable
 
     public void Dispose()
     {
-        _end = true;
+        _end = _stop = true;
         foreach ((OwnedFd go, Thread thread) in _threads)
         {
             Posix.SignalEventFd(go);
