@@ -16,7 +16,7 @@ namespace Vmm.Core.Kvm;
 /// </summary>
 internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptController
 {
-    private const uint FirstIntxIrq = 20; // I/O APIC pins 20 to 23, which no ISA device uses.
+    internal const uint FirstIntxIrq = 20; // I/O APIC pins 20 to 23, which no ISA device uses.
 
     private readonly KvmSystem _system;
     private readonly KvmVm _vm;
@@ -28,6 +28,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     private readonly KvmBoot? _boot;
     private readonly KvmMachineState _powerOnMachine; // What a reset brings back, from before the first instruction.
     private readonly ILogger _logger;
+    private readonly LegacyDevices _legacy;
     private bool _hasNoProgram;
 
     internal KvmAccelerator(VmOptions options, IDeviceServices services)
@@ -56,8 +57,8 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
             for (int i = 0; i < options.Cpus; i++) _vcpus.Add(new KvmVcpu(_vm, i, this));
             foreach (KvmVcpu vcpu in _vcpus)
             {
-                _states.Add(new KvmCpuState(vcpu, _vm, Machine));
-                _powerOn.Add(new KvmCpuState(vcpu, _vm, _powerOnMachine));
+                _states.Add(new KvmCpuState(vcpu, options.Cpus, _vm, Machine));
+                _powerOn.Add(new KvmCpuState(vcpu, options.Cpus, _vm, _powerOnMachine));
                 _powerOn[^1].Save();
             }
             _powerOnMachine.SaveChips();
@@ -66,7 +67,8 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
             _registrations.Add(services.Memory.AddDirtyLogSource(_rings is null ? new KvmDirtyLog(_vm) : _rings));
             if (services.Scope.GetService(typeof(InterruptRouter)) is InterruptRouter router) _registrations.Add(router.Attach(this));
             _registrations.Add(services.Irqs.Attach((line, level) => _vm.SetIrqLine((uint)line, level)));
-            _registrations.Add(new LegacyDevices(services));
+            _legacy = new LegacyDevices(services);
+            _registrations.Add(_legacy);
             _registrations.Add(services.RegisterVmState(KvmMachineState.ClockDescription, Machine, 0));
             _registrations.Add(services.RegisterVmState(KvmMachineState.IrqChipDescription, Machine, 0));
             foreach (KvmCpuState state in _states) _registrations.Add(services.RegisterVmState(KvmCpuState.Description, state));
@@ -147,6 +149,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     /// <inheritdoc/>
     public void Reset()
     {
+        _legacy.Reset();
         _powerOnMachine.LoadChips();
         foreach (KvmCpuState state in _powerOn) state.Load();
         _hasNoProgram = _boot is null;

@@ -75,6 +75,7 @@ internal sealed partial class KvmBoot
     private void WriteBootParams()
     {
         byte[] zero = [.. _bootParams!];
+        WriteUInt64LittleEndian(zero.AsSpan(0x70), AcpiAddress);
         WriteUInt16LittleEndian(zero.AsSpan(0x1fa), 0xffff);
         zero[0x210] = 0xff;
         WriteUInt32LittleEndian(zero.AsSpan(0x218), (uint)_initrdAddress);
@@ -108,6 +109,7 @@ internal sealed partial class KvmBoot
             WriteUInt64LittleEndian(info.AsSpan(modules + 8), (ulong)_initrd.Length);
         }
         WriteUInt64LittleEndian(info.AsSpan(24), CommandLineAddress);
+        WriteUInt64LittleEndian(info.AsSpan(32), AcpiAddress);
         WriteUInt64LittleEndian(info.AsSpan(40), StartInfoAddress + map);
         WriteUInt32LittleEndian(info.AsSpan(48), (uint)entries.Length);
         for (int i = 0; i < entries.Length; i++)

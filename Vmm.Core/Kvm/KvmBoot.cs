@@ -15,6 +15,7 @@ internal sealed partial class KvmBoot
 {
     internal const ulong FlatAddress = 1 << 20, StackTop = 0x80000;
     private const ulong GdtAddress = 0x500, StartInfoAddress = 0x6000, BootParamsAddress = 0x7000, PageTables = 0x9000, CommandLineAddress = 0x20000, EbdaAddress = 0x9fc00;
+    private const uint AcpiAddress = 0xe0000;
     private const ulong MaxRamBytes = 0xc000_0000;
     private const int MaxCommandLine = 2047;
     private const long MaxFileBytes = 1 << 30;
@@ -71,7 +72,7 @@ internal sealed partial class KvmBoot
         }
         if (_initrd.Length > 0) _memory.Write(new GuestAddress(_initrdAddress), _initrd);
         _memory.Write(new GuestAddress(CommandLineAddress), [.. Encoding.ASCII.GetBytes(_options.CommandLine), 0]);
-        _memory.Write(new GuestAddress(EbdaAddress), MpTable.Build((uint)EbdaAddress, _cpus));
+        _memory.Write(new GuestAddress(AcpiAddress), AcpiTables.Build(AcpiAddress, _cpus));
         WriteGdtAndPageTables();
         if (_bootParams is not null) WriteBootParams();
         if (_isPvh) WriteStartInfo();

@@ -57,10 +57,10 @@ internal sealed class KvmCpuState
     private readonly int _xsaveBytes;
 
     /// <summary>Shows the host's CPU to the vCPU and finds out which registers it has. The vCPU has not run.</summary>
-    internal KvmCpuState(KvmVcpu vcpu, KvmVm vm, KvmMachineState machine)
+    internal KvmCpuState(KvmVcpu vcpu, int cpus, KvmVm vm, KvmMachineState machine)
     {
         (_vcpu, _machine) = (vcpu, machine);
-        _ours = KvmCpuid.For(vcpu.Index, vm.System);
+        _ours = KvmCpuid.For(vcpu.Index, cpus, vm.System);
         SetCpuid(_ours);
         _xsaveBytes = Math.Max(XsaveBytes, vm.System.Extension(KVM_CAP_XSAVE2));
         TscKhz = (uint)Math.Max(0, Ioctl.Invoke(vcpu.Fd, KVM_GET_TSC_KHZ, 0, out _));

@@ -6,7 +6,7 @@ namespace Vmm.Core.Kvm;
 /// <summary>The CPU that guests see: the host's, as KVM offers it, with each vCPU's own number.</summary>
 internal static class KvmCpuid
 {
-    private const uint Hypervisor = 1u << 31, TscDeadline = 1u << 24;
+    private const uint Hypervisor = 1u << 31, TscDeadline = 1u << 24, HyperThreading = 1u << 28, TopologyLeaf = 0xb;
 
     /// <summary>Leaves whose bits are features; a guest that has seen one must find it everywhere. XCR0's bits count as well.</summary>
     private static readonly (uint Function, uint Index, string Register, Func<CpuidEntry2, uint> Bits)[] s_features =
@@ -20,21 +20,40 @@ internal static class KvmCpuid
     ];
 
     /// <summary>The CPUID of a vCPU.</summary>
-    internal static CpuidEntry2[] For(int index, KvmSystem system)
+    /// <param name="index">Its number, which is its APIC id.</param>
+    /// <param name="cpus">vCPUs of the VM: cores of one package, since kernels take the TSCs of several packages for unsynchronised.</param>
+    /// <param name="system">What the host offers.</param>
+    internal static CpuidEntry2[] For(int index, int cpus, KvmSystem system)
     {
-        CpuidEntry2[] entries = [.. system.SupportedCpuid];
+        int bits = cpus <= 1 ? 0 : 32 - int.LeadingZeroCount(cpus - 1);
+        CpuidEntry2[] entries = [.. system.SupportedCpuid.Where(static e => e.Function != TopologyLeaf), .. Topology(index, cpus, bits)];
         for (int i = 0; i < entries.Length; i++)
         {
             ref CpuidEntry2 e = ref entries[i];
             if (e.Function == 1)
             {
-                e.Ebx = (e.Ebx & 0x00ffffff) | (uint)index << 24;
+                e.Ebx = (e.Ebx & 0x0000ffff) | (uint)index << 24 | (1u << bits) << 16;
+                e.Edx = cpus > 1 ? e.Edx | HyperThreading : e.Edx & ~HyperThreading;
                 e.Ecx |= Hypervisor;
                 if (system.Extension(KVM_CAP_TSC_DEADLINE_TIMER) > 0) e.Ecx |= TscDeadline;
             }
-            else if (e.Function == 0xb) e.Edx = (uint)index;
+            else if (e.Function == 4 && (e.Eax & 0x1f) != 0) e.Eax = (e.Eax & 0x03ffffff) | ((1u << bits) - 1) << 26;
+            else if (e.Function == 0x80000008) e.Ecx = (e.Ecx & ~0xf0ffu) | (uint)bits << 12 | (uint)(cpus - 1);
+            else if (e.Function == 0x8000001e) (e.Eax, e.Ebx, e.Ecx) = ((uint)index, (uint)index, 0);
         }
         return entries;
+    }
+
+    /// <summary>Leaf 0xb: one thread a core, all cores in one package.</summary>
+    private static CpuidEntry2[] Topology(int index, int cpus, int bits)
+    {
+        const uint hasIndex = 1, thread = 1 << 8, core = 2 << 8;
+        return
+        [
+            new CpuidEntry2 { Function = TopologyLeaf, Index = 0, Flags = hasIndex, Eax = 0, Ebx = 1, Ecx = thread, Edx = (uint)index },
+            new CpuidEntry2 { Function = TopologyLeaf, Index = 1, Flags = hasIndex, Eax = (uint)bits, Ebx = (uint)cpus, Ecx = core | 1, Edx = (uint)index },
+            new CpuidEntry2 { Function = TopologyLeaf, Index = 2, Flags = hasIndex, Ecx = 2, Edx = (uint)index },
+        ];
     }
 
     /// <summary>Refuses a CPU with features that this host does not have.</summary>

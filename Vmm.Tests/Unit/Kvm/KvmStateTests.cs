@@ -67,7 +67,7 @@ internal sealed class KvmStateTests
         KvmCpuState from = source.Kvm.CpuStates[0], to = destination.Kvm.CpuStates[0];
         byte[] wire = SectionBytes.Save(KvmCpuState.Description.Bind(from));
         ulong before = destination.Kvm.Vcpus[0].GetRegs().Rip;
-        CpuidEntry2[] entries = KvmCpuid.For(0, destination.Kvm.Vm.System);
+        CpuidEntry2[] entries = KvmCpuid.For(0, 1, destination.Kvm.Vm.System);
         int leaf = Array.FindIndex(entries, static e => e.Function == 0x80000001);
         // Bit 28 of leaf 0x80000001 ecx is performance counters, which no KVM guest of ours has.
         wire[4 + leaf * 40 + 20 + 3] |= 0x10;
