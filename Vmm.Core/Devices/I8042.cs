@@ -45,7 +45,7 @@ public sealed class I8042(GuestRequests requests, IsaIrqs irqs)
             },
             new VmStateDescription<I8042>
             {
-                Name = "pckbd/extended_state", VersionId = 0,
+                Name = "pckbd/extended_state", VersionId = 0, MinimumVersionId = 0,
                 Fields =
                 [
                     VmState.UInt32<I8042>("migration_flags", static k => ref k._flags), VmState.UInt32<I8042>("obsrc", static k => ref k._source),
