@@ -1,14 +1,16 @@
 using Microsoft.Extensions.Logging;
 using Vmm.Core.Diagnostics;
 using Vmm.Core.Errors;
+using Vmm.Core.Interop;
 using Vmm.Core.RunStates;
 using Vmm.Core.VmStates;
 
 namespace Vmm.Core.Devices;
 
 /// <summary>
-/// A serial port as <c>--device serial[,id=ID][,output=PATH]</c>. Its section equals that of QEMU's <c>isa-serial</c> byte for byte, VMDESC
-/// included. What the guest sends is appended to the file; without one it is dropped. The first four of a VM are its COM1 to COM4.
+/// A serial port as <c>--device serial[,id=ID][,output=PATH][,input=PATH][,socket=PATH]</c>. Its section equals that of QEMU's <c>isa-serial</c>
+/// byte for byte, VMDESC included. What the guest sends is appended to the output; what arrives at the input, a terminal or pipe, is received; a
+/// socket is both for one client. Without any, output is dropped. The first four of a VM are its COM1 to COM4.
 /// </summary>
 public sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
 {
@@ -24,24 +26,34 @@ public sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
     };
 
     private readonly SerialFileLine? _line;
+    private readonly SerialSocketLine? _socket;
+    private readonly OwnedFd? _inputFd;
+    private readonly SerialInput? _input;
     private readonly List<IDisposable> _registrations = [];
 
     /// <summary>Makes the port and registers its section and its run-state handler. BQL: held.</summary>
-    /// <param name="options">Options <c>id</c> and <c>output</c>.</param>
+    /// <param name="options">Options <c>id</c>, <c>output</c>, <c>input</c> and <c>socket</c>.</param>
     /// <param name="services">The VM's services.</param>
     /// <param name="line">Far end; null for the file of <c>output</c>, or nothing.</param>
     /// <param name="irq">Told of changes of the interrupt line, or null.</param>
-    /// <exception cref="ConfigurationException">The file cannot be opened.</exception>
+    /// <exception cref="ConfigurationException">A file cannot be opened, or options exclude each other.</exception>
     public SerialDevice(DeviceOptions options, IDeviceServices services, ISerialLine? line = null, Action<bool>? irq = null)
     {
         ArgumentNullException.ThrowIfNull(options);
         ArgumentNullException.ThrowIfNull(services);
         Id = options.Id;
         string output = options.GetString("output", "");
+        string input = options.GetString("input", ""), socket = options.GetString("socket", "");
+        if (socket.Length > 0 && (output.Length > 0 || input.Length > 0)) throw new ConfigurationException($"device '{Id}': option 'socket' excludes 'output' and 'input'");
+        if (input.Length > 0) _inputFd = OpenInput(input, services);
+        if (line is null && socket.Length > 0) line = _socket = new SerialSocketLine(Id, socket, services);
         if (line is null && output.Length > 0) line = _line = new SerialFileLine(Id, output, services.Loggers.CreateLogger<SerialDevice>());
         (ushort Port, int Irq)? place = s_places.Cast<(ushort Port, int Irq)?>().FirstOrDefault(p => services.Io.IsFree(p!.Value.Port, 8));
         if (irq is null && place is { } at) irq = level => services.Irqs.Set(at.Irq, level);
+        if (_inputFd is not null) line = new InputLine(line, () => _input?.Follow());
         Port = new Serial16550(services.Clock, line, irq);
+        _socket?.Attach(Port);
+        if (_inputFd is not null) _input = new SerialInput(services, Port, _inputFd);
         try
         {
             if (place is { } p) _registrations.Add(services.Io.AddPorts(p.Port, 8, Id, this));
@@ -70,6 +82,8 @@ public sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
             Port.RetryTransmit();
         }
         else _line?.Flush();
+        _socket?.SetRunning(running);
+        _input?.SetRunning(running);
     }
 
     /// <inheritdoc/>
@@ -94,8 +108,35 @@ public sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
     {
         for (int i = _registrations.Count - 1; i >= 0; i--) _registrations[i].Dispose();
         _registrations.Clear();
+        _input?.Dispose();
+        _inputFd?.Dispose();
         Port.Dispose();
+        _socket?.Dispose();
         _line?.Dispose();
+    }
+
+    private OwnedFd OpenInput(string path, IDeviceServices services)
+    {
+        OwnedFd fd = Posix.Open(path, 0, 0, out Errno errno)
+            ?? throw new ConfigurationException($"device '{Id}': option 'input': cannot open '{path}': {Posix.Describe(errno)}");
+        try
+        {
+            services.EventFds.Add(fd, static () => { }).Dispose();
+            return fd;
+        }
+        catch (ChannelException e)
+        {
+            fd.Dispose();
+            throw new ConfigurationException($"device '{Id}': option 'input': '{path}' cannot be waited for; expected a terminal or a pipe", e);
+        }
+    }
+
+    /// <summary>A line whose input is somewhere else.</summary>
+    private sealed class InputLine(ISerialLine? output, Action onRoom) : ISerialLine
+    {
+        public bool TryWrite(byte value) => output?.TryWrite(value) ?? true;
+
+        public void OnReceiveRoom() => onRoom();
     }
 }
 
@@ -106,7 +147,7 @@ public sealed class SerialDeviceFactory : IDeviceFactory
     public string TypeName => "serial";
 
     /// <inheritdoc/>
-    public string Summary => "16550A serial port; output=PATH appends what the guest sends to a file";
+    public string Summary => "16550A serial port; output=PATH appends what it sends to a file, input=PATH reads a terminal or pipe (/dev/stdin), socket=PATH is both for one client";
 
     /// <inheritdoc/>
     public IReadOnlyList<IVmStateDescription> Descriptions => [SerialDevice.Description];
@@ -156,7 +197,7 @@ internal sealed class SerialFileLine : ISerialLine, IDisposable
         Do(() =>
         {
             _file.WriteByte(value);
-            if (value == (byte)'\n') _file.Flush();
+            if (value == (byte)'\n' || !_file.CanSeek) _file.Flush();
         });
         return true;
     }
@@ -168,7 +209,10 @@ internal sealed class SerialFileLine : ISerialLine, IDisposable
     public void Flush() => Do(_file.Flush);
 
     /// <summary>The other side of a migration may have written since the file was opened here.</summary>
-    public void SeekToEnd() => Do(() => _file.Seek(0, SeekOrigin.End));
+    public void SeekToEnd()
+    {
+        if (_file.CanSeek) Do(() => _file.Seek(0, SeekOrigin.End));
+    }
 
     public void Dispose() => Do(_file.Dispose);
 

@@ -36,6 +36,7 @@ lab_test() { # [FILTER]
   dotnet build "$here/../../Vmm.Tests" -c Release -v quiet -nologo -clp:ErrorsOnly >&2 || fail "the tests do not build"
   mkdir -p "$work/app/app"
   tar -C "$here/../../Vmm.Tests/bin/Release/net10.0" --exclude='*.xml' --exclude='./runtimes' --exclude='Microsoft.VisualStudio*' --exclude='Microsoft.TestPlatform*' -c . | tar -C "$work/app/app" -x
+  mkdir -p "$work/app/guest"; cp "$lab/kernel/vmlinuz" "$work/app/guest/" # For guests of guests.
   cat > "$work/app/test" <<T
 #!/bin/sh
 stty -F /dev/ttyS1 raw
