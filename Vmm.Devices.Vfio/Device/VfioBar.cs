@@ -66,6 +66,19 @@ internal sealed class VfioBar(VfioDeviceAccess access, VfioRegionInfo info, PciB
         access.Write(info.Index, offset, bytes[..size], posted && !IsIo);
     }
 
+    /// <summary>What of the mapped areas may be shown to the guest: whole pages without MSI-X structures, which are emulated even where they can be mapped.</summary>
+    internal IEnumerable<(GuestRange Range, MappedRegion Mapping, ulong Offset)> DirectAreas(int bar, ulong address, MsixLayout? msix)
+    {
+        foreach ((VfioRegionArea whole, MappedRegion mapping) in _mapped)
+        {
+            var areas = new List<VfioRegionArea> { new(whole.OffsetBytes, whole.SizeBytes & ~(PageBytes - 1)) };
+            if (msix is { } m && m.TableBar == bar) Exclude(areas, m.TableOffset, (ulong)m.TableBytes);
+            if (msix is { } p && p.PbaBar == bar) Exclude(areas, p.PbaOffset, (ulong)p.PbaBytes);
+            foreach (VfioRegionArea area in areas)
+                if (area.SizeBytes > 0) yield return (new GuestRange(new GuestAddress(address + area.OffsetBytes), area.SizeBytes), mapping, area.OffsetBytes - whole.OffsetBytes);
+        }
+    }
+
     /// <summary>Cuts the pages of a range out of areas (QEMU: <c>vfio_pci_fixup_msix_region</c>).</summary>
     internal static void Exclude(List<VfioRegionArea> areas, ulong offset, ulong length)
     {

@@ -126,6 +126,20 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         BindVectors(VfioPciIrq.Msix);
     }
 
+    /// <summary>
+    /// Follows masks, messages and bus mastering: a vector that the guest may get now goes to it straight, every other is for us to see and to note
+    /// as pending (QEMU: <c>vfio_update_kvm_msi_virq</c>).
+    /// </summary>
+    internal void UpdateMessages()
+    {
+        if (Mode is not (VfioIrqMode.Msi or VfioIrqMode.Msix)) return;
+        for (int v = 0; v < _used; v++)
+        {
+            bool isOpen = function.IsBusMaster && (Mode == VfioIrqMode.Msi ? !function.Msi!.IsMasked(v) : !function.Msix!.IsMasked(v) && !function.Msix.IsPending(v));
+            _vectors[v]?.SetMessage(!isOpen ? null : Mode == VfioIrqMode.Msi ? function.Msi!.Message(v) : function.Msix!.Message(v));
+        }
+    }
+
     /// <summary>The guest has served the pin, or so we assume: lowers the line and lets the device interrupt again (QEMU: <c>vfio_intx_eoi</c>).</summary>
     internal void IntxEoi()
     {
@@ -140,7 +154,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         if (Mode != VfioIrqMode.Msix) return;
         try
         {
-            _vectors[vector] ??= new VfioIrqEvent(services, () => function.Msix!.Notify(vector));
+            _vectors[vector] ??= new VfioIrqEvent(services, () => function.Msix!.Notify(vector), isVector: true);
         }
         catch (ChannelException e)
         {
@@ -162,11 +176,13 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         {
             access.SetIrqs(Bind, VfioPciIrq.Msix, (uint)vector, 1, _vectors[vector]!.Fd);
         }
+        if (!_batch) UpdateMessages();
     }
 
-    /// <summary>Nothing to tell: a masked vector goes on signalling and becomes pending.</summary>
+    /// <summary>Nothing to tell the device: a masked vector goes on signalling and becomes pending.</summary>
     void IMsixVectorNotifier.ReleaseVector(int vector)
     {
+        if (!_batch) UpdateMessages();
     }
 
     private bool CannotGrow => (access.Io.GetIrqInfo(VfioPciIrq.Msix).Flags & VfioIrqInfoFlags.NoResize) != 0;
@@ -185,7 +201,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         for (_used = 0; _used < count; _used++)
         {
             int vector = _used;
-            _vectors[vector] = new VfioIrqEvent(services, () => function.Msi!.Notify(vector));
+            _vectors[vector] = new VfioIrqEvent(services, () => function.Msi!.Notify(vector), isVector: true);
         }
         Mode = VfioIrqMode.Msi;
         if (BindVectors(VfioPciIrq.Msi) == Errno.None) return;

@@ -35,6 +35,8 @@ internal sealed partial class VfioPciFunction
         Irqs.EndBatch();
         Irqs.Follow(wasMsi, wasMsix);
         FollowBusMaster();
+        Irqs.UpdateMessages();
+        MapDirect();
     }
 
     /// <summary>Power-on state of function and device (QEMU: <c>vfio_pci_reset</c>).</summary>
@@ -50,6 +52,7 @@ internal sealed partial class VfioPciFunction
         ReadShadow();
         Irqs.EnableByConfig();
         for (int bar = 0; bar < PciBar.Rom; bar++) Forward(PciRegisters.BaseAddress0 + 4 * bar, 4, 0);
+        MapDirect();
     }
 
     private void FollowBusMaster()

@@ -46,6 +46,8 @@ internal sealed partial class VfioPciFunction : IVfioConfigState
         ForwardCommand(Config.Command);
         FollowBusMaster();
         Irqs.EnableByConfig();
+        Irqs.UpdateMessages();
+        MapDirect();
     }
 
     /// <inheritdoc/>

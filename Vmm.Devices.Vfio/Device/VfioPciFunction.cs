@@ -1,6 +1,7 @@
 using System.Buffers.Binary;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
+using Vmm.Core.Memory;
 using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
 using Vmm.Devices.Vfio.Diagnostics;
@@ -21,13 +22,15 @@ internal sealed partial class VfioPciFunction : PciDevice
     private readonly VfioBar?[] _bars = new VfioBar?[PciBar.Rom + 1];
     private readonly Bql _bql;
     private readonly bool _skipVscCheck;
+    private readonly IDeviceServices _services;
+    private readonly List<(GuestRange Range, IDisposable Slot)> _direct = [];
     private ulong _configRegionBytes;
     private bool _postWrites, _busMaster;
 
     /// <summary>Plugs the function and reads the device's configuration space once. Call <see cref="Realize"/> next; dispose it if that fails.</summary>
     internal VfioPciFunction(VfioPciFunctionOptions options, VfioDeviceAccess access, IDeviceServices services) : base(services.Pci, options.Pci)
     {
-        (_access, _bql, _skipVscCheck) = (access, services.Bql, options.SkipVscCheck);
+        (_access, _bql, _skipVscCheck, _services) = (access, services.Bql, options.SkipVscCheck, services);
         _emulated = new byte[Config.SizeBytes];
         Irqs = new VfioIrqs(access, this, services);
     }
@@ -87,7 +90,12 @@ internal sealed partial class VfioPciFunction : PciDevice
     /// <inheritdoc/>
     protected override void Dispose(bool disposing)
     {
-        using (_bql.Acquire()) Irqs?.Dispose();
+        using (_bql.Acquire())
+        {
+            Irqs?.Dispose();
+            foreach ((_, IDisposable slot) in _direct ?? []) slot.Dispose();
+            _direct?.Clear();
+        }
         base.Dispose(disposing);
         foreach (VfioBar? bar in _bars ?? []) bar?.Dispose();
     }
@@ -101,6 +109,26 @@ internal sealed partial class VfioPciFunction : PciDevice
     {
         if (!Irqs.IsIntxPending) return;
         using (_bql.Acquire()) Irqs.IntxEoi();
+    }
+
+    /// <summary>
+    /// Shows mapped areas to the guest as memory, where the accelerator can. Not while the pin is in use: accesses to BARs are how we learn that the
+    /// guest has served it (QEMU: <c>vfio_mmap_set_enabled</c>).
+    /// </summary>
+    private void MapDirect()
+    {
+        if (_services.Accelerator is not { } accelerator) return;
+        var wanted = new List<(GuestRange Range, MappedRegion Mapping, ulong Offset)>();
+        for (int n = 0; n < PciBar.Rom && Irqs.Mode != VfioIrqMode.Intx && !_access.IsLost; n++)
+            if (Bar(n) is { IsIo: false, Address: { } at }) wanted.AddRange(_bars[n]!.DirectAreas(n, at, Msix?.Layout));
+        for (int i = _direct.Count - 1; i >= 0; i--)
+        {
+            if (wanted.Exists(w => w.Range == _direct[i].Range)) continue;
+            _direct[i].Slot.Dispose();
+            _direct.RemoveAt(i);
+        }
+        foreach ((GuestRange range, MappedRegion mapping, ulong offset) in wanted)
+            if (!_direct.Exists(d => d.Range == range) && accelerator.MapMmio(range, mapping, offset) is { } slot) _direct.Add((range, slot));
     }
 
     private bool IsPba(int bar, ulong offset, int size) =>

@@ -26,15 +26,14 @@ internal static class LinuxGuest
     /// <summary>Writes an initramfs.</summary>
     /// <param name="path">Where to.</param>
     /// <param name="script">What the first process does; it powers off at its end.</param>
-    /// <param name="modules">Modules of the lab to load first, in order.</param>
+    /// <param name="modules">Modules of the lab to put into /m.</param>
     internal static void WriteInitrd(string path, string script, params string[] modules)
     {
         using FileStream file = File.Create(path);
         foreach (string folder in (string[])["bin", "proc", "sys", "dev", "tmp", "m"]) Entry(file, folder, 0x41ed, []);
         Entry(file, "bin/busybox", 0x81ed, File.ReadAllBytes("/bin/busybox"));
         foreach (string module in modules) Entry(file, $"m/{module}.ko", 0x81a4, File.ReadAllBytes($"/m/{module}.ko"));
-        string load = string.Concat(modules.Select(static m => $"insmod /m/{m}.ko\n"));
-        Entry(file, "init", 0x81ed, Encoding.ASCII.GetBytes((Prologue + load + script + "\npoweroff -f\n").ReplaceLineEndings("\n")));
+        Entry(file, "init", 0x81ed, Encoding.ASCII.GetBytes((Prologue + script + "\npoweroff -f\n").ReplaceLineEndings("\n")));
         Entry(file, "TRAILER!!!", 0, []);
     }
 
@@ -72,6 +71,14 @@ internal static class LinuxGuest
     }
 
     internal static string Tail(string text) => text[^Math.Min(text.Length, 2500)..];
+
+    /// <summary>The output around the first number that is missing from a sequence.</summary>
+    internal static string Around(string all, string word, int[] found)
+    {
+        int missing = Enumerable.Range(0, found.Length + 1).First(i => i >= found.Length || found[i] != i);
+        int at = Math.Max(0, all.IndexOf($"{word} {missing - 1} ", StringComparison.Ordinal) - 200);
+        return all[at..Math.Min(all.Length, at + 800)];
+    }
 
     /// <summary>One entry of cpio's "newc": eight hexadecimal digits a field, name and content padded to 4.</summary>
     private static void Entry(FileStream file, string name, int mode, byte[] content)

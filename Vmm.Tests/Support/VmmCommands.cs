@@ -2,6 +2,7 @@ using System.Diagnostics;
 using System.Text;
 using Vmm.Core.Interop;
 using Vmm.Tests.Fakes;
+using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Demo;
 using Vmm.Tools.Cli.Shell;
 
@@ -14,7 +15,13 @@ internal sealed class VmmCommands : IAsyncDisposable
     private readonly TempDirectory _folder = new();
     private readonly List<PeerProcess> _vms = [];
     private readonly List<Running> _started = [];
-    private readonly CliContext _context = new() { Out = TextWriter.Null, Error = TextWriter.Null };
+    private readonly CliContext _context;
+
+    internal VmmCommands() => _context = new()
+    {
+        Out = TextWriter.Null, Error = TextWriter.Null,
+        Connect = (path, cancel) => StartDeadline is { } slow ? QmpMonitor.Connect(path, slow, cancel) : QmpMonitor.Connect(path, cancel),
+    };
 
     /// <summary>How long a VM may take to start; null for the command's own limit.</summary>
     internal TimeSpan? StartDeadline { get; init; }

@@ -14,11 +14,13 @@ internal sealed class QmpMonitor : IMonitor
 
     private QmpMonitor(QmpClient client, string path) => (_client, _path) = (client, path);
 
-    public static async Task<IMonitor> Connect(string path, CancellationToken cancel)
+    public static Task<IMonitor> Connect(string path, CancellationToken cancel) => Connect(path, s_connectDeadline, cancel);
+
+    public static async Task<IMonitor> Connect(string path, TimeSpan deadline, CancellationToken cancel)
     {
         try
         {
-            return new QmpMonitor(await Task.Run(() => QmpClient.Connect(path, s_connectDeadline), cancel), path);
+            return new QmpMonitor(await Task.Run(() => QmpClient.Connect(path, deadline), cancel), path);
         }
         catch (ChannelException e) when (e.Errno == Errno.ETIMEDOUT)
         {
