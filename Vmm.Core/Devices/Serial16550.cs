@@ -351,6 +351,7 @@ public sealed partial class Serial16550 : IDisposable
         }
         SetFifoControl((byte)(value & FcrKept));
         UpdateIrq();
+        if ((value & FcrResetReceive) != 0) _line?.OnReceiveRoom();
     }
 
     private void SetFifoControl(byte value)

@@ -66,6 +66,9 @@ internal sealed partial class KvmBoot
             : relocatable ? FlatAddress : throw Bad($"it needs {initSize} bytes at 0x{preferred:x}; RAM ends at 0x{RamEnd:x}");
         AddSegment(address, image.AsMemory(start), Math.Max(initSize, (ulong)(image.Length - start)));
         _entry = address + 0x200;
+        uint commandLine = ReadUInt32LittleEndian(image.AsSpan(0x238));
+        if ((uint)_options.CommandLine.Length > commandLine) throw Bad($"the command line has {_options.CommandLine.Length} bytes; this kernel takes {commandLine}");
+        _initrdEnd = ReadUInt32LittleEndian(image.AsSpan(0x22c)) + 1UL;
         _bootParams = new byte[4096];
         int headerEnd = Math.Min(0x202 + image[0x201], 0x290);
         image.AsSpan(0x1f1, headerEnd - 0x1f1).CopyTo(_bootParams.AsSpan(0x1f1));

@@ -27,7 +27,7 @@ internal sealed partial class KvmBoot
     private ulong _entry;
     private byte[]? _bootParams;
     private bool _isPvh;
-    private ulong _initrdAddress;
+    private ulong _initrdAddress, _initrdEnd = ulong.MaxValue;
     private byte[] _initrd = [];
 
     private KvmBoot(KernelOptions options, GuestMemory memory, int cpus) => (_options, _memory, _cpus) = (options, memory, cpus);
@@ -55,12 +55,19 @@ internal sealed partial class KvmBoot
         }
         if (boot._initrd.Length > 0)
         {
-            boot._initrdAddress = (boot.RamEnd - (ulong)boot._initrd.Length) & ~0xfffUL;
-            if (boot._initrdAddress >= boot.RamEnd || boot._segments.Exists(s => s.Address + s.Size > boot._initrdAddress))
+            ulong end = Math.Min(boot.RamEnd, boot._initrdEnd);
+            boot._initrdAddress = (end - (ulong)boot._initrd.Length) & ~0xfffUL;
+            if ((ulong)boot._initrd.Length > end || boot._segments.Exists(s => s.Address + s.Size > boot._initrdAddress))
                 throw boot.Bad($"kernel and initrd ({boot._initrd.Length} bytes) do not fit into RAM that ends at 0x{boot.RamEnd:x}");
         }
         return boot;
     }
+
+    /// <summary>The program's first instruction.</summary>
+    internal ulong Entry => _entry;
+
+    /// <summary>Where the initial RAM disk goes; 0 without one.</summary>
+    internal ulong InitrdAddress => _initrdAddress;
 
     /// <summary>Puts everything into RAM and the first vCPU at the entry; the others wait for it. BQL: held, vCPUs parked.</summary>
     internal void Load(KvmVcpu vcpu)

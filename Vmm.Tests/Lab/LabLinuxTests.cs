@@ -27,7 +27,7 @@ public sealed class LabLinuxTests : LabFixture
         await console.ConnectAsync(new UnixDomainSocketEndPoint(vmm["console"]));
         var output = new StringBuilder();
         await vm.Monitor.Execute("cont", null, CancellationToken.None);
-        await Expect(console, output, "# ");
+        await Expect(console, output, "/ # ");
         await console.SendAsync("echo $((6 * 7)) processors: $(nproc); warnings\n"u8.ToArray());
         await Expect(console, output, "\nEND\r");
         Assert.That(output.ToString(), Does.Contain($"42 processors: {cpus}\r"));

@@ -49,7 +49,7 @@ static void transfer(struct edu *edu, u64 from, u64 to, u32 bytes, u32 command)
 	writel(command, edu->bar + 0x98);
 }
 
-static int probe(struct pci_dev *pci, const struct pci_device_id *id)
+static int edu_probe(struct pci_dev *pci, const struct pci_device_id *id)
 {
 	struct edu *edu = devm_kzalloc(&pci->dev, sizeof(*edu), GFP_KERNEL);
 	dma_addr_t at;
@@ -97,8 +97,8 @@ static int probe(struct pci_dev *pci, const struct pci_device_id *id)
 }
 
 static const struct pci_device_id ids[] = { { PCI_DEVICE(0x1234, 0x11e8) }, {} };
-static struct pci_driver driver = { .name = "vmm_edu", .id_table = ids, .probe = probe };
-module_pci_driver(driver);
+static struct pci_driver edu_driver = { .name = "vmm_edu", .id_table = ids, .probe = edu_probe };
+module_pci_driver(edu_driver);
 MODULE_DEVICE_TABLE(pci, ids);
 MODULE_LICENSE("GPL");
 MODULE_DESCRIPTION("Self-checking driver of QEMU's edu device");
