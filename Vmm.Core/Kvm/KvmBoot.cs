@@ -58,7 +58,7 @@ internal sealed partial class KvmBoot
             ulong end = Math.Min(boot.RamEnd, boot._initrdEnd);
             boot._initrdAddress = (end - (ulong)boot._initrd.Length) & ~0xfffUL;
             if ((ulong)boot._initrd.Length > end || boot._segments.Exists(s => s.Address + s.Size > boot._initrdAddress))
-                throw boot.Bad($"kernel and initrd ({boot._initrd.Length} bytes) do not fit into RAM that ends at 0x{boot.RamEnd:x}");
+                throw boot.Bad($"kernel and initrd ({boot._initrd.Length} bytes) do not fit below 0x{end:x}");
         }
         return boot;
     }

@@ -80,7 +80,7 @@ internal sealed class KvmBootTests
     {
         using var folder = new TempDirectory();
         File.WriteAllBytes(folder["initrd"], new byte[5000]);
-        Assert.That(Read(Linux(initrdMax: 0x2fffff), folder["initrd"]).InitrdAddress, Is.EqualTo(0x300000UL - 0x2000));
+        Assert.That(Read(Linux(initrdMax: 0x3fffff), folder["initrd"]).InitrdAddress, Is.EqualTo(0x400000UL - 0x2000));
         File.WriteAllBytes(folder["initrd"], new byte[6 << 20]);
         Assert.That(() => Read(Linux(initBytes: 4 << 20), folder["initrd"]), Throws.TypeOf<ConfigurationException>().With.Message.Contains("do not fit"));
         Assert.That(() => Read(Linux(), folder["missing"]), Throws.TypeOf<ConfigurationException>().With.Message.Contains("cannot read"));
