@@ -1,4 +1,5 @@
 using Microsoft.Extensions.Logging;
+using Vmm.Core.Cpr;
 using Vmm.Core.Memory;
 using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
@@ -92,6 +93,9 @@ public interface IDeviceServices
 
     /// <summary>What runs the guest, and its short ways for devices; null without one.</summary>
     IAccelerator? Accelerator => (Scope.GetService(typeof(CurrentAccelerator)) as CurrentAccelerator)?.Value;
+
+    /// <summary>Descriptors that outlive the process.</summary>
+    CprFdTable CprFds { get; }
 
     /// <summary>The VM's scope, for what plugins registered as scoped services and share between their devices.</summary>
     IServiceProvider Scope { get; }

@@ -1,4 +1,5 @@
 using Microsoft.Extensions.DependencyInjection;
+using Vmm.Core.Cpr;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.Pci;
@@ -39,6 +40,9 @@ public sealed record VmOptions
 
     /// <summary>Whether the VM waits for an incoming migration.</summary>
     public bool IsIncoming { get; init; }
+
+    /// <summary>Descriptors from the process that ran this VM before, or null; owned by the VM from here on.</summary>
+    public CprIncoming? Cpr { get; init; }
 
     /// <summary>Whether the VM starts by itself (QEMU: no <c>-S</c>).</summary>
     public bool AutoStart { get; init; } = true;
@@ -131,6 +135,9 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
 
     /// <summary>What the guest asked of its machine.</summary>
     public GuestRequests Requests => deviceServices.Requests;
+
+    /// <summary>Descriptors that outlive the process.</summary>
+    public CprFdTable CprFds => deviceServices.CprFds;
 
     /// <summary>Events of its devices.</summary>
     public DeviceEvents Events => deviceServices.Events;
@@ -255,7 +262,8 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
         if (options.Machine is not ("none" or RemoteMachine)) throw new ConfigurationException($"machine '{options.Machine}' is not known; known: none, {RemoteMachine}");
         _options = options;
         AutoStart = options.AutoStart;
-        foreach (RamBlockOptions block in options.Memory) memory.AddBlock(block);
+        if (options.Cpr is not null) CprFds.Receive(options.Cpr);
+        foreach (RamBlockOptions block in options.Memory) AddMemory(block);
         using (bql.Acquire())
         {
             if (options.IsIncoming) runState.Set(RunStates.RunState.InMigrate);
@@ -268,6 +276,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
             foreach (DeviceOptions device in options.Devices) AddDevice(device);
             foreach (IMachineComponent c in all.Where(static c => c.Phase == MachinePhase.AfterDevices)) c.Attach(deviceServices);
         }
+        CprFds.CloseUnclaimed();
         _scope = scope;
     }
 
@@ -314,6 +323,13 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
                 default: runState.Stop(RunStates.RunState.InternalError); break;
             }
         }
+    }
+
+    private void AddMemory(RamBlockOptions options)
+    {
+        RamBlock block = memory.AddBlock(options with { Inherited = CprFds.Take(options.Name, 0) });
+        if (block.IsShared) _registrations.Add(CprFds.Save(block.Name, 0, block.Fd));
+        else _registrations.Add(deviceServices.Blockers.Add($"Memory region {block.Name} is not compatible with CPR", MigrationModes.CprTransfer | MigrationModes.CprExec));
     }
 
     private void AddDevice(DeviceOptions options)

@@ -2,6 +2,7 @@ using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.DependencyInjection.Extensions;
 using Microsoft.Extensions.Logging;
 using Microsoft.Extensions.Logging.Abstractions;
+using Vmm.Core.Cpr;
 using Vmm.Core.Memory;
 using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
@@ -80,6 +81,7 @@ public static class VmmServiceCollectionExtensions
         services.TryAddScoped<SaveVmRegistry>();
         services.TryAddScoped<MigrationBlockers>();
         services.TryAddScoped<MigrationNotifiers>();
+        services.TryAddScoped<CprFdTable>();
         services.TryAddScoped<VmClock>();
         services.TryAddScoped<DeviceEvents>();
         services.TryAddScoped<DeviceTransferCounter>();
@@ -99,5 +101,5 @@ public static class VmmServiceCollectionExtensions
 
     private sealed record DeviceServices(IRunStateNotifier RunState, GuestMemory Memory, Bql Bql, VmClock Clock, MigrationBlockers Blockers,
         MigrationNotifiers Notifiers, SaveVmRegistry SaveVm, PciHost Pci, IoBus Io, IsaIrqs Irqs, GuestRequests Requests, EventFdLoop EventFds, ILoggerFactory Loggers, DeviceEvents Events,
-        DeviceTransferCounter DeviceTransfer, IServiceProvider Scope) : IDeviceServices;
+        DeviceTransferCounter DeviceTransfer, CprFdTable CprFds, IServiceProvider Scope) : IDeviceServices;
 }

@@ -18,6 +18,9 @@ public sealed record RamBlockOptions
     /// <summary>Backing file, created when missing; null for a memfd.</summary>
     public string? FilePath { get; init; }
 
+    /// <summary>A descriptor to map instead of making one, from the process that had this memory before; owned by the block from here on.</summary>
+    public OwnedFd? Inherited { get; init; }
+
     /// <summary>MAP_SHARED: other processes see the memory. A private file mapping never writes to the file.</summary>
     public bool IsShared { get; init; } = true;
 
@@ -221,6 +224,11 @@ public sealed unsafe class RamBlock : IDisposable
     private static OwnedFd OpenBacking(RamBlockOptions options, out bool fresh)
     {
         fresh = true;
+        if (options.Inherited is not null)
+        {
+            fresh = false;
+            return Inherited(options, options.Inherited);
+        }
         if (options.FilePath is null)
         {
             OwnedFd memfd = LibC.memfd_create($"vmm-ram-{options.Name}", 3 /* MFD_CLOEXEC | MFD_ALLOW_SEALING */);
@@ -235,6 +243,17 @@ public sealed unsafe class RamBlock : IDisposable
         if ((ulong)stat.SizeBytes >= options.SizeBytes) return fd;
         fd.Dispose();
         throw new ConfigurationException($"RAM block '{options.Name}': file '{options.FilePath}' has {stat.SizeBytes} bytes, {options.SizeBytes} are needed");
+    }
+
+    /// <summary>A mapping past the end of a file would end this process at the first touch.</summary>
+    private static OwnedFd Inherited(RamBlockOptions options, OwnedFd fd)
+    {
+        Errno errno = Posix.Stat(fd, out LibC.StatBuffer stat);
+        if (errno == Errno.None && (ulong)stat.SizeBytes == options.SizeBytes) return fd;
+        fd.Dispose();
+        throw errno != Errno.None
+            ? Posix.Error($"RAM block '{options.Name}': inherited descriptor", errno)
+            : new ConfigurationException($"RAM block '{options.Name}': the inherited memory has {stat.SizeBytes} bytes, {options.SizeBytes} are configured");
     }
 
     private static OwnedFd Sized(OwnedFd fd, RamBlockOptions options, string? path)

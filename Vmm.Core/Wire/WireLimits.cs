@@ -30,6 +30,15 @@ public static class WireLimits
     /// <summary>Most elements of one variable array or list. Ours: far above any device's table.</summary>
     public const int VmStateElements = 1 << 24;
 
+    /// <summary>Longest CPR state. Ours: a record has under 100 bytes, and a VM some thousand descriptors.</summary>
+    public const int CprStateBytes = 1 << 20;
+
+    /// <summary>Most descriptors of one CPR state. Ours: 2048 vectors of two devices; under the usual limit of open files.</summary>
+    public const int CprFds = 4096;
+
+    /// <summary>Longest descriptor name in a CPR state, terminator included. Ours: QEMU's are device paths.</summary>
+    public const int CprNameBytes = 1024;
+
     /// <summary>Longest VMDESC that the stream viewer parses; a tree of it is kept. Ours: 100 times what QEMU 11.1's pc writes.</summary>
     public const int ViewerVmDescBytes = 16 << 20;
 

@@ -144,14 +144,18 @@ internal sealed class MigrationListener : IDisposable
     }
 
     /// <summary>Waits for a connection; null once stopped.</summary>
-    internal SocketChannel? Accept()
+    internal SocketChannel? Accept() =>
+        AcceptFd() is { } peer ? new SocketChannel(peer, _address.ToString(), _address.Transport == MigrationTransport.Tcp, _keepAlive) : null;
+
+    /// <summary>As <see cref="Accept"/>, for a protocol of its own.</summary>
+    internal OwnedFd? AcceptFd()
     {
         while (!_stopped)
         {
             Posix.Poll(_fd, Posix.POLLIN, _wake, -1, out bool woken);
             if (woken || _stopped) return null;
             OwnedFd? peer = Posix.Accept(_fd, out Errno errno);
-            if (peer is not null) return new SocketChannel(peer, _address.ToString(), _address.Transport == MigrationTransport.Tcp, _keepAlive);
+            if (peer is not null) return peer;
             if (errno != Errno.EAGAIN) throw Posix.Error($"cannot accept on {_address}", errno);
         }
         return null;

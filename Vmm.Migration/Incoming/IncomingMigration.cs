@@ -74,6 +74,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Ram, context.Vm.SaveVm, context.Vm.Uuid, _latch);
         context.Ram.WaitSync = receiver is null ? null : receiver.WaitSync;
         context.GlobalState.ClearReceived();
+        context.Ram.ExpectsAddresses = context.Capabilities.IsOn(MigrationCapability.XIgnoreShared);
         var reader = new SectionReader(MachineView.Of(context.Vm), f, context.Compat, context.Capabilities.IsOn(MigrationCapability.ValidateUuid))
         {
             UsesLoadBuffers = receiver is not null,
@@ -135,10 +136,14 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         _latch.ThrowIfSet();
         _phase = "start";
         long startAt = Stopwatch.GetTimestamp();
-        using (context.Vm.Bql.Acquire()) EnterRunState();
+        using (context.Vm.Bql.Acquire())
+        {
+            context.Vm.CprFds.EndIncoming();
+            EnterRunState();
+        }
         var downtime = new DowntimeReport
         {
-            LoadMs = loadMs, StartMs = Stopwatch.GetElapsedTime(startAt).TotalMilliseconds,
+            AtNs = MonotonicClock.NowNs, LoadMs = loadMs, StartMs = Stopwatch.GetElapsedTime(startAt).TotalMilliseconds,
             TotalMs = _switchoverAt == 0 ? 0 : Stopwatch.GetElapsedTime(_switchoverAt).TotalMilliseconds,
         };
         context.LogDowntime(downtime);

@@ -211,7 +211,7 @@ internal sealed partial class OutgoingMigration
         Progress.Downtime = new DowntimeReport
         {
             DrainMs = Progress.DrainMs, DeviceStopMs = stopMs, FinalRamMs = ramMs, DeviceStateMs = stateMs, SendMs = sendMs, LoadMs = Ms(confirmAt),
-            TotalMs = Ms(stopAt),
+            TotalMs = Ms(stopAt), AtNs = MonotonicClock.ToNs(stopAt),
         };
     }
 

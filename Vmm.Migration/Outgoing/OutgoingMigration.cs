@@ -8,8 +8,10 @@ using Vmm.Core.SaveVm;
 using Vmm.Core.Threading;
 using Vmm.Core.Wire;
 using Vmm.Migration.Channels;
+using Vmm.Migration.Cpr;
 using Vmm.Migration.Diagnostics;
 using Vmm.Migration.Multifd;
+using Vmm.Migration.Ram;
 using Vmm.Migration.State;
 using Vmm.Migration.Stream;
 
@@ -22,7 +24,9 @@ namespace Vmm.Migration.Outgoing;
 internal sealed partial class OutgoingMigration : IDisposable
 {
     private readonly MigrationContext _context;
+    private readonly MigrationMode _mode;
     private readonly MigrationAddress? _address;
+    private readonly MigrationAddress? _cpr;
     private readonly FaultLatch _latch = new();
     private readonly CancellationTokenSource _cancel = new();
     private readonly OwnedFd _wake = Posix.EventFd();
@@ -41,9 +45,11 @@ internal sealed partial class OutgoingMigration : IDisposable
     private bool _everythingSent;
     private bool _lateCancel;
 
-    internal OutgoingMigration(MigrationContext context, MigrationAddress? address, IMigrationChannel? channel)
+    internal OutgoingMigration(MigrationContext context, MigrationMode mode, MigrationAddress? address, IMigrationChannel? channel, MigrationAddress? cpr)
     {
         _context = context;
+        _mode = mode;
+        _cpr = cpr;
         _address = address;
         _channel = channel;
         bool wanted = context.Capabilities.IsOn(MigrationCapability.ReturnPath);
@@ -112,6 +118,7 @@ internal sealed partial class OutgoingMigration : IDisposable
         SaveDispatcher? dispatcher = null;
         try
         {
+            HandOverDescriptors();
             _channel ??= MigrationConnector.Connect(_address!, _wake);
             if (_multifd) ConnectChannels();
             using IDisposable shut = _latch.OnSet(() => _channel.Shutdown(ChannelShutdown.Both));
@@ -120,7 +127,9 @@ internal sealed partial class OutgoingMigration : IDisposable
             dispatcher = new SaveDispatcher(MachineView.Of(_context.Vm), f, _context.Compat, _context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
             Setup(f, dispatcher);
             if (!_context.Machine.TryMove(MigrationStatus.Setup, MigrationStatus.Active)) _latch.ThrowIfSet();
-            Precopy(f, dispatcher);
+            // CPR sends no pages while the VM runs: there are none, or they go after the stop (spec vfio-migration 7).
+            if (_mode == MigrationMode.Normal) Precopy(f, dispatcher);
+            else _context.Rehearsal.Wait();
             Switchover(f, dispatcher);
         }
 #pragma warning disable CA1031 // Every failure is this migration's reason; it is recorded and the VM goes on.
@@ -152,16 +161,29 @@ internal sealed partial class OutgoingMigration : IDisposable
         }
     }
 
+    private void HandOverDescriptors()
+    {
+        if (_cpr is null) return;
+        _phase = "cpr";
+        if (!CprTransferSender.Send(_cpr, _context.Vm.CprFds, _wake)) _latch.ThrowIfSet();
+        _phase = "connect";
+    }
+
+    /// <summary>QEMU: <c>migrate_ram_is_ignored</c>.</summary>
+    private IgnoredRam IgnoredRam() => _mode is MigrationMode.CprTransfer or MigrationMode.CprExec ? Ram.IgnoredRam.All
+        : _context.Capabilities.IsOn(MigrationCapability.XIgnoreShared) ? Ram.IgnoredRam.SharedFiles : Ram.IgnoredRam.None;
+
     private void Setup(QemuFileWriter f, SaveDispatcher dispatcher)
     {
         _phase = "setup";
         long start = Stopwatch.GetTimestamp();
         _context.GlobalState.Compat = _context.Compat;
+        _context.Ram.Ignored = IgnoredRam();
         _context.Ram.DetectZeroPages = _context.Parameters.Current.ZeroPageDetection != ZeroPageDetection.None;
         using (_context.Vm.Bql.Acquire())
         {
             _context.Vm.DeviceTransfer.Reset();
-            _context.Notifiers.Notify(MigrationEvent.PrecopySetup, MigrationMode.Normal);
+            _context.Notifiers.Notify(MigrationEvent.PrecopySetup, _mode);
             dispatcher.EnableThreads(_sender is not null);
             dispatcher.Prepare();
         }
@@ -232,6 +254,7 @@ internal sealed partial class OutgoingMigration : IDisposable
         if (reason is not null) dispatcher?.Cleanup();
         Progress.TotalMs = (long)Stopwatch.GetElapsedTime(_startedAt).TotalMilliseconds;
         Progress.Freeze(_context.Ram);
+        _context.Ram.Ignored = Ram.IgnoredRam.None;
         MigrationStatus end = reason is null ? MigrationStatus.Completed : cancelled ? MigrationStatus.Cancelled : MigrationStatus.Failed;
         if (reason is null && Progress.Downtime is { } downtime) _context.LogDowntime(downtime);
         if (Progress.Error is { } error) MigrationLog.Failed(_context.Logger, error.ToString());
@@ -243,7 +266,7 @@ internal sealed partial class OutgoingMigration : IDisposable
     {
         try
         {
-            _context.Notifiers.Notify(what, MigrationMode.Normal);
+            _context.Notifiers.Notify(what, _mode);
         }
         catch (VmmException e)
         {

@@ -9,7 +9,6 @@ internal sealed class QmpListener : IDisposable
 {
     private const int Backlog = 16, OPath = 0x200000, AfterFailureMs = 100;
 
-    private readonly string _path;
     private readonly Action<OwnedFd> _serve;
     private readonly QmpLog _log;
     private readonly OwnedFd _socket;
@@ -19,7 +18,7 @@ internal sealed class QmpListener : IDisposable
 
     internal QmpListener(string path, Action<OwnedFd> serve, QmpLog log)
     {
-        (_path, _serve, _log) = (path, serve, log);
+        (Path, _serve, _log) = (path, serve, log);
         byte[] address = Posix.UnixAddress(path);
         ClearPlace(path, address);
         _socket = Posix.Socket(Posix.AF_UNIX);
@@ -44,11 +43,20 @@ internal sealed class QmpListener : IDisposable
         _accepting = WorkerThread.Run("qmp-accept", AcceptLoop);
     }
 
+    internal string Path { get; private set; }
+
+    /// <summary>A rename keeps the socket; who connects to the old name's place finds what was there before.</summary>
+    internal void MoveTo(string path)
+    {
+        File.Move(Path, path, overwrite: true);
+        Path = path;
+    }
+
     public void Dispose()
     {
         Posix.SignalEventFd(_wake);
         _accepting.GetAwaiter().GetResult();
-        if (Look(_path) is { } now && now.Device == _made.Device && now.Inode == _made.Inode) File.Delete(_path);
+        if (Look(Path) is { } now && now.Device == _made.Device && now.Inode == _made.Inode) File.Delete(Path);
         _socket.Dispose();
         _wake.Dispose();
     }

@@ -42,7 +42,7 @@ internal sealed class QmpMigrationCommands(QmpServer server, Vm vm, IMigrationEn
     }
 
     /// <summary>Starts an outgoing migration.</summary>
-    internal Task<MigrationStatus> Start(MigrationAddress address) => engine.Migrate(address);
+    internal Task<MigrationStatus> Start(MigrationAddress address, MigrationAddress? cpr = null) => engine.Migrate(address, cpr);
 
     /// <summary>Starts waiting for an incoming migration.</summary>
     internal void StartIncoming(MigrationAddress address, bool exitOnError)
@@ -89,7 +89,7 @@ internal sealed class QmpMigrationCommands(QmpServer server, Vm vm, IMigrationEn
 
     private JsonNode? Migrate(QmpCall call)
     {
-        MigrationAddress address = Address(call);
+        (MigrationAddress address, MigrationAddress? cpr) = Addresses(call);
         if (call.Bool("resume", false))
         {
             throw new QmpErrorException("Cannot resume if there is no paused migration")
@@ -97,26 +97,35 @@ internal sealed class QmpMigrationCommands(QmpServer server, Vm vm, IMigrationEn
                 Hint = "'resume' belongs to postcopy, which is not implemented in this version of vmm",
             };
         }
-        Start(address);
+        Start(address, cpr);
         return null;
     }
 
     private JsonNode? MigrateIncoming(QmpCall call)
     {
-        StartIncoming(Address(call), call.Bool("exit-on-error", true));
+        (MigrationAddress address, MigrationAddress? cpr) = Addresses(call);
+        // QEMU's rule: descriptors are needed before there is a monitor.
+        if (cpr is not null) throw new QmpErrorException("Channel type 'cpr' is only for the command line");
+        StartIncoming(address, call.Bool("exit-on-error", true));
         return null;
     }
 
-    private static MigrationAddress Address(QmpCall call)
+    private static (MigrationAddress Main, MigrationAddress? Cpr) Addresses(QmpCall call)
     {
         string? uri = call.TryStr("uri");
         JsonArray channels = call.Arguments["channels"] as JsonArray ?? [];
         if (uri is null == (channels.Count == 0)) throw new QmpErrorException("need either 'uri' or 'channels' argument");
-        if (uri is not null) return MigrationAddress.Parse(uri);
-        if (channels.Any(static c => (string?)c!["channel-type"] == "cpr"))
-            throw new QmpErrorException("migration channel type 'cpr' is not implemented in this version of vmm");
-        if (channels.Count > 1) throw new QmpErrorException("Channel list has more than one main entry");
-        return QmpAddress.Parse((JsonObject)channels[0]!["addr"]!);
+        if (uri is not null) return (MigrationAddress.Parse(uri), null);
+        MigrationAddress? main = null, cpr = null;
+        foreach (JsonNode? channel in channels)
+        {
+            var address = QmpAddress.Parse((JsonObject)channel!["addr"]!);
+            string type = channel["channel-type"]!.GetValue<string>();
+            ref MigrationAddress? place = ref type == "cpr" ? ref cpr : ref main;
+            if (place is not null) throw new QmpErrorException($"Channel list has more than one {type} entry");
+            place = address;
+        }
+        return (main ?? throw new QmpErrorException("Channel list has no main entry"), cpr);
     }
 
     private JsonNode? SetCapabilities(QmpCall call)

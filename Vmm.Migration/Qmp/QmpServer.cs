@@ -65,6 +65,7 @@ public sealed class QmpServer : IDisposable
             [
                 .. control.Commands(), .. migration.Commands(), .. Fds.Commands(), .. _dirtyRate.Commands(), .. _jobs.Commands(),
                 .. new HumanMonitor(vm, engine, snapshots, migration).Commands(), .. new QmpWorkloadCommands(this, vm).Commands(),
+                .. new QmpUpdateCommand(this).Commands(),
             ],
             QmpEvents.All);
         engine.TakeNamedFd = Fds.TakeNamed;
@@ -82,6 +83,9 @@ public sealed class QmpServer : IDisposable
 
     /// <summary>Number of connected clients.</summary>
     public int ClientCount => _clients.Length;
+
+    /// <summary>Carries the VM into a new process, or null where the host cannot. Blocks; failure is a <see cref="VmmException"/> and the VM goes on here.</summary>
+    public Func<VmUpdateRequest, VmUpdateResult>? Updater { get; set; }
 
     internal QmpLog Log { get; }
 
@@ -103,6 +107,14 @@ public sealed class QmpServer : IDisposable
             ObjectDisposedException.ThrowIf(_disposed, this);
             _listeners.Add(new QmpListener(path, fd => Serve(new SocketQmpTransport(fd)), Log));
         }
+    }
+
+    /// <summary>Moves a listening socket to another path, whoever listened there before; clients on either are not disturbed.</summary>
+    /// <param name="from">A path given to <see cref="Listen"/>.</param>
+    /// <param name="to">Where it is found from here on; same file system.</param>
+    public void MoveListener(string from, string to)
+    {
+        lock (_gate) _listeners.Single(l => l.Path == from).MoveTo(to);
     }
 
     /// <summary>Serves a client on a connected UNIX socket.</summary>

@@ -14,6 +14,9 @@ internal sealed partial class RamMigration
     /// <summary>Parse and check everything but leave memory alone; for the rehearsal of a snapshot load.</summary>
     internal bool ValidateOnly { get; set; }
 
+    /// <summary>Capability x-ignore-shared: the block list carries addresses.</summary>
+    internal bool ExpectsAddresses { get; set; }
+
     internal long LoadedPages => Volatile.Read(ref _loadedPages);
 
     public void LoadSetup(QemuFileReader f)
@@ -99,7 +102,7 @@ internal sealed partial class RamMigration
 
     private void LoadBlockList(QemuFileReader f, ulong total)
     {
-        var list = new RamBlockListReader(f, total, default);
+        var list = new RamBlockListReader(f, total, new RamBlockLayout(HasAddress: ExpectsAddresses));
         while (list.TryRead(out RamBlockEntry? entry))
         {
             (string name, ulong length) = (entry!.Name, entry.UsedLength);
@@ -108,6 +111,8 @@ internal sealed partial class RamMigration
                 throw Mismatch(f, $"RAM block '{name}' of 0x{length:x} bytes does not exist here", BlockNames(), $"'{name}'");
             if (block.SizeBytes != length)
                 throw Mismatch(f, $"RAM block '{name}': size differs, 0x{block.SizeBytes:x} here, 0x{length:x} in the stream", $"0x{block.SizeBytes:x}", $"0x{length:x}");
+            if (entry.Address is { } address && block.FilePath is not null && address != block.Address.Value)
+                throw Mismatch(f, $"RAM block '{name}': address differs, {block.Address} here, 0x{address:x} in the stream", $"{block.Address}", $"0x{address:x}");
         }
     }
 

@@ -35,6 +35,9 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
     /// <summary>Send every page as data (<c>zero-page-detection=none</c>).</summary>
     internal bool DetectZeroPages { get; set; } = true;
 
+    /// <summary>Which blocks' pages stay out of the stream because the other side has the memory itself.</summary>
+    internal IgnoredRam Ignored { get; set; }
+
     internal long NormalPages => Volatile.Read(ref _normalPages);
 
     internal long ZeroPages => Volatile.Read(ref _zeroPages);
@@ -46,7 +49,8 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
     /// <summary>Dirty bitmap synchronisations of this migration; the setup counts as the first.</summary>
     internal long SyncCount => Volatile.Read(ref _syncCount);
 
-    internal long TotalBytes => (long)memory.TotalBytes;
+    /// <summary>Bytes that this migration may have to send; ignored blocks do not count.</summary>
+    internal long TotalBytes => memory.Blocks.Sum(b => IsIgnored(b) ? 0 : (long)b.SizeBytes);
 
     public bool IsActiveIterate => true;
 
@@ -66,14 +70,18 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
     public void SaveSetup(QemuFileWriter f, CancellationToken cancel)
     {
         // QEMU lists the largest block first; the order also decides which pages go first.
-        _blocks = [.. memory.Blocks.OrderByDescending(static b => b.SizeBytes).Select(static b => new BlockState(b))];
+        RamBlock[] all = [.. memory.Blocks.OrderByDescending(static b => b.SizeBytes)];
+        _blocks = [.. all.Where(b => !IsIgnored(b)).Select(static b => new BlockState(b))];
         _lastNamed = null;
         _scanBlock = _scanWord = 0;
         _normalPages = _zeroPages = _dirtyPagesRate = _periodDirtyPages = 0;
         _syncCount = 1;
         _periodStart = Stopwatch.GetTimestamp();
-        memory.StartDirtyLog();
-        _logging = true;
+        if (_blocks.Length > 0)
+        {
+            memory.StartDirtyLog();
+            _logging = true;
+        }
         foreach (BlockState block in _blocks)
         {
             block.Bitmap.SetAll();
@@ -82,11 +90,13 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
         }
         _dirtyPages = _blocks.Sum(static b => b.Block.PageCount);
 
-        f.WriteUInt64((ulong)TotalBytes | (ulong)RamSaveFlags.MemSize);
-        foreach (BlockState block in _blocks)
+        // The list is of all blocks, ignored or not, so that the other side can compare.
+        f.WriteUInt64(memory.TotalBytes | (ulong)RamSaveFlags.MemSize);
+        foreach (RamBlock block in all)
         {
-            f.WriteCountedString(block.Block.Name);
-            f.WriteUInt64(block.Block.SizeBytes);
+            f.WriteCountedString(block.Name);
+            f.WriteUInt64(block.SizeBytes);
+            if (Ignored == IgnoredRam.SharedFiles) f.WriteUInt64(block.Address.Value);
         }
         _harvested = false;
         SyncChannels(f, always: true);
@@ -128,6 +138,13 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
     }
 
     public void Dispose() => _registration?.Dispose();
+
+    private bool IsIgnored(RamBlock block) => Ignored switch
+    {
+        IgnoredRam.All => true,
+        IgnoredRam.SharedFiles => block is { IsShared: true, FilePath: not null },
+        _ => false,
+    };
 
     private void Synchronise()
     {

@@ -31,13 +31,14 @@ public interface IMigrationEngine
 
     /// <summary>Starts an outgoing migration (QEMU: <c>qmp_migrate</c>). The address is parsed and files, fds and commands are opened before this returns; sockets connect later.</summary>
     /// <param name="address">Where to.</param>
+    /// <param name="cpr">With mode cpr-transfer, the UNIX socket where the new process takes descriptors; else null.</param>
     /// <returns>Completes when the status is terminal; never faults. The status says how it ended.</returns>
     /// <exception cref="Core.Errors.VmmException">Refused; nothing was started.</exception>
-    Task<MigrationStatus> Migrate(MigrationAddress address);
+    Task<MigrationStatus> Migrate(MigrationAddress address, MigrationAddress? cpr = null);
 
     /// <summary>Starts an outgoing migration over a channel that exists already (embedding, tests).</summary>
     /// <param name="channel">The channel; owned by the engine from here on.</param>
-    /// <returns>As <see cref="Migrate(MigrationAddress)"/>.</returns>
+    /// <returns>As <see cref="Migrate(MigrationAddress, MigrationAddress)"/>.</returns>
     Task<MigrationStatus> Migrate(Core.Channels.IMigrationChannel channel);
 
     /// <summary>Waits for and loads an incoming migration (QEMU: <c>qmp_migrate_incoming</c>). The VM must be in state inmigrate.</summary>

@@ -7,6 +7,7 @@ using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Threading;
 using Vmm.Migration.Channels;
+using Vmm.Migration.Cpr;
 using Vmm.Migration.Diagnostics;
 using Vmm.Migration.Incoming;
 using Vmm.Migration.Multifd;
@@ -99,16 +100,16 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
         }
     }
 
-    public Task<MigrationStatus> Migrate(MigrationAddress address)
+    public Task<MigrationStatus> Migrate(MigrationAddress address, MigrationAddress? cpr = null)
     {
         ArgumentNullException.ThrowIfNull(address);
-        return StartOutgoing(address, null);
+        return StartOutgoing(address, null, cpr);
     }
 
     public Task<MigrationStatus> Migrate(IMigrationChannel channel)
     {
         ArgumentNullException.ThrowIfNull(channel);
-        return StartOutgoing(null, channel);
+        return StartOutgoing(null, channel, null);
     }
 
     public Task<MigrationStatus> MigrateIncoming(MigrationAddress address, bool keepListening = false)
@@ -203,7 +204,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
         }
     }
 
-    private Task<MigrationStatus> StartOutgoing(MigrationAddress? address, IMigrationChannel? channel)
+    private Task<MigrationStatus> StartOutgoing(MigrationAddress? address, IMigrationChannel? channel, MigrationAddress? cpr)
     {
         WaitForTail();
         lock (_gate)
@@ -212,13 +213,14 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
             RunState state = _context.Vm.RunState.State;
             if (state == RunState.InMigrate) throw new DeviceStateException("Guest is waiting for an incoming migration");
             if (state == RunState.PostMigrate) throw new DeviceStateException("Can't migrate the vm that was paused due to previous migration");
-            if (Parameters.Current.Mode != MigrationMode.Normal) throw new ConfigurationException($"mode '{Parameters.Current.Mode}' is not implemented in this version of vmm");
-            _context.Blockers.ThrowIfBlocked(MigrationMode.Normal);
+            MigrationMode mode = Parameters.Current.Mode;
+            CprRules.Check(mode, address, cpr, Parameters.Current.CprExecCommand);
+            _context.Blockers.ThrowIfBlocked(mode);
             if (address is not null) channel = MigrationConnector.OpenAtOnce(address, outgoing: true, TakeNamedFd, OpenFdSet);
             OutgoingMigration outgoing;
             try
             {
-                outgoing = new OutgoingMigration(_context, address, channel);
+                outgoing = new OutgoingMigration(_context, mode, address, channel, cpr);
             }
             catch
             {

@@ -51,6 +51,8 @@ public sealed record DowntimeReport
     public double StartMs { get; init; }
     /// <summary>Stop to running.</summary>
     public double TotalMs { get; init; }
+    /// <summary>CLOCK_MONOTONIC, ns: when the source began to stop the VM, or when the destination ran it. One clock for all processes of a host.</summary>
+    public long AtNs { get; init; }
 }
 
 /// <summary>

@@ -160,7 +160,6 @@ public static class MigrationParameterTable
         Number("vcpu-dirty-limit", 1, 1, ulong.MaxValue, "MB/s") with { RangeError = "Parameter 'vcpu-dirty-limit' must be greater than 1 MB/s" },
         Choice("mode", "normal", s_modes) with
         {
-            HonouredValues = ["normal"],
             Read = static p => s_modes[(int)p.Mode], Write = static (p, v) => p with { Mode = (MigrationMode)Array.IndexOf(s_modes, (string)v) },
         },
         Switch("direct-io"),
@@ -169,7 +168,11 @@ public static class MigrationParameterTable
             Kind = MigrationParameterKind.Size, IsUnstable = true, IsValid = ulong.IsPow2,
             RangeError = "Option x_rdma_chunk_size expects a power of 2 in the range 1MiB to 1024MiB",
         },
-        new() { Name = "cpr-exec-command", Kind = MigrationParameterKind.StringList, Default = Array.Empty<string>() },
+        new()
+        {
+            Name = "cpr-exec-command", Kind = MigrationParameterKind.StringList, Default = Array.Empty<string>(),
+            Read = static p => p.CprExecCommand.ToArray(), Write = static (p, v) => p with { CprExecCommand = (string[])v },
+        },
     ];
 
     /// <summary>Finds a parameter by its wire name.</summary>

@@ -33,6 +33,9 @@ public sealed record MigrationParameters
 
     /// <summary><c>mode</c>.</summary>
     public MigrationMode Mode { get; init; } = MigrationMode.Normal;
+
+    /// <summary><c>cpr-exec-command</c>: program and arguments.</summary>
+    public IReadOnlyList<string> CprExecCommand { get; init; } = [];
 }
 
 /// <summary>Migration capabilities by QEMU's names, in its order (qmp.md 8.5).</summary>

@@ -49,7 +49,7 @@ public sealed class MigrationCapabilitySet
     public static IReadOnlySet<MigrationCapability> Implemented { get; } = new HashSet<MigrationCapability>
     {
         MigrationCapability.Events, MigrationCapability.ReturnPath, MigrationCapability.PauseBeforeSwitchover, MigrationCapability.ValidateUuid,
-        MigrationCapability.SwitchoverAck, MigrationCapability.Multifd,
+        MigrationCapability.SwitchoverAck, MigrationCapability.Multifd, MigrationCapability.XIgnoreShared,
     };
 
     /// <summary>True if a capability is on.</summary>

@@ -24,7 +24,7 @@ internal sealed class FakeMigrationEngine : IMigrationEngine
 
     public MigrationInfo Query() => Info with { Status = Status };
 
-    public Task<MigrationStatus> Migrate(MigrationAddress address) => Start($"migrate {address}");
+    public Task<MigrationStatus> Migrate(MigrationAddress address, MigrationAddress? cpr = null) => Start(cpr is null ? $"migrate {address}" : $"migrate {address} cpr {cpr}");
 
     public Task<MigrationStatus> Migrate(IMigrationChannel channel) => Start("migrate channel");
 

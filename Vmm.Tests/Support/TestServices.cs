@@ -1,6 +1,7 @@
 using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.Logging;
 using Microsoft.Extensions.Logging.Abstractions;
+using Vmm.Core.Cpr;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
 using Vmm.Core.Pci;
@@ -60,6 +61,8 @@ internal sealed class TestServices : IDeviceServices, IDisposable
     public DeviceEvents Events { get; } = new();
 
     public DeviceTransferCounter DeviceTransfer { get; } = new();
+
+    public CprFdTable CprFds { get; } = new();
 
     public IServiceProvider Scope { get; init; } = new ServiceCollection().BuildServiceProvider();
 

@@ -8,4 +8,5 @@ return await CliRoot.Invoke(args, new CliContext
     Error = Console.Error,
     ErrorIsTerminal = !Console.IsErrorRedirected && Environment.GetEnvironmentVariable("TERM") is not (null or "dumb"),
     Interrupted = interrupts.Token,
+    CommandLine = args,
 });

@@ -1,8 +1,10 @@
 using Microsoft.Extensions.DependencyInjection;
+using Vmm.Core.Cpr;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Migration;
+using Vmm.Migration.Cpr;
 using Vmm.Migration.Qmp;
 using Vmm.Migration.State;
 using Vmm.Tools.Cli.Migrate;
@@ -20,13 +22,18 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
     {
         if (options.Vm.Devices.Any(static d => d.TypeName == "help")) return ListDevices();
         long memoryBytes = (long)options.Vm.Memory.Aggregate(0UL, static (sum, b) => sum + b.SizeBytes);
-        using VmRegistration registration = VmDirectory.Open(context.GetVariable).Register(options.Vm.Name, options.QmpPath, memoryBytes);
+        using CprTransferReceiver? cpr = options.Cpr is null ? null : CprTransferReceiver.Receive(options.Cpr, context.Interrupted);
+        var directory = VmDirectory.Open(context.GetVariable);
+        using VmRegistration registration = directory.Register(options.Vm.Name, options.QmpPath, memoryBytes, options.Replaces);
         await using ServiceProvider services = VmHost.Build(verbose,
             options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name));
-        using Vm vm = CreateVm(services);
+        using Vm vm = CreateVm(services, cpr?.Incoming);
         using QmpServer server = vm.Services.GetRequiredService<QmpServer>();
-        server.Listen(registration.Entry.QmpPath);
+        server.Listen(registration.ListenPath);
+        server.Updater = new VmUpdater(context, directory, vm).Update;
+        if (registration.Replaces is not null) TakeOverWhenHere(vm, server, registration);
         string incoming = StartIncoming(vm);
+        cpr?.Dispose();
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
         context.Note($"ready: pid {Environment.ProcessId}, qmp {registration.Entry.QmpPath}{incoming}");
         return await WaitForEnd(server);
@@ -53,11 +60,20 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         return ExitCode.Ok;
     }
 
-    private Vm CreateVm(ServiceProvider services)
+    /// <summary>The name and the socket move after the VM does: until then they are the old process's, which may have to go on.</summary>
+    private void TakeOverWhenHere(Vm vm, QmpServer server, VmRegistration registration) => vm.Migration().StatusChanged += status =>
+    {
+        if (status != MigrationStatus.Completed || vm.Migration().Query() is not { IsIncoming: true } info) return;
+        server.MoveListener(registration.ListenPath, registration.Entry.QmpPath);
+        registration.TakeOver(info.Downtime?.AtNs ?? 0);
+        context.Note($"update: the VM of process {registration.Replaces} runs here, pid {Environment.ProcessId}");
+    };
+
+    private Vm CreateVm(ServiceProvider services, CprIncoming? cpr)
     {
         try
         {
-            return services.GetRequiredService<VmFactory>().Create(options.Vm);
+            return services.GetRequiredService<VmFactory>().Create(options.Vm with { Cpr = cpr });
         }
         catch (ConfigurationException e)
         {
@@ -76,11 +92,12 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         engine.StatusChanged += status =>
         {
             // With a socket the VM goes on waiting; with anything else there is nothing left to wait for.
+            if (status is MigrationStatus.Failed or MigrationStatus.Cancelled && options.Replaces is not null) _end.TrySetResult(ExitCode.Failed);
             if (status != MigrationStatus.Failed || vm.RunState.State != RunState.InMigrate) return;
             context.Note($"incoming migration failed: {engine.Query().Error}{(address.IsSocket ? "; waiting for another" : string.Empty)}");
             if (!address.IsSocket) _end.TrySetResult(ExitCode.Failed);
         };
-        _ = engine.MigrateIncoming(address, keepListening: true);
+        _ = engine.MigrateIncoming(address, keepListening: options.Replaces is null);
         return $", incoming {(engine.Query().SocketAddresses is [var at, ..] ? at.ToUri() : address)}";
     }
 }

@@ -3,6 +3,7 @@ using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Migration.Channels;
+using Vmm.Migration.Qmp;
 using Vmm.Tools.Cli.Guests;
 using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Registry;
@@ -17,6 +18,12 @@ internal sealed record RunOptions
 
     /// <summary>Where to take a migration from, or null.</summary>
     public MigrationAddress? Incoming { get; init; }
+
+    /// <summary>Where to take descriptors from, before anything is made, or null.</summary>
+    public MigrationAddress? Cpr { get; init; }
+
+    /// <summary>The process whose VM, with its name and socket, this one takes over; or null.</summary>
+    public int? Replaces { get; init; }
 
     /// <summary>The socket's absolute path, or null for the default in the VM directory.</summary>
     public string? QmpPath { get; init; }
@@ -38,6 +45,8 @@ internal sealed record RunOptions
         public IReadOnlyList<string> Workload { get; init; } = [];
         public IReadOnlyList<string> Device { get; init; } = [];
         public string? Incoming { get; init; }
+        public string? Cpr { get; init; }
+        public int? Replaces { get; init; }
         public bool Paused { get; init; }
         public string? Qmp { get; init; }
         public string? SnapshotDir { get; init; }
@@ -72,7 +81,9 @@ internal sealed record RunOptions
                     IsIncoming = waits,
                     AutoStart = !texts.Paused,
                 },
-                Incoming = texts.Incoming is null or "defer" ? null : Named("--incoming", texts.Incoming, () => MigrationAddress.Parse(texts.Incoming).Rooted()),
+                Incoming = Channel(texts.Incoming),
+                Cpr = Channel(texts.Cpr),
+                Replaces = texts.Replaces,
                 QmpPath = texts.Qmp is null ? null : SocketPath(texts.Qmp),
                 SnapshotDirectory = texts.SnapshotDir is null ? null
                     : texts.SnapshotDir.Length > 0 ? Path.GetFullPath(texts.SnapshotDir) : throw CliException.Usage("--snapshot-dir needs a path"),
@@ -83,6 +94,24 @@ internal sealed record RunOptions
             throw new CliException(ExitCode.Usage, e.Message, e) { Hint = e.Hint };
         }
     }
+
+    /// <summary>Tells the channel that brings descriptors from the main one.</summary>
+    public static (string? Main, string? Cpr) SplitIncoming(IReadOnlyList<string> texts)
+    {
+        string? main = null, cpr = null;
+        foreach (string text in texts)
+        {
+            bool isCpr = Named("--incoming", text, () => MigrationChannelArgument.Parse(text)).IsCpr;
+            ref string? place = ref isCpr ? ref cpr : ref main;
+            if (place is not null) throw CliException.Usage($"--incoming '{text}': there is another {(isCpr ? "cpr" : "main")} channel");
+            place = text;
+        }
+        if (cpr is not null && main is null) throw CliException.Usage("--incoming with a cpr channel needs a main channel too");
+        return (main, cpr);
+    }
+
+    private static MigrationAddress? Channel(string? text) =>
+        text is null ? null : Named("--incoming", text, () => MigrationChannelArgument.Parse(text)).Address?.Rooted();
 
     /// <summary>Takes a path, or QEMU's <c>unix:PATH</c>.</summary>
     public static string SocketPath(string text)

@@ -52,7 +52,8 @@ internal sealed class VmDirectory
     /// <param name="name">The VM's name, or null.</param>
     /// <param name="qmpPath">An absolute path of the user's choice, or null for the default.</param>
     /// <param name="memoryBytes">RAM, for <c>vmm list</c>.</param>
-    public VmRegistration Register(string? name, string? qmpPath, long memoryBytes)
+    /// <param name="replaces">The process whose VM arrives here: nothing is entered until <see cref="VmRegistration.TakeOver"/>.</param>
+    public VmRegistration Register(string? name, string? qmpPath, long memoryBytes, int? replaces = null)
     {
         int pid = Environment.ProcessId;
         string key = name ?? pid.ToString(CultureInfo.InvariantCulture);
@@ -60,15 +61,34 @@ internal sealed class VmDirectory
         {
             Pid = pid, StartTicks = VmEntry.ReadStartTicks(pid) ?? 0, Name = name, MemoryBytes = memoryBytes, QmpPath = qmpPath ?? Path.Combine(DirectoryPath, key + ".qmp"),
         };
+        if (replaces is not null) return new VmRegistration(this, entry) { Replaces = replaces };
         using (Lock())
         {
-            if (Scan().Find(e => e.Key == key) is { } other)
+            // After an exec the entry is this process's own.
+            if (Scan().Find(e => e.Key == key) is { } other && other.Pid != pid)
                 throw new CliException(ExitCode.Refused, $"--name '{name}': a VM of that name runs already, pid {other.Pid}");
-            string file = EntryPath(key), aside = file + ".new";
-            File.WriteAllText(aside, JsonSerializer.Serialize(entry));
-            File.Move(aside, file, overwrite: true);
+            Write(entry);
         }
         return new VmRegistration(this, entry);
+    }
+
+    /// <summary>Puts an entry in the place of the one that the process before had.</summary>
+    internal void TakeOver(VmEntry entry)
+    {
+        using (Lock()) Write(entry);
+    }
+
+    /// <summary>The entry of a process, once it is there; null before.</summary>
+    public VmEntry? FindPid(int pid)
+    {
+        using (Lock()) return Scan().Find(e => e.Pid == pid);
+    }
+
+    private void Write(VmEntry entry)
+    {
+        string file = EntryPath(entry.Key), aside = file + ".new";
+        File.WriteAllText(aside, JsonSerializer.Serialize(entry));
+        File.Move(aside, file, overwrite: true);
     }
 
     /// <summary>All VMs that run, by key. Entries and sockets of dead processes are removed.</summary>
@@ -97,7 +117,12 @@ internal sealed class VmDirectory
 
     internal void Unregister(VmEntry entry)
     {
-        using (Lock()) File.Delete(EntryPath(entry.Key));
+        using (Lock())
+        {
+            // Another process may have taken the VM over, and the key with it.
+            string file = EntryPath(entry.Key);
+            if (File.Exists(file) && Read(file)?.Pid == entry.Pid) File.Delete(file);
+        }
     }
 
     private static string Keys(IEnumerable<VmEntry> all) => string.Join(", ", all.Select(static e => e.Key));
@@ -183,7 +208,21 @@ internal sealed class VmRegistration(VmDirectory directory, VmEntry entry) : IDi
 {
     private bool _disposed;
 
-    public VmEntry Entry { get; } = entry;
+    public VmEntry Entry { get; private set; } = entry;
+
+    /// <summary>The process that still has the key; null when this one has it.</summary>
+    public int? Replaces { get; init; }
+
+    /// <summary>Where this process listens until it has the VM.</summary>
+    public string ListenPath => Replaces is null ? Entry.QmpPath : Path.Combine(directory.DirectoryPath, $"{Entry.Pid}.next");
+
+    /// <summary>The VM runs here now.</summary>
+    /// <param name="runningAtNs">Since when, CLOCK_MONOTONIC.</param>
+    public void TakeOver(long runningAtNs)
+    {
+        Entry = Entry with { RunningAtNs = runningAtNs };
+        directory.TakeOver(Entry);
+    }
 
     public void Dispose()
     {

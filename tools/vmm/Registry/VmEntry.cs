@@ -16,6 +16,9 @@ internal sealed record VmEntry
 
     public long MemoryBytes { get; init; }
 
+    /// <summary>CLOCK_MONOTONIC, ns: since when a VM that came from another process runs in this one.</summary>
+    public long RunningAtNs { get; init; }
+
     /// <summary>Name, or pid where there is no name.</summary>
     public string Key => Name ?? Pid.ToString(CultureInfo.InvariantCulture);
 

@@ -27,6 +27,9 @@ internal sealed record CliContext
     /// <summary>What one device of the host can do.</summary>
     public Func<string, VfioDeviceReport> ProbeVfioDevice { get; init; } = VfioProbe.Device;
 
+    /// <summary>How this process was started: program, and arguments as they came.</summary>
+    public IReadOnlyList<string> CommandLine { get; init; } = [];
+
     public TimeProvider Time { get; init; } = TimeProvider.System;
 
     /// <summary>A line for the user that is not a result.</summary>

@@ -73,6 +73,7 @@ internal sealed class CliRoot
         root.Add(Plain("stop", "Stop the guest", static c => c.Stop()));
         root.Add(Plain("cont", "Start the guest; a migration that waits before its switchover goes on", static c => c.Cont()));
         root.Add(Plain("cancel", "Cancel the VM's migration and wait until it has settled", static c => c.Cancel()));
+        root.Add(Update());
         root.Add(Plain("quit", "End the VM", static c => c.Quit()));
         root.Add(List());
         root.Add(Stream());
@@ -104,22 +105,24 @@ internal sealed class CliRoot
         };
         Option<string[]> workload = new("--workload") { Description = "A guest that dirties and verifies RAM", HelpName = "pattern[,rate=BYTES/s][,seed=N]..." };
         Option<string[]> device = new("--device") { Description = "A device; repeat for more; help lists the types", HelpName = "TYPE[,key=value]..." };
-        Option<string?> incoming = new("--incoming")
+        Option<int?> replaces = new("--replaces") { Hidden = true };
+        Option<string[]> incoming = new("--incoming")
         {
-            Description = "Wait for a migration at tcp:HOST:PORT (port 0 picks one), unix:PATH, fd:N, exec:COMMAND or file:PATH; defer waits for QMP's migrate-incoming",
-            HelpName = "URI|defer",
+            Description = "Wait for a migration at tcp:HOST:PORT (port 0 picks one), unix:PATH, fd:N, exec:COMMAND or file:PATH; defer waits for QMP's migrate-incoming; "
+                + "or a QMP channel as JSON. A second one of channel-type cpr brings the memory and devices of a process on this host",
+            HelpName = "URI|defer|JSON",
         };
         Option<bool> paused = new("--paused", "-S") { Description = "Do not start the guest" };
         Option<string?> qmp = new("--qmp") { Description = "Path of the QMP socket instead of the default, which --vm finds", HelpName = "PATH" };
         Option<string?> snapshots = new("--snapshot-dir") { Description = "Where snapshots are kept; by default per VM name under $XDG_STATE_HOME/vmm/snapshots", HelpName = "DIR" };
         var command = new Command("run", "Run a VM until it is told to quit, by QMP, Ctrl-C or SIGTERM")
         {
-            name, machine, accel, kernel, initrd, append, cpus, memory, workload, device, incoming, paused, qmp, snapshots, uuid,
+            name, machine, accel, kernel, initrd, append, cpus, memory, workload, device, incoming, paused, qmp, snapshots, uuid, replaces,
         };
         command.SetAction((p, _) => Code(() => new RunCommand(_context, RunOptions.Parse(new RunOptions.Texts
         {
-            Name = p.GetValue(name), Machine = p.GetValue(machine)!, Accel = p.GetValue(accel)!, Uuid = p.GetValue(uuid), Memory = p.GetValue(memory) ?? [],
-            Workload = p.GetValue(workload) ?? [], Device = p.GetValue(device) ?? [], Incoming = p.GetValue(incoming), Paused = p.GetValue(paused),
+            Cpr = RunOptions.SplitIncoming(p.GetValue(incoming) ?? []).Cpr, Replaces = p.GetValue(replaces), Name = p.GetValue(name), Machine = p.GetValue(machine)!, Accel = p.GetValue(accel)!, Uuid = p.GetValue(uuid), Memory = p.GetValue(memory) ?? [],
+            Workload = p.GetValue(workload) ?? [], Device = p.GetValue(device) ?? [], Incoming = RunOptions.SplitIncoming(p.GetValue(incoming) ?? []).Main, Paused = p.GetValue(paused),
             Qmp = p.GetValue(qmp), SnapshotDir = p.GetValue(snapshots), Kernel = p.GetValue(kernel), Initrd = p.GetValue(initrd), Append = p.GetValue(append)!,
             Cpus = p.GetValue(cpus),
         }), p.GetValue(_verbose)).Run()));
@@ -150,6 +153,22 @@ internal sealed class CliRoot
             MigrateOptions options = MigrateOptions.Parse(p.GetValue(to)!, p.GetValue(set) ?? [], p.GetValue(capability) ?? [], p.GetValue(timeout));
             return new MigrateCommand(_context, options, Target(p)) { Detach = p.GetValue(detach), CheckOnly = p.GetValue(check), Json = p.GetValue(_json) }.Run();
         }));
+        return command;
+    }
+
+    private Command Update()
+    {
+        Option<string?> binary = new("--to-binary") { Description = "The new program; the VM's own, as it is on disk now, when not given", HelpName = "PATH" };
+        Option<bool> exec = new("--exec") { Description = "Replace the process, which keeps its pid, instead of starting another" };
+        Option<double> timeout = new("--timeout") { Description = "How long the new process may take", HelpName = "SECONDS", DefaultValueFactory = static _ => 30 };
+        var command = new Command("update", "Carry the running VM into a new vmm process: RAM and devices stay where they are; if the new one does not come up, the old one goes on")
+        {
+            _vm, _qmp, binary, exec, timeout, _json,
+        };
+        command.SetAction((p, _) => Code(() => new UpdateCommand(_context, Target(p))
+        {
+            Binary = p.GetValue(binary), Exec = p.GetValue(exec), Timeout = TimeSpan.FromSeconds(p.GetValue(timeout)), Json = p.GetValue(_json),
+        }.Run()));
         return command;
     }
 

@@ -1,0 +1,155 @@
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.SaveVm;
+
+namespace Vmm.Core.Cpr;
+
+/// <summary>One descriptor under the key by which the next process finds it (QEMU: <c>CprFd</c>).</summary>
+/// <param name="Name">Name, 1 to 1023 bytes of ASCII.</param>
+/// <param name="Id">Number that tells descriptors of one name apart.</param>
+/// <param name="Fd">The descriptor.</param>
+public sealed record CprFd(string Name, int Id, OwnedFd Fd);
+
+/// <summary>An IOMMUFD device's objects, which descriptors alone do not tell (QEMU: <c>CprVFIODevice</c>).</summary>
+/// <param name="Name">Device name, as the PCI address.</param>
+/// <param name="DevId">Id of the bound device.</param>
+/// <param name="IoasId">Id of the address space.</param>
+/// <param name="HwptId">Id of the page table.</param>
+public sealed record CprVfioDevice(string Name, int DevId, uint IoasId, uint HwptId);
+
+/// <summary>What a process was handed by the one before it. Owns the descriptors until a VM takes it over.</summary>
+/// <param name="Mode">How.</param>
+/// <param name="Fds">The descriptors.</param>
+/// <param name="Devices">IOMMUFD devices.</param>
+public sealed record CprIncoming(MigrationMode Mode, IReadOnlyList<CprFd> Fds, IReadOnlyList<CprVfioDevice> Devices) : IDisposable
+{
+    /// <summary>Closes the descriptors that nobody took.</summary>
+    public void Dispose()
+    {
+        foreach (CprFd fd in Fds) fd.Fd.Dispose();
+    }
+}
+
+/// <summary>
+/// The descriptors of one VM that outlive its process (spec vfio-migration 7.2; QEMU: <c>cpr_state.fds</c>). A descriptor enters when it is opened,
+/// and every open asks <see cref="Take"/> first, so that one code path serves a cold start and a restart. Thread-safe.
+/// </summary>
+public sealed class CprFdTable : IDisposable
+{
+    private readonly Lock _gate = new();
+    private readonly Dictionary<(string Name, int Id), OwnedFd> _saved = [];
+    private readonly Dictionary<(string Name, int Id), OwnedFd> _received = [];
+    private readonly Dictionary<string, CprVfioDevice> _devices = [];
+    private readonly Dictionary<string, CprVfioDevice> _receivedDevices = [];
+
+    /// <summary>
+    /// The mode in which this VM is being made from another process's descriptors; null for a cold start, and once the VM runs here
+    /// (QEMU: <c>cpr_get_incoming_mode</c>).
+    /// </summary>
+    public MigrationMode? IncomingMode { get; private set; }
+
+    /// <summary>Devices must find, not make: no reset, no configuration, no new mappings (QEMU: <c>cpr_is_incoming</c>).</summary>
+    public bool IsIncoming => IncomingMode is not null;
+
+    /// <summary>Takes over what the process was handed; before anything is opened.</summary>
+    /// <param name="incoming">The descriptors; owned by this table from here on. Of two with one key the first counts.</param>
+    public void Receive(CprIncoming incoming)
+    {
+        ArgumentNullException.ThrowIfNull(incoming);
+        lock (_gate)
+        {
+            IncomingMode = incoming.Mode;
+            foreach (CprFd one in incoming.Fds)
+                if (!_received.TryAdd((one.Name, one.Id), one.Fd)) one.Fd.Dispose();
+            foreach (CprVfioDevice device in incoming.Devices) _receivedDevices.TryAdd(device.Name, device);
+        }
+    }
+
+    /// <summary>Looks for a received descriptor and gives it away (QEMU: <c>cpr_find_fd</c>).</summary>
+    /// <param name="name">Name.</param>
+    /// <param name="id">Number.</param>
+    /// <returns>The descriptor, the caller's from here on; null when there is none.</returns>
+    public OwnedFd? Take(string name, int id)
+    {
+        lock (_gate) return _received.Remove((name, id), out OwnedFd? fd) ? fd : null;
+    }
+
+    /// <summary>As <see cref="Take"/>, for a descriptor without which the device cannot go on.</summary>
+    /// <param name="name">Name.</param>
+    /// <param name="id">Number.</param>
+    /// <returns>The descriptor, the caller's from here on.</returns>
+    /// <exception cref="IncompatibleStateException">The other process did not hand it over.</exception>
+    public OwnedFd Require(string name, int id) => Take(name, id)
+        ?? throw new IncompatibleStateException($"the process before this one handed over no descriptor '{name}' {id}")
+        {
+            Hint = "both processes need the same devices with the same ids",
+        };
+
+    /// <summary>The received ids of an IOMMUFD device, or null.</summary>
+    /// <param name="name">Device name.</param>
+    /// <returns>The ids.</returns>
+    public CprVfioDevice? FindDevice(string name)
+    {
+        lock (_gate) return _receivedDevices.GetValueOrDefault(name);
+    }
+
+    /// <summary>Enters a descriptor (QEMU: <c>cpr_save_fd</c>).</summary>
+    /// <param name="name">Name.</param>
+    /// <param name="id">Number.</param>
+    /// <param name="fd">The descriptor; stays the caller's, who removes it before closing it.</param>
+    /// <returns>Dispose to remove it (QEMU: <c>cpr_delete_fd</c>).</returns>
+    /// <exception cref="InvalidOperationException">The key is in use: a bug of the caller.</exception>
+    public IDisposable Save(string name, int id, OwnedFd fd)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(name);
+        ArgumentNullException.ThrowIfNull(fd);
+        lock (_gate)
+        {
+            if (!_saved.TryAdd((name, id), fd)) throw new InvalidOperationException($"CPR descriptor '{name}' {id} is entered already");
+        }
+        return new Registration(() => { lock (_gate) _saved.Remove((name, id)); });
+    }
+
+    /// <summary>Enters the ids of an IOMMUFD device.</summary>
+    /// <param name="device">The ids.</param>
+    /// <returns>Dispose to remove them.</returns>
+    public IDisposable Save(CprVfioDevice device)
+    {
+        ArgumentNullException.ThrowIfNull(device);
+        lock (_gate) _devices[device.Name] = device;
+        return new Registration(() => { lock (_gate) _devices.Remove(device.Name); });
+    }
+
+    /// <summary>What the next process is to get.</summary>
+    /// <returns>Descriptors, which stay their owners'.</returns>
+    public IReadOnlyList<CprFd> Entries()
+    {
+        lock (_gate) return [.. _saved.Select(static e => new CprFd(e.Key.Name, e.Key.Id, e.Value))];
+    }
+
+    /// <summary>IOMMUFD devices that the next process is to get.</summary>
+    /// <returns>Their ids.</returns>
+    public IReadOnlyList<CprVfioDevice> Devices()
+    {
+        lock (_gate) return [.. _devices.Values];
+    }
+
+    /// <summary>The VM is made: what nobody asked for is closed.</summary>
+    /// <returns>Keys of the descriptors that were closed.</returns>
+    public IReadOnlyList<string> CloseUnclaimed()
+    {
+        lock (_gate)
+        {
+            string[] keys = [.. _received.Keys.Select(static k => $"'{k.Name}' {k.Id}")];
+            foreach (OwnedFd fd in _received.Values) fd.Dispose();
+            _received.Clear();
+            return keys;
+        }
+    }
+
+    /// <summary>The VM has arrived: devices own what they have and behave as ever.</summary>
+    public void EndIncoming() => IncomingMode = null;
+
+    /// <summary>Closes what was received and not taken.</summary>
+    public void Dispose() => CloseUnclaimed();
+}

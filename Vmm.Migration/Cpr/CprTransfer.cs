@@ -1,0 +1,138 @@
+using System.Diagnostics;
+using Vmm.Core.Cpr;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
+using Vmm.Migration.Channels;
+
+namespace Vmm.Migration.Cpr;
+
+/// <summary>
+/// The old process's side of the CPR channel (spec vfio-migration 7.4; QEMU: <c>cpr_transfer_output</c>): sends the state, ends its direction and waits
+/// until the new process closes, which says that it has made its VM and listens on the main channel. One thread.
+/// </summary>
+internal static class CprTransferSender
+{
+    private const int ConnectTimeoutMs = 30_000;
+    private static readonly TimeSpan s_refused = TimeSpan.FromSeconds(1);
+
+    /// <summary>Hands the descriptors over.</summary>
+    /// <param name="address">A UNIX socket.</param>
+    /// <param name="table">What to hand over.</param>
+    /// <param name="wake">Ends any wait.</param>
+    /// <returns>False when <paramref name="wake"/> ended it.</returns>
+    /// <exception cref="ChannelException">Nobody listens, or the peer went away before it had everything.</exception>
+    internal static bool Send(MigrationAddress address, CprFdTable table, OwnedFd wake)
+    {
+        using OwnedFd? fd = Connect(address, wake);
+        if (fd is null) return false;
+        Errno errno;
+        foreach (CprState.Part part in CprState.ToParts(table.Entries(), table.Devices()))
+        {
+            ReadOnlySpan<byte> left = part.Bytes;
+            while (left.Length > 0)
+            {
+                int n = Posix.SendWithFds(fd, left, part.Fd is null ? [] : [part.Fd], out errno);
+                if (n < 0) throw new ChannelException($"CPR channel {address}: {Posix.Describe(errno)}", errno);
+                left = left[n..];
+            }
+        }
+        Posix.ShutdownSocket(fd, Posix.SHUT_WR);
+        Posix.Poll(fd, Posix.POLLIN, wake, -1, out bool woken);
+        return !woken;
+    }
+
+    private static OwnedFd? Connect(MigrationAddress address, OwnedFd wake)
+    {
+        long start = Stopwatch.GetTimestamp();
+        while (true)
+        {
+            OwnedFd fd = Posix.Socket(Posix.AF_UNIX);
+            Errno errno = Posix.Connect(fd, Posix.UnixAddress(address.Path), wake, ConnectTimeoutMs);
+            if (errno == Errno.None) return fd;
+            fd.Dispose();
+            if (errno == Errno.ECANCELED) return null;
+            // The path appears with bind, a moment before listen.
+            if (errno != Errno.ECONNREFUSED || Stopwatch.GetElapsedTime(start) > s_refused)
+                throw new ChannelException($"Failed to connect to '{address.Path}': {Posix.Describe(errno)}", errno);
+            Posix.Poll(wake, Posix.POLLIN, null, 1, out _);
+        }
+    }
+}
+
+/// <summary>
+/// The new process's side of the CPR channel: takes the state before anything is made of it (QEMU: <c>cpr_state_load</c>). The socket is closed by
+/// <see cref="Dispose"/>, which lets the old process go on.
+/// </summary>
+public sealed class CprTransferReceiver : IDisposable
+{
+    private readonly OwnedFd _fd;
+
+    private CprTransferReceiver(OwnedFd fd, CprIncoming incoming)
+    {
+        _fd = fd;
+        Incoming = incoming;
+    }
+
+    /// <summary>What came; goes to <c>VmOptions.Cpr</c>.</summary>
+    public CprIncoming Incoming { get; }
+
+    /// <summary>Listens, takes one connection and reads the whole state from it.</summary>
+    /// <param name="address">A UNIX socket.</param>
+    /// <param name="cancel">Ends the waiting.</param>
+    /// <returns>The state; the old process waits until this is disposed.</returns>
+    /// <exception cref="ConfigurationException">Not a UNIX socket.</exception>
+    /// <exception cref="VmmException">The address cannot be listened on, or what came is not a CPR state.</exception>
+    public static CprTransferReceiver Receive(MigrationAddress address, CancellationToken cancel)
+    {
+        ArgumentNullException.ThrowIfNull(address);
+        if (address.Transport != MigrationTransport.Unix) throw new ConfigurationException($"bad cpr channel address {address}; must be unix");
+        using var listener = MigrationListener.Listen(address);
+        using CancellationTokenRegistration stop = cancel.Register(listener.Stop);
+        OwnedFd fd = listener.AcceptFd() ?? throw new OperationCanceledException(cancel);
+        try
+        {
+            return new CprTransferReceiver(fd, Read(fd, cancel));
+        }
+        catch
+        {
+            fd.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Closes the CPR channel.</summary>
+    public void Dispose() => _fd.Dispose();
+
+    private static CprIncoming Read(OwnedFd fd, CancellationToken cancel)
+    {
+        Posix.SetNonBlocking(fd, false);
+        using CancellationTokenRegistration stop = cancel.Register(() => Posix.ShutdownSocket(fd, Posix.SHUT_RDWR));
+        byte[] bytes = new byte[WireLimits.CprStateBytes + 1];
+        var fds = new List<OwnedFd>();
+        try
+        {
+            int length = 0;
+            while (true)
+            {
+                int n = Posix.ReceiveWithFds(fd, bytes.AsSpan(length), fds, wait: true, out Errno errno);
+                if (n < 0) throw Posix.Error("CPR channel", errno);
+                if (n == 0) break;
+                length += n;
+                if (length > WireLimits.CprStateBytes) throw new StreamLimitException($"CPR state: more than {WireLimits.CprStateBytes} bytes (WireLimits.CprStateBytes)");
+                if (fds.Count > WireLimits.CprFds) throw new StreamLimitException($"CPR state: more than {WireLimits.CprFds} descriptors (WireLimits.CprFds)");
+            }
+            cancel.ThrowIfCancellationRequested();
+            var queue = new Queue<OwnedFd>(fds);
+            CprIncoming incoming = CprState.Parse(bytes.AsSpan(0, length), MigrationMode.CprTransfer, _ => queue.TryDequeue(out OwnedFd? next) ? next : null);
+            fds.Clear();
+            foreach (OwnedFd extra in queue) extra.Dispose();
+            return incoming;
+        }
+        finally
+        {
+            foreach (OwnedFd left in fds) left.Dispose();
+        }
+    }
+}

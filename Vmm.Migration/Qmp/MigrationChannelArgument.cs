@@ -1,0 +1,43 @@
+using System.Text.Json;
+using System.Text.Json.Nodes;
+using Vmm.Core.Errors;
+using Vmm.Migration.Channels;
+
+namespace Vmm.Migration.Qmp;
+
+/// <summary>What stands behind <c>--incoming</c>: a URI, or QMP's MigrationChannel as JSON (qmp.md 8.2).</summary>
+/// <param name="IsCpr">Channel type cpr, where descriptors come first; else main.</param>
+/// <param name="Address">Where; null for <c>defer</c>.</param>
+public sealed record MigrationChannelArgument(bool IsCpr, MigrationAddress? Address)
+{
+    /// <summary>Parses an argument.</summary>
+    /// <param name="text">E.g. <c>tcp:127.0.0.1:0</c>, <c>defer</c>, or <c>{"channel-type":"cpr","addr":{...}}</c>.</param>
+    /// <returns>The channel.</returns>
+    /// <exception cref="ConfigurationException">Names what is wrong.</exception>
+    public static MigrationChannelArgument Parse(string text)
+    {
+        ArgumentNullException.ThrowIfNull(text);
+        if (text == "defer") return new(false, null);
+        if (!text.StartsWith('{')) return new(false, MigrationAddress.Parse(text));
+        try
+        {
+            JsonNode? channel = JsonNode.Parse(text);
+            QmpMigrationTypes.Channels.Check(new JsonArray(channel?.DeepClone()), "channels", "channels");
+            return new(channel!["channel-type"]!.GetValue<string>() == "cpr", QmpAddress.Parse((JsonObject)channel["addr"]!));
+        }
+        catch (Exception e) when (e is JsonException or QmpErrorException)
+        {
+            throw new ConfigurationException($"not a migration channel: {e.Message}", e) { Hint = """as {"channel-type":"cpr","addr":{"transport":"socket","type":"unix","path":"PATH"}}""" };
+        }
+    }
+
+    /// <summary>The JSON that <see cref="Parse"/> reads for a UNIX socket.</summary>
+    /// <param name="type"><c>main</c> or <c>cpr</c>.</param>
+    /// <param name="path">Path of the socket.</param>
+    /// <returns>The text.</returns>
+    public static string Unix(string type, string path) => new JsonObject
+    {
+        ["channel-type"] = type,
+        ["addr"] = new JsonObject { ["transport"] = "socket", ["type"] = "unix", ["path"] = path },
+    }.ToJsonString();
+}

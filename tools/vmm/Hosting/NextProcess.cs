@@ -1,0 +1,91 @@
+using System.ComponentModel;
+using System.Diagnostics;
+using Vmm.Core.Errors;
+using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Registry;
+
+namespace Vmm.Tools.Cli.Hosting;
+
+/// <summary>The process that is to take a VM over; has this one's streams, directory and environment. Disposing it leaves it running.</summary>
+internal sealed class NextProcess : IDisposable
+{
+    private const int PollMs = 1;
+    private readonly Process _process;
+
+    private NextProcess(Process process) => _process = process;
+
+    public int Pid => _process.Id;
+
+    /// <summary>Starts it.</summary>
+    /// <exception cref="ConfigurationException">The program cannot be started.</exception>
+    public static NextProcess Start(string? binary, IReadOnlyList<string> arguments)
+    {
+        (string file, string[] prefix) = binary is null ? PeerProcess.Self()
+            : Path.GetExtension(binary) == ".dll" ? ("dotnet", [Path.GetFullPath(binary)]) : (Path.GetFullPath(binary), []);
+        try
+        {
+            var info = new ProcessStartInfo(file, [.. prefix, .. arguments]) { RedirectStandardInput = true };
+            return new NextProcess(Process.Start(info)!);
+        }
+        catch (Win32Exception e)
+        {
+            throw new ConfigurationException($"update: cannot start '{binary ?? file}': {e.Message}", e);
+        }
+    }
+
+    /// <summary>Waits until it listens.</summary>
+    /// <exception cref="MigrationFailedException">It ended instead.</exception>
+    /// <exception cref="OperationCanceledException">Out of time.</exception>
+    public void WaitForSocket(string path, CancellationToken limit)
+    {
+        while (!File.Exists(path))
+        {
+            limit.ThrowIfCancellationRequested();
+            if (WaitForExit(TimeSpan.FromMilliseconds(PollMs)) is { } code)
+                throw new MigrationFailedException($"update failed, the VM goes on in process {Environment.ProcessId}: the new process ended with exit code {code} before it was ready");
+        }
+    }
+
+    /// <summary>Waits until the VM's name is its own.</summary>
+    /// <exception cref="MigrationFailedException">It has the VM but not the name.</exception>
+    public VmEntry WaitForTakeOver(VmDirectory directory, TimeSpan limit)
+    {
+        long start = Stopwatch.GetTimestamp();
+        while (true)
+        {
+            if (directory.FindPid(Pid) is { } entry) return entry;
+            if (WaitForExit(TimeSpan.FromMilliseconds(PollMs)) is { } code) throw new MigrationFailedException($"update: the new process took the VM over and ended with exit code {code}");
+            if (Stopwatch.GetElapsedTime(start) > limit) throw new MigrationFailedException($"update: process {Pid} has the VM but did not take over its name within {limit.TotalSeconds:0} s");
+        }
+    }
+
+    /// <summary>Calls back when it ends, at once when it has.</summary>
+    /// <returns>Dispose to forget.</returns>
+    public IDisposable OnExit(Action ended)
+    {
+        var forget = new CancellationTokenSource();
+        _ = _process.WaitForExitAsync(forget.Token).ContinueWith(_ => ended(), CancellationToken.None, TaskContinuationOptions.OnlyOnRanToCompletion, TaskScheduler.Default);
+        return new Forget(forget);
+    }
+
+    /// <summary>Its exit code, or null while it runs.</summary>
+    public int? WaitForExit(TimeSpan limit) => _process.WaitForExit(limit) ? _process.ExitCode : null;
+
+    /// <summary>Ends it by force.</summary>
+    public void End()
+    {
+        if (!_process.HasExited) _process.Kill();
+        _process.WaitForExit();
+    }
+
+    public void Dispose() => _process.Dispose();
+
+    private sealed class Forget(CancellationTokenSource source) : IDisposable
+    {
+        public void Dispose()
+        {
+            source.Cancel();
+            source.Dispose();
+        }
+    }
+}

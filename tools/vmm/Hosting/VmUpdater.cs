@@ -1,0 +1,101 @@
+using System.Diagnostics;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
+using Vmm.Migration;
+using Vmm.Migration.Channels;
+using Vmm.Migration.Qmp;
+using Vmm.Migration.State;
+using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Registry;
+using Vmm.Tools.Cli.Shell;
+
+namespace Vmm.Tools.Cli.Hosting;
+
+/// <summary>
+/// Carries this process's VM into a new one: starts it, hands over by cpr-transfer, waits until it has the VM. Whatever fails before it has
+/// confirmed, the VM goes on here and the new process is ended. One update at a time; the engine refuses a second.
+/// </summary>
+internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm)
+{
+    /// <summary>For the name and the socket, after the VM has moved: a few file operations.</summary>
+    private static readonly TimeSpan s_takeOver = TimeSpan.FromSeconds(10);
+
+    private static readonly string[] s_perProcess = ["--incoming", "--replaces"], s_flags = ["--paused", "-S"];
+
+    /// <summary>One update, from the answerer's thread.</summary>
+    /// <exception cref="VmmException">It failed, and why; the VM is as before.</exception>
+    public VmUpdateResult Update(VmUpdateRequest request)
+    {
+        long start = Stopwatch.GetTimestamp();
+        IMigrationEngine engine = vm.Migration();
+        string main = Path.Combine(directory.DirectoryPath, $"{Environment.ProcessId}.main"), cpr = Path.Combine(directory.DirectoryPath, $"{Environment.ProcessId}.cpr");
+        string[] arguments =
+        [
+            .. Own(context.CommandLine), "--incoming", MigrationChannelArgument.Unix("main", main), "--incoming", MigrationChannelArgument.Unix("cpr", cpr),
+            "--replaces", $"{Environment.ProcessId}",
+        ];
+        using NextProcess next = NextProcess.Start(request.Binary, arguments);
+        MigrationParameters before = engine.Parameters.Current;
+        bool returnPath = engine.Capabilities.IsOn(MigrationCapability.ReturnPath);
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(request.Cancel, context.Interrupted);
+        limit.CancelAfter(request.TimeoutMs);
+        try
+        {
+            next.WaitForSocket(cpr, limit.Token);
+            engine.Parameters.Replace(before with { Mode = MigrationMode.CprTransfer });
+            engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+            Task<MigrationStatus> moving = engine.Migrate(Unix(main), Unix(cpr));
+            using (limit.Token.Register(engine.Cancel))
+            using (next.OnExit(engine.Cancel))
+                moving.Wait(CancellationToken.None);
+            if (moving.Result != MigrationStatus.Completed)
+                throw new MigrationFailedException($"update failed, the VM goes on in process {Environment.ProcessId}: {Reason(engine, next, limit.IsCancellationRequested, request)}");
+            MigrationInfo info = engine.Query();
+            VmEntry entry = next.WaitForTakeOver(directory, s_takeOver);
+            return new VmUpdateResult(next.Pid, (entry.RunningAtNs - info.Downtime!.AtNs) / 1e6, Stopwatch.GetElapsedTime(start).TotalMilliseconds, info.Ram!.TransferredBytes);
+        }
+        catch (OperationCanceledException e)
+        {
+            next.End();
+            throw new MigrationFailedException($"update failed, the VM goes on in process {Environment.ProcessId}: the new process was not ready within {request.TimeoutMs} ms", e);
+        }
+        catch
+        {
+            if (!vm.RunState.State.Equals(Core.RunStates.RunState.PostMigrate)) next.End();
+            throw;
+        }
+        finally
+        {
+            engine.Parameters.Replace(before);
+            engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, returnPath)]);
+            File.Delete(main);
+            File.Delete(cpr);
+        }
+    }
+
+    /// <summary>The arguments of this process without what concerned its own start.</summary>
+    internal static IReadOnlyList<string> Own(IReadOnlyList<string> arguments)
+    {
+        var own = new List<string>();
+        for (int i = 0; i < arguments.Count; i++)
+        {
+            string one = arguments[i];
+            if (s_flags.Contains(one)) continue;
+            if (s_perProcess.Contains(one)) { i++; continue; }
+            if (s_perProcess.Any(p => one.StartsWith(p + "=", StringComparison.Ordinal) || one.StartsWith(p + ":", StringComparison.Ordinal))) continue;
+            own.Add(one);
+        }
+        return own;
+    }
+
+    private static string Reason(IMigrationEngine engine, NextProcess next, bool timedOut, VmUpdateRequest request)
+    {
+        // A process that has ended is the cause of whatever the channels report.
+        if (next.WaitForExit(TimeSpan.FromMilliseconds(100)) is { } code) return $"the new process ended with exit code {code}";
+        if (timedOut) return $"the new process was not ready within {request.TimeoutMs} ms";
+        return engine.Query().Error?.ToString() ?? "the migration was cancelled";
+    }
+
+    private static MigrationAddress Unix(string path) => new() { Transport = MigrationTransport.Unix, Path = path };
+}
