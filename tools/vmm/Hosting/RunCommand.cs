@@ -22,15 +22,16 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
     {
         if (options.Vm.Devices.Any(static d => d.TypeName == "help")) return ListDevices();
         long memoryBytes = (long)options.Vm.Memory.Aggregate(0UL, static (sum, b) => sum + b.SizeBytes);
-        using CprTransferReceiver? cpr = options.Cpr is null ? null : CprTransferReceiver.Receive(options.Cpr, context.Interrupted);
         var directory = VmDirectory.Open(context.GetVariable);
         using VmRegistration registration = directory.Register(options.Vm.Name, options.QmpPath, memoryBytes, options.Replaces);
         await using ServiceProvider services = VmHost.Build(verbose,
             options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name));
+        if (options.Replaces is not null) Rehearse(services, directory);
+        using CprTransferReceiver? cpr = options.Cpr is null ? null : CprTransferReceiver.Receive(options.Cpr, context.Interrupted);
         using Vm vm = CreateVm(services, cpr?.Incoming);
         using QmpServer server = vm.Services.GetRequiredService<QmpServer>();
         server.Listen(registration.ListenPath);
-        server.Updater = new VmUpdater(context, directory, vm).Update;
+        server.Updater = new VmUpdater(context, directory, vm, () => Rehearse(services, directory)).Update;
         if (registration.Replaces is not null) TakeOverWhenHere(vm, server, registration);
         string incoming = StartIncoming(vm);
         cpr?.Dispose();
@@ -58,6 +59,12 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         Format.WriteTable(context.Out, [.. services.GetServices<IDeviceFactory>().OrderBy(static f => f.TypeName, StringComparer.Ordinal)
             .Select(static f => (string[])[f.TypeName, f.Summary])]);
         return ExitCode.Ok;
+    }
+
+    private void Rehearse(ServiceProvider services, VmDirectory directory)
+    {
+        string? problem = UpdateRehearsal.Run(services.GetRequiredService<VmFactory>(), Path.Combine(directory.DirectoryPath, $"{Environment.ProcessId}.try"));
+        if (problem is not null) context.Note($"update: the rehearsal failed, the guest may stand still for longer: {problem}");
     }
 
     /// <summary>The name and the socket move after the VM does: until then they are the old process's, which may have to go on.</summary>

@@ -16,7 +16,7 @@ namespace Vmm.Tools.Cli.Hosting;
 /// Carries this process's VM into a new one: starts it, hands over by cpr-transfer, waits until it has the VM. Whatever fails before it has
 /// confirmed, the VM goes on here and the new process is ended. One update at a time; the engine refuses a second.
 /// </summary>
-internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm)
+internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm, Action rehearse)
 {
     /// <summary>For the name and the socket, after the VM has moved: a few file operations.</summary>
     private static readonly TimeSpan s_takeOver = TimeSpan.FromSeconds(10);
@@ -42,6 +42,8 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
         limit.CancelAfter(request.TimeoutMs);
         try
         {
+            // While the new process starts, which takes longer.
+            rehearse();
             next.WaitForSocket(cpr, limit.Token);
             engine.Parameters.Replace(before with { Mode = MigrationMode.CprTransfer });
             engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);

@@ -1,0 +1,61 @@
+using Vmm.Core.Cpr;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
+using Vmm.Migration;
+using Vmm.Migration.Channels;
+using Vmm.Migration.Cpr;
+using Vmm.Migration.State;
+
+namespace Vmm.Tools.Cli.Hosting;
+
+/// <summary>
+/// Carries a VM of two pages' worth from one side of this process to the other, before the real one is stopped: code that runs for the first
+/// time is compiled first, and in an update it would be compiled while the guest stands still.
+/// </summary>
+internal static class UpdateRehearsal
+{
+    private const ulong RamBytes = 64 << 10;
+    private static readonly TimeSpan s_limit = TimeSpan.FromSeconds(10);
+
+    /// <summary>Runs both roles once. A failure is reported, not thrown: the update itself does not depend on it.</summary>
+    /// <param name="factory">Makes VMs.</param>
+    /// <param name="pathPrefix">Two sockets are made at paths that begin with this.</param>
+    /// <returns>What went wrong, or null.</returns>
+    public static string? Run(VmFactory factory, string pathPrefix)
+    {
+        var main = new MigrationAddress { Transport = MigrationTransport.Unix, Path = pathPrefix + ".main" };
+        var cpr = new MigrationAddress { Transport = MigrationTransport.Unix, Path = pathPrefix + ".cpr" };
+        try
+        {
+            using Vm from = factory.Create(Options(null));
+            using var limit = new CancellationTokenSource(s_limit);
+            from.Cont();
+            from.Migration().Parameters.Replace(new MigrationParameters { Mode = MigrationMode.CprTransfer });
+            from.Migration().Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+            Task<CprTransferReceiver> receiving = Task.Run(() => CprTransferReceiver.Receive(cpr, limit.Token));
+            while (!File.Exists(cpr.Path) && !receiving.IsCompleted) limit.Token.WaitHandle.WaitOne(1);
+            using CancellationTokenRegistration cancel = limit.Token.Register(from.Migration().Cancel);
+            Task<MigrationStatus> outgoing = from.Migration().Migrate(main, cpr);
+            using CprTransferReceiver receiver = receiving.GetAwaiter().GetResult();
+            using Vm to = factory.Create(Options(receiver.Incoming));
+            Task<MigrationStatus> incoming = to.Migration().MigrateIncoming(main);
+            receiver.Dispose();
+            MigrationStatus sent = outgoing.GetAwaiter().GetResult();
+            return sent == MigrationStatus.Completed && incoming.Wait(s_limit) ? null : $"{from.Migration().Query().Error}";
+        }
+        catch (Exception e) when (e is VmmException or OperationCanceledException)
+        {
+            return e.Message;
+        }
+    }
+
+    private static VmOptions Options(CprIncoming? cpr) => new()
+    {
+        Memory = [new RamBlockOptions { Name = "ram", SizeBytes = RamBytes }],
+        Devices = [new DeviceOptions("pattern", []), new DeviceOptions("scratch", [])],
+        IsIncoming = cpr is not null,
+        Cpr = cpr,
+    };
+}
