@@ -98,16 +98,19 @@ public sealed class CprFdTable : IDisposable
     /// <param name="id">Number.</param>
     /// <param name="fd">The descriptor; stays the caller's, who removes it before closing it.</param>
     /// <returns>Dispose to remove it (QEMU: <c>cpr_delete_fd</c>).</returns>
-    /// <exception cref="InvalidOperationException">The key is in use: a bug of the caller.</exception>
     public IDisposable Save(string name, int id, OwnedFd fd)
     {
         ArgumentException.ThrowIfNullOrEmpty(name);
         ArgumentNullException.ThrowIfNull(fd);
-        lock (_gate)
+        lock (_gate) _saved[(name, id)] = fd;
+        return new Registration(() =>
         {
-            if (!_saved.TryAdd((name, id), fd)) throw new InvalidOperationException($"CPR descriptor '{name}' {id} is entered already");
-        }
-        return new Registration(() => { lock (_gate) _saved.Remove((name, id)); });
+            lock (_gate)
+            {
+                // One of the same key may have come since, as when an id is tried twice.
+                if (_saved.TryGetValue((name, id), out OwnedFd? now) && ReferenceEquals(now, fd)) _saved.Remove((name, id));
+            }
+        });
     }
 
     /// <summary>Enters the ids of an IOMMUFD device.</summary>
@@ -147,8 +150,25 @@ public sealed class CprFdTable : IDisposable
         }
     }
 
-    /// <summary>The VM has arrived: devices own what they have and behave as ever.</summary>
-    public void EndIncoming() => IncomingMode = null;
+    /// <summary>Raised once a VM that came from another process is this one's, before it starts. BQL: held.</summary>
+    public event Action? Arrived;
+
+    /// <summary>The VM has arrived: devices own what they have and behave as ever. BQL: held.</summary>
+    public void EndIncoming()
+    {
+        if (!IsIncoming) return;
+        IncomingMode = null;
+        Arrived?.Invoke();
+    }
+
+    /// <summary>Whether a descriptor was received and not taken yet.</summary>
+    /// <param name="name">Name.</param>
+    /// <param name="id">Number.</param>
+    /// <returns>True if <see cref="Take"/> would find it.</returns>
+    public bool Has(string name, int id)
+    {
+        lock (_gate) return _received.ContainsKey((name, id));
+    }
 
     /// <summary>Closes what was received and not taken.</summary>
     public void Dispose() => CloseUnclaimed();

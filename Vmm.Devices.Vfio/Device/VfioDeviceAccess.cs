@@ -34,6 +34,9 @@ internal sealed class VfioDeviceAccess : IDisposable
     /// <summary>The device is gone for good.</summary>
     internal bool IsLost => _lost;
 
+    /// <summary>The device is another process's: nothing is asked of it any more, and nobody needs to be told.</summary>
+    internal void Leave() => _lost = true;
+
     public void Dispose() => Io.Lost -= OnLost;
 
     internal bool Read(uint region, ulong offset, Span<byte> destination)

@@ -13,25 +13,32 @@ internal sealed class VfioIrqEvent : IDisposable
     private readonly IDeviceServices _services;
     private readonly Action _raise;
     private readonly IMsiRoute? _route;
+    private readonly IDisposable _entry;
     private IDisposable? _registration;
-    private bool _disposed;
+    private MsiMessage? _message;
+    private bool _listens, _disposed;
 
-    /// <summary>Makes the eventfd.</summary>
+    /// <summary>Makes one, or takes up the one that the process before this one had.</summary>
     /// <param name="services">The VM's services.</param>
+    /// <param name="name">Its name among the VM's descriptors.</param>
+    /// <param name="vector">Its number there.</param>
     /// <param name="raise">Called for signals that no message takes.</param>
     /// <param name="isVector">Whether messages will be set.</param>
-    internal VfioIrqEvent(IDeviceServices services, Action raise, bool isVector = false)
+    internal VfioIrqEvent(IDeviceServices services, string name, int vector, Action raise, bool isVector = false)
     {
         (_services, _raise) = (services, raise);
-        Fd = Posix.EventFd();
+        Fd = services.CprFds.Take(name, vector) ?? Posix.EventFd();
+        _entry = services.CprFds.Save(name, vector, Fd);
         try
         {
-            _registration = services.EventFds.Add(Fd, OnReadable);
             _route = isVector ? services.Accelerator?.AddMsiRoute(Fd) : null;
+            // Until the VM is this process's, its signals are for the one that has it.
+            if (!services.CprFds.IsIncoming) Listen(true);
         }
         catch
         {
-            _registration?.Dispose();
+            _route?.Dispose();
+            _entry.Dispose();
             Fd.Dispose();
             throw;
         }
@@ -39,17 +46,18 @@ internal sealed class VfioIrqEvent : IDisposable
 
     internal OwnedFd Fd { get; }
 
+    /// <summary>Takes signals, or lets them collect in the eventfd.</summary>
+    internal void Listen(bool on)
+    {
+        _listens = on;
+        Apply();
+    }
+
     /// <summary>Sets what a signal becomes in the guest; null for a call of ours, as for a masked vector.</summary>
     internal void SetMessage(MsiMessage? message)
     {
-        if (_route is null) return;
-        if (message is not null)
-        {
-            _registration?.Dispose();
-            _registration = null;
-        }
-        _route.Set(message);
-        if (message is null) _registration ??= _services.EventFds.Add(Fd, OnReadable);
+        _message = message;
+        Apply();
     }
 
     public void Dispose()
@@ -57,7 +65,21 @@ internal sealed class VfioIrqEvent : IDisposable
         _disposed = true;
         _registration?.Dispose();
         _route?.Dispose();
+        _entry.Dispose();
         Fd.Dispose();
+    }
+
+    /// <summary>Exactly one takes the signals, or none: we let go before the kernel begins, and the kernel before we do.</summary>
+    private void Apply()
+    {
+        bool isStraight = _listens && _route is not null && _message is not null;
+        if (!_listens || isStraight)
+        {
+            _registration?.Dispose();
+            _registration = null;
+        }
+        _route?.Set(isStraight ? _message : null);
+        if (_listens && !isStraight) _registration ??= _services.EventFds.Add(Fd, OnReadable);
     }
 
     private void OnReadable()

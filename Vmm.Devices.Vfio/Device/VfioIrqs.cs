@@ -43,7 +43,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
     {
         if (function.Config.Bytes[PciRegisters.InterruptPin] == 0 || access.Io.GetIrqInfo(VfioPciIrq.Intx).Count == 0) return true;
         DisableAll();
-        _intx = new VfioIrqEvent(services, OnIntx);
+        _intx = new VfioIrqEvent(services, $"{access.Id}_intx-interrupt", 0, OnIntx);
         if (access.SetIrqs(Bind, VfioPciIrq.Intx, 0, 1, _intx.Fd) != Errno.None)
         {
             _intx.Dispose();
@@ -154,7 +154,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         if (Mode != VfioIrqMode.Msix) return;
         try
         {
-            _vectors[vector] ??= new VfioIrqEvent(services, () => function.Msix!.Notify(vector), isVector: true);
+            _vectors[vector] ??= Vector(vector, () => function.Msix!.Notify(vector));
         }
         catch (ChannelException e)
         {
@@ -187,6 +187,20 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
 
     private bool CannotGrow => (access.Io.GetIrqInfo(VfioPciIrq.Msix).Flags & VfioIrqInfoFlags.NoResize) != 0;
 
+    private string VectorName => $"{access.Id}_interrupt";
+
+    private VfioIrqEvent Vector(int vector, Action raise) => new(services, VectorName, vector, raise, isVector: true);
+
+    /// <summary>Takes signals, or lets them collect.</summary>
+    internal void Listen(bool on)
+    {
+        _intx?.Listen(on);
+        foreach (VfioIrqEvent? vector in _vectors) vector?.Listen(on);
+    }
+
+    /// <summary>The pending mark of the pin, as it came from another process.</summary>
+    internal void LoadIntxPending(bool pending) => _intxPending = pending && Mode == VfioIrqMode.Intx;
+
     private void OnIntx()
     {
         _intxPending = true;
@@ -201,7 +215,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         for (_used = 0; _used < count; _used++)
         {
             int vector = _used;
-            _vectors[vector] = new VfioIrqEvent(services, () => function.Msi!.Notify(vector), isVector: true);
+            _vectors[vector] = Vector(vector, () => function.Msi!.Notify(vector));
         }
         Mode = VfioIrqMode.Msi;
         if (BindVectors(VfioPciIrq.Msi) == Errno.None) return;
@@ -215,6 +229,14 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         DisableAll();
         _vectors = new VfioIrqEvent?[function.Msix!.Vectors];
         _used = 0;
+        // The device signals these already, masked or not (spec vfio-migration 7.6, claim).
+        for (int v = 0; v < _vectors.Length; v++)
+        {
+            int vector = v;
+            if (!services.CprFds.Has(VectorName, v)) continue;
+            _vectors[v] = Vector(vector, () => function.Msix!.Notify(vector));
+            _used = v + 1;
+        }
         Mode = VfioIrqMode.Msix;
         _batch = true;
         function.Msix.SetNotifier(this);

@@ -5,6 +5,7 @@ using Vmm.Core.Interop;
 using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
 using Vmm.Core.Wire;
+using Vmm.Devices.Vfio.Cpr;
 using Vmm.Devices.Vfio.Diagnostics;
 using Vmm.Devices.Vfio.Io;
 using Vmm.Devices.Vfio.Migration;
@@ -22,6 +23,7 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
     private readonly IDeviceServices _services;
     private VfioIrqEvent? _error, _request;
     private readonly VfioMigration? _migration;
+    private readonly VfioCprPci? _cpr;
     private bool _disposed;
 
     /// <summary>Makes the device and plugs it. BQL: held.</summary>
@@ -42,11 +44,15 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
             VfioPciFunctionOptions o = Read(options, io);
             _function = new VfioPciFunction(o, _access, services);
             _function.Realize(o.NoMmap);
-            if (!_function.Irqs.EnableIntx()) throw new VfioException($"device '{Id}' ({io.Name}): INTx cannot be set up", Errno.EINVAL);
+            // In a device that another process has set up, the loaded state says which interrupts it has.
+            if (!services.CprFds.IsIncoming && !_function.Irqs.EnableIntx()) throw new VfioException($"device '{Id}' ({io.Name}): INTx cannot be set up", Errno.EINVAL);
 
             _migration = VfioMigration.Realize(Id, Path, io, this, VfioMigrationOptions.Read(options), services);
-            _error = Notifier(VfioPciIrq.Err, OnError);
-            _request = Notifier(VfioPciIrq.Req, OnRequest);
+            _error = Notifier(VfioPciIrq.Err, "err", OnError);
+            _request = Notifier(VfioPciIrq.Req, "req", OnRequest);
+            VfioMigration migration = _migration;
+            _cpr = new VfioCprPci(Id, Path, io, _function, services) { Interrupts = Listen, Left = _access.Leave, Arrived = () => migration.ReadStateAfterCpr() };
+            _migration.IsBypassed = () => _cpr.IsActive;
         }
         catch
         {
@@ -106,6 +112,7 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
         {
             if (_disposed) return;
             _disposed = true;
+            _cpr?.Dispose();
             _migration?.Dispose();
             Drop(VfioPciIrq.Req, ref _request);
             Drop(VfioPciIrq.Err, ref _error);
@@ -131,13 +138,20 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
             SkipVscCheck: options.GetBool("skip-vsc-check", true));
     }
 
-    private VfioIrqEvent? Notifier(uint index, Action raise)
+    private VfioIrqEvent? Notifier(uint index, string name, Action raise)
     {
         if (Io.GetIrqInfo(index).Count == 0) return null;
-        var notifier = new VfioIrqEvent(_services, raise);
+        var notifier = new VfioIrqEvent(_services, $"{Id}_{name}_notifier", 0, raise);
         if (_access.SetIrqs(VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger, index, 0, 1, notifier.Fd) == Errno.None) return notifier;
         notifier.Dispose();
         return null;
+    }
+
+    private void Listen(bool on)
+    {
+        _function!.Irqs.Listen(on);
+        _error?.Listen(on);
+        _request?.Listen(on);
     }
 
     private void Drop(uint index, ref VfioIrqEvent? notifier)

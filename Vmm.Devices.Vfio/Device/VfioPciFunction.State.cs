@@ -7,6 +7,9 @@ namespace Vmm.Devices.Vfio.Device;
 // CONFIG record = PCIDevice, then with MSI-X: byte[16 n]:table, byte[ceil(n / 8)]:pending bits (spec vfio-migration 6)
 internal sealed partial class VfioPciFunction : IVfioConfigState
 {
+    /// <summary>QEMU: <c>PCI_INTX_DISABLED</c>; there is no irqfd here whose route would have to be found again.</summary>
+    private const uint RouteDisabled = 2;
+
     private static readonly VmStateDescription<VfioPciFunction> s_state = new()
     {
         Name = "VFIOPCIDevice",
@@ -48,6 +51,26 @@ internal sealed partial class VfioPciFunction : IVfioConfigState
         Irqs.EnableByConfig();
         Irqs.UpdateMessages();
         MapDirect();
+    }
+
+    /// <summary>
+    /// State for the next process: as <see cref="SaveConfig"/>, then <c>vfio-cpr-intx</c> inline: u8 pending, u32 route mode, u32 line (spec 7.6).
+    /// </summary>
+    internal void SaveCpr(QemuFileWriter f)
+    {
+        SaveConfig(f);
+        f.WriteBool(Irqs.IsIntxPending);
+        f.WriteUInt32(RouteDisabled);
+        f.WriteUInt32(0);
+    }
+
+    /// <summary>Reads <see cref="SaveCpr"/>; the device itself is left alone, whoever carries requests to it sees to that.</summary>
+    internal void LoadCpr(QemuFileReader f)
+    {
+        LoadConfig(f, apply: true);
+        Irqs.LoadIntxPending(f.ReadBool());
+        f.ReadUInt32();
+        f.ReadUInt32();
     }
 
     /// <inheritdoc/>

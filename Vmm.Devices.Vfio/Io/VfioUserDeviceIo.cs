@@ -93,7 +93,9 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     {
         ArgumentNullException.ThrowIfNull(services);
         VfioUserOptions parsed = VfioUserOptions.From(options);
-        return Open(parsed, services.Memory, container => VfioUserClient.Connect(parsed.SocketPath, container, parsed.TimeoutMs));
+        return Open(parsed, services.Memory, container => services.CprFds.IsIncoming
+            ? new VfioUserClient(VfioUserHandover.Take(services.CprFds, options.Id), parsed.SocketPath, container, parsed.TimeoutMs)
+            : VfioUserClient.Connect(parsed.SocketPath, container, parsed.TimeoutMs));
     }
 
     /// <summary>As <see cref="Connect"/>, over a socket that is connected already.</summary>
@@ -196,6 +198,7 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     public void Dispose()
     {
         _client.Lost -= OnLost;
+        LeaveCpr();
         EndSession();
         _container.Detach();
         _client.Dispose();

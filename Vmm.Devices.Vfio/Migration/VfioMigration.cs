@@ -76,6 +76,12 @@ internal sealed class VfioMigration : IDisposable
         }
     }
 
+    /// <summary>Whether the device changes process as it is, so that its migration state is nobody's to drive (spec 7.7).</summary>
+    internal Func<bool> IsBypassed { get; set; } = static () => false;
+
+    /// <summary>The device came from another process in whatever state it was.</summary>
+    internal void ReadStateAfterCpr() => (Protocol as VfioMigrationV2)?.ReadState();
+
     /// <summary>The device was reset by its owner.</summary>
     internal void OnDeviceReset() => Protocol?.OnReset();
 
@@ -103,7 +109,7 @@ internal sealed class VfioMigration : IDisposable
         var section = new VfioSection(this);
         _registrations.Add(section);
         _registrations.Add(Services.SaveVm.Register(
-            new SaveVmRegistration { IdStr = $"{Path}/vfio", InstanceId = 0, VersionId = 1, MinimumVersionId = 1 }, SaveVmHandlers.Of(section)));
+            new SaveVmRegistration { IdStr = $"{Path}/vfio", InstanceId = 0, VersionId = 1, MinimumVersionId = 1 }, SaveVmHandlers.Of(section) with { IsActive = () => !IsBypassed() }));
         _registrations.Add(Services.RunState.Register(new VfioRunStateHandler(this), VfioRunStateHandler.Priority));
         _registrations.Add(Services.Notifiers.Add(OnMigration));
         VfioMigrationLog.MigrationReady(Logger, Id, protocol.Version, protocol.Flags.ToString(), CanLogDma);

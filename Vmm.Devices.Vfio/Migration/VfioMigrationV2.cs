@@ -79,6 +79,12 @@ internal sealed partial class VfioMigrationV2 : IVfioMigrationProtocol
         throw new VfioException($"{what}; the device was reset", errno);
     }
 
+    /// <summary>Asks the device where it is.</summary>
+    internal void ReadState()
+    {
+        if (_io.GetMigrationState(out VfioDeviceState state) == Errno.None && state != _state) Enter(state);
+    }
+
     public void OnReset()
     {
         CloseData();

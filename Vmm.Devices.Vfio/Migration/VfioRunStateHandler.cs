@@ -21,7 +21,7 @@ internal sealed class VfioRunStateHandler(VfioMigration migration) : IVmStatePre
 
     public void OnVmStatePrepare(bool running, RunState state)
     {
-        if ((Protocol.Flags & VfioMigrationFlags.P2P) == 0) return;
+        if (migration.IsBypassed() || (Protocol.Flags & VfioMigrationFlags.P2P) == 0) return;
         if (!running && VfioStateArcs.IsPrecopy(Protocol.State))
         {
             Protocol.BeforePrecopyStops();
@@ -34,6 +34,7 @@ internal sealed class VfioRunStateHandler(VfioMigration migration) : IVmStatePre
 
     public void OnVmStateChange(bool running, RunState state)
     {
+        if (migration.IsBypassed()) return;
         if (running)
         {
             if (Protocol.State == VfioDeviceState.Error) throw new VfioException($"device '{Id}' is broken; reset the VM", Errno.EIO);

@@ -26,7 +26,7 @@ internal interface IVfioUserDma
 /// receives, gives replies to their requests by id and serves the server's DMA commands (C-8). The first failure ends the connection: its
 /// reason is stored, the sockets are shut, every request, now and later, ends with ENODEV.
 /// </summary>
-internal sealed class VfioUserClient : IDisposable
+internal sealed partial class VfioUserClient : IDisposable
 {
     private readonly VfioUserSocket _socket;
     private readonly IVfioUserDma _dma;
@@ -138,6 +138,11 @@ internal sealed class VfioUserClient : IDisposable
             handles = new SafeHandle[fds.Length];
             for (int i = 0; i < fds.Length; i++) handles[i] = fds[i]!;
         }
+        if (_replay is { } replay)
+        {
+            if (!noReply) replay.Reply(exchange, message[VfioUserHeader.Length..]);
+            return Errno.None;
+        }
         if (!Enter(exchange, message, message.Length + data.Length, noReply)) return Errno.ENODEV;
         return SendGuarded(_socket, message, handles, data) ? Errno.None : Errno.ENODEV;
     }
@@ -148,7 +153,7 @@ internal sealed class VfioUserClient : IDisposable
     {
         lock (_gate)
         {
-            if (_fault is not null) return false;
+            if (_fault is not null || _suspended) return false;
             do exchange.Id = ++_lastId;
             while (_pending.ContainsKey(exchange.Id));
             if (!noReply) _pending.Add(exchange.Id, exchange);
@@ -199,8 +204,12 @@ internal sealed class VfioUserClient : IDisposable
             _pending.Clear();
             tell = !_disposed;
         }
-        _socket.Shutdown();
-        _twin?.Shutdown();
+        // Shutting a socket down ends the connection for every process that has it.
+        if (!IsElsewhere)
+        {
+            _socket.Shutdown();
+            _twin?.Shutdown();
+        }
         foreach (VfioUserExchange one in orphans) one.Complete(Errno.ENODEV, 0);
         // Not on this thread: it may hold the BQL, or be a receiver that a handler waits for.
         if (tell && Lost is { } lost) ThreadPool.QueueUserWorkItem(static state => state.lost(state.reason), (lost, reason), preferLocal: false);
@@ -223,6 +232,8 @@ internal sealed class VfioUserClient : IDisposable
         foreach (Task receiver in _receivers) receiver.GetAwaiter().GetResult();
         _twin?.Dispose();
         _socket.Dispose();
+        _recording?.Dispose();
+        _pause.Dispose();
     }
 
     private VfioUserVersion Negotiate()
@@ -234,6 +245,8 @@ internal sealed class VfioUserClient : IDisposable
         Errno errno = x.Run(VfioUserCommand.Version);
         if (Fault is { } fault) throw new VfioException($"vfio-user '{Name}': version negotiation failed", fault.Errno, fault);
         if (errno != Errno.None) throw new VfioException($"vfio-user '{Name}': the server refuses our version: {Posix.Describe(errno)}", errno);
+        _version = x.Reply.ToArray();
+        _recording = new VfioUserTranscript(_version);
         VfioUserVersion server;
         try
         {
@@ -250,16 +263,17 @@ internal sealed class VfioUserClient : IDisposable
             throw new VfioUserProtocolException($"vfio-user '{Name}': twin_socket names descriptor {twin.FdIndex?.ToString() ?? "none"} of {x.ReplyFds.Count}, a socket is expected there");
         _twin = new VfioUserSocket(x.ReplyFds[index], Name);
         x.ReplyFds.RemoveAt(index);
-        StartReceiver(_twin, "vfio-user/dma");
+        StartReceiver(_twin, "vfio-user/dma", isTwin: true);
         if (Fault is not null) _twin.Shutdown(); // It may have failed before it saw the twin.
         return server;
     }
 
-    private void StartReceiver(VfioUserSocket socket, string threadName) => _receivers.Add(WorkerThread.Run(threadName, () =>
+    private void StartReceiver(VfioUserSocket socket, string threadName, bool isTwin = false) => _receivers.Add(WorkerThread.Run(threadName, () =>
     {
+        bool paused = false;
         try
         {
-            new VfioUserReceiver(this, socket, _dma).Run();
+            paused = new VfioUserReceiver(this, socket, _dma).Run(isTwin ? _pause : null);
         }
         catch (VmmException e)
         {
@@ -267,7 +281,7 @@ internal sealed class VfioUserClient : IDisposable
         }
         finally
         {
-            Fail(new ChannelException($"vfio-user '{Name}': nobody receives any more", Errno.ECONNABORTED));
+            if (!paused) Fail(new ChannelException($"vfio-user '{Name}': nobody receives any more", Errno.ECONNABORTED));
         }
     }));
 

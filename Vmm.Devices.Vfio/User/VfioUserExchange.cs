@@ -115,7 +115,9 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
     internal Errno Run(VfioUserCommand command, int maxReplyBytes = 0, ReadOnlySpan<OwnedFd?> fds = default, int? timeoutMs = null, ReadOnlySpan<byte> data = default)
     {
         Errno errno = Send(command, maxReplyBytes, fds, data: data);
-        return errno == Errno.None ? Wait(timeoutMs ?? client.TimeoutMs) : errno;
+        if (errno == Errno.None) errno = Wait(timeoutMs ?? client.TimeoutMs);
+        client.Recorder?.Record(command, _message.AsSpan(VfioUserHeader.Length, _messageBytes - VfioUserHeader.Length), errno, Reply, ReplyFds);
+        return errno;
     }
 
     /// <summary>Room for the reply's body. Receiver thread.</summary>

@@ -15,18 +15,23 @@ internal sealed class VfioUserReceiver(VfioUserClient client, VfioUserSocket soc
     private byte[] _buffer = new byte[4096];
 
     /// <summary>Receives until the connection ends.</summary>
+    /// <param name="pause">Ends the wait for a message when the connection is to be left alone; null where a reply will.</param>
+    /// <returns>True: the connection stands, and is to be left alone between two messages.</returns>
     /// <exception cref="VmmException">Why it ended; also when the server ended it in order.</exception>
-    internal void Run()
+    internal bool Run(OwnedFd? pause = null)
     {
         try
         {
-            while (socket.ReceiveHeader(_fds) is { } header)
+            while (true)
             {
+                if (pause is not null && !socket.WaitReadable(pause)) return true;
+                if (socket.ReceiveHeader(_fds) is not { } header) break;
                 if (header.SizeBytes < VfioUserHeader.Length) throw Broken(header, $"its size is {header.SizeBytes}, less than a header");
                 if (header.IsReply) TakeReply(header);
                 else if (header.IsCommand) Serve(header);
                 else throw Broken(header, $"its type is {header.Flags & VfioUserHeader.TypeMask}, neither command nor reply");
                 VfioUserSocket.Close(_fds);
+                if (client.IsPausing && (pause is not null || client.IsIdle)) return true;
             }
             throw new ChannelException($"vfio-user '{socket.Name}': the server ended the connection", Errno.ECONNRESET);
         }

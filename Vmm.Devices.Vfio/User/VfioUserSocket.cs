@@ -24,6 +24,9 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
     /// <summary>For errors.</summary>
     internal string Name => name;
 
+    /// <summary>The socket; this object's.</summary>
+    internal OwnedFd Descriptor => fd;
+
     /// <summary>Receives the next header and the descriptors that ride on it. The caller owns and disposes those, wanted or not.</summary>
     /// <param name="fds">Descriptors are added here.</param>
     /// <returns>The header, unchecked; null when the peer ended between messages.</returns>

@@ -73,7 +73,7 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
         {
             foreach (SaveVmEntry entry in vm.SaveVm.Entries())
             {
-                if (entry.Handlers?.Load is not { } load) continue;
+                if (entry.Handlers?.Load is not { } load || entry.Handlers.IsActive is { } active && !active()) continue;
                 _setUp.Add(entry);
                 if (entry.Handlers.LoadBuffer is { } buffers) buffers.UsesLoadBuffers = UsesLoadBuffers;
                 load.LoadSetup(f);

@@ -60,7 +60,7 @@ internal sealed class SaveDispatcher(MachineView vm, QemuFileWriter f, Migration
         foreach (SaveVmEntry entry in vm.SaveVm.Entries())
         {
             if (entry.VmState is { IsMigratable: false }) throw new MigrationBlockedException($"device '{entry.IdStr}' is not migratable");
-            if (entry.Handlers is null) continue;
+            if (entry.Handlers is null || entry.Handlers.IsActive is { } active && !active()) continue;
             _prepared.Add(entry);
             Guard(entry, () => entry.Handlers.Setup?.SavePrepare());
         }

@@ -268,13 +268,13 @@ public sealed class PatternWorkloadFactory : IDeviceFactory
     public IVmDevice Create(DeviceOptions options, IDeviceServices services) => new PatternWorkload(options, services);
 }
 
-/// <summary>Adds the device type <c>pattern</c>.</summary>
+/// <summary>Adds the device types <c>pattern</c> and <c>ticker</c>.</summary>
 public sealed class WorkloadPlugin : IVmmPlugin
 {
     /// <inheritdoc/>
     public void Configure(VmmBuilder builder)
     {
         ArgumentNullException.ThrowIfNull(builder);
-        builder.AddDevice<PatternWorkloadFactory>();
+        builder.AddDevice<PatternWorkloadFactory>().AddDevice<TickerDeviceFactory>();
     }
 }

@@ -3,10 +3,12 @@ using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.SaveVm;
+using Vmm.Devices.Vfio.User;
 using Vmm.Migration;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Cpr;
 using Vmm.Migration.State;
+using Vmm.Tools.Devices;
 
 namespace Vmm.Tools.Cli.Hosting;
 
@@ -22,14 +24,18 @@ internal static class UpdateRehearsal
     /// <summary>Runs both roles once. A failure is reported, not thrown: the update itself does not depend on it.</summary>
     /// <param name="factory">Makes VMs.</param>
     /// <param name="pathPrefix">Two sockets are made at paths that begin with this.</param>
+    /// <param name="withDevice">Let it have a vfio-user device too, served from this process.</param>
     /// <returns>What went wrong, or null.</returns>
-    public static string? Run(VmFactory factory, string pathPrefix)
+    public static string? Run(VmFactory factory, string pathPrefix, bool withDevice)
     {
         var main = new MigrationAddress { Transport = MigrationTransport.Unix, Path = pathPrefix + ".main" };
         var cpr = new MigrationAddress { Transport = MigrationTransport.Unix, Path = pathPrefix + ".cpr" };
         try
         {
-            using Vm from = factory.Create(Options(null));
+            using IVfioUserBackend? backend = withDevice ? DeviceTypes.All.Single(static t => t.TypeName == "edu").Create(new DeviceOptions("edu", [])) : null;
+            using VfioUserServer? server = backend is null ? null : new VfioUserServer(backend);
+            server?.Listen(pathPrefix + ".dev");
+            using Vm from = factory.Create(Options(null, server is null ? null : pathPrefix + ".dev"));
             using var limit = new CancellationTokenSource(s_limit);
             from.Cont();
             from.Migration().Parameters.Replace(new MigrationParameters { Mode = MigrationMode.CprTransfer });
@@ -39,7 +45,7 @@ internal static class UpdateRehearsal
             using CancellationTokenRegistration cancel = limit.Token.Register(from.Migration().Cancel);
             Task<MigrationStatus> outgoing = from.Migration().Migrate(main, cpr);
             using CprTransferReceiver receiver = receiving.GetAwaiter().GetResult();
-            using Vm to = factory.Create(Options(receiver.Incoming));
+            using Vm to = factory.Create(Options(receiver.Incoming, server is null ? null : pathPrefix + ".dev"));
             Task<MigrationStatus> incoming = to.Migration().MigrateIncoming(main);
             receiver.Dispose();
             MigrationStatus sent = outgoing.GetAwaiter().GetResult();
@@ -51,10 +57,14 @@ internal static class UpdateRehearsal
         }
     }
 
-    private static VmOptions Options(CprIncoming? cpr) => new()
+    private static VmOptions Options(CprIncoming? cpr, string? device) => new()
     {
-        Memory = [new RamBlockOptions { Name = "ram", SizeBytes = RamBytes }],
-        Devices = [new DeviceOptions("pattern", []), new DeviceOptions("scratch", [])],
+        Memory = [new RamBlockOptions { Name = "edu", SizeBytes = RamBytes }, new RamBlockOptions { Name = "ram", SizeBytes = RamBytes }],
+        Devices =
+        [
+            new DeviceOptions("pattern", [new("block", "ram")]), new DeviceOptions("scratch", []),
+            .. device is null ? (DeviceOptions[])[] : [new DeviceOptions("vfio-user-pci", [new("id", "dev0"), new("socket", device)]), new DeviceOptions("edu-guest", [])],
+        ],
         IsIncoming = cpr is not null,
         Cpr = cpr,
     };

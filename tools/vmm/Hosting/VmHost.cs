@@ -30,7 +30,7 @@ internal static class VmHost
         var services = new ServiceCollection();
         if (snapshotDirectory is not null) services.AddSingleton(new SnapshotOptions { Directory = snapshotDirectory });
         if (verbose) AddLog(services, LogLevel.Debug);
-        services.AddVmm().AddMigration().AddQmp().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<WorkloadPlugin>().AddPlugin<VfioPlugin>().AddPlugin<EduPlugin>().AddPlugin<KvmPlugin>();
+        services.AddVmm().AddMigration().AddQmp().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<WorkloadPlugin>().AddPlugin<VfioPlugin>().AddPlugin<EduPlugin>().AddPlugin<EduGuestPlugin>().AddPlugin<KvmPlugin>();
         return services.BuildServiceProvider();
     }
 

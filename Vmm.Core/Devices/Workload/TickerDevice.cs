@@ -1,0 +1,110 @@
+using System.Buffers.Binary;
+using System.Diagnostics;
+using Vmm.Core.Errors;
+using Vmm.Core.Memory;
+using Vmm.Core.RunStates;
+using Vmm.Core.Threading;
+using Vmm.Core.VmStates;
+
+namespace Vmm.Core.Devices;
+
+/// <summary>
+/// A guest's clock for machines without a CPU: while the VM runs, about once a millisecond, it reads the host's monotonic clock and keeps in guest
+/// RAM when it last ticked, the longest time between two ticks, and how many there were. So a pause is measured by the guest itself, over any
+/// number of processes of one host. Block layout, little-endian: u64 last tick ns, u64 longest gap ns, u64 ticks.
+/// </summary>
+public sealed class TickerDevice : IVmDevice, IVmStateHandler
+{
+    private const int PeriodMs = 1, BlockBytes = 24;
+    private readonly RamBlock _block;
+    private readonly IDisposable _handler;
+    private readonly ManualResetEvent _end = new(false), _go = new(false);
+    private readonly Task _thread;
+    private readonly Lock _gate = new();
+    private bool _running;
+
+    /// <summary>Makes the ticker and starts its thread. BQL: held.</summary>
+    /// <param name="options"><c>block</c>: the RAM block it keeps its figures in, of its own.</param>
+    /// <param name="services">The VM's services.</param>
+    /// <exception cref="ConfigurationException">There is no such block.</exception>
+    public TickerDevice(DeviceOptions options, IDeviceServices services)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        ArgumentNullException.ThrowIfNull(services);
+        Id = options.Id;
+        string name = options.GetString("block", "ticks");
+        _block = services.Memory.FindBlock(name) ?? throw new ConfigurationException($"device 'ticker': option 'block': no RAM block '{name}'");
+        _handler = services.RunState.Register(this);
+        if (services.RunState.State == RunState.Running) SetRunning(true);
+        _thread = WorkerThread.Run($"ticker/{Id}", Run);
+    }
+
+    /// <inheritdoc/>
+    public string Id { get; }
+
+    /// <inheritdoc/>
+    public void OnVmStateChange(bool running, RunState state) => SetRunning(running);
+
+    /// <inheritdoc/>
+    public void Reset()
+    {
+        // RAM keeps its contents over a reset, and the ticker is in RAM.
+    }
+
+    /// <summary>Ends the thread and unregisters. BQL: held.</summary>
+    public void Dispose()
+    {
+        _handler.Dispose();
+        _end.Set();
+        _go.Set();
+        _thread.GetAwaiter().GetResult();
+        _end.Dispose();
+        _go.Dispose();
+    }
+
+    private void SetRunning(bool running)
+    {
+        lock (_gate) _running = running;
+        if (running) _go.Set();
+        else _go.Reset();
+    }
+
+    private void Run()
+    {
+        while (!_end.WaitOne(PeriodMs))
+        {
+            _go.WaitOne();
+            lock (_gate)
+            {
+                if (_running) Tick();
+            }
+        }
+    }
+
+    private void Tick()
+    {
+        Span<byte> at = _block.Slice(0, BlockBytes);
+        long now = (long)(Stopwatch.GetTimestamp() * (1e9 / Stopwatch.Frequency));
+        long last = BinaryPrimitives.ReadInt64LittleEndian(at), longest = BinaryPrimitives.ReadInt64LittleEndian(at[8..]);
+        if (last != 0 && now - last > longest) BinaryPrimitives.WriteInt64LittleEndian(at[8..], now - last);
+        BinaryPrimitives.WriteInt64LittleEndian(at, now);
+        BinaryPrimitives.WriteInt64LittleEndian(at[16..], BinaryPrimitives.ReadInt64LittleEndian(at[16..]) + 1);
+        _block.MarkDirty(0, BlockBytes);
+    }
+}
+
+/// <summary>Makes <see cref="TickerDevice"/>s.</summary>
+public sealed class TickerDeviceFactory : IDeviceFactory
+{
+    /// <inheritdoc/>
+    public string TypeName => "ticker";
+
+    /// <inheritdoc/>
+    public string Summary => "a guest that ticks every millisecond and remembers its longest pause; block=NAME";
+
+    /// <inheritdoc/>
+    public IReadOnlyList<IVmStateDescription> Descriptions => [];
+
+    /// <inheritdoc/>
+    public IVmDevice Create(DeviceOptions options, IDeviceServices services) => new TickerDevice(options, services);
+}

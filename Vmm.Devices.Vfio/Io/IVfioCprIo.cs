@@ -1,0 +1,21 @@
+using Vmm.Core.Cpr;
+
+namespace Vmm.Devices.Vfio.Io;
+
+/// <summary>A device's io that can change process with its session (spec vfio-migration 7). BQL: held for every call.</summary>
+internal interface IVfioCprIo
+{
+    /// <summary>The device is open: enters what the next process needs.</summary>
+    /// <param name="table">The VM's descriptors.</param>
+    /// <param name="id">The device's id.</param>
+    void EnterCpr(CprFdTable table, string id);
+
+    /// <summary>Leaves the device alone from here on; what it sends waits. The VM is stopped.</summary>
+    void SuspendCpr();
+
+    /// <summary>Takes the device up: after a failure in the old process, or on arrival in the new one. Nothing is reset or mapped anew.</summary>
+    void ResumeCpr();
+
+    /// <summary>The new process has the device: this one must only close its descriptors.</summary>
+    void HandOverCpr();
+}

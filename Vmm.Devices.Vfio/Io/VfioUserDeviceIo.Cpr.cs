@@ -1,0 +1,27 @@
+using Vmm.Core.Cpr;
+
+namespace Vmm.Devices.Vfio.Io;
+
+/// <summary>The connection changes process; the server notices nothing.</summary>
+internal sealed partial class VfioUserDeviceIo : IVfioCprIo
+{
+    private IReadOnlyList<IDisposable> _entered = [];
+
+    /// <inheritdoc/>
+    public void EnterCpr(CprFdTable table, string id) => _entered = _client.EndRecording().Enter(table, id);
+
+    /// <inheritdoc/>
+    public void SuspendCpr() => _client.Suspend();
+
+    /// <inheritdoc/>
+    public void ResumeCpr() => _client.Resume();
+
+    /// <inheritdoc/>
+    public void HandOverCpr() => _client.HandOver();
+
+    private void LeaveCpr()
+    {
+        foreach (IDisposable one in _entered) one.Dispose();
+        _entered = [];
+    }
+}

@@ -1,0 +1,89 @@
+using System.Text.Json.Nodes;
+using Vmm.Tests.Fakes;
+using Vmm.Tests.Support;
+using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Hosting;
+using Vmm.Tools.Cli.Shell;
+
+namespace Vmm.Tests.Unit.Cli;
+
+/// <summary><c>vmm update</c>: the VM lives on in a new process, or, whatever happens to that one, in the old.</summary>
+[TestFixture]
+internal sealed class UpdateTests : EndToEnd
+{
+    private static readonly string[] s_guest = ["--memory", "1M,id=ticks", "--device", "ticker,block=ticks", "--workload", "pattern,block=ram,rate=10M,prefill=on", "--device", "scratch"];
+
+    [Test]
+    public async Task TheVmGoesOnInAnotherProcessUnderTheSameNameTwice()
+    {
+        PeerProcess vm = await Vmm.StartVm("a", s_guest);
+        int before = vm.Pid;
+        for (int i = 0; i < 2; i++)
+        {
+            JsonNode result = JsonNode.Parse(await Vmm.Ok("update", "--vm", "a", "--json"))!;
+            JsonNode listed = JsonNode.Parse(await Vmm.Ok("list", "--json"))![0]!;
+            Assert.That(result["pid"]!.GetValue<int>(), Is.Not.EqualTo(before));
+            Assert.That(listed["pid"]!.GetValue<int>(), Is.EqualTo(before = result["pid"]!.GetValue<int>()));
+            Assert.That(listed["status"]!.ToString(), Is.EqualTo("running"));
+            Assert.That(result["bytes"]!.GetValue<long>(), Is.LessThan(16 << 10));
+        }
+        await Vmm.Ok("stop", "--vm", "a");
+        JsonNode stopped = JsonNode.Parse(await Vmm.Ok("status", "--vm", "a", "--json"))!;
+        Assert.That(stopped["status"]!.ToString(), Is.EqualTo("paused"));
+        await Vmm.Ok("update", "--vm", "a");
+        Assert.That(JsonNode.Parse(await Vmm.Ok("status", "--vm", "a", "--json"))!["status"]!.ToString(), Is.EqualTo("paused"), "a stopped VM stays stopped");
+        await Vmm.Ok("quit", "--vm", "a");
+        Assert.That(Vmm.Registered, Is.Empty);
+    }
+
+    private static IEnumerable<TestCaseData> Failures()
+    {
+        yield return new TestCaseData(null, "cannot start").SetArgDisplayNames("no such program");
+        yield return new TestCaseData("exit 3", "exit code 3").SetArgDisplayNames("ends at once");
+        yield return new TestCaseData("exec sleep 100", "not ready within 3000 ms").SetArgDisplayNames("never listens");
+        // The descriptor of the guest's RAM shows in /proc once it has been received.
+        yield return new TestCaseData(
+            "\"$VMM\" \"$@\" & new=$!; until ls -l /proc/$new/fd 2>&1 | grep -q memfd:vmm-ram-ticks; do kill -0 $new || exit 9; done; kill -9 $new; exit 7", "exit code 7")
+            .SetArgDisplayNames("killed after it has the descriptors");
+        yield return new TestCaseData("for a; do shift; [ \"$a\" = scratch ] && a=ticker,block=ticks,id=other; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "scratch")
+            .SetArgDisplayNames("does not know a section");
+        yield return new TestCaseData("for a; do shift; [ \"$a\" = 64M ] && a=32M; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "exit code 2")
+            .SetArgDisplayNames("has other RAM");
+    }
+
+    [TestCaseSource(nameof(Failures))]
+    public async Task WhateverHappensToTheNewProcessTheVmGoesOnInTheOldOne(string? script, string reason)
+    {
+        PeerProcess vm = await Vmm.StartVm("a", s_guest);
+        string binary = Vmm["next"];
+        if (script is not null)
+        {
+            (string file, string[] prefix) = PeerProcess.Self();
+            await File.WriteAllTextAsync(binary, $"#!/bin/bash\nVMM='{file}'\n{string.Concat(prefix.Select(static p => $"set -- '{p}' \"$@\"\n"))}{script}\n");
+            File.SetUnixFileMode(binary, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
+        }
+        CliResult result = await Vmm.Run("update", "--vm", "a", "--to-binary", binary, "--timeout", "3");
+        Assert.That(result.Code, Is.Not.EqualTo(ExitCode.Ok));
+        Assert.That(result.Error, Does.Contain(reason));
+        Assert.That(await Vmm.State(vm), Is.EqualTo("running"));
+        Assert.That(await LongestPauseMs(vm), Is.LessThan(1000), "by the guest's own clock");
+        JsonNode verified = (await vm.Monitor.Execute("__io.github.vmm_workload-verify", null, CancellationToken.None))!;
+        Assert.That(verified["bad-pages"]!.GetValue<long>() + verified["violations"]!.GetValue<long>(), Is.Zero);
+        // And the next one, to a program that works, succeeds.
+        await Vmm.Ok("update", "--vm", "a");
+        await Vmm.Ok("quit", "--vm", "a");
+    }
+
+    [Test]
+    public void WhatConcernedTheStartOfAProcessIsNotHandedOn() => Assert.That(
+        VmUpdater.Own(["run", "--name", "a", "--incoming", "tcp:a:1", "-S", "--incoming={}", "--replaces", "7", "--paused", "--memory", "1M"]),
+        Is.EqualTo(new[] { "run", "--name", "a", "--memory", "1M" }));
+
+    /// <summary>From the ticker's block, which follows the first one at the next 2 MiB.</summary>
+    private async Task<double> LongestPauseMs(PeerProcess vm)
+    {
+        string file = Vmm["ticks"];
+        await vm.Monitor.Execute("pmemsave", new JsonObject { ["val"] = 64 << 20, ["size"] = 24, ["filename"] = file }, CancellationToken.None);
+        return BitConverter.ToInt64(await File.ReadAllBytesAsync(file), 8) / 1e6;
+    }
+}
