@@ -137,7 +137,7 @@ public sealed class CprFdTable : IDisposable
         lock (_gate) return [.. _devices.Values];
     }
 
-    /// <summary>The VM is made: what nobody asked for is closed.</summary>
+    /// <summary>Closes what nobody asked for.</summary>
     /// <returns>Keys of the descriptors that were closed.</returns>
     public IReadOnlyList<string> CloseUnclaimed()
     {
@@ -158,6 +158,8 @@ public sealed class CprFdTable : IDisposable
     {
         if (!IsIncoming) return;
         IncomingMode = null;
+        // Not before: vectors are claimed when the stream says which are in use.
+        CloseUnclaimed();
         Arrived?.Invoke();
     }
 

@@ -276,7 +276,6 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
             foreach (DeviceOptions device in options.Devices) AddDevice(device);
             foreach (IMachineComponent c in all.Where(static c => c.Phase == MachinePhase.AfterDevices)) c.Attach(deviceServices);
         }
-        CprFds.CloseUnclaimed();
         _scope = scope;
     }
 

@@ -59,10 +59,10 @@ internal static class UpdateRehearsal
 
     private static VmOptions Options(CprIncoming? cpr, string? device) => new()
     {
-        Memory = [new RamBlockOptions { Name = "edu", SizeBytes = RamBytes }, new RamBlockOptions { Name = "ram", SizeBytes = RamBytes }],
+        Memory = [new RamBlockOptions { Name = "edu", SizeBytes = RamBytes }, new RamBlockOptions { Name = "ram", SizeBytes = RamBytes }, new RamBlockOptions { Name = "ticks", SizeBytes = RamBytes }],
         Devices =
         [
-            new DeviceOptions("pattern", [new("block", "ram")]), new DeviceOptions("scratch", []),
+            new DeviceOptions("pattern", [new("block", "ram")]), new DeviceOptions("scratch", []), new DeviceOptions("ticker", [new("block", "ticks")]),
             .. device is null ? (DeviceOptions[])[] : [new DeviceOptions("vfio-user-pci", [new("id", "dev0"), new("socket", device)]), new DeviceOptions("edu-guest", [])],
         ],
         IsIncoming = cpr is not null,

@@ -93,7 +93,8 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
 
     private static string Reason(IMigrationEngine engine, NextProcess next, bool timedOut, VmUpdateRequest request)
     {
-        // A process that has ended is the cause of whatever the channels report.
+        // What the new process could say before it ended tells more than how it ended; what this side met tells less.
+        if (engine.Query().Error is { Side: "destination" } told) return told.ToString();
         if (next.WaitForExit(TimeSpan.FromMilliseconds(100)) is { } code) return $"the new process ended with exit code {code}";
         if (timedOut) return $"the new process was not ready within {request.TimeoutMs} ms";
         return engine.Query().Error?.ToString() ?? "the migration was cancelled";
