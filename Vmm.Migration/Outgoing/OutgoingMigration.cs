@@ -27,6 +27,7 @@ internal sealed partial class OutgoingMigration : IDisposable
     private readonly MigrationMode _mode;
     private readonly MigrationAddress? _address;
     private readonly MigrationAddress? _cpr;
+    private readonly IReadOnlyList<string> _execCommand;
     private readonly FaultLatch _latch = new();
     private readonly CancellationTokenSource _cancel = new();
     private readonly OwnedFd _wake = Posix.EventFd();
@@ -50,6 +51,7 @@ internal sealed partial class OutgoingMigration : IDisposable
         _context = context;
         _mode = mode;
         _cpr = cpr;
+        _execCommand = context.Parameters.Current.CprExecCommand;
         _address = address;
         _channel = channel;
         bool wanted = context.Capabilities.IsOn(MigrationCapability.ReturnPath);
@@ -131,6 +133,7 @@ internal sealed partial class OutgoingMigration : IDisposable
             if (_mode == MigrationMode.Normal) Precopy(f, dispatcher);
             else _context.Rehearsal.Wait();
             Switchover(f, dispatcher);
+            ReplaceProcess();
         }
 #pragma warning disable CA1031 // Every failure is this migration's reason; it is recorded and the VM goes on.
         catch (Exception e)
@@ -167,6 +170,14 @@ internal sealed partial class OutgoingMigration : IDisposable
         _phase = "cpr";
         if (!CprTransferSender.Send(_cpr, _context.Vm.CprFds, _wake)) _latch.ThrowIfSet();
         _phase = "connect";
+    }
+
+    /// <summary>Where QEMU completes first and can then still fail, this is the migration's last step: it fails like any other.</summary>
+    private void ReplaceProcess()
+    {
+        if (_mode != MigrationMode.CprExec) return;
+        _phase = "exec";
+        CprExec.Replace(_context.Vm.CprFds, _execCommand);
     }
 
     /// <summary>QEMU: <c>migrate_ram_is_ignored</c>.</summary>

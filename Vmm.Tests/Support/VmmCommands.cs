@@ -78,10 +78,22 @@ internal sealed class VmmCommands : IAsyncDisposable
 
     public async ValueTask DisposeAsync()
     {
+        EndUpdated();
         foreach (PeerProcess vm in _vms) await vm.DisposeAsync();
         // Whoever started a server need not end it.
         foreach (Running one in _started) one.Dispose();
         _folder.Dispose();
+    }
+
+    /// <summary>A VM that was updated is nobody's child; its process is in the VM directory, which is this object's alone.</summary>
+    private void EndUpdated()
+    {
+        if (!Directory.Exists(_folder["vmm"])) return;
+        foreach (string file in Directory.EnumerateFiles(_folder["vmm"], "*.json"))
+        {
+            int pid = System.Text.Json.Nodes.JsonNode.Parse(File.ReadAllText(file))!["Pid"]!.GetValue<int>();
+            if (!_vms.Exists(v => v.Pid == pid)) LibC.kill(pid, 9);
+        }
     }
 
     /// <summary>A command that runs.</summary>

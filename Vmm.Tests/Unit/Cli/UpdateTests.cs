@@ -33,7 +33,33 @@ internal sealed class UpdateTests : EndToEnd
         await Vmm.Ok("update", "--vm", "a");
         Assert.That(JsonNode.Parse(await Vmm.Ok("status", "--vm", "a", "--json"))!["status"]!.ToString(), Is.EqualTo("paused"), "a stopped VM stays stopped");
         await Vmm.Ok("quit", "--vm", "a");
-        Assert.That(Vmm.Registered, Is.Empty);
+        Assert.That(SpinWait.SpinUntil(() => !Vmm.Registered.Any(), VmmCommands.Deadline), "its entry goes with it");
+    }
+
+    [Test]
+    public async Task AProcessThatReplacesItselfKeepsItsPidAndTheVm()
+    {
+        PeerProcess vm = await Vmm.StartVm("a", s_guest);
+        for (int i = 0; i < 2; i++)
+        {
+            JsonNode result = JsonNode.Parse(await Vmm.Ok("update", "--vm", "a", "--exec", "--json"))!;
+            Assert.That(result["pid"]!.GetValue<int>(), Is.EqualTo(vm.Pid));
+            JsonNode status = JsonNode.Parse(await Vmm.Ok("status", "--vm", "a", "--json"))!;
+            Assert.That((status["status"]!.ToString(), status["migration"]!["status"]!.ToString()), Is.EqualTo(("running", "completed")));
+        }
+        await Vmm.Ok("quit", "--vm", "a");
+    }
+
+    [Test]
+    public async Task AProcessThatCannotReplaceItselfGoesOn()
+    {
+        PeerProcess vm = await Vmm.StartVm("a", s_guest);
+        CliResult result = await Vmm.Run("update", "--vm", "a", "--exec", "--to-binary", Vmm["nothing"]);
+        Assert.That((result.Code, result.Error), Is.EqualTo((ExitCode.Failed, result.Error)));
+        Assert.That(result.Error, Does.Contain("execvp").And.Contain("No such file"));
+        Assert.That(await Vmm.State(vm), Is.EqualTo("running"));
+        Assert.That(await LongestPauseMs(vm), Is.LessThan(1000));
+        await Vmm.Ok("update", "--vm", "a");
     }
 
     private static IEnumerable<TestCaseData> Failures()

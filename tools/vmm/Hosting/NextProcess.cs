@@ -16,20 +16,28 @@ internal sealed class NextProcess : IDisposable
 
     public int Pid => _process.Id;
 
+    /// <summary>Program and first arguments of a new <c>vmm</c>.</summary>
+    /// <param name="binary">A program, or an assembly for <c>dotnet</c>; null for this one.</param>
+    public static string[] Program(string? binary)
+    {
+        (string file, string[] prefix) = binary is null ? PeerProcess.Self()
+            : Path.GetExtension(binary) == ".dll" ? ("dotnet", [Path.GetFullPath(binary)]) : (Path.GetFullPath(binary), []);
+        return [file, .. prefix];
+    }
+
     /// <summary>Starts it.</summary>
     /// <exception cref="ConfigurationException">The program cannot be started.</exception>
     public static NextProcess Start(string? binary, IReadOnlyList<string> arguments)
     {
-        (string file, string[] prefix) = binary is null ? PeerProcess.Self()
-            : Path.GetExtension(binary) == ".dll" ? ("dotnet", [Path.GetFullPath(binary)]) : (Path.GetFullPath(binary), []);
+        string[] program = Program(binary);
         try
         {
-            var info = new ProcessStartInfo(file, [.. prefix, .. arguments]) { RedirectStandardInput = true };
+            var info = new ProcessStartInfo(program[0], [.. program[1..], .. arguments]) { RedirectStandardInput = true };
             return new NextProcess(Process.Start(info)!);
         }
         catch (Win32Exception e)
         {
-            throw new ConfigurationException($"update: cannot start '{binary ?? file}': {e.Message}", e);
+            throw new ConfigurationException($"update: cannot start '{program[0]}': {e.Message}", e);
         }
     }
 

@@ -4,6 +4,7 @@ using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Migration;
+using Vmm.Migration.Channels;
 using Vmm.Migration.Cpr;
 using Vmm.Migration.Qmp;
 using Vmm.Migration.State;
@@ -27,12 +28,14 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         await using ServiceProvider services = VmHost.Build(verbose,
             options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name));
         if (options.Replaces is not null) Rehearse(services, directory);
-        using CprTransferReceiver? cpr = options.Cpr is null ? null : CprTransferReceiver.Receive(options.Cpr, context.Interrupted);
-        using Vm vm = CreateVm(services, cpr?.Incoming);
+        CprIncoming? inherited = CprExec.TakeFromEnvironment();
+        if (inherited is not null && options.Cpr is not null) context.Note("the cpr channel is not used: this process has replaced itself");
+        using CprTransferReceiver? cpr = options.Cpr is null || inherited is not null ? null : CprTransferReceiver.Receive(options.Cpr, context.Interrupted);
+        using Vm vm = CreateVm(services, inherited ?? cpr?.Incoming);
         using QmpServer server = vm.Services.GetRequiredService<QmpServer>();
         server.Listen(registration.ListenPath);
         server.Updater = new VmUpdater(context, directory, vm, () => Rehearse(services, directory)).Update;
-        if (registration.Replaces is not null) TakeOverWhenHere(vm, server, registration);
+        if (registration.Replaces is not null || inherited is not null) TakeOverWhenHere(vm, server, registration);
         string incoming = StartIncoming(vm);
         cpr?.Dispose();
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
@@ -72,9 +75,11 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
     private void TakeOverWhenHere(Vm vm, QmpServer server, VmRegistration registration) => vm.Migration().StatusChanged += status =>
     {
         if (status != MigrationStatus.Completed || vm.Migration().Query() is not { IsIncoming: true } info) return;
-        server.MoveListener(registration.ListenPath, registration.Entry.QmpPath);
+        if (registration.Replaces is not null) server.MoveListener(registration.ListenPath, registration.Entry.QmpPath);
+        // The stream of a process that replaced itself is of no use to anybody else.
+        if (registration.Replaces is null && options.Incoming is { Transport: MigrationTransport.File } file) File.Delete(file.Path);
         registration.TakeOver(info.Downtime?.AtNs ?? 0);
-        context.Note($"update: the VM of process {registration.Replaces} runs here, pid {Environment.ProcessId}");
+        context.Note($"update: the VM of process {registration.Replaces ?? Environment.ProcessId} runs here, pid {Environment.ProcessId}");
     };
 
     private Vm CreateVm(ServiceProvider services, CprIncoming? cpr)

@@ -1,6 +1,7 @@
 using System.Diagnostics;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
+using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Migration;
 using Vmm.Migration.Channels;
@@ -27,6 +28,7 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
     /// <exception cref="VmmException">It failed, and why; the VM is as before.</exception>
     public VmUpdateResult Update(VmUpdateRequest request)
     {
+        if (request.Exec) throw Replace(request);
         long start = Stopwatch.GetTimestamp();
         IMigrationEngine engine = vm.Migration();
         string main = Path.Combine(directory.DirectoryPath, $"{Environment.ProcessId}.main"), cpr = Path.Combine(directory.DirectoryPath, $"{Environment.ProcessId}.cpr");
@@ -73,6 +75,35 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
             engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, returnPath)]);
             File.Delete(main);
             File.Delete(cpr);
+        }
+    }
+
+    /// <summary>Replaces the process; who asked sees the connection end, and finds the VM again by name.</summary>
+    /// <returns>Why it could not be done; the VM is as before.</returns>
+    private MigrationFailedException Replace(VmUpdateRequest request)
+    {
+        IMigrationEngine engine = vm.Migration();
+        string file = Path.Combine(directory.DirectoryPath, $"{Environment.ProcessId}.state");
+        MigrationParameters before = engine.Parameters.Current;
+        rehearse();
+        void Note(RunStateChange change)
+        {
+            if (RunStateTable.IsRunning(change.From)) Environment.SetEnvironmentVariable(VmRegistration.StoppedVariable, $"{VmRegistration.NowNs}");
+        }
+
+        try
+        {
+            vm.RunState.Changed += Note;
+            engine.Parameters.Replace(before with { Mode = MigrationMode.CprExec, CprExecCommand = [.. NextProcess.Program(request.Binary), .. Own(context.CommandLine), "--incoming", $"file:{file}"] });
+            engine.Migrate(new MigrationAddress { Transport = MigrationTransport.File, Path = file }).Wait(CancellationToken.None);
+            return new MigrationFailedException($"update failed, the VM goes on in process {Environment.ProcessId}: {engine.Query().Error}");
+        }
+        finally
+        {
+            vm.RunState.Changed -= Note;
+            Environment.SetEnvironmentVariable(VmRegistration.StoppedVariable, null);
+            engine.Parameters.Replace(before);
+            File.Delete(file);
         }
     }
 

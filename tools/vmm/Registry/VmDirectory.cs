@@ -216,11 +216,19 @@ internal sealed class VmRegistration(VmDirectory directory, VmEntry entry) : IDi
     /// <summary>Where this process listens until it has the VM.</summary>
     public string ListenPath => Replaces is null ? Entry.QmpPath : Path.Combine(directory.DirectoryPath, $"{Entry.Pid}.next");
 
+    /// <summary>When the VM stopped, for a process that replaces itself: CLOCK_MONOTONIC, ns.</summary>
+    internal const string StoppedVariable = "VMM_UPDATE_STOPPED_AT";
+
+    /// <summary>CLOCK_MONOTONIC, ns.</summary>
+    internal static long NowNs => (long)(Stopwatch.GetTimestamp() * (1e9 / Stopwatch.Frequency));
+
     /// <summary>The VM runs here now.</summary>
     /// <param name="runningAtNs">Since when, CLOCK_MONOTONIC.</param>
     public void TakeOver(long runningAtNs)
     {
-        Entry = Entry with { RunningAtNs = runningAtNs };
+        long stopped = long.TryParse(Environment.GetEnvironmentVariable(StoppedVariable), CultureInfo.InvariantCulture, out long at) ? at : 0;
+        Environment.SetEnvironmentVariable(StoppedVariable, null);
+        Entry = Entry with { RunningAtNs = runningAtNs, PauseMs = stopped == 0 ? 0 : (runningAtNs - stopped) / 1e6 };
         directory.TakeOver(Entry);
     }
 

@@ -19,6 +19,9 @@ internal sealed record VmEntry
     /// <summary>CLOCK_MONOTONIC, ns: since when a VM that came from another process runs in this one.</summary>
     public long RunningAtNs { get; init; }
 
+    /// <summary>How long the VM stood still when its process replaced itself, ms.</summary>
+    public double PauseMs { get; init; }
+
     /// <summary>Name, or pid where there is no name.</summary>
     public string Key => Name ?? Pid.ToString(CultureInfo.InvariantCulture);
 
