@@ -68,6 +68,9 @@ internal static partial class LibC
     internal static partial uint umask(uint mask);
 
     [LibraryImport(Library, SetLastError = true)]
+    internal static partial long syscall(long number, long a, long b, long c, long d, long e);
+
+    [LibraryImport(Library, SetLastError = true)]
     internal static partial int kill(int pid, int signal);
 
     [LibraryImport(Library, SetLastError = true)]

@@ -208,5 +208,12 @@ internal static partial class Posix
     /// <summary>Gives a file a second name; EEXIST when that is taken.</summary>
     internal static Errno Link(string path, string newPath) => LibC.link(path, newPath) == 0 ? Errno.None : LastError;
 
+    /// <summary>Whether two descriptors are one open file, as after passing one twice (kcmp(2)); false also where the kernel does not tell.</summary>
+    internal static bool IsSameFile(OwnedFd a, OwnedFd b)
+    {
+        const long kcmp = 312, file = 0;
+        return LibC.syscall(kcmp, Environment.ProcessId, Environment.ProcessId, file, a.Number, b.Number) == 0;
+    }
+
     internal static bool ProcessExists(int pid) => LibC.kill(pid, 0) == 0 || LastError == Errno.EPERM;
 }

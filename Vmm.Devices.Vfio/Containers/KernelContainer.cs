@@ -17,7 +17,19 @@ internal abstract class KernelContainer(string name, ILogger logger) : IVfioCont
     /// <summary>Granularity of every map and query.</summary>
     protected const ulong PageBytes = RamBlock.PageSize;
 
-    private readonly SortedList<ulong, GuestRange> _mappings = [];
+    private readonly SortedList<ulong, Mapping> _mappings = [];
+
+    /// <summary>One piece of RAM that devices can reach.</summary>
+    /// <param name="Range">Where devices see it.</param>
+    /// <param name="Block">The RAM.</param>
+    /// <param name="OffsetBytes">Where in it.</param>
+    protected sealed record Mapping(GuestRange Range, RamBlock Block, ulong OffsetBytes);
+
+    /// <summary>The mappings were made by another process and stay as they are: RAM is only noted, and nothing is unmapped (spec vfio-migration 7.6).</summary>
+    protected bool LeavesMappingsAlone { get; set; }
+
+    /// <summary>What is mapped, with where it is here.</summary>
+    protected IEnumerable<Mapping> Placed => _mappings.Values;
 
     public string Name => name;
 
@@ -26,7 +38,7 @@ internal abstract class KernelContainer(string name, ILogger logger) : IVfioCont
     public abstract ulong MaxDirtyBitmapBytes { get; }
 
     /// <summary>What is mapped, by address.</summary>
-    internal IReadOnlyList<GuestRange> Mappings => [.. _mappings.Values];
+    internal IReadOnlyList<GuestRange> Mappings => [.. _mappings.Values.Select(static m => m.Range)];
 
     /// <summary>Logger.</summary>
     protected ILogger Logger => logger;
@@ -48,10 +60,11 @@ internal abstract class KernelContainer(string name, ILogger logger) : IVfioCont
         {
             foreach (GuestRange piece in Pieces(section.Range))
             {
-                Errno errno = Map(piece, section.Block, section.OffsetBytes + (piece.Start.Value - section.Range.Start.Value), !section.IsReadOnly);
+                ulong offset = section.OffsetBytes + (piece.Start.Value - section.Range.Start.Value);
+                Errno errno = LeavesMappingsAlone ? Errno.None : Map(piece, section.Block, offset, !section.IsReadOnly);
                 if (errno != Errno.None) throw new VfioException($"{Name}: cannot map {piece} of RAM block '{section.Block.Name}' for DMA: {Posix.Describe(errno)}", errno) { Hint = MapHint(errno) };
                 done.Add(piece);
-                _mappings.Add(piece.Start.Value, piece);
+                _mappings.Add(piece.Start.Value, new Mapping(piece, section.Block, offset));
             }
         }
         catch
@@ -59,7 +72,7 @@ internal abstract class KernelContainer(string name, ILogger logger) : IVfioCont
             foreach (GuestRange piece in done)
             {
                 _mappings.Remove(piece.Start.Value);
-                Errno errno = Unmap(piece);
+                Errno errno = LeavesMappingsAlone ? Errno.None : Unmap(piece);
                 if (errno != Errno.None) VfioKernelLog.CleanupFailed(logger, Name, $"unmap of {piece}", errno);
             }
             throw;
@@ -71,7 +84,7 @@ internal abstract class KernelContainer(string name, ILogger logger) : IVfioCont
         ArgumentNullException.ThrowIfNull(section);
         foreach (GuestRange piece in Overlapping(section.Range))
         {
-            Errno errno = Unmap(piece);
+            Errno errno = LeavesMappingsAlone ? Errno.None : Unmap(piece);
             if (errno != Errno.None) throw new VfioException($"{Name}: cannot unmap {piece} of RAM block '{section.Block.Name}', which devices may still write: {Posix.Describe(errno)}", errno);
             _mappings.Remove(piece.Start.Value);
         }
@@ -155,5 +168,5 @@ internal abstract class KernelContainer(string name, ILogger logger) : IVfioCont
     }
 
     private List<GuestRange> Overlapping(GuestRange range) =>
-        [.. _mappings.Values.Where(m => m.Start.Value < range.End && range.Start.Value < m.End)];
+        [.. _mappings.Values.Select(static m => m.Range).Where(m => m.Start.Value < range.End && range.Start.Value < m.End)];
 }

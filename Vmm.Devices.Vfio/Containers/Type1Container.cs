@@ -14,7 +14,7 @@ namespace Vmm.Devices.Vfio.Containers;
 /// A <c>/dev/vfio/vfio</c> container with the type1v2 IOMMU and one or more groups (spec vfio-migration 1.2, 1.8, 1.9). Its dirty log has no
 /// hardware behind it: every mapped page is dirty on every query, unless the devices' drivers pin by themselves.
 /// </summary>
-internal sealed class Type1Container : KernelContainer
+internal sealed partial class Type1Container : KernelContainer
 {
     /// <summary>Where the bitmap's address is in DIRTY_PAGES GET: 8 of header, iova, size, page size, bytes.</summary>
     private const int BitmapPointerOffset = 40;
@@ -91,7 +91,7 @@ internal sealed class Type1Container : KernelContainer
     {
         if (!_groups.Remove(group)) return;
         group.Container = null;
-        Unset(group);
+        if (!LeavesMappingsAlone) Unset(group);
     }
 
     /// <summary>CHECK_EXTENSION; some answers change with the groups that are in, so nothing is kept.</summary>
@@ -101,7 +101,11 @@ internal sealed class Type1Container : KernelContainer
 
     public override Errno StopDirtyLog() => DirtyPages(VfioUapi.VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP);
 
-    public override void Dispose() => _fd.Dispose();
+    public override void Dispose()
+    {
+        GiveBack();
+        _fd.Dispose();
+    }
 
     protected override Errno Map(GuestRange piece, RamBlock block, ulong offsetBytes, bool isWritable)
     {

@@ -1,5 +1,7 @@
+using System.Globalization;
 using System.Runtime.InteropServices;
 using Microsoft.Extensions.Logging;
+using Vmm.Core.Cpr;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
@@ -33,20 +35,23 @@ internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, Vfi
 
     /// <summary>Opens a device and puts it into a container.</summary>
     /// <param name="choice">Which and how.</param>
+    /// <param name="cpr">The VM's descriptors: those of the process before this one are used instead of new ones.</param>
     /// <returns>The device; disposing it gives its place back.</returns>
-    /// <exception cref="VfioException">The host or its kernel refused; nothing is left open.</exception>
-    internal KernelVfioDeviceIo Open(VfioDeviceChoice choice)
+    /// <exception cref="VmmException">The host or its kernel refused, or a descriptor did not come; nothing is left open.</exception>
+    internal KernelVfioDeviceIo Open(VfioDeviceChoice choice, CprFdTable? cpr = null)
     {
         ObjectDisposedException.ThrowIf(_disposed, this);
         VfioHostDevice device = VfioHostDevice.Read(choice.SysfsPath);
         if (!device.HasVfioDriver) throw VfioOpenErrors.WrongDriver(device);
         if (choice.UseIommufd == true && device.CdevNumber is null) throw VfioOpenErrors.NoCdev(device);
         bool byCdev = choice.UseIommufd ?? (device.CdevNumber is not null && File.Exists(paths.Iommufd));
-        (OwnedFd fd, KernelContainer container, IDisposable seat) = byCdev ? OpenCdev(device) : OpenInGroup(device);
-        var io = new KernelVfioDeviceIo(device.Name, fd, kernel, container, _logger, seat);
+        bool arrives = cpr?.IsIncoming == true;
+        if (arrives && byCdev) throw new VfioException($"{device.Name}: {NoIommufdCpr}", Errno.EOPNOTSUPP);
+        (OwnedFd fd, KernelContainer container, IDisposable seat) = byCdev ? OpenCdev(device) : OpenInGroup(device, cpr);
+        var io = new KernelVfioDeviceIo(device.Name, fd, kernel, container, _logger, seat) { IsArriving = arrives, IsMediated = device.IsMediated };
         try
         {
-            io.LeaveStaleState();
+            if (!arrives) io.LeaveStaleState();
         }
         catch
         {
@@ -67,13 +72,20 @@ internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, Vfi
         _iommufd?.Dispose();
     }
 
-    private (OwnedFd, KernelContainer, IDisposable) OpenInGroup(VfioHostDevice device)
+    /// <summary>Why an IOMMUFD device cannot change process.</summary>
+    internal const string NoIommufdCpr = "an IOMMUFD device cannot be handed to another process in this version of vmm; iommufd=off can";
+
+    private (OwnedFd, KernelContainer, IDisposable) OpenInGroup(VfioHostDevice device, CprFdTable? cpr)
     {
         string number = device.Group ?? throw VfioOpenErrors.NoIommuGroup(device);
-        if (!_groups.TryGetValue(number, out VfioGroup? group)) _groups.Add(number, group = JoinGroup(device));
+        if (!_groups.TryGetValue(number, out VfioGroup? group))
+        {
+            _groups.Add(number, group = cpr?.IsIncoming == true ? InheritGroup(number, cpr) : JoinGroup(device));
+            group.Enter(cpr);
+        }
         try
         {
-            OwnedFd fd = group.GetDevice(device);
+            OwnedFd fd = cpr?.IsIncoming == true ? cpr.Require(device.Name, 0) : group.GetDevice(device);
             group.Users++;
             return (fd, group.Container!, new Core.Registration(() =>
             {
@@ -109,6 +121,33 @@ internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, Vfi
             if (group?.Container is not null) group.Container.Remove(group);
             group?.Dispose();
             fresh?.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>A group that another process has opened and put into its container; nothing is asked of the kernel but the container's info.</summary>
+    private VfioGroup InheritGroup(string number, CprFdTable cpr)
+    {
+        if (!int.TryParse(number, NumberStyles.None, CultureInfo.InvariantCulture, out int id)) throw new VfioException($"IOMMU group '{number}' has no number", Errno.EINVAL);
+        OwnedFd fd = cpr.Require(VfioGroup.CprContainerName, id);
+        Type1Container? container = _listening.Keys.OfType<Type1Container>().FirstOrDefault(c => Posix.IsSameFile(c.Fd, fd));
+        bool isNew = container is null;
+        container ??= Type1Container.Inherit(fd, kernel, _logger);
+        if (!isNew) fd.Dispose();
+        VfioGroup? group = null;
+        try
+        {
+            group = VfioGroup.Inherit(number, cpr.Require(VfioGroup.CprName, id), kernel);
+            Errno errno = container.Adopt(group);
+            if (errno != Errno.None) throw VfioOpenErrors.SetIommu(number, errno);
+            if (isNew) _listening.Add(container, memory.AddListener(container));
+            return group;
+        }
+        catch
+        {
+            if (group is not null) container.Remove(group);
+            group?.Dispose();
+            if (isNew) container.Dispose();
             throw;
         }
     }

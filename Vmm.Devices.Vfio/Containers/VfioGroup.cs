@@ -1,5 +1,7 @@
+using System.Globalization;
 using System.Runtime.InteropServices;
 using System.Text;
+using Vmm.Core.Cpr;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Devices.Vfio.Io;
@@ -40,6 +42,21 @@ internal sealed class VfioGroup : IDisposable
         throw errno == Errno.None ? VfioOpenErrors.NotViable(device) : VfioOpenErrors.GroupNode(device, node, errno);
     }
 
+    /// <summary>Names under which the next process finds it and its container.</summary>
+    internal const string CprName = "vfio_group", CprContainerName = "vfio_container_for_group";
+
+    private readonly List<IDisposable> _entered = [];
+
+    /// <summary>A group that another process opened.</summary>
+    internal static VfioGroup Inherit(string number, OwnedFd fd, IVfioKernel kernel) => new(number, fd, kernel);
+
+    /// <summary>Enters it and its container into the VM's descriptors.</summary>
+    internal void Enter(CprFdTable? table)
+    {
+        if (table is null || !int.TryParse(Number, NumberStyles.None, CultureInfo.InvariantCulture, out int id)) return;
+        _entered.AddRange([table.Save(CprName, id, Fd), table.Save(CprContainerName, id, Container!.Fd)]);
+    }
+
     /// <summary>Gets a descriptor of one of its devices; only once the group is in a container.</summary>
     /// <exception cref="VfioException">The kernel refused.</exception>
     internal OwnedFd GetDevice(VfioHostDevice device)
@@ -49,5 +66,10 @@ internal sealed class VfioGroup : IDisposable
         return errno == Errno.None ? new OwnedFd(fd) : throw VfioOpenErrors.DeviceFd(device, errno);
     }
 
-    public void Dispose() => Fd.Dispose();
+    public void Dispose()
+    {
+        foreach (IDisposable one in _entered) one.Dispose();
+        _entered.Clear();
+        Fd.Dispose();
+    }
 }

@@ -31,12 +31,14 @@ internal sealed class VfioCprPci : ISaveState, ILoadState, IDisposable
     internal VfioCprPci(string id, string path, IVfioDeviceIo io, VfioPciFunction function, IDeviceServices services)
     {
         (_io, _function, _services) = (io as IVfioCprIo, function, services);
-        if (_io is null)
+        string? reason = _io is null ? "its descriptors cannot be handed to another process" : _io.CprBlockedReason;
+        if (reason is not null)
         {
-            _registrations.Add(services.Blockers.Add($"device '{id}' ({io.Name}): its descriptors cannot be handed to another process in this version of vmm", Modes));
+            _io = null;
+            _registrations.Add(services.Blockers.Add($"device '{id}' ({io.Name}): {reason}", Modes));
             return;
         }
-        _io.EnterCpr(services.CprFds, id);
+        _io!.EnterCpr(services.CprFds, id);
         _registrations.Add(services.SaveVm.Register(
             new SaveVmRegistration { IdStr = $"{path}/vfio-cpr-pci", InstanceId = 0, VersionId = 0, MinimumVersionId = 0 },
             SaveVmHandlers.Of(this) with { IsActive = () => IsActive }));
@@ -69,7 +71,11 @@ internal sealed class VfioCprPci : ISaveState, ILoadState, IDisposable
     }
 
     /// <inheritdoc/>
-    public void LoadState(QemuFileReader f, int versionId) => _function.LoadCpr(f);
+    public void LoadState(QemuFileReader f, int versionId)
+    {
+        _function.LoadCpr(f);
+        _io!.LoadCpr();
+    }
 
     /// <inheritdoc/>
     public void LoadCleanup()

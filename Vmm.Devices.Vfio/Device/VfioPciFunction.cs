@@ -147,6 +147,14 @@ internal sealed partial class VfioPciFunction : PciDevice
     private void SizeRom()
     {
         VfioRegionInfo info = Io.GetRegionInfo(VfioPciRegion.Rom);
+        if (Io is IVfioCprIo { AnswersProbes: false })
+        {
+            // Sizing writes the register; the region's size is as good where that must not be.
+            if (!info.IsPresent || info.SizeBytes > int.MaxValue) return;
+            _bars[PciBar.Rom] = new VfioBar(_access, info, PciBarType.Memory32);
+            RegisterBar(PciBar.Rom, PciBarType.Memory32, System.Numerics.BitOperations.RoundUpToPowerOf2((uint)info.SizeBytes));
+            return;
+        }
         Span<byte> before = stackalloc byte[4], probe = stackalloc byte[4];
         BinaryPrimitives.WriteUInt32LittleEndian(probe, PciRegisters.RomAddressMask);
         if (!_access.Read(VfioPciRegion.Config, PciRegisters.RomAddress, before) || !_access.Write(VfioPciRegion.Config, PciRegisters.RomAddress, probe)

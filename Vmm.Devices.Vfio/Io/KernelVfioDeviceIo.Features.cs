@@ -20,6 +20,8 @@ internal sealed partial class KernelVfioDeviceIo
     /// <remarks>ENOSPC when the host has fewer MSI or MSI-X vectors than asked for: the kernel then answers with their number, which is logged.</remarks>
     public Errno SetIrqs(in VfioIrqSet request, ReadOnlySpan<byte> bools, ReadOnlySpan<OwnedFd?> eventFds)
     {
+        // The kernel still has the eventfds, which came along.
+        if (IsUntouchable) return Errno.None;
         int dataBytes = request.Flags.HasFlag(VfioIrqSetFlags.DataBool) ? bools.Length : request.Flags.HasFlag(VfioIrqSetFlags.DataEventFd) ? eventFds.Length * sizeof(int) : 0;
         byte[] bytes = new byte[IrqSetBytes + dataBytes];
         var header = new VfioUapi.IrqSet { Argsz = (uint)bytes.Length, Flags = (uint)request.Flags, Index = request.Index, Start = request.Start, Count = request.Count };

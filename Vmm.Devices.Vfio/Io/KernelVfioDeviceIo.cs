@@ -81,7 +81,7 @@ internal sealed partial class KernelVfioDeviceIo : IVfioDeviceIo
     internal static KernelVfioDeviceIo Open(DeviceOptions options, IDeviceServices services)
     {
         var containers = services.Scope.GetRequiredService<VfioContainers>();
-        return containers.Open(VfioDeviceChoice.From(options, containers.Paths));
+        return containers.Open(VfioDeviceChoice.From(options, containers.Paths), services.CprFds);
     }
 
     /// <summary>Puts a device that an earlier user left in some migration state back to RUNNING; some drivers keep it across a close.</summary>
@@ -119,6 +119,7 @@ internal sealed partial class KernelVfioDeviceIo : IVfioDeviceIo
 
     public Errno Reset()
     {
+        if (IsUntouchable) return Errno.None;
         _kernel.Ioctl(_fd, VfioUapi.VFIO_DEVICE_RESET, 0, out Errno errno);
         return errno;
     }
@@ -160,6 +161,7 @@ internal sealed partial class KernelVfioDeviceIo : IVfioDeviceIo
 
     public Errno RegionWrite(uint index, ulong offset, ReadOnlySpan<byte> source, bool posted = false)
     {
+        if (IsUntouchable) return Errno.None;
         if (!TryLocate(index, offset, source.Length, out long at)) return Errno.EINVAL;
         while (source.Length > 0)
         {
@@ -174,6 +176,7 @@ internal sealed partial class KernelVfioDeviceIo : IVfioDeviceIo
 
     public void Dispose()
     {
+        _entered?.Dispose();
         // The device must be closed before its group can leave the container.
         _fd.Dispose();
         _membership?.Dispose();

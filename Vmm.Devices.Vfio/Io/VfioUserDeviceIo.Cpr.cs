@@ -8,6 +8,19 @@ internal sealed partial class VfioUserDeviceIo : IVfioCprIo
     private IReadOnlyList<IDisposable> _entered = [];
 
     /// <inheritdoc/>
+    public string? CprBlockedReason => null;
+
+    /// <inheritdoc/>
+    /// <remarks>From the transcript, where it must not be asked.</remarks>
+    public bool AnswersProbes => true;
+
+    /// <inheritdoc/>
+    public void LoadCpr()
+    {
+        // The server has its maps and knows no addresses of ours.
+    }
+
+    /// <inheritdoc/>
     public void EnterCpr(CprFdTable table, string id) => _entered = _client.EndRecording().Enter(table, id);
 
     /// <inheritdoc/>

@@ -205,7 +205,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
                 context.Vm.RunState.Set(RunState.Paused);
                 started = true;
             }
-            if (!started) context.Vm.ResetDevices();
+            // Memory and devices that came by descriptor are the source's again, which goes on with them: nothing here may touch them.
+            if (!started && !context.Vm.CprFds.IsIncoming) context.Vm.ResetDevices();
         }
         channel.Dispose();
         if (_error is { } error)

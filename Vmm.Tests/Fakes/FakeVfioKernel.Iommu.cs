@@ -42,9 +42,10 @@ internal sealed partial class FakeVfioKernel
                 return 0;
             case VfioUapi.VFIO_IOMMU_MAP_DMA:
                 var map = Core.Interop.Ioctl.Read<VfioUapi.IommuType1DmaMap>(argument);
-                return Map(map.Iova, map.Size, map.Vaddr, map.Flags, out errno);
+                return (map.Flags & VfioUapi.VFIO_DMA_MAP_FLAG_VADDR) != 0 ? Move(map, out errno) : Map(map.Iova, map.Size, map.Vaddr, map.Flags, out errno);
             case VfioUapi.VFIO_IOMMU_UNMAP_DMA:
                 var unmap = Core.Interop.Ioctl.Read<VfioUapi.IommuType1DmaUnmap>(argument);
+                if ((unmap.Flags & VfioUapi.VFIO_DMA_UNMAP_FLAG_VADDR) != 0) return Suspend(unmap, out errno);
                 return Unmap(unmap.Iova, unmap.Size, out errno);
             default:
                 var dirty = Core.Interop.Ioctl.Read<VfioUapi.IommuType1DirtyBitmap>(argument);
@@ -110,6 +111,31 @@ internal sealed partial class FakeVfioKernel
                 return 0;
             default: return Fail(Errno.ENOTTY, out errno);
         }
+    }
+
+    /// <summary>Mappings that have no address at the moment, by their place.</summary>
+    internal SortedSet<ulong> Suspended { get; } = [];
+
+    private int Suspend(VfioUapi.IommuType1DmaUnmap unmap, out Errno errno)
+    {
+        errno = Errno.None;
+        Calls[^1] += " VADDR";
+        if (Refused(Calls[^1], out errno, log: false)) return -1;
+        if (unmap.Flags != (VfioUapi.VFIO_DMA_UNMAP_FLAG_VADDR | VfioUapi.VFIO_DMA_UNMAP_FLAG_ALL) || unmap.Iova != 0 || unmap.Size != 0) return Fail(Errno.EINVAL, out errno);
+        // As the kernel: all or nothing, and nothing twice.
+        if (Suspended.Count > 0) return Fail(Errno.EINVAL, out errno);
+        Suspended.UnionWith(Mappings.Keys);
+        return 0;
+    }
+
+    private int Move(VfioUapi.IommuType1DmaMap map, out Errno errno)
+    {
+        Calls[^1] += " VADDR";
+        if (Refused(Calls[^1], out errno, log: false)) return -1;
+        if (map.Flags != VfioUapi.VFIO_DMA_MAP_FLAG_VADDR || !Mappings.TryGetValue(map.Iova, out (ulong Size, ulong From, uint Flags) old) || old.Size != map.Size || !Suspended.Remove(map.Iova))
+            return Fail(Errno.EINVAL, out errno);
+        Mappings[map.Iova] = (old.Size, map.Vaddr, old.Flags);
+        return 0;
     }
 
     private int Map(ulong iova, ulong size, ulong from, uint flags, out Errno errno)

@@ -58,6 +58,14 @@ internal sealed partial class FakeVfioKernel : IVfioKernel
 
     internal List<byte[]> Written { get; } = [];
 
+    /// <summary>A descriptor as another process receives it: another number, the same file.</summary>
+    internal OwnedFd Pass(OwnedFd fd)
+    {
+        OwnedFd passed = Posix.Duplicate(fd);
+        _nodes[passed.Number] = _nodes[fd.Number];
+        return passed;
+    }
+
     public OwnedFd? Open(string path, out Errno errno)
     {
         string name = path.StartsWith(Root, StringComparison.Ordinal) ? path[Root.Length..] : path;

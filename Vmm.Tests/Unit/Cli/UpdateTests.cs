@@ -13,6 +13,8 @@ internal sealed class UpdateTests : EndToEnd
 {
     private static readonly string[] s_guest = ["--memory", "1M,id=ticks", "--device", "ticker,block=ticks", "--workload", "pattern,block=ram,rate=10M,prefill=on", "--device", "scratch"];
 
+    private static readonly string[] s_withDevice = ["--memory", "64M,id=ram", .. s_guest];
+
     [Test]
     public async Task TheVmGoesOnInAnotherProcessUnderTheSameNameTwice()
     {
@@ -58,8 +60,16 @@ internal sealed class UpdateTests : EndToEnd
         Assert.That((result.Code, result.Error), Is.EqualTo((ExitCode.Failed, result.Error)));
         Assert.That(result.Error, Does.Contain("execvp").And.Contain("No such file"));
         Assert.That(await Vmm.State(vm), Is.EqualTo("running"));
-        Assert.That(await LongestPauseMs(vm), Is.LessThan(1000));
+        Assert.That(await LongestPauseMs(vm, 64 << 20), Is.LessThan(1000));
         await Vmm.Ok("update", "--vm", "a");
+    }
+
+    /// <summary>A VM with a served edu function whose guest stands still once an interrupt is lost.</summary>
+    private async Task<PeerProcess> StartWithDevice()
+    {
+        VmmCommands.Running server = Vmm.Start("device", "serve", "--type", "edu", "--socket", Vmm["edu.sock"]);
+        await server.Line("serving edu");
+        return await Vmm.StartVmOf("a", "1M,id=edu", [.. s_withDevice, "--device", $"vfio-user-pci,id=dev0,socket={Vmm["edu.sock"]}", "--device", "edu-guest"]);
     }
 
     private static IEnumerable<TestCaseData> Failures()
@@ -73,14 +83,14 @@ internal sealed class UpdateTests : EndToEnd
             .SetArgDisplayNames("killed after it has the descriptors");
         yield return new TestCaseData("for a; do shift; [ \"$a\" = scratch ] && a=ticker,block=ticks,id=other; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "scratch")
             .SetArgDisplayNames("does not know a section");
-        yield return new TestCaseData("for a; do shift; [ \"$a\" = 64M ] && a=32M; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "exit code 2")
+        yield return new TestCaseData("for a; do shift; [ \"$a\" = 64M,id=ram ] && a=32M,id=ram; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "exit code 2")
             .SetArgDisplayNames("has other RAM");
     }
 
     [TestCaseSource(nameof(Failures))]
     public async Task WhateverHappensToTheNewProcessTheVmGoesOnInTheOldOne(string? script, string reason)
     {
-        PeerProcess vm = await Vmm.StartVm("a", s_guest);
+        PeerProcess vm = await StartWithDevice();
         string binary = Vmm["next"];
         if (script is not null)
         {
@@ -93,6 +103,10 @@ internal sealed class UpdateTests : EndToEnd
         Assert.That(result.Error, Does.Contain(reason));
         Assert.That(await Vmm.State(vm), Is.EqualTo("running"));
         Assert.That(await LongestPauseMs(vm), Is.LessThan(1000), "by the guest's own clock");
+        long steps = await Word(vm, 0, 0);
+        using var limit = new CancellationTokenSource(VmmCommands.Deadline);
+        while (await Word(vm, 0, 0) < steps + 10) Assert.That(limit.IsCancellationRequested, Is.False, "an interrupt was lost");
+        Assert.That(await Word(vm, 0, 8), Is.Zero, "pages came back wrong");
         JsonNode verified = (await vm.Monitor.Execute("__io.github.vmm_workload-verify", null, CancellationToken.None))!;
         Assert.That(verified["bad-pages"]!.GetValue<long>() + verified["violations"]!.GetValue<long>(), Is.Zero);
         // And the next one, to a program that works, succeeds.
@@ -105,11 +119,13 @@ internal sealed class UpdateTests : EndToEnd
         VmUpdater.Own(["run", "--name", "a", "--incoming", "tcp:a:1", "-S", "--incoming={}", "--replaces", "7", "--paused", "--memory", "1M"]),
         Is.EqualTo(new[] { "run", "--name", "a", "--memory", "1M" }));
 
-    /// <summary>From the ticker's block, which follows the first one at the next 2 MiB.</summary>
-    private async Task<double> LongestPauseMs(PeerProcess vm)
+    /// <summary>From the ticker's block, which follows the others at the next 2 MiB.</summary>
+    private async Task<double> LongestPauseMs(PeerProcess vm, int ticksAt = 66 << 20) => await Word(vm, ticksAt, 8) / 1e6;
+
+    private async Task<long> Word(PeerProcess vm, int address, int offset)
     {
-        string file = Vmm["ticks"];
-        await vm.Monitor.Execute("pmemsave", new JsonObject { ["val"] = 64 << 20, ["size"] = 24, ["filename"] = file }, CancellationToken.None);
-        return BitConverter.ToInt64(await File.ReadAllBytesAsync(file), 8) / 1e6;
+        string file = Vmm["words"];
+        await vm.Monitor.Execute("pmemsave", new JsonObject { ["val"] = address + offset, ["size"] = 8, ["filename"] = file }, CancellationToken.None);
+        return BitConverter.ToInt64(await File.ReadAllBytesAsync(file));
     }
 }

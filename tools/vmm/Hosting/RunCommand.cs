@@ -104,13 +104,16 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         IMigrationEngine engine = vm.Migration();
         engine.StatusChanged += status =>
         {
-            // With a socket the VM goes on waiting; with anything else there is nothing left to wait for.
-            if (status is MigrationStatus.Failed or MigrationStatus.Cancelled && options.Replaces is not null) _end.TrySetResult(ExitCode.Failed);
-            if (status != MigrationStatus.Failed || vm.RunState.State != RunState.InMigrate) return;
-            context.Note($"incoming migration failed: {engine.Query().Error}{(address.IsSocket ? "; waiting for another" : string.Empty)}");
-            if (!address.IsSocket) _end.TrySetResult(ExitCode.Failed);
+            bool inherited = vm.CprFds.IsIncoming;
+            if (status is not (MigrationStatus.Failed or MigrationStatus.Cancelled) || vm.RunState.State != RunState.InMigrate) return;
+            if (status == MigrationStatus.Cancelled && !inherited) return;
+            // With a socket the VM goes on waiting; with anything else there is nothing left to wait for. Memory and devices that came by
+            // descriptor are the other process's again: whoever tries once more begins with a new process.
+            bool waits = address.IsSocket && !inherited;
+            context.Note($"incoming migration failed: {engine.Query().Error?.ToString() ?? "cancelled"}{(waits ? "; waiting for another" : string.Empty)}");
+            if (!waits) _end.TrySetResult(ExitCode.Failed);
         };
-        _ = engine.MigrateIncoming(address, keepListening: options.Replaces is null);
+        _ = engine.MigrateIncoming(address, keepListening: !vm.CprFds.IsIncoming);
         return $", incoming {(engine.Query().SocketAddresses is [var at, ..] ? at.ToUri() : address)}";
     }
 }

@@ -22,6 +22,9 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
     /// <summary>For the name and the socket, after the VM has moved: a few file operations.</summary>
     private static readonly TimeSpan s_takeOver = TimeSpan.FromSeconds(10);
 
+    /// <summary>For a process that has gone wrong to end, so that the user learns how.</summary>
+    private static readonly TimeSpan s_lastWord = TimeSpan.FromSeconds(2);
+
     private static readonly string[] s_perProcess = ["--incoming", "--replaces"], s_flags = ["--paused", "-S"];
 
     /// <summary>One update, from the answerer's thread.</summary>
@@ -126,7 +129,7 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
     {
         // What the new process could say before it ended tells more than how it ended; what this side met tells less.
         if (engine.Query().Error is { Side: "destination" } told) return told.ToString();
-        if (next.WaitForExit(TimeSpan.FromMilliseconds(100)) is { } code) return $"the new process ended with exit code {code}";
+        if (next.WaitForExit(s_lastWord) is { } code) return $"the new process ended with exit code {code}";
         if (timedOut) return $"the new process was not ready within {request.TimeoutMs} ms";
         return engine.Query().Error?.ToString() ?? "the migration was cancelled";
     }

@@ -1,0 +1,106 @@
+using System.Runtime.InteropServices;
+using Microsoft.Extensions.Logging;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Devices.Vfio.Diagnostics;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Uapi;
+
+namespace Vmm.Devices.Vfio.Containers;
+
+/// <summary>
+/// A container that changes process: its mappings stay, the addresses behind them are taken back by the old process and given anew by the next
+/// (spec vfio-migration 7.5, 7.6; QEMU: <c>vfio_cpr_unmap_vaddr_all</c>, <c>vfio_legacy_cpr_dma_map</c>). BQL: held for every call.
+/// </summary>
+internal sealed partial class Type1Container
+{
+    private bool _suspended;
+    private bool _arriving;
+    private bool _handedOver;
+
+    /// <summary>Why the container cannot change process, or null.</summary>
+    internal string? CprBlockedReason =>
+        !HasExtension(VfioUapi.VFIO_UPDATE_VADDR) ? "the kernel's container does not support VFIO_UPDATE_VADDR"
+        : !HasExtension(VfioUapi.VFIO_UNMAP_ALL) ? "the kernel's container does not support VFIO_UNMAP_ALL"
+        : null;
+
+    /// <summary>Takes over a container that another process has set up. RAM is noted, not mapped, until <see cref="TakeAddresses"/>.</summary>
+    /// <param name="fd">Its descriptor; owned.</param>
+    /// <param name="kernel">System calls.</param>
+    /// <param name="logger">Logger.</param>
+    internal static Type1Container Inherit(OwnedFd fd, IVfioKernel kernel, ILogger logger) =>
+        new(fd, kernel, "type1 container", logger) { _arriving = true, _suspended = true, LeavesMappingsAlone = true };
+
+    /// <summary>Notes a group that is in already.</summary>
+    internal Errno Adopt(VfioGroup group)
+    {
+        Errno errno = ReadInfo();
+        if (errno != Errno.None) return errno;
+        _groups.Add(group);
+        group.Container = this;
+        return Errno.None;
+    }
+
+    /// <summary>Takes the addresses behind all mappings back; DMA goes on. Once for all devices.</summary>
+    /// <exception cref="VfioException">The kernel refused.</exception>
+    internal void SuspendAddresses()
+    {
+        if (_suspended) return;
+        Errno errno = Invalidate();
+        if (errno != Errno.None) throw new VfioException($"{Name}: cannot suspend the addresses of guest memory: {Posix.Describe(errno)}", errno);
+        _suspended = true;
+    }
+
+    /// <summary>Tells the kernel where guest memory is in this process: the new one when it has loaded, or the old one that goes on. Once for all devices.</summary>
+    /// <exception cref="VfioException">The kernel refused; what was told before is taken back.</exception>
+    internal void TakeAddresses()
+    {
+        if (!_suspended) return;
+        foreach (Mapping mapping in Placed)
+        {
+            Errno errno = Update(mapping);
+            if (errno == Errno.None) continue;
+            Errno undone = Invalidate();
+            if (undone != Errno.None) VfioKernelLog.CleanupFailed(Logger, Name, "suspending addresses again", undone);
+            throw new VfioException($"{Name}: cannot move the mapping of {mapping.Range} (RAM block '{mapping.Block.Name}') to this process: {Posix.Describe(errno)}", errno)
+            {
+                Hint = "both processes need the same memory layout",
+            };
+        }
+        _suspended = false;
+    }
+
+    /// <summary>The container is this process's: RAM is mapped and unmapped as ever.</summary>
+    internal void Arrived() => _arriving = LeavesMappingsAlone = false;
+
+    /// <summary>The container is another process's: closing it here leaves it as it is.</summary>
+    internal void HandOver() => _handedOver = LeavesMappingsAlone = true;
+
+    /// <summary>A new process that fails gives the addresses back, or the old one could not take them.</summary>
+    private void GiveBack()
+    {
+        if (!_arriving || _suspended || _handedOver) return;
+        Errno errno = Invalidate();
+        if (errno != Errno.None) VfioKernelLog.CleanupFailed(Logger, Name, "giving addresses back", errno);
+        _suspended = true;
+    }
+
+    private Errno Invalidate()
+    {
+        var unmap = new VfioUapi.IommuType1DmaUnmap
+        {
+            Argsz = (uint)Marshal.SizeOf<VfioUapi.IommuType1DmaUnmap>(), Flags = VfioUapi.VFIO_DMA_UNMAP_FLAG_VADDR | VfioUapi.VFIO_DMA_UNMAP_FLAG_ALL,
+        };
+        return _kernel.Call(_fd, VfioUapi.VFIO_IOMMU_UNMAP_DMA, ref unmap);
+    }
+
+    private Errno Update(Mapping mapping)
+    {
+        var map = new VfioUapi.IommuType1DmaMap
+        {
+            Argsz = (uint)Marshal.SizeOf<VfioUapi.IommuType1DmaMap>(), Flags = VfioUapi.VFIO_DMA_MAP_FLAG_VADDR,
+            Vaddr = (ulong)mapping.Block.HostAddress + mapping.OffsetBytes, Iova = mapping.Range.Start.Value, Size = mapping.Range.LengthBytes,
+        };
+        return _kernel.Call(_fd, VfioUapi.VFIO_IOMMU_MAP_DMA, ref map);
+    }
+}

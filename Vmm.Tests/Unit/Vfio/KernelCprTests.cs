@@ -1,0 +1,159 @@
+using Microsoft.Extensions.Logging.Abstractions;
+using Vmm.Core.Cpr;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
+using Vmm.Devices.Vfio.Containers;
+using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Uapi;
+using Vmm.Tests.Fakes;
+
+namespace Vmm.Tests.Unit.Vfio;
+
+/// <summary>A device of the kernel changes process: what is asked of the kernel on either side, and after a failure (spec vfio-migration 7.5, 7.6).</summary>
+internal sealed class KernelCprTests
+{
+    private const string Name = "0000:00:01.0", Uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
+    private const ulong Size = 4 << 20;
+    private FakeVfioHost _host = null!;
+
+    [SetUp]
+    public void SetUp()
+    {
+        _host = new FakeVfioHost();
+        _host.Kernel.Extensions.Add(VfioUapi.VFIO_UPDATE_VADDR);
+        _host.AddPci(Name);
+        _host.Memory.AddBlock(new RamBlockOptions { Name = "low", SizeBytes = Size });
+        _host.Memory.AddBlock(new RamBlockOptions { Name = "high", SizeBytes = Size });
+    }
+
+    [TearDown]
+    public void TearDown() => _host.Dispose();
+
+    [Test]
+    public void TheNextProcessMovesTheMappingsAndTouchesNothingElse()
+    {
+        using KernelVfioDeviceIo old = Open();
+        old.SuspendCpr();
+        Assert.That(_host.Kernel.Suspended, Has.Count.EqualTo(2));
+        using var next = new NextProcess(_host, old);
+        _host.Kernel.Calls.Clear();
+        int accesses = _host.Kernel.Accesses.Count(static a => a.IsWrite);
+        KernelVfioDeviceIo io = next.Open();
+        Assert.That((io.Reset(), io.RegionWrite(0, 0, [1, 2, 3, 4]), io.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionTrigger, 0, 0, 0), [], [])),
+            Is.EqualTo((Errno.None, Errno.None, Errno.None)));
+        Assert.That(_host.Kernel.Calls, Is.EqualTo(new[] { "container: GET_INFO", "device: GET_INFO", "device: GET_REGION_INFO" }).Or.EqualTo(new[] { "container: GET_INFO", "device: GET_INFO" }));
+        io.LoadCpr();
+        Assert.That(_host.Kernel.Suspended, Is.Empty);
+        Assert.That(_host.Kernel.Mappings.Values.Select(static m => m.From), Is.EqualTo(next.Memory.Blocks.Select(static b => (ulong)b.HostAddress)));
+        Assert.That(_host.Kernel.Accesses.Count(static a => a.IsWrite), Is.EqualTo(accesses));
+        old.HandOverCpr();
+        io.ResumeCpr();
+        _host.Kernel.Calls.Clear();
+        old.Dispose();
+        Assert.That(_host.Kernel.Calls, Is.Empty, "the old process only closes");
+        io.Dispose();
+        Assert.That(_host.Kernel.Calls, Does.Contain("container: UNMAP_DMA").And.Contain("group 7: UNSET_CONTAINER"));
+    }
+
+    [Test]
+    public void WhenTheNextProcessFailsAfterItTookTheAddressesTheOldOneTakesThemBack()
+    {
+        using KernelVfioDeviceIo old = Open();
+        ulong[] before = [.. _host.Kernel.Mappings.Values.Select(static m => m.From)];
+        old.SuspendCpr();
+        using (var next = new NextProcess(_host, old)) next.Open().LoadCpr();
+        Assert.That(_host.Kernel.Suspended, Has.Count.EqualTo(2), "given back");
+        old.ResumeCpr();
+        Assert.That(_host.Kernel.Suspended, Is.Empty);
+        Assert.That(_host.Kernel.Mappings.Values.Select(static m => m.From), Is.EqualTo(before));
+    }
+
+    [Test]
+    public void AMoveThatTheKernelRefusesHalfWayIsUndone()
+    {
+        using KernelVfioDeviceIo old = Open();
+        old.SuspendCpr();
+        using (var next = new NextProcess(_host, old))
+        {
+            KernelVfioDeviceIo io = next.Open();
+            _host.Kernel.FailOnce["container: MAP_DMA VADDR"] = Errno.EFAULT;
+            Assert.That(io.LoadCpr, Throws.TypeOf<VfioException>().With.Message.Contains("RAM block 'low'"));
+        }
+        _host.Kernel.Suspended.Clear();
+        _host.Kernel.Suspended.UnionWith(_host.Kernel.Mappings.Keys);
+        old.ResumeCpr();
+        Assert.That(_host.Kernel.Suspended, Is.Empty);
+    }
+
+    [Test]
+    public void ARefusedSuspensionIsAnErrorAndChangesNothing()
+    {
+        using KernelVfioDeviceIo old = Open();
+        _host.Kernel.FailOnce["container: UNMAP_DMA VADDR"] = Errno.EBUSY;
+        Assert.That(old.SuspendCpr, Throws.TypeOf<VfioException>().With.Message.Contains("cannot suspend"));
+        _host.Kernel.Calls.Clear();
+        old.ResumeCpr();
+        Assert.That(_host.Kernel.Calls, Is.Empty);
+    }
+
+    [Test]
+    public void WhatCannotChangeProcessSaysWhy()
+    {
+        using (KernelVfioDeviceIo io = Open()) Assert.That(io.CprBlockedReason, Is.Null);
+        _host.Kernel.Extensions.Remove(VfioUapi.VFIO_UPDATE_VADDR);
+        using (KernelVfioDeviceIo io = Open()) Assert.That(io.CprBlockedReason, Does.Contain("VFIO_UPDATE_VADDR"));
+        _host.AddMediated(Uuid, group: "9");
+        using KernelVfioDeviceIo mdev = _host.Open($"sysfsdev={_host.Paths.MediatedDevices}/{Uuid}");
+        Assert.That(mdev.CprBlockedReason, Does.Contain("mediated").And.Contain("suspend"));
+    }
+
+    [Test]
+    public void ADescriptorThatDidNotComeIsNamed()
+    {
+        using var memory = new GuestMemory();
+        using var table = new CprFdTable();
+        table.Receive(new CprIncoming(MigrationMode.CprTransfer, [], []));
+        using var containers = new VfioContainers(memory, _host.Kernel, _host.Paths, NullLoggerFactory.Instance);
+        Assert.That(() => containers.Open(VfioDeviceChoice.From(DeviceOptions.Parse($"vfio-pci,host={Name}"), _host.Paths), table),
+            Throws.TypeOf<IncompatibleStateException>().With.Message.Contains("vfio_container_for_group' 7"));
+    }
+
+    private KernelVfioDeviceIo Open()
+    {
+        KernelVfioDeviceIo io = _host.Open($"host={Name}");
+        io.EnterCpr(_host.Services.CprFds, "dev0");
+        return io;
+    }
+
+    /// <summary>The process that takes over: memory of its own behind the same layout, and descriptors as SCM_RIGHTS brings them.</summary>
+    private sealed class NextProcess : IDisposable
+    {
+        private readonly FakeVfioHost _host;
+        private readonly CprFdTable _table = new();
+        private readonly VfioContainers _containers;
+        private KernelVfioDeviceIo? _io;
+
+        internal NextProcess(FakeVfioHost host, KernelVfioDeviceIo old)
+        {
+            Assert.That(old.Container.Name, Is.Not.Empty);
+            _host = host;
+            foreach (RamBlock block in host.Memory.Blocks) Memory.AddBlock(new RamBlockOptions { Name = block.Name, SizeBytes = block.SizeBytes }, block.Address);
+            _table.Receive(new CprIncoming(MigrationMode.CprTransfer, [.. host.Services.CprFds.Entries().Select(e => e with { Fd = host.Kernel.Pass(e.Fd) })], []));
+            _containers = new VfioContainers(Memory, host.Kernel, host.Paths, NullLoggerFactory.Instance);
+        }
+
+        internal GuestMemory Memory { get; } = new();
+
+        internal KernelVfioDeviceIo Open() => _io = _containers.Open(VfioDeviceChoice.From(DeviceOptions.Parse($"vfio-pci,host={Name}"), _host.Paths), _table);
+
+        public void Dispose()
+        {
+            _io?.Dispose();
+            _containers.Dispose();
+            _table.Dispose();
+            Memory.Dispose();
+        }
+    }
+}
