@@ -95,7 +95,14 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
         VfioUserOptions parsed = VfioUserOptions.From(options);
         return Open(parsed, services.Memory, container => services.CprFds.IsIncoming
             ? new VfioUserClient(VfioUserHandover.Take(services.CprFds, options.Id), parsed.SocketPath, container, parsed.TimeoutMs)
-            : VfioUserClient.Connect(parsed.SocketPath, container, parsed.TimeoutMs));
+            : Recording(VfioUserClient.Connect(parsed.SocketPath, container, parsed.TimeoutMs)));
+    }
+
+    /// <summary>What is asked until the device is open is what the next process will ask.</summary>
+    private static VfioUserClient Recording(VfioUserClient client)
+    {
+        client.IsRecording = true;
+        return client;
     }
 
     /// <summary>As <see cref="Connect"/>, over a socket that is connected already.</summary>

@@ -43,9 +43,10 @@ internal sealed partial class VfioUserClient
     }
 
     /// <summary>Where requests of an opening device are noted; null once it is open, or when their answers come from a transcript.</summary>
-    internal VfioUserTranscript? Recorder => _recordingEnded || _replay is not null ? null : _recording;
+    internal VfioUserTranscript? Recorder => IsRecording && _replay is null ? _recording : null;
 
-    private bool _recordingEnded;
+    /// <summary>Note what the server answers from here on, while the device is opened; ends with <see cref="EndRecording"/>.</summary>
+    internal bool IsRecording { get; set; }
 
     /// <summary>Whether a receiver should end at the next boundary of messages.</summary>
     internal bool IsPausing => _pausing;
@@ -63,7 +64,7 @@ internal sealed partial class VfioUserClient
     /// <returns>What the next process needs; the connection stays this object's.</returns>
     internal VfioUserHandover EndRecording()
     {
-        _recordingEnded = true;
+        IsRecording = false;
         return new VfioUserHandover(_socket.Descriptor, _twin?.Descriptor, _recording!);
     }
 

@@ -24,11 +24,11 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         if (options.Vm.Devices.Any(static d => d.TypeName == "help")) return ListDevices();
         long memoryBytes = (long)options.Vm.Memory.Aggregate(0UL, static (sum, b) => sum + b.SizeBytes);
         var directory = VmDirectory.Open(context.GetVariable);
-        using VmRegistration registration = directory.Register(options.Vm.Name, options.QmpPath, memoryBytes, options.Replaces);
+        CprIncoming? inherited = CprExec.TakeFromEnvironment();
+        using VmRegistration registration = directory.Register(options.Vm.Name, options.QmpPath, memoryBytes, options.Replaces, isAgain: inherited is not null);
         await using ServiceProvider services = VmHost.Build(verbose,
             options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name));
         if (options.Replaces is not null) Rehearse(services, directory);
-        CprIncoming? inherited = CprExec.TakeFromEnvironment();
         if (inherited is not null && options.Cpr is not null) context.Note("the cpr channel is not used: this process has replaced itself");
         using CprTransferReceiver? cpr = options.Cpr is null || inherited is not null ? null : CprTransferReceiver.Receive(options.Cpr, context.Interrupted);
         using Vm vm = CreateVm(services, inherited ?? cpr?.Incoming);

@@ -53,7 +53,8 @@ internal sealed class VmDirectory
     /// <param name="qmpPath">An absolute path of the user's choice, or null for the default.</param>
     /// <param name="memoryBytes">RAM, for <c>vmm list</c>.</param>
     /// <param name="replaces">The process whose VM arrives here: nothing is entered until <see cref="VmRegistration.TakeOver"/>.</param>
-    public VmRegistration Register(string? name, string? qmpPath, long memoryBytes, int? replaces = null)
+    /// <param name="isAgain">This process has replaced itself: an entry of its own is no obstacle.</param>
+    public VmRegistration Register(string? name, string? qmpPath, long memoryBytes, int? replaces = null, bool isAgain = false)
     {
         int pid = Environment.ProcessId;
         string key = name ?? pid.ToString(CultureInfo.InvariantCulture);
@@ -64,8 +65,7 @@ internal sealed class VmDirectory
         if (replaces is not null) return new VmRegistration(this, entry) { Replaces = replaces };
         using (Lock())
         {
-            // After an exec the entry is this process's own.
-            if (Scan().Find(e => e.Key == key) is { } other && other.Pid != pid)
+            if (Scan().Find(e => e.Key == key) is { } other && !(isAgain && other.Pid == pid))
                 throw new CliException(ExitCode.Refused, $"--name '{name}': a VM of that name runs already, pid {other.Pid}");
             Write(entry);
         }
