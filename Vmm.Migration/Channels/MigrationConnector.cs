@@ -176,15 +176,28 @@ internal sealed class MigrationListener : IDisposable
         if (_address.Transport == MigrationTransport.Unix) File.Delete(_address.Path);
     }
 
+    private const string AsideSuffix = ".new";
+    private const int LongestUnixPath = 107;
+
     private static MigrationListener ListenUnix(MigrationAddress address)
     {
         byte[] name = Posix.UnixAddress(address.Path);
         if (Path.Exists(address.Path)) RemoveStaleSocket(address.Path, name);
         OwnedFd fd = Posix.Socket(Posix.AF_UNIX);
-        Errno errno = Posix.Bind(fd, name);
+        // Whoever sees the path may connect at once, so it is there only when connections are taken; a long one goes without that.
+        string aside = address.Path + AsideSuffix;
+        bool isShort = System.Text.Encoding.UTF8.GetByteCount(aside) <= LongestUnixPath;
+        if (isShort) File.Delete(aside);
+        Errno errno = Posix.Bind(fd, isShort ? Posix.UnixAddress(aside) : name);
         if (errno == Errno.None) errno = Posix.Listen(fd, 16);
+        if (errno == Errno.None && isShort)
+        {
+            errno = Posix.Link(aside, address.Path);
+            File.Delete(aside);
+        }
         if (errno == Errno.None) return new MigrationListener(fd, address);
         fd.Dispose();
+        if (errno == Errno.EEXIST) errno = Errno.EADDRINUSE;
         throw new ChannelException($"Failed to listen on '{address.Path}': {Posix.Describe(errno)}", errno);
     }
 

@@ -98,7 +98,7 @@ internal sealed class UpdateTests : EndToEnd
             await File.WriteAllTextAsync(binary, $"#!/bin/bash\nVMM='{file}'\n{string.Concat(prefix.Select(static p => $"set -- '{p}' \"$@\"\n"))}{script}\n");
             File.SetUnixFileMode(binary, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
         }
-        CliResult result = await Vmm.Run("update", "--vm", "a", "--to-binary", binary, "--timeout", "3");
+        CliResult result = await Vmm.Run("update", "--vm", "a", "--to-binary", binary, "--timeout", script?.Contains("sleep", StringComparison.Ordinal) == true ? "3" : "30");
         Assert.That(result.Code, Is.Not.EqualTo(ExitCode.Ok));
         Assert.That(result.Error, Does.Contain(reason));
         Assert.That(await Vmm.State(vm), Is.EqualTo("running"));
