@@ -177,7 +177,6 @@ internal sealed class MigrationListener : IDisposable
     }
 
     private const string AsideSuffix = ".new";
-    private const int LongestUnixPath = 107;
 
     private static MigrationListener ListenUnix(MigrationAddress address)
     {
@@ -186,7 +185,7 @@ internal sealed class MigrationListener : IDisposable
         OwnedFd fd = Posix.Socket(Posix.AF_UNIX);
         // Whoever sees the path may connect at once, so it is there only when connections are taken; a long one goes without that.
         string aside = address.Path + AsideSuffix;
-        bool isShort = System.Text.Encoding.UTF8.GetByteCount(aside) <= LongestUnixPath;
+        bool isShort = System.Text.Encoding.UTF8.GetByteCount(aside) <= Posix.MaxUnixPathBytes;
         if (isShort) File.Delete(aside);
         Errno errno = Posix.Bind(fd, isShort ? Posix.UnixAddress(aside) : name);
         if (errno == Errno.None) errno = Posix.Listen(fd, 16);

@@ -18,7 +18,8 @@ namespace Vmm.Tests.Lab;
 public sealed class LabCprTests : LabFixture
 {
     private const ulong RaiseInterrupt = 0x60, DmaSource = 0x80, DmaDestination = 0x88, DmaCount = 0x90, DmaCommand = 0x98, Buffer = 0x40000, ToMemory = 2;
-    private const int Page = 4096;
+    // QEMU 7.2 takes less than its whole buffer in one go.
+    private const int Page = 4096, Bytes = 2048;
 
     [Test]
     public void Spec7_ADeviceUnderDmaIsHandedOverWithItsMappingsAndItsInterrupt()
@@ -35,7 +36,7 @@ public sealed class LabCprTests : LabFixture
         old.SuspendCpr();
         using var next = new NextHand(lab, table);
         Wait(old);
-        Assert.That(lab.Ram.ReadOnlySlice(Page, Page).SequenceEqual(lab.Ram.ReadOnlySlice(0, Page)), "DMA under way went on while nobody had the addresses");
+        Assert.That(lab.Ram.ReadOnlySlice(Page, Bytes).SequenceEqual(lab.Ram.ReadOnlySlice(0, Bytes)), "DMA under way went on while nobody had the addresses");
         Start(old, Buffer, 2 * Page, ToMemory);
         next.Io.LoadCpr();
         Assert.That(next.Io.Reset(), Is.EqualTo(Errno.None));
@@ -43,13 +44,13 @@ public sealed class LabCprTests : LabFixture
         next.Io.ResumeCpr();
         old.Dispose();
         Wait(next.Io);
-        Assert.That(next.Ram.ReadOnlySlice(2 * Page, Page).SequenceEqual(next.Ram.ReadOnlySlice(0, Page)), "no reset came between");
+        Assert.That(next.Ram.ReadOnlySlice(2 * Page, Bytes).SequenceEqual(next.Ram.ReadOnlySlice(0, Bytes)), "no reset came between");
         Fill(next.Ram, 2);
         Start(next.Io, 0, Buffer, 0);
         Wait(next.Io);
         Start(next.Io, Buffer, 3 * Page, ToMemory);
         Wait(next.Io);
-        Assert.That(next.Ram.ReadOnlySlice(3 * Page, Page).SequenceEqual(next.Ram.ReadOnlySlice(0, Page)));
+        Assert.That(next.Ram.ReadOnlySlice(3 * Page, Bytes).SequenceEqual(next.Ram.ReadOnlySlice(0, Bytes)));
         Write(next.Io, RaiseInterrupt, 1, 4);
         Assert.That(Posix.Poll(interrupt, Posix.POLLIN, null, 10_000, out _), Is.EqualTo(Posix.POLLIN), "the eventfd that the first hand bound");
     }
@@ -68,7 +69,7 @@ public sealed class LabCprTests : LabFixture
         Wait(old);
         Start(old, Buffer, Page, ToMemory);
         Wait(old);
-        Assert.That(lab.Ram.ReadOnlySlice(Page, Page).SequenceEqual(lab.Ram.ReadOnlySlice(0, Page)));
+        Assert.That(lab.Ram.ReadOnlySlice(Page, Bytes).SequenceEqual(lab.Ram.ReadOnlySlice(0, Bytes)));
         // And it can be suspended again.
         old.SuspendCpr();
         old.ResumeCpr();
@@ -101,7 +102,7 @@ public sealed class LabCprTests : LabFixture
     {
         Write(io, DmaSource, source, 8);
         Write(io, DmaDestination, destination, 8);
-        Write(io, DmaCount, Page, 8);
+        Write(io, DmaCount, Bytes, 8);
         Write(io, DmaCommand, 1 | direction, 8);
     }
 
