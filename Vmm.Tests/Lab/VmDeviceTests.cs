@@ -28,7 +28,7 @@ public sealed class VmDeviceTests : LabDeviceFixture
     [Test]
     public void Spec3_1_ABlockedDeviceBlocksNormalMigrationOnly()
     {
-        using TestVm vm = Vm($"sysfsdev={LabVfio.Edu}");
+        using TestVm vm = Vm($"sysfsdev={LabVfio.Edu},iommufd=off");
         Assert.That(Blockers(vm), Is.Not.Empty);
         Assert.That(vm.Vm.Services.GetRequiredService<MigrationBlockers>().Reasons(MigrationMode.CprTransfer), Is.Empty);
     }
