@@ -66,9 +66,8 @@ public sealed class LabLinuxTests : LabFixture
         Assert.That(second, Does.Contain("BEAT 249"));
         Assert.That(Regex.Count(second, @"SUM \d+ ok\n"), Is.GreaterThan(2));
         Assert.That(all, Does.Not.Contain("WRONG"));
-        // What came before the move is between the guest and a lab that others may starve.
-        double movedAt = double.Parse(Regex.Matches(first, @"BEAT \d+ (\d+\.\d+)\n")[^1].Groups[1].Value, CultureInfo.InvariantCulture);
-        Assert.That(Warnings(all).Where(w => double.Parse(Regex.Match(w, @"\[ *(\d+\.\d+)\]").Groups[1].Value, CultureInfo.InvariantCulture) > movedAt - 1), Is.Empty, "the kernel's log");
+        // A pause of more than a second is one: the guest's clocks count it, and its clock watchdog says so.
+        Assert.That(Warnings(all), Is.Empty, $"the kernel's log; downtime {(await from.Monitor.Execute("query-migrate", null, CancellationToken.None))!["downtime"]} ms");
         Assert.That(all, Does.Contain("\nkvm-clock\n"));
     }
 

@@ -19,9 +19,11 @@ internal static class LinuxGuest
         #!/bin/busybox sh
         /bin/busybox --install -s /bin; export PATH=/bin
         mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
-        warnings() { echo WARNINGS; dmesg -r | grep -E '^<[0-4]>'; echo END; }
 
         """;
+
+    /// <summary>What the kernel's log has of warnings and worse, between two lines; a program, so that a shell started later has it too.</summary>
+    private const string Warnings = "#!/bin/sh\necho WARNINGS; dmesg -r | grep -E '^<[0-4]>'; echo END\n";
 
     /// <summary>Writes an initramfs.</summary>
     /// <param name="path">Where to.</param>
@@ -32,6 +34,7 @@ internal static class LinuxGuest
         using FileStream file = File.Create(path);
         foreach (string folder in (string[])["bin", "proc", "sys", "dev", "tmp", "m"]) Entry(file, folder, 0x41ed, []);
         Entry(file, "bin/busybox", 0x81ed, File.ReadAllBytes("/bin/busybox"));
+        Entry(file, "bin/warnings", 0x81ed, Encoding.ASCII.GetBytes(Warnings));
         foreach (string module in modules) Entry(file, $"m/{module}.ko", 0x81a4, File.ReadAllBytes($"/m/{module}.ko"));
         Entry(file, "init", 0x81ed, Encoding.ASCII.GetBytes((Prologue + script + "\npoweroff -f\n").ReplaceLineEndings("\n")));
         Entry(file, "TRAILER!!!", 0, []);

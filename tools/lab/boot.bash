@@ -40,7 +40,7 @@ lab_test() { # [FILTER]
   cat > "$work/app/test" <<T
 #!/bin/sh
 stty -F /dev/ttyS1 raw
-export DOTNET_ROOT=/dn DOTNET_CLI_TELEMETRY_OPTOUT=1 DOTNET_SYSTEM_GLOBALIZATION_INVARIANT=1 DOTNET_TieredPGO=0 VMM_LAB=1
+export DOTNET_ROOT=/dn DOTNET_CLI_TELEMETRY_OPTOUT=1 DOTNET_SYSTEM_GLOBALIZATION_INVARIANT=1 DOTNET_TieredPGO=0 DOTNET_TC_QuickJit=1 VMM_LAB=1 # Compiling well takes the emulated processor seconds.
 [ ! -e /peer ] || export VMM_QEMU_111=/peer/qemu-system-x86_64
 cd /app && exec dotnet Vmm.Tests.dll /dev/ttyS1 '${filter//\'/}'
 T
