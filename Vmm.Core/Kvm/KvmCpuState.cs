@@ -64,6 +64,7 @@ internal sealed class KvmCpuState
         SetCpuid(_ours);
         _xsaveBytes = Math.Max(XsaveBytes, vm.System.Extension(KVM_CAP_XSAVE2));
         TscKhz = (uint)Math.Max(0, Ioctl.Invoke(vcpu.Fd, KVM_GET_TSC_KHZ, 0, out _));
+        machine.Add(vcpu, this);
         // The list names what the host's kernel knows; whether this vCPU has a register and takes its value back is only found out by trying.
         _msrs = [.. vm.System.MsrIndices.Where(static m => m is not MsrTsc).Append(MsrTscDeadline).Distinct().Where(m => TryReadMsr(m, out ulong value) && TryWriteMsr(m, value))];
     }

@@ -41,7 +41,7 @@ internal sealed class KvmMachineState(KvmVm vm)
     internal readonly byte[] Pit = new byte[PitState2Bytes];
     internal ulong ClockNs, RealtimeNs;
 
-    private readonly List<(KvmVcpu Vcpu, KvmCpuState State)> _tscs = [];
+    private readonly List<(KvmVcpu Vcpu, KvmCpuState State)> _cpus = [], _tscs = [];
     private ulong? _hostTsc;
     private bool _clockLoaded;
 
@@ -65,12 +65,13 @@ internal sealed class KvmMachineState(KvmVm vm)
         vm.Set(KVM_SET_PIT2, Pit, "KVM_SET_PIT2");
     }
 
+    /// <summary>Takes part in the moments at which all TSCs are read and set.</summary>
+    internal void Add(KvmVcpu vcpu, KvmCpuState state) => _cpus.Add((vcpu, state));
+
     internal void SaveClock()
     {
-        ClockData now = vm.GetClock();
-        ClockNs = now.Clock;
-        RealtimeNs = (now.Flags & KVM_CLOCK_REALTIME) != 0 ? now.Realtime : WallClockNs();
-        _hostTsc = (now.Flags & KVM_CLOCK_HOST_TSC) != 0 ? now.HostTsc : null;
+        Moment now = Sample();
+        (ClockNs, RealtimeNs, _hostTsc) = (now.ClockNs, now.RealtimeNs, now.HostTsc);
     }
 
     /// <summary>The vCPU's TSC at the moment of <see cref="SaveClock"/>, so that all vCPUs are saved at one moment; null where the kernel cannot tell.</summary>
@@ -88,22 +89,45 @@ internal sealed class KvmMachineState(KvmVm vm)
     {
         if (!_clockLoaded) return;
         _clockLoaded = false;
-        ClockData now = vm.GetClock();
-        ulong real = (now.Flags & KVM_CLOCK_REALTIME) != 0 ? now.Realtime : WallClockNs();
-        ulong away = real > RealtimeNs && real - RealtimeNs <= MaxDowntimeNs ? real - RealtimeNs : 0;
+        Moment now = Sample();
+        ulong away = now.RealtimeNs > RealtimeNs && now.RealtimeNs - RealtimeNs <= MaxDowntimeNs ? now.RealtimeNs - RealtimeNs : 0;
         foreach ((KvmVcpu vcpu, KvmCpuState state) in _tscs)
         {
             ulong tsc = state.Tsc + (ulong)((UInt128)away * state.TscKhz / 1_000_000);
             // An offset is exact; a written value is taken for an attempt at synchronisation when it is near the present one.
-            if ((now.Flags & KVM_CLOCK_HOST_TSC) != 0 && TrySetOffset(vcpu, tsc - now.HostTsc)) continue;
+            if (now.HostTsc is { } host && TrySetOffset(vcpu, tsc - host)) continue;
             state.TryWriteMsr(KvmCpuState.MsrTsc, tsc);
         }
         _tscs.Clear();
         var clock = new ClockData { Clock = ClockNs + away };
-        // The kernel adds what passes between its reading above and its setting.
-        if (away > 0 && (now.Flags & KVM_CLOCK_REALTIME) != 0) clock = new ClockData { Clock = ClockNs, Realtime = RealtimeNs, Flags = KVM_CLOCK_REALTIME };
+        // The kernel adds what has passed since the sample: without it the clock would be behind the TSCs, and a guest that compares them distrusts both.
+        if ((vm.System.Extension(KVM_CAP_ADJUST_CLOCK) & KVM_CLOCK_REALTIME) != 0) (clock.Realtime, clock.Flags) = (now.RealtimeNs, KVM_CLOCK_REALTIME);
         vm.SetClock(clock);
     }
+
+    /// <summary>
+    /// The guest's clock, the wall clock and the host's TSC at one moment. A host whose own clock is not the TSC does not tell the last two; they are
+    /// read between two readings of the clock then, as near to each other as one of a few attempts brings them.
+    /// </summary>
+    private Moment Sample()
+    {
+        const int attempts = 8;
+        Moment best = default;
+        ulong bestGap = ulong.MaxValue;
+        for (int i = 0; i < attempts; i++)
+        {
+            ClockData before = vm.GetClock();
+            if ((before.Flags & KVM_CLOCK_HOST_TSC) != 0) return new Moment(before.Clock, (before.Flags & KVM_CLOCK_REALTIME) != 0 ? before.Realtime : WallClockNs(), before.HostTsc);
+            ulong real = WallClockNs(), tsc = 0, offset = 0;
+            bool hasTsc = _cpus.Count > 0 && _cpus[0].State.TryReadMsr(KvmCpuState.MsrTsc, out tsc) && TryGetOffset(_cpus[0].Vcpu, out offset);
+            ulong gap = vm.GetClock().Clock - before.Clock;
+            if (gap >= bestGap) continue;
+            (bestGap, best) = (gap, new Moment(before.Clock + (gap / 2), real, hasTsc ? tsc - offset : null));
+        }
+        return best;
+    }
+
+    private readonly record struct Moment(ulong ClockNs, ulong RealtimeNs, ulong? HostTsc);
 
     private static ulong WallClockNs() => (ulong)(DateTime.UtcNow - DateTime.UnixEpoch).Ticks * 100;
 
