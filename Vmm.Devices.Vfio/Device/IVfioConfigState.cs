@@ -11,6 +11,12 @@ public interface IVfioConfigState
     /// <summary>Brings the shadow of config space up to date with the device; called before STOP_COPY, in which the device must not be touched.</summary>
     void ReadShadow();
 
+    /// <summary>
+    /// Gives the guest what the device signalled before it stopped: a signal that waits in an eventfd is in nobody's state, and would be lost to a
+    /// guest that goes on elsewhere.
+    /// </summary>
+    void TakeSignals();
+
     /// <summary>Writes vmstate <c>VFIOPCIDevice</c> version 1 without name or version. Does not touch the device.</summary>
     /// <param name="f">The stream.</param>
     void SaveConfig(QemuFileWriter f);

@@ -82,14 +82,18 @@ internal sealed class VfioIrqEvent : IDisposable
         if (_listens && !isStraight) _registration ??= _services.EventFds.Add(Fd, OnReadable);
     }
 
+    /// <summary>Raises a signal that has come, without waiting for the loop's turn.</summary>
+    internal void Take()
+    {
+        // Another may have taken it since the loop saw it.
+        if (_disposed || _registration is null || Posix.Poll(Fd, Posix.POLLIN, null, 0, out _) == 0) return;
+        Posix.DrainEventFd(Fd);
+        _raise();
+    }
+
     private void OnReadable()
     {
-        using (_services.Bql.Acquire())
-        {
-            // Whoever disposes or routes holds the lock, so from here on the descriptor is ours.
-            if (_disposed || _registration is null) return;
-            Posix.DrainEventFd(Fd);
-            _raise();
-        }
+        // Whoever disposes or routes holds the lock, so behind it the descriptor is ours.
+        using (_services.Bql.Acquire()) Take();
     }
 }

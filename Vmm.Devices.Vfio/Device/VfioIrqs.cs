@@ -198,6 +198,13 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         foreach (VfioIrqEvent? vector in _vectors) vector?.Listen(on);
     }
 
+    /// <summary>Raises what waits in the eventfds.</summary>
+    internal void TakeSignals()
+    {
+        _intx?.Take();
+        foreach (VfioIrqEvent? vector in _vectors) vector?.Take();
+    }
+
     /// <summary>The pending mark of the pin, as it came from another process.</summary>
     internal void LoadIntxPending(bool pending) => _intxPending = pending && Mode == VfioIrqMode.Intx;
 

@@ -94,6 +94,9 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
     public void ReadShadow() => _function!.ReadShadow();
 
     /// <inheritdoc/>
+    public void TakeSignals() => _function!.TakeSignals();
+
+    /// <inheritdoc/>
     public void SaveConfig(QemuFileWriter f) => _function!.SaveConfig(f);
 
     /// <inheritdoc/>

@@ -21,6 +21,9 @@ internal sealed partial class VfioPciFunction : IVfioConfigState
     };
 
     /// <inheritdoc/>
+    public void TakeSignals() => Irqs.TakeSignals();
+
+    /// <inheritdoc/>
     public void ReadShadow()
     {
         if (ReadDeviceConfig() is not { } device) return;

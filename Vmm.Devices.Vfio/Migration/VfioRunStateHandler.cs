@@ -46,5 +46,6 @@ internal sealed class VfioRunStateHandler(VfioMigration migration) : IVmStatePre
         // The last moment at which registers may be read: in STOP_COPY the device must be left alone.
         if (target == VfioDeviceState.StopCopy) migration.Config.ReadShadow();
         Protocol.SetState(target, VfioDeviceState.Error);
+        migration.Config.TakeSignals();
     }
 }

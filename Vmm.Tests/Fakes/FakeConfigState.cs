@@ -14,6 +14,10 @@ internal sealed class FakeConfigState : IVfioConfigState
 
     public void ReadShadow() => Trace.Add("ReadShadow");
 
+    public int SignalsTaken { get; private set; }
+
+    public void TakeSignals() => SignalsTaken++;
+
     public void SaveConfig(QemuFileWriter f)
     {
         Trace.Add("SaveConfig");

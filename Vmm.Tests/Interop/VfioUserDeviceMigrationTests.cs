@@ -2,6 +2,7 @@ using System.Text.Json.Nodes;
 using Vmm.Migration.Qmp;
 using Vmm.Tests.Support;
 using Vmm.Tests.Unit.Cli;
+using Vmm.Tools.Cli.Demo;
 
 namespace Vmm.Tests.Interop;
 
@@ -67,6 +68,39 @@ internal sealed class VfioUserDeviceMigrationTests : EndToEnd
         await next.Out(GpioPort, 0x05);
         await VfioUserMigrationTests.Migrate(next, to);
         Assert.That((await next.State(), await to.State(), await Levels(to)), Is.EqualTo(("postmigrate", "running", 0xfau)));
+    }
+
+    [Test]
+    public async Task EduMovesWhileItsGuestKeepsItBusyWithDma()
+    {
+        PeerProcess from = await EduVm("from"), to = await EduVm("to", "--incoming", "tcp:127.0.0.1:0");
+        await WaitSteps(from, 100);
+        await from.Monitor.Execute("migrate-set-capabilities", VfioUserMigrationTests.Capability("return-path", true), CancellationToken.None);
+        await Vmm.Ok("migrate", "--vm", "from", "--to", to.IncomingUri);
+        long[] arrived = await EduWords(to);
+        await WaitSteps(to, arrived[0] + 100);
+        Assert.That((await EduWords(to))[1], Is.Zero, "pages that came back wrong");
+    }
+
+    private async Task<PeerProcess> EduVm(string name, params string[] arguments)
+    {
+        await Vmm.Start("device", "serve", "--type", "edu", "--socket", Vmm[$"{name}.sock"]).Line("serving edu");
+        return await Vmm.StartVmOf(name, "1M,id=edu", ["--device", $"vfio-user-pci,socket={Vmm[$"{name}.sock"]},enable-migration=on", "--device", "edu-guest", .. arguments]);
+    }
+
+    /// <summary>A step that gets no interrupt is the last: then this waits in vain.</summary>
+    private async Task WaitSteps(PeerProcess vm, long steps)
+    {
+        using var limit = new CancellationTokenSource(VmmCommands.Deadline);
+        while ((await EduWords(vm))[0] < steps) limit.Token.ThrowIfCancellationRequested();
+    }
+
+    /// <summary>Steps done, wrong pages (EduGuest).</summary>
+    private async Task<long[]> EduWords(PeerProcess vm)
+    {
+        await vm.Monitor.Execute("pmemsave", new JsonObject { ["val"] = 0, ["size"] = 16, ["filename"] = Vmm["words"] }, CancellationToken.None);
+        byte[] bytes = await File.ReadAllBytesAsync(Vmm["words"]);
+        return [BitConverter.ToInt64(bytes, 0), BitConverter.ToInt64(bytes, 8)];
     }
 
     private static async Task Program(VfioUserVm vm)

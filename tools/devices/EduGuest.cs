@@ -52,7 +52,11 @@ public sealed class EduGuest : IVmDevice, IVmStateHandler, IInterruptController
         else if (Word(4) != 0) Step();
     }
 
-    public void Reset() => _zeros.CopyTo(_block.Slice(0, _zeros.Length));
+    public void Reset()
+    {
+        _zeros.CopyTo(_block.Slice(0, _zeros.Length));
+        _block.MarkDirty(0, (ulong)_zeros.Length);
+    }
 
     public void SetIntx(int line, bool level)
     {
@@ -107,6 +111,7 @@ public sealed class EduGuest : IVmDevice, IVmStateHandler, IInterruptController
     {
         Span<byte> page = _block.Slice(Page, Page);
         for (int at = 0; at < Page; at += 8) BinaryPrimitives.WriteUInt64LittleEndian(page[at..], DmaTestPattern.Mix(Word(0) + ((ulong)at << 40)));
+        _block.MarkDirty(Page, Page);
         Start(_block.Address.Value + Page, EduDevice.BufferAt, 0);
     }
 
@@ -118,7 +123,11 @@ public sealed class EduGuest : IVmDevice, IVmStateHandler, IInterruptController
 
     private ulong Word(int index) => BinaryPrimitives.ReadUInt64LittleEndian(_block.ReadOnlySlice((ulong)index * 8, 8));
 
-    private void Word(int index, ulong value) => BinaryPrimitives.WriteUInt64LittleEndian(_block.Slice((ulong)index * 8, 8), value);
+    private void Word(int index, ulong value)
+    {
+        BinaryPrimitives.WriteUInt64LittleEndian(_block.Slice((ulong)index * 8, 8), value);
+        _block.MarkDirty((ulong)index * 8, 8);
+    }
 }
 
 /// <summary>Makes <see cref="EduGuest"/>s.</summary>
