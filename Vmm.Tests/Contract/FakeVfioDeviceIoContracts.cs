@@ -14,8 +14,6 @@ public sealed class FakeKernelDeviceIoContract : VfioDeviceIoContract
 
     protected override bool Resets => true;
 
-    protected override uint? TriggerIrq => null;
-
     [SetUp]
     public void Open()
     {

@@ -1,5 +1,4 @@
 using Vmm.Core.Errors;
-using Vmm.Core.Interop;
 using Vmm.Devices.Vfio.Io;
 
 namespace Vmm.Tests.Contract;
@@ -12,9 +11,6 @@ public abstract class VfioDeviceIoContract
 
     /// <summary>Whether it answers VFIO_DEVICE_RESET.</summary>
     protected abstract bool Resets { get; }
-
-    /// <summary>An interrupt index with an eventfd that the kernel signals when told to; null: none can be triggered.</summary>
-    protected abstract uint? TriggerIrq { get; }
 
     [Test]
     public void Spec1_5_ARegionBeyondTheLastIsAbsent()
@@ -38,22 +34,6 @@ public abstract class VfioDeviceIoContract
     {
         Assert.That(Device.GetIrqInfo(Device.Info.IrqCount).Count, Is.Zero);
         Assert.That(Device.GetIrqInfo(uint.MaxValue).Count, Is.Zero);
-    }
-
-    [Test]
-    public void Spec1_6_AnEventFdIsSignalledByATriggerUntilItsIndexIsDisabled()
-    {
-        if (TriggerIrq is not { } index) { Assert.Pass("nothing to trigger"); return; }
-        Assert.That(Device.GetIrqInfo(index).Flags & VfioIrqInfoFlags.EventFd, Is.EqualTo(VfioIrqInfoFlags.EventFd));
-        using OwnedFd fd = Posix.EventFd();
-        Assert.That(Device.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger, index, 0, 1), [], [fd]), Is.EqualTo(Errno.None));
-        var fire = new VfioIrqSet(VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionTrigger, index, 0, 1);
-        Assert.That(Device.SetIrqs(fire, [], []), Is.EqualTo(Errno.None));
-        Assert.That(Posix.Poll(fd, Posix.POLLIN, null, 10_000, out _), Is.EqualTo(Posix.POLLIN));
-        Posix.DrainEventFd(fd);
-        Assert.That(Device.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionTrigger, index, 0, 0), [], []), Is.EqualTo(Errno.None), "disable");
-        Device.SetIrqs(fire, [], []);
-        Assert.That(Posix.Poll(fd, Posix.POLLIN, null, 0, out _), Is.Zero);
     }
 
     [Test]

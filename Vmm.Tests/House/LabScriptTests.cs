@@ -112,7 +112,7 @@ public sealed class LabScriptTests
     private void Link(string tool)
     {
         string found = Environment.GetEnvironmentVariable("PATH")!.Split(':').Select(f => Path.Combine(f, tool)).FirstOrDefault(File.Exists) ?? "";
-        if (found.Length == 0) Assert.Ignore($"{tool} is missing");
+        if (found.Length == 0) QemuVersions.Missing($"{tool} is missing");
         File.CreateSymbolicLink(Path.Combine(_folder["bin"], tool), found);
     }
 

@@ -14,26 +14,7 @@ namespace Vmm.Tests.Lab;
 [TestFixture(true, TestName = "HandOver(iommufd)")]
 public sealed class HandOverTests(bool iommufd) : LabFixture
 {
-    private static readonly byte[] s_pattern = [.. Enumerable.Range(7, 64).Select(static i => (byte)i)];
-
-    [Test]
-    public void Spec1_8_WithoutItsAddressAMappingStaysAndTheDeviceGoesOn()
-    {
-        using var lab = new LabVfio(LabOtherProcess.RamBytes);
-        KernelVfioDeviceIo device = lab.Open(LabVfio.Edu, iommufd);
-        var edu = new LabEdu(device);
-        edu.Enable();
-        if (device.Container is not Type1Container container) { Assert.Pass("iommufd has no suspended addresses"); return; }
-        s_pattern.CopyTo(lab.Ram.Slice(0x1000, 64));
-        Assert.That(Suspend(container), Is.EqualTo(Errno.None));
-        Assert.That(Suspend(container), Is.EqualTo(Errno.EINVAL), "suspended already");
-        edu.Copy(0x1000, 0x2000, 64);
-        Assert.That(lab.Ram.ReadOnlySlice(0x2000, 64).ToArray(), Is.EqualTo(s_pattern), "DMA while suspended");
-        var back = new VfioUapi.IommuType1DmaMap { Argsz = 32, Flags = VfioUapi.VFIO_DMA_MAP_FLAG_VADDR, Vaddr = (ulong)lab.Ram.HostAddress, Iova = 0, Size = lab.Ram.SizeBytes };
-        Assert.That(new KernelVfio().Call(container.Fd, VfioUapi.VFIO_IOMMU_MAP_DMA, ref back), Is.EqualTo(Errno.None));
-        edu.Copy(0x1000, 0x3000, 64);
-        Assert.That(lab.Ram.ReadOnlySlice(0x3000, 64).ToArray(), Is.EqualTo(s_pattern), "DMA after the remap");
-    }
+    internal static readonly byte[] Pattern = [.. Enumerable.Range(7, 64).Select(static i => (byte)i)];
 
     [Test]
     public void Spec1_8_AnotherProcessUsesTheDeviceByItsDescriptors()
@@ -42,7 +23,7 @@ public sealed class HandOverTests(bool iommufd) : LabFixture
         using var lab = new LabVfio(LabOtherProcess.RamBytes);
         KernelVfioDeviceIo device = lab.Open(LabVfio.Edu, iommufd);
         new LabEdu(device).Enable();
-        s_pattern.CopyTo(lab.Ram.Slice(0x1000, 64));
+        Pattern.CopyTo(lab.Ram.Slice(0x1000, 64));
         using OwnedFd interrupt = Posix.EventFd();
         Assert.That(device.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger, VfioPciIrq.Msi, 0, 1), [], [interrupt]), Is.EqualTo(Errno.None));
 
@@ -62,7 +43,7 @@ public sealed class HandOverTests(bool iommufd) : LabFixture
             Assert.That(Posix.SendWithFds(socket, [0], handed, out errno), Is.EqualTo(1));
             Assert.That(Posix.Poll(socket, Posix.POLLIN, null, 120_000, out _), Is.Not.Zero, "it answers");
             Assert.That(Posix.Receive(socket, new byte[1], 0, out errno), Is.EqualTo(1), "it succeeded");
-            Assert.That(lab.Ram.ReadOnlySlice(0x3000, 64).ToArray(), Is.EqualTo(s_pattern), "what its device wrote is here");
+            Assert.That(lab.Ram.ReadOnlySlice(0x3000, 64).ToArray(), Is.EqualTo(Pattern), "what its device wrote is here");
             other.WaitForExit();
             Assert.That(other.ExitCode, Is.Zero);
         }
@@ -90,9 +71,33 @@ public sealed class HandOverTests(bool iommufd) : LabFixture
         Assert.That(Uart.Observe(device), Is.EqualTo(expected), "and works");
     }
 
-    private static Errno Suspend(Type1Container container)
+    internal static Errno Suspend(Type1Container container)
     {
         var all = new VfioUapi.IommuType1DmaUnmap { Argsz = 24, Flags = VfioUapi.VFIO_DMA_UNMAP_FLAG_VADDR | VfioUapi.VFIO_DMA_UNMAP_FLAG_ALL };
         return new KernelVfio().Call(container.Fd, VfioUapi.VFIO_IOMMU_UNMAP_DMA, ref all);
+    }
+}
+
+/// <summary>Addresses that are suspended; type1 alone has them.</summary>
+[TestFixture(TestName = "HandOver(suspended)")]
+public sealed class SuspendedAddressTests : LabFixture
+{
+    [Test]
+    public void Spec1_8_WithoutItsAddressAMappingStaysAndTheDeviceGoesOn()
+    {
+        using var lab = new LabVfio(LabOtherProcess.RamBytes);
+        KernelVfioDeviceIo device = lab.Open(LabVfio.Edu, iommufd: false);
+        var edu = new LabEdu(device);
+        edu.Enable();
+        var container = (Type1Container)device.Container;
+        HandOverTests.Pattern.CopyTo(lab.Ram.Slice(0x1000, 64));
+        Assert.That(HandOverTests.Suspend(container), Is.EqualTo(Errno.None));
+        Assert.That(HandOverTests.Suspend(container), Is.EqualTo(Errno.EINVAL), "suspended already");
+        edu.Copy(0x1000, 0x2000, 64);
+        Assert.That(lab.Ram.ReadOnlySlice(0x2000, 64).ToArray(), Is.EqualTo(HandOverTests.Pattern), "DMA while suspended");
+        var back = new VfioUapi.IommuType1DmaMap { Argsz = 32, Flags = VfioUapi.VFIO_DMA_MAP_FLAG_VADDR, Vaddr = (ulong)lab.Ram.HostAddress, Iova = 0, Size = lab.Ram.SizeBytes };
+        Assert.That(new KernelVfio().Call(container.Fd, VfioUapi.VFIO_IOMMU_MAP_DMA, ref back), Is.EqualTo(Errno.None));
+        edu.Copy(0x1000, 0x3000, 64);
+        Assert.That(lab.Ram.ReadOnlySlice(0x3000, 64).ToArray(), Is.EqualTo(HandOverTests.Pattern), "DMA after the remap");
     }
 }

@@ -1,3 +1,5 @@
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
 using Vmm.Devices.Vfio.Io;
 using Vmm.Tests.Contract;
 
@@ -14,6 +16,9 @@ public abstract class LabDeviceIoContract(bool iommufd) : VfioDeviceIoContract
 
     protected abstract string Path { get; }
 
+    /// <summary>An interrupt index with an eventfd that the kernel signals when told to.</summary>
+    protected abstract uint TriggerIrq { get; }
+
     [OneTimeSetUp]
     public void Open()
     {
@@ -28,6 +33,22 @@ public abstract class LabDeviceIoContract(bool iommufd) : VfioDeviceIoContract
         _device?.Dispose();
         _lab?.Dispose();
     }
+
+    [Test]
+    public void Spec1_6_AnEventFdIsSignalledByATriggerUntilItsIndexIsDisabled()
+    {
+        uint index = TriggerIrq;
+        Assert.That(Device.GetIrqInfo(index).Flags & VfioIrqInfoFlags.EventFd, Is.EqualTo(VfioIrqInfoFlags.EventFd));
+        using OwnedFd fd = Posix.EventFd();
+        Assert.That(Device.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger, index, 0, 1), [], [fd]), Is.EqualTo(Errno.None));
+        var fire = new VfioIrqSet(VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionTrigger, index, 0, 1);
+        Assert.That(Device.SetIrqs(fire, [], []), Is.EqualTo(Errno.None));
+        Assert.That(Posix.Poll(fd, Posix.POLLIN, null, 10_000, out _), Is.EqualTo(Posix.POLLIN));
+        Posix.DrainEventFd(fd);
+        Assert.That(Device.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionTrigger, index, 0, 0), [], []), Is.EqualTo(Errno.None), "disable");
+        Device.SetIrqs(fire, [], []);
+        Assert.That(Posix.Poll(fd, Posix.POLLIN, null, 0, out _), Is.Zero);
+    }
 }
 
 [TestFixture(false, TestName = "MttyIo(group)")]
@@ -38,7 +59,7 @@ public sealed class MttyDeviceIoContract(bool iommufd) : LabDeviceIoContract(iom
 
     protected override bool Resets => true;
 
-    protected override uint? TriggerIrq => VfioPciIrq.Intx;
+    protected override uint TriggerIrq => VfioPciIrq.Intx;
 
     [Test]
     public void Spec1_4_TheResetFlagIsAdvisory() => Assert.That(Device.Info, Is.EqualTo(new VfioDeviceInfo(SupportsReset: false, IsPci: true, RegionCount: 9, IrqCount: 5)));
@@ -59,7 +80,7 @@ public sealed class EduDeviceIoContract(bool iommufd) : LabDeviceIoContract(iomm
 
     protected override bool Resets => false;
 
-    protected override uint? TriggerIrq => VfioPciIrq.Msi;
+    protected override uint TriggerIrq => VfioPciIrq.Msi;
 
     [Test]
     public void Spec1_4_AFunctionWithoutFlrHasNoResetFlag() => Assert.That(Device.Info.SupportsReset, Is.False);
@@ -73,7 +94,7 @@ public sealed class E1000eDeviceIoContract(bool iommufd) : LabDeviceIoContract(i
 
     protected override bool Resets => true;
 
-    protected override uint? TriggerIrq => VfioPciIrq.Msix;
+    protected override uint TriggerIrq => VfioPciIrq.Msix;
 
     [Test]
     public void Spec1_4_AFunctionThatResetsSaysSo() => Assert.That(Device.Info.SupportsReset);

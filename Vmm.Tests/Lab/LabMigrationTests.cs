@@ -133,33 +133,6 @@ public sealed class LabMigrationTests(bool iommufd) : LabDeviceFixture
         Assert.That(LabMemory.Read(LabPair.Io(again.Destination)), Is.EqualTo(expected));
     }
 
-    [TestCase(4096, 4096)]
-    [TestCase(4096, 40)]
-    [TestCase(64, 8192)]
-    public async Task Spec5_4_V1MovesBetweenSectionsOfAnySize(int from, int to)
-    {
-        if (iommufd) Assert.Pass("v1 has the dirty log of type1 only");
-        LabDevice source = Make("v1"), destination = Make("v1");
-        (source["data_section_bytes"], destination["data_section_bytes"]) = (from, to);
-        using var pair = new LabPair(iommufd, [source.Path], [destination.Path]);
-        byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 11);
-        foreach (LabDevice device in Made) device["log"] = 0;
-        await pair.MigrateWell();
-        Assert.That(source.States, Is.EqualTo((int[])[3, 2, 0]), "pre-copy, stop-and-copy, stopped");
-        Assert.That(destination.States, Is.EqualTo((int[])[4, 1]), "resuming, running");
-        Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
-    }
-
-    [Test]
-    public async Task Spec5_2_AV1DeviceThatBreaksFailsTheMigration()
-    {
-        if (iommufd) Assert.Pass("v1 has the dirty log of type1 only");
-        LabDevice source = Make("v1");
-        using var pair = new LabPair(iommufd, [source.Path], [Make("v1").Path]);
-        source["refuse_v1"] = "2 1";
-        Assert.That((await pair.Migrate()).Source, Is.EqualTo(MigrationStatus.Failed));
-    }
-
     private static async Task MoveMemory(LabPair pair, int seed)
     {
         byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), seed);

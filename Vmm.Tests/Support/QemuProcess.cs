@@ -42,7 +42,8 @@ internal static class QemuVersions
         return string.Empty;
     }
 
-    private static void Missing(string reason)
+    /// <summary>Skips the test, or fails it where CI is set.</summary>
+    internal static void Missing(string reason)
     {
         if (!string.IsNullOrEmpty(Environment.GetEnvironmentVariable("CI"))) Assert.Fail(reason);
         Assert.Ignore(reason);
