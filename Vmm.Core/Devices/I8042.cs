@@ -57,6 +57,13 @@ public sealed class I8042(GuestRequests requests, IsaIrqs irqs)
         PostLoad = static (k, _) => k.AfterLoad(),
     };
 
+    /// <summary>QEMU's <c>vmstate_kbd_isa</c>, the section of the controller on the ISA bus: the same bytes, described as a structure in it.</summary>
+    public static VmStateDescription<I8042> IsaDescription { get; } = new()
+    {
+        Name = "pckbd", VersionId = 3, MinimumVersionId = 3,
+        Fields = [VmState.Struct<I8042, I8042>("kbd", Description, static k => k)],
+    };
+
     private byte _command, _status = StatusCommand | StatusUnlocked, _mode = ModeKeyboardIrq | ModeMouseIrq, _pending, _outport = OutReset | OutA20 | OutOnes;
     private byte _loadedOutport, _data, _controlData;
     private uint _flags, _source;

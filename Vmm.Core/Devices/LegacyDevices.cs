@@ -38,7 +38,7 @@ public sealed class LegacyDevices : IDisposable
         _keyboard = new I8042(services.Requests, services.Irqs);
         _registrations.Add(services.Io.AddPorts(I8042.DataPort, 1, "i8042", _keyboard.Data));
         _registrations.Add(services.Io.AddPorts(I8042.CommandPort, 1, "i8042", _keyboard.Command));
-        _registrations.Add(services.RegisterVmState(I8042.Description, _keyboard));
+        _registrations.Add(services.RegisterVmState(I8042.IsaDescription, _keyboard));
         _registrations.Add(services.Io.AddPorts(ResetPort, 1, "reset-control", new ResetControl(services.Requests)));
         _registrations.Add(services.Io.AddPorts(DebugExitPort, 4, "isa-debug-exit", new DebugExit(services.Requests)));
     }
