@@ -12,7 +12,7 @@ namespace Vmm.Core.Kvm;
 
 /// <summary>
 /// Runs a VM's guest with KVM: memory slots that follow the address map, vCPU threads between start and stop, interrupts of PCI and ISA devices,
-/// dirty log, sections <c>kvm-clock</c>, <c>kvm-irqchip</c> and one <c>kvm-cpu</c> a vCPU. BQL: held for every call.
+/// dirty log, QEMU's sections of the chips, <c>kvm-clock</c> and one <c>kvm-cpu</c> a vCPU. BQL: held for every call.
 /// </summary>
 internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptController
 {
@@ -27,6 +27,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     private readonly KvmDirtyRings? _rings;
     private readonly KvmBoot? _boot;
     private readonly KvmMachineState _powerOnMachine; // What a reset brings back, from before the first instruction.
+    private readonly KvmIrqChips _powerOnChips;
     private readonly ILogger _logger;
     private readonly LegacyDevices _legacy;
     private bool _hasNoProgram;
@@ -50,7 +51,9 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
             throw;
         }
         Machine = new KvmMachineState(_vm);
+        Chips = new KvmIrqChips(_vm, services.Clock);
         _powerOnMachine = new KvmMachineState(_vm);
+        _powerOnChips = new KvmIrqChips(_vm, services.Clock);
         try
         {
             Paths = new KvmPaths(_vm);
@@ -61,7 +64,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
                 _powerOn.Add(new KvmCpuState(vcpu, options.Cpus, _vm, _powerOnMachine));
                 _powerOn[^1].Save();
             }
-            _powerOnMachine.SaveChips();
+            _powerOnChips.Get();
             _registrations.Add(services.Memory.AddListener(_vm));
             _rings = options.DirtyRingEntries > 0 ? new KvmDirtyRings(_vm, _vcpus, _logger) : null;
             _registrations.Add(services.Memory.AddDirtyLogSource(_rings is null ? new KvmDirtyLog(_vm) : _rings));
@@ -70,7 +73,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
             _legacy = new LegacyDevices(services);
             _registrations.Add(_legacy);
             _registrations.Add(services.RegisterVmState(KvmMachineState.ClockDescription, Machine, 0));
-            _registrations.Add(services.RegisterVmState(KvmMachineState.IrqChipDescription, Machine, 0));
+            _registrations.AddRange(Chips.Register(services));
             foreach (KvmCpuState state in _states) _registrations.Add(services.RegisterVmState(KvmCpuState.Description, state));
             if (!options.IsIncoming) _boot?.Load(_vcpus[0]);
         }
@@ -97,6 +100,8 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     internal IReadOnlyList<KvmCpuState> CpuStates => _states;
 
     internal KvmMachineState Machine { get; }
+
+    internal KvmIrqChips Chips { get; }
 
     internal KvmPaths Paths { get; }
 
@@ -127,6 +132,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
             return;
         }
         StopVcpus();
+        Chips.Pit.NoteClock();
     }
 
     private void StopVcpus()
@@ -150,7 +156,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     public void Reset()
     {
         _legacy.Reset();
-        _powerOnMachine.LoadChips();
+        _powerOnChips.Set();
         foreach (KvmCpuState state in _powerOn) state.Load();
         _hasNoProgram = _boot is null;
         _boot?.Load(_vcpus[0]);

@@ -7,27 +7,12 @@ using static Vmm.Core.Kvm.KvmUapi;
 namespace Vmm.Core.Kvm;
 
 /// <summary>
-/// What of a VM is in the kernel and not in a vCPU: interrupt controllers, PIT and the guest's clock. Guest time goes on while the guest is stopped
-/// or moves: wall-clock time that passed between save and start is added once, to the clock and to every TSC alike. BQL held, vCPUs parked.
+/// The guest's clock, which the kernel keeps for the whole VM. Guest time goes on while the guest is stopped or moves: wall-clock time that passed between save and start is added once, to the clock and to every TSC alike. BQL held, vCPUs parked.
 /// </summary>
 internal sealed class KvmMachineState(KvmVm vm)
 {
     /// <summary>More than this is not a downtime but a snapshot of the past: the clock then goes on where it was.</summary>
     internal const ulong MaxDowntimeNs = 60_000_000_000;
-
-    internal static VmStateDescription<KvmMachineState> IrqChipDescription { get; } = new()
-    {
-        Name = "kvm-irqchip",
-        Fields =
-        [
-            VmState.Buffer<KvmMachineState>("pic_master", IrqChipBytes, static s => s.Chips[0]),
-            VmState.Buffer<KvmMachineState>("pic_slave", IrqChipBytes, static s => s.Chips[1]),
-            VmState.Buffer<KvmMachineState>("ioapic", IrqChipBytes, static s => s.Chips[2]),
-            VmState.Buffer<KvmMachineState>("pit", PitState2Bytes, static s => s.Pit),
-        ],
-        PreSave = static s => s.SaveChips(),
-        PostLoad = static (s, _) => s.LoadChips(),
-    };
 
     internal static VmStateDescription<KvmMachineState> ClockDescription { get; } = new()
     {
@@ -37,33 +22,11 @@ internal sealed class KvmMachineState(KvmVm vm)
         PostLoad = static (s, _) => s._clockLoaded = true,
     };
 
-    internal readonly byte[][] Chips = [new byte[IrqChipBytes], new byte[IrqChipBytes], new byte[IrqChipBytes]];
-    internal readonly byte[] Pit = new byte[PitState2Bytes];
     internal ulong ClockNs, RealtimeNs;
 
     private readonly List<(KvmVcpu Vcpu, KvmCpuState State)> _cpus = [], _tscs = [];
     private ulong? _hostTsc;
     private bool _clockLoaded;
-
-    internal void SaveChips()
-    {
-        for (uint i = 0; i < Chips.Length; i++)
-        {
-            BinaryPrimitives.WriteUInt32LittleEndian(Chips[i], i);
-            vm.Set(KVM_GET_IRQCHIP, Chips[i], "KVM_GET_IRQCHIP");
-        }
-        vm.Set(KVM_GET_PIT2, Pit, "KVM_GET_PIT2");
-    }
-
-    internal void LoadChips()
-    {
-        for (uint i = 0; i < Chips.Length; i++)
-        {
-            if (BinaryPrimitives.ReadUInt32LittleEndian(Chips[i]) != i) throw new IncompatibleStateException($"section 'kvm-irqchip': chip {i} has the wrong number");
-            vm.Set(KVM_SET_IRQCHIP, Chips[i], "KVM_SET_IRQCHIP");
-        }
-        vm.Set(KVM_SET_PIT2, Pit, "KVM_SET_PIT2");
-    }
 
     /// <summary>Takes part in the moments at which all TSCs are read and set.</summary>
     internal void Add(KvmVcpu vcpu, KvmCpuState state) => _cpus.Add((vcpu, state));

@@ -1,9 +1,5 @@
-using System.Text;
-using System.Text.Json.Nodes;
 using Vmm.Core.Devices;
 using Vmm.Core.SaveVm;
-using Vmm.Core.Wire;
-using Vmm.Migration.Stream.Viewer;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Interop;
@@ -16,54 +12,45 @@ namespace Vmm.Tests.Interop;
 public sealed class PcDeviceQemuTests
 {
     private const string Rtc = "mc146818rtc", Keyboard = "pckbd", Host = "PCIHost", Bus = "PCIBUS", Bridge = "0000:00:00.0/gpex_root", Serial = "serial";
-    private const int SizeMiB = 16;
 
     private static readonly string[] s_sections = [Host, Bus, Bridge, Rtc, Keyboard, Serial];
-    private static readonly string[] s_machine = ["-M", "microvm,pcie=on,rtc=on,isa-serial=on", "-m", $"{SizeMiB}", "-device", "i8042", "-serial", "null", "-S"];
 
     private static string[] Versions => QemuVersions.All;
 
     [TestCaseSource(nameof(Versions))]
     public void WhatQemuSavesIsLoadedAndSavedTheSame(string version)
     {
-        using QemuProcess qemu = QemuProcess.WithMachine(version, s_machine);
-        byte[] stream = Saved(qemu);
-        string descriptions = Encoding.ASCII.GetString(stream.AsSpan(stream.AsSpan().LastIndexOf("\"devices\": ["u8)));
+        using QemuProcess qemu = MicrovmStream.Start(version);
+        MicrovmStream stream = MicrovmStream.Save(qemu);
         using var pc = new Pc();
         foreach (string name in s_sections)
         {
             SaveVmEntry entry = pc.Services.SaveVm.Find(name, 0)!;
-            byte[] body = Body(stream, Entry(stream, name));
+            byte[] body = stream.Body(name);
             SectionBytes.Load(entry.VmState!, body, entry.VersionId);
             Assert.That(Timeless(name, SectionBytes.Save(entry.VmState!)), Is.EqualTo(Timeless(name, body)), name);
-            string description = SectionBytes.Describe(entry.VmState!)[1..^1];
-            Assert.That(descriptions, Does.Contain($"{{\"name\": \"{name}\", \"instance_id\": 0, {description}}}"), name);
+            stream.AssertDescribes(entry);
         }
     }
 
     [TestCaseSource(nameof(Versions))]
     public void WhatIsSavedHereQemuLoadsAndSavesTheSame(string version)
     {
-        using QemuProcess source = QemuProcess.WithMachine(version, s_machine);
-        byte[] stream = Saved(source);
+        using QemuProcess source = MicrovmStream.Start(version);
+        MicrovmStream stream = MicrovmStream.Save(source);
         using var pc = new Pc();
         pc.Use();
         var ours = new Dictionary<string, byte[]>();
-        foreach (StreamEntry entry in s_sections.Select(name => Entry(stream, name)).OrderByDescending(static e => e.Offset))
+        foreach (string name in s_sections)
         {
-            byte[] body = ours[entry.Name!] = SectionBytes.Save(pc.Services.SaveVm.Find(entry.Name!, 0)!.VmState!);
-            byte[] theirs = Body(stream, entry);
-            if (entry.Name != Bus) Assert.That(body, Is.Not.EqualTo(theirs), $"{entry.Name} is as it was at the start: nothing would be shown");
-            int at = BodyOffset(entry);
-            stream = [.. stream.AsSpan(0, at), .. body, .. stream.AsSpan(at + theirs.Length)];
+            ours[name] = SectionBytes.Save(pc.Services.SaveVm.Find(name, 0)!.VmState!);
+            if (name != Bus) Assert.That(ours[name], Is.Not.EqualTo(stream.Body(name)), $"{name} is as it was at the start: nothing would be shown");
+            stream.Replace(name, 0, ours[name]);
         }
-        using QemuProcess target = QemuProcess.WithMachine(version, s_machine, "-incoming", "defer");
-        string file = target.File("in");
-        File.WriteAllBytes(file, stream);
-        target.Listen($"exec:cat {file}");
-        Assert.That(target.WaitMigrated(), Is.EqualTo("completed"), () => target.Errors);
-        byte[] again = Saved(target);
-        foreach (string name in s_sections) Assert.That(Timeless(name, Body(again, Entry(again, name))), Is.EqualTo(Timeless(name, ours[name])), name);
+        using QemuProcess target = MicrovmStream.Start(version, "-incoming", "defer");
+        stream.Load(target);
+        MicrovmStream again = MicrovmStream.Save(target);
+        foreach (string name in s_sections) Assert.That(Timeless(name, again.Body(name)), Is.EqualTo(Timeless(name, ours[name])), name);
     }
 
     /// <summary>A section without what the wall clock changes between two saves: the time of day, and when its timers are next due.</summary>
@@ -76,22 +63,6 @@ public sealed class PcDeviceQemuTests
         return copy;
     }
 
-    private static byte[] Saved(QemuProcess qemu)
-    {
-        string file = qemu.File("out");
-        qemu.Run("migrate", new JsonObject { ["uri"] = $"exec:cat > {file}" });
-        Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
-        return File.ReadAllBytes(file);
-    }
-
-    private static StreamEntry Entry(byte[] stream, string name) =>
-        StreamViewer.Read(new MemoryFile(stream)).Entries.Single(e => e.Kind == StreamEntryKind.Full && e.Name == name && e.InstanceId == 0);
-
-    /// <summary>Behind type, section id, name with its length, instance and version.</summary>
-    private static int BodyOffset(StreamEntry entry) => (int)entry.Offset + 14 + entry.Name!.Length;
-
-    private static byte[] Body(byte[] stream, StreamEntry entry) => stream[BodyOffset(entry)..(int)(entry.Offset + entry.Length - 5)];
-
     /// <summary>The devices of a VM with an accelerator, without one.</summary>
     private sealed class Pc : IDisposable
     {
@@ -100,7 +71,7 @@ public sealed class PcDeviceQemuTests
 
         internal Pc()
         {
-            Services.Memory.AddBlock(new Core.Memory.RamBlockOptions { Name = "ram", SizeBytes = SizeMiB << 20 });
+            Services.Memory.AddBlock(new Core.Memory.RamBlockOptions { Name = "ram", SizeBytes = MicrovmStream.MemoryBytes });
             _legacy = new LegacyDevices(Services);
             _serial = new SerialDevice(DeviceOptions.Parse("serial"), Services);
         }

@@ -34,10 +34,14 @@ internal sealed class KvmStateTests
     public void The_chips_are_the_same_after_a_save_and_a_load_into_another_VM()
     {
         using KvmGuest source = Stopped(), destination = KvmGuest.MemCheck(incoming: true);
-        SectionBytes.Load(KvmMachineState.IrqChipDescription.Bind(destination.Kvm.Machine), SectionBytes.Save(KvmMachineState.IrqChipDescription.Bind(source.Kvm.Machine)));
-        byte[][] sent = [.. source.Kvm.Machine.Chips.Append(source.Kvm.Machine.Pit).Select(static c => (byte[])c.Clone())];
-        destination.Kvm.Machine.SaveChips();
-        byte[][] got = [.. destination.Kvm.Machine.Chips, destination.Kvm.Machine.Pit];
+        KvmIrqChips from = source.Kvm.Chips, to = destination.Kvm.Chips;
+        SectionBytes.Load(KvmPic.Description.Bind(to.Master), SectionBytes.Save(KvmPic.Description.Bind(from.Master)));
+        SectionBytes.Load(KvmPic.Description.Bind(to.Slave), SectionBytes.Save(KvmPic.Description.Bind(from.Slave)));
+        SectionBytes.Load(KvmIoApic.Description.Bind(to.IoApic), SectionBytes.Save(KvmIoApic.Description.Bind(from.IoApic)));
+        SectionBytes.Load(KvmPit.Description.Bind(to.Pit), SectionBytes.Save(KvmPit.Description.Bind(from.Pit)));
+        byte[][] sent = [.. from.Raw.Select(static c => (byte[])c.Clone())];
+        to.Get();
+        IReadOnlyList<byte[]> got = to.Raw;
         // The kernel stamps the PIT's count_load_time, s64 at 16 of each 24-byte channel, with its own time.
         foreach (byte[] pit in (byte[][])[sent[^1], got[^1]])
             for (int channel = 0; channel < 3; channel++) pit.AsSpan(channel * 24 + 16, 8).Clear();
