@@ -177,7 +177,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     public IDisposable? AddIrqFd(int line, OwnedFd trigger, OwnedFd resample)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((uint)line, (uint)PciHost.IntxLines, nameof(line));
-        return _vm.AttachIrqfd(FirstIntxIrq + (uint)line, trigger, resample);
+        return _system.Extension(KvmUapi.KVM_CAP_IRQFD_RESAMPLE) > 0 ? _vm.AttachIrqfd(FirstIntxIrq + (uint)line, trigger, resample) : null;
     }
 
     /// <inheritdoc/>

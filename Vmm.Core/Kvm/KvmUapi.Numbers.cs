@@ -63,6 +63,7 @@ internal static partial class KvmUapi
     internal const uint KVM_CAP_PIT2 = 0x21;
     internal const uint KVM_CAP_PIT_STATE2 = 0x23;
     internal const uint KVM_CAP_IRQFD = 0x20;
+    internal const uint KVM_CAP_IRQFD_RESAMPLE = 0x52;
     internal const uint KVM_CAP_IOEVENTFD = 0x24;
     internal const uint KVM_CAP_IRQ_ROUTING = 0x19;
     internal const uint KVM_CAP_SIGNAL_MSI = 0x4d;

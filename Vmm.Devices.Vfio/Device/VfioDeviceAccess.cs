@@ -75,19 +75,24 @@ internal sealed class VfioDeviceAccess : IDisposable
 
     internal Errno SetIrqs(VfioIrqSetFlags flags, uint index, uint start, uint count, params ReadOnlySpan<OwnedFd?> eventFds)
     {
+        Errno errno = TrySetIrqs(flags, index, start, count, eventFds);
+        if (errno != Errno.None && !_lost && _irqs.TryPass(out long dropped))
+            VfioLog.SetIrqsFailed(Logger, Id, new VfioIrqSet(flags, index, start, count).ToString(), errno, dropped);
+        return errno;
+    }
+
+    /// <summary>As <see cref="SetIrqs"/>, for what not every device can do: a refusal is no news.</summary>
+    internal Errno TrySetIrqs(VfioIrqSetFlags flags, uint index, uint start, uint count, params ReadOnlySpan<OwnedFd?> eventFds)
+    {
         if (_lost) return Errno.ENODEV;
-        var request = new VfioIrqSet(flags, index, start, count);
-        Errno errno;
         try
         {
-            errno = Io.SetIrqs(request, [], eventFds);
+            return Io.SetIrqs(new VfioIrqSet(flags, index, start, count), [], eventFds);
         }
         catch (VmmException e)
         {
-            errno = e.Errno;
+            return e.Errno;
         }
-        if (errno != Errno.None && !_lost && _irqs.TryPass(out long dropped)) VfioLog.SetIrqsFailed(Logger, Id, request.ToString(), errno, dropped);
-        return errno;
     }
 
     internal void SetBusMaster(bool enabled)

@@ -16,7 +16,7 @@ internal sealed class VfioIrqEvent : IDisposable
     private readonly IDisposable _entry;
     private IDisposable? _registration;
     private MsiMessage? _message;
-    private bool _listens, _disposed;
+    private bool _listens, _isAway, _disposed;
 
     /// <summary>Makes one, or takes up the one that the process before this one had.</summary>
     /// <param name="services">The VM's services.</param>
@@ -53,6 +53,13 @@ internal sealed class VfioIrqEvent : IDisposable
         Apply();
     }
 
+    /// <summary>Leaves the signals to another, who reads the eventfd from here on, or takes them back.</summary>
+    internal void LetGo(bool away)
+    {
+        _isAway = away;
+        Apply();
+    }
+
     /// <summary>Sets what a signal becomes in the guest; null for a call of ours, as for a masked vector.</summary>
     internal void SetMessage(MsiMessage? message)
     {
@@ -73,13 +80,13 @@ internal sealed class VfioIrqEvent : IDisposable
     private void Apply()
     {
         bool isStraight = _listens && _route is not null && _message is not null;
-        if (!_listens || isStraight)
+        if (!_listens || isStraight || _isAway)
         {
             _registration?.Dispose();
             _registration = null;
         }
         _route?.Set(isStraight ? _message : null);
-        if (_listens && !isStraight) _registration ??= _services.EventFds.Add(Fd, OnReadable);
+        if (_listens && !isStraight && !_isAway) _registration ??= _services.EventFds.Add(Fd, OnReadable);
     }
 
     /// <summary>Raises a signal that has come, without waiting for the loop's turn.</summary>

@@ -20,22 +20,26 @@ internal enum VfioIrqMode
 /// Interrupts of a device, each an eventfd, set up by SET_IRQS in QEMU's order: INTx is off before MSI or MSI-X goes on and comes back after
 /// it went off. BQL: held for every call (QEMU: <c>vfio_intx_*</c>, <c>vfio_msi_*</c>, <c>vfio_msix_*</c>).
 /// </summary>
-internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDeviceServices services) : IMsixVectorNotifier, IDisposable
+internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDeviceServices services, bool mayBeStraight) : IMsixVectorNotifier, IDisposable
 {
     private const VfioIrqSetFlags Bind = VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger;
     private const VfioIrqSetFlags Disable = VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionTrigger;
-    private const VfioIrqSetFlags Unmask = VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionUnmask;
 
-    private VfioIrqEvent? _intx;
+    private readonly VfioIntx _intx = new(access, function, services, mayBeStraight);
     private VfioIrqEvent?[] _vectors = [];
     private int _used;
     private bool _batch, _grown, _touched;
-    private volatile bool _intxPending;
 
     internal VfioIrqMode Mode { get; private set; }
 
-    /// <summary>The line was raised and the device's interrupt is masked until the guest has served it. BQL: not needed.</summary>
-    internal bool IsIntxPending => _intxPending;
+    /// <summary>See <see cref="VfioIntx.IsPending"/>. BQL: not needed.</summary>
+    internal bool IsIntxPending => _intx.IsPending;
+
+    /// <summary>See <see cref="VfioIntx.NeedsTraps"/>.</summary>
+    internal bool NeedsTraps => _intx.NeedsTraps;
+
+    /// <summary>See <see cref="VfioIntx.IsStraight"/>.</summary>
+    internal bool IsIntxStraight => _intx.IsStraight;
 
     /// <summary>Sets up the pin, if there is one.</summary>
     /// <returns>False when the device refused; the function then has no interrupts.</returns>
@@ -43,29 +47,23 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
     {
         if (function.Config.Bytes[PciRegisters.InterruptPin] == 0 || access.Io.GetIrqInfo(VfioPciIrq.Intx).Count == 0) return true;
         DisableAll();
-        _intx = new VfioIrqEvent(services, $"{access.Id}_intx-interrupt", 0, OnIntx);
-        if (access.SetIrqs(Bind, VfioPciIrq.Intx, 0, 1, _intx.Fd) != Errno.None)
-        {
-            _intx.Dispose();
-            _intx = null;
-            return false;
-        }
+        if (!_intx.Enable()) return false;
         Mode = VfioIrqMode.Intx;
         return true;
     }
 
-    public void Dispose() => DisableAll();
+    public void Dispose()
+    {
+        DisableAll();
+        _intx.Dispose();
+    }
 
     /// <summary>Turns everything off.</summary>
     internal void DisableAll()
     {
         if (Mode == VfioIrqMode.Intx)
         {
-            access.SetIrqs(Disable, VfioPciIrq.Intx, 0, 0);
-            _intxPending = false;
-            function.SetIntx(false);
-            _intx!.Dispose();
-            _intx = null;
+            _intx.Disable();
         }
         else if (Mode != VfioIrqMode.None)
         {
@@ -101,7 +99,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         else if (function.Msix?.IsEnabled == true) Try(EnableMsix);
         else Try(() => EnableIntx());
         // The line came asserted: the guest's next access must lower it and let the device interrupt again.
-        if (Mode == VfioIrqMode.Intx && function.IsIntxAsserted) _intxPending = true;
+        if (function.IsIntxAsserted) _intx.LoadPending(true);
     }
 
     /// <summary>Tells a device that forgot it which eventfds it has.</summary>
@@ -109,7 +107,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
     {
         switch (Mode)
         {
-            case VfioIrqMode.Intx: access.SetIrqs(Bind, VfioPciIrq.Intx, 0, 1, _intx!.Fd); break;
+            case VfioIrqMode.Intx: _intx.Rebind(); break;
             case VfioIrqMode.Msi: BindVectors(VfioPciIrq.Msi); break;
             case VfioIrqMode.Msix: BindMsix(); break;
         }
@@ -135,19 +133,16 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         if (Mode is not (VfioIrqMode.Msi or VfioIrqMode.Msix)) return;
         for (int v = 0; v < _used; v++)
         {
-            bool isOpen = function.IsBusMaster && (Mode == VfioIrqMode.Msi ? !function.Msi!.IsMasked(v) : !function.Msix!.IsMasked(v) && !function.Msix.IsPending(v));
+            bool isOpen = function.IsBusMaster && (Mode == VfioIrqMode.Msi ? !function.Msi!.IsMasked(v) : !function.Msix!.IsMasked(v));
             _vectors[v]?.SetMessage(!isOpen ? null : Mode == VfioIrqMode.Msi ? function.Msi!.Message(v) : function.Msix!.Message(v));
         }
     }
 
-    /// <summary>The guest has served the pin, or so we assume: lowers the line and lets the device interrupt again (QEMU: <c>vfio_intx_eoi</c>).</summary>
-    internal void IntxEoi()
-    {
-        if (!_intxPending) return;
-        _intxPending = false;
-        function.SetIntx(false);
-        access.SetIrqs(Unmask, VfioPciIrq.Intx, 0, 1);
-    }
+    /// <summary>See <see cref="VfioIntx.Eoi"/>.</summary>
+    internal void IntxEoi() => _intx.Eoi();
+
+    /// <summary>See <see cref="VfioIntx.Follow"/>.</summary>
+    internal void FollowIntx() => _intx.Follow();
 
     void IMsixVectorNotifier.UseVector(int vector, MsiMessage message)
     {
@@ -194,25 +189,19 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
     /// <summary>Takes signals, or lets them collect.</summary>
     internal void Listen(bool on)
     {
-        _intx?.Listen(on);
+        _intx.Listen(on);
         foreach (VfioIrqEvent? vector in _vectors) vector?.Listen(on);
     }
 
     /// <summary>Raises what waits in the eventfds.</summary>
     internal void TakeSignals()
     {
-        _intx?.Take();
+        _intx.Take();
         foreach (VfioIrqEvent? vector in _vectors) vector?.Take();
     }
 
     /// <summary>The pending mark of the pin, as it came from another process.</summary>
-    internal void LoadIntxPending(bool pending) => _intxPending = pending && Mode == VfioIrqMode.Intx;
-
-    private void OnIntx()
-    {
-        _intxPending = true;
-        function.SetIntx(true);
-    }
+    internal void LoadIntxPending(bool pending) => _intx.LoadPending(pending);
 
     private void EnableMsi()
     {

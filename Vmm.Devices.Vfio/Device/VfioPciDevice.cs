@@ -24,10 +24,11 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
     private VfioIrqEvent? _error, _request;
     private readonly VfioMigration? _migration;
     private readonly VfioCprPci? _cpr;
+    private readonly IDisposable? _runState;
     private bool _disposed;
 
     /// <summary>Makes the device and plugs it. BQL: held.</summary>
-    /// <param name="options">Options <c>id</c>, <c>addr</c>, <c>multifunction</c>, <c>x-no-mmap</c>, <c>skip-vsc-check</c> and those of the migration.</param>
+    /// <param name="options">Options <c>id</c>, <c>addr</c>, <c>multifunction</c>, <c>x-no-mmap</c>, <c>x-no-kvm-intx</c>, <c>skip-vsc-check</c> and those of the migration.</param>
     /// <param name="io">The open device; owned from here on, and disposed also when this throws.</param>
     /// <param name="services">The VM's services.</param>
     /// <exception cref="ConfigurationException">An option is refused.</exception>
@@ -48,6 +49,8 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
             if (!services.CprFds.IsIncoming && !_function.Irqs.EnableIntx()) throw new VfioException($"device '{Id}' ({io.Name}): INTx cannot be set up", Errno.EINVAL);
 
             _migration = VfioMigration.Realize(Id, Path, io, this, VfioMigrationOptions.Read(options), services);
+            // After the migration's: on stop the pin is taken over while the device still runs and signals.
+            _runState = services.RunState.Register(new PinRunState(_function), VfioRunStateHandler.Priority);
             _error = Notifier(VfioPciIrq.Err, "err", OnError);
             _request = Notifier(VfioPciIrq.Req, "req", OnRequest);
             VfioMigration migration = _migration;
@@ -115,6 +118,7 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
         {
             if (_disposed) return;
             _disposed = true;
+            _runState?.Dispose();
             _cpr?.Dispose();
             _migration?.Dispose();
             Drop(VfioPciIrq.Req, ref _request);
@@ -138,6 +142,7 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
                 IsMultiFunction = options.GetBool("multifunction", false),
             },
             NoMmap: options.GetBool("x-no-mmap", false),
+            NoKvmIntx: options.GetBool("x-no-kvm-intx", false),
             SkipVscCheck: options.GetBool("skip-vsc-check", true));
     }
 
@@ -181,4 +186,11 @@ public sealed class VfioPciDevice : IVmDevice, IVfioConfigState
     }
 
     private void OnRequest() => VfioLog.RequestInterrupt(_access.Logger, Id);
+
+    private sealed class PinRunState(VfioPciFunction function) : IVmStateHandler, INamedPart
+    {
+        public string Id => function.Id;
+
+        public void OnVmStateChange(bool running, RunState state) => function.FollowRunState(running);
+    }
 }

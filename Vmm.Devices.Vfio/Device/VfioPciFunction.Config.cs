@@ -34,6 +34,7 @@ internal sealed partial class VfioPciFunction
         base.ConfigWrite(offset, size, value);
         Irqs.EndBatch();
         Irqs.Follow(wasMsi, wasMsix);
+        Irqs.FollowIntx();
         FollowBusMaster();
         Irqs.UpdateMessages();
         MapDirect();
@@ -51,6 +52,7 @@ internal sealed partial class VfioPciFunction
         FollowBusMaster();
         ReadShadow();
         Irqs.EnableByConfig();
+        Irqs.FollowIntx();
         for (int bar = 0; bar < PciBar.Rom; bar++) Forward(PciRegisters.BaseAddress0 + 4 * bar, 4, 0);
         MapDirect();
     }

@@ -10,7 +10,7 @@ using Vmm.Devices.Vfio.Io;
 namespace Vmm.Devices.Vfio.Device;
 
 /// <summary>What a VFIO function's options say.</summary>
-internal sealed record VfioPciFunctionOptions(PciDeviceOptions Pci, bool NoMmap, bool SkipVscCheck);
+internal sealed record VfioPciFunctionOptions(PciDeviceOptions Pci, bool NoMmap, bool NoKvmIntx, bool SkipVscCheck);
 
 /// <summary>
 /// The PCI function that the guest sees: emulated where QEMU's vfio-pci emulates, forwarded to the device everywhere else. BQL: held, except
@@ -32,7 +32,7 @@ internal sealed partial class VfioPciFunction : PciDevice
     {
         (_access, _bql, _skipVscCheck, _services) = (access, services.Bql, options.SkipVscCheck, services);
         _emulated = new byte[Config.SizeBytes];
-        Irqs = new VfioIrqs(access, this, services);
+        Irqs = new VfioIrqs(access, this, services, mayBeStraight: !options.NoKvmIntx);
     }
 
     internal VfioIrqs Irqs { get; }
@@ -112,14 +112,14 @@ internal sealed partial class VfioPciFunction : PciDevice
     }
 
     /// <summary>
-    /// Shows mapped areas to the guest as memory, where the accelerator can. Not while the pin is in use: accesses to BARs are how we learn that the
-    /// guest has served it (QEMU: <c>vfio_mmap_set_enabled</c>).
+    /// Shows mapped areas to the guest as memory, where the accelerator can. Not while the pin is ours to raise: accesses to BARs are how we learn then
+    /// that the guest has served it (QEMU: <c>vfio_mmap_set_enabled</c>).
     /// </summary>
     private void MapDirect()
     {
         if (_services.Accelerator is not { } accelerator) return;
         var wanted = new List<(GuestRange Range, MappedRegion Mapping, ulong Offset)>();
-        for (int n = 0; n < PciBar.Rom && Irqs.Mode != VfioIrqMode.Intx && !_access.IsLost; n++)
+        for (int n = 0; n < PciBar.Rom && !Irqs.NeedsTraps && !_access.IsLost; n++)
             if (Bar(n) is { IsIo: false, Address: { } at }) wanted.AddRange(_bars[n]!.DirectAreas(n, at, Msix?.Layout));
         for (int i = _direct.Count - 1; i >= 0; i--)
         {
@@ -129,6 +129,13 @@ internal sealed partial class VfioPciFunction : PciDevice
         }
         foreach ((GuestRange range, MappedRegion mapping, ulong offset) in wanted)
             if (!_direct.Exists(d => d.Range == range) && accelerator.MapMmio(range, mapping, offset) is { } slot) _direct.Add((range, slot));
+    }
+
+    /// <summary>After the VM started or stopped: whose the pin is follows, and with it who sees accesses to BARs.</summary>
+    internal void FollowRunState(bool running)
+    {
+        Irqs.FollowIntx();
+        if (running) MapDirect();
     }
 
     private bool IsPba(int bar, ulong offset, int size) =>

@@ -47,6 +47,12 @@ public interface IVfioDeviceIo : IDisposable
     /// <returns>The device's answer.</returns>
     Errno SetIrqs(in VfioIrqSet request, ReadOnlySpan<byte> bools, ReadOnlySpan<OwnedFd?> eventFds);
 
+    /// <summary>
+    /// Whether <see cref="SetIrqs"/> may be asked to unmask the pin by an eventfd: the kernel knows that, though not each of its drivers; vfio-user has
+    /// no such request, and the caller carries the signal as a message.
+    /// </summary>
+    bool TakesUnmaskEventFd { get; }
+
     /// <summary>A feature whose data are plain bytes. The migration state and the DMA log have calls of their own.</summary>
     /// <param name="feature">Feature.</param>
     /// <param name="op">Operation.</param>

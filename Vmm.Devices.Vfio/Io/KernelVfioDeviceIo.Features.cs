@@ -51,6 +51,10 @@ internal sealed partial class KernelVfioDeviceIo
         }
     }
 
+    /// <inheritdoc/>
+    public bool TakesUnmaskEventFd => true;
+
+    /// <inheritdoc/>
     public Errno DeviceFeature(VfioDeviceFeature feature, VfioFeatureOp op, Span<byte> data)
     {
         byte[] bytes = new byte[FeatureHeaderBytes + data.Length];

@@ -196,6 +196,9 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     }
 
     /// <inheritdoc/>
+    public bool TakesUnmaskEventFd => false;
+
+    /// <inheritdoc/>
     public Errno DeviceFeature(VfioDeviceFeature feature, VfioFeatureOp op, Span<byte> data) => _features.Call(feature, op, data, _client.TimeoutMs);
 
     /// <inheritdoc/>

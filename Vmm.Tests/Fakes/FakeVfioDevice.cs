@@ -135,6 +135,8 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
 
     public Errno SetIrqs(in VfioIrqSet request, ReadOnlySpan<byte> bools, ReadOnlySpan<OwnedFd?> eventFds) => Point("SetIrqs");
 
+    public bool TakesUnmaskEventFd => true;
+
     public Errno DeviceFeature(VfioDeviceFeature feature, VfioFeatureOp op, Span<byte> data)
     {
         if (Point($"DeviceFeature {op} {feature}") is var failed and not Errno.None) return failed;

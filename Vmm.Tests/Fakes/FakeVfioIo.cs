@@ -68,8 +68,13 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
     /// <summary>What every request is answered.</summary>
     internal Errno Answer { get; set; }
 
+    public bool TakesUnmaskEventFd { get; init; } = true;
+
     /// <summary>What SET_IRQS is answered.</summary>
     internal Errno IrqAnswer { get; set; }
+
+    /// <summary>What binding an eventfd to unmask the pin is answered, until one is unbound if this is EBUSY.</summary>
+    internal Errno UnmaskEventFdAnswer { get; set; }
 
     internal FakeVfioIo Set(int offset, int size, uint value)
     {
@@ -130,7 +135,14 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
 
     /// <summary>Fires an interrupt, as a device would.</summary>
     internal void Fire(uint index, uint vector = 0) =>
-        Posix.SignalEventFd(_bound.GetValueOrDefault((index, vector)) ?? throw new InvalidOperationException($"interrupt {index}.{vector} is not bound"));
+        Posix.SignalEventFd(Bound(index, vector));
+
+    /// <summary>What an interrupt signals.</summary>
+    internal OwnedFd Bound(uint index, uint vector) =>
+        _bound.GetValueOrDefault((index, vector)) ?? throw new InvalidOperationException($"interrupt {index}.{vector} is not bound");
+
+    /// <summary>What unmasks the pin, if it was bound.</summary>
+    internal OwnedFd? UnmaskFd { get; private set; }
 
     internal void Lose() => Lost?.Invoke(new VfioException("the server went away", Errno.ENOTCONN));
 
@@ -152,6 +164,12 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
         };
         IrqLog.Add(what == "disable" ? $"{request.Index} {what}" : $"{request.Index} {what} {request.Start}+{request.Count} {fds}".TrimEnd());
         if (Answer != Errno.None || IrqAnswer != Errno.None) return Answer != Errno.None ? Answer : IrqAnswer;
+        if (what == "unmask" && eventFds.Length > 0)
+        {
+            if (eventFds[0] is null && UnmaskEventFdAnswer == Errno.EBUSY) UnmaskEventFdAnswer = Errno.None;
+            if (UnmaskEventFdAnswer == Errno.None) UnmaskFd = eventFds[0];
+            return UnmaskEventFdAnswer;
+        }
         if (what == "disable")
             foreach ((uint, uint) key in _bound.Keys.Where(k => k.Index == RequestIndex(IrqLog[^1])).ToList()) _bound.Remove(key);
         for (int i = 0; i < eventFds.Length; i++) _bound[(request.Index, request.Start + (uint)i)] = eventFds[i];

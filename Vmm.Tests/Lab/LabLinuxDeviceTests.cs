@@ -40,7 +40,7 @@ public sealed class LabLinuxDeviceTests : LabFixture
             i=0; while [ $i -lt 120 ]; do echo "BEAT $i"; i=$((i+1)); usleep 100000; done
             echo "KEPT $(dd bs=1 count=6 <&3 2>/dev/null)"
             printf behind >&3; echo "AGAIN $(dd bs=1 count=6 <&3 2>/dev/null)"
-            grep ttyS /proc/interrupts; warnings
+            grep ttyS /proc/interrupts; dmesg | tail -n 20
             """);
         PeerProcess to = await vmm.StartVmOf("to", Memory, "--accel", "kvm", "--incoming", "tcp:127.0.0.1:0", "--device", $"serial,output={vmm["second"]}", "--device", Mtty(LabVfio.Mtty2));
         PeerProcess from = await vmm.StartVmOf("from", Memory, [.. Boot(vmm), "--device", $"serial,output={vmm["first"]}", "--device", Mtty(LabVfio.Mtty1)]);
@@ -57,5 +57,5 @@ public sealed class LabLinuxDeviceTests : LabFixture
     private static string Mtty(string path) => $"vfio-pci,id=mtty,addr=2,sysfsdev={path},enable-migration=on";
 
     private static string[] Boot(VmmCommands vmm) =>
-        ["--paused", "--accel", "kvm", "--kernel", LinuxGuest.Kernel, "--initrd", vmm["initrd"], "--append", LinuxGuest.CommandLine];
+        ["--paused", "--accel", "kvm", "--kernel", LinuxGuest.Kernel, "--initrd", vmm["initrd"], "--append", LinuxGuest.CommandLine + " loglevel=1"]; // A message in the middle of a line would hide it.
 }

@@ -64,6 +64,8 @@ internal sealed class TestServices : IDeviceServices, IDisposable
 
     public CprFdTable CprFds { get; } = new();
 
+    public IAccelerator? Accelerator { get; init; }
+
     public IServiceProvider Scope { get; init; } = new ServiceCollection().BuildServiceProvider();
 
     public void Dispose()

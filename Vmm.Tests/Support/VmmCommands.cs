@@ -118,7 +118,19 @@ internal sealed class VmmCommands : IAsyncDisposable
         internal void Signal(int number) => LibC.kill(_process.Id, number);
 
         /// <summary>Waits for a line on stderr.</summary>
-        internal Task Line(string part)
+        internal async Task Line(string part, TimeSpan? deadline = null)
+        {
+            try
+            {
+                await Seen(part).WaitAsync(deadline ?? Deadline);
+            }
+            catch (TimeoutException)
+            {
+                lock (_errors) Assert.Fail($"'{part}' was not said; what was: {_errors}");
+            }
+        }
+
+        private Task Seen(string part)
         {
             var seen = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
             lock (_errors)
@@ -126,7 +138,7 @@ internal sealed class VmmCommands : IAsyncDisposable
                 if (_errors.ToString().Contains(part, StringComparison.Ordinal)) return Task.CompletedTask;
                 _waiting.Add((l => l.Contains(part, StringComparison.Ordinal), seen));
             }
-            return seen.Task.WaitAsync(Deadline);
+            return seen.Task;
         }
 
         internal async Task<CliResult> Finish()

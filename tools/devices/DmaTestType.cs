@@ -1,4 +1,3 @@
-using System.Security.Cryptography;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Devices.Vfio.Io;
@@ -37,7 +36,7 @@ public sealed class DmaTestType : IVfioUserDeviceType
         if (size > MaxStateBytes) throw new ConfigurationException($"device '{TypeName}': option 'state-size' expects at most 64G");
         string fail = options.GetString("fail", "");
         // Two devices must not start with the same state, or its arrival would prove nothing.
-        ulong seed = options.GetUInt64("seed", BitConverter.ToUInt64(RandomNumberGenerator.GetBytes(8)));
+        ulong seed = options.GetUInt64("seed", BitConverter.ToUInt64(Guid.NewGuid().ToByteArray()));
         var parsed = new DmaTestOptions
         {
             StateBytes = size, Seed = seed, Precopy = options.GetBool("precopy", true), P2P = options.GetBool("p2p", false),

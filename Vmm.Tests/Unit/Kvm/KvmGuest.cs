@@ -3,6 +3,7 @@ using Vmm.Core.Devices;
 using Vmm.Core.Kvm;
 using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
+using Vmm.Devices.Vfio;
 using Vmm.Tests.Support;
 using Vmm.Tools.Cli.Guests;
 using Vmm.Tools.Devices;
@@ -23,7 +24,7 @@ internal sealed class KvmGuest : IDisposable
         {
             Memory = [new RamBlockOptions { Name = "ram", SizeBytes = memoryBytes }], Accelerator = "kvm", Cpus = cpus, IsIncoming = incoming, DirtyRingEntries = dirtyRingEntries,
             Kernel = new KernelOptions { KernelPath = "guest", Image = image }, Devices = [DeviceOptions.Parse($"serial,output={_folder["out"]}"), .. devices.Select(DeviceOptions.Parse)],
-        }, static b => b.AddPlugin<KvmPlugin>().AddPlugin<SerialPlugin>().AddPlugin<EduPlugin>());
+        }, static b => b.AddPlugin<KvmPlugin>().AddPlugin<SerialPlugin>().AddPlugin<EduPlugin>().AddPlugin<VfioPlugin>());
     }
 
     internal TestVm Test => _vm;

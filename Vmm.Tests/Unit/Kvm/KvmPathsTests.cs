@@ -4,9 +4,12 @@ using Vmm.Core.Devices;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
 using Vmm.Core.Pci;
+using Vmm.Devices.Vfio.User;
 using Vmm.Migration.Channels;
 using Vmm.Migration.State;
+using Vmm.Tests.Support;
 using Vmm.Tools.Cli.Guests;
+using Vmm.Tools.Devices;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace Vmm.Tests.Unit.Kvm;
@@ -116,12 +119,14 @@ internal sealed class KvmPathsTests
         using (guest.Vm.Bql.Acquire()) onWrite.Dispose();
     }
 
-    [Test]
-    public async Task A_guest_keeps_driving_its_device_over_a_live_migration()
+    [TestCase(false), TestCase(true)]
+    public async Task A_guest_keeps_driving_its_device_over_a_live_migration(bool isServed)
     {
         byte[] image = DevCheckGuest.Build(once: false);
-        using var source = new KvmGuest(image, devices: ["edu"]);
-        using var destination = new KvmGuest(image, incoming: true, devices: ["edu"]);
+        using var folder = new TempDirectory();
+        using ServedEdu? first = isServed ? new(folder["first"]) : null, second = isServed ? new(folder["second"]) : null;
+        using var source = new KvmGuest(image, devices: [first?.Option ?? "edu"]);
+        using var destination = new KvmGuest(image, incoming: true, devices: [second?.Option ?? "edu"]);
         source.Vm.Cont();
         KvmGuest.WaitFor(() => Found(source).Rounds > 2 || Found(source).Broken > 0, "two rounds");
         Task<MigrationStatus> incoming = destination.Test.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
@@ -134,6 +139,28 @@ internal sealed class KvmPathsTests
         Assert.That((found.Broken, found.FirstBroken), Is.EqualTo((0ul, 0ul)), $"{found}");
         Assert.That(found.Held, Is.GreaterThanOrEqualTo(13 * found.Rounds), $"{found}");
         Assert.That((found.Messages, found.Pins), Is.EqualTo((2 * found.Rounds, found.Rounds)).Using<(ulong, ulong)>(static (x, y) => x.Item1 >= y.Item1 && x.Item2 >= y.Item2), $"{found}");
+    }
+
+    /// <summary>The device in a server of its own, which the VM reaches by a socket.</summary>
+    private sealed class ServedEdu : IDisposable
+    {
+        private readonly IVfioUserBackend _device = new PciDeviceType<EduPlugin>(new EduDeviceFactory()).Create(DeviceOptions.Parse("edu"));
+        private readonly VfioUserServer _server;
+
+        internal ServedEdu(string path)
+        {
+            Option = $"vfio-user-pci,id=edu,socket={path}";
+            _server = new VfioUserServer(_device);
+            _server.Listen(path);
+        }
+
+        internal string Option { get; }
+
+        public void Dispose()
+        {
+            _server.Dispose();
+            _device.Dispose();
+        }
     }
 
     private static KvmGuest Waiting()

@@ -72,7 +72,7 @@ static int edu_probe(struct pci_dev *pci, const struct pci_device_id *id)
 	if (error < 0)
 		return error;
 	error = devm_request_irq(&pci->dev, pci_irq_vector(pci, 0), handle, msi ? 0 : IRQF_SHARED, "edu", edu);
-	memory = dma_alloc_coherent(&pci->dev, 8192, &at, GFP_KERNEL);
+	memory = dmam_alloc_coherent(&pci->dev, 8192, &at, GFP_KERNEL);
 	if (error || !memory)
 		return error ? error : -ENOMEM;
 

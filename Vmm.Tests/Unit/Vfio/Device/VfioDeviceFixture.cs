@@ -14,10 +14,10 @@ internal sealed class VfioDeviceFixture : IDisposable
 
     private readonly bool _ownsServices;
 
-    internal VfioDeviceFixture(FakeVfioIo? io = null, string options = "", TestServices? services = null)
+    internal VfioDeviceFixture(FakeVfioIo? io = null, string options = "", TestServices? services = null, TestServices? ownedServices = null)
     {
         _ownsServices = services is null;
-        Services = services ?? new TestServices();
+        Services = services ?? ownedServices ?? new TestServices();
         Io = io ?? Typical();
         using (Services.Bql.Acquire()) Device = new VfioPciDevice(DeviceOptions.Parse("vfio" + options), Io, Services);
         Io.IrqLog.Clear();

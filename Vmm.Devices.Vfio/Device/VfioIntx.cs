@@ -1,0 +1,213 @@
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.Pci;
+using Vmm.Core.RunStates;
+using Vmm.Devices.Vfio.Diagnostics;
+using Vmm.Devices.Vfio.Io;
+
+namespace Vmm.Devices.Vfio.Device;
+
+/// <summary>
+/// A device's pin. The device signals it once and keeps it masked until it is unmasked. Straight, the accelerator raises the line, and the guest's
+/// acknowledgement lowers it and unmasks the device. Otherwise we raise the line and take the guest's next access to a BAR as its end: so while the
+/// VM is stopped, when the level has to be ours to be saved; while the guest has the pin disabled; and where device or accelerator know no such way.
+/// BQL: held, except where noted (QEMU: <c>vfio_intx_enable_kvm</c>, <c>vfio_intx_eoi</c>).
+/// </summary>
+internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDeviceServices services, bool mayBeStraight) : IDisposable
+{
+    private const VfioIrqSetFlags Bind = VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger;
+    private const VfioIrqSetFlags Disabling = VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionTrigger;
+    private const VfioIrqSetFlags Unmask = VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionUnmask;
+    private const VfioIrqSetFlags UnmaskByFd = VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionUnmask;
+
+    private VfioIrqEvent? _event;
+    private OwnedFd? _acknowledged;
+    private IDisposable? _line, _watch;
+    private bool _listens, _isRefused, _isUnmaskBound;
+    private volatile bool _pending;
+
+    /// <summary>We raised the line, and the device's interrupt is masked until the guest has served it. BQL: not needed.</summary>
+    internal bool IsPending => _pending;
+
+    /// <summary>The accelerator raises and lowers the line.</summary>
+    internal bool IsStraight => _line is not null;
+
+    /// <summary>Accesses to BARs have to be seen, as the ends of interrupts.</summary>
+    internal bool NeedsTraps => _event is not null && !IsStraight && !IsDisabledByGuest;
+
+    private bool IsDisabledByGuest => (function.Config.Command & PciCommand.IntxDisable) != 0;
+
+    /// <summary>Binds the eventfd.</summary>
+    /// <returns>False when the device refused; nothing is left then.</returns>
+    internal bool Enable()
+    {
+        _event = new VfioIrqEvent(services, $"{access.Id}_intx-interrupt", 0, OnSignal);
+        _listens = !services.CprFds.IsIncoming;
+        if (access.SetIrqs(Bind, VfioPciIrq.Intx, 0, 1, _event.Fd) == Errno.None) return true;
+        _event.Dispose();
+        _event = null;
+        return false;
+    }
+
+    public void Dispose() => Disable();
+
+    internal void Disable()
+    {
+        if (_event is null) return;
+        Detach();
+        access.SetIrqs(Disabling, VfioPciIrq.Intx, 0, 0);
+        _pending = false;
+        function.SetIntx(false);
+        _event.Dispose();
+        _event = null;
+    }
+
+    /// <summary>Takes the way that fits now: after the VM started or stopped, and after writes to configuration space.</summary>
+    internal void Follow()
+    {
+        bool wanted = mayBeStraight && !_isRefused && _event is not null && _listens && !access.IsLost && !IsDisabledByGuest && RunStateTable.IsRunning(services.RunState.State);
+        if (wanted == IsStraight) return;
+        if (wanted) GoStraight();
+        else ComeBack();
+    }
+
+    /// <summary>Takes signals, or lets them collect.</summary>
+    internal void Listen(bool on)
+    {
+        _listens = on;
+        _event?.Listen(on);
+        Follow();
+    }
+
+    /// <summary>Raises what waits in the eventfd.</summary>
+    internal void Take()
+    {
+        Follow();
+        _event?.Take();
+    }
+
+    /// <summary>Tells a device that forgot it.</summary>
+    internal void Rebind()
+    {
+        access.SetIrqs(Bind, VfioPciIrq.Intx, 0, 1, _event!.Fd);
+        if (!IsStraight) return;
+        ComeBack();
+        Follow();
+    }
+
+    /// <summary>The mark that the guest has not served the line yet, as it came with the state.</summary>
+    internal void LoadPending(bool pending) => _pending = pending && _event is not null;
+
+    /// <summary>The guest has served the pin, or so we assume: lowers the line and lets the device interrupt again.</summary>
+    internal void Eoi()
+    {
+        if (!_pending) return;
+        _pending = false;
+        function.SetIntx(false);
+        access.SetIrqs(Unmask, VfioPciIrq.Intx, 0, 1);
+    }
+
+    private void OnSignal()
+    {
+        _pending = true;
+        function.SetIntx(true);
+    }
+
+    /// <summary>
+    /// The device's side first: one that refuses has then not been touched. A line that the guest has not served yet is raised again by its own eventfd,
+    /// and unmasked when the guest acknowledges that.
+    /// </summary>
+    private void GoStraight()
+    {
+        int pin = function.Config.Bytes[PciRegisters.InterruptPin] - 1;
+        if (services.Accelerator is not { } accelerator) return;
+        try
+        {
+            _acknowledged = Posix.EventFd();
+            Errno errno = BindUnmask(_acknowledged);
+            if (errno == Errno.None)
+            {
+                _event!.LetGo(true);
+                _line = accelerator.AddIrqFd(PciHost.Swizzle(function.Address.Slot, pin), _event.Fd, _acknowledged);
+                if (_line is null) errno = Errno.EOPNOTSUPP;
+            }
+            if (errno != Errno.None) GiveUp(errno.ToString());
+        }
+        catch (VmmException e)
+        {
+            GiveUp(e.Message);
+        }
+        if (!IsStraight) return;
+        if (_pending)
+        {
+            _pending = false;
+            function.SetIntx(false);
+            Posix.SignalEventFd(_event!.Fd);
+        }
+        else
+        {
+            access.SetIrqs(Unmask, VfioPciIrq.Intx, 0, 1);
+        }
+    }
+
+    /// <summary>The accelerator lowers the line when it lets go; a device that still asserts it signals again when it is unmasked, and that is ours to take.</summary>
+    private void ComeBack()
+    {
+        Detach();
+        _event?.LetGo(false);
+        access.SetIrqs(Unmask, VfioPciIrq.Intx, 0, 1);
+    }
+
+    private void GiveUp(string why)
+    {
+        _isRefused = true;
+        Detach();
+        _event!.LetGo(false);
+        VfioLog.PinNotStraight(access.Logger, access.Id, why);
+    }
+
+    private void Detach()
+    {
+        if (_acknowledged is null) return;
+        _line?.Dispose();
+        _line = null;
+        if (_isUnmaskBound) access.TrySetIrqs(UnmaskByFd, VfioPciIrq.Intx, 0, 1, (OwnedFd?)null);
+        _isUnmaskBound = false;
+        _watch?.Dispose();
+        _watch = null;
+        _acknowledged.Dispose();
+        _acknowledged = null;
+    }
+
+    /// <summary>A kernel takes the eventfd; to others we carry the message, if they say that they mask the pin when they signal it.</summary>
+    private Errno BindUnmask(OwnedFd fd)
+    {
+        if (!access.Io.TakesUnmaskEventFd)
+        {
+            if ((access.Io.GetIrqInfo(VfioPciIrq.Intx).Flags & VfioIrqInfoFlags.AutoMasked) == 0) return Errno.EOPNOTSUPP;
+            _watch = services.EventFds.Add(fd, OnAcknowledged);
+            return Errno.None;
+        }
+        Errno errno = access.TrySetIrqs(UnmaskByFd, VfioPciIrq.Intx, 0, 1, fd);
+        if (errno == Errno.EBUSY)
+        {
+            // The process that had the device before this one left its own bound.
+            access.TrySetIrqs(UnmaskByFd, VfioPciIrq.Intx, 0, 1, (OwnedFd?)null);
+            errno = access.TrySetIrqs(UnmaskByFd, VfioPciIrq.Intx, 0, 1, fd);
+        }
+        _isUnmaskBound = errno == Errno.None;
+        return errno;
+    }
+
+    private void OnAcknowledged()
+    {
+        using (services.Bql.Acquire())
+        {
+            // Another may have come since the loop saw this one.
+            if (_acknowledged is null || Posix.Poll(_acknowledged, Posix.POLLIN, null, 0, out _) == 0) return;
+            Posix.DrainEventFd(_acknowledged);
+            access.SetIrqs(Unmask, VfioPciIrq.Intx, 0, 1);
+        }
+    }
+}

@@ -1,0 +1,84 @@
+using Vmm.Core;
+using Vmm.Core.Devices;
+using Vmm.Core.Interop;
+using Vmm.Core.Memory;
+using Vmm.Core.Pci;
+using Vmm.Core.RunStates;
+
+namespace Vmm.Tests.Fakes;
+
+/// <summary>An accelerator that runs nothing and notes which ways devices took past the process.</summary>
+internal sealed class FakeAccelerator : IAccelerator
+{
+    /// <summary>Whether it knows acknowledgements of lines.</summary>
+    internal bool HasResample { get; set; } = true;
+
+    /// <summary>The pins that are straight, with what raises them and what hears of their acknowledgement.</summary>
+    internal Dictionary<int, (OwnedFd Trigger, OwnedFd Resample)> Pins { get; } = [];
+
+    internal int[] Lines => [.. Pins.Keys];
+
+    /// <summary>Addresses of the device memory that is shown to the guest.</summary>
+    internal ulong[] Slots => [.. Ranges.Select(static r => r.Start)];
+
+    /// <summary>The same, with their lengths.</summary>
+    internal List<(ulong Start, ulong Bytes)> Ranges { get; } = [];
+
+    /// <summary>Messages whose eventfds are attached.</summary>
+    internal List<MsiMessage> Messages { get; } = [];
+
+    /// <summary>Routes that were not disposed.</summary>
+    internal int Routes { get; private set; }
+
+    public string Name => "fake";
+
+    public void Reset()
+    {
+    }
+
+    public void OnVmStateChange(bool running, RunState state)
+    {
+    }
+
+    public IDisposable? AddIrqFd(int line, OwnedFd trigger, OwnedFd resample)
+    {
+        if (!HasResample) return null;
+        Pins.Add(line, (trigger, resample));
+        return new Registration(() => Pins.Remove(line));
+    }
+
+    public IMsiRoute AddMsiRoute(OwnedFd trigger)
+    {
+        Routes++;
+        return new Route(this);
+    }
+
+    public IDisposable? MapMmio(GuestRange range, MappedRegion region, ulong offsetBytes)
+    {
+        (ulong, ulong) added = (range.Start.Value, range.LengthBytes);
+        Ranges.Add(added);
+        return new Registration(() => Ranges.Remove(added));
+    }
+
+    public void Dispose()
+    {
+    }
+
+    private sealed class Route(FakeAccelerator owner) : IMsiRoute
+    {
+        private MsiMessage? _message;
+
+        public void Set(MsiMessage? message)
+        {
+            if (_message is { } before) owner.Messages.Remove(before);
+            _message = message;
+            if (message is { } now) owner.Messages.Add(now);
+        }
+
+        public void Dispose()
+        {
+            Set(null);
+            owner.Routes--;
+        }
+    }
+}
