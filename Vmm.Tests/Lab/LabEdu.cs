@@ -9,13 +9,16 @@ namespace Vmm.Tests.Lab;
 internal sealed class LabEdu(IVfioDeviceIo device)
 {
     internal const uint Identification = 0x010000ed;
-    private const ulong RaiseInterrupt = 0x60, DmaSource = 0x80, DmaDestination = 0x88, DmaCount = 0x90, DmaCommand = 0x98, Buffer = 0x40000;
+    private const ulong RaiseInterrupt = 0x60, AcknowledgeInterrupt = 0x64, DmaSource = 0x80, DmaDestination = 0x88, DmaCount = 0x90, DmaCommand = 0x98, Buffer = 0x40000;
 
     /// <summary>Switches on memory and bus master.</summary>
     internal void Enable() => Assert.That(device.RegionWrite(VfioPciRegion.Config, 4, [6, 0]), Is.EqualTo(Errno.None));
 
     /// <summary>Has the device raise its interrupt.</summary>
     internal void Raise() => Write(RaiseInterrupt, 1, 4);
+
+    /// <summary>Lowers its pin.</summary>
+    internal void Acknowledge() => Write(AcknowledgeInterrupt, 1, 4);
 
     /// <summary>Has the device read from one address and write what it read to another.</summary>
     internal void Copy(ulong from, ulong to, ulong count)

@@ -56,6 +56,34 @@ public sealed class PciDeviceTests(bool iommufd) : LabFixture
         Assert.That(Posix.Poll(fd, Posix.POLLIN, null, 10_000, out _), Is.EqualTo(Posix.POLLIN));
     }
 
+    /// <summary>What a guest's acknowledgement does where the accelerator signals it: the kernel looks at the level again.</summary>
+    [Test]
+    public void Spec1_6_AnEventfdUnmasksThePinWhichSignalsAgainWhileItIsUp()
+    {
+        using OwnedFd pin = Posix.EventFd(), unmask = Posix.EventFd(), other = Posix.EventFd();
+        Assert.That(Pin(VfioIrqSetFlags.ActionTrigger, pin), Is.EqualTo(Errno.None));
+        Assert.That((Pin(VfioIrqSetFlags.ActionUnmask, unmask), Pin(VfioIrqSetFlags.ActionUnmask, other)), Is.EqualTo((Errno.None, Errno.EBUSY)), "one at a time");
+        var edu = new LabEdu(_edu);
+        edu.Raise();
+        Assert.That(Comes(pin, 10_000), "the pin");
+        Assert.That(Comes(pin, 100), Is.False, "masked by itself");
+        Posix.SignalEventFd(unmask);
+        Assert.That(Comes(pin, 10_000), "still up");
+        edu.Acknowledge();
+        Posix.SignalEventFd(unmask);
+        Assert.That(Comes(pin, 500), Is.False, "down");
+        Assert.That((Pin(VfioIrqSetFlags.ActionUnmask, null), Pin(VfioIrqSetFlags.ActionUnmask, other)), Is.EqualTo((Errno.None, Errno.None)));
+
+        Errno Pin(VfioIrqSetFlags action, OwnedFd? fd) => _edu.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataEventFd | action, VfioPciIrq.Intx, 0, 1), [], [fd]);
+
+        static bool Comes(OwnedFd fd, int waitMs)
+        {
+            if (Posix.Poll(fd, Posix.POLLIN, null, waitMs, out _) == 0) return false;
+            Posix.DrainEventFd(fd);
+            return true;
+        }
+    }
+
     [Test]
     public void Spec1_8_TheDeviceReadsAndWritesGuestRam()
     {
