@@ -53,7 +53,15 @@ public sealed class LabLinuxServedDeviceTests : LabFixture
         await from.Monitor.Execute("cont", null, CancellationToken.None);
         await LinuxGuest.WaitFor(vmm["from"], "ROUND 2\n", s_deadline);
         await from.Monitor.Execute("migrate", new JsonObject { ["uri"] = to.IncomingUri }, CancellationToken.None);
-        await LinuxGuest.WaitFor(vmm["to"], "\nDONE", s_deadline);
+        try
+        {
+            await LinuxGuest.WaitFor(vmm["to"], "\nDONE", s_deadline);
+        }
+        catch (AssertionException e)
+        {
+            JsonNode? migration = await from.Monitor.Execute("query-migrate", null, CancellationToken.None);
+            Assert.Fail($"{e.Message}\n{LinuxGuest.Tail(LinuxGuest.Read(vmm["from"]))}\n{migration?.ToJsonString()}\n{from.Errors}\n{to.Errors}");
+        }
         string source = LinuxGuest.Read(vmm["from"]), all = source + LinuxGuest.Read(vmm["to"]);
         TestContext.Out.WriteLine(LinuxGuest.Tail(all));
         Assert.That(source, Does.Not.Contain($"ROUND {rounds - 2}\n"), "it moved while it worked");
