@@ -10,7 +10,7 @@ namespace Vmm.Core.Devices;
 /// <summary>
 /// A serial port as <c>--device serial[,id=ID][,output=PATH][,input=PATH][,socket=PATH]</c>. Its section equals that of QEMU's <c>isa-serial</c>
 /// byte for byte, VMDESC included. What the guest sends is appended to the output; what arrives at the input, a terminal or pipe, is received; a
-/// socket is both for one client. Without any, output is dropped. The first four of a VM are its COM1 to COM4.
+/// terminal is in raw mode while the guest runs. A socket is both for one client. Without any, output is dropped. The first four of a VM are its COM1 to COM4.
 /// </summary>
 public sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
 {
@@ -29,6 +29,7 @@ public sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
     private readonly SerialSocketLine? _socket;
     private readonly OwnedFd? _inputFd;
     private readonly SerialInput? _input;
+    private readonly TerminalMode? _terminal;
     private readonly List<IDisposable> _registrations = [];
 
     /// <summary>Makes the port and registers its section and its run-state handler. BQL: held.</summary>
@@ -54,6 +55,7 @@ public sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
         Port = new Serial16550(services.Clock, line, irq);
         _socket?.Attach(Port);
         if (_inputFd is not null) _input = new SerialInput(services, Port, _inputFd);
+        if (_inputFd is not null) _terminal = TerminalMode.Of(_inputFd);
         try
         {
             if (place is { } p) _registrations.Add(services.Io.AddPorts(p.Port, 8, Id, this));
@@ -84,6 +86,8 @@ public sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
         else _line?.Flush();
         _socket?.SetRunning(running);
         _input?.SetRunning(running);
+        // Only while the guest listens: a VM that has moved away, or into another process, leaves the terminal as it was.
+        _terminal?.SetRaw(running);
     }
 
     /// <inheritdoc/>
@@ -109,6 +113,7 @@ public sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
         for (int i = _registrations.Count - 1; i >= 0; i--) _registrations[i].Dispose();
         _registrations.Clear();
         _input?.Dispose();
+        _terminal?.Dispose();
         _inputFd?.Dispose();
         Port.Dispose();
         _socket?.Dispose();
@@ -117,7 +122,7 @@ public sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
 
     private OwnedFd OpenInput(string path, IDeviceServices services)
     {
-        OwnedFd fd = Posix.Open(path, 0, 0, out Errno errno)
+        OwnedFd fd = Posix.Open(path, Posix.O_NOCTTY, 0, out Errno errno)
             ?? throw new ConfigurationException($"device '{Id}': option 'input': cannot open '{path}': {Posix.Describe(errno)}");
         try
         {

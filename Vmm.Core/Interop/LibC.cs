@@ -70,6 +70,9 @@ internal static partial class LibC
     [LibraryImport(Library, SetLastError = true)]
     internal static partial long syscall(long number, long a, long b, long c, long d, long e);
 
+    [LibraryImport(Library)]
+    internal static partial int getpgrp();
+
     [LibraryImport(Library, SetLastError = true)]
     internal static partial int kill(int pid, int signal);
 

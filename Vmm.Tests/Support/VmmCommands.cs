@@ -65,7 +65,22 @@ internal sealed class VmmCommands : IAsyncDisposable
     internal Running StartIn(string? temp, params string[] arguments)
     {
         (string file, string[] prefix) = PeerProcess.Self();
-        var info = new ProcessStartInfo(file, [.. prefix, .. arguments]) { RedirectStandardError = true, RedirectStandardOutput = true, RedirectStandardInput = true };
+        return Start(temp, file, [.. prefix, .. arguments]);
+    }
+
+    /// <summary>Starts a command through a shell script, which gets it as its arguments and has to end in <c>exec "$@"</c>.</summary>
+    /// <param name="shell">The shell with what starts it, e.g. <c>sh</c>.</param>
+    /// <param name="script">The script.</param>
+    /// <param name="arguments">The command's arguments.</param>
+    internal Running StartThrough(IReadOnlyList<string> shell, string script, params string[] arguments)
+    {
+        (string file, string[] prefix) = PeerProcess.Self();
+        return Start(null, shell[0], [.. shell.Skip(1), "-c", script, "sh", file, .. prefix, .. arguments]);
+    }
+
+    private Running Start(string? temp, string file, string[] arguments)
+    {
+        var info = new ProcessStartInfo(file, arguments) { RedirectStandardError = true, RedirectStandardOutput = true, RedirectStandardInput = true };
         info.Environment["XDG_RUNTIME_DIR"] = _folder.Path;
         if (temp is not null) info.Environment["TMPDIR"] = temp;
         var running = new Running(Process.Start(info)!);
