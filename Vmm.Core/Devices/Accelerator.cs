@@ -13,8 +13,14 @@ public interface IAccelerator : IVmStateHandler, IDisposable
     /// <summary>Its name, as in <c>--accel NAME</c>.</summary>
     string Name { get; }
 
-    /// <summary>Puts vCPUs and interrupt controllers into their power-on state and loads the guest's program again. BQL: held, vCPUs stopped.</summary>
+    /// <summary>When the guest ran last. Exact while the VM is stopped or has just been started. BQL: held.</summary>
+    GuestRunTimes RunTimes { get; }
+
+    /// <summary>Puts vCPUs and interrupt controllers into their power-on state and leaves memory alone: another state may follow. BQL: held, vCPUs stopped.</summary>
     void Reset();
+
+    /// <summary>Loads the guest's program, as when the machine was switched on; after <see cref="Reset"/>. BQL: held, vCPUs stopped.</summary>
+    void LoadProgram();
 
     /// <summary>
     /// A message that an eventfd raises in the guest without this process; it starts detached. BQL: held, also for the route's members.
@@ -45,6 +51,14 @@ public interface IAccelerator : IVmStateHandler, IDisposable
     /// <returns>Dispose to take it away, after which the guest's accesses are trapped again; null when they have to be trapped, e.g. over RAM.</returns>
     IDisposable? MapMmio(GuestRange range, MappedRegion region, ulong offsetBytes) => null;
 }
+
+/// <summary>
+/// When a guest ran, as the threads of its vCPUs saw it: what it can notice of its downtime, apart from what the host's scheduler does to it.
+/// CLOCK_MONOTONIC in ns, one clock for all processes of a host; 0 for never.
+/// </summary>
+/// <param name="EnteredAtNs">When the first vCPU went to run the guest after the last start.</param>
+/// <param name="LeftAtNs">When the last vCPU left the guest.</param>
+public readonly record struct GuestRunTimes(long EnteredAtNs, long LeftAtNs);
 
 /// <summary>A message-signalled interrupt that an eventfd raises without this process. BQL: held for every call.</summary>
 public interface IMsiRoute : IDisposable

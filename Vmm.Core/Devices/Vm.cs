@@ -199,13 +199,14 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
             bool running = runState.IsRunning;
             if (running) runState.Stop(RunStates.RunState.Paused);
             ResetDevices();
+            Accelerator?.LoadProgram();
             if (RunStateTable.NeedsReset(runState.State)) runState.Set(RunStates.RunState.PreLaunch);
             if (running) runState.Start();
             ResetDone?.Invoke();
         }
     }
 
-    /// <summary>Puts all devices into their power-on state. BQL: held.</summary>
+    /// <summary>Puts all devices into their power-on state, before a state is loaded; memory stays as it is. BQL: held.</summary>
     public void ResetDevices()
     {
         bql.AssertHeld();

@@ -110,11 +110,8 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     /// <summary>How long the last stop took, from the request until all vCPUs were parked.</summary>
     internal TimeSpan LastStop { get; private set; }
 
-    /// <summary>When all vCPUs were parked last, by <see cref="Stopwatch"/>.</summary>
-    internal long ParkedAt { get; private set; }
-
-    /// <summary>When vCPUs were started last, by <see cref="Stopwatch"/>.</summary>
-    internal long StartedAt { get; private set; }
+    /// <inheritdoc/>
+    public GuestRunTimes RunTimes => new(ToNs(_vcpus.Min(static v => v.EnteredAt)), ToNs(_vcpus.Max(static v => v.LeftAt)));
 
     /// <summary>Why a vCPU cannot go on, or null.</summary>
     internal KvmException? Failure { get; private set; }
@@ -127,13 +124,15 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
             if (_hasNoProgram) throw new DeviceStateException("the guest was reset, and this process has no program to start it with: give the incoming side --kernel too");
             Machine.StartClock();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.TellPaused();
-            StartedAt = Stopwatch.GetTimestamp();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.Start();
+            foreach (KvmVcpu vcpu in _vcpus) vcpu.WaitEntered();
             return;
         }
         StopVcpus();
         Chips.Pit.NoteClock();
     }
+
+    private static long ToNs(long timestamp) => (long)(timestamp * (1e9 / Stopwatch.Frequency));
 
     private void StopVcpus()
     {
@@ -143,8 +142,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
         {
             foreach (KvmVcpu vcpu in _vcpus) vcpu.RequestStop();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.WaitParked();
-            ParkedAt = Stopwatch.GetTimestamp();
-            LastStop = Stopwatch.GetElapsedTime(start, ParkedAt);
+            LastStop = Stopwatch.GetElapsedTime(start);
         }
         finally
         {
@@ -158,6 +156,12 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
         _legacy.Reset();
         _powerOnChips.Set();
         foreach (KvmCpuState state in _powerOn) state.Load();
+        _hasNoProgram = false;
+    }
+
+    /// <inheritdoc/>
+    public void LoadProgram()
+    {
         _hasNoProgram = _boot is null;
         _boot?.Load(_vcpus[0]);
     }

@@ -53,7 +53,8 @@ internal sealed class KvmCpuState
     private readonly KvmVcpu _vcpu;
     private readonly KvmMachineState _machine;
     private readonly uint[] _msrs;
-    private readonly CpuidEntry2[] _ours;
+    private readonly CpuidEntry2[] _ours; // What this host can show.
+    private CpuidEntry2[] _shown; // What the guest sees: less, when it came from a lesser host.
     private readonly int _xsaveBytes;
 
     /// <summary>Shows the host's CPU to the vCPU and finds out which registers it has. The vCPU has not run.</summary>
@@ -61,7 +62,8 @@ internal sealed class KvmCpuState
     {
         (_vcpu, _machine) = (vcpu, machine);
         _ours = KvmCpuid.For(vcpu.Index, cpus, vm.System);
-        SetCpuid(_ours);
+        _shown = _ours;
+        if (SetCpuid(_ours) is not Errno.None and var refused) throw KvmSystem.Failed($"vCPU {vcpu.Index}: KVM_SET_CPUID2", refused);
         _xsaveBytes = Math.Max(XsaveBytes, vm.System.Extension(KVM_CAP_XSAVE2));
         TscKhz = (uint)Math.Max(0, Ioctl.Invoke(vcpu.Fd, KVM_GET_TSC_KHZ, 0, out _));
         machine.Add(vcpu, this);
@@ -72,7 +74,7 @@ internal sealed class KvmCpuState
     /// <summary>Reads the vCPU (QEMU: <c>kvm_arch_get_registers</c>).</summary>
     internal void Save()
     {
-        Cpuid = Ioctl.AsBytes<CpuidEntry2>(_ours.AsSpan()).ToArray();
+        Cpuid = Ioctl.AsBytes<CpuidEntry2>(_shown.AsSpan()).ToArray();
         CpuidBytes = (uint)Cpuid.Length;
         Span<byte> state = stackalloc byte[4];
         // First: reading it makes the kernel take pending INIT and SIPI, which change the rest.
@@ -107,7 +109,14 @@ internal sealed class KvmCpuState
             throw new IncompatibleStateException($"vCPU {_vcpu.Index}: this host does not know MSR {string.Join(", ", unknown.Select(static m => $"0x{m:x}"))}");
         if (XsaveLength > _xsaveBytes)
             throw new IncompatibleStateException($"vCPU {_vcpu.Index}: {XsaveLength} bytes of extended state, this host has room for {_xsaveBytes}");
-        if (!theirs.AsSpan().SequenceEqual(_ours)) SetCpuid(theirs);
+        if (!theirs.AsSpan().SequenceEqual(_shown) && SetCpuid(theirs) is not Errno.None and var refused)
+        {
+            throw new IncompatibleStateException($"vCPU {_vcpu.Index}: KVM_SET_CPUID2: {Posix.Describe(refused)}")
+            {
+                Hint = "a guest that has run keeps its CPU: load a state with another one in a new process, with --incoming",
+            };
+        }
+        _shown = theirs;
         _vcpu.Set(KVM_SET_SREGS, Sregs, "KVM_SET_SREGS");
         _vcpu.Set(KVM_SET_LAPIC, Lapic, "KVM_SET_LAPIC");
         _vcpu.Set(KVM_SET_REGS, Regs, "KVM_SET_REGS");
@@ -151,11 +160,11 @@ internal sealed class KvmCpuState
         return done == 1;
     }
 
-    private void SetCpuid(CpuidEntry2[] entries)
+    private Errno SetCpuid(CpuidEntry2[] entries)
     {
         byte[] argument = new byte[8 + entries.Length * 40];
         BinaryPrimitives.WriteInt32LittleEndian(argument, entries.Length);
         Ioctl.AsBytes<CpuidEntry2>(entries).CopyTo(argument.AsSpan(8));
-        _vcpu.Set(KVM_SET_CPUID2, argument, "KVM_SET_CPUID2");
+        return Ioctl.Invoke(_vcpu.Fd, KVM_SET_CPUID2, argument, out Errno errno) >= 0 ? Errno.None : errno;
     }
 }

@@ -64,7 +64,7 @@ internal static class KvmCpuid
         {
             uint wanted = Find(theirs, function, index, bits), have = Find(ours, function, index, bits), missing = wanted & ~have;
             if (missing == 0) continue;
-            throw new IncompatibleStateException($"vCPU {vcpu}: the guest's CPU has features that this host lacks: CPUID 0x{function:x}.{index} {register} bits 0x{missing:x}")
+            throw new IncompatibleStateException($"vCPU {vcpu}: the guest's CPU has features that this host lacks: {KvmCpuidNames.Of(function, index, register, missing)}CPUID 0x{function:x}.{index} {register} bits 0x{missing:x}")
             {
                 Expected = $"at most 0x{have:x}", Found = $"0x{wanted:x}", Hint = "move the guest to a host with the same or a newer CPU",
             };

@@ -9,15 +9,17 @@ namespace Vmm.Core.Kvm;
 internal sealed class KvmSystem : IDisposable
 {
     internal const string DefaultPath = "/dev/kvm";
+    private const string WithoutHint = "run without KVM: --accel none, and a --workload instead of a --kernel";
     private const int MaxCpuidEntries = 256, MaxMsrs = 4096;
 
     private readonly OwnedFd _fd;
 
-    private KvmSystem(OwnedFd fd)
+    private KvmSystem(OwnedFd fd, string path)
     {
         _fd = fd;
-        int version = Invoke(KVM_GET_API_VERSION, 0, "KVM_GET_API_VERSION");
-        if (version != (int)KVM_API_VERSION) throw new KvmException($"KVM answers API version {version}, {KVM_API_VERSION} is needed", Errno.EINVAL);
+        int version = Ioctl.Invoke(fd, KVM_GET_API_VERSION, 0, out Errno errno);
+        if (version < 0) throw new KvmException($"'{path}' is not KVM: KVM_GET_API_VERSION: {Posix.Describe(errno)}", errno) { Hint = WithoutHint };
+        if (version != (int)KVM_API_VERSION) throw new KvmException($"KVM answers API version {version}, {KVM_API_VERSION} is needed", Errno.EINVAL) { Hint = WithoutHint };
         foreach ((uint capability, string name) in ((uint, string)[])
             [
                 (KVM_CAP_USER_MEMORY, "user memory"), (KVM_CAP_IRQCHIP, "in-kernel irqchip"), (KVM_CAP_PIT2, "in-kernel PIT"), (KVM_CAP_PIT_STATE2, "PIT state"),
@@ -25,7 +27,7 @@ internal sealed class KvmSystem : IDisposable
                 (KVM_CAP_SIGNAL_MSI, "MSI"), (KVM_CAP_XCRS, "XCRs"), (KVM_CAP_VCPU_EVENTS, "vCPU events"), (KVM_CAP_DEBUGREGS, "debug registers"),
                 (KVM_CAP_MP_STATE, "MP state"), (KVM_CAP_ADJUST_CLOCK, "guest clock"), (KVM_CAP_GET_TSC_KHZ, "TSC rate"),
             ])
-            if (Extension(capability) <= 0) throw new KvmException($"the kernel's KVM lacks: {name}", Errno.EOPNOTSUPP);
+            if (Extension(capability) <= 0) throw new KvmException($"the kernel's KVM lacks: {name}", Errno.EOPNOTSUPP) { Hint = WithoutHint };
         RunBytes = Invoke(KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE");
         SupportedCpuid = ReadCpuid();
         MsrIndices = ReadMsrIndices();
@@ -51,15 +53,15 @@ internal sealed class KvmSystem : IDisposable
             {
                 Hint = errno switch
                 {
-                    Errno.ENOENT or Errno.ENODEV or Errno.ENXIO => "load the kernel module kvm_intel or kvm_amd and enable virtualisation in the firmware, or run without: --accel none",
-                    Errno.EACCES or Errno.EPERM => $"give this user access to '{path}', usually by adding it to the group 'kvm', or run without: --accel none",
-                    _ => "run without KVM: --accel none",
+                    Errno.ENOENT or Errno.ENODEV or Errno.ENXIO => "load the kernel module kvm_intel or kvm_amd and enable virtualisation in the firmware, or " + WithoutHint,
+                    Errno.EACCES or Errno.EPERM => $"give this user access to '{path}', usually by adding it to the group 'kvm', or {WithoutHint}",
+                    _ => WithoutHint,
                 },
             };
         }
         try
         {
-            return new KvmSystem(fd);
+            return new KvmSystem(fd, path);
         }
         catch
         {

@@ -1,4 +1,5 @@
 using System.Buffers.Binary;
+using System.Diagnostics;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
@@ -46,7 +47,7 @@ internal sealed partial class KvmVcpu : IDisposable
     private int _threadId;
     private volatile bool _stop = true;
     private bool _pendingIo;
-    private long _exits, _kicks;
+    private long _exits, _kicks, _enteredAt, _leftAt;
     private RealtimeBoost? _boost; // From the request to stop until it is parked. BQL.
 
     private enum Phase { Starting, Parked, Running, NeedsService }
@@ -87,6 +88,12 @@ internal sealed partial class KvmVcpu : IDisposable
     /// <summary>Kicks that were noticed; several before one look count once.</summary>
     internal long Kicks => Volatile.Read(ref _kicks);
 
+    /// <summary>When the thread went to run the guest after the last start, by <see cref="Stopwatch"/>; 0 before the first.</summary>
+    internal long EnteredAt => Volatile.Read(ref _enteredAt);
+
+    /// <summary>When the thread left the guest last, by <see cref="Stopwatch"/>; 0 before the first time.</summary>
+    internal long LeftAt => Volatile.Read(ref _leftAt);
+
     /// <summary>Whether the thread is out of its parking place.</summary>
     internal bool IsRunning
     {
@@ -113,6 +120,15 @@ internal sealed partial class KvmVcpu : IDisposable
             Run(RunImmediateExit, 1)[0] = 0;
             _go = true;
             Monitor.PulseAll(_gate);
+        }
+    }
+
+    /// <summary>Waits until the thread goes to run the guest, after <see cref="Start"/>: a VM that is said to run does.</summary>
+    internal void WaitEntered()
+    {
+        lock (_gate)
+        {
+            while (_go && !_thread.IsCompleted) Monitor.Wait(_gate, s_bqlPoll);
         }
     }
 
@@ -224,6 +240,8 @@ internal sealed partial class KvmVcpu : IDisposable
             if (_end) return false;
             _go = false;
             _phase = Phase.Running;
+            Volatile.Write(ref _enteredAt, Stopwatch.GetTimestamp());
+            Monitor.PulseAll(_gate);
             return true;
         }
     }
@@ -232,7 +250,9 @@ internal sealed partial class KvmVcpu : IDisposable
     {
         while (!_stop)
         {
-            if (Ioctl.InvokeOnce(_fd, KVM_RUN, out Errno errno) < 0)
+            int result = Ioctl.InvokeOnce(_fd, KVM_RUN, out Errno errno);
+            Volatile.Write(ref _leftAt, Stopwatch.GetTimestamp());
+            if (result < 0)
             {
                 if (errno is not (Errno.EINTR or Errno.EAGAIN)) { Fail(new KvmException($"vCPU {Index}: KVM_RUN: {Posix.Describe(errno)}", errno)); return; }
                 // Drained before the flag is cleared and the flag before the request is read: whoever kicks does it the other way round.

@@ -135,16 +135,17 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
         _latch.ThrowIfSet();
         _phase = "start";
-        long startAt = Stopwatch.GetTimestamp();
+        long startAt = Stopwatch.GetTimestamp(), guestAtNs;
         using (context.Vm.Bql.Acquire())
         {
             context.Vm.CprFds.EndIncoming();
             EnterRunState();
+            guestAtNs = context.Vm.RunState.IsRunning ? context.Vm.Accelerator?.RunTimes.EnteredAtNs ?? 0 : 0;
         }
         var downtime = new DowntimeReport
         {
             AtNs = MonotonicClock.NowNs, LoadMs = loadMs, StartMs = Stopwatch.GetElapsedTime(startAt).TotalMilliseconds,
-            TotalMs = _switchoverAt == 0 ? 0 : Stopwatch.GetElapsedTime(_switchoverAt).TotalMilliseconds,
+            TotalMs = _switchoverAt == 0 ? 0 : Stopwatch.GetElapsedTime(_switchoverAt).TotalMilliseconds, GuestAtNs = guestAtNs,
         };
         context.LogDowntime(downtime);
         Loaded?.Invoke(downtime);

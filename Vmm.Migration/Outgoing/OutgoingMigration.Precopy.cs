@@ -148,7 +148,7 @@ internal sealed partial class OutgoingMigration
     private void Switchover(QemuFileWriter f, SaveDispatcher dispatcher)
     {
         _phase = "stop";
-        long stopAt;
+        long stopAt, guestAtNs;
         double stopMs, ramMs, stateMs;
         var bql = _context.Vm.Bql.Acquire();
         try
@@ -161,6 +161,7 @@ internal sealed partial class OutgoingMigration
             _stopped = true;
             runState.Stop(RunState.FinishMigrate);
             stopMs = Ms(stopAt);
+            guestAtNs = RunStateTable.IsRunning(_stateBefore) ? _context.Vm.Accelerator?.RunTimes.LeftAtNs ?? 0 : 0;
             if (_switchoverAck && !_context.Compat.LegacySwitchoverAck && dispatcher.TakeSwitchoverAckRequests() > 0)
                 throw new DeviceStateException("a device produced new first data after the switchover was decided; the destination cannot acknowledge it any more");
             if (_context.Capabilities.IsOn(MigrationCapability.PauseBeforeSwitchover)
@@ -211,7 +212,7 @@ internal sealed partial class OutgoingMigration
         Progress.Downtime = new DowntimeReport
         {
             DrainMs = Progress.DrainMs, DeviceStopMs = stopMs, FinalRamMs = ramMs, DeviceStateMs = stateMs, SendMs = sendMs, LoadMs = Ms(confirmAt),
-            TotalMs = Ms(stopAt), AtNs = MonotonicClock.ToNs(stopAt),
+            TotalMs = Ms(stopAt), AtNs = MonotonicClock.ToNs(stopAt), GuestAtNs = guestAtNs,
         };
     }
 

@@ -88,11 +88,16 @@ internal static class QmpMigrationInfo
         ["dirty-sync-missed-zero-copy"] = 0,
     };
 
-    private static JsonObject Downtime(DowntimeReport d) => new()
+    private static JsonObject Downtime(DowntimeReport d)
     {
-        ["drain-ms"] = d.DrainMs, ["device-stop-ms"] = d.DeviceStopMs, ["final-ram-ms"] = d.FinalRamMs, ["device-state-ms"] = d.DeviceStateMs,
-        ["send-ms"] = d.SendMs, ["load-ms"] = d.LoadMs, ["start-ms"] = d.StartMs, ["total-ms"] = d.TotalMs,
-    };
+        var answer = new JsonObject
+        {
+            ["drain-ms"] = d.DrainMs, ["device-stop-ms"] = d.DeviceStopMs, ["final-ram-ms"] = d.FinalRamMs, ["device-state-ms"] = d.DeviceStateMs,
+            ["send-ms"] = d.SendMs, ["load-ms"] = d.LoadMs, ["start-ms"] = d.StartMs, ["total-ms"] = d.TotalMs,
+        };
+        if (d.GuestAtNs != 0) answer["guest-at-ns"] = d.GuestAtNs;
+        return answer;
+    }
 
     private static JsonObject Error(MigrationError e)
     {

@@ -52,7 +52,8 @@ internal static class QmpMigrationTypes
 
     private static readonly QmpObject s_downtime = new(
         new("drain-ms", QmpType.Number), new("device-stop-ms", QmpType.Number), new("final-ram-ms", QmpType.Number), new("device-state-ms", QmpType.Number),
-        new("send-ms", QmpType.Number), new("load-ms", QmpType.Number), new("start-ms", QmpType.Number), new("total-ms", QmpType.Number));
+        new("send-ms", QmpType.Number), new("load-ms", QmpType.Number), new("start-ms", QmpType.Number), new("total-ms", QmpType.Number),
+        new("guest-at-ns", QmpType.Int, true));
 
     private static readonly QmpObject s_error = new(
         new("side", QmpType.Str), new("phase", QmpType.Str), new("message", QmpType.Str), new("section", QmpType.Str, true), new("offset", QmpType.Int, true),

@@ -53,6 +53,11 @@ public sealed record DowntimeReport
     public double TotalMs { get; init; }
     /// <summary>CLOCK_MONOTONIC, ns: when the source began to stop the VM, or when the destination ran it. One clock for all processes of a host.</summary>
     public long AtNs { get; init; }
+    /// <summary>
+    /// CLOCK_MONOTONIC, ns: when the guest's last vCPU left it on the source, or its first one entered it on the destination; 0 without vCPUs or
+    /// when it did not run. Between two processes of one host the difference is what the guest itself can notice.
+    /// </summary>
+    public long GuestAtNs { get; init; }
 }
 
 /// <summary>

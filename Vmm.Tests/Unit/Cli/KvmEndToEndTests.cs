@@ -13,46 +13,6 @@ namespace Vmm.Tests.Unit.Cli;
 [NonParallelizable]
 internal sealed class KvmEndToEndTests : EndToEnd
 {
-    private const int SnapshotEvery = 3;
-
-    [TestCase(3)]
-    [TestCase(50, Category = "slow", Explicit = true)]
-    public async Task A_guest_moves_from_process_to_process_and_through_snapshots_without_a_wrong_word(int hops)
-    {
-        KvmGuest.Require();
-        using KvmGuest probe = KvmGuest.MemCheck();
-        double ticksPerMs = probe.Kvm.CpuStates[0].TscKhz;
-        PeerProcess at = await Start("vm0");
-        double downtimeMs = 0;
-        MemCheckGuest.Found found = await Past(at, 2);
-        for (int hop = 1; hop <= hops; hop++)
-        {
-            PeerProcess to = await Start($"vm{hop}", "--incoming", "tcp:127.0.0.1:0");
-            JsonNode result = JsonNode.Parse(await Vmm.Ok("migrate", "--vm", $"vm{hop - 1}", "--to", to.IncomingUri, "--json"))!;
-            Assert.That(result["status"]!.ToString(), Is.EqualTo("completed"));
-            downtimeMs = Math.Max(downtimeMs, (double)result["downtime"]!);
-            await Vmm.Ok("quit", "--vm", $"vm{hop - 1}");
-            at = to;
-            found = await Past(at, found.Rounds + 2);
-            // What the report and the guest have to agree on is in KvmMigrationTests: between processes the report also waits for the source's turn.
-            if (found.MaxClockGapNs is { } ns) Assert.That(ns / 1e6, Is.EqualTo(found.MaxGapTicks / ticksPerMs).Within(2 + 0.05 * downtimeMs), $"hop {hop}: the guest's two clocks");
-            if (hop % SnapshotEvery == 0) found = await ThroughSnapshot(at, $"vm{hop}", found);
-        }
-        TestContext.Out.WriteLine($"{hops} hops, {found.Rounds} rounds, longest downtime {downtimeMs:f1} ms, longest gap {found.MaxGapTicks / ticksPerMs:f1} ms by TSC, {found.MaxClockGapNs / 1e6:f1} ms by kvm-clock");
-    }
-
-    private async Task<MemCheckGuest.Found> ThroughSnapshot(PeerProcess at, string name, MemCheckGuest.Found found)
-    {
-        await Vmm.Ok("savevm", "one", "--vm", name);
-        await Past(at, found.Rounds + 4);
-        await Vmm.Ok("stop", "--vm", name);
-        MemCheckGuest.Found later = await Read(at);
-        await Vmm.Ok("loadvm", "one", "--vm", name);
-        Assert.That((await Read(at)).Rounds, Is.LessThan(later.Rounds), "back in time, and still stopped");
-        await Vmm.Ok("cont", "--vm", name);
-        return await Past(at, later.Rounds + 1);
-    }
-
     [Test]
     public async Task A_guest_drives_every_shipped_device_over_vfio_user_and_one_of_its_own()
     {
@@ -94,29 +54,5 @@ internal sealed class KvmEndToEndTests : EndToEnd
             Assert.That(program.Error, Does.Contain("--kernel"));
             Assert.That(cpus.Error, Does.Contain("1 to 64"));
         });
-    }
-
-    private Task<PeerProcess> Start(string name, params string[] arguments) =>
-        Vmm.StartVmOf(name, "3M", ["--accel", "kvm", "--kernel", "builtin:memcheck", "--device", $"serial,output={Vmm["serial"]}", .. arguments]);
-
-    /// <summary>Waits until the guest is past a round, and checks that it found nothing wrong.</summary>
-    private async Task<MemCheckGuest.Found> Past(PeerProcess vm, ulong rounds)
-    {
-        DateTime end = DateTime.UtcNow + KvmGuest.Deadline;
-        while (DateTime.UtcNow < end)
-        {
-            MemCheckGuest.Found found = await Read(vm);
-            Assert.That((found.Errors, found.BackSteps), Is.EqualTo((0ul, 0ul)));
-            if (found.Rounds > rounds) return found;
-        }
-        Assert.Fail($"the guest did not get past round {rounds}");
-        return default;
-    }
-
-    private async Task<MemCheckGuest.Found> Read(PeerProcess vm)
-    {
-        string file = Vmm["state"];
-        await vm.Monitor.Execute("pmemsave", new JsonObject { ["val"] = (long)MemCheckGuest.StateAddress, ["size"] = MemCheckGuest.StateBytes, ["filename"] = file }, CancellationToken.None);
-        return MemCheckGuest.Found.Of(await File.ReadAllBytesAsync(file));
     }
 }

@@ -1,7 +1,9 @@
 using System.Reflection;
 using Vmm.Core.Errors;
 using Vmm.Core.Kvm;
+using Vmm.Core.Memory;
 using Vmm.Tests.Support;
+using Vmm.Tools.Cli.Guests;
 using static Vmm.Core.Kvm.KvmUapi;
 
 namespace Vmm.Tests.Unit.Kvm;
@@ -11,41 +13,117 @@ internal sealed class KvmStateTests
 {
     private static readonly FieldInfo[] s_items = [.. typeof(KvmCpuState).GetFields(BindingFlags.Instance | BindingFlags.NonPublic).Where(static f => !f.Name.StartsWith('_'))];
 
+    /// <summary>What is set when the guest starts, and what says how long something else is.</summary>
+    private static readonly string[] s_notValues = [nameof(KvmCpuState.Tsc), nameof(KvmCpuState.TscKhz), nameof(KvmCpuState.CpuidBytes), nameof(KvmCpuState.XsaveLength), nameof(KvmCpuState.MsrCount), nameof(KvmCpuState.MsrIndex)];
+
     [Test]
-    public void Every_item_of_a_vCPU_is_the_same_after_a_save_and_a_load_into_another_VM()
+    public void Every_item_of_every_vCPU_is_the_same_after_a_save_and_a_load_into_another_VM([Values(1, 2)] int cpus)
     {
-        using KvmGuest source = Stopped(), destination = KvmGuest.MemCheck(incoming: true);
-        KvmCpuState from = source.Kvm.CpuStates[0], to = destination.Kvm.CpuStates[0];
-        using (source.Vm.Bql.Acquire())
+        using KvmGuest source = Fresh(cpus), destination = Fresh(cpus), untouched = Fresh(cpus);
+        using (source.Vm.Bql.Acquire()) source.Kvm.Machine.SaveClock();
+        for (int i = 0; i < cpus; i++)
         {
-            source.Kvm.Machine.SaveClock();
-            byte[] wire = SectionBytes.Save(KvmCpuState.Description.Bind(from));
-            SectionBytes.Load(KvmCpuState.Description.Bind(to), wire);
+            KvmCpuState from = source.Kvm.CpuStates[i], to = destination.Kvm.CpuStates[i], none = untouched.Kvm.CpuStates[i];
+            byte[] wire;
+            using (source.Vm.Bql.Acquire())
+            {
+                from.Save();
+                KvmStateValues.Change(from, i);
+                from.Load();
+                List<uint> fixedOnes = KvmStateValues.ChangeMsrs(from, i);
+                TestContext.Out.WriteLine($"vCPU {i}: {from.MsrCount} MSRs, without another value {string.Join(", ", fixedOnes.Select(static m => $"0x{m:x}"))}");
+                Assert.That(fixedOnes, Has.Count.LessThan(from.MsrCount / 2));
+                wire = SectionBytes.Save(KvmCpuState.Description.Bind(from));
+            }
+            Dictionary<string, byte[]> sent = Items(from);
+            using (untouched.Vm.Bql.Acquire()) none.Save();
+            Dictionary<string, byte[]> usual = Items(none);
+            Assert.That(sent, Has.Count.GreaterThan(14));
+            Assert.That(sent.Keys.Except(s_notValues).Where(k => sent[k].SequenceEqual(usual[k])), Is.Empty, "items that would be equal without having moved");
+            using (destination.Vm.Bql.Acquire())
+            {
+                SectionBytes.Load(KvmCpuState.Description.Bind(to), wire);
+                to.Save();
+            }
+            Dictionary<string, byte[]> got = Items(to);
+            uint sentCount = TakeCount(sent), gotCount = TakeCount(got);
+            Assert.That(gotCount, Is.InRange(sentCount - 0x1000_0000, sentCount), "the timer of the APIC goes on from where it was");
+            // The TSC is set when the guest starts, see below; everything else must be there now.
+            Assert.That(sent.Keys.Where(k => k != nameof(KvmCpuState.Tsc) && !sent[k].SequenceEqual(got[k])).Select(k => $"{k}: {Differences(sent[k], got[k])}"), Is.Empty);
         }
-        Dictionary<string, byte[]> sent = Items(from);
-        using (destination.Vm.Bql.Acquire()) to.Save();
-        Dictionary<string, byte[]> got = Items(to);
-        Assert.That(sent, Has.Count.GreaterThan(14));
-        // The TSC is set when the guest starts, see below; everything else must be there now.
-        Assert.That(sent.Keys.Where(k => k != nameof(KvmCpuState.Tsc) && !sent[k].SequenceEqual(got[k])).Select(k => $"{k}: {Differences(sent[k], got[k])}"), Is.Empty);
+        TscsKeepTheirDistance(source, destination);
+    }
+
+    /// <summary>All TSCs are set to one moment, so that what lies between two vCPUs' does not change by a tick.</summary>
+    private static void TscsKeepTheirDistance(KvmGuest source, KvmGuest destination)
+    {
+        destination.Kvm.Machine.StartClock();
+        destination.Kvm.Machine.SaveClock();
+        ulong[] sent = [.. source.Kvm.CpuStates.Select(static s => s.Tsc)];
+        foreach (KvmCpuState state in destination.Kvm.CpuStates) state.Save();
+        ulong[] got = [.. destination.Kvm.CpuStates.Select(static s => s.Tsc)];
+        for (int i = 0; i < sent.Length; i++)
+        {
+            Assert.That(got[i], Is.GreaterThanOrEqualTo(sent[i]));
+            Assert.That(got[i] - got[0], Is.EqualTo(sent[i] - sent[0]), $"vCPU {i}");
+        }
+    }
+
+    /// <summary>Takes the current count of the APIC's timer out of the comparison: it counts.</summary>
+    private static uint TakeCount(Dictionary<string, byte[]> items)
+    {
+        Span<byte> count = items[nameof(KvmCpuState.Lapic)].AsSpan(KvmStateValues.ApicCurrentCount, 4);
+        uint value = BitConverter.ToUInt32(count);
+        count.Clear();
+        return value;
+    }
+
+    [Test]
+    public void A_guest_of_a_lesser_CPU_keeps_it_on_a_greater_host_and_can_go_back()
+    {
+        using KvmGuest source = Fresh(1), destination = Fresh(1);
+        KvmCpuState from = source.Kvm.CpuStates[0], to = destination.Kvm.CpuStates[0];
+        from.Save();
+        KvmStateValues.Change(from, 0);
+        from.Load();
+        byte[] lesser = [.. from.Cpuid];
+        to.Save();
+        Assert.That(Differences(lesser, to.Cpuid), Is.Not.Empty, "this host has some of these features");
+        SectionBytes.Load(KvmCpuState.Description.Bind(to), SectionBytes.Save(KvmCpuState.Description.Bind(from)));
+        SectionBytes.Load(KvmCpuState.Description.Bind(from), SectionBytes.Save(KvmCpuState.Description.Bind(to)));
+        from.Save();
+        Assert.That(Differences(lesser, from.Cpuid), Is.Empty);
     }
 
     [Test]
     public void The_chips_are_the_same_after_a_save_and_a_load_into_another_VM()
     {
-        using KvmGuest source = Stopped(), destination = KvmGuest.MemCheck(incoming: true);
-        KvmIrqChips from = source.Kvm.Chips, to = destination.Kvm.Chips;
+        using KvmGuest source = Fresh(1), destination = Fresh(1), untouched = Fresh(1);
+        KvmIrqChips from = source.Kvm.Chips, to = destination.Kvm.Chips, none = untouched.Kvm.Chips;
+        from.Get();
+        KvmStateValues.Change(from);
+        from.Set();
         SectionBytes.Load(KvmPic.Description.Bind(to.Master), SectionBytes.Save(KvmPic.Description.Bind(from.Master)));
         SectionBytes.Load(KvmPic.Description.Bind(to.Slave), SectionBytes.Save(KvmPic.Description.Bind(from.Slave)));
         SectionBytes.Load(KvmIoApic.Description.Bind(to.IoApic), SectionBytes.Save(KvmIoApic.Description.Bind(from.IoApic)));
         SectionBytes.Load(KvmPit.Description.Bind(to.Pit), SectionBytes.Save(KvmPit.Description.Bind(from.Pit)));
-        byte[][] sent = [.. from.Raw.Select(static c => (byte[])c.Clone())];
+        byte[][] sent = Raw(from);
         to.Get();
-        IReadOnlyList<byte[]> got = to.Raw;
+        none.Get();
+        byte[][] got = Raw(to), usual = Raw(none);
+        for (int i = 0; i < sent.Length; i++)
+        {
+            Assert.That(Differences(sent[i], usual[i]), Is.Not.Empty, $"chip {i} would be equal without having moved");
+            Assert.That(Differences(sent[i], got[i]), Is.Empty, $"chip {i}");
+        }
+    }
+
+    private static byte[][] Raw(KvmIrqChips chips)
+    {
+        byte[][] all = [.. chips.Raw.Select(static c => (byte[])c.Clone())];
         // The kernel stamps the PIT's count_load_time, s64 at 16 of each 24-byte channel, with its own time.
-        foreach (byte[] pit in (byte[][])[sent[^1], got[^1]])
-            for (int channel = 0; channel < 3; channel++) pit.AsSpan(channel * 24 + 16, 8).Clear();
-        for (int i = 0; i < sent.Length; i++) Assert.That(Differences(sent[i], got[i]), Is.Empty, $"chip {i}");
+        for (int channel = 0; channel < 3; channel++) all[^1].AsSpan(channel * 24 + 16, 8).Clear();
+        return all;
     }
 
     [Test]
@@ -76,7 +154,7 @@ internal sealed class KvmStateTests
         // Bit 28 of leaf 0x80000001 ecx is performance counters, which no KVM guest of ours has.
         wire[4 + leaf * 40 + 20 + 3] |= 0x10;
         Exception e = Assert.Catch(() => SectionBytes.Load(KvmCpuState.Description.Bind(to), wire))!;
-        Assert.That(e.Message, Does.Contain("features that this host lacks: CPUID 0x80000001.0 ecx bits 0x10000000"));
+        Assert.That(e.Message, Does.Contain("features that this host lacks: perfctr_llc; CPUID 0x80000001.0 ecx bits 0x10000000"));
         Assert.That(destination.Kvm.Vcpus[0].GetRegs().Rip, Is.EqualTo(before));
     }
 
@@ -91,6 +169,23 @@ internal sealed class KvmStateTests
         state.MsrCount++;
         Assert.That(state.Load, Throws.TypeOf<IncompatibleStateException>().With.Message.Contains("0x12345"));
     }
+
+    [Test]
+    public void Memory_is_left_alone_by_what_prepares_a_load_and_only_a_reset_of_the_machine_loads_the_program_again()
+    {
+        using KvmGuest guest = Stopped();
+        byte[] program = new byte[64], written = [.. Enumerable.Repeat((byte)0xa5, 64)], found = new byte[64];
+        guest.Vm.Memory.Read(new GuestAddress(GuestImage.FlatAddress), program);
+        guest.Vm.Memory.Write(new GuestAddress(GuestImage.FlatAddress), written);
+        using (guest.Vm.Bql.Acquire()) guest.Vm.ResetDevices();
+        guest.Vm.Memory.Read(new GuestAddress(GuestImage.FlatAddress), found);
+        Assert.That(found, Is.EqualTo(written));
+        guest.Vm.Reset();
+        guest.Vm.Memory.Read(new GuestAddress(GuestImage.FlatAddress), found);
+        Assert.That(found, Is.EqualTo(program));
+    }
+
+    private static KvmGuest Fresh(int cpus) => new(MemCheckGuest.Build(3 << 20), 3 << 20, cpus, incoming: true);
 
     private static KvmGuest Stopped()
     {

@@ -13,37 +13,48 @@ internal static class MemCheckGuest
 {
     /// <summary>
     /// Where the guest keeps what it found: rounds, errors, first bad address, largest TSC gap, last TSC, steps back of it; then largest gap, last
-    /// time and steps back of kvm-clock, and whether it has one.
+    /// time and steps back of kvm-clock, and whether it has one; then how often it was stopped, the gap of the last stop by both clocks, by both
+    /// the gap before the last; the time stolen from its vCPU as of the last look, before and after the last stop, and as of the look before the last.
     /// </summary>
     internal const ulong StateAddress = 0x180000;
 
     /// <summary>Length of what it keeps.</summary>
-    internal const int StateBytes = 80;
+    internal const int StateBytes = 152;
 
     /// <summary>First page it works on.</summary>
     internal const ulong FirstAddress = 0x200000;
 
     private const long Mix = unchecked((long)0x9e3779b97f4a7c15);
+    /// <summary>Where the host counts the ns for which it kept the vCPU waiting (<c>struct kvm_steal_time</c>), if it does.</summary>
+    internal const ulong StealAddress = 0x182000;
+
     private const ulong ClockPage = 0x181000;
-    private const uint KvmFeatures = 0x40000001, ClockMsr = 0x4b564d01;
-    private const int HasClock = 1 << 3;
+    private const uint KvmFeatures = 0x40000001, ClockMsr = 0x4b564d01, StealMsr = 0x4b564d03;
+    private const int HasClock = 1 << 3, HasSteal = 1 << 5;
+    private const int ClockFlags = 29, WasStopped = 1 << 1; // Set by the host when it starts the guest again (PVCLOCK_GUEST_STOPPED), cleared by the guest.
     private const int LastWord = 4088, RoundsPerDot = 16, SerialPort = 0x3f8;
 
     /// <summary>What the guest found so far.</summary>
     /// <param name="Rounds">Rounds begun.</param>
     /// <param name="Errors">Words that were not what it wrote.</param>
     /// <param name="FirstBad">Address of the first, or 0.</param>
-    /// <param name="MaxGapTicks">Largest distance of two looks at the TSC since the gap was last cleared.</param>
+    /// <param name="MaxGapTicks">Largest distance of two looks at the TSC.</param>
     /// <param name="BackSteps">Looks at which the TSC or kvm-clock was behind the one before.</param>
     /// <param name="MaxClockGapNs">The largest distance by kvm-clock, null without one.</param>
-    internal readonly record struct Found(ulong Rounds, ulong Errors, ulong FirstBad, ulong MaxGapTicks, ulong BackSteps, ulong? MaxClockGapNs)
+    /// <param name="Stops">How often kvm-clock said that the guest had been stopped.</param>
+    /// <param name="StopGapTicks">The distance of two looks with the last stop between them, by TSC.</param>
+    /// <param name="StopGapNs">The same by kvm-clock.</param>
+    /// <param name="StolenBeforeNs">What the host had stolen from its vCPU at the look before that gap, or a little earlier.</param>
+    /// <param name="StolenAfterNs">The same at the look after it.</param>
+    internal readonly record struct Found(ulong Rounds, ulong Errors, ulong FirstBad, ulong MaxGapTicks, ulong BackSteps, ulong? MaxClockGapNs, ulong Stops,
+        ulong StopGapTicks, ulong StopGapNs, ulong StolenBeforeNs, ulong StolenAfterNs)
     {
         /// <summary>Reads it from the bytes at <see cref="StateAddress"/>.</summary>
         internal static Found Of(ReadOnlySpan<byte> state)
         {
             Span<ulong> words = stackalloc ulong[StateBytes / 8];
             for (int i = 0; i < words.Length; i++) words[i] = BinaryPrimitives.ReadUInt64LittleEndian(state[(i * 8)..]);
-            return new Found(words[0], words[1], words[2], words[3], words[5] + words[8], words[9] != 0 ? words[6] : null);
+            return new Found(words[0], words[1], words[2], words[3], words[5] + words[8], words[9] != 0 ? words[6] : null, words[10], words[11], words[12], words[16], words[17]);
         }
     }
 
@@ -82,14 +93,17 @@ internal static class MemCheckGuest
         a.xor(rax, rdi);
         a.mov(__qword_ptr[rdi], rax);
         a.mov(__qword_ptr[rdi + LastWord], rax);
+        a.mov(esi, (uint)ClockPage);
+        a.movzx(r12d, __byte_ptr[rsi + ClockFlags]); // Before the look: what it says then lies in this gap or at the end of the one before.
         a.rdtsc();
         a.shl(rdx, 32);
         a.or(rax, rdx);
-        Look(a, gap: 24, last: 32, back: 40);
+        Look(a, gap: 24, last: 32, back: 40, keep: r13);
         a.cmp(__qword_ptr[rbx + 72], 0);
         a.je(clockless);
         ReadClock(a);
-        Look(a, gap: 48, last: 56, back: 64);
+        Look(a, gap: 48, last: 56, back: 64, keep: r14);
+        NoteStop(a);
         a.Label(ref clockless);
         a.add(rdi, 4096);
         a.cmp(rdi, (int)endAddress);
@@ -118,13 +132,6 @@ internal static class MemCheckGuest
         return Found.Of(state);
     }
 
-    /// <summary>Makes the guest look for its largest gap anew; the guest must be stopped.</summary>
-    internal static void ClearGap(GuestMemory memory)
-    {
-        memory.Write(new GuestAddress(StateAddress + 24), new byte[8]);
-        memory.Write(new GuestAddress(StateAddress + 48), new byte[8]);
-    }
-
     /// <summary>Asks for a kvm-clock if there is one, and notes the time.</summary>
     private static void StartClock(Assembler a)
     {
@@ -141,6 +148,22 @@ internal static class MemCheckGuest
         a.mov(__qword_ptr[rbx + 72], 1);
         ReadClock(a);
         a.mov(__qword_ptr[rbx + 56], rax);
+        a.Label(ref none);
+        StartSteal(a);
+    }
+
+    private static void StartSteal(Assembler a)
+    {
+        Label none = a.CreateLabel();
+        a.mov(eax, KvmFeatures);
+        a.cpuid();
+        a.mov(rbx, StateAddress);
+        a.test(eax, HasSteal);
+        a.je(none);
+        a.mov(ecx, StealMsr);
+        a.mov(eax, (uint)StealAddress | 1);
+        a.xor(edx, edx);
+        a.wrmsr();
         a.Label(ref none);
         a.nop();
     }
@@ -177,17 +200,50 @@ internal static class MemCheckGuest
         a.jne(again);
     }
 
-    /// <summary>Compares a time in rax with the last one and notes it.</summary>
-    private static void Look(Assembler a, int gap, int last, int back)
+    /// <summary>If the guest was stopped, the longer of the last two gaps by each clock is that of the stop. Gaps in r13 and r14, flags in r12.</summary>
+    private static void NoteStop(Assembler a)
+    {
+        Label running = a.CreateLabel();
+        a.mov(esi, (uint)StealAddress);
+        a.mov(r15, __qword_ptr[rsi]);
+        a.test(r12d, WasStopped);
+        a.je(running);
+        a.mov(esi, (uint)ClockPage);
+        a.and(__byte_ptr[rsi + ClockFlags], ~WasStopped);
+        foreach ((AssemblerRegister64 gap, int before, int to) in ((AssemblerRegister64, int, int)[])[(r13, 104, 88), (r14, 112, 96)])
+        {
+            a.mov(rax, gap);
+            a.cmp(rax, __qword_ptr[rbx + before]);
+            a.cmovb(rax, __qword_ptr[rbx + before]);
+            a.mov(__qword_ptr[rbx + to], rax);
+        }
+        a.mov(rax, __qword_ptr[rbx + 120]);
+        a.cmp(r13, __qword_ptr[rbx + 104]);
+        a.cmovb(rax, __qword_ptr[rbx + 144]);
+        a.mov(__qword_ptr[rbx + 128], rax);
+        a.mov(__qword_ptr[rbx + 136], r15);
+        a.inc(__qword_ptr[rbx + 80]); // Last: who sees the count sees the gap.
+        a.Label(ref running);
+        a.mov(__qword_ptr[rbx + 104], r13);
+        a.mov(__qword_ptr[rbx + 112], r14);
+        a.mov(rax, __qword_ptr[rbx + 120]);
+        a.mov(__qword_ptr[rbx + 144], rax);
+        a.mov(__qword_ptr[rbx + 120], r15);
+    }
+
+    /// <summary>Compares a time in rax with the last one, notes it, and keeps the distance.</summary>
+    private static void Look(Assembler a, int gap, int last, int back, AssemblerRegister64 keep)
     {
         Label forward = a.CreateLabel(), done = a.CreateLabel();
         a.mov(rcx, rax);
+        a.xor(keep, keep);
         a.sub(rax, __qword_ptr[rbx + last]);
         a.mov(__qword_ptr[rbx + last], rcx);
         a.jns(forward);
         a.inc(__qword_ptr[rbx + back]);
         a.jmp(done);
         a.Label(ref forward);
+        a.mov(keep, rax);
         a.cmp(rax, __qword_ptr[rbx + gap]);
         a.jbe(done);
         a.mov(__qword_ptr[rbx + gap], rax);

@@ -84,9 +84,15 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
 
     private Vm CreateVm(ServiceProvider services, CprIncoming? cpr)
     {
+        VmFactory factory = services.GetRequiredService<VmFactory>();
         try
         {
-            return services.GetRequiredService<VmFactory>().Create(options.Vm with { Cpr = cpr });
+            return factory.Create(options.Vm with { Cpr = cpr });
+        }
+        catch (KvmException e) when (options is { HasWorkload: true, Vm.Accelerator: "auto" })
+        {
+            context.Note($"no guest runs, only the --workload: {VmmException.Describe(e)}");
+            return factory.Create(options.Vm with { Cpr = cpr, Accelerator = "none", Kernel = null });
         }
         catch (ConfigurationException e)
         {

@@ -22,6 +22,9 @@ internal sealed record RunOptions
     /// <summary>Where to take descriptors from, before anything is made, or null.</summary>
     public MigrationAddress? Cpr { get; init; }
 
+    /// <summary>Whether something changes the RAM that needs no accelerator: <c>--accel auto</c> can then do without.</summary>
+    public bool HasWorkload { get; init; }
+
     /// <summary>The process whose VM, with its name and socket, this one takes over; or null.</summary>
     public int? Replaces { get; init; }
 
@@ -81,6 +84,7 @@ internal sealed record RunOptions
                     IsIncoming = waits,
                     AutoStart = !texts.Paused,
                 },
+                HasWorkload = texts.Workload.Count > 0,
                 Incoming = Channel(texts.Incoming),
                 Cpr = Channel(texts.Cpr),
                 Replaces = texts.Replaces,

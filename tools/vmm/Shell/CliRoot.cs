@@ -90,7 +90,7 @@ internal sealed class CliRoot
         Option<string> machine = new("--machine", "-M") { Description = "Machine type", HelpName = "none", DefaultValueFactory = static _ => "none" };
         Option<string> accel = new("--accel")
         {
-            Description = "What runs the guest; auto takes KVM for a --kernel, and nothing else needs one", HelpName = "auto|kvm|none", DefaultValueFactory = static _ => "auto",
+            Description = "What runs the guest; auto takes KVM for a --kernel, and where there is none does with a --workload", HelpName = "auto|kvm|none", DefaultValueFactory = static _ => "auto",
         };
         Option<string?> kernel = new("--kernel") { Description = "Program of the guest: flat binary, ELF, Linux bzImage, or a guest of our own", HelpName = "FILE|builtin:memcheck|builtin:smp" };
         Option<string?> initrd = new("--initrd") { Description = "Linux initial RAM disk", HelpName = "FILE" };
