@@ -2,6 +2,7 @@ using System.Runtime.InteropServices;
 using Microsoft.Extensions.Logging;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
+using Vmm.Core.Memory;
 using Vmm.Devices.Vfio.Diagnostics;
 using Vmm.Devices.Vfio.Io;
 using Vmm.Devices.Vfio.Uapi;
@@ -16,7 +17,6 @@ internal sealed partial class Type1Container
 {
     private bool _suspended;
     private bool _arriving;
-    private bool _handedOver;
 
     /// <summary>Why the container cannot change process, or null.</summary>
     internal string? CprBlockedReason =>
@@ -51,17 +51,27 @@ internal sealed partial class Type1Container
         _suspended = true;
     }
 
-    /// <summary>Tells the kernel where guest memory is in this process: the new one when it has loaded, or the old one that goes on. Once for all devices.</summary>
+    /// <summary>
+    /// Tells the kernel where guest memory is in this process: the new one when it has loaded, or the old one that goes on, however far the new one
+    /// came before it failed. Once for all devices.
+    /// </summary>
     /// <exception cref="VfioException">The kernel refused; what was told before is taken back.</exception>
     internal void TakeAddresses()
     {
         if (!_suspended) return;
+        var taken = new List<Mapping>();
         foreach (Mapping mapping in Placed)
         {
             Errno errno = Update(mapping);
-            if (errno == Errno.None) continue;
-            Errno undone = Invalidate();
-            if (undone != Errno.None) VfioKernelLog.CleanupFailed(Logger, Name, "suspending addresses again", undone);
+            // The new process had taken it, and was killed or is about to end. It gives nothing back itself: that could come after this.
+            if (errno == Errno.EINVAL && !_arriving && Invalidate(mapping.Range) == Errno.None) errno = Update(mapping);
+            if (errno == Errno.None)
+            {
+                taken.Add(mapping);
+                continue;
+            }
+            foreach (Mapping one in taken)
+                if (Invalidate(one.Range) is not Errno.None and var undone) VfioKernelLog.CleanupFailed(Logger, Name, $"suspending the address of {one.Range} again", undone);
             throw new VfioException($"{Name}: cannot move the mapping of {mapping.Range} (RAM block '{mapping.Block.Name}') to this process: {Posix.Describe(errno)}", errno)
             {
                 Hint = "both processes need the same memory layout",
@@ -74,22 +84,15 @@ internal sealed partial class Type1Container
     internal void Arrived() => _arriving = LeavesMappingsAlone = false;
 
     /// <summary>The container is another process's: closing it here leaves it as it is.</summary>
-    internal void HandOver() => _handedOver = LeavesMappingsAlone = true;
+    internal void HandOver() => LeavesMappingsAlone = true;
 
-    /// <summary>A new process that fails gives the addresses back, or the old one could not take them.</summary>
-    private void GiveBack()
-    {
-        if (!_arriving || _suspended || _handedOver) return;
-        Errno errno = Invalidate();
-        if (errno != Errno.None) VfioKernelLog.CleanupFailed(Logger, Name, "giving addresses back", errno);
-        _suspended = true;
-    }
-
-    private Errno Invalidate()
+    /// <summary>Takes the addresses of one mapping back, or of all: of all or none, and of none when one has none already.</summary>
+    private Errno Invalidate(GuestRange? range = null)
     {
         var unmap = new VfioUapi.IommuType1DmaUnmap
         {
-            Argsz = (uint)Marshal.SizeOf<VfioUapi.IommuType1DmaUnmap>(), Flags = VfioUapi.VFIO_DMA_UNMAP_FLAG_VADDR | VfioUapi.VFIO_DMA_UNMAP_FLAG_ALL,
+            Argsz = (uint)Marshal.SizeOf<VfioUapi.IommuType1DmaUnmap>(), Flags = VfioUapi.VFIO_DMA_UNMAP_FLAG_VADDR | (range is null ? VfioUapi.VFIO_DMA_UNMAP_FLAG_ALL : 0),
+            Iova = range?.Start.Value ?? 0, Size = range?.LengthBytes ?? 0,
         };
         return _kernel.Call(_fd, VfioUapi.VFIO_IOMMU_UNMAP_DMA, ref unmap);
     }

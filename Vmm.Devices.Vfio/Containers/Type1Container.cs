@@ -101,11 +101,7 @@ internal sealed partial class Type1Container : KernelContainer
 
     public override Errno StopDirtyLog() => DirtyPages(VfioUapi.VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP);
 
-    public override void Dispose()
-    {
-        GiveBack();
-        _fd.Dispose();
-    }
+    public override void Dispose() => _fd.Dispose();
 
     protected override Errno Map(GuestRange piece, RamBlock block, ulong offsetBytes, bool isWritable)
     {

@@ -28,7 +28,7 @@ internal sealed partial class VfioPciFunction
     public override void ConfigWrite(int offset, int size, uint value)
     {
         // Everything is written to the device, which knows best what it does not take; a refusal is logged and no more.
-        Forward(offset, size, value);
+        Forward(offset, size, KeepMsiShape(offset, size, value));
         bool wasMsi = Msi?.IsEnabled == true, wasMsix = Msix?.IsEnabled == true;
         Irqs.BeginBatch();
         base.ConfigWrite(offset, size, value);
@@ -80,6 +80,22 @@ internal sealed partial class VfioPciFunction
         Span<byte> bytes = stackalloc byte[4];
         BinaryPrimitives.WriteUInt32LittleEndian(bytes, value);
         _access.Write(VfioPciRegion.Config, (ulong)offset, bytes[..length]);
+    }
+
+    /// <summary>
+    /// The kernel takes all of MSI's control register from a write, the bits too that say what the device has; the process after this one would read
+    /// there that it has something else.
+    /// </summary>
+    private uint KeepMsiShape(int offset, int size, uint value)
+    {
+        if (Msi is null) return value;
+        for (int i = 0; i < size; i++)
+        {
+            if (offset + i - Msi.Offset is not (2 or 3)) continue;
+            uint keep = (uint)(byte)~Config.WMask[offset + i] << (8 * i), own = (uint)Config.Bytes[offset + i] << (8 * i);
+            value = (value & ~keep) | (own & keep);
+        }
+        return value;
     }
 
     private uint ForwardCommand(PciCommand command)

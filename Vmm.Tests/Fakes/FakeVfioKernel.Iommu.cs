@@ -121,10 +121,12 @@ internal sealed partial class FakeVfioKernel
         errno = Errno.None;
         Calls[^1] += " VADDR";
         if (Refused(Calls[^1], out errno, log: false)) return -1;
-        if (unmap.Flags != (VfioUapi.VFIO_DMA_UNMAP_FLAG_VADDR | VfioUapi.VFIO_DMA_UNMAP_FLAG_ALL) || unmap.Iova != 0 || unmap.Size != 0) return Fail(Errno.EINVAL, out errno);
+        bool all = (unmap.Flags & VfioUapi.VFIO_DMA_UNMAP_FLAG_ALL) != 0;
+        if (all ? (unmap.Iova | unmap.Size) != 0 : !Mappings.TryGetValue(unmap.Iova, out var one) || one.Size != unmap.Size) return Fail(Errno.EINVAL, out errno);
         // As the kernel: all or nothing, and nothing twice.
-        if (Suspended.Count > 0) return Fail(Errno.EINVAL, out errno);
-        Suspended.UnionWith(Mappings.Keys);
+        IEnumerable<ulong> places = all ? Mappings.Keys : [unmap.Iova];
+        if (places.Any(Suspended.Contains)) return Fail(Errno.EINVAL, out errno);
+        Suspended.UnionWith(places);
         return 0;
     }
 

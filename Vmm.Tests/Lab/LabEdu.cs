@@ -24,8 +24,11 @@ internal sealed class LabEdu(IVfioDeviceIo device)
     internal void Copy(ulong from, ulong to, ulong count)
     {
         Dma(from, Buffer, count, fromDevice: false);
-        Dma(Buffer, to, count, fromDevice: true);
+        CopyFromBuffer(to, count);
     }
+
+    /// <summary>Has the device write what it has read.</summary>
+    internal void CopyFromBuffer(ulong to, ulong count) => Dma(Buffer, to, count, fromDevice: true);
 
     private void Dma(ulong source, ulong destination, ulong count, bool fromDevice)
     {

@@ -54,9 +54,8 @@ internal static class LabMain
             });
         }
 
-        public void TestOutput(TestOutput output)
-        {
-        }
+        /// <summary>What a long test says of its progress: without a word for long, the guest counts as hung.</summary>
+        public void TestOutput(TestOutput output) => console.WriteLine($"         {output.Text.TrimEnd()}");
 
         public void SendMessage(TestMessage message)
         {

@@ -26,6 +26,9 @@ internal sealed class VmmCommands : IAsyncDisposable
     /// <summary>How long a VM may take to start; null for the command's own limit.</summary>
     internal TimeSpan? StartDeadline { get; init; }
 
+    /// <summary>How long a command may take.</summary>
+    internal TimeSpan CommandDeadline { get; init; } = Deadline;
+
     internal string this[string name] => _folder[name];
 
     /// <summary>Names of what is in the VM directory, without the lock file.</summary>
@@ -83,7 +86,7 @@ internal sealed class VmmCommands : IAsyncDisposable
         var info = new ProcessStartInfo(file, arguments) { RedirectStandardError = true, RedirectStandardOutput = true, RedirectStandardInput = true };
         info.Environment["XDG_RUNTIME_DIR"] = _folder.Path;
         if (temp is not null) info.Environment["TMPDIR"] = temp;
-        var running = new Running(Process.Start(info)!);
+        var running = new Running(Process.Start(info)!, CommandDeadline);
         lock (_started) _started.Add(running);
         return running;
     }
@@ -115,14 +118,15 @@ internal sealed class VmmCommands : IAsyncDisposable
     internal sealed class Running : IDisposable
     {
         private readonly Process _process;
+        private readonly TimeSpan _deadline;
         private readonly Task<string> _output;
         private readonly StringBuilder _errors = new();
         private bool _disposed;
         private readonly List<(Func<string, bool> Matches, TaskCompletionSource Seen)> _waiting = [];
 
-        internal Running(Process process)
+        internal Running(Process process, TimeSpan deadline)
         {
-            _process = process;
+            (_process, _deadline) = (process, deadline);
             _output = process.StandardOutput.ReadToEndAsync();
             process.ErrorDataReceived += (_, e) => OnError(e.Data);
             process.BeginErrorReadLine();
@@ -158,7 +162,7 @@ internal sealed class VmmCommands : IAsyncDisposable
 
         internal async Task<CliResult> Finish()
         {
-            using var limit = new CancellationTokenSource(Deadline);
+            using var limit = new CancellationTokenSource(_deadline);
             await _process.WaitForExitAsync(limit.Token);
             string output = await _output;
             lock (_errors) return new CliResult((ExitCode)_process.ExitCode, output, _errors.ToString());

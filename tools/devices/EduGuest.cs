@@ -20,13 +20,14 @@ public sealed class EduGuest : IVmDevice, IVmStateHandler, IInterruptController
 {
     private const ulong BarAddress = 0xe000_0000, MsiAddress = 0xfee0_0000;
     private const uint MsiData = 0x41;
-    private const int Page = 4096;
+    private const int Page = (int)RamBlock.PageSize;
     private const ulong Run = 1, ToMemory = 2, Interrupt = 4;
 
     private readonly PciHost _pci;
     private readonly RamBlock _block;
     private readonly IDisposable _handler, _interrupts;
     private readonly byte[] _zeros = new byte[48];
+    private readonly int _bytes;
     private bool _running;
 
     public EduGuest(DeviceOptions options, IDeviceServices services)
@@ -37,6 +38,9 @@ public sealed class EduGuest : IVmDevice, IVmStateHandler, IInterruptController
         string name = options.GetString("block", "edu");
         _block = services.Memory.FindBlock(name) ?? throw new ConfigurationException($"device 'edu-guest': option 'block': no RAM block '{name}'");
         if (_block.SizeBytes < 3 * Page) throw new ConfigurationException($"device 'edu-guest': RAM block '{name}' has less than 3 pages");
+        ulong bytes = options.GetUInt64("bytes", Page, Page);
+        if (bytes == 0 || bytes % 8 != 0) throw new ConfigurationException($"device 'edu-guest': option 'bytes': expected a multiple of 8, found {bytes}");
+        _bytes = (int)bytes;
         _pci = services.Pci;
         _handler = services.RunState.Register(this, int.MaxValue);
         _interrupts = services.Scope.GetRequiredService<InterruptRouter>().Attach(this);
@@ -99,7 +103,7 @@ public sealed class EduGuest : IVmDevice, IVmStateHandler, IInterruptController
         _pci.MmioWrite(new GuestAddress(BarAddress + 0x64), 4, uint.MaxValue);
         ulong done = Word(0);
         bool isBack = done % 2 == 0;
-        if (isBack && !_block.ReadOnlySlice(Page, Page).SequenceEqual(_block.ReadOnlySlice(2 * Page, Page))) Word(1, Word(1) + 1);
+        if (isBack && !_block.ReadOnlySlice(Page, _bytes).SequenceEqual(_block.ReadOnlySlice(2 * Page, _bytes))) Word(1, Word(1) + 1);
         if (Word(2) != 0) Word(3, Math.Max(Word(3), (ulong)now - Word(2)));
         Word(2, (ulong)now);
         Word(0, done + 1);
@@ -117,7 +121,7 @@ public sealed class EduGuest : IVmDevice, IVmStateHandler, IInterruptController
 
     private void Start(ulong source, ulong destination, ulong direction)
     {
-        foreach ((ulong register, ulong value) in ((ulong, ulong)[])[(0x80, source), (0x88, destination), (0x90, Page), (0x98, Run | Interrupt | direction)])
+        foreach ((ulong register, ulong value) in ((ulong, ulong)[])[(0x80, source), (0x88, destination), (0x90, (ulong)_bytes), (0x98, Run | Interrupt | direction)])
             _pci.MmioWrite(new GuestAddress(BarAddress + register), 8, value);
     }
 
@@ -135,7 +139,7 @@ public sealed class EduGuestFactory : IDeviceFactory
 {
     public string TypeName => "edu-guest";
 
-    public string Summary => "a guest that keeps an edu function busy with DMA and counts its interrupts; block=NAME";
+    public string Summary => "a guest that keeps an edu function busy with DMA and counts its interrupts; block=NAME, bytes=N in a transfer";
 
     public IReadOnlyList<IVmStateDescription> Descriptions => [];
 

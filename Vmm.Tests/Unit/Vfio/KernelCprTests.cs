@@ -57,17 +57,41 @@ internal sealed class KernelCprTests
         Assert.That(_host.Kernel.Calls, Does.Contain("container: UNMAP_DMA").And.Contain("group 7: UNSET_CONTAINER"));
     }
 
-    [Test]
-    public void WhenTheNextProcessFailsAfterItTookTheAddressesTheOldOneTakesThemBack()
+    [TestCase(0, TestName = "AfterAFailureTheOldProcessHasItsAddressesAgain(the next took none)")]
+    [TestCase(1, TestName = "AfterAFailureTheOldProcessHasItsAddressesAgain(the next took some)")]
+    [TestCase(2, TestName = "AfterAFailureTheOldProcessHasItsAddressesAgain(the next took all)")]
+    public void AfterAFailureTheOldProcessHasItsAddressesAgain(int taken)
     {
         using KernelVfioDeviceIo old = Open();
-        ulong[] before = [.. _host.Kernel.Mappings.Values.Select(static m => m.From)];
+        ulong[] before = [.. Addresses];
         old.SuspendCpr();
-        using (var next = new NextProcess(_host, old)) next.Open().LoadCpr();
-        Assert.That(_host.Kernel.Suspended, Has.Count.EqualTo(2), "given back");
+        // Killed, it can give nothing back.
+        foreach (ulong place in _host.Kernel.Mappings.Keys.Take(taken).ToArray())
+        {
+            _host.Kernel.Mappings[place] = _host.Kernel.Mappings[place] with { From = 0xdead000 };
+            _host.Kernel.Suspended.Remove(place);
+        }
         old.ResumeCpr();
         Assert.That(_host.Kernel.Suspended, Is.Empty);
-        Assert.That(_host.Kernel.Mappings.Values.Select(static m => m.From), Is.EqualTo(before));
+        Assert.That(Addresses, Is.EqualTo(before));
+        old.SuspendCpr();
+        Assert.That(_host.Kernel.Suspended, Has.Count.EqualTo(2), "and can try again");
+        old.ResumeCpr();
+    }
+
+    [Test]
+    public void ANextProcessThatFailsLateDoesNotTakeTheAddressesFromTheOldOne()
+    {
+        using KernelVfioDeviceIo old = Open();
+        ulong[] before = [.. Addresses];
+        old.SuspendCpr();
+        using (var next = new NextProcess(_host, old))
+        {
+            next.Open().LoadCpr();
+            old.ResumeCpr();
+        }
+        Assert.That(_host.Kernel.Suspended, Is.Empty);
+        Assert.That(Addresses, Is.EqualTo(before));
     }
 
     [Test]
@@ -78,11 +102,11 @@ internal sealed class KernelCprTests
         using (var next = new NextProcess(_host, old))
         {
             KernelVfioDeviceIo io = next.Open();
-            _host.Kernel.FailOnce["container: MAP_DMA VADDR"] = Errno.EFAULT;
-            Assert.That(io.LoadCpr, Throws.TypeOf<VfioException>().With.Message.Contains("RAM block 'low'"));
+            _host.Kernel.Mappings[Size] = _host.Kernel.Mappings[Size] with { Size = Size / 2 };
+            Assert.That(io.LoadCpr, Throws.TypeOf<VfioException>().With.Message.Contains("RAM block 'high'"));
+            _host.Kernel.Mappings[Size] = _host.Kernel.Mappings[Size] with { Size = Size };
+            Assert.That(_host.Kernel.Suspended, Has.Count.EqualTo(2));
         }
-        _host.Kernel.Suspended.Clear();
-        _host.Kernel.Suspended.UnionWith(_host.Kernel.Mappings.Keys);
         old.ResumeCpr();
         Assert.That(_host.Kernel.Suspended, Is.Empty);
     }
@@ -119,6 +143,8 @@ internal sealed class KernelCprTests
         Assert.That(() => containers.Open(VfioDeviceChoice.From(DeviceOptions.Parse($"vfio-pci,host={Name}"), _host.Paths), table),
             Throws.TypeOf<IncompatibleStateException>().With.Message.Contains("vfio_container_for_group' 7"));
     }
+
+    private IEnumerable<ulong> Addresses => _host.Kernel.Mappings.Values.Select(static m => m.From);
 
     private KernelVfioDeviceIo Open()
     {

@@ -35,7 +35,9 @@ internal sealed class QmpMonitor : IMonitor
     public async Task<JsonNode?> Execute(string command, JsonObject? arguments, CancellationToken cancel)
     {
         using var limit = CancellationTokenSource.CreateLinkedTokenSource(cancel);
-        limit.CancelAfter(s_answerDeadline);
+        // What a command may take by its own argument comes on top.
+        TimeSpan deadline = s_answerDeadline + TimeSpan.FromMilliseconds(arguments?["timeout-ms"]?.GetValue<int>() ?? 0);
+        limit.CancelAfter(deadline);
         try
         {
             return await _client.ExecuteAsync(command, arguments, cancel: limit.Token);
@@ -50,7 +52,7 @@ internal sealed class QmpMonitor : IMonitor
         }
         catch (OperationCanceledException e) when (!cancel.IsCancellationRequested)
         {
-            throw new CliException(ExitCode.Timeout, $"'{_path}' did not answer '{command}' within {s_answerDeadline.TotalSeconds:0} s", e);
+            throw new CliException(ExitCode.Timeout, $"'{_path}' did not answer '{command}' within {deadline.TotalSeconds:0} s", e);
         }
     }
 

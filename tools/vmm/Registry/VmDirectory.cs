@@ -78,10 +78,24 @@ internal sealed class VmDirectory
         using (Lock()) Write(entry);
     }
 
-    /// <summary>The entry of a process, once it is there; null before.</summary>
+    /// <summary>
+    /// The entry of a process, once it is there; null before. Takes no lock and removes nothing: who waits asks again and again, and the process that
+    /// it waits for needs the lock.
+    /// </summary>
     public VmEntry? FindPid(int pid)
     {
-        using (Lock()) return Scan().Find(e => e.Pid == pid);
+        foreach (string file in Directory.EnumerateFiles(DirectoryPath, "*.json"))
+        {
+            try
+            {
+                if (Read(file) is { } entry && entry.Pid == pid && IsAlive(entry)) return entry;
+            }
+            catch (FileNotFoundException)
+            {
+                // Its process gave it back since it was listed.
+            }
+        }
+        return null;
     }
 
     private void Write(VmEntry entry)

@@ -42,6 +42,16 @@ public sealed class VfioConfigTests
         Assert.That(f.Io.RegionReads, Is.EqualTo(reads), "without the device");
     }
 
+    [TestCase(0x52, 2, 0x0001u, "7+52=0185")]
+    [TestCase(0x52, 1, 0x01u, "7+52=85")]
+    [TestCase(0x50, 4, 0x00010000u, "7+50=01850000")]
+    public void WhatMsiHasStaysInTheDeviceWhenAGuestWritesZerosThere(int offset, int size, uint written, string forwarded)
+    {
+        using var f = new VfioDeviceFixture();
+        f.Write(offset, size, written);
+        Assert.That(f.Io.WriteLog, Does.Contain(forwarded));
+    }
+
     [Test]
     public void TheInterruptLineIsOurs()
     {

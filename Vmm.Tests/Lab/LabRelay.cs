@@ -1,0 +1,101 @@
+using System.Net.Sockets;
+
+namespace Vmm.Tests.Lab;
+
+/// <summary>
+/// Stands between the two processes of an update, on their main channel: it keeps what the old one sends, so that the new one learns of nothing until
+/// it is told to. The new one answers without delay.
+/// </summary>
+internal sealed class LabRelay : IDisposable
+{
+    private const int QuietMs = 500;
+    private readonly Socket _listener = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+    private readonly string _path;
+    private readonly MemoryStream _kept = new();
+    private Socket? _old, _new;
+    private Task? _answers, _rest;
+
+    /// <summary>Takes the place of the new process.</summary>
+    /// <param name="path">Where the old one will connect to; the new one listens at a path that ends in <c>-next</c>.</param>
+    internal LabRelay(string path)
+    {
+        _path = path;
+        _listener.Bind(new UnixDomainSocketEndPoint(path));
+        _listener.Listen(1);
+    }
+
+    /// <summary>For the script that starts the new process: makes it listen behind this.</summary>
+    internal const string Script = """
+        for a; do shift; case "$a" in *'"channel-type":"main"'*) a=$(echo "$a" | sed 's/\.main"/.main-next"/');; esac; set -- "$@" "$a"; done
+
+        """;
+
+    /// <summary>Takes what the old process sends, until it has sent nothing for a while and a condition holds.</summary>
+    internal async Task Keep(Func<bool> isAll, TimeSpan deadline)
+    {
+        using var limit = new CancellationTokenSource(deadline);
+        _old = await _listener.AcceptAsync(limit.Token);
+        _new = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+        await _new.ConnectAsync(new UnixDomainSocketEndPoint(_path + "-next"), limit.Token);
+        _answers = Pass(_new, _old);
+        byte[] bytes = new byte[1 << 16];
+        Task<int> next = _old.ReceiveAsync(bytes, limit.Token).AsTask();
+        while (true)
+        {
+            if (await Task.WhenAny(next, Task.Delay(QuietMs, limit.Token)) == next)
+            {
+                int n = await next;
+                if (n == 0) throw new InvalidDataException("the old process ended its stream");
+                _kept.Write(bytes, 0, n);
+                next = _old.ReceiveAsync(bytes, limit.Token).AsTask();
+            }
+            else if (_kept.Length > 0 && isAll())
+            {
+                break;
+            }
+            limit.Token.ThrowIfCancellationRequested();
+        }
+        _rest = PassRest(next, bytes);
+    }
+
+    /// <summary>Gives the new process what was kept.</summary>
+    /// <param name="withoutLast">How many bytes at the end it does not get.</param>
+    internal async Task Give(int withoutLast = 0) => await _new!.SendAsync(_kept.ToArray().AsMemory(0, (int)_kept.Length - withoutLast));
+
+    public void Dispose()
+    {
+        _listener.Dispose();
+        _old?.Dispose();
+        _new?.Dispose();
+        File.Delete(_path);
+    }
+
+    private async Task PassRest(Task<int> first, byte[] bytes)
+    {
+        try
+        {
+            int n = await first;
+            if (n > 0) await _new!.SendAsync(bytes.AsMemory(0, n));
+            if (n > 0) await Pass(_old!, _new!);
+            else _new!.Shutdown(SocketShutdown.Send);
+        }
+        catch (Exception e) when (e is SocketException or ObjectDisposedException or OperationCanceledException)
+        {
+            // One of the two has ended.
+        }
+    }
+
+    private static async Task Pass(Socket from, Socket to)
+    {
+        try
+        {
+            byte[] bytes = new byte[1 << 12];
+            for (int n; (n = await from.ReceiveAsync(bytes)) > 0;) await to.SendAsync(bytes.AsMemory(0, n));
+            to.Shutdown(SocketShutdown.Send);
+        }
+        catch (Exception e) when (e is SocketException or ObjectDisposedException)
+        {
+            // One of the two has ended.
+        }
+    }
+}

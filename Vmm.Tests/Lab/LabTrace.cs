@@ -1,0 +1,72 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Text.RegularExpressions;
+using Vmm.Devices.Vfio.Uapi;
+
+namespace Vmm.Tests.Lab;
+
+/// <summary>
+/// What processes ask of VFIO while this exists, as the kernel's tracer sees it: ioctls of type1 and devices, and writes to configuration spaces.
+/// </summary>
+internal sealed partial class LabTrace : IDisposable
+{
+    private const string Root = "/sys/kernel/tracing/", Events = Root + "events/syscalls/";
+
+    /// <summary>Stands for a write to a configuration space.</summary>
+    internal const uint ConfigWrite = 0;
+
+    /// <summary>Region 7, in a device's file (vfio-pci's layout).</summary>
+    private const ulong ConfigAt = (ulong)7 << 40, ConfigEnd = (ulong)8 << 40;
+
+    /// <summary>What changes a device, its container or what is mapped.</summary>
+    internal static readonly uint[] Changes =
+    [
+        ConfigWrite, VfioUapi.VFIO_SET_IOMMU, VfioUapi.VFIO_GROUP_SET_CONTAINER, VfioUapi.VFIO_GROUP_UNSET_CONTAINER, VfioUapi.VFIO_GROUP_GET_DEVICE_FD, VfioUapi.VFIO_DEVICE_SET_IRQS,
+        VfioUapi.VFIO_DEVICE_RESET, VfioUapi.VFIO_IOMMU_MAP_DMA, VfioUapi.VFIO_IOMMU_UNMAP_DMA,
+    ];
+
+    internal LabTrace()
+    {
+        if (!File.Exists(Root + "trace"))
+        {
+            using Process mount = Process.Start("/bin/mount", ["-t", "tracefs", "tracefs", Root]);
+            mount.WaitForExit();
+        }
+        Write("options/record-tgid", "1");
+        Enable("sys_enter_ioctl", $"cmd >= {VfioUapi.VFIO_GET_API_VERSION} && cmd < {VfioUapi.VFIO_GET_API_VERSION + 0x40}");
+        Enable("sys_enter_pwrite64", $"pos >= {ConfigAt} && pos < {ConfigEnd}");
+        Clear();
+    }
+
+    /// <summary>Forgets what was seen.</summary>
+    internal static void Clear() => File.WriteAllText(Root + "trace", "");
+
+    /// <summary>What a process asked for, in its order.</summary>
+    internal static uint[] Calls(int pid) =>
+        [.. Regex.Matches(File.ReadAllText(Root + "trace"), @"-\d+ +\( *(\d+|-+)\) .*: sys_(ioctl|pwrite64)\((.*)\)")
+            .Where(m => m.Groups[1].Value == pid.ToString(CultureInfo.InvariantCulture))
+            .Select(static m => m.Groups[2].Value == "ioctl" ? Command(m.Groups[3].Value) : ConfigWrite)];
+
+    /// <summary>Whether the kernel told the process of each call.</summary>
+    internal static bool IsComplete => !File.ReadAllText(Root + "trace").Contains("(-------)", StringComparison.Ordinal);
+
+    public void Dispose()
+    {
+        Write("events/enable", "0");
+        foreach (string one in (string[])["sys_enter_ioctl", "sys_enter_pwrite64"]) File.WriteAllText($"{Events}{one}/filter", "0");
+        Write("options/record-tgid", "0");
+    }
+
+    private static void Enable(string what, string filter)
+    {
+        File.WriteAllText($"{Events}{what}/filter", filter);
+        File.WriteAllText($"{Events}{what}/enable", "1");
+    }
+
+    private static void Write(string file, string text) => File.WriteAllText(Root + file, text);
+
+    private static uint Command(string arguments) => uint.Parse(CommandOf().Match(arguments).Groups[1].Value, NumberStyles.HexNumber, CultureInfo.InvariantCulture);
+
+    [GeneratedRegex(@"cmd: (?:0x)?([0-9a-f]+)")]
+    private static partial Regex CommandOf();
+}

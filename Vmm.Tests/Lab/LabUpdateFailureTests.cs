@@ -1,0 +1,136 @@
+using System.Diagnostics;
+using System.Globalization;
+using Vmm.Core.Interop;
+using Vmm.Devices.Vfio.Uapi;
+using Vmm.Tests.Fakes;
+using Vmm.Tools.Cli.Shell;
+
+namespace Vmm.Tests.Lab;
+
+/// <summary>
+/// The new process of an update fails at each of its steps: the old one has its device as before, tells the kernel where memory is when that had been
+/// taken back, and goes on; DMA and interrupts with it (spec vfio-migration 7.5).
+/// </summary>
+[TestFixture]
+public sealed class LabUpdateFailureTests : LabUpdateFixture
+{
+    private const int SigKill = 9;
+
+    private static IEnumerable<TestCaseData> Failures()
+    {
+        yield return new TestCaseData("exit 3", "exit code 3").SetArgDisplayNames("ends at once");
+        yield return new TestCaseData(
+            "\"$VMM\" \"$@\" & new=$!; until ls -l /proc/$new/fd 2>&1 | grep -q memfd:vmm-ram-ticks; do kill -0 $new || exit 9; done; kill -9 $new; exit 7", "exit code 7")
+            .SetArgDisplayNames("killed when it has the descriptors");
+        yield return new TestCaseData("for a; do shift; [ \"$a\" = scratch ] && a=ticker,block=ticks,id=other; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "scratch")
+            .SetArgDisplayNames("does not know a section");
+    }
+
+    [TestCaseSource(nameof(Failures))]
+    public async Task Spec8_15_WhenTheNewProcessFailsTheOldOneGoesOn(string script, string reason)
+    {
+        OwnedFd[] files = DuplicateFiles(Vm.Pid);
+        try
+        {
+            using var ticks = new LabRam(Vm.Pid, "ticks");
+            CliResult result = await Vmm.Run("update", "--vm", "a", "--to-binary", Program(script), "--timeout", $"{Deadline.TotalSeconds}");
+            Assert.That((result.Code, result.Error), Is.EqualTo((ExitCode.Failed, result.Error)));
+            Assert.That(result.Error, Does.Contain(reason));
+            await AssertGoesOn(files);
+            await TestContext.Out.WriteLineAsync($"the guest's longest pause: {ticks.Word(1) / 1e6:0} ms");
+            await AssertUpdates(files);
+        }
+        finally
+        {
+            foreach (OwnedFd one in files) one.Dispose();
+        }
+    }
+
+    public enum Step
+    {
+        /// <summary>The old process has suspended the addresses, the new one has no state yet.</summary>
+        Suspended,
+
+        /// <summary>The new process has told the kernel of its own addresses.</summary>
+        Taken,
+    }
+
+    [TestCase(Step.Suspended)]
+    [TestCase(Step.Taken)]
+    public async Task Spec8_15_KilledTheNewProcessKeepsNoAddresses(Step step)
+    {
+        OwnedFd[] files = DuplicateFiles(Vm.Pid);
+        using var trace = new LabTrace();
+        try
+        {
+            using (var relay = new LabRelay(Vmm[$"vmm/{Vm.Pid}.main"]))
+            {
+                string program = Program($"echo $$ > {Vmm["pid"]}\n{LabRelay.Script}exec \"$VMM\" \"$@\"");
+                Task<CliResult> updating = Vmm.Run("update", "--vm", "a", "--to-binary", program, "--timeout", $"{Deadline.TotalSeconds}");
+                await relay.Keep(() => LabTrace.Calls(Vm.Pid).Contains(VfioUapi.VFIO_IOMMU_UNMAP_DMA), Deadline);
+                int next = int.Parse(await File.ReadAllTextAsync(Vmm["pid"]), CultureInfo.InvariantCulture);
+                if (step == Step.Taken)
+                {
+                    await relay.Give(withoutLast: 1);
+                    Assert.That(SpinWait.SpinUntil(() => LabTrace.Calls(next).Count(static c => c == VfioUapi.VFIO_IOMMU_MAP_DMA) == Mappings, Deadline), "it takes the addresses");
+                }
+                LabTrace.Clear();
+                long from = Ram.Word(Steps), start = Stopwatch.GetTimestamp();
+                LibC.kill(next, SigKill);
+                Assert.That(SpinWait.SpinUntil(() => Ram.Word(Steps) > from, Deadline), "an interrupt was lost");
+                await TestContext.Out.WriteLineAsync($"the guest runs {Stopwatch.GetElapsedTime(start).TotalMilliseconds:0} ms after the new process was killed");
+                CliResult result = await updating;
+                Assert.That((result.Code, result.Error), Is.EqualTo((ExitCode.Failed, result.Error)));
+                Assert.That(result.Error, Does.Contain("exit code 137"));
+            }
+            uint[] each = step == Step.Suspended ? [VfioUapi.VFIO_IOMMU_MAP_DMA] : [VfioUapi.VFIO_IOMMU_MAP_DMA, VfioUapi.VFIO_IOMMU_UNMAP_DMA, VfioUapi.VFIO_IOMMU_MAP_DMA];
+            Assert.That(Changes(Vm.Pid), Is.EqualTo(Enumerable.Repeat(each, Mappings).SelectMany(static c => c)), "the old process tells of its addresses again");
+            await AssertGoesOn(files);
+            await AssertUpdates(files);
+        }
+        finally
+        {
+            foreach (OwnedFd one in files) one.Dispose();
+        }
+    }
+
+    [Test]
+    public async Task Spec8_15_ANewProcessThatIsLateLosesTheDeviceToTheOldOne()
+    {
+        OwnedFd[] files = DuplicateFiles(Vm.Pid);
+        using var trace = new LabTrace();
+        try
+        {
+            using (var relay = new LabRelay(Vmm[$"vmm/{Vm.Pid}.main"]))
+            {
+                Task<CliResult> updating = Vmm.Run("update", "--vm", "a", "--to-binary", Program($"{LabRelay.Script}exec \"$VMM\" \"$@\""), "--timeout", "45");
+                await relay.Keep(() => LabTrace.Calls(Vm.Pid).Contains(VfioUapi.VFIO_IOMMU_UNMAP_DMA), Deadline);
+                CliResult result = await updating;
+                Assert.That((result.Code, result.Error), Is.EqualTo((ExitCode.Failed, result.Error)));
+                Assert.That(result.Error, Does.Contain("not ready within 45000 ms"));
+            }
+            await AssertGoesOn(files);
+            await AssertUpdates(files);
+        }
+        finally
+        {
+            foreach (OwnedFd one in files) one.Dispose();
+        }
+    }
+
+    private async Task AssertGoesOn(OwnedFd[] files)
+    {
+        Assert.That(await Vmm.State(Vm), Is.EqualTo("running"), Vm.Errors);
+        Assert.That(await VmPid(), Is.EqualTo(Vm.Pid));
+        WaitForSteps(6);
+        AssertHasTheSameFiles(Vm.Pid, files);
+    }
+
+    /// <summary>The next one, to a program that works.</summary>
+    private async Task AssertUpdates(OwnedFd[] files)
+    {
+        await Update();
+        WaitForSteps(6);
+        AssertHasTheSameFiles(await VmPid(), files);
+    }
+}

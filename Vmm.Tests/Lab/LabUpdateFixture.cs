@@ -1,0 +1,91 @@
+using System.Text.Json.Nodes;
+using Vmm.Core.Interop;
+using Vmm.Tests.Fakes;
+using Vmm.Tests.Support;
+using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Shell;
+
+namespace Vmm.Tests.Lab;
+
+/// <summary>
+/// A VM in a process of its own that has the lab's edu and keeps it busy: each step of its guest waits for the interrupt of the one before, each
+/// second one has the device write memory. <c>vmm update</c> carries it on.
+/// </summary>
+[Category(Slow)]
+public abstract class LabUpdateFixture : LabFixture
+{
+    private protected const int Steps = 0, WrongPages = 1, LongestGap = 3, Page = 4096, TransferBytes = 2048;
+    /// <summary>Two blocks of RAM, none longer than a mapping may be.</summary>
+    private protected const int Mappings = 2;
+
+    private protected static readonly TimeSpan Deadline = TimeSpan.FromSeconds(90);
+    private protected static readonly string[] DeviceFiles = ["/dev/vfio/vfio", $"/dev/vfio/{Group}", "[vfio-device]"];
+
+    private protected VmmCommands Vmm { get; private set; } = null!;
+
+    private protected PeerProcess Vm { get; private set; } = null!;
+
+    /// <summary>The block that holds all the guest knows.</summary>
+    private protected LabRam Ram { get; private set; } = null!;
+
+    private protected static string Group => Path.GetFileName(File.ResolveLinkTarget(Path.Combine(LabVfio.Edu, "iommu_group"), true)!.FullName);
+
+    [SetUp]
+    public async Task StartVm()
+    {
+        Vmm = new VmmCommands { StartDeadline = Deadline, CommandDeadline = Deadline + Deadline };
+        Vm = await Vmm.StartVmOf("a", "1M,id=edu", "--memory", "1M,id=ticks", "--device", "ticker,block=ticks", "--device", "scratch",
+            "--device", $"vfio-pci,id=edu,host={Path.GetFileName(LabVfio.Edu)},iommufd=off", "--device", $"edu-guest,bytes={TransferBytes}");
+        Ram = new LabRam(Vm.Pid, "edu");
+        WaitForSteps(4);
+    }
+
+    [TearDown]
+    public async Task EndVm()
+    {
+        Ram?.Dispose();
+        await Vmm.DisposeAsync();
+    }
+
+    /// <summary>The guest takes so many steps more.</summary>
+    private protected void WaitForSteps(int more)
+    {
+        long from = Ram.Word(Steps);
+        Assert.That(SpinWait.SpinUntil(() => Ram.Word(Steps) >= from + more, Deadline), $"an interrupt was lost: the guest stands at step {Ram.Word(Steps)}");
+        Assert.That(Ram.Word(WrongPages), Is.Zero, "pages came back wrong");
+    }
+
+    /// <summary>Updates, and expects it to succeed.</summary>
+    private protected async Task<JsonNode> Update(params string[] more)
+    {
+        CliResult result = await Vmm.Run(["update", "--vm", "a", "--json", "--timeout", $"{Deadline.TotalSeconds}", .. more]);
+        Assert.That(result.Code, Is.EqualTo(ExitCode.Ok), $"{result.Error}; the VM's processes: {Vm.Errors}");
+        JsonNode updated = JsonNode.Parse(result.Out)!;
+        await TestContext.Progress.WriteLineAsync($"process {updated["pid"]}, pause {updated["pause-ms"]} ms, {updated["total-ms"]} ms in all, {Ram.Word(Steps)} steps");
+        return updated;
+    }
+
+    /// <summary>What a process has asked for that changes device, container or mappings.</summary>
+    private protected static uint[] Changes(int pid) => [.. LabTrace.Calls(pid).Where(LabTrace.Changes.Contains)];
+
+    /// <summary>The process that has the VM.</summary>
+    private protected async Task<int> VmPid() => JsonNode.Parse(await Vmm.Ok("list", "--json"))![0]!["pid"]!.GetValue<int>();
+
+    /// <summary>A program that begins as <c>vmm</c> does and may do other things.</summary>
+    private protected string Program(string script)
+    {
+        string path = Vmm["next"];
+        (string file, string[] prefix) = PeerProcess.Self();
+        File.WriteAllText(path, $"#!/bin/sh\nVMM='{file}'\n{string.Concat(prefix.Select(static p => $"set -- '{p}' \"$@\"\n"))}{script}\n");
+        File.SetUnixFileMode(path, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
+        return path;
+    }
+
+    /// <summary>This process's own descriptors for the files of the device, to know them again by.</summary>
+    private protected static OwnedFd[] DuplicateFiles(int pid) => [.. DeviceFiles.Select(f => LabOpenFiles.Duplicate(pid, f))];
+
+    private protected static void AssertHasTheSameFiles(int pid, OwnedFd[] files)
+    {
+        for (int i = 0; i < files.Length; i++) Assert.That(LabOpenFiles.Has(pid, DeviceFiles[i], files[i]), $"process {pid} has the same {DeviceFiles[i]}");
+    }
+}
