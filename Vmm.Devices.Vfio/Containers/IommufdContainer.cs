@@ -46,6 +46,28 @@ internal sealed class IommufdContainer : KernelContainer
     /// <inheritdoc/>
     protected override ulong MaxQueryBytes => QueryBytes;
 
+    /// <summary>Why no device under iommufd changes process, where the kernel would let it.</summary>
+    internal const string NoCpr = "an IOMMUFD device cannot be handed to another process in this version of vmm; with iommufd=off it can";
+
+    /// <summary>
+    /// Why its devices cannot change process. Asks the kernel to change it to the process that it has, which does nothing and fails where a change to
+    /// another would (spec vfio-migration 7.5; QEMU: <c>vfio_cpr_supported</c>).
+    /// </summary>
+    internal string CprBlockedReason
+    {
+        get
+        {
+            var change = new IommufdUapi.IoasChangeProcess { Size = (uint)Marshal.SizeOf<IommufdUapi.IoasChangeProcess>() };
+            return _kernel.Call(_iommufd, IommufdUapi.IOMMU_IOAS_CHANGE_PROCESS, ref change) switch
+            {
+                Errno.None => NoCpr,
+                Errno.ENOTTY => "the kernel's iommufd cannot change process: it has no IOMMU_IOAS_CHANGE_PROCESS, which Linux 6.13 brought; with iommufd=off it can",
+                Errno.EINVAL => "the kernel's iommufd cannot change process: some guest memory is mapped by address, not by file (IOMMU_IOAS_CHANGE_PROCESS says EINVAL)",
+                Errno other => $"the kernel's iommufd cannot change process: IOMMU_IOAS_CHANGE_PROCESS: {Posix.Describe(other)}",
+            };
+        }
+    }
+
     /// <summary>Makes an address space.</summary>
     /// <param name="iommufd">Descriptor of /dev/iommu; stays the caller's and open for the life of the container.</param>
     /// <param name="kernel">System calls.</param>

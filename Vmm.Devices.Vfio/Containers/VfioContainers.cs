@@ -46,7 +46,7 @@ internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, Vfi
         if (choice.UseIommufd == true && device.CdevNumber is null) throw VfioOpenErrors.NoCdev(device);
         bool byCdev = choice.UseIommufd ?? (device.CdevNumber is not null && File.Exists(paths.Iommufd));
         bool arrives = cpr?.IsIncoming == true;
-        if (arrives && byCdev) throw new VfioException($"{device.Name}: {NoIommufdCpr}", Errno.EOPNOTSUPP);
+        if (arrives && byCdev) throw new VfioException($"{device.Name}: {IommufdContainer.NoCpr}", Errno.EOPNOTSUPP);
         (OwnedFd fd, KernelContainer container, IDisposable seat) = byCdev ? OpenCdev(device) : OpenInGroup(device, cpr);
         var io = new KernelVfioDeviceIo(device.Name, fd, kernel, container, _logger, seat) { IsArriving = arrives, IsMediated = device.IsMediated };
         try
@@ -71,9 +71,6 @@ internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, Vfi
         foreach (KernelContainer container in _listening.Keys.ToArray()) Close(container);
         _iommufd?.Dispose();
     }
-
-    /// <summary>Why an IOMMUFD device cannot change process.</summary>
-    internal const string NoIommufdCpr = "an IOMMUFD device cannot be handed to another process in this version of vmm; iommufd=off can";
 
     private (OwnedFd, KernelContainer, IDisposable) OpenInGroup(VfioHostDevice device, CprFdTable? cpr)
     {

@@ -1,5 +1,6 @@
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
+using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 using Vmm.Devices.Vfio.Device;
@@ -31,6 +32,7 @@ internal sealed class VfioCprPci : ISaveState, ILoadState, IDisposable
     internal VfioCprPci(string id, string path, IVfioDeviceIo io, VfioPciFunction function, IDeviceServices services)
     {
         (_io, _function, _services) = (io as IVfioCprIo, function, services);
+        if (io is KernelVfioDeviceIo) _registrations.Add(services.Notifiers.Add(what => OnReboot(what, id), MigrationModes.CprReboot));
         string? reason = _io is null ? "its descriptors cannot be handed to another process" : _io.CprBlockedReason;
         if (reason is not null)
         {
@@ -108,6 +110,13 @@ internal sealed class VfioCprPci : ISaveState, ILoadState, IDisposable
                 Interrupts(true);
                 break;
         }
+    }
+
+    /// <summary>Its driver must have put the device to sleep: nothing of it is in the state (QEMU: <c>vfio_cpr_reboot_notifier</c>).</summary>
+    private void OnReboot(MigrationEvent what, string id)
+    {
+        if (what != MigrationEvent.PrecopySetup || _services.RunState is { State: RunState.Suspended } or RunStateNotifier { WasSuspended: true }) return;
+        throw new MigrationBlockedException($"device '{id}': a VFIO device supports cpr-reboot only while the guest is suspended");
     }
 
     private void OnArrived()

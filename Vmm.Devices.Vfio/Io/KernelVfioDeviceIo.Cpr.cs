@@ -20,8 +20,8 @@ internal sealed partial class KernelVfioDeviceIo : IVfioCprIo
     /// <remarks>Spec vfio-migration 7.5.</remarks>
     public string? CprBlockedReason =>
         IsMediated ? "it is a mediated device: its emulated IOMMU cannot suspend the addresses of guest memory"
-        : Type1 is null ? VfioContainers.NoIommufdCpr
-        : Type1.CprBlockedReason;
+        : Container is IommufdContainer iommufd ? iommufd.CprBlockedReason
+        : Type1!.CprBlockedReason;
 
     /// <summary>A mediated device.</summary>
     internal bool IsMediated { get; init; }

@@ -19,6 +19,9 @@ internal sealed partial class FakeVfioKernel
 
     internal ulong HwCapabilities { get; set; }
 
+    /// <summary>Whether iommufd can change its process, as Linux 6.13 can.</summary>
+    internal bool ChangesProcess { get; set; }
+
     /// <summary>Dirty pages, by page number; a query takes them.</summary>
     internal HashSet<ulong> DirtyPages { get; } = [];
 
@@ -96,6 +99,8 @@ internal sealed partial class FakeVfioKernel
             case IommufdUapi.IOMMU_IOAS_MAP_FILE:
                 var file = Core.Interop.Ioctl.Read<IommufdUapi.IoasMapFile>(argument);
                 return Map(file.Iova, file.Length, file.Start, file.Flags, out errno);
+            case IommufdUapi.IOMMU_IOAS_CHANGE_PROCESS:
+                return ChangesProcess ? 0 : Fail(Errno.ENOTTY, out errno);
             case IommufdUapi.IOMMU_IOAS_UNMAP:
                 var unmap = Core.Interop.Ioctl.Read<IommufdUapi.IoasUnmap>(argument);
                 return Unmap(unmap.Iova, unmap.Length, out errno);

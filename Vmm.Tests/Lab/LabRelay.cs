@@ -8,7 +8,7 @@ namespace Vmm.Tests.Lab;
 /// </summary>
 internal sealed class LabRelay : IDisposable
 {
-    private const int QuietMs = 500;
+    private static readonly TimeSpan s_quiet = TimeSpan.FromMilliseconds(500);
     private readonly Socket _listener = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
     private readonly string _path;
     private readonly MemoryStream _kept = new();
@@ -39,15 +39,13 @@ internal sealed class LabRelay : IDisposable
         await _new.ConnectAsync(new UnixDomainSocketEndPoint(_path + "-next"), limit.Token);
         _answers = Pass(_new, _old);
         byte[] bytes = new byte[1 << 16];
-        Task<int> next = _old.ReceiveAsync(bytes, limit.Token).AsTask();
         while (true)
         {
-            if (await Task.WhenAny(next, Task.Delay(QuietMs, limit.Token)) == next)
+            if (_old.Poll(s_quiet, SelectMode.SelectRead))
             {
-                int n = await next;
+                int n = _old.Receive(bytes);
                 if (n == 0) throw new InvalidDataException("the old process ended its stream");
                 _kept.Write(bytes, 0, n);
-                next = _old.ReceiveAsync(bytes, limit.Token).AsTask();
             }
             else if (_kept.Length > 0 && isAll())
             {
@@ -55,7 +53,7 @@ internal sealed class LabRelay : IDisposable
             }
             limit.Token.ThrowIfCancellationRequested();
         }
-        _rest = PassRest(next, bytes);
+        _rest = Pass(_old, _new);
     }
 
     /// <summary>Gives the new process what was kept.</summary>
@@ -68,21 +66,6 @@ internal sealed class LabRelay : IDisposable
         _old?.Dispose();
         _new?.Dispose();
         File.Delete(_path);
-    }
-
-    private async Task PassRest(Task<int> first, byte[] bytes)
-    {
-        try
-        {
-            int n = await first;
-            if (n > 0) await _new!.SendAsync(bytes.AsMemory(0, n));
-            if (n > 0) await Pass(_old!, _new!);
-            else _new!.Shutdown(SocketShutdown.Send);
-        }
-        catch (Exception e) when (e is SocketException or ObjectDisposedException or OperationCanceledException)
-        {
-            // One of the two has ended.
-        }
     }
 
     private static async Task Pass(Socket from, Socket to)

@@ -103,11 +103,11 @@ public sealed class LabUpdateFailureTests : LabUpdateFixture
         {
             using (var relay = new LabRelay(Vmm[$"vmm/{Vm.Pid}.main"]))
             {
-                Task<CliResult> updating = Vmm.Run("update", "--vm", "a", "--to-binary", Program($"{LabRelay.Script}exec \"$VMM\" \"$@\""), "--timeout", "45");
+                Task<CliResult> updating = Vmm.Run("update", "--vm", "a", "--to-binary", Program($"{LabRelay.Script}exec \"$VMM\" \"$@\""), "--timeout", "60");
                 await relay.Keep(() => LabTrace.Calls(Vm.Pid).Contains(VfioUapi.VFIO_IOMMU_UNMAP_DMA), Deadline);
                 CliResult result = await updating;
                 Assert.That((result.Code, result.Error), Is.EqualTo((ExitCode.Failed, result.Error)));
-                Assert.That(result.Error, Does.Contain("not ready within 45000 ms"));
+                Assert.That(result.Error, Does.Contain("not ready within 60000 ms"));
             }
             await AssertGoesOn(files);
             await AssertUpdates(files);

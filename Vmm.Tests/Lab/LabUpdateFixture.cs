@@ -18,7 +18,7 @@ public abstract class LabUpdateFixture : LabFixture
     /// <summary>Two blocks of RAM, none longer than a mapping may be.</summary>
     private protected const int Mappings = 2;
 
-    private protected static readonly TimeSpan Deadline = TimeSpan.FromSeconds(90);
+    private protected static readonly TimeSpan Deadline = TimeSpan.FromSeconds(240);
     private protected static readonly string[] DeviceFiles = ["/dev/vfio/vfio", $"/dev/vfio/{Group}", "[vfio-device]"];
 
     private protected VmmCommands Vmm { get; private set; } = null!;

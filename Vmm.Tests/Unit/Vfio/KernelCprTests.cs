@@ -3,8 +3,10 @@ using Vmm.Core.Cpr;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
+using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio.Containers;
+using Vmm.Devices.Vfio.Cpr;
 using Vmm.Devices.Vfio.Io;
 using Vmm.Devices.Vfio.Uapi;
 using Vmm.Tests.Fakes;
@@ -131,6 +133,42 @@ internal sealed class KernelCprTests
         _host.AddMediated(Uuid, group: "9");
         using KernelVfioDeviceIo mdev = _host.Open($"sysfsdev={_host.Paths.MediatedDevices}/{Uuid}");
         Assert.That(mdev.CprBlockedReason, Does.Contain("mediated").And.Contain("suspend"));
+    }
+
+    [Test]
+    public void AnIommufdDeviceIsRefusedForWhatItsKernelLacks()
+    {
+        const string name = "0000:00:02.0";
+        _host.AddPci(name, group: "8", cdev: "vfio0");
+        _host.AddNode(_host.Paths.Iommufd);
+        using KernelVfioDeviceIo io = _host.Open($"host={name},iommufd=on");
+        Assert.That(io.CprBlockedReason, Does.Contain("no IOMMU_IOAS_CHANGE_PROCESS").And.Contain("6.13").And.Contain("iommufd=off"));
+        _host.Kernel.ChangesProcess = true;
+        Assert.That(io.CprBlockedReason, Does.Contain("this version of vmm").And.Contain("iommufd=off"));
+        _host.Kernel.FailOnce["iommufd: IOAS_CHANGE_PROCESS"] = Errno.EINVAL;
+        Assert.That(io.CprBlockedReason, Does.Contain("mapped by address"));
+        _host.AddMediated(Uuid, group: "9", cdev: "vfio1");
+        using KernelVfioDeviceIo mdev = _host.Open($"sysfsdev={_host.Paths.MediatedDevices}/{Uuid},iommufd=on");
+        Assert.That(mdev.CprBlockedReason, Does.Contain("mediated").And.Contain("suspend"));
+    }
+
+    [TestCase(RunState.Running, false, false)]
+    [TestCase(RunState.Suspended, false, true)]
+    [TestCase(RunState.Paused, true, true)]
+    public void ARebootNeedsASuspendedGuest(RunState state, bool wasSuspended, bool isAllowed)
+    {
+        using KernelVfioDeviceIo io = _host.Open($"host={Name}");
+        using var cpr = new VfioCprPci("dev0", "0000:00:02.0", io, null!, _host.Services) { Interrupts = static _ => { } };
+        using (_host.Services.Bql.Acquire())
+        {
+            RunStateNotifier vm = _host.Services.Notifier;
+            vm.Start();
+            if (state != RunState.Running) vm.Stop(state);
+            vm.WasSuspended = wasSuspended;
+            Assert.That(() => _host.Services.Notifiers.Notify(MigrationEvent.PrecopySetup, MigrationMode.CprReboot),
+                isAllowed ? Throws.Nothing : Throws.TypeOf<MigrationBlockedException>().With.Message.Contains("'dev0'").And.Message.Contains("suspended"));
+            Assert.That(_host.Services.Blockers.Reasons(MigrationMode.CprTransfer), Is.Empty);
+        }
     }
 
     [Test]

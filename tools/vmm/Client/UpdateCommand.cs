@@ -9,7 +9,7 @@ namespace Vmm.Tools.Cli.Client;
 /// <summary><c>vmm update</c>: asks the VM's process to carry the VM into a new one, and prints how long the guest stood still.</summary>
 internal sealed class UpdateCommand(CliContext context, VmTarget target)
 {
-    private static readonly TimeSpan s_poll = TimeSpan.FromMilliseconds(5);
+    private static readonly TimeSpan s_poll = TimeSpan.FromMilliseconds(20);
 
     /// <summary>The new program, or null for the VM's own.</summary>
     public string? Binary { get; init; }

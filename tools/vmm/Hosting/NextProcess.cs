@@ -9,7 +9,7 @@ namespace Vmm.Tools.Cli.Hosting;
 /// <summary>The process that is to take a VM over; has this one's streams, directory and environment. Disposing it leaves it running.</summary>
 internal sealed class NextProcess : IDisposable
 {
-    private const int PollMs = 1;
+    private const int PollMs = 5;
     private readonly Process _process;
 
     private NextProcess(Process process) => _process = process;

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
@@ -20,7 +21,7 @@ namespace Vmm.Tools.Cli.Hosting;
 internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm, Action rehearse)
 {
     /// <summary>For the name and the socket, after the VM has moved: a few file operations.</summary>
-    private static readonly TimeSpan s_takeOver = TimeSpan.FromSeconds(10);
+    private static readonly TimeSpan s_takeOver = TimeSpan.FromSeconds(60);
 
     /// <summary>For a process that has gone wrong to end, so that the user learns how.</summary>
     private static readonly TimeSpan s_lastWord = TimeSpan.FromSeconds(2);
@@ -31,6 +32,8 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
     /// <exception cref="VmmException">It failed, and why; the VM is as before.</exception>
     public VmUpdateResult Update(VmUpdateRequest request)
     {
+        // Before a process is started that would be of no use.
+        vm.Services.GetRequiredService<MigrationBlockers>().ThrowIfBlocked(request.Exec ? MigrationMode.CprExec : MigrationMode.CprTransfer);
         if (request.Exec) throw Replace(request);
         long start = Stopwatch.GetTimestamp();
         IMigrationEngine engine = vm.Migration();
