@@ -63,6 +63,23 @@ internal static class LabOpenFiles
         }
     }
 
+    /// <summary>Processes whose command line contains a text.</summary>
+    internal static int[] Processes(string text) =>
+        [.. Directory.GetDirectories("/proc").Where(d => int.TryParse(Path.GetFileName(d), out _) && CommandLine(d).Contains(text, StringComparison.Ordinal))
+            .Select(static d => int.Parse(Path.GetFileName(d), CultureInfo.InvariantCulture))];
+
+    private static string CommandLine(string process)
+    {
+        try
+        {
+            return File.ReadAllText(Path.Combine(process, "cmdline"));
+        }
+        catch (IOException)
+        {
+            return "";
+        }
+    }
+
     private static string Target(string link)
     {
         try
