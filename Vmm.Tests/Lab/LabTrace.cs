@@ -25,6 +25,9 @@ internal sealed partial class LabTrace : IDisposable
         VfioUapi.VFIO_DEVICE_RESET, VfioUapi.VFIO_IOMMU_MAP_DMA, VfioUapi.VFIO_IOMMU_UNMAP_DMA,
     ];
 
+    /// <summary>Lines of the log that were there before: it cannot be emptied but by an open that cuts it, which .NET does not do.</summary>
+    private int _old;
+
     internal LabTrace()
     {
         if (!File.Exists(Root + "trace"))
@@ -39,16 +42,15 @@ internal sealed partial class LabTrace : IDisposable
     }
 
     /// <summary>Forgets what was seen.</summary>
-    internal static void Clear() => File.WriteAllText(Root + "trace", "");
+    internal void Clear() => _old = Lines().Count();
 
     /// <summary>What a process asked for, in its order.</summary>
-    internal static uint[] Calls(int pid) =>
-        [.. Regex.Matches(File.ReadAllText(Root + "trace"), @"-\d+ +\( *(\d+|-+)\) .*: sys_(ioctl|pwrite64)\((.*)\)")
-            .Where(m => m.Groups[1].Value == pid.ToString(CultureInfo.InvariantCulture))
+    internal uint[] Calls(int pid) =>
+        [.. Lines().Skip(_old).Select(static l => Entry().Match(l)).Where(m => m.Groups[1].Value == pid.ToString(CultureInfo.InvariantCulture))
             .Select(static m => m.Groups[2].Value == "ioctl" ? Command(m.Groups[3].Value) : ConfigWrite)];
 
-    /// <summary>Whether the kernel told the process of each call.</summary>
-    internal static bool IsComplete => !File.ReadAllText(Root + "trace").Contains("(-------)", StringComparison.Ordinal);
+    /// <summary>Whether the process of each call is known.</summary>
+    internal bool IsComplete => !Lines().Skip(_old).Any(static l => l.Contains("(-------)", StringComparison.Ordinal));
 
     public void Dispose()
     {
@@ -56,6 +58,8 @@ internal sealed partial class LabTrace : IDisposable
         foreach (string one in (string[])["sys_enter_ioctl", "sys_enter_pwrite64"]) File.WriteAllText($"{Events}{one}/filter", "0");
         Write("options/record-tgid", "0");
     }
+
+    private static IEnumerable<string> Lines() => File.ReadAllText(Root + "trace").Split('\n').Where(static l => Entry().IsMatch(l));
 
     private static void Enable(string what, string filter)
     {
@@ -66,6 +70,9 @@ internal sealed partial class LabTrace : IDisposable
     private static void Write(string file, string text) => File.WriteAllText(Root + file, text);
 
     private static uint Command(string arguments) => uint.Parse(CommandOf().Match(arguments).Groups[1].Value, NumberStyles.HexNumber, CultureInfo.InvariantCulture);
+
+    [GeneratedRegex(@"-\d+ +\( *(\d+|-+)\) .*: sys_(ioctl|pwrite64)\((.*)\)")]
+    private static partial Regex Entry();
 
     [GeneratedRegex(@"cmd: (?:0x)?([0-9a-f]+)")]
     private static partial Regex CommandOf();

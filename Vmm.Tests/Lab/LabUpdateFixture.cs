@@ -19,30 +19,40 @@ public abstract class LabUpdateFixture : LabFixture
     private protected const int Mappings = 2;
 
     private protected static readonly TimeSpan Deadline = TimeSpan.FromSeconds(240);
-    private protected static readonly string[] DeviceFiles = ["/dev/vfio/vfio", $"/dev/vfio/{Group}", "[vfio-device]"];
+    private OwnedFd[] _files = [];
+
+    /// <summary>Container, group and device, as /proc names them.</summary>
+    private static string[] Files => ["/dev/vfio/vfio", $"/dev/vfio/{Group}", "[vfio-device]"];
+
+    private static string Group => Path.GetFileName(File.ResolveLinkTarget(Path.Combine(LabVfio.Edu, "iommu_group"), true)!.FullName);
 
     private protected VmmCommands Vmm { get; private set; } = null!;
 
     private protected PeerProcess Vm { get; private set; } = null!;
 
+    private protected LabTrace Trace { get; private set; } = null!;
+
     /// <summary>The block that holds all the guest knows.</summary>
     private protected LabRam Ram { get; private set; } = null!;
-
-    private protected static string Group => Path.GetFileName(File.ResolveLinkTarget(Path.Combine(LabVfio.Edu, "iommu_group"), true)!.FullName);
 
     [SetUp]
     public async Task StartVm()
     {
+        Trace = new LabTrace();
         Vmm = new VmmCommands { StartDeadline = Deadline, CommandDeadline = Deadline + Deadline };
         Vm = await Vmm.StartVmOf("a", "1M,id=edu", "--memory", "1M,id=ticks", "--device", "ticker,block=ticks", "--device", "scratch",
             "--device", $"vfio-pci,id=edu,host={Path.GetFileName(LabVfio.Edu)},iommufd=off", "--device", $"edu-guest,bytes={TransferBytes}");
         Ram = new LabRam(Vm.Pid, "edu");
+        _files = [.. Files.Select(f => LabOpenFiles.Duplicate(Vm.Pid, f))];
         WaitForSteps(4);
     }
 
     [TearDown]
     public async Task EndVm()
     {
+        Trace?.Dispose();
+        foreach (OwnedFd one in _files) one.Dispose();
+        _files = [];
         Ram?.Dispose();
         // One that a failed test left behind would keep the device; all that has this test's folder in its command line is this test's.
         foreach (int pid in LabOpenFiles.Processes(Path.GetDirectoryName(Vmm["a"])!))
@@ -72,7 +82,7 @@ public abstract class LabUpdateFixture : LabFixture
     }
 
     /// <summary>What a process has asked for that changes device, container or mappings.</summary>
-    private protected static uint[] Changes(int pid) => [.. LabTrace.Calls(pid).Where(LabTrace.Changes.Contains)];
+    private protected uint[] Changes(int pid) => [.. Trace.Calls(pid).Where(LabTrace.Changes.Contains)];
 
     /// <summary>The process that has the VM.</summary>
     private protected async Task<int> VmPid() => JsonNode.Parse(await Vmm.Ok("list", "--json"))![0]!["pid"]!.GetValue<int>();
@@ -87,11 +97,9 @@ public abstract class LabUpdateFixture : LabFixture
         return path;
     }
 
-    /// <summary>This process's own descriptors for the files of the device, to know them again by.</summary>
-    private protected static OwnedFd[] DuplicateFiles(int pid) => [.. DeviceFiles.Select(f => LabOpenFiles.Duplicate(pid, f))];
-
-    private protected static void AssertHasTheSameFiles(int pid, OwnedFd[] files)
+    /// <summary>A process has container, group and device as the first one opened them.</summary>
+    private protected void AssertHasTheSameFiles(int pid)
     {
-        for (int i = 0; i < files.Length; i++) Assert.That(LabOpenFiles.Has(pid, DeviceFiles[i], files[i]), $"process {pid} has the same {DeviceFiles[i]}");
+        for (int i = 0; i < _files.Length; i++) Assert.That(LabOpenFiles.Has(pid, Files[i], _files[i]), $"process {pid} has the same {Files[i]}");
     }
 }

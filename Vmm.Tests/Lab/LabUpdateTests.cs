@@ -17,33 +17,24 @@ public sealed class LabUpdateTests : LabUpdateFixture
     public async Task Spec7_ADeviceUnderDmaGoesFromProcessToProcessTenTimes()
     {
         int pid = Vm.Pid;
-        OwnedFd[] files = DuplicateFiles(pid);
-        using var trace = new LabTrace();
-        try
+        var pauses = new List<double>();
+        for (int i = 0; i < 10; i++)
         {
-            var pauses = new List<double>();
-            for (int i = 0; i < 10; i++)
-            {
-                int[] eventFds = [.. LabOpenFiles.EventFds(pid).Keys];
-                LabTrace.Clear();
-                JsonNode result = await Update();
-                int next = result["pid"]!.GetValue<int>();
-                pauses.Add(result["pause-ms"]!.GetValue<double>());
-                Assert.That(next, Is.Not.EqualTo(pid));
-                WaitForSteps(6);
-                Assert.That(SpinWait.SpinUntil(() => !LabOpenFiles.IsAlive(pid), Deadline), "the old process is gone");
-                AssertHasTheSameFiles(next, files);
-                Assert.That(eventFds.Intersect(LabOpenFiles.EventFds(next).Keys), Is.Not.Empty, "the eventfds of its interrupts");
-                AssertMoved(pid, next);
-                pid = next;
-            }
-            pauses.Sort();
-            await TestContext.Out.WriteLineAsync($"pause median {pauses[5]:0} ms, longest {pauses[^1]:0} ms; {Ram.Word(Steps)} interrupts");
+            int[] eventFds = [.. LabOpenFiles.EventFds(pid).Keys];
+            Trace.Clear();
+            JsonNode result = await Update();
+            int next = result["pid"]!.GetValue<int>();
+            pauses.Add(result["pause-ms"]!.GetValue<double>());
+            Assert.That(next, Is.Not.EqualTo(pid));
+            WaitForSteps(6);
+            Assert.That(SpinWait.SpinUntil(() => !LabOpenFiles.IsAlive(pid), Deadline), "the old process is gone");
+            AssertHasTheSameFiles(next);
+            Assert.That(eventFds.Intersect(LabOpenFiles.EventFds(next).Keys), Is.Not.Empty, "the eventfds of its interrupts");
+            AssertMoved(pid, next);
+            pid = next;
         }
-        finally
-        {
-            foreach (OwnedFd one in files) one.Dispose();
-        }
+        pauses.Sort();
+        await TestContext.Out.WriteLineAsync($"pause median {pauses[5]:0} ms, longest {pauses[^1]:0} ms; {Ram.Word(Steps)} interrupts");
     }
 
     [Test]
@@ -52,15 +43,14 @@ public sealed class LabUpdateTests : LabUpdateFixture
         int pid = Vm.Pid;
         string program = Program(LabRelay.Script + "exec \"$VMM\" \"$@\"");
         using var device = new KernelVfioDeviceIo("edu", LabOpenFiles.Duplicate(pid, "[vfio-device]"), new KernelVfio(), null!, NullLogger.Instance, null);
-        using var trace = new LabTrace();
         bool read = false, written = false;
         // Which of its transfers is under way when it stops is a matter of chance.
         for (int i = 0; i < 12 && !(read && written); i++)
         {
-            LabTrace.Clear();
+            Trace.Clear();
             using var relay = new LabRelay(Vmm[$"vmm/{pid}.main"]);
             Task<JsonNode> updating = Update("--to-binary", program);
-            await relay.Keep(() => LabTrace.Calls(pid).Contains(VfioUapi.VFIO_IOMMU_UNMAP_DMA), Deadline);
+            await relay.Keep(() => Trace.Calls(pid).Contains(VfioUapi.VFIO_IOMMU_UNMAP_DMA), Deadline);
             long step = Ram.Word(Steps);
             Assert.That(SpinWait.SpinUntil(() => LabOpenFiles.EventFds(pid).Values.Any(static c => c > 0), Deadline), "the transfer under way ends, and its interrupt waits in the eventfd");
             // The guest has counted the transfer before this one: steps 1, 3, ... fetch, 2, 4, ... bring back.
@@ -87,32 +77,23 @@ public sealed class LabUpdateTests : LabUpdateFixture
     [Test]
     public async Task Spec7_3_AProcessThatReplacesItselfKeepsItsDeviceUnderDma()
     {
-        OwnedFd[] files = DuplicateFiles(Vm.Pid);
-        using var trace = new LabTrace();
-        try
+        for (int i = 0; i < 3; i++)
         {
-            for (int i = 0; i < 3; i++)
-            {
-                int[] eventFds = [.. LabOpenFiles.EventFds(Vm.Pid).Keys];
-                LabTrace.Clear();
-                JsonNode result = await Update("--exec");
-                Assert.That(result["pid"]!.GetValue<int>(), Is.EqualTo(Vm.Pid));
-                WaitForSteps(6);
-                AssertHasTheSameFiles(Vm.Pid, files);
-                Assert.That(eventFds.Intersect(LabOpenFiles.EventFds(Vm.Pid).Keys), Is.Not.Empty, "the eventfds of its interrupts");
-                Assert.That(Changes(Vm.Pid), Is.EqualTo((uint[])[VfioUapi.VFIO_IOMMU_UNMAP_DMA, .. Enumerable.Repeat(VfioUapi.VFIO_IOMMU_MAP_DMA, Mappings)]), "suspended once, then given anew");
-            }
-        }
-        finally
-        {
-            foreach (OwnedFd one in files) one.Dispose();
+            int[] eventFds = [.. LabOpenFiles.EventFds(Vm.Pid).Keys];
+            Trace.Clear();
+            JsonNode result = await Update("--exec");
+            Assert.That(result["pid"]!.GetValue<int>(), Is.EqualTo(Vm.Pid));
+            WaitForSteps(6);
+            AssertHasTheSameFiles(Vm.Pid);
+            Assert.That(eventFds.Intersect(LabOpenFiles.EventFds(Vm.Pid).Keys), Is.Not.Empty, "the eventfds of its interrupts");
+            Assert.That(Changes(Vm.Pid), Is.EqualTo((uint[])[VfioUapi.VFIO_IOMMU_UNMAP_DMA, .. Enumerable.Repeat(VfioUapi.VFIO_IOMMU_MAP_DMA, Mappings)]), "suspended once, then given anew");
         }
     }
 
     /// <summary>The old process suspended the addresses and changed nothing else; the new one told the kernel of its own and changed nothing else.</summary>
-    private static void AssertMoved(int old, int next)
+    private void AssertMoved(int old, int next)
     {
-        Assert.That(LabTrace.IsComplete, "every call is somebody's");
+        Assert.That(Trace.IsComplete, "every call is somebody's");
         Assert.That(Changes(old), Is.EqualTo((uint[])[VfioUapi.VFIO_IOMMU_UNMAP_DMA]), "the old process");
         Assert.That(Changes(next), Is.EqualTo(Enumerable.Repeat(VfioUapi.VFIO_IOMMU_MAP_DMA, Mappings)), "the new process");
     }
