@@ -32,7 +32,13 @@ internal sealed class FakeAccelerator : IAccelerator
 
     public string Name => "fake";
 
+    public GuestRunTimes RunTimes => default;
+
     public void Reset()
+    {
+    }
+
+    public void LoadProgram()
     {
     }
 
