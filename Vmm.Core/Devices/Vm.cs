@@ -38,6 +38,9 @@ public sealed record VmOptions
     /// <summary>The program to start with, or null; only with an accelerator.</summary>
     public KernelOptions? Kernel { get; init; }
 
+    /// <summary>Whether an accelerator runs the guest, whichever it is.</summary>
+    public bool HasCpus => Accelerator != "none" && (Accelerator != "auto" || Kernel is not null);
+
     /// <summary>Whether the VM waits for an incoming migration.</summary>
     public bool IsIncoming { get; init; }
 
@@ -327,7 +330,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
 
     private void AddMemory(RamBlockOptions options)
     {
-        RamBlock block = memory.AddBlock(options with { Inherited = CprFds.Take(options.Name, 0) });
+        RamBlock block = memory.AddBlock(options with { Inherited = CprFds.Take(options.Name, 0) }, aroundDevices: _options.HasCpus);
         if (block.IsShared) _registrations.Add(CprFds.Save(block.Name, 0, block.Fd));
         else _registrations.Add(deviceServices.Blockers.Add($"Memory region {block.Name} is not compatible with CPR", MigrationModes.CprTransfer | MigrationModes.CprExec));
     }

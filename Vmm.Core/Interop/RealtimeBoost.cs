@@ -22,6 +22,22 @@ internal sealed class RealtimeBoost
     /// <summary>Whether the thread was raised.</summary>
     internal bool IsRaised => _raised;
 
+    /// <summary>Raises the calling thread for as long as something runs.</summary>
+    /// <param name="wanted">False to only run it.</param>
+    /// <param name="body">What somebody waits for; short.</param>
+    internal static void During(bool wanted, Action body)
+    {
+        RealtimeBoost? boost = wanted ? Raise(0) : null;
+        try
+        {
+            body();
+        }
+        finally
+        {
+            boost?.Lower();
+        }
+    }
+
     /// <summary>Raises a thread of this process; one that already has a realtime policy is left alone.</summary>
     /// <param name="threadId">The kernel's id, 0 for the calling thread.</param>
     /// <returns>To be given back with <see cref="Lower"/>, by any thread if an id was given.</returns>

@@ -137,17 +137,12 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     private void StopVcpus()
     {
         long start = Stopwatch.GetTimestamp();
-        RealtimeBoost? boost = RealtimeBoost.Raise(0);
-        try
+        RealtimeBoost.During(true, () =>
         {
             foreach (KvmVcpu vcpu in _vcpus) vcpu.RequestStop();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.WaitParked();
             LastStop = Stopwatch.GetElapsedTime(start);
-        }
-        finally
-        {
-            boost?.Lower();
-        }
+        });
     }
 
     /// <inheritdoc/>

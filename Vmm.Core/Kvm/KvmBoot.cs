@@ -9,14 +9,14 @@ namespace Vmm.Core.Kvm;
 
 /// <summary>
 /// The program a guest starts with, read and checked once and put into RAM at every reset. A flat binary goes to 1 MiB and is entered at its first
-/// byte in 64-bit mode, the first 4 GiB mapped one to one, the stack below 512 KiB; the other forms as their own rules say.
+/// byte in 64-bit mode, RAM and the first 4 GiB mapped one to one (at most 21 GiB), the stack below 512 KiB; the other forms as their own rules say.
 /// </summary>
 internal sealed partial class KvmBoot
 {
     internal const ulong FlatAddress = 1 << 20, StackTop = 0x80000;
     private const ulong GdtAddress = 0x500, StartInfoAddress = 0x6000, BootParamsAddress = 0x7000, PageTables = 0x9000, CommandLineAddress = 0x20000, EbdaAddress = 0x9fc00;
     private const uint AcpiAddress = 0xe0000;
-    private const ulong MaxRamBytes = 0xc000_0000;
+    private const ulong DevicesAddress = 0xc000_0000, AfterDevices = 1UL << 32;
     private const int MaxCommandLine = 2047;
     private const long MaxFileBytes = 1 << 30;
 
@@ -40,7 +40,8 @@ internal sealed partial class KvmBoot
     {
         var boot = new KvmBoot(options, memory, cpus);
         if (memory.Blocks.Count == 0 || memory.Blocks[0].Address.Value != 0) throw boot.Bad("the guest has no RAM at address 0");
-        if (memory.Blocks.Any(static b => b.Range.End > MaxRamBytes)) throw boot.Bad($"RAM ends above 0x{MaxRamBytes:x}, where devices are; give the guest at most 3 GiB");
+        if (memory.Blocks.FirstOrDefault(static b => b.Address.Value < AfterDevices && b.Range.End > DevicesAddress) is { } over)
+            throw boot.Bad($"RAM block '{over.Name}' ends above 0x{DevicesAddress:x}, where devices are; give the guest at most 3 GiB in its first block, and the rest in others, which go above");
         if (boot.RamEnd < 2 << 20) throw boot.Bad("the guest needs at least 2 MiB of RAM");
         if (Encoding.ASCII.GetByteCount(options.CommandLine) > MaxCommandLine) throw boot.Bad($"the command line is longer than {MaxCommandLine} bytes");
         byte[] image = options.Image?.ToArray() ?? ReadFile(options.KernelPath);
@@ -92,9 +93,11 @@ internal sealed partial class KvmBoot
         Words(GdtAddress, 0, 0, _isPvh ? 0x00cf9b000000ffffUL : 0x00af9b000000ffff, 0x00cf93000000ffff);
         if (_isPvh) return;
         Words(PageTables, PageTables + 0x1000 | 3);
-        ulong[] directories = [.. Enumerable.Range(0, 4).Select(static i => PageTables + 0x2000 + 0x1000 * (ulong)i | 3)];
+        const int most = (int)((CommandLineAddress - PageTables - 0x2000) / 0x1000);
+        int count = (int)Math.Clamp((_memory.Blocks.Max(static b => b.Range.End) + (1 << 30) - 1) >> 30, 4, most);
+        ulong[] directories = [.. Enumerable.Range(0, count).Select(static i => PageTables + 0x2000 + 0x1000 * (ulong)i | 3)];
         Words(PageTables + 0x1000, directories);
-        Words(PageTables + 0x2000, [.. Enumerable.Range(0, 4 * 512).Select(static i => ((ulong)i << 21) | 0x83)]);
+        Words(PageTables + 0x2000, [.. Enumerable.Range(0, count * 512).Select(static i => ((ulong)i << 21) | 0x83)]);
     }
 
     private void SetUp(KvmVcpu vcpu)

@@ -26,14 +26,26 @@ public sealed class GuestMemory : IDisposable
 
     /// <summary>Adds a block at the next free 2 MiB boundary of the guest-physical space.</summary>
     /// <param name="options">Name, size, backing.</param>
+    /// <param name="aroundDevices">Leave the last GiB below 4 GiB to devices, as on every PC.</param>
     /// <returns>The block, owned by this object.</returns>
     /// <exception cref="ConfigurationException">Bad option or name in use.</exception>
     /// <exception cref="ChannelException">The memory could not be had.</exception>
-    public RamBlock AddBlock(RamBlockOptions options)
+    public RamBlock AddBlock(RamBlockOptions options, bool aroundDevices = false)
     {
-        const ulong alignment = 2 << 20;
-        ulong next = _blocks.Count == 0 ? 0 : (_blocks.Max(static b => b.Range.End) + alignment - 1) & ~(alignment - 1);
-        return AddBlock(options, new GuestAddress(next));
+        ArgumentNullException.ThrowIfNull(options);
+        return AddBlock(options, NextAddress(_blocks.Count == 0 ? 0 : _blocks.Max(static b => b.Range.End), options.SizeBytes, aroundDevices));
+    }
+
+    /// <summary>Where <see cref="AddBlock(RamBlockOptions, bool)"/> puts a block.</summary>
+    /// <param name="end">End of the blocks before it; 0 for the first, which is always at 0.</param>
+    /// <param name="sizeBytes">Its size.</param>
+    /// <param name="aroundDevices">Leave the last GiB below 4 GiB to devices.</param>
+    /// <returns>The address.</returns>
+    public static GuestAddress NextAddress(ulong end, ulong sizeBytes, bool aroundDevices)
+    {
+        const ulong alignment = 2 << 20, devices = 3UL << 30, afterDevices = 4UL << 30;
+        ulong next = (end + alignment - 1) & ~(alignment - 1);
+        return new GuestAddress(aroundDevices && end != 0 && next < afterDevices && (next >= devices || sizeBytes > devices - next) ? afterDevices : next);
     }
 
     /// <summary>Adds a block at a given address.</summary>

@@ -1,6 +1,7 @@
 using System.Diagnostics;
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
+using Vmm.Core.Interop;
 using Vmm.Core.RunStates;
 using Vmm.Core.Wire;
 using Vmm.Migration.Channels;
@@ -54,8 +55,12 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             if (channel is SocketChannel socket && !socket.WaitReadable(FirstByteTimeoutMs))
                 throw new ChannelException($"{channel.Name}: the peer connected and sent nothing for {FirstByteTimeoutMs / 1000} s", Errno.ETIMEDOUT);
             if (!context.Machine.TryMoveTo(MigrationStatus.Active)) throw new OperationCanceledException();
-            reader = Load();
-            Commit(reader);
+            // With RAM in place the stream is short, and the guest stands still from its middle to its end.
+            RealtimeBoost.During(context.Vm.CprFds.IsIncoming, () =>
+            {
+                reader = Load();
+                Commit(reader);
+            });
             channel.Dispose();
             return context.Machine.TryMoveTo(MigrationStatus.Completed) ? MigrationStatus.Completed : context.Machine.Status;
         }

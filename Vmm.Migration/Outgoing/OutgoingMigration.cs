@@ -132,7 +132,7 @@ internal sealed partial class OutgoingMigration : IDisposable
             // CPR sends no pages while the VM runs: there are none, or they go after the stop (spec vfio-migration 7).
             if (_mode == MigrationMode.Normal) Precopy(f, dispatcher);
             else _context.Rehearsal.Wait();
-            Switchover(f, dispatcher);
+            RealtimeBoost.During(IsUpdate, () => Switchover(f, dispatcher));
             ReplaceProcess();
         }
 #pragma warning disable CA1031 // Every failure is this migration's reason; it is recorded and the VM goes on.
@@ -180,8 +180,11 @@ internal sealed partial class OutgoingMigration : IDisposable
         CprExec.Replace(_context.Vm.CprFds, _execCommand);
     }
 
+    /// <summary>RAM stays where it is: little is sent, and for the few milliseconds that this takes its threads go before ordinary ones.</summary>
+    private bool IsUpdate => _mode is MigrationMode.CprTransfer or MigrationMode.CprExec;
+
     /// <summary>QEMU: <c>migrate_ram_is_ignored</c>.</summary>
-    private IgnoredRam IgnoredRam() => _mode is MigrationMode.CprTransfer or MigrationMode.CprExec ? Ram.IgnoredRam.All
+    private IgnoredRam IgnoredRam() => IsUpdate ? Ram.IgnoredRam.All
         : _context.Capabilities.IsOn(MigrationCapability.XIgnoreShared) ? Ram.IgnoredRam.SharedFiles : Ram.IgnoredRam.None;
 
     private void Setup(QemuFileWriter f, SaveDispatcher dispatcher)
@@ -201,7 +204,7 @@ internal sealed partial class OutgoingMigration : IDisposable
         dispatcher.WriteHeader();
         if (_returnPath)
         {
-            _reader = ReturnPathReader.Start(_channel!, _latch);
+            _reader = ReturnPathReader.Start(_channel!, _latch, IsUpdate);
             dispatcher.WriteCommand(MigCommand.OpenReturnPath);
             WritePing(dispatcher, 1);
         }

@@ -1,6 +1,7 @@
 using System.Buffers.Binary;
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
+using Vmm.Core.Interop;
 using Vmm.Core.Threading;
 using Vmm.Core.Wire;
 using Vmm.Migration.State;
@@ -83,10 +84,13 @@ internal sealed class ReturnPathReader
         get { lock (_gate) return _failure; }
     }
 
-    internal static ReturnPathReader Start(IMigrationChannel channel, FaultLatch latch)
+    /// <param name="channel">The migration channel.</param>
+    /// <param name="latch">Is told of a failure.</param>
+    /// <param name="isUrgent">The guest stands still until the confirmation has been read: the thread goes before ordinary ones.</param>
+    internal static ReturnPathReader Start(IMigrationChannel channel, FaultLatch latch, bool isUrgent = false)
     {
         var reader = new ReturnPathReader(channel, latch);
-        reader.Completion = WorkerThread.Run("mig/src/rp", reader.Run);
+        reader.Completion = WorkerThread.Run("mig/src/rp", () => RealtimeBoost.During(isUrgent, reader.Run));
         return reader;
     }
 

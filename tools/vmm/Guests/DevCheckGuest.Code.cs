@@ -6,7 +6,9 @@ namespace Vmm.Tools.Cli.Guests;
 // The parts that the checks are made of. rbx: state, r12: slot and function, r13 and r14: next free memory and port, rdi: a BAR.
 internal static partial class DevCheckGuest
 {
-    private sealed class Code(Assembler a)
+    /// <param name="a">Receives the code.</param>
+    /// <param name="onMessage">What an interrupt by message does besides being counted; it saves all registers but rax, rcx and rdx itself.</param>
+    internal sealed class Code(Assembler a, Action? onMessage = null)
     {
         private Label _onPin = a.CreateLabel(), _onMessage = a.CreateLabel(), _setPins = a.CreateLabel();
 
@@ -185,6 +187,7 @@ internal static partial class DevCheckGuest
             a.Label(ref _onMessage);
             Save();
             a.inc(__qword_ptr[rbx + Messages]);
+            onMessage?.Invoke();
             Leave();
             a.Label(ref _setPins);
             for (int pin = 0; pin < PinCount; pin++)

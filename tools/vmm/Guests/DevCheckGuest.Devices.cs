@@ -7,9 +7,11 @@ namespace Vmm.Tools.Cli.Guests;
 // One check list a device.
 internal static partial class DevCheckGuest
 {
+    internal const uint EduId = 0x11e81234;
+
     private static readonly (string Name, uint Id, Action<Code> Check)[] s_devices =
     [
-        ("edu", 0x11e81234, CheckEdu), ("gpio-pci-idio-16", 0x0dc8494f, CheckGpio), ("sample", 0xbeefdead, CheckSample),
+        ("edu", EduId, CheckEdu), ("gpio-pci-idio-16", 0x0dc8494f, CheckGpio), ("sample", 0xbeefdead, CheckSample),
         ("dma-test", (uint)DmaTestRegisters.DeviceId << 16 | DmaTestRegisters.VendorId, CheckDmaTest),
     ];
 
@@ -57,10 +59,7 @@ internal static partial class DevCheckGuest
         c.ReadConfig(0x40);
         a.cmp(al, 5);
         c.Check(109);
-        c.WriteConfig(0x44, Apic);
-        c.WriteConfig(0x48, 0);
-        c.WriteConfig(0x4c, MessageVector);
-        c.WriteConfig(0x40, 0x10000);
+        EnableEduMessages(c);
         Action message = c.OneMore(Messages);
         a.mov(__dword_ptr[rdi + 0x60], 4);
         c.Await(110, message);
@@ -74,10 +73,25 @@ internal static partial class DevCheckGuest
         Transfer(a, EduDevice.BufferAt, PageCopy, 7);
         c.Await(112, message);
         a.mov(__dword_ptr[rdi + 0x64], (int)EduDevice.DmaInterrupt);
-        a.mov(rsi, Page);
-        a.mov(rdx, PageCopy);
-        a.mov(ecx, 512);
+        ComparePages(a, Page, PageCopy);
+        c.Check(113);
+    }
+
+    internal static void EnableEduMessages(Code c)
+    {
+        c.WriteConfig(0x44, Apic);
+        c.WriteConfig(0x48, 0);
+        c.WriteConfig(0x4c, MessageVector);
+        c.WriteConfig(0x40, 0x10000);
+    }
+
+    /// <summary>Compares two pages and leaves ecx 0 and the zero flag set when they are equal; uses rax, rcx, rdx and rsi.</summary>
+    internal static void ComparePages(Assembler a, ulong one, ulong other)
+    {
         Label word = a.CreateLabel(), end = a.CreateLabel();
+        a.mov(rsi, one);
+        a.mov(rdx, other);
+        a.mov(ecx, 512);
         a.Label(ref word);
         a.mov(rax, __qword_ptr[rsi + rcx * 8 - 8]);
         a.cmp(__qword_ptr[rdx + rcx * 8 - 8], rax);
@@ -86,7 +100,6 @@ internal static partial class DevCheckGuest
         a.jne(word);
         a.Label(ref end);
         a.test(ecx, ecx);
-        c.Check(113);
     }
 
     /// <summary>Three writes of a pin bring its level back.</summary>
@@ -177,7 +190,7 @@ internal static partial class DevCheckGuest
         a.mov(__qword_ptr[rdi + (int)register], rax);
     }
 
-    private static void Transfer(Assembler a, ulong from, ulong to, ulong command)
+    internal static void Transfer(Assembler a, ulong from, ulong to, ulong command)
     {
         Register(a, 0x80, from);
         Register(a, 0x88, to);

@@ -17,15 +17,16 @@ internal static partial class DevCheckGuest
     /// <summary>Length of what it keeps.</summary>
     internal const int StateBytes = 56;
 
-    private const int Rounds = 0, Devices = 8, Held = 16, Broken = 24, FirstBroken = 32, Messages = 40, Pins = 48, Bars = 0x100;
+    private const int Rounds = 0, Devices = 8, Held = 16, Broken = 24, FirstBroken = 32, Pins = 48;
+    internal const int Messages = 40, Bars = 0x100;
     private const ulong InterruptTable = 0x182000, InterruptTableRegister = 0x181ff0;
-    private const ulong Page = 0x190000, PageCopy = 0x191000;
+    internal const ulong Page = 0x190000, PageCopy = 0x191000;
     private const uint IoApic = 0xfec00000;
     internal const uint Apic = 0xfee00000;
     internal const int MessageVector = 0x60;
     private const int PinVector = 0x50, FirstPin = 20, PinCount = 4, LevelTriggered = 0x8000, Masked = 0x10000;
-    private const ulong FirstMemory = 0xe0000000;
-    private const int FirstPort = 0x2000;
+    internal const ulong FirstMemory = 0xe0000000;
+    internal const int FirstPort = 0x2000;
     private const ulong PatienceTicks = 40_000_000_000; // Ten seconds or more on any host.
 
     /// <summary>What the guest found so far.</summary>

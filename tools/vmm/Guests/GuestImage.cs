@@ -13,14 +13,17 @@ internal static class GuestImage
     internal const string BuiltInPrefix = "builtin:";
 
     /// <summary>A guest of our own by its name.</summary>
+    /// <param name="name">The name.</param>
+    /// <param name="blocks">Sizes of the RAM blocks.</param>
     /// <exception cref="ConfigurationException">There is none of that name.</exception>
-    internal static byte[] BuiltIn(string name, ulong memoryBytes) => name switch
+    internal static byte[] BuiltIn(string name, IReadOnlyList<ulong> blocks) => name switch
     {
-        "memcheck" when memoryBytes is > MemCheckGuest.FirstAddress and <= 1 << 30 => MemCheckGuest.Build(memoryBytes),
-        "memcheck" => throw new ConfigurationException($"--kernel 'builtin:memcheck' needs more than 2 MiB and at most 1 GiB of RAM, found {memoryBytes} bytes"),
+        "busy" => BusyGuest.Build(blocks),
+        "memcheck" when blocks[0] is > MemCheckGuest.FirstAddress and <= 1 << 30 => MemCheckGuest.Build(blocks[0]),
+        "memcheck" => throw new ConfigurationException($"--kernel 'builtin:memcheck' needs more than 2 MiB and at most 1 GiB of RAM, found {blocks[0]} bytes"),
         "devcheck" => DevCheckGuest.Build(once: true),
         "smp" => SmpGuest.Build(),
-        _ => throw new ConfigurationException($"--kernel 'builtin:{name}': not known; known: builtin:memcheck, builtin:devcheck, builtin:smp"),
+        _ => throw new ConfigurationException($"--kernel 'builtin:{name}': not known; known: builtin:memcheck, builtin:devcheck, builtin:busy, builtin:smp"),
     };
 
     /// <summary>The code for its address.</summary>

@@ -24,7 +24,7 @@ internal static class MemCheckGuest
     /// <summary>First page it works on.</summary>
     internal const ulong FirstAddress = 0x200000;
 
-    private const long Mix = unchecked((long)0x9e3779b97f4a7c15);
+    internal const long Mix = unchecked((long)0x9e3779b97f4a7c15);
     /// <summary>Where the host counts the ns for which it kept the vCPU waiting (<c>struct kvm_steal_time</c>), if it does.</summary>
     internal const ulong StealAddress = 0x182000;
 
@@ -32,7 +32,8 @@ internal static class MemCheckGuest
     private const uint KvmFeatures = 0x40000001, ClockMsr = 0x4b564d01, StealMsr = 0x4b564d03;
     private const int HasClock = 1 << 3, HasSteal = 1 << 5;
     private const int ClockFlags = 29, WasStopped = 1 << 1; // Set by the host when it starts the guest again (PVCLOCK_GUEST_STOPPED), cleared by the guest.
-    private const int LastWord = 4088, RoundsPerDot = 16, SerialPort = 0x3f8;
+    internal const int LastWord = 4088;
+    private const int RoundsPerDot = 16, SerialPort = 0x3f8;
 
     /// <summary>What the guest found so far.</summary>
     /// <param name="Rounds">Rounds begun.</param>
@@ -135,6 +136,13 @@ internal static class MemCheckGuest
     /// <summary>Asks for a kvm-clock if there is one, and notes the time.</summary>
     private static void StartClock(Assembler a)
     {
+        StartClock(a, has: 72, last: 56);
+        StartSteal(a);
+    }
+
+    /// <summary>As the other, with places of the caller's in the page at rbx.</summary>
+    internal static void StartClock(Assembler a, int has, int last)
+    {
         Label none = a.CreateLabel();
         a.mov(eax, KvmFeatures);
         a.cpuid();
@@ -145,11 +153,11 @@ internal static class MemCheckGuest
         a.mov(eax, (uint)ClockPage | 1);
         a.xor(edx, edx);
         a.wrmsr();
-        a.mov(__qword_ptr[rbx + 72], 1);
+        a.mov(__qword_ptr[rbx + has], 1);
         ReadClock(a);
-        a.mov(__qword_ptr[rbx + 56], rax);
+        a.mov(__qword_ptr[rbx + last], rax);
         a.Label(ref none);
-        StartSteal(a);
+        a.nop();
     }
 
     private static void StartSteal(Assembler a)
@@ -169,7 +177,7 @@ internal static class MemCheckGuest
     }
 
     /// <summary>Nanoseconds into rax, as the structure's version allows; uses rcx, rdx and r11.</summary>
-    private static void ReadClock(Assembler a)
+    internal static void ReadClock(Assembler a)
     {
         Label again = a.CreateLabel(), right = a.CreateLabel(), shifted = a.CreateLabel();
         a.mov(rsi, ClockPage);

@@ -67,7 +67,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
     private void Rehearse(ServiceProvider services, VmDirectory directory)
     {
         string? problem = UpdateRehearsal.Run(services.GetRequiredService<VmFactory>(), Path.Combine(directory.DirectoryPath, $"{Environment.ProcessId}.try"),
-            options.Vm.Devices.Any(static d => d.TypeName == "vfio-user-pci"));
+            options.Vm);
         if (problem is not null) context.Note($"update: the rehearsal failed, the guest may stand still for longer: {problem}");
     }
 

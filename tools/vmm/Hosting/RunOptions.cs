@@ -149,7 +149,7 @@ internal sealed record RunOptions
             KernelPath = path, InitrdPath = texts.Initrd, CommandLine = texts.Append,
             // The cast keeps "none" apart from "empty".
             Image = path.StartsWith(GuestImage.BuiltInPrefix, StringComparison.Ordinal)
-                ? (ReadOnlyMemory<byte>?)GuestImage.BuiltIn(path[GuestImage.BuiltInPrefix.Length..], memory[0].SizeBytes) : null,
+                ? (ReadOnlyMemory<byte>?)GuestImage.BuiltIn(path[GuestImage.BuiltInPrefix.Length..], [.. memory.Select(static b => b.SizeBytes)]) : null,
         };
     }
 

@@ -8,6 +8,7 @@ using Vmm.Migration;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Cpr;
 using Vmm.Migration.State;
+using Vmm.Tools.Cli.Guests;
 using Vmm.Tools.Devices;
 
 namespace Vmm.Tools.Cli.Hosting;
@@ -18,16 +19,17 @@ namespace Vmm.Tools.Cli.Hosting;
 /// </summary>
 internal static class UpdateRehearsal
 {
-    private const ulong RamBytes = 64 << 10;
+    private const ulong RamBytes = 64 << 10, BootBytes = 3 << 20;
     private static readonly TimeSpan s_limit = TimeSpan.FromSeconds(10);
 
     /// <summary>Runs both roles once. A failure is reported, not thrown: the update itself does not depend on it.</summary>
     /// <param name="factory">Makes VMs.</param>
     /// <param name="pathPrefix">Two sockets are made at paths that begin with this.</param>
-    /// <param name="withDevice">Let it have a vfio-user device too, served from this process.</param>
+    /// <param name="real">The VM that is to be carried: if it has a vfio-user device, so does this one, served from this process; and CPUs if it has.</param>
     /// <returns>What went wrong, or null.</returns>
-    public static string? Run(VmFactory factory, string pathPrefix, bool withDevice)
+    public static string? Run(VmFactory factory, string pathPrefix, VmOptions real)
     {
+        bool withDevice = real.Devices.Any(static d => d.TypeName == "vfio-user-pci");
         var main = new MigrationAddress { Transport = MigrationTransport.Unix, Path = pathPrefix + ".main" };
         var cpr = new MigrationAddress { Transport = MigrationTransport.Unix, Path = pathPrefix + ".cpr" };
         try
@@ -35,7 +37,7 @@ internal static class UpdateRehearsal
             using IVfioUserBackend? backend = withDevice ? DeviceTypes.All.Single(static t => t.TypeName == "edu").Create(new DeviceOptions("edu", [])) : null;
             using VfioUserServer? server = backend is null ? null : new VfioUserServer(backend);
             server?.Listen(pathPrefix + ".dev");
-            using Vm from = factory.Create(Options(null, server is null ? null : pathPrefix + ".dev"));
+            using Vm from = factory.Create(Options(real, null, server is null ? null : pathPrefix + ".dev"));
             using var limit = new CancellationTokenSource(s_limit);
             from.Cont();
             from.Migration().Parameters.Replace(new MigrationParameters { Mode = MigrationMode.CprTransfer });
@@ -45,7 +47,7 @@ internal static class UpdateRehearsal
             using CancellationTokenRegistration cancel = limit.Token.Register(from.Migration().Cancel);
             Task<MigrationStatus> outgoing = from.Migration().Migrate(main, cpr);
             using CprTransferReceiver receiver = receiving.GetAwaiter().GetResult();
-            using Vm to = factory.Create(Options(receiver.Incoming, server is null ? null : pathPrefix + ".dev"));
+            using Vm to = factory.Create(Options(real, receiver.Incoming, server is null ? null : pathPrefix + ".dev"));
             Task<MigrationStatus> incoming = to.Migration().MigrateIncoming(main);
             receiver.Dispose();
             MigrationStatus sent = outgoing.GetAwaiter().GetResult();
@@ -57,15 +59,26 @@ internal static class UpdateRehearsal
         }
     }
 
-    private static VmOptions Options(CprIncoming? cpr, string? device) => new()
+    private static VmOptions Options(VmOptions real, CprIncoming? cpr, string? device) => new()
     {
-        Memory = [new RamBlockOptions { Name = "edu", SizeBytes = RamBytes }, new RamBlockOptions { Name = "ram", SizeBytes = RamBytes }, new RamBlockOptions { Name = "ticks", SizeBytes = RamBytes }],
+        Memory =
+        [
+            .. real.HasCpus ? (RamBlockOptions[])[Block("boot", BootBytes)] : [], Block("edu", RamBytes), Block("ram", RamBytes), Block("ticks", RamBytes),
+        ],
         Devices =
         [
             new DeviceOptions("pattern", [new("block", "ram")]), new DeviceOptions("scratch", []), new DeviceOptions("ticker", [new("block", "ticks")]),
-            .. device is null ? (DeviceOptions[])[] : [new DeviceOptions("vfio-user-pci", [new("id", "dev0"), new("socket", device)]), new DeviceOptions("edu-guest", [])],
+            .. device is null ? (DeviceOptions[])[] : [new DeviceOptions("vfio-user-pci", [new("id", "dev0"), new("socket", device)])],
+            // With CPUs, these drive the function.
+            .. device is null || real.HasCpus ? (DeviceOptions[])[] : [new DeviceOptions("edu-guest", [])],
         ],
+        Accelerator = real.HasCpus ? real.Accelerator : "none",
+        Cpus = real.HasCpus ? Math.Min(real.Cpus, 2) : 1,
+        DirtyRingEntries = real.DirtyRingEntries,
+        Kernel = real.HasCpus ? new KernelOptions { KernelPath = "busy", Image = BusyGuest.Build([BootBytes]) } : null,
         IsIncoming = cpr is not null,
         Cpr = cpr,
     };
+
+    private static RamBlockOptions Block(string name, ulong bytes) => new() { Name = name, SizeBytes = bytes };
 }

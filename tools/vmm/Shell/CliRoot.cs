@@ -92,7 +92,7 @@ internal sealed class CliRoot
         {
             Description = "What runs the guest; auto takes KVM for a --kernel, and where there is none does with a --workload", HelpName = "auto|kvm|none", DefaultValueFactory = static _ => "auto",
         };
-        Option<string?> kernel = new("--kernel") { Description = "Program of the guest: flat binary, ELF, Linux bzImage, or a guest of our own", HelpName = "FILE|builtin:memcheck|builtin:smp" };
+        Option<string?> kernel = new("--kernel") { Description = "Program of the guest: flat binary, ELF, Linux bzImage, or a guest of our own", HelpName = "FILE|builtin:memcheck|builtin:devcheck|builtin:busy|builtin:smp" };
         Option<string?> initrd = new("--initrd") { Description = "Linux initial RAM disk", HelpName = "FILE" };
         Option<string> append = new("--append") { Description = "Command line of the kernel", HelpName = "TEXT", DefaultValueFactory = static _ => "" };
         Option<int> cpus = new("--cpus", "--smp") { Description = "Number of vCPUs", HelpName = "N", DefaultValueFactory = static _ => 1 };

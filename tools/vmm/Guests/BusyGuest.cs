@@ -1,0 +1,196 @@
+using System.Buffers.Binary;
+using Iced.Intel;
+using Vmm.Core.Memory;
+using Vmm.Tools.Devices;
+using static Iced.Intel.AssemblerRegisters;
+
+namespace Vmm.Tools.Cli.Guests;
+
+/// <summary>
+/// A guest for whoever moves VMs: it walks all RAM for ever, checks on every page what it wrote in the round before and notes every time that its
+/// kvm-clock jumped. Meanwhile an edu function, when there is one, fetches a page and brings it back; each transfer is begun by the interrupt of
+/// the one before, so one that is lost ends the chain for good. What it found is in a page of its own.
+/// </summary>
+internal static class BusyGuest
+{
+    /// <summary>Where the guest keeps what it found.</summary>
+    internal const ulong StateAddress = DevCheckGuest.StateAddress;
+
+    /// <summary>Length of what it keeps.</summary>
+    internal const int StateBytes = 4096;
+
+    /// <summary>Jumps of the clock from this length on are noted, the last <see cref="Gaps"/> of them.</summary>
+    internal const long GapNs = 1_000_000;
+
+    /// <summary>How many jumps are kept.</summary>
+    internal const int Gaps = 256;
+
+    // Reading the TSC leaves the guest on some hosts, which costs as much as many pages.
+    private const int PagesPerLook = 8;
+    private const int Rounds = 0x200, Errors = 0x208, FirstBad = 0x210, BackSteps = 0x218, HasClock = 0x220, LastClock = 0x228, GapCount = 0x230, WrongPages = 0x238, IsBack = 0x240, GapTable = 0x400;
+
+    /// <summary>What the guest found so far.</summary>
+    /// <param name="Rounds">Rounds begun.</param>
+    /// <param name="Errors">Words that were not what it wrote.</param>
+    /// <param name="FirstBad">Address of the first, or 0.</param>
+    /// <param name="BackSteps">Looks at which kvm-clock was behind the one before.</param>
+    /// <param name="WrongPages">Pages that came back from the device with other bytes.</param>
+    /// <param name="Interrupts">Interrupts of the device.</param>
+    /// <param name="GapCount">Jumps of the clock so far.</param>
+    /// <param name="LastGapsNs">The last of them, oldest first.</param>
+    internal readonly record struct Found(ulong Rounds, ulong Errors, ulong FirstBad, ulong BackSteps, ulong WrongPages, ulong Interrupts, long GapCount, IReadOnlyList<long> LastGapsNs)
+    {
+        /// <summary>Reads it from the bytes at <see cref="StateAddress"/>.</summary>
+        internal static Found Of(byte[] state)
+        {
+            ulong Word(int at) => BinaryPrimitives.ReadUInt64LittleEndian(state.AsSpan(at));
+            long count = (long)Word(BusyGuest.GapCount);
+            return new Found(Word(BusyGuest.Rounds), Word(BusyGuest.Errors), Word(BusyGuest.FirstBad), Word(BusyGuest.BackSteps), Word(BusyGuest.WrongPages), Word(DevCheckGuest.Messages), count,
+                [.. Enumerable.Range(0, (int)Math.Min(count, Gaps)).Select(i => (long)Word(GapTable + 8 * (int)((count - Math.Min(count, Gaps) + i) % Gaps)))]);
+        }
+    }
+
+    /// <summary>The flat binary.</summary>
+    /// <param name="blocks">Sizes of the RAM blocks.</param>
+    internal static byte[] Build(IReadOnlyList<ulong> blocks)
+    {
+        var a = new Assembler(64);
+        var code = new DevCheckGuest.Code(a, () => OnMessage(a));
+        code.SetUpInterrupts();
+        MemCheckGuest.StartClock(a, HasClock, LastClock);
+        StartDevice(code);
+        a.sti();
+        a.mov(rbp, MemCheckGuest.Mix);
+        a.xor(r8d, r8d);
+        Label round = a.CreateLabel();
+        a.Label(ref round);
+        a.mov(r9, r8);
+        a.imul(r9, rbp); // What the last round wrote, apart from the address.
+        a.inc(r8);
+        a.mov(__qword_ptr[rbx + Rounds], r8);
+        a.mov(r10, r8);
+        a.imul(r10, rbp);
+        ulong end = 0;
+        foreach (ulong size in blocks)
+        {
+            ulong start = GuestMemory.NextAddress(end, size, aroundDevices: true).Value;
+            end = start + size;
+            if (end > MemCheckGuest.FirstAddress) Walk(a, Math.Max(start, MemCheckGuest.FirstAddress), end);
+        }
+        a.jmp(round);
+        code.Handlers();
+        return GuestImage.Assemble(a, GuestImage.FlatAddress);
+    }
+
+    private static void Walk(Assembler a, ulong start, ulong end)
+    {
+        Label page = a.CreateLabel(), write = a.CreateLabel(), bad = a.CreateLabel(), clockless = a.CreateLabel();
+        a.mov(rdi, start);
+        a.mov(r15, end);
+        a.Label(ref page);
+        a.cmp(r8, 1);
+        a.je(write);
+        a.mov(rax, r9);
+        a.xor(rax, rdi);
+        a.cmp(__qword_ptr[rdi], rax);
+        a.jne(bad);
+        a.cmp(__qword_ptr[rdi + MemCheckGuest.LastWord], rax);
+        a.je(write);
+        a.Label(ref bad);
+        a.inc(__qword_ptr[rbx + Errors]);
+        a.cmp(__qword_ptr[rbx + FirstBad], 0);
+        a.jne(write);
+        a.mov(__qword_ptr[rbx + FirstBad], rdi);
+        a.Label(ref write);
+        a.mov(rax, r10);
+        a.xor(rax, rdi);
+        a.mov(__qword_ptr[rdi], rax);
+        a.mov(__qword_ptr[rdi + MemCheckGuest.LastWord], rax);
+        a.test(edi, (PagesPerLook - 1) << 12);
+        a.jne(clockless);
+        a.cmp(__qword_ptr[rbx + HasClock], 0);
+        a.je(clockless);
+        MemCheckGuest.ReadClock(a);
+        NoteGap(a, clockless);
+        a.Label(ref clockless);
+        a.add(rdi, 4096);
+        a.cmp(rdi, r15);
+        a.jb(page);
+    }
+
+    /// <summary>Compares a time in rax with the last one, and keeps the difference if it is long.</summary>
+    private static void NoteGap(Assembler a, Label done)
+    {
+        Label forward = a.CreateLabel();
+        a.mov(rcx, rax);
+        a.sub(rax, __qword_ptr[rbx + LastClock]);
+        a.mov(__qword_ptr[rbx + LastClock], rcx);
+        a.jns(forward);
+        a.inc(__qword_ptr[rbx + BackSteps]);
+        a.jmp(done);
+        a.Label(ref forward);
+        a.cmp(rax, (int)GapNs);
+        a.jb(done);
+        a.mov(rcx, __qword_ptr[rbx + GapCount]);
+        a.and(ecx, Gaps - 1);
+        a.mov(__qword_ptr[rbx + rcx * 8 + GapTable], rax);
+        a.inc(__qword_ptr[rbx + GapCount]);
+    }
+
+    /// <summary>Looks for an edu function and begins the chain.</summary>
+    private static void StartDevice(DevCheckGuest.Code code)
+    {
+        Assembler a = code.A;
+        Label slot = a.CreateLabel(), next = a.CreateLabel(), done = a.CreateLabel();
+        a.mov(r13, DevCheckGuest.FirstMemory);
+        a.mov(r14d, DevCheckGuest.FirstPort);
+        a.xor(r12d, r12d);
+        a.Label(ref slot);
+        code.ReadConfig(0);
+        a.cmp(eax, (int)DevCheckGuest.EduId);
+        a.jne(next);
+        code.GiveAddresses();
+        DevCheckGuest.EnableEduMessages(code);
+        a.mov(rdi, __qword_ptr[rbx + DevCheckGuest.Bars]);
+        DevCheckGuest.Transfer(a, DevCheckGuest.Page, EduDevice.BufferAt, 5);
+        a.jmp(done);
+        a.Label(ref next);
+        a.add(r12d, 8);
+        a.cmp(r12d, 256);
+        a.jne(slot);
+        a.Label(ref done);
+        a.nop();
+    }
+
+    /// <summary>The next transfer; a page that has come back is looked at first, and another one is sent.</summary>
+    private static void OnMessage(Assembler a)
+    {
+        Label isBack = a.CreateLabel(), right = a.CreateLabel(), done = a.CreateLabel(), word = a.CreateLabel();
+        a.push(rdi);
+        a.push(rsi);
+        a.mov(rdi, __qword_ptr[rbx + DevCheckGuest.Bars]);
+        a.mov(__dword_ptr[rdi + 0x64], (int)EduDevice.DmaInterrupt);
+        a.xor(__qword_ptr[rbx + IsBack], 1);
+        a.je(isBack);
+        DevCheckGuest.Transfer(a, EduDevice.BufferAt, DevCheckGuest.PageCopy, 7);
+        a.jmp(done);
+        a.Label(ref isBack);
+        DevCheckGuest.ComparePages(a, DevCheckGuest.Page, DevCheckGuest.PageCopy);
+        a.je(right);
+        a.inc(__qword_ptr[rbx + WrongPages]);
+        a.Label(ref right);
+        a.mov(rsi, DevCheckGuest.Page);
+        a.mov(ecx, 512);
+        a.Label(ref word);
+        a.mov(rax, __qword_ptr[rbx + DevCheckGuest.Messages]);
+        a.imul(rax, rax, 0x01010101);
+        a.xor(rax, rcx);
+        a.mov(__qword_ptr[rsi + rcx * 8 - 8], rax);
+        a.dec(ecx);
+        a.jne(word);
+        DevCheckGuest.Transfer(a, DevCheckGuest.Page, EduDevice.BufferAt, 5);
+        a.Label(ref done);
+        a.pop(rsi);
+        a.pop(rdi);
+    }
+}
