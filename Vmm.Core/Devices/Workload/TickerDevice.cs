@@ -11,11 +11,21 @@ namespace Vmm.Core.Devices;
 /// <summary>
 /// A guest's clock for machines without a CPU: while the VM runs, about once a millisecond, it reads the host's monotonic clock and keeps in guest
 /// RAM when it last ticked, the longest time between two ticks, and how many there were. So a pause is measured by the guest itself, over any
-/// number of processes of one host. Block layout, little-endian: u64 last tick ns, u64 longest gap ns, u64 ticks.
+/// number of processes of one host. Block layout, little-endian: u64 last tick ns, u64 longest gap ns, u64 ticks; from <see cref="SlicesOffset"/>
+/// on <see cref="Slices"/> times u64 slice of time and u64 longest gap ns that ended in it, a slice being 2^<see cref="SliceShift"/> ns.
 /// </summary>
 public sealed class TickerDevice : IVmDevice, IVmStateHandler
 {
-    private const int PeriodMs = 1, BlockBytes = 24;
+    /// <summary>Where the gaps of the last slices of time are.</summary>
+    public const int SlicesOffset = 64;
+
+    /// <summary>How many slices are kept: 17 s.</summary>
+    public const int Slices = 256;
+
+    /// <summary>The time in ns, shifted right by this, is its slice; the slice modulo <see cref="Slices"/> its place.</summary>
+    public const int SliceShift = 26;
+
+    private const int PeriodMs = 1, BlockBytes = SlicesOffset + (16 * Slices);
     private readonly RamBlock _block;
     private readonly IDisposable _handler;
     private readonly ManualResetEvent _end = new(false), _go = new(false);
@@ -34,6 +44,7 @@ public sealed class TickerDevice : IVmDevice, IVmStateHandler
         Id = options.Id;
         string name = options.GetString("block", "ticks");
         _block = services.Memory.FindBlock(name) ?? throw new ConfigurationException($"device 'ticker': option 'block': no RAM block '{name}'");
+        if (_block.SizeBytes < BlockBytes) throw new ConfigurationException($"device 'ticker': RAM block '{name}' has {_block.SizeBytes} bytes, {BlockBytes} are needed");
         _handler = services.RunState.Register(this);
         if (services.RunState.State == RunState.Running) SetRunning(true);
         _thread = WorkerThread.Run($"ticker/{Id}", Run);
@@ -87,6 +98,13 @@ public sealed class TickerDevice : IVmDevice, IVmStateHandler
         long now = (long)(Stopwatch.GetTimestamp() * (1e9 / Stopwatch.Frequency));
         long last = BinaryPrimitives.ReadInt64LittleEndian(at), longest = BinaryPrimitives.ReadInt64LittleEndian(at[8..]);
         if (last != 0 && now - last > longest) BinaryPrimitives.WriteInt64LittleEndian(at[8..], now - last);
+        if (last != 0)
+        {
+            Span<byte> place = at.Slice(SlicesOffset + (int)((now >> SliceShift) % Slices * 16), 16);
+            bool known = BinaryPrimitives.ReadInt64LittleEndian(place) == now >> SliceShift;
+            if (!known || now - last > BinaryPrimitives.ReadInt64LittleEndian(place[8..])) BinaryPrimitives.WriteInt64LittleEndian(place[8..], now - last);
+            BinaryPrimitives.WriteInt64LittleEndian(place, now >> SliceShift);
+        }
         BinaryPrimitives.WriteInt64LittleEndian(at, now);
         BinaryPrimitives.WriteInt64LittleEndian(at[16..], BinaryPrimitives.ReadInt64LittleEndian(at[16..]) + 1);
         _block.MarkDirty(0, BlockBytes);

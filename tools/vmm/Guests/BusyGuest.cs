@@ -7,7 +7,7 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Vmm.Tools.Cli.Guests;
 
 /// <summary>
-/// A guest for whoever moves VMs: it walks all RAM for ever, checks on every page what it wrote in the round before and notes every time that its
+/// A guest for whoever moves VMs: it walks all RAM for ever, checks on every page what it wrote in the round before and notes how far its
 /// kvm-clock jumped. Meanwhile an edu function, when there is one, fetches a page and brings it back; each transfer is begun by the interrupt of
 /// the one before, so one that is lost ends the chain for good. What it found is in a page of its own.
 /// </summary>
@@ -17,17 +17,17 @@ internal static class BusyGuest
     internal const ulong StateAddress = DevCheckGuest.StateAddress;
 
     /// <summary>Length of what it keeps.</summary>
-    internal const int StateBytes = 4096;
+    internal const int StateBytes = 0x4000;
 
-    /// <summary>Jumps of the clock from this length on are noted, the last <see cref="Gaps"/> of them.</summary>
-    internal const long GapNs = 1_000_000;
+    /// <summary>A slice of kvm-clock: 2^26 ns, 67 ms. Of each of the last <see cref="Slices"/> the longest jump that ended in it is kept.</summary>
+    internal const int SliceShift = 26;
 
-    /// <summary>How many jumps are kept.</summary>
-    internal const int Gaps = 256;
+    /// <summary>How many slices are kept: 17 s.</summary>
+    internal const int Slices = 256;
 
     // Reading the TSC leaves the guest on some hosts, which costs as much as many pages.
     private const int PagesPerLook = 8;
-    private const int Rounds = 0x200, Errors = 0x208, FirstBad = 0x210, BackSteps = 0x218, HasClock = 0x220, LastClock = 0x228, GapCount = 0x230, WrongPages = 0x238, IsBack = 0x240, GapTable = 0x400;
+    private const int Rounds = 0x200, Errors = 0x208, FirstBad = 0x210, BackSteps = 0x218, HasClock = 0x220, LastClock = 0x228, WrongPages = 0x230, IsBack = 0x238, GapTable = 0x3000;
 
     /// <summary>What the guest found so far.</summary>
     /// <param name="Rounds">Rounds begun.</param>
@@ -36,18 +36,20 @@ internal static class BusyGuest
     /// <param name="BackSteps">Looks at which kvm-clock was behind the one before.</param>
     /// <param name="WrongPages">Pages that came back from the device with other bytes.</param>
     /// <param name="Interrupts">Interrupts of the device.</param>
-    /// <param name="GapCount">Jumps of the clock so far.</param>
-    /// <param name="LastGapsNs">The last of them, oldest first.</param>
-    internal readonly record struct Found(ulong Rounds, ulong Errors, ulong FirstBad, ulong BackSteps, ulong WrongPages, ulong Interrupts, long GapCount, IReadOnlyList<long> LastGapsNs)
+    /// <param name="ClockNs">Its kvm-clock; 0 without one.</param>
+    /// <param name="Gaps">Slice of the clock and longest jump in it, ns, in no order.</param>
+    internal readonly record struct Found(ulong Rounds, ulong Errors, ulong FirstBad, ulong BackSteps, ulong WrongPages, ulong Interrupts, long ClockNs, IReadOnlyList<(long Slice, long Ns)> Gaps)
     {
         /// <summary>Reads it from the bytes at <see cref="StateAddress"/>.</summary>
         internal static Found Of(byte[] state)
         {
-            ulong Word(int at) => BinaryPrimitives.ReadUInt64LittleEndian(state.AsSpan(at));
-            long count = (long)Word(BusyGuest.GapCount);
-            return new Found(Word(BusyGuest.Rounds), Word(BusyGuest.Errors), Word(BusyGuest.FirstBad), Word(BusyGuest.BackSteps), Word(BusyGuest.WrongPages), Word(DevCheckGuest.Messages), count,
-                [.. Enumerable.Range(0, (int)Math.Min(count, Gaps)).Select(i => (long)Word(GapTable + 8 * (int)((count - Math.Min(count, Gaps) + i) % Gaps)))]);
+            long Word(int at) => BinaryPrimitives.ReadInt64LittleEndian(state.AsSpan(at));
+            return new Found((ulong)Word(BusyGuest.Rounds), (ulong)Word(BusyGuest.Errors), (ulong)Word(BusyGuest.FirstBad), (ulong)Word(BusyGuest.BackSteps), (ulong)Word(BusyGuest.WrongPages),
+                (ulong)Word(DevCheckGuest.Messages), Word(BusyGuest.HasClock) == 0 ? 0 : Word(LastClock), [.. Enumerable.Range(0, Slices).Select(i => (Word(GapTable + (16 * i)), Word(GapTable + (16 * i) + 8)))]);
         }
+
+        /// <summary>The longest jump of the clock since it showed a time.</summary>
+        internal long LongestGapNsSince(long clockNs) => Gaps.Where(g => g.Slice > clockNs >> SliceShift).Select(static g => g.Ns).DefaultIfEmpty().Max();
     }
 
     /// <summary>The flat binary.</summary>
@@ -118,10 +120,10 @@ internal static class BusyGuest
         a.jb(page);
     }
 
-    /// <summary>Compares a time in rax with the last one, and keeps the difference if it is long.</summary>
+    /// <summary>Compares a time in rax with the last one, and keeps the difference if it is the longest of its slice.</summary>
     private static void NoteGap(Assembler a, Label done)
     {
-        Label forward = a.CreateLabel();
+        Label forward = a.CreateLabel(), known = a.CreateLabel(), keep = a.CreateLabel();
         a.mov(rcx, rax);
         a.sub(rax, __qword_ptr[rbx + LastClock]);
         a.mov(__qword_ptr[rbx + LastClock], rcx);
@@ -129,12 +131,19 @@ internal static class BusyGuest
         a.inc(__qword_ptr[rbx + BackSteps]);
         a.jmp(done);
         a.Label(ref forward);
-        a.cmp(rax, (int)GapNs);
-        a.jb(done);
-        a.mov(rcx, __qword_ptr[rbx + GapCount]);
-        a.and(ecx, Gaps - 1);
-        a.mov(__qword_ptr[rbx + rcx * 8 + GapTable], rax);
-        a.inc(__qword_ptr[rbx + GapCount]);
+        a.shr(rcx, SliceShift);
+        a.mov(rdx, rcx);
+        a.and(edx, Slices - 1);
+        a.shl(edx, 4);
+        a.cmp(__qword_ptr[rbx + rdx + GapTable], rcx);
+        a.je(known);
+        a.mov(__qword_ptr[rbx + rdx + GapTable], rcx);
+        a.jmp(keep);
+        a.Label(ref known);
+        a.cmp(__qword_ptr[rbx + rdx + (GapTable + 8)], rax);
+        a.jae(done);
+        a.Label(ref keep);
+        a.mov(__qword_ptr[rbx + rdx + (GapTable + 8)], rax);
     }
 
     /// <summary>Looks for an edu function and begins the chain.</summary>

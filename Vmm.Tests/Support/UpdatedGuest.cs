@@ -1,0 +1,133 @@
+using System.Text.Json.Nodes;
+using Vmm.Core.Devices;
+using Vmm.Tools.Cli.Client;
+using Vmm.Tools.Cli.Guests;
+
+namespace Vmm.Tests.Support;
+
+/// <summary>A guest that keeps a VM busy while it is updated, and tells from its own RAM what it saw.</summary>
+internal abstract class UpdatedGuest
+{
+    /// <summary>The first block; the function reaches 256 MiB.</summary>
+    internal required string FirstBlock { get; init; }
+
+    /// <summary>What else <c>vmm run</c> needs.</summary>
+    internal required IReadOnlyList<string> Arguments { get; init; }
+
+    /// <summary>Where the served edu function listens, or null.</summary>
+    internal string? Device { get; init; }
+
+    internal required ulong RamBytes { get; init; }
+
+    /// <summary>What the guest saw since the look before; pages that differ fail the test.</summary>
+    internal abstract Task<Seen> Look(IMonitor monitor, string file);
+
+    /// <summary>Waits until all RAM is written.</summary>
+    internal abstract Task WaitFilled(IMonitor monitor, string file, CancellationToken cancel);
+
+    /// <summary>Has all RAM checked once more; the guest may run meanwhile.</summary>
+    internal abstract Task Verify(IMonitor monitor, string file, CancellationToken cancel);
+
+    /// <param name="LongestGapMs">The longest time for which its own clock jumped, since the look before.</param>
+    /// <param name="Interrupts">Interrupts of the function, each of which begins the next.</param>
+    internal readonly record struct Seen(double LongestGapMs, long Interrupts);
+
+    protected static async Task<byte[]> Read(IMonitor monitor, ulong address, int bytes, string file)
+    {
+        await monitor.Execute("pmemsave", new JsonObject { ["val"] = address, ["size"] = bytes, ["filename"] = file }, CancellationToken.None);
+        return await File.ReadAllBytesAsync(file);
+    }
+
+    /// <summary>No CPU: a workload that rewrites RAM, a ticker, and an edu guest in the VMM.</summary>
+    internal static UpdatedGuest Synthetic(ulong ramMiB, string? device) => new SyntheticGuest
+    {
+        FirstBlock = "1M,id=edu", RamBytes = ramMiB << 20, Device = device,
+        Arguments =
+        [
+            "--memory", $"{ramMiB}M,id=ram", "--memory", "1M,id=ticks", "--workload", "pattern,block=ram,rate=64M,prefill=on,state=on", "--device", "ticker",
+            .. device is null ? (string[])[] : ["--device", $"vfio-user-pci,id=dev0,socket={device}", "--device", "edu-guest"],
+        ],
+    };
+
+    /// <summary>A vCPU that walks RAM and drives the function itself.</summary>
+    internal static UpdatedGuest Kvm(ulong ramMiB, string? device)
+    {
+        ulong below = Math.Min(ramMiB, 3072);
+        return new KvmBusyGuest
+        {
+            FirstBlock = $"{below}M,id=ram", RamBytes = ramMiB << 20, Device = device,
+            Arguments =
+            [
+                .. ramMiB > below ? (string[])["--memory", $"{ramMiB - below}M,id=high"] : [], "--accel", "kvm", "--kernel", "builtin:busy",
+                .. device is null ? (string[])[] : ["--device", $"vfio-user-pci,id=dev0,socket={device}"],
+            ],
+        };
+    }
+
+    private sealed class SyntheticGuest : UpdatedGuest
+    {
+        private const ulong AlignBytes = 2 << 20;
+        private long _looked;
+
+        private ulong TicksAddress => AlignBytes + ((RamBytes + AlignBytes - 1) / AlignBytes * AlignBytes);
+
+        internal override async Task<Seen> Look(IMonitor monitor, string file)
+        {
+            long[] ticker = Words(await Read(monitor, TicksAddress, TickerDevice.SlicesOffset + (16 * TickerDevice.Slices), file));
+            long longest = Enumerable.Range(0, TickerDevice.Slices).Select(i => (TickerDevice.SlicesOffset / 8) + (2 * i))
+                .Where(i => ticker[i] > _looked >> TickerDevice.SliceShift).Select(i => ticker[i + 1]).DefaultIfEmpty().Max();
+            _looked = ticker[0];
+            long[] edu = Words(await Read(monitor, 0, 16, file));
+            Assert.That(edu[1], Is.Zero, "pages came back wrong");
+            return new Seen(longest / 1e6, edu[0]);
+        }
+
+        internal override async Task WaitFilled(IMonitor monitor, string file, CancellationToken cancel)
+        {
+            while ((await Verified(monitor, cancel))["writes"]!.GetValue<long>() < (long)RamBytes / 4096 * 9 / 10) cancel.ThrowIfCancellationRequested();
+        }
+
+        internal override async Task Verify(IMonitor monitor, string file, CancellationToken cancel)
+        {
+            await monitor.Execute("stop", null, cancel);
+            JsonNode verified = await Verified(monitor, cancel);
+            Assert.That((verified["bad-pages"]!.GetValue<long>(), verified["violations"]!.GetValue<long>()), Is.EqualTo((0L, 0L)), verified.ToJsonString());
+            Assert.That(verified["pages-checked"]!.GetValue<long>(), Is.EqualTo((long)RamBytes / 4096));
+        }
+
+        private static async Task<JsonNode> Verified(IMonitor monitor, CancellationToken cancel) => (await monitor.Execute("__io.github.vmm_workload-verify", null, cancel))!;
+
+        private static long[] Words(byte[] bytes) => [.. Enumerable.Range(0, bytes.Length / 8).Select(i => BitConverter.ToInt64(bytes, i * 8))];
+    }
+
+    private sealed class KvmBusyGuest : UpdatedGuest
+    {
+        private long _looked;
+
+        internal override async Task<Seen> Look(IMonitor monitor, string file)
+        {
+            BusyGuest.Found found = await State(monitor, file);
+            double longest = found.LongestGapNsSince(_looked) / 1e6;
+            _looked = found.ClockNs;
+            return new Seen(longest, (long)found.Interrupts);
+        }
+
+        internal override Task WaitFilled(IMonitor monitor, string file, CancellationToken cancel) => Rounds(monitor, file, 1, cancel);
+
+        internal override Task Verify(IMonitor monitor, string file, CancellationToken cancel) => Rounds(monitor, file, 2, cancel);
+
+        /// <summary>Waits until the guest has begun so many rounds more.</summary>
+        private static async Task Rounds(IMonitor monitor, string file, ulong more, CancellationToken cancel)
+        {
+            ulong begun = (await State(monitor, file)).Rounds;
+            while ((await State(monitor, file)).Rounds < begun + more) cancel.ThrowIfCancellationRequested();
+        }
+
+        private static async Task<BusyGuest.Found> State(IMonitor monitor, string file)
+        {
+            BusyGuest.Found found = BusyGuest.Found.Of(await Read(monitor, BusyGuest.StateAddress, BusyGuest.StateBytes, file));
+            Assert.That((found.Errors, found.FirstBad, found.BackSteps, found.WrongPages), Is.EqualTo((0ul, 0ul, 0ul, 0ul)), "words that are not what the guest wrote, the first, steps back of its clock, wrong pages of the function");
+            return found;
+        }
+    }
+}
