@@ -1,3 +1,4 @@
+using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Cpr;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
@@ -7,6 +8,7 @@ using Vmm.Devices.Vfio.User;
 using Vmm.Migration;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Cpr;
+using Vmm.Migration.Qmp;
 using Vmm.Migration.State;
 using Vmm.Tools.Cli.Guests;
 using Vmm.Tools.Devices;
@@ -38,6 +40,8 @@ internal static class UpdateRehearsal
             using VfioUserServer? server = backend is null ? null : new VfioUserServer(backend);
             server?.Listen(pathPrefix + ".dev");
             using Vm from = factory.Create(Options(real, null, server is null ? null : pathPrefix + ".dev"));
+            // Listens nowhere, but is told of every change as the real one is.
+            using QmpServer fromQmp = from.Services.GetRequiredService<QmpServer>();
             using var limit = new CancellationTokenSource(s_limit);
             from.Cont();
             from.Migration().Parameters.Replace(new MigrationParameters { Mode = MigrationMode.CprTransfer });
@@ -48,6 +52,7 @@ internal static class UpdateRehearsal
             Task<MigrationStatus> outgoing = from.Migration().Migrate(main, cpr);
             using CprTransferReceiver receiver = receiving.GetAwaiter().GetResult();
             using Vm to = factory.Create(Options(real, receiver.Incoming, server is null ? null : pathPrefix + ".dev"));
+            using QmpServer toQmp = to.Services.GetRequiredService<QmpServer>();
             Task<MigrationStatus> incoming = to.Migration().MigrateIncoming(main);
             receiver.Dispose();
             MigrationStatus sent = outgoing.GetAwaiter().GetResult();
