@@ -19,6 +19,13 @@ var piece = new Option<int>("--piece") { Description = "KiB that the device copi
 var deviceBench = new Command("device", "A served device: register read time against a bare socket, DMA rate against memcpy") { rounds, reads, piece, json };
 deviceBench.SetAction(p => DeviceBench.Run(p.GetValue(rounds), p.GetValue(reads), p.GetValue(piece), p.GetValue(json)));
 
+var updates = new Option<int>("--updates") { Description = "Updates of each kind of VM", DefaultValueFactory = static _ => 25 };
+var small = new Option<int>("--small") { Description = "RAM in MiB of the small VM", DefaultValueFactory = static _ => 64 };
+var large = new Option<int>("--large") { Description = "RAM in MiB of the large VM", DefaultValueFactory = static _ => 4096 };
+var accel = new Option<string>("--accel") { Description = "auto, kvm or none", DefaultValueFactory = static _ => "auto" };
+var cpr = new Command("cpr", "Pause of a guest whose VMM is updated, by RAM and devices") { updates, small, large, accel, json };
+cpr.SetAction(p => CprBench.Run(p.GetValue(updates), p.GetValue(small), p.GetValue(large), p.GetValue(accel)!, p.GetValue(json)));
+
 var socket = new Option<string>("--socket") { Required = true };
 var serveCopy = new Command("serve-copy", "The device of that benchmark") { socket };
 serveCopy.Hidden = true;
@@ -40,5 +47,5 @@ var node = new Command("node", "One end of a measured migration") { size, file, 
 node.Hidden = true;
 node.SetAction(p => Node.Run((ulong)p.GetValue(size) << 20, p.GetValue(file), p.GetValue(incoming), p.GetValue(running), p.GetValue(device) ?? [], p.GetValue(address)));
 
-var root = new RootCommand("Benchmarks of vmm. Ratios within one run count; absolute figures vary between machines.") { ram, downtime, vfio, deviceBench, node, serve, serveCopy, echo };
+var root = new RootCommand("Benchmarks of vmm. Ratios within one run count; absolute figures vary between machines.") { ram, downtime, vfio, deviceBench, cpr, node, serve, serveCopy, echo };
 return root.Parse(args).Invoke();
