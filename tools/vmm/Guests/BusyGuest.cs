@@ -52,6 +52,14 @@ internal static class BusyGuest
         internal long LongestGapNsSince(long clockNs) => Gaps.Where(g => g.Slice > clockNs >> SliceShift).Select(static g => g.Ns).DefaultIfEmpty().Max();
     }
 
+    /// <summary>Reads what a stopped or running guest found.</summary>
+    internal static Found Read(GuestMemory memory)
+    {
+        byte[] state = new byte[StateBytes];
+        memory.Read(new GuestAddress(StateAddress), state);
+        return Found.Of(state);
+    }
+
     /// <summary>The flat binary.</summary>
     /// <param name="blocks">Sizes of the RAM blocks.</param>
     internal static byte[] Build(IReadOnlyList<ulong> blocks)

@@ -22,7 +22,7 @@ namespace Vmm.Tools.Cli.Hosting;
 internal static class UpdateRehearsal
 {
     private const ulong RamBytes = 64 << 10, BootBytes = 3 << 20;
-    private static readonly TimeSpan s_limit = TimeSpan.FromSeconds(10);
+    private static readonly TimeSpan s_limit = TimeSpan.FromSeconds(10), s_learning = TimeSpan.FromSeconds(1);
 
     /// <summary>Runs both roles once. A failure is reported, not thrown: the update itself does not depend on it.</summary>
     /// <param name="factory">Makes VMs.</param>
@@ -43,7 +43,10 @@ internal static class UpdateRehearsal
             // Listens nowhere, but is told of every change as the real one is.
             using QmpServer fromQmp = from.Services.GetRequiredService<QmpServer>();
             using var limit = new CancellationTokenSource(s_limit);
+            // It runs no longer than it takes to learn its functions, and again before the stop: on a busy host its CPU is wanted here.
             from.Cont();
+            if (real.HasCpus && server is not null) SpinWait.SpinUntil(() => limit.IsCancellationRequested || BusyGuest.Read(from.Memory).Interrupts > 0, s_learning);
+            from.Stop();
             from.Migration().Parameters.Replace(new MigrationParameters { Mode = MigrationMode.CprTransfer });
             from.Migration().Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
             Task<CprTransferReceiver> receiving = Task.Run(() => CprTransferReceiver.Receive(cpr, limit.Token));
@@ -54,6 +57,7 @@ internal static class UpdateRehearsal
             using Vm to = factory.Create(Options(real, receiver.Incoming, server is null ? null : pathPrefix + ".dev"));
             using QmpServer toQmp = to.Services.GetRequiredService<QmpServer>();
             Task<MigrationStatus> incoming = to.Migration().MigrateIncoming(main);
+            from.Cont();
             receiver.Dispose();
             MigrationStatus sent = outgoing.GetAwaiter().GetResult();
             return sent == MigrationStatus.Completed && incoming.Wait(s_limit) ? null : $"{from.Migration().Query().Error}";
