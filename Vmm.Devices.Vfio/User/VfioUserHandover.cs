@@ -19,6 +19,7 @@ internal sealed record VfioUserHandover(OwnedFd Socket, OwnedFd? Twin, VfioUserT
     {
         string name = Name(id);
         OwnedFd socket = table.Require(name, 0);
+        OwnedFd? twin = table.Take(name, 1);
         try
         {
             using OwnedFd memory = table.Require(name, 2);
@@ -27,11 +28,12 @@ internal sealed record VfioUserHandover(OwnedFd Socket, OwnedFd? Twin, VfioUserT
                 throw new StreamLimitException($"device '{id}': a transcript of {stat.SizeBytes} bytes, at most {VfioUserTranscript.MaxBytes} are taken");
             byte[] bytes = new byte[stat.SizeBytes];
             if (Posix.PRead(memory, bytes, 0, out Errno errno) != bytes.Length) throw Posix.Error($"device '{id}': transcript", errno);
-            return new VfioUserHandover(socket, table.Take(name, 1), VfioUserTranscript.Parse(bytes, n => table.Require(FdName(id), n)));
+            return new VfioUserHandover(socket, twin, VfioUserTranscript.Parse(bytes, n => table.Require(FdName(id), n)));
         }
         catch
         {
             socket.Dispose();
+            twin?.Dispose();
             throw;
         }
     }

@@ -36,7 +36,7 @@ internal sealed class VfioUserTranscript : IDisposable
     /// <summary>Notes an answer.</summary>
     internal void Record(VfioUserCommand command, ReadOnlySpan<byte> request, Errno errno, ReadOnlySpan<byte> reply, IReadOnlyList<OwnedFd> fds)
     {
-        lock (_gate) _answers.Add(new Answer(command, request.ToArray(), errno, reply.ToArray(), [.. fds.Select(Posix.Duplicate)]));
+        lock (_gate) _answers.Add(new Answer(command, request.ToArray(), errno, reply.ToArray(), (OwnedFd[])[.. fds.Select(Posix.Duplicate)]));
     }
 
     /// <summary>Answers a request as the server did; one that it was never asked gets what changes nothing.</summary>
@@ -74,7 +74,7 @@ internal sealed class VfioUserTranscript : IDisposable
             w.Write((uint)a.Errno);
             Bytes(w, a.Request);
             Bytes(w, a.Reply);
-            w.Write(a.Fds.Length);
+            w.Write(a.Fds.Count);
         }
         w.Flush();
         return stream.ToArray();
@@ -98,9 +98,10 @@ internal sealed class VfioUserTranscript : IDisposable
                 byte[] request = Take(bytes, ref at), reply = Take(bytes, ref at);
                 uint count = U32(bytes, ref at);
                 if (count > MaxFds - fds) throw Bad(at);
-                var own = new OwnedFd[count];
-                for (int i = 0; i < own.Length; i++) own[i] = takeFd(fds++);
+                var own = new List<OwnedFd>();
+                // Entered first, so that those taken are closed when the next one is missing.
                 transcript._answers.Add(new Answer(command, request, errno, reply, own));
+                for (uint i = 0; i < count; i++) own.Add(takeFd(fds++));
             }
             if (at != bytes.Length) throw Bad(at);
         }
@@ -156,5 +157,5 @@ internal sealed class VfioUserTranscript : IDisposable
 
     private static StreamFormatException Bad(int at) => new($"vfio-user transcript: broken at offset {at}") { Offset = at };
 
-    private sealed record Answer(VfioUserCommand Command, byte[] Request, Errno Errno, byte[] Reply, OwnedFd[] Fds);
+    private sealed record Answer(VfioUserCommand Command, byte[] Request, Errno Errno, byte[] Reply, IReadOnlyList<OwnedFd> Fds);
 }
