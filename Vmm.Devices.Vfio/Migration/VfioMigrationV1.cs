@@ -233,6 +233,13 @@ internal sealed class VfioMigrationV1 : IVfioMigrationProtocol
         return size;
     }
 
+    /// <summary>Asks the device where it is; one that says nothing of use is taken to be where it was.</summary>
+    internal void ReadState()
+    {
+        if (_region.ReadState(out uint state) == Errno.None && (state & VfioMigrationRegion.StateMask) is 0 or Running)
+            Enter((state & Running) != 0 ? VfioDeviceState.Running : VfioDeviceState.Stop);
+    }
+
     /// <summary>Read-modify-write of the state (spec 5.2): reserved bits stay, what is invalid is not written.</summary>
     private Errno Write(uint mask, uint value, out bool isBroken)
     {

@@ -1,6 +1,7 @@
 using System.Text.Json.Nodes;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
+using Vmm.Tests.Unit.Kvm;
 using Vmm.Tools.Cli.Demo;
 using Vmm.Tools.Cli.Hosting;
 using Vmm.Tools.Cli.Shell;
@@ -13,7 +14,10 @@ internal sealed class UpdateTests : EndToEnd
 {
     private static readonly string[] s_guest = ["--memory", "1M,id=ticks", "--device", "ticker,block=ticks", "--workload", "pattern,block=ram,rate=10M,prefill=on", "--device", "scratch"];
 
-    private static readonly string[] s_withDevice = ["--memory", "64M,id=ram", .. s_guest];
+    /// <summary>A block of a name that no rehearsal has.</summary>
+    private static readonly string[] s_mark = ["--memory", "1M,id=mark"];
+
+    private static readonly string[] s_withDevice = ["--memory", "64M,id=ram", .. s_guest, .. s_mark];
 
     [Test]
     public async Task TheVmGoesOnInAnotherProcessUnderTheSameNameTwice()
@@ -79,7 +83,7 @@ internal sealed class UpdateTests : EndToEnd
         yield return new TestCaseData("exec sleep 100", "not ready within 3000 ms").SetArgDisplayNames("never listens");
         // The descriptor of the guest's RAM shows in /proc once it has been received.
         yield return new TestCaseData(
-            "\"$VMM\" \"$@\" & new=$!; until ls -l /proc/$new/fd 2>&1 | grep -q memfd:vmm-ram-ticks; do kill -0 $new || exit 9; done; kill -9 $new; exit 7", "exit code 7")
+            "\"$VMM\" \"$@\" & new=$!; until ls -l /proc/$new/fd 2>&1 | grep -q memfd:vmm-ram-mark; do kill -0 $new || exit 9; done; kill -9 $new; exit 7", "exit code 7")
             .SetArgDisplayNames("killed after it has the descriptors");
         yield return new TestCaseData("for a; do shift; [ \"$a\" = scratch ] && a=ticker,block=ticks,id=other; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "scratch")
             .SetArgDisplayNames("does not know a section");
@@ -91,14 +95,7 @@ internal sealed class UpdateTests : EndToEnd
     public async Task WhateverHappensToTheNewProcessTheVmGoesOnInTheOldOne(string? script, string reason)
     {
         PeerProcess vm = await StartWithDevice();
-        string binary = Vmm["next"];
-        if (script is not null)
-        {
-            (string file, string[] prefix) = PeerProcess.Self();
-            await File.WriteAllTextAsync(binary, $"#!/bin/bash\nVMM='{file}'\n{string.Concat(prefix.Select(static p => $"set -- '{p}' \"$@\"\n"))}{script}\n");
-            File.SetUnixFileMode(binary, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
-        }
-        CliResult result = await Vmm.Run("update", "--vm", "a", "--to-binary", binary, "--timeout", script?.Contains("sleep", StringComparison.Ordinal) == true ? "3" : "30");
+        CliResult result = await UpdateTo(script);
         Assert.That(result.Code, Is.Not.EqualTo(ExitCode.Ok));
         Assert.That(result.Error, Does.Contain(reason));
         Assert.That(await Vmm.State(vm), Is.EqualTo("running"));
@@ -112,6 +109,42 @@ internal sealed class UpdateTests : EndToEnd
         // And the next one, to a program that works, succeeds.
         await Vmm.Ok("update", "--vm", "a");
         await Vmm.Ok("quit", "--vm", "a");
+    }
+
+    [TestCaseSource(nameof(Failures))]
+    public async Task WhateverHappensToTheNewProcessAGuestWithACpuGoesOnInTheOldOne(string? script, string reason)
+    {
+        KvmGuest.Require();
+        await Vmm.Start("device", "serve", "--type", "edu", "--socket", Vmm["edu.sock"]).Line("serving edu");
+        UpdatedGuest guest = UpdatedGuest.Kvm(64, Vmm["edu.sock"]);
+        PeerProcess vm = await Vmm.StartVmOf("a", guest.FirstBlock, [.. guest.Arguments, "--memory", "1M,id=ticks", .. s_mark, "--device", "scratch"]);
+        using var limit = new CancellationTokenSource(VmmCommands.Deadline);
+        UpdatedGuest.Seen before;
+        while ((before = await guest.Look(vm.Monitor, Vmm["words"])).Interrupts < 10) Assert.That(limit.IsCancellationRequested, Is.False, "the device stands still");
+        CliResult result = await UpdateTo(script);
+        Assert.That((result.Code, result.Error), Is.Not.EqualTo((ExitCode.Ok, result.Error)));
+        Assert.That(result.Error, Does.Contain(reason));
+        Assert.That(await Vmm.State(vm), Is.EqualTo("running"));
+        UpdatedGuest.Seen after = await guest.Look(vm.Monitor, Vmm["words"]);
+        Assert.That(after.LongestGapMs, Is.LessThan(1000), "by the guest's own clock");
+        using var again = new CancellationTokenSource(VmmCommands.Deadline);
+        while ((await guest.Look(vm.Monitor, Vmm["words"])).Interrupts < after.Interrupts + 10) Assert.That(again.IsCancellationRequested, Is.False, "an interrupt was lost");
+        await guest.Verify(vm.Monitor, Vmm["words"], again.Token);
+        await Vmm.Ok("update", "--vm", "a");
+        await Vmm.Ok("quit", "--vm", "a");
+    }
+
+    /// <summary>An update to a program that is this script, or to none.</summary>
+    private async Task<CliResult> UpdateTo(string? script)
+    {
+        string binary = Vmm["next"];
+        if (script is not null)
+        {
+            (string file, string[] prefix) = PeerProcess.Self();
+            await File.WriteAllTextAsync(binary, $"#!/bin/bash\nVMM='{file}'\n{string.Concat(prefix.Select(static p => $"set -- '{p}' \"$@\"\n"))}{script}\n");
+            File.SetUnixFileMode(binary, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
+        }
+        return await Vmm.Run("update", "--vm", "a", "--to-binary", binary, "--timeout", script?.Contains("sleep", StringComparison.Ordinal) == true ? "3" : "30");
     }
 
     [Test]
