@@ -43,6 +43,18 @@ internal sealed class UpdateTests : EndToEnd
     }
 
     [Test]
+    public async Task WhatIsSetForMigrationsDoesNotMatterToAnUpdate([Values] bool exec)
+    {
+        PeerProcess vm = await Vmm.StartVm("a", s_guest);
+        await vm.Monitor.Execute("migrate-set-capabilities", new JsonObject
+        {
+            ["capabilities"] = new JsonArray([.. ((string[])["multifd", "events", "pause-before-switchover", "return-path", "switchover-ack"]).Select(static c => new JsonObject { ["capability"] = c, ["state"] = true })]),
+        }, CancellationToken.None);
+        await Vmm.Ok(["update", "--vm", "a", .. exec ? (string[])["--exec"] : []]);
+        await Vmm.Ok("quit", "--vm", "a");
+    }
+
+    [Test]
     public async Task AProcessThatReplacesItselfKeepsItsPidAndTheVm()
     {
         PeerProcess vm = await Vmm.StartVm("a", s_guest);

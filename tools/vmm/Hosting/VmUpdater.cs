@@ -45,7 +45,7 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
         ];
         using NextProcess next = NextProcess.Start(request.Binary, arguments);
         MigrationParameters before = engine.Parameters.Current;
-        bool returnPath = engine.Capabilities.IsOn(MigrationCapability.ReturnPath);
+        KeyValuePair<MigrationCapability, bool>[] capabilities = Capabilities(engine);
         using var limit = CancellationTokenSource.CreateLinkedTokenSource(request.Cancel, context.Interrupted);
         limit.CancelAfter(request.TimeoutMs);
         try
@@ -54,7 +54,7 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
             rehearse();
             next.WaitForSocket(cpr, limit.Token);
             engine.Parameters.Replace(before with { Mode = MigrationMode.CprTransfer });
-            engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+            engine.Capabilities.Apply(capabilities.Select(static c => KeyValuePair.Create(c.Key, c.Key == MigrationCapability.ReturnPath)));
             Task<MigrationStatus> moving = engine.Migrate(Unix(main), Unix(cpr));
             using (limit.Token.Register(engine.Cancel))
             using (next.OnExit(engine.Cancel))
@@ -78,7 +78,7 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
         finally
         {
             engine.Parameters.Replace(before);
-            engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, returnPath)]);
+            engine.Capabilities.Apply(capabilities);
             File.Delete(main);
             File.Delete(cpr);
         }
@@ -91,6 +91,7 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
         IMigrationEngine engine = vm.Migration();
         string file = Path.Combine(directory.DirectoryPath, $"{Environment.ProcessId}.state");
         MigrationParameters before = engine.Parameters.Current;
+        KeyValuePair<MigrationCapability, bool>[] capabilities = Capabilities(engine);
         rehearse();
         void Note(RunStateChange change)
         {
@@ -100,6 +101,7 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
         try
         {
             vm.RunState.Changed += Note;
+            engine.Capabilities.Apply(capabilities.Select(static c => KeyValuePair.Create(c.Key, false)));
             engine.Parameters.Replace(before with { Mode = MigrationMode.CprExec, CprExecCommand = [.. NextProcess.Program(request.Binary), .. Own(context.CommandLine), "--incoming", $"file:{file}"] });
             engine.Migrate(new MigrationAddress { Transport = MigrationTransport.File, Path = file }).Wait(CancellationToken.None);
             return new MigrationFailedException($"update failed, the VM goes on in process {Environment.ProcessId}: {engine.Query().Error}");
@@ -109,9 +111,14 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
             vm.RunState.Changed -= Note;
             Environment.SetEnvironmentVariable(VmRegistration.StoppedVariable, null);
             engine.Parameters.Replace(before);
+            engine.Capabilities.Apply(capabilities);
             File.Delete(file);
         }
     }
+
+    /// <summary>What was set for migrations, to be put back: the new process knows nothing of it, and would wait for no channels of multifd, say.</summary>
+    private static KeyValuePair<MigrationCapability, bool>[] Capabilities(IMigrationEngine engine) =>
+        [.. MigrationCapabilitySet.Implemented.Select(c => KeyValuePair.Create(c, engine.Capabilities.IsOn(c)))];
 
     /// <summary>The arguments of this process without what concerned its own start.</summary>
     internal static IReadOnlyList<string> Own(IReadOnlyList<string> arguments)
