@@ -9,6 +9,9 @@ namespace Vmm.Core.Interop;
 /// </summary>
 internal static partial class Posix
 {
+    /// <summary>The kernel's id of the calling thread.</summary>
+    internal static int ThreadId => LibC.gettid();
+
     internal const int O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, O_CREAT = 0x40, O_EXCL = 0x80, O_TRUNC = 0x200, O_NONBLOCK = 0x800,
         O_NOCTTY = 0x100, O_CLOEXEC = 0x80000, O_DIRECTORY = 0x10000, O_NOFOLLOW = 0x20000;
 

@@ -15,6 +15,11 @@ internal sealed partial class VfioUserClient
     private volatile bool _suspended;
     private bool _handedOver;
 
+    // Receivers that exist before their turn: one that is started while the guest stands still first stands in line for a processor.
+    private readonly ManualResetEvent _turn = new(false);
+    private readonly List<int> _waiting = []; // Their thread ids. Guarded by _gate.
+    private volatile List<RealtimeBoost>? _raised;
+
     /// <summary>Takes over a connection that another process negotiated and still has; silent until <see cref="Resume"/>.</summary>
     /// <param name="handover">The connection; owned.</param>
     /// <param name="name">For errors: the socket's path.</param>
@@ -34,6 +39,7 @@ internal sealed partial class VfioUserClient
         try
         {
             Server = VfioUserVersion.Parse(_version);
+            StartReceivers(waiting: true);
         }
         catch
         {
@@ -99,8 +105,36 @@ internal sealed partial class VfioUserClient
             if (_fault is not null) return;
         }
         Posix.DrainEventFd(_pause);
-        StartReceiver(_socket, "vfio-user");
-        if (_twin is not null) StartReceiver(_twin, "vfio-user/dma", isTwin: true);
+        if (_receivers.Count > 0) GiveTurn();
+        else StartReceivers();
+    }
+
+    /// <summary>After a message: whoever waited for the receivers has had them.</summary>
+    internal void LowerReceivers()
+    {
+        if (_raised is null || Interlocked.Exchange(ref _raised, null) is not { } raised) return;
+        foreach (RealtimeBoost boost in raised) boost.Lower();
+    }
+
+    private void StartReceivers(bool waiting = false)
+    {
+        StartReceiver(_socket, "vfio-user", isWaiting: waiting);
+        if (_twin is not null) StartReceiver(_twin, "vfio-user/dma", isTwin: true, isWaiting: waiting);
+    }
+
+    /// <summary>Ahead of ordinary threads until a message has come: the guest starts when its device has answered.</summary>
+    private void GiveTurn()
+    {
+        lock (_gate) _raised = [.. _waiting.Select(RealtimeBoost.Raise).OfType<RealtimeBoost>()];
+        _turn.Set();
+    }
+
+    /// <summary>A receiver's wait for the connection to be this process's; false when it never becomes that.</summary>
+    private bool WaitTurn()
+    {
+        lock (_gate) _waiting.Add(Posix.ThreadId);
+        _turn.WaitOne();
+        return !_disposed;
     }
 
     /// <summary>Another process has the connection for good: closing it here must not end it there.</summary>

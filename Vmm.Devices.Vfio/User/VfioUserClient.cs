@@ -229,7 +229,9 @@ internal sealed partial class VfioUserClient : IDisposable
         {
             if (_watchdog.Dispose(idle)) idle.WaitOne();
         }
+        _turn.Set();
         foreach (Task receiver in _receivers) receiver.GetAwaiter().GetResult();
+        _turn.Dispose();
         _twin?.Dispose();
         _socket.Dispose();
         _recording?.Dispose();
@@ -268,12 +270,12 @@ internal sealed partial class VfioUserClient : IDisposable
         return server;
     }
 
-    private void StartReceiver(VfioUserSocket socket, string threadName, bool isTwin = false) => _receivers.Add(WorkerThread.Run(threadName, () =>
+    private void StartReceiver(VfioUserSocket socket, string threadName, bool isTwin = false, bool isWaiting = false) => _receivers.Add(WorkerThread.Run(threadName, () =>
     {
         bool paused = false;
         try
         {
-            paused = new VfioUserReceiver(this, socket, _dma).Run(isTwin ? _pause : null);
+            paused = (isWaiting && !WaitTurn()) || new VfioUserReceiver(this, socket, _dma).Run(isTwin ? _pause : null);
         }
         catch (VmmException e)
         {

@@ -31,6 +31,7 @@ internal sealed class VfioUserReceiver(VfioUserClient client, VfioUserSocket soc
                 else if (header.IsCommand) Serve(header);
                 else throw Broken(header, $"its type is {header.Flags & VfioUserHeader.TypeMask}, neither command nor reply");
                 VfioUserSocket.Close(_fds);
+                client.LowerReceivers();
                 if (client.IsPausing && (pause is not null || client.IsIdle)) return true;
             }
             throw new ChannelException($"vfio-user '{socket.Name}': the server ended the connection", Errno.ECONNRESET);
