@@ -7,7 +7,7 @@ namespace Vmm.Core.Threading;
 
 /// <summary>
 /// One thread that waits for the eventfds of a VM's devices and calls their handlers. It holds no lock while it calls; a handler takes what it
-/// needs and then asks whether its registration is still wanted. The thread starts with the first registration and ends with this object,
+/// needs and then asks whether its registration is still wanted. The thread starts with the first registration, or before, and ends with this object,
 /// which must be disposed without the BQL. Thread-safe.
 /// </summary>
 /// <param name="loggers">For handlers that fail.</param>
@@ -40,6 +40,16 @@ public sealed class EventFdLoop(ILoggerFactory loggers) : IDisposable
             Control(EPOLL_CTL_ADD, fd, key);
             _handlers.Add(key, (fd, handler));
             return new Registration(() => Remove(key));
+        }
+    }
+
+    /// <summary>Starts the thread ahead of the first registration, for who has no time to wait for that later.</summary>
+    public void Prepare()
+    {
+        lock (_gate)
+        {
+            ObjectDisposedException.ThrowIf(_disposed, this);
+            Start();
         }
     }
 

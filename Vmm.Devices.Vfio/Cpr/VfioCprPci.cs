@@ -46,6 +46,7 @@ internal sealed class VfioCprPci : ISaveState, ILoadState, IDisposable
             SaveVmHandlers.Of(this) with { IsActive = () => IsActive }));
         _registrations.Add(services.Notifiers.Add(OnMigration, Modes));
         services.CprFds.Arrived += OnArrived;
+        if (services.CprFds.IsIncoming) services.EventFds.Prepare();
     }
 
     /// <summary>The device is on its way from or to another process.</summary>
