@@ -62,12 +62,13 @@ internal sealed class UpdateLoopTests : EndToEnd
         for (int i = 0; i < updates; i++)
         {
             JsonNode result = JsonNode.Parse(await Vmm.Ok(["update", "--vm", "a", "--json", .. exec ? (string[])["--exec"] : []]))!;
+            guest.Stops++;
             pauses.Add(result["pause-ms"]!.GetValue<double>());
             bytes = Math.Max(bytes, result["bytes"]!.GetValue<long>());
             await With(async monitor =>
             {
                 seen = await guest.Look(monitor, Vmm["words"]);
-                gaps.Add(seen.LongestGapMs);
+                gaps.Add(seen.StopGapMs);
                 await GoesOn(guest, monitor, seen.Interrupts, i);
             });
             int open = Directory.GetFiles($"/proc/{result["pid"]!.GetValue<int>()}/fd").Length;

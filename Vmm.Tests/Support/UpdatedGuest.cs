@@ -19,7 +19,10 @@ internal abstract class UpdatedGuest
 
     internal required ulong RamBytes { get; init; }
 
-    /// <summary>What the guest saw since the look before; pages that differ fail the test.</summary>
+    /// <summary>Stops of the VM so far.</summary>
+    internal long Stops { get; set; }
+
+    /// <summary>What the guest saw; pages that differ fail the test.</summary>
     internal abstract Task<Seen> Look(IMonitor monitor, string file);
 
     /// <summary>Waits until all RAM is written.</summary>
@@ -28,9 +31,21 @@ internal abstract class UpdatedGuest
     /// <summary>Has all RAM checked once more; the guest may run meanwhile.</summary>
     internal abstract Task Verify(IMonitor monitor, string file, CancellationToken cancel);
 
-    /// <param name="LongestGapMs">The longest time for which its own clock jumped, since the look before.</param>
+    /// <param name="StopGapMs">How far its own clock jumped where the last stop was.</param>
     /// <param name="Interrupts">Interrupts of the function, each of which begins the next.</param>
-    internal readonly record struct Seen(double LongestGapMs, long Interrupts);
+    internal readonly record struct Seen(double StopGapMs, long Interrupts);
+
+    /// <summary>Looks until the guest has noticed as many stops as there were; it does so when it next looks at its clock.</summary>
+    private protected async Task<T> Stopped<T>(Func<Task<T>> look, Func<T, long> stops)
+    {
+        using var limit = new CancellationTokenSource(VmmCommands.Deadline);
+        while (true)
+        {
+            T found = await look();
+            if (stops(found) >= Stops) return found;
+            Assert.That(limit.IsCancellationRequested, Is.False, $"the guest noticed {stops(found)} of {Stops} stops");
+        }
+    }
 
     protected static async Task<byte[]> Read(IMonitor monitor, ulong address, int bytes, string file)
     {
@@ -67,19 +82,14 @@ internal abstract class UpdatedGuest
     private sealed class SyntheticGuest : UpdatedGuest
     {
         private const ulong AlignBytes = 2 << 20;
-        private long _looked;
-
         private ulong TicksAddress => AlignBytes + ((RamBytes + AlignBytes - 1) / AlignBytes * AlignBytes);
 
         internal override async Task<Seen> Look(IMonitor monitor, string file)
         {
-            long[] ticker = Words(await Read(monitor, TicksAddress, TickerDevice.SlicesOffset + (16 * TickerDevice.Slices), file));
-            long longest = Enumerable.Range(0, TickerDevice.Slices).Select(i => (TickerDevice.SlicesOffset / 8) + (2 * i))
-                .Where(i => ticker[i] > _looked >> TickerDevice.SliceShift).Select(i => ticker[i + 1]).DefaultIfEmpty().Max();
-            _looked = ticker[0];
+            long[] ticker = await Stopped(async () => Words(await Read(monitor, TicksAddress, 40, file)), static t => t[TickerDevice.StopsOffset / 8]);
             long[] edu = Words(await Read(monitor, 0, 16, file));
             Assert.That(edu[1], Is.Zero, "pages came back wrong");
-            return new Seen(longest / 1e6, edu[0]);
+            return new Seen(ticker[TickerDevice.StopGapOffset / 8] / 1e6, edu[0]);
         }
 
         internal override async Task WaitFilled(IMonitor monitor, string file, CancellationToken cancel)
@@ -102,14 +112,10 @@ internal abstract class UpdatedGuest
 
     private sealed class KvmBusyGuest : UpdatedGuest
     {
-        private long _looked;
-
         internal override async Task<Seen> Look(IMonitor monitor, string file)
         {
-            BusyGuest.Found found = await State(monitor, file);
-            double longest = found.LongestGapNsSince(_looked) / 1e6;
-            _looked = found.ClockNs;
-            return new Seen(longest, (long)found.Interrupts);
+            BusyGuest.Found found = await Stopped(() => State(monitor, file), static f => f.Stops);
+            return new Seen(found.StopGapNs / 1e6, (long)found.Interrupts);
         }
 
         internal override Task WaitFilled(IMonitor monitor, string file, CancellationToken cancel) => Rounds(monitor, file, 1, cancel);

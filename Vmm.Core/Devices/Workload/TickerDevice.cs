@@ -11,27 +11,24 @@ namespace Vmm.Core.Devices;
 /// <summary>
 /// A guest's clock for machines without a CPU: while the VM runs, about once a millisecond, it reads the host's monotonic clock and keeps in guest
 /// RAM when it last ticked, the longest time between two ticks, and how many there were. So a pause is measured by the guest itself, over any
-/// number of processes of one host. Block layout, little-endian: u64 last tick ns, u64 longest gap ns, u64 ticks; from <see cref="SlicesOffset"/>
-/// on <see cref="Slices"/> times u64 slice of time and u64 longest gap ns that ended in it, a slice being 2^<see cref="SliceShift"/> ns.
+/// number of processes of one host. Block layout, little-endian: u64 last tick ns, u64 longest gap ns, u64 ticks, u64 times the VM was started after
+/// a tick, u64 the gap that the last such start ended, ns.
 /// </summary>
 public sealed class TickerDevice : IVmDevice, IVmStateHandler
 {
-    /// <summary>Where the gaps of the last slices of time are.</summary>
-    public const int SlicesOffset = 64;
+    /// <summary>Offset of the number of starts after a stop.</summary>
+    public const int StopsOffset = 24;
 
-    /// <summary>How many slices are kept: 17 s.</summary>
-    public const int Slices = 256;
+    /// <summary>Offset of the gap with the last stop in it, ns.</summary>
+    public const int StopGapOffset = 32;
 
-    /// <summary>The time in ns, shifted right by this, is its slice; the slice modulo <see cref="Slices"/> its place.</summary>
-    public const int SliceShift = 26;
-
-    private const int PeriodMs = 1, BlockBytes = SlicesOffset + (16 * Slices);
+    private const int PeriodMs = 1, BlockBytes = 40;
     private readonly RamBlock _block;
     private readonly IDisposable _handler;
     private readonly ManualResetEvent _end = new(false), _go = new(false);
     private readonly Task _thread;
     private readonly Lock _gate = new();
-    private bool _running;
+    private bool _running, _wasStopped;
 
     /// <summary>Makes the ticker and starts its thread. BQL: held.</summary>
     /// <param name="options"><c>block</c>: the RAM block it keeps its figures in, of its own.</param>
@@ -75,7 +72,11 @@ public sealed class TickerDevice : IVmDevice, IVmStateHandler
 
     private void SetRunning(bool running)
     {
-        lock (_gate) _running = running;
+        lock (_gate)
+        {
+            _wasStopped |= running && !_running;
+            _running = running;
+        }
         if (running) _go.Set();
         else _go.Reset();
     }
@@ -98,13 +99,12 @@ public sealed class TickerDevice : IVmDevice, IVmStateHandler
         long now = (long)(Stopwatch.GetTimestamp() * (1e9 / Stopwatch.Frequency));
         long last = BinaryPrimitives.ReadInt64LittleEndian(at), longest = BinaryPrimitives.ReadInt64LittleEndian(at[8..]);
         if (last != 0 && now - last > longest) BinaryPrimitives.WriteInt64LittleEndian(at[8..], now - last);
-        if (last != 0)
+        if (_wasStopped && last != 0)
         {
-            Span<byte> place = at.Slice(SlicesOffset + (int)((now >> SliceShift) % Slices * 16), 16);
-            bool known = BinaryPrimitives.ReadInt64LittleEndian(place) == now >> SliceShift;
-            if (!known || now - last > BinaryPrimitives.ReadInt64LittleEndian(place[8..])) BinaryPrimitives.WriteInt64LittleEndian(place[8..], now - last);
-            BinaryPrimitives.WriteInt64LittleEndian(place, now >> SliceShift);
+            BinaryPrimitives.WriteInt64LittleEndian(at[StopGapOffset..], now - last);
+            BinaryPrimitives.WriteInt64LittleEndian(at[StopsOffset..], BinaryPrimitives.ReadInt64LittleEndian(at[StopsOffset..]) + 1);
         }
+        _wasStopped = false;
         BinaryPrimitives.WriteInt64LittleEndian(at, now);
         BinaryPrimitives.WriteInt64LittleEndian(at[16..], BinaryPrimitives.ReadInt64LittleEndian(at[16..]) + 1);
         _block.MarkDirty(0, BlockBytes);

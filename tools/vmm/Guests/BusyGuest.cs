@@ -17,17 +17,12 @@ internal static class BusyGuest
     internal const ulong StateAddress = DevCheckGuest.StateAddress;
 
     /// <summary>Length of what it keeps.</summary>
-    internal const int StateBytes = 0x4000;
-
-    /// <summary>A slice of kvm-clock: 2^26 ns, 67 ms. Of each of the last <see cref="Slices"/> the longest jump that ended in it is kept.</summary>
-    internal const int SliceShift = 26;
-
-    /// <summary>How many slices are kept: 17 s.</summary>
-    internal const int Slices = 256;
+    internal const int StateBytes = 0x258;
 
     // Reading the TSC leaves the guest on some hosts, which costs as much as many pages.
     private const int PagesPerLook = 8;
-    private const int Rounds = 0x200, Errors = 0x208, FirstBad = 0x210, BackSteps = 0x218, HasClock = 0x220, LastClock = 0x228, WrongPages = 0x230, IsBack = 0x238, GapTable = 0x3000;
+    private const int Rounds = 0x200, Errors = 0x208, FirstBad = 0x210, BackSteps = 0x218, HasClock = 0x220, LastClock = 0x228, WrongPages = 0x230, IsBack = 0x238, StopGap = 0x240,
+        IsStopGapOpen = 0x248, Stops = 0x250;
 
     /// <summary>What the guest found so far.</summary>
     /// <param name="Rounds">Rounds begun.</param>
@@ -37,19 +32,17 @@ internal static class BusyGuest
     /// <param name="WrongPages">Pages that came back from the device with other bytes.</param>
     /// <param name="Interrupts">Interrupts of the device.</param>
     /// <param name="ClockNs">Its kvm-clock; 0 without one.</param>
-    /// <param name="Gaps">Slice of the clock and longest jump in it, ns, in no order.</param>
-    internal readonly record struct Found(ulong Rounds, ulong Errors, ulong FirstBad, ulong BackSteps, ulong WrongPages, ulong Interrupts, long ClockNs, IReadOnlyList<(long Slice, long Ns)> Gaps)
+    /// <param name="Stops">How often kvm-clock said that the guest had been stopped.</param>
+    /// <param name="StopGapNs">The jump of kvm-clock with the last stop in it.</param>
+    internal readonly record struct Found(ulong Rounds, ulong Errors, ulong FirstBad, ulong BackSteps, ulong WrongPages, ulong Interrupts, long ClockNs, long Stops, long StopGapNs)
     {
         /// <summary>Reads it from the bytes at <see cref="StateAddress"/>.</summary>
         internal static Found Of(byte[] state)
         {
             long Word(int at) => BinaryPrimitives.ReadInt64LittleEndian(state.AsSpan(at));
             return new Found((ulong)Word(BusyGuest.Rounds), (ulong)Word(BusyGuest.Errors), (ulong)Word(BusyGuest.FirstBad), (ulong)Word(BusyGuest.BackSteps), (ulong)Word(BusyGuest.WrongPages),
-                (ulong)Word(DevCheckGuest.Messages), Word(BusyGuest.HasClock) == 0 ? 0 : Word(LastClock), [.. Enumerable.Range(0, Slices).Select(i => (Word(GapTable + (16 * i)), Word(GapTable + (16 * i) + 8)))]);
+                (ulong)Word(DevCheckGuest.Messages), Word(BusyGuest.HasClock) == 0 ? 0 : Word(LastClock), Word(BusyGuest.Stops), Word(StopGap));
         }
-
-        /// <summary>The longest jump of the clock since it showed a time.</summary>
-        internal long LongestGapNsSince(long clockNs) => Gaps.Where(g => g.Slice > clockNs >> SliceShift).Select(static g => g.Ns).DefaultIfEmpty().Max();
     }
 
     /// <summary>Reads what a stopped or running guest found.</summary>
@@ -128,10 +121,13 @@ internal static class BusyGuest
         a.jb(page);
     }
 
-    /// <summary>Compares a time in rax with the last one, and keeps the difference if it is the longest of its slice.</summary>
+    /// <summary>
+    /// Compares a time in rax with the last one. When the clock says that the guest was stopped, this difference has the stop in it or, had it come
+    /// between the two readings, the next one: the greater is kept.
+    /// </summary>
     private static void NoteGap(Assembler a, Label done)
     {
-        Label forward = a.CreateLabel(), known = a.CreateLabel(), keep = a.CreateLabel();
+        Label forward = a.CreateLabel(), closed = a.CreateLabel(), lesser = a.CreateLabel();
         a.mov(rcx, rax);
         a.sub(rax, __qword_ptr[rbx + LastClock]);
         a.mov(__qword_ptr[rbx + LastClock], rcx);
@@ -139,19 +135,21 @@ internal static class BusyGuest
         a.inc(__qword_ptr[rbx + BackSteps]);
         a.jmp(done);
         a.Label(ref forward);
-        a.shr(rcx, SliceShift);
-        a.mov(rdx, rcx);
-        a.and(edx, Slices - 1);
-        a.shl(edx, 4);
-        a.cmp(__qword_ptr[rbx + rdx + GapTable], rcx);
-        a.je(known);
-        a.mov(__qword_ptr[rbx + rdx + GapTable], rcx);
-        a.jmp(keep);
-        a.Label(ref known);
-        a.cmp(__qword_ptr[rbx + rdx + (GapTable + 8)], rax);
-        a.jae(done);
-        a.Label(ref keep);
-        a.mov(__qword_ptr[rbx + rdx + (GapTable + 8)], rax);
+        a.cmp(__qword_ptr[rbx + IsStopGapOpen], 0);
+        a.je(closed);
+        a.mov(__qword_ptr[rbx + IsStopGapOpen], 0);
+        a.cmp(__qword_ptr[rbx + StopGap], rax);
+        a.jae(lesser);
+        a.mov(__qword_ptr[rbx + StopGap], rax);
+        a.Label(ref lesser);
+        a.inc(__qword_ptr[rbx + Stops]); // Last: who sees the count sees the gap.
+        a.Label(ref closed);
+        a.mov(esi, (uint)MemCheckGuest.ClockPage);
+        a.test(__byte_ptr[rsi + MemCheckGuest.ClockFlags], MemCheckGuest.WasStopped);
+        a.je(done);
+        a.and(__byte_ptr[rsi + MemCheckGuest.ClockFlags], ~MemCheckGuest.WasStopped);
+        a.mov(__qword_ptr[rbx + StopGap], rax);
+        a.mov(__qword_ptr[rbx + IsStopGapOpen], 1);
     }
 
     /// <summary>Looks for an edu function and begins the chain.</summary>

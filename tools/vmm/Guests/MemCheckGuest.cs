@@ -28,10 +28,10 @@ internal static class MemCheckGuest
     /// <summary>Where the host counts the ns for which it kept the vCPU waiting (<c>struct kvm_steal_time</c>), if it does.</summary>
     internal const ulong StealAddress = 0x182000;
 
-    private const ulong ClockPage = 0x181000;
+    internal const ulong ClockPage = 0x181000;
     private const uint KvmFeatures = 0x40000001, ClockMsr = 0x4b564d01, StealMsr = 0x4b564d03;
     private const int HasClock = 1 << 3, HasSteal = 1 << 5;
-    private const int ClockFlags = 29, WasStopped = 1 << 1; // Set by the host when it starts the guest again (PVCLOCK_GUEST_STOPPED), cleared by the guest.
+    internal const int ClockFlags = 29, WasStopped = 1 << 1; // Set by the host when it starts the guest again (PVCLOCK_GUEST_STOPPED), cleared by the guest.
     internal const int LastWord = 4088;
     private const int RoundsPerDot = 16, SerialPort = 0x3f8;
 
