@@ -94,9 +94,7 @@ internal sealed partial class VfioUserSession
     private Errno GetIrqInfo(ReadOnlySpan<byte> body)
     {
         if (!VfioUserIrqInfo.TryRead(body, out VfioUserIrqInfo request) || request.ArgSz < VfioUserIrqInfo.Length || request.Index >= VfioUserIrqs.IndexCount) return Errno.EINVAL;
-        // The pin masks itself when it signals, and an unmask looks at its level again: a client may leave both to its kernel.
-        VfioIrqInfoFlags flags = VfioIrqInfoFlags.EventFd | (request.Index == VfioPciIrq.Intx ? VfioIrqInfoFlags.Maskable | VfioIrqInfoFlags.AutoMasked : 0);
-        new VfioUserIrqInfo(VfioUserIrqInfo.Length, (uint)flags, request.Index, _device.Irqs.Count(request.Index)).Write(Payload(VfioUserIrqInfo.Length));
+        new VfioUserIrqInfo(VfioUserIrqInfo.Length, (uint)VfioIrqInfoFlags.EventFd, request.Index, _device.Irqs.Count(request.Index)).Write(Payload(VfioUserIrqInfo.Length));
         return Errno.None;
     }
 
