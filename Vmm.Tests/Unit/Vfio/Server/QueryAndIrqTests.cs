@@ -76,9 +76,8 @@ internal sealed class QueryAndIrqTests : FakeServerFixture
     [Test]
     public void IrqInfoTellsTheVectors()
     {
-        const uint eventFd = 1, maskable = 2, autoMasked = 4;
-        foreach ((uint index, uint count, uint flags) in (ReadOnlySpan<(uint, uint, uint)>)[(0, 1, eventFd | maskable | autoMasked), (1, 4, eventFd), (2, 20, eventFd), (3, 1, eventFd), (4, 1, eventFd)])
-            Assert.That(Client.Ok(VfioUserCommand.DeviceGetIrqInfo, Bytes(16, 0, index, 0)), Is.EqualTo(Bytes(16, flags, index, count)));
+        foreach ((uint index, uint count) in (ReadOnlySpan<(uint, uint)>)[(0, 1), (1, 4), (2, 20), (3, 1), (4, 1)])
+            Assert.That(Client.Ok(VfioUserCommand.DeviceGetIrqInfo, Bytes(16, 0, index, 0)), Is.EqualTo(Bytes(16, 1, index, count)));
         Client.Invalid(VfioUserCommand.DeviceGetIrqInfo, 16, 0, 5, 0);
         Client.Invalid(VfioUserCommand.DeviceGetIrqInfo, 15, 0, 0, 0);
         Client.Invalid(VfioUserCommand.DeviceGetIrqInfo, 16, 0, 0);
