@@ -54,8 +54,7 @@ public sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
         if (_inputFd is not null) line = new InputLine(line, () => _input?.Follow());
         Port = new Serial16550(services.Clock, line, irq);
         _socket?.Attach(Port);
-        if (_inputFd is not null) _input = new SerialInput(services, Port, _inputFd);
-        if (_inputFd is not null) _terminal = TerminalMode.Of(_inputFd);
+        if (_inputFd is not null) (_input, _terminal) = (new SerialInput(services, Port, _inputFd), TerminalMode.Of(_inputFd));
         try
         {
             if (place is { } p) _registrations.Add(services.Io.AddPorts(p.Port, 8, Id, this));

@@ -5,7 +5,7 @@ namespace Vmm.Core.Interop;
 /// <summary>
 /// A terminal's mode: as the user has it, or raw, in which each byte is given on as it is typed and shown only by whoever receives it. Ctrl-C and
 /// its like stay signals (QEMU: <c>qemu_chr_set_echo_stdio</c>). The user's mode comes back on dispose and however else the process ends by itself;
-/// after SIGKILL it is for the user's <c>stty sane</c>. Not thread-safe.
+/// after SIGKILL it is for the user's <c>stty sane</c>. Thread-safe.
 /// </summary>
 internal sealed class TerminalMode : IDisposable
 {

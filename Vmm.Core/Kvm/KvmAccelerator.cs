@@ -7,6 +7,7 @@ using Vmm.Core.Interop;
 using Vmm.Core.Memory;
 using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
+using Vmm.Core.Threading;
 
 namespace Vmm.Core.Kvm;
 
@@ -26,7 +27,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     private readonly IDeviceServices _services;
     private readonly KvmDirtyRings? _rings;
     private readonly KvmBoot? _boot;
-    private readonly KvmMachineState _powerOnMachine; // What a reset brings back, from before the first instruction.
+    private readonly KvmClock _powerOnClock; // What a reset brings back, from before the first instruction.
     private readonly KvmIrqChips _powerOnChips;
     private readonly ILogger _logger;
     private readonly LegacyDevices _legacy;
@@ -50,9 +51,9 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
             _system.Dispose();
             throw;
         }
-        Machine = new KvmMachineState(_vm);
+        Clock = new KvmClock(_vm);
         Chips = new KvmIrqChips(_vm, services.Clock);
-        _powerOnMachine = new KvmMachineState(_vm);
+        _powerOnClock = new KvmClock(_vm);
         _powerOnChips = new KvmIrqChips(_vm, services.Clock);
         try
         {
@@ -60,8 +61,8 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
             for (int i = 0; i < options.Cpus; i++) _vcpus.Add(new KvmVcpu(_vm, i, this));
             foreach (KvmVcpu vcpu in _vcpus)
             {
-                _states.Add(new KvmCpuState(vcpu, options.Cpus, _vm, Machine));
-                _powerOn.Add(new KvmCpuState(vcpu, options.Cpus, _vm, _powerOnMachine));
+                _states.Add(new KvmCpuState(vcpu, options.Cpus, _vm, Clock));
+                _powerOn.Add(new KvmCpuState(vcpu, options.Cpus, _vm, _powerOnClock));
                 _powerOn[^1].Save();
             }
             _powerOnChips.Get();
@@ -72,7 +73,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
             _registrations.Add(services.Irqs.Attach((line, level) => _vm.SetIrqLine((uint)line, level)));
             _legacy = new LegacyDevices(services);
             _registrations.Add(_legacy);
-            _registrations.Add(services.RegisterVmState(KvmMachineState.ClockDescription, Machine, 0));
+            _registrations.Add(services.RegisterVmState(KvmClock.Description, Clock, 0));
             _registrations.AddRange(Chips.Register(services));
             foreach (KvmCpuState state in _states) _registrations.Add(services.RegisterVmState(KvmCpuState.Description, state));
             if (!options.IsIncoming) _boot?.Load(_vcpus[0]);
@@ -99,7 +100,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
 
     internal IReadOnlyList<KvmCpuState> CpuStates => _states;
 
-    internal KvmMachineState Machine { get; }
+    internal KvmClock Clock { get; }
 
     internal KvmIrqChips Chips { get; }
 
@@ -111,7 +112,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     internal TimeSpan LastStop { get; private set; }
 
     /// <inheritdoc/>
-    public GuestRunTimes RunTimes => new(ToNs(_vcpus.Min(static v => v.EnteredAt)), ToNs(_vcpus.Max(static v => v.LeftAt)));
+    public GuestRunTimes RunTimes => new(MonotonicClock.ToNs(_vcpus.Min(static v => v.EnteredAt)), MonotonicClock.ToNs(_vcpus.Max(static v => v.LeftAt)));
 
     /// <summary>Why a vCPU cannot go on, or null.</summary>
     internal KvmException? Failure { get; private set; }
@@ -122,7 +123,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
         if (running)
         {
             if (_hasNoProgram) throw new DeviceStateException("the guest was reset, and this process has no program to start it with: give the incoming side --kernel too");
-            Machine.StartClock();
+            Clock.StartClock();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.TellPaused();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.Start();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.WaitEntered();
@@ -131,8 +132,6 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
         StopVcpus();
         Chips.Pit.NoteClock();
     }
-
-    private static long ToNs(long timestamp) => (long)(timestamp * (1e9 / Stopwatch.Frequency));
 
     private void StopVcpus()
     {

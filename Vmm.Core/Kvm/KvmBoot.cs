@@ -16,7 +16,6 @@ internal sealed partial class KvmBoot
     internal const ulong FlatAddress = 1 << 20, StackTop = 0x80000;
     private const ulong GdtAddress = 0x500, StartInfoAddress = 0x6000, BootParamsAddress = 0x7000, PageTables = 0x9000, CommandLineAddress = 0x20000, EbdaAddress = 0x9fc00;
     private const uint AcpiAddress = 0xe0000;
-    private const ulong DevicesAddress = 0xc000_0000, AfterDevices = 1UL << 32;
     private const int MaxCommandLine = 2047;
     private const long MaxFileBytes = 1 << 30;
 
@@ -40,8 +39,8 @@ internal sealed partial class KvmBoot
     {
         var boot = new KvmBoot(options, memory, cpus);
         if (memory.Blocks.Count == 0 || memory.Blocks[0].Address.Value != 0) throw boot.Bad("the guest has no RAM at address 0");
-        if (memory.Blocks.FirstOrDefault(static b => b.Address.Value < AfterDevices && b.Range.End > DevicesAddress) is { } over)
-            throw boot.Bad($"RAM block '{over.Name}' ends above 0x{DevicesAddress:x}, where devices are; give the guest at most 3 GiB in its first block, and the rest in others, which go above");
+        if (memory.Blocks.FirstOrDefault(static b => b.Address.Value < GuestMemory.AfterDevices && b.Range.End > GuestMemory.DevicesAddress) is { } over)
+            throw boot.Bad($"RAM block '{over.Name}' ends above 0x{GuestMemory.DevicesAddress:x}, where devices are; give the guest at most 3 GiB in its first block, and the rest in others, which go above");
         if (boot.RamEnd < 2 << 20) throw boot.Bad("the guest needs at least 2 MiB of RAM");
         if (Encoding.ASCII.GetByteCount(options.CommandLine) > MaxCommandLine) throw boot.Bad($"the command line is longer than {MaxCommandLine} bytes");
         byte[] image = options.Image?.ToArray() ?? ReadFile(options.KernelPath);

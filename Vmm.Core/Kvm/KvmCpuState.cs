@@ -51,22 +51,22 @@ internal sealed class KvmCpuState
         Lapic = new byte[LapicBytes], VcpuEvents = new byte[VcpuEventsBytes];
 
     private readonly KvmVcpu _vcpu;
-    private readonly KvmMachineState _machine;
+    private readonly KvmClock _clock;
     private readonly uint[] _msrs;
     private readonly CpuidEntry2[] _ours; // What this host can show.
     private CpuidEntry2[] _shown; // What the guest sees: less, when it came from a lesser host.
     private readonly int _xsaveBytes;
 
     /// <summary>Shows the host's CPU to the vCPU and finds out which registers it has. The vCPU has not run.</summary>
-    internal KvmCpuState(KvmVcpu vcpu, int cpus, KvmVm vm, KvmMachineState machine)
+    internal KvmCpuState(KvmVcpu vcpu, int cpus, KvmVm vm, KvmClock clock)
     {
-        (_vcpu, _machine) = (vcpu, machine);
+        (_vcpu, _clock) = (vcpu, clock);
         _ours = KvmCpuid.For(vcpu.Index, cpus, vm.System);
         _shown = _ours;
         if (SetCpuid(_ours) is not Errno.None and var refused) throw KvmSystem.Failed($"vCPU {vcpu.Index}: KVM_SET_CPUID2", refused);
         _xsaveBytes = Math.Max(XsaveBytes, vm.System.Extension(KVM_CAP_XSAVE2));
         TscKhz = (uint)Math.Max(0, Ioctl.Invoke(vcpu.Fd, KVM_GET_TSC_KHZ, 0, out _));
-        machine.Add(vcpu, this);
+        clock.Add(vcpu, this);
         // The list names what the host's kernel knows; whether this vCPU has a register and takes its value back is only found out by trying.
         _msrs = [.. vm.System.MsrIndices.Where(static m => m is not MsrTsc).Append(MsrTscDeadline).Distinct().Where(m => TryReadMsr(m, out ulong value) && TryWriteMsr(m, value))];
     }
@@ -90,7 +90,7 @@ internal sealed class KvmCpuState
         MsrIndex = _msrs;
         MsrCount = (uint)_msrs.Length;
         MsrData = [.. _msrs.Select(m => TryReadMsr(m, out ulong value) ? value : throw new KvmException($"vCPU {_vcpu.Index}: MSR 0x{m:x} cannot be read", Errno.EIO))];
-        Tsc = _machine.TscAtClock(_vcpu) ?? (TryReadMsr(MsrTsc, out ulong tsc) ? tsc : 0);
+        Tsc = _clock.TscAtClock(_vcpu) ?? (TryReadMsr(MsrTsc, out ulong tsc) ? tsc : 0);
         _vcpu.Set(KVM_GET_DEBUGREGS, DebugRegs, "KVM_GET_DEBUGREGS");
         _vcpu.Set(KVM_GET_LAPIC, Lapic, "KVM_GET_LAPIC");
         _vcpu.Set(KVM_GET_VCPU_EVENTS, VcpuEvents, "KVM_GET_VCPU_EVENTS");
@@ -124,7 +124,7 @@ internal sealed class KvmCpuState
         byte[] xsave = new byte[_xsaveBytes];
         Xsave.CopyTo(xsave, 0);
         _vcpu.Set(KVM_SET_XSAVE, xsave, "KVM_SET_XSAVE");
-        _machine.SetTsc(_vcpu, this);
+        _clock.SetTsc(_vcpu, this);
         for (int i = 0; i < MsrCount; i++) LoadMsr(MsrIndex[i], MsrData[i]);
         _vcpu.Set(KVM_SET_DEBUGREGS, DebugRegs, "KVM_SET_DEBUGREGS");
         _vcpu.Set(KVM_SET_VCPU_EVENTS, VcpuEvents, "KVM_SET_VCPU_EVENTS");

@@ -1,6 +1,6 @@
 using System.Buffers.Binary;
-using System.Diagnostics;
 using Vmm.Core.Devices;
+using Vmm.Core.Threading;
 using Vmm.Core.VmStates;
 using static Vmm.Core.Kvm.KvmUapi;
 
@@ -164,7 +164,7 @@ internal sealed class KvmPit(KvmVm vm, VmClock clock)
     internal byte[] Raw { get; } = new byte[PitState2Bytes];
 
     /// <summary>Notes how far the VM's clock is ahead of the host's; when the VM stops and its clock still goes.</summary>
-    internal void NoteClock() => _clockAheadNs = clock.NowNs - (long)Stopwatch.GetElapsedTime(0).TotalNanoseconds;
+    internal void NoteClock() => _clockAheadNs = clock.NowNs - MonotonicClock.NowNs;
 
     internal void Get()
     {

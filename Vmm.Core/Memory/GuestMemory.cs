@@ -8,6 +8,9 @@ namespace Vmm.Core.Memory;
 /// </summary>
 public sealed class GuestMemory : IDisposable
 {
+    /// <summary>Where the devices of a PC begin, and where they end.</summary>
+    internal const ulong DevicesAddress = 3UL << 30, AfterDevices = 4UL << 30;
+
     private readonly List<RamBlock> _blocks = [];
     private readonly List<IDirtyLogSource> _sources = [];
     private readonly List<IGuestMemoryListener> _listeners = [];
@@ -43,9 +46,9 @@ public sealed class GuestMemory : IDisposable
     /// <returns>The address.</returns>
     public static GuestAddress NextAddress(ulong end, ulong sizeBytes, bool aroundDevices)
     {
-        const ulong alignment = 2 << 20, devices = 3UL << 30, afterDevices = 4UL << 30;
+        const ulong alignment = 2 << 20;
         ulong next = (end + alignment - 1) & ~(alignment - 1);
-        return new GuestAddress(aroundDevices && end != 0 && next < afterDevices && (next >= devices || sizeBytes > devices - next) ? afterDevices : next);
+        return new GuestAddress(aroundDevices && end != 0 && next < AfterDevices && (next >= DevicesAddress || sizeBytes > DevicesAddress - next) ? AfterDevices : next);
     }
 
     /// <summary>Adds a block at a given address.</summary>

@@ -9,12 +9,12 @@ using Vmm.Devices.Vfio.Io;
 namespace Vmm.Devices.Vfio.Device;
 
 /// <summary>
-/// A device's pin. The device signals it once and keeps it masked until it is unmasked. Straight, the accelerator raises the line, and the guest's
+/// A device's pin. The device signals it once and keeps it masked until it is unmasked. By irqfd, the accelerator raises the line, and the guest's
 /// acknowledgement lowers it and unmasks the device. Otherwise we raise the line and take the guest's next access to a BAR as its end: so while the
 /// VM is stopped, when the level has to be ours to be saved; while the guest has the pin disabled; and where device or accelerator know no such way.
 /// BQL: held, except where noted (QEMU: <c>vfio_intx_enable_kvm</c>, <c>vfio_intx_eoi</c>).
 /// </summary>
-internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDeviceServices services, bool mayBeStraight) : IDisposable
+internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDeviceServices services, bool mayUseIrqFd) : IDisposable
 {
     private const VfioIrqSetFlags Bind = VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger;
     private const VfioIrqSetFlags Disabling = VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionTrigger;
@@ -31,10 +31,10 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
     internal bool IsPending => _pending;
 
     /// <summary>The accelerator raises and lowers the line.</summary>
-    internal bool IsStraight => _line is not null;
+    internal bool UsesIrqFd => _line is not null;
 
     /// <summary>Accesses to BARs have to be seen, as the ends of interrupts.</summary>
-    internal bool NeedsTraps => _event is not null && !IsStraight && !IsDisabledByGuest;
+    internal bool NeedsTraps => _event is not null && !UsesIrqFd && !IsDisabledByGuest;
 
     private bool IsDisabledByGuest => (function.Config.Command & PciCommand.IntxDisable) != 0;
 
@@ -66,10 +66,10 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
     /// <summary>Takes the way that fits now: after the VM started or stopped, and after writes to configuration space.</summary>
     internal void Follow()
     {
-        bool wanted = mayBeStraight && !_isRefused && _event is not null && _listens && !access.IsLost && !IsDisabledByGuest && RunStateTable.IsRunning(services.RunState.State);
-        if (wanted == IsStraight) return;
-        if (wanted) GoStraight();
-        else ComeBack();
+        bool wanted = mayUseIrqFd && !_isRefused && _event is not null && _listens && !access.IsLost && !IsDisabledByGuest && RunStateTable.IsRunning(services.RunState.State);
+        if (wanted == UsesIrqFd) return;
+        if (wanted) EnableIrqFd();
+        else DisableIrqFd();
     }
 
     /// <summary>Takes signals, or lets them collect.</summary>
@@ -91,8 +91,8 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
     internal void Rebind()
     {
         access.SetIrqs(Bind, VfioPciIrq.Intx, 0, 1, _event!.Fd);
-        if (!IsStraight) return;
-        ComeBack();
+        if (!UsesIrqFd) return;
+        DisableIrqFd();
         Follow();
     }
 
@@ -118,7 +118,7 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
     /// The device's side first: one that refuses has then not been touched. A line that the guest has not served yet is raised again by its own eventfd,
     /// and unmasked when the guest acknowledges that.
     /// </summary>
-    private void GoStraight()
+    private void EnableIrqFd()
     {
         int pin = function.Config.Bytes[PciRegisters.InterruptPin] - 1;
         if (services.Accelerator is not { } accelerator) return;
@@ -138,7 +138,7 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
         {
             GiveUp(e.Message);
         }
-        if (!IsStraight) return;
+        if (!UsesIrqFd) return;
         if (_pending)
         {
             _pending = false;
@@ -152,7 +152,7 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
     }
 
     /// <summary>The accelerator lowers the line when it lets go; a device that still asserts it signals again when it is unmasked, and that is ours to take.</summary>
-    private void ComeBack()
+    private void DisableIrqFd()
     {
         Detach();
         _event?.LetGo(false);
@@ -164,7 +164,7 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
         _isRefused = true;
         Detach();
         _event!.LetGo(false);
-        VfioLog.PinNotStraight(access.Logger, access.Id, why);
+        VfioLog.IntxWithoutIrqFd(access.Logger, access.Id, why);
     }
 
     private void Detach()

@@ -79,14 +79,14 @@ internal sealed class VfioIrqEvent : IDisposable
     /// <summary>Exactly one takes the signals, or none: we let go before the kernel begins, and the kernel before we do.</summary>
     private void Apply()
     {
-        bool isStraight = _listens && _route is not null && _message is not null;
-        if (!_listens || isStraight || _isAway)
+        bool isIrqFd = _listens && _route is not null && _message is not null;
+        if (!_listens || isIrqFd || _isAway)
         {
             _registration?.Dispose();
             _registration = null;
         }
-        _route?.Set(isStraight ? _message : null);
-        if (_listens && !isStraight && !_isAway) _registration ??= _services.EventFds.Add(Fd, OnReadable);
+        _route?.Set(isIrqFd ? _message : null);
+        if (_listens && !isIrqFd && !_isAway) _registration ??= _services.EventFds.Add(Fd, OnReadable);
     }
 
     /// <summary>Raises a signal that has come, without waiting for the loop's turn.</summary>

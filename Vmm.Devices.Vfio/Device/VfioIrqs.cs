@@ -20,12 +20,12 @@ internal enum VfioIrqMode
 /// Interrupts of a device, each an eventfd, set up by SET_IRQS in QEMU's order: INTx is off before MSI or MSI-X goes on and comes back after
 /// it went off. BQL: held for every call (QEMU: <c>vfio_intx_*</c>, <c>vfio_msi_*</c>, <c>vfio_msix_*</c>).
 /// </summary>
-internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDeviceServices services, bool mayBeStraight) : IMsixVectorNotifier, IDisposable
+internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDeviceServices services, bool mayUseIrqFd) : IMsixVectorNotifier, IDisposable
 {
     private const VfioIrqSetFlags Bind = VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger;
     private const VfioIrqSetFlags Disable = VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionTrigger;
 
-    private readonly VfioIntx _intx = new(access, function, services, mayBeStraight);
+    private readonly VfioIntx _intx = new(access, function, services, mayUseIrqFd);
     private VfioIrqEvent?[] _vectors = [];
     private int _used;
     private bool _batch, _grown, _touched;
@@ -38,8 +38,8 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
     /// <summary>See <see cref="VfioIntx.NeedsTraps"/>.</summary>
     internal bool NeedsTraps => _intx.NeedsTraps;
 
-    /// <summary>See <see cref="VfioIntx.IsStraight"/>.</summary>
-    internal bool IsIntxStraight => _intx.IsStraight;
+    /// <summary>See <see cref="VfioIntx.UsesIrqFd"/>.</summary>
+    internal bool IntxUsesIrqFd => _intx.UsesIrqFd;
 
     /// <summary>Sets up the pin, if there is one.</summary>
     /// <returns>False when the device refused; the function then has no interrupts.</returns>
@@ -125,7 +125,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
     }
 
     /// <summary>
-    /// Follows masks, messages and bus mastering: a vector that the guest may get now goes to it straight, every other is for us to see and to note
+    /// Follows masks, messages and bus mastering: a vector that the guest may get now is an irqfd, every other is for us to see and to note
     /// as pending (QEMU: <c>vfio_update_kvm_msi_virq</c>).
     /// </summary>
     internal void UpdateMessages()

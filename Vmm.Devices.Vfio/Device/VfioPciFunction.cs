@@ -32,7 +32,7 @@ internal sealed partial class VfioPciFunction : PciDevice
     {
         (_access, _bql, _skipVscCheck, _services) = (access, services.Bql, options.SkipVscCheck, services);
         _emulated = new byte[Config.SizeBytes];
-        Irqs = new VfioIrqs(access, this, services, mayBeStraight: !options.NoKvmIntx);
+        Irqs = new VfioIrqs(access, this, services, mayUseIrqFd: !options.NoKvmIntx);
     }
 
     internal VfioIrqs Irqs { get; }

@@ -49,7 +49,7 @@ internal static partial class VfioLog
 
     [LoggerMessage(2014, LogLevel.Information, "device '{device}': the guest's acknowledgement of its pin does not reach it ({reason}); while the pin is in use, every access to a BAR takes the way through this process",
         EventName = "vfio_intx_enable_kvm")]
-    internal static partial void PinNotStraight(ILogger logger, string device, string reason);
+    internal static partial void IntxWithoutIrqFd(ILogger logger, string device, string reason);
 
     [LoggerMessage(2013, LogLevel.Warning, "device '{device}': bus mastering could not be set to {enabled}: {reason}")]
     internal static partial void BusMasterFailed(ILogger logger, string device, bool enabled, string reason);

@@ -3,6 +3,7 @@ using Vmm.Core.Channels;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.RunStates;
+using Vmm.Core.Threading;
 using Vmm.Core.Wire;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Diagnostics;

@@ -2,6 +2,7 @@ using System.Diagnostics;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
+using Vmm.Core.Threading;
 using Vmm.Core.Wire;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Diagnostics;

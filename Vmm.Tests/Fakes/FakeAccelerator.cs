@@ -13,7 +13,7 @@ internal sealed class FakeAccelerator : IAccelerator
     /// <summary>Whether it knows acknowledgements of lines.</summary>
     internal bool HasResample { get; set; } = true;
 
-    /// <summary>The pins that are straight, with what raises them and what hears of their acknowledgement.</summary>
+    /// <summary>The pins that are irqfds, with what raises them and what hears of their acknowledgement.</summary>
     internal Dictionary<int, (OwnedFd Trigger, OwnedFd Resample)> Pins { get; } = [];
 
     internal int[] Lines => [.. Pins.Keys];

@@ -20,7 +20,7 @@ public sealed class LabLinuxDeviceTests : LabFixture
         await using var vmm = new VmmCommands { StartDeadline = s_deadline };
         LinuxGuest.WriteInitrd(vmm["initrd"], $"insmod /m/vmm_edu.ko msi={(msi ? 1 : 0)}; grep edu /proc/interrupts; dmesg | grep EDU; echo DONE", "vmm_edu");
         string edu = LabVfio.Edu;
-        PeerProcess vm = await vmm.StartVmOf("vm", Memory, [.. Boot(vmm), "--device", $"serial,output={vmm["console"]}", "--device", $"vfio-pci,id=edu,sysfsdev={edu}"]);
+        PeerProcess vm = await vmm.StartVmOf("vm", Memory, [.. LinuxGuest.Boot(vmm), "--device", $"serial,output={vmm["console"]}", "--device", $"vfio-pci,id=edu,sysfsdev={edu}"]);
         await vm.Monitor.Execute("cont", null, CancellationToken.None);
         string console = await LinuxGuest.WaitFor(vmm["console"], "\nDONE", s_deadline);
         string[] checks = [.. Regex.Matches(console, @"EDU (\S+) (ok|FAILED) \S+\n").Select(static m => $"{m.Groups[1]} {m.Groups[2]}")];
@@ -43,7 +43,7 @@ public sealed class LabLinuxDeviceTests : LabFixture
             grep ttyS /proc/interrupts; dmesg | tail -n 20
             """);
         PeerProcess to = await vmm.StartVmOf("to", Memory, "--accel", "kvm", "--incoming", "tcp:127.0.0.1:0", "--device", $"serial,output={vmm["second"]}", "--device", Mtty(LabVfio.Mtty2));
-        PeerProcess from = await vmm.StartVmOf("from", Memory, [.. Boot(vmm), "--device", $"serial,output={vmm["first"]}", "--device", Mtty(LabVfio.Mtty1)]);
+        PeerProcess from = await vmm.StartVmOf("from", Memory, [.. LinuxGuest.Boot(vmm), "--device", $"serial,output={vmm["first"]}", "--device", Mtty(LabVfio.Mtty1)]);
         await from.Monitor.Execute("cont", null, CancellationToken.None);
         await LinuxGuest.WaitFor(vmm["first"], "BEAT 5\n", s_deadline);
         await from.Monitor.Execute("migrate", new JsonObject { ["uri"] = to.IncomingUri }, CancellationToken.None);
@@ -55,7 +55,4 @@ public sealed class LabLinuxDeviceTests : LabFixture
     }
 
     private static string Mtty(string path) => $"vfio-pci,id=mtty,addr=2,sysfsdev={path},enable-migration=on";
-
-    private static string[] Boot(VmmCommands vmm) =>
-        ["--paused", "--accel", "kvm", "--kernel", LinuxGuest.Kernel, "--initrd", vmm["initrd"], "--append", LinuxGuest.CommandLine + " loglevel=1"]; // A message in the middle of a line would hide it.
 }

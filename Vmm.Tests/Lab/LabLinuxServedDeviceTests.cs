@@ -27,7 +27,7 @@ public sealed class LabLinuxServedDeviceTests : LabFixture
             grep -E 'edu|dmatest' /proc/interrupts; dmesg | grep -E '(EDU|DMA) .* 0x'; echo DONE
             """, "vmm_edu", "vmm_dmatest");
         using VmmCommands.Running serve = await Serve(vmm, "one");
-        PeerProcess vm = await vmm.StartVmOf("vm", Memory, [.. Boot(vmm), "--device", $"serial,output={vmm["console"]}", .. Device(vmm, "one", "edu"), .. Device(vmm, "one", "dma")]);
+        PeerProcess vm = await vmm.StartVmOf("vm", Memory, [.. LinuxGuest.Boot(vmm), "--device", $"serial,output={vmm["console"]}", .. Device(vmm, "one", "edu"), .. Device(vmm, "one", "dma")]);
         await vm.Monitor.Execute("cont", null, CancellationToken.None);
         string console = await LinuxGuest.WaitFor(vmm["console"], "\nDONE", s_deadline);
         TestContext.Out.WriteLine(LinuxGuest.Tail(console));
@@ -49,7 +49,7 @@ public sealed class LabLinuxServedDeviceTests : LabFixture
             """, module);
         using VmmCommands.Running first = await Serve(vmm, "first"), second = await Serve(vmm, "second");
         PeerProcess to = await vmm.StartVmOf("to", Memory, ["--accel", "kvm", "--incoming", "tcp:127.0.0.1:0", "--device", $"serial,output={vmm["to"]}", .. Device(vmm, "second", device)]);
-        PeerProcess from = await vmm.StartVmOf("from", Memory, [.. Boot(vmm), "--device", $"serial,output={vmm["from"]}", .. Device(vmm, "first", device)]);
+        PeerProcess from = await vmm.StartVmOf("from", Memory, [.. LinuxGuest.Boot(vmm), "--device", $"serial,output={vmm["from"]}", .. Device(vmm, "first", device)]);
         await from.Monitor.Execute("cont", null, CancellationToken.None);
         await LinuxGuest.WaitFor(vmm["from"], "ROUND 2\n", s_deadline);
         await from.Monitor.Execute("migrate", new JsonObject { ["uri"] = to.IncomingUri }, CancellationToken.None);
@@ -82,7 +82,4 @@ public sealed class LabLinuxServedDeviceTests : LabFixture
     }
 
     private static string[] Device(VmmCommands vmm, string name, string device) => ["--device", $"vfio-user-pci,id={device},socket={vmm[$"{name}-{device}"]}"];
-
-    private static string[] Boot(VmmCommands vmm) =>
-        ["--paused", "--accel", "kvm", "--kernel", LinuxGuest.Kernel, "--initrd", vmm["initrd"], "--append", LinuxGuest.CommandLine + " loglevel=1"];
 }

@@ -22,7 +22,7 @@ public sealed class LabLinuxTests : LabFixture
     {
         await using var vmm = new VmmCommands { StartDeadline = s_deadline };
         LinuxGuest.WriteInitrd(vmm["initrd"], "exec setsid cttyhack sh");
-        PeerProcess vm = await vmm.StartVmOf("vm", Memory, [.. Boot(vmm, cpus), "--device", $"serial,socket={vmm["console"]}"]);
+        PeerProcess vm = await vmm.StartVmOf("vm", Memory, [.. LinuxGuest.Boot(vmm, cpus), "--device", $"serial,socket={vmm["console"]}"]);
         using var console = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
         await console.ConnectAsync(new UnixDomainSocketEndPoint(vmm["console"]));
         var output = new StringBuilder();
@@ -49,7 +49,7 @@ public sealed class LabLinuxTests : LabFixture
             kill $!; warnings; cat /sys/devices/system/clocksource/clocksource0/current_clocksource
             """);
         PeerProcess to = await vmm.StartVmOf("to", Memory, "--accel", "kvm", "--cpus", $"{cpus}", "--incoming", "tcp:127.0.0.1:0", "--device", $"serial,output={vmm["second"]}");
-        PeerProcess from = await vmm.StartVmOf("from", Memory, [.. Boot(vmm, cpus), "--device", $"serial,output={vmm["first"]}"]);
+        PeerProcess from = await vmm.StartVmOf("from", Memory, [.. LinuxGuest.Boot(vmm, cpus), "--device", $"serial,output={vmm["first"]}"]);
         await from.Monitor.Execute("cont", null, CancellationToken.None);
         await LinuxGuest.WaitFor(vmm["first"], "BEAT 20 ", s_deadline);
         await from.Monitor.Execute("migrate", new JsonObject { ["uri"] = to.IncomingUri }, CancellationToken.None);
@@ -70,10 +70,6 @@ public sealed class LabLinuxTests : LabFixture
         Assert.That(Warnings(all), Is.Empty, $"the kernel's log; downtime {(await from.Monitor.Execute("query-migrate", null, CancellationToken.None))!["downtime"]} ms");
         Assert.That(all, Does.Contain("\nkvm-clock\n"));
     }
-
-    /// <summary>Paused: connecting to a monitor while a guest keeps the lab's one slow processor busy takes longer than a client waits.</summary>
-    private static string[] Boot(VmmCommands vmm, int cpus) =>
-        ["--paused", "--accel", "kvm", "--cpus", $"{cpus}", "--kernel", LinuxGuest.Kernel, "--initrd", vmm["initrd"], "--append", LinuxGuest.CommandLine + " loglevel=1"]; // A message in the middle of a heartbeat would hide it.
 
     /// <summary>What the kernel warned of, without what it says of every processor without mitigations in a machine without firmware.</summary>
     private static string[] Warnings(string console)

@@ -6,6 +6,7 @@ using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
+using Vmm.Core.Threading;
 using Vmm.Core.VmStates;
 
 namespace Vmm.Tools.Devices;
@@ -98,7 +99,7 @@ public sealed class EduGuest : IVmDevice, IVmStateHandler, IInterruptController
 
     private void Step()
     {
-        long now = (long)(Stopwatch.GetTimestamp() * (1e9 / Stopwatch.Frequency));
+        long now = MonotonicClock.NowNs;
         Word(4, 0);
         _pci.MmioWrite(new GuestAddress(BarAddress + 0x64), 4, uint.MaxValue);
         ulong done = Word(0);

@@ -96,7 +96,7 @@ public sealed class TickerDevice : IVmDevice, IVmStateHandler
     private void Tick()
     {
         Span<byte> at = _block.Slice(0, BlockBytes);
-        long now = (long)(Stopwatch.GetTimestamp() * (1e9 / Stopwatch.Frequency));
+        long now = MonotonicClock.NowNs;
         long last = BinaryPrimitives.ReadInt64LittleEndian(at), longest = BinaryPrimitives.ReadInt64LittleEndian(at[8..]);
         if (last != 0 && now - last > longest) BinaryPrimitives.WriteInt64LittleEndian(at[8..], now - last);
         if (_wasStopped && last != 0)

@@ -54,7 +54,7 @@ internal sealed class KvmPinTests
     }
 
     [Test]
-    public void Without_the_straight_way_the_BAR_is_trapped()
+    public void Without_an_irqfd_the_BAR_is_trapped()
     {
         using KvmGuest guest = Waiting(out FakeVfioIo io, out VfioPciDevice device, ",x-no-kvm-intx=on");
         guest.Vm.Cont();

@@ -20,7 +20,7 @@ internal sealed class KvmStateTests
     public void Every_item_of_every_vCPU_is_the_same_after_a_save_and_a_load_into_another_VM([Values(1, 2)] int cpus)
     {
         using KvmGuest source = Fresh(cpus), destination = Fresh(cpus), untouched = Fresh(cpus);
-        using (source.Vm.Bql.Acquire()) source.Kvm.Machine.SaveClock();
+        using (source.Vm.Bql.Acquire()) source.Kvm.Clock.SaveClock();
         for (int i = 0; i < cpus; i++)
         {
             KvmCpuState from = source.Kvm.CpuStates[i], to = destination.Kvm.CpuStates[i], none = untouched.Kvm.CpuStates[i];
@@ -57,8 +57,8 @@ internal sealed class KvmStateTests
     /// <summary>All TSCs are set to one moment, so that what lies between two vCPUs' does not change by a tick.</summary>
     private static void TscsKeepTheirDistance(KvmGuest source, KvmGuest destination)
     {
-        destination.Kvm.Machine.StartClock();
-        destination.Kvm.Machine.SaveClock();
+        destination.Kvm.Clock.StartClock();
+        destination.Kvm.Clock.SaveClock();
         ulong[] sent = [.. source.Kvm.CpuStates.Select(static s => s.Tsc)];
         foreach (KvmCpuState state in destination.Kvm.CpuStates) state.Save();
         ulong[] got = [.. destination.Kvm.CpuStates.Select(static s => s.Tsc)];
@@ -130,8 +130,8 @@ internal sealed class KvmStateTests
     public void The_clocks_count_the_time_between_once()
     {
         using KvmGuest source = Stopped(), destination = KvmGuest.MemCheck(incoming: true);
-        KvmMachineState from = source.Kvm.Machine, to = destination.Kvm.Machine;
-        SectionBytes.Load(KvmMachineState.ClockDescription.Bind(to), SectionBytes.Save(KvmMachineState.ClockDescription.Bind(from)));
+        KvmClock from = source.Kvm.Clock, to = destination.Kvm.Clock;
+        SectionBytes.Load(KvmClock.Description.Bind(to), SectionBytes.Save(KvmClock.Description.Bind(from)));
         SectionBytes.Load(KvmCpuState.Description.Bind(destination.Kvm.CpuStates[0]), SectionBytes.Save(KvmCpuState.Description.Bind(source.Kvm.CpuStates[0])));
         (ulong clock, ulong real, ulong tsc) = (from.ClockNs, from.RealtimeNs, source.Kvm.CpuStates[0].Tsc);
         to.StartClock();

@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Text.Json.Nodes;
+using Vmm.Core.Threading;
 using Vmm.Migration.Qmp;
 using Vmm.Tools.Cli.Registry;
 using Vmm.Tools.Cli.Shell;
@@ -44,7 +45,7 @@ internal sealed class UpdateCommand(CliContext context, VmTarget target)
         if (Binary is not null) arguments["binary"] = Path.GetFullPath(Binary);
         var directory = VmDirectory.Open(context.GetVariable);
         int pid = Exec ? target.Qmp is null ? directory.Resolve(target.Vm).Pid : throw CliException.Usage("--exec needs --vm: the VM is found again by name") : 0;
-        long asked = VmRegistration.NowNs;
+        long asked = MonotonicClock.NowNs;
         JsonNode? result;
         try
         {

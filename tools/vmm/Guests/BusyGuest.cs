@@ -87,28 +87,11 @@ internal static class BusyGuest
 
     private static void Walk(Assembler a, ulong start, ulong end)
     {
-        Label page = a.CreateLabel(), write = a.CreateLabel(), bad = a.CreateLabel(), clockless = a.CreateLabel();
+        Label page = a.CreateLabel(), clockless = a.CreateLabel();
         a.mov(rdi, start);
         a.mov(r15, end);
         a.Label(ref page);
-        a.cmp(r8, 1);
-        a.je(write);
-        a.mov(rax, r9);
-        a.xor(rax, rdi);
-        a.cmp(__qword_ptr[rdi], rax);
-        a.jne(bad);
-        a.cmp(__qword_ptr[rdi + MemCheckGuest.LastWord], rax);
-        a.je(write);
-        a.Label(ref bad);
-        a.inc(__qword_ptr[rbx + Errors]);
-        a.cmp(__qword_ptr[rbx + FirstBad], 0);
-        a.jne(write);
-        a.mov(__qword_ptr[rbx + FirstBad], rdi);
-        a.Label(ref write);
-        a.mov(rax, r10);
-        a.xor(rax, rdi);
-        a.mov(__qword_ptr[rdi], rax);
-        a.mov(__qword_ptr[rdi + MemCheckGuest.LastWord], rax);
+        MemCheckGuest.CheckPage(a, Errors, FirstBad);
         a.test(edi, (PagesPerLook - 1) << 12);
         a.jne(clockless);
         a.cmp(__qword_ptr[rbx + HasClock], 0);

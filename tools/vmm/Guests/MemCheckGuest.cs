@@ -24,7 +24,9 @@ internal static class MemCheckGuest
     /// <summary>First page it works on.</summary>
     internal const ulong FirstAddress = 0x200000;
 
+    /// <summary>What a round's number is multiplied with.</summary>
     internal const long Mix = unchecked((long)0x9e3779b97f4a7c15);
+
     /// <summary>Where the host counts the ns for which it kept the vCPU waiting (<c>struct kvm_steal_time</c>), if it does.</summary>
     internal const ulong StealAddress = 0x182000;
 
@@ -32,8 +34,7 @@ internal static class MemCheckGuest
     private const uint KvmFeatures = 0x40000001, ClockMsr = 0x4b564d01, StealMsr = 0x4b564d03;
     private const int HasClock = 1 << 3, HasSteal = 1 << 5;
     internal const int ClockFlags = 29, WasStopped = 1 << 1; // Set by the host when it starts the guest again (PVCLOCK_GUEST_STOPPED), cleared by the guest.
-    internal const int LastWord = 4088;
-    private const int RoundsPerDot = 16, SerialPort = 0x3f8;
+    private const int LastWord = 4088, RoundsPerDot = 16, SerialPort = 0x3f8;
 
     /// <summary>What the guest found so far.</summary>
     /// <param name="Rounds">Rounds begun.</param>
@@ -64,7 +65,7 @@ internal static class MemCheckGuest
     internal static byte[] Build(ulong endAddress)
     {
         var a = new Assembler(64);
-        Label round = a.CreateLabel(), page = a.CreateLabel(), write = a.CreateLabel(), bad = a.CreateLabel(), bad2 = a.CreateLabel(), clockless = a.CreateLabel();
+        Label round = a.CreateLabel(), page = a.CreateLabel(), clockless = a.CreateLabel();
         StartClock(a);
         a.mov(rbp, Mix);
         a.rdtsc();
@@ -81,19 +82,7 @@ internal static class MemCheckGuest
         a.imul(r10, rbp);
         a.mov(rdi, FirstAddress);
         a.Label(ref page);
-        a.cmp(r8, 1);
-        a.je(write);
-        a.mov(rax, r9);
-        a.xor(rax, rdi);
-        a.cmp(__qword_ptr[rdi], rax);
-        a.jne(bad);
-        a.cmp(__qword_ptr[rdi + LastWord], rax);
-        a.jne(bad);
-        a.Label(ref write);
-        a.mov(rax, r10);
-        a.xor(rax, rdi);
-        a.mov(__qword_ptr[rdi], rax);
-        a.mov(__qword_ptr[rdi + LastWord], rax);
+        CheckPage(a, errors: 8, firstBad: 16);
         a.mov(esi, (uint)ClockPage);
         a.movzx(r12d, __byte_ptr[rsi + ClockFlags]); // Before the look: what it says then lies in this gap or at the end of the one before.
         a.rdtsc();
@@ -115,14 +104,34 @@ internal static class MemCheckGuest
         a.mov(al, (byte)'.');
         a.@out(dx, al);
         a.jmp(round);
-        a.Label(ref bad);
-        a.inc(__qword_ptr[rbx + 8]);
-        a.cmp(__qword_ptr[rbx + 16], 0);
-        a.jne(bad2);
-        a.mov(__qword_ptr[rbx + 16], rdi);
-        a.Label(ref bad2);
-        a.jmp(write);
         return GuestImage.Assemble(a, GuestImage.FlatAddress);
+    }
+
+    /// <summary>
+    /// Compares the page at rdi with what the last round wrote, unless this is the first, and writes what this one does: r8 is the round, r9 and r10
+    /// are what they write apart from the address. Counts and the first bad address are at these places of the page at rbx. Uses rax.
+    /// </summary>
+    internal static void CheckPage(Assembler a, int errors, int firstBad)
+    {
+        Label write = a.CreateLabel(), bad = a.CreateLabel();
+        a.cmp(r8, 1);
+        a.je(write);
+        a.mov(rax, r9);
+        a.xor(rax, rdi);
+        a.cmp(__qword_ptr[rdi], rax);
+        a.jne(bad);
+        a.cmp(__qword_ptr[rdi + LastWord], rax);
+        a.je(write);
+        a.Label(ref bad);
+        a.inc(__qword_ptr[rbx + errors]);
+        a.cmp(__qword_ptr[rbx + firstBad], 0);
+        a.jne(write);
+        a.mov(__qword_ptr[rbx + firstBad], rdi);
+        a.Label(ref write);
+        a.mov(rax, r10);
+        a.xor(rax, rdi);
+        a.mov(__qword_ptr[rdi], rax);
+        a.mov(__qword_ptr[rdi + LastWord], rax);
     }
 
     /// <summary>Reads what a stopped or running guest found.</summary>
@@ -144,15 +153,7 @@ internal static class MemCheckGuest
     internal static void StartClock(Assembler a, int has, int last)
     {
         Label none = a.CreateLabel();
-        a.mov(eax, KvmFeatures);
-        a.cpuid();
-        a.mov(rbx, StateAddress);
-        a.test(eax, HasClock);
-        a.je(none);
-        a.mov(ecx, ClockMsr);
-        a.mov(eax, (uint)ClockPage | 1);
-        a.xor(edx, edx);
-        a.wrmsr();
+        Enable(a, HasClock, ClockMsr, ClockPage, none);
         a.mov(__qword_ptr[rbx + has], 1);
         ReadClock(a);
         a.mov(__qword_ptr[rbx + last], rax);
@@ -163,17 +164,23 @@ internal static class MemCheckGuest
     private static void StartSteal(Assembler a)
     {
         Label none = a.CreateLabel();
+        Enable(a, HasSteal, StealMsr, StealAddress, none);
+        a.Label(ref none);
+        a.nop();
+    }
+
+    /// <summary>Asks KVM to keep something at an address, if it has the feature; leaves the guest's page in rbx.</summary>
+    private static void Enable(Assembler a, int feature, uint msr, ulong address, Label none)
+    {
         a.mov(eax, KvmFeatures);
         a.cpuid();
         a.mov(rbx, StateAddress);
-        a.test(eax, HasSteal);
+        a.test(eax, feature);
         a.je(none);
-        a.mov(ecx, StealMsr);
-        a.mov(eax, (uint)StealAddress | 1);
+        a.mov(ecx, msr);
+        a.mov(eax, (uint)address | 1);
         a.xor(edx, edx);
         a.wrmsr();
-        a.Label(ref none);
-        a.nop();
     }
 
     /// <summary>Nanoseconds into rax, as the structure's version allows; uses rcx, rdx and r11.</summary>

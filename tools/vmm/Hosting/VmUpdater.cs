@@ -4,6 +4,7 @@ using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
+using Vmm.Core.Threading;
 using Vmm.Migration;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Qmp;
@@ -95,7 +96,7 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
         rehearse();
         void Note(RunStateChange change)
         {
-            if (RunStateTable.IsRunning(change.From)) Environment.SetEnvironmentVariable(VmRegistration.StoppedVariable, $"{VmRegistration.NowNs}");
+            if (RunStateTable.IsRunning(change.From)) Environment.SetEnvironmentVariable(VmRegistration.StoppedVariable, $"{MonotonicClock.NowNs}");
         }
 
         try

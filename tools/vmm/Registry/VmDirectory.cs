@@ -233,9 +233,6 @@ internal sealed class VmRegistration(VmDirectory directory, VmEntry entry) : IDi
     /// <summary>When the VM stopped, for a process that replaces itself: CLOCK_MONOTONIC, ns.</summary>
     internal const string StoppedVariable = "VMM_UPDATE_STOPPED_AT";
 
-    /// <summary>CLOCK_MONOTONIC, ns.</summary>
-    internal static long NowNs => (long)(Stopwatch.GetTimestamp() * (1e9 / Stopwatch.Frequency));
-
     /// <summary>The VM runs here now.</summary>
     /// <param name="runningAtNs">Since when, CLOCK_MONOTONIC.</param>
     public void TakeOver(long runningAtNs)

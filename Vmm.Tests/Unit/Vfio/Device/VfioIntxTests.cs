@@ -16,7 +16,7 @@ public sealed class VfioIntxTests
     private FakeAccelerator _accelerator = null!;
 
     [Test]
-    public void ARunningVmsPinGoesStraightAndItsBarsAreMemory()
+    public void ARunningVmsPinIsAnIrqFdAndItsBarsAreMemory()
     {
         using VfioDeviceFixture f = Fixture();
         Assert.That((_accelerator.Lines, _accelerator.Slots), Is.EqualTo((Array.Empty<int>(), Array.Empty<ulong>())), "stopped: accesses have to be seen");
@@ -46,7 +46,7 @@ public sealed class VfioIntxTests
     }
 
     [Test]
-    public void ALevelThatMovedAssertedGoesStraightOnTheDestination()
+    public void ALevelThatMovedAssertedIsAnIrqFdOnTheDestination()
     {
         using VfioDeviceFixture source = Fixture();
         source.Io.Fire(VfioPciIrq.Intx);
@@ -76,7 +76,7 @@ public sealed class VfioIntxTests
     }
 
     [Test]
-    public void MessagesAndResetsTakeThePinDownAndBringItBackStraight()
+    public void MessagesAndResetsTakeThePinDownAndBringTheIrqFdBack()
     {
         using VfioDeviceFixture f = Fixture();
         Start(f);
@@ -106,7 +106,7 @@ public sealed class VfioIntxTests
     }
 
     [TestCase("no resample"), TestCase("refused"), TestCase("not masked by itself"), TestCase("told not to")]
-    public void WhereThereIsNoStraightWayAnAccessEndsTheInterruptAndBarsAreTrapped(string why)
+    public void WhereThereIsNoIrqFdAnAccessEndsTheInterruptAndBarsAreTrapped(string why)
     {
         FakeVfioIo io = Device(takesUnmaskEventFd: why != "not masked by itself");
         if (why == "not masked by itself") io.Irq(VfioPciIrq.Intx, 1);

@@ -8,14 +8,14 @@ namespace Vmm.Tests.Unit.Vfio.Device;
 
 /// <summary>What of a device the guest may reach without this process: open vectors, and pages of BARs without MSI-X structures.</summary>
 [TestFixture]
-public sealed class VfioStraightTests
+public sealed class VfioIrqFdTests
 {
     private const ulong Bar0 = VfioDeviceFixture.Bar0, Bar2 = VfioDeviceFixture.Bar2;
 
     private FakeAccelerator _accelerator = null!;
 
     [Test]
-    public void AnOpenVectorGoesStraightAndAMaskedOneCollectsHereAsPending()
+    public void AnOpenVectorIsAnIrqFdAndAMaskedOneCollectsHereAsPending()
     {
         using VfioDeviceFixture f = Fixture();
         f.Vector(1, 0xfee00000, 0x41);
@@ -37,7 +37,7 @@ public sealed class VfioStraightTests
     }
 
     [Test]
-    public void WithoutTheBusOrUnderTheFunctionsMaskNoVectorGoesStraight()
+    public void WithoutTheBusOrUnderTheFunctionsMaskNoVectorIsAnIrqFd()
     {
         using VfioDeviceFixture f = Fixture();
         f.Vector(0, 0xfee00000, 0x40);

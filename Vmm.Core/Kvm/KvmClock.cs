@@ -9,15 +9,15 @@ namespace Vmm.Core.Kvm;
 /// <summary>
 /// The guest's clock, which the kernel keeps for the whole VM. Guest time goes on while the guest is stopped or moves: wall-clock time that passed between save and start is added once, to the clock and to every TSC alike. BQL held, vCPUs parked.
 /// </summary>
-internal sealed class KvmMachineState(KvmVm vm)
+internal sealed class KvmClock(KvmVm vm)
 {
     /// <summary>More than this is not a downtime but a snapshot of the past: the clock then goes on where it was.</summary>
     internal const ulong MaxDowntimeNs = 60_000_000_000;
 
-    internal static VmStateDescription<KvmMachineState> ClockDescription { get; } = new()
+    internal static VmStateDescription<KvmClock> Description { get; } = new()
     {
         Name = "kvm-clock",
-        Fields = [VmState.UInt64<KvmMachineState>("clock", static s => ref s.ClockNs), VmState.UInt64<KvmMachineState>("realtime", static s => ref s.RealtimeNs)],
+        Fields = [VmState.UInt64<KvmClock>("clock", static s => ref s.ClockNs), VmState.UInt64<KvmClock>("realtime", static s => ref s.RealtimeNs)],
         PreSave = static s => s.SaveClock(),
         PostLoad = static (s, _) => s._clockLoaded = true,
     };
