@@ -3,11 +3,14 @@ using System.Net.Sockets;
 namespace Vmm.Tests.Lab;
 
 /// <summary>
-/// Stands between the two processes of an update, on their main channel: it keeps what the old one sends, so that the new one learns of nothing until
-/// it is told to. The new one answers without delay.
+/// Stands between the two processes of an update, on their main channel: it keeps what the old one sends behind the stream's head, so that the new one
+/// learns of nothing until it is told to. The new one answers without delay.
 /// </summary>
 internal sealed class LabRelay : IDisposable
 {
+    /// <summary>Magic and version: without them a process that listens takes the connection for an idle one and ends it.</summary>
+    private const int Head = 8;
+
     private static readonly TimeSpan s_quiet = TimeSpan.FromMilliseconds(500);
     private readonly Socket _listener = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
     private readonly string _path;
@@ -45,6 +48,7 @@ internal sealed class LabRelay : IDisposable
             {
                 int n = _old.Receive(bytes);
                 if (n == 0) throw new InvalidDataException("the old process ended its stream");
+                if (_kept.Length < Head) await _new.SendAsync(bytes.AsMemory(0, (int)Math.Min(n, Head - _kept.Length)));
                 _kept.Write(bytes, 0, n);
             }
             else if (_kept.Length > 0 && isAll())
@@ -58,7 +62,7 @@ internal sealed class LabRelay : IDisposable
 
     /// <summary>Gives the new process what was kept.</summary>
     /// <param name="withoutLast">How many bytes at the end it does not get.</param>
-    internal async Task Give(int withoutLast = 0) => await _new!.SendAsync(_kept.ToArray().AsMemory(0, (int)_kept.Length - withoutLast));
+    internal async Task Give(int withoutLast = 0) => await _new!.SendAsync(_kept.ToArray().AsMemory(Head, (int)_kept.Length - Head - withoutLast));
 
     public void Dispose()
     {
