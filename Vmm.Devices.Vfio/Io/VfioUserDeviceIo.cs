@@ -73,17 +73,6 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     /// <summary>The connection.</summary>
     internal VfioUserClient Client => _client;
 
-    /// <summary>
-    /// Why this device must not be migrated (C-13), or null: its server has neither generation's protocol, or it can write guest memory
-    /// behind our back and nobody logs that.
-    /// </summary>
-    internal string? MigrationBlocker =>
-        !_features.Knows(VfioDeviceFeature.Migration) && !_regions.Exists(static r => r.Info is { IsPresent: true, Type: VfioPciRegion.MigrationType, Subtype: VfioPciRegion.MigrationSubtype })
-            ? $"vfio-user '{Name}': the server cannot migrate its device"
-        : !_features.Knows(VfioDeviceFeature.DmaLoggingStart) && !_container.CanLogDirty
-            ? $"vfio-user '{Name}': the server writes guest memory directly and cannot log it"
-        : null;
-
     /// <summary>Connects to the server that the options name and attaches. BQL: held.</summary>
     /// <param name="options">The device's options (<see cref="VfioUserOptions"/>).</param>
     /// <param name="services">The VM.</param>

@@ -87,7 +87,6 @@ public class VfioUserClientFuzz
         io.SetMigrationState(VfioDeviceState.Running, out _);
         io.StopDmaLog();
         io.Reset();
-        _ = io.MigrationBlocker;
         _ = io.Container.GetDirtyBitmap(ram.Range, new ulong[4]);
     }
 

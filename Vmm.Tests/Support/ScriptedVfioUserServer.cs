@@ -101,7 +101,8 @@ internal sealed class ScriptedVfioUserServer : IDisposable
     /// <summary>Answers probes of these features, and state changes, as libvfio-user does: the payload comes back.</summary>
     internal ScriptedVfioUserServer KnowsFeatures(params VfioDeviceFeature[] features)
     {
-        foreach (VfioDeviceFeature feature in features) OnFeature(feature, VfioFeatureOp.Probe, m => Reply(m, m.Body)).OnFeature(feature, VfioFeatureOp.Set, m => Reply(m, m.Body));
+        foreach (VfioDeviceFeature feature in features)
+            foreach (VfioFeatureOp op in (VfioFeatureOp[])[VfioFeatureOp.Probe, VfioFeatureOp.Probe | VfioFeatureOp.Set, VfioFeatureOp.Set]) OnFeature(feature, op, m => Reply(m, m.Body));
         return this;
     }
 

@@ -1,5 +1,9 @@
+using Microsoft.Extensions.DependencyInjection;
+using Vmm.Core.Devices;
 using Vmm.Core.Memory;
 using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Migration;
+using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.User;
@@ -30,6 +34,20 @@ internal sealed class VfioUserRig : IDisposable
     internal RamBlock Ram => Memory.Blocks[0];
 
     internal VfioUserDeviceIo Io { get; } = null!;
+
+    /// <summary>Why a VM that has the device does not migrate.</summary>
+    internal string? BlockedReason()
+    {
+        TestServices? services = null;
+        var collection = new ServiceCollection();
+        collection.AddSingleton<IDeviceServices>(_ => services!);
+        collection.AddSingleton<VfioMigrationHost>();
+        using ServiceProvider provider = collection.BuildServiceProvider();
+        services = new TestServices { Scope = provider };
+        using (services.Bql.Acquire())
+        using (VfioMigration migration = VfioMigration.Realize("dev0", "0000:00:02.0", Io, new FakeConfigState(), new VfioMigrationOptions(), services))
+            return migration.BlockedReason;
+    }
 
     public void Dispose()
     {
