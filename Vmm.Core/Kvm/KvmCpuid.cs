@@ -56,10 +56,13 @@ internal static class KvmCpuid
         ];
     }
 
-    /// <summary>Refuses a CPU with features that this host does not have.</summary>
+    /// <summary>Refuses a CPU with features that this host does not have, and a VM of another number of CPUs.</summary>
     /// <exception cref="IncompatibleStateException">Names the leaf, the register and the bits.</exception>
     internal static void CheckSubset(int vcpu, CpuidEntry2[] theirs, CpuidEntry2[] ours)
     {
+        // First: their number shows in feature bits as well, and those would blame the host.
+        uint cpus = Find(ours, TopologyLeaf, 1, static e => e.Ebx), saved = Find(theirs, TopologyLeaf, 1, static e => e.Ebx);
+        if (saved != cpus) throw new IncompatibleStateException($"vCPU {vcpu}: the guest has {saved} vCPUs, this VM {cpus}") { Expected = $"{cpus}", Found = $"{saved}", Hint = $"give this VM --cpus {saved}" };
         foreach ((uint function, uint index, string register, Func<CpuidEntry2, uint> bits) in s_features)
         {
             uint wanted = Find(theirs, function, index, bits), have = Find(ours, function, index, bits), missing = wanted & ~have;

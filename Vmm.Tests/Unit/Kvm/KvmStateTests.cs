@@ -158,6 +158,18 @@ internal sealed class KvmStateTests
         Assert.That(destination.Kvm.Vcpus[0].GetRegs().Rip, Is.EqualTo(before));
     }
 
+    [TestCase(2, 1)]
+    [TestCase(1, 2)]
+    public void Another_number_of_CPUs_is_refused_as_such(int saved, int ours)
+    {
+        using var source = new KvmGuest(SmpGuest.BuildSpinning(), cpus: saved);
+        using var destination = new KvmGuest(SmpGuest.BuildSpinning(), cpus: ours);
+        byte[] wire = SectionBytes.Save(KvmCpuState.Description.Bind(source.Kvm.CpuStates[0]));
+        Exception e = Assert.Catch(() => SectionBytes.Load(KvmCpuState.Description.Bind(destination.Kvm.CpuStates[0]), wire))!;
+        Assert.That(e.GetBaseException(), Is.TypeOf<IncompatibleStateException>().With.Message.EqualTo($"vCPU 0: the guest has {saved} vCPUs, this VM {ours}"));
+        Assert.That(((IncompatibleStateException)e.GetBaseException()).Hint, Is.EqualTo($"give this VM --cpus {saved}"));
+    }
+
     [Test]
     public void An_unknown_register_is_refused()
     {
