@@ -68,16 +68,19 @@ internal sealed class UpdateTests : EndToEnd
         await Vmm.Ok("quit", "--vm", "a");
     }
 
+    /// <summary>As QMP clients ask for it, who answer for the program themselves.</summary>
     [Test]
     public async Task AProcessThatCannotReplaceItselfGoesOn()
     {
         PeerProcess vm = await Vmm.StartVm("a", s_guest);
-        CliResult result = await Vmm.Run("update", "--vm", "a", "--exec", "--to-binary", Vmm["nothing"]);
+        await vm.Monitor.Execute("migrate-set-parameters", new JsonObject { ["mode"] = "cpr-exec", ["cpr-exec-command"] = new JsonArray(Vmm["nothing"], "run") }, CancellationToken.None);
+        CliResult result = await Vmm.Run("migrate", "--vm", "a", "--to", $"file:{Vmm["state"]}");
         Assert.That((result.Code, result.Error), Is.EqualTo((ExitCode.Failed, result.Error)));
         Assert.That(result.Error, Does.Contain("execvp").And.Contain("No such file"));
         Assert.That(await Vmm.State(vm), Is.EqualTo("running"));
         Assert.That(await LongestPauseMs(vm, 64 << 20), Is.LessThan(1000));
-        await Vmm.Ok("update", "--vm", "a");
+        await vm.Monitor.Execute("migrate-set-parameters", new JsonObject { ["mode"] = "normal" }, CancellationToken.None);
+        await Vmm.Ok("update", "--vm", "a", "--exec");
     }
 
     /// <summary>A VM with a served edu function whose guest stands still once an interrupt is lost.</summary>
@@ -90,24 +93,31 @@ internal sealed class UpdateTests : EndToEnd
 
     private static IEnumerable<TestCaseData> Failures()
     {
-        yield return new TestCaseData(null, "cannot start").SetArgDisplayNames("no such program");
-        yield return new TestCaseData("exit 3", "exit code 3").SetArgDisplayNames("ends at once");
-        yield return new TestCaseData("exec sleep 100", "not ready within 3000 ms").SetArgDisplayNames("never listens");
+        const bool start = false, replace = true;
+        yield return new TestCaseData(start, null, "cannot start").SetArgDisplayNames("no such program");
+        yield return new TestCaseData(start, "exit 3", "exit code 3").SetArgDisplayNames("ends at once");
+        yield return new TestCaseData(start, "exec sleep 100", "not ready within 3000 ms").SetArgDisplayNames("never listens");
         // The descriptor of the guest's RAM shows in /proc once it has been received.
         yield return new TestCaseData(
-            "\"$VMM\" \"$@\" & new=$!; until ls -l /proc/$new/fd 2>&1 | grep -q memfd:vmm-ram-mark; do kill -0 $new || exit 9; done; kill -9 $new; exit 7", "exit code 7")
+            start, "\"$VMM\" \"$@\" & new=$!; until ls -l /proc/$new/fd 2>&1 | grep -q memfd:vmm-ram-mark; do kill -0 $new || exit 9; done; kill -9 $new; exit 7", "exit code 7")
             .SetArgDisplayNames("killed after it has the descriptors");
-        yield return new TestCaseData("for a; do shift; [ \"$a\" = scratch ] && a=ticker,block=ticks,id=other; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "scratch")
+        yield return new TestCaseData(start, "for a; do shift; [ \"$a\" = scratch ] && a=ticker,block=ticks,id=other; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "scratch")
             .SetArgDisplayNames("does not know a section");
-        yield return new TestCaseData("for a; do shift; [ \"$a\" = 64M,id=ram ] && a=32M,id=ram; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "exit code 2")
+        yield return new TestCaseData(start, "for a; do shift; [ \"$a\" = 64M,id=ram ] && a=32M,id=ram; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "exit code 2")
             .SetArgDisplayNames("has other RAM");
+        // A process that is replaced has no old one to go back to: the program is tried before.
+        yield return new TestCaseData(replace, null, "cannot start").SetArgDisplayNames("exec, no such program");
+        yield return new TestCaseData(replace, "echo broken >&2; exit 3", "exit code 3: broken").SetArgDisplayNames("exec, ends at once");
+        yield return new TestCaseData(replace, "exec sleep 100", "not ready within 3000 ms").SetArgDisplayNames("exec, never ends");
+        yield return new TestCaseData(replace, "for a; do shift; [ \"$a\" = --memory ] && a=--ram; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "exit code 2: ")
+            .SetArgDisplayNames("exec, does not know an option");
     }
 
     [TestCaseSource(nameof(Failures))]
-    public async Task WhateverHappensToTheNewProcessTheVmGoesOnInTheOldOne(string? script, string reason)
+    public async Task WhateverHappensToTheNewProcessTheVmGoesOnInTheOldOne(bool exec, string? script, string reason)
     {
         PeerProcess vm = await StartWithDevice();
-        CliResult result = await UpdateTo(script);
+        CliResult result = await UpdateTo(script, exec);
         Assert.That(result.Code, Is.Not.EqualTo(ExitCode.Ok));
         Assert.That(result.Error, Does.Contain(reason));
         Assert.That(await Vmm.State(vm), Is.EqualTo("running"));
@@ -119,12 +129,12 @@ internal sealed class UpdateTests : EndToEnd
         JsonNode verified = (await vm.Monitor.Execute("__io.github.vmm_workload-verify", null, CancellationToken.None))!;
         Assert.That(verified["bad-pages"]!.GetValue<long>() + verified["violations"]!.GetValue<long>(), Is.Zero);
         // And the next one, to a program that works, succeeds.
-        await Vmm.Ok("update", "--vm", "a");
+        await Vmm.Ok(["update", "--vm", "a", .. exec ? (string[])["--exec"] : []]);
         await Vmm.Ok("quit", "--vm", "a");
     }
 
     [TestCaseSource(nameof(Failures))]
-    public async Task WhateverHappensToTheNewProcessAGuestWithACpuGoesOnInTheOldOne(string? script, string reason)
+    public async Task WhateverHappensToTheNewProcessAGuestWithACpuGoesOnInTheOldOne(bool exec, string? script, string reason)
     {
         KvmGuest.Require();
         await Vmm.Start("device", "serve", "--type", "edu", "--socket", Vmm["edu.sock"]).Line("serving edu");
@@ -133,7 +143,7 @@ internal sealed class UpdateTests : EndToEnd
         using var limit = new CancellationTokenSource(VmmCommands.Deadline);
         UpdatedGuest.Seen before;
         while ((before = await guest.Look(vm.Monitor, Vmm["words"])).Interrupts < 10) Assert.That(limit.IsCancellationRequested, Is.False, "the device stands still");
-        CliResult result = await UpdateTo(script);
+        CliResult result = await UpdateTo(script, exec);
         Assert.That((result.Code, result.Error), Is.Not.EqualTo((ExitCode.Ok, result.Error)));
         Assert.That(result.Error, Does.Contain(reason));
         Assert.That(await Vmm.State(vm), Is.EqualTo("running"));
@@ -142,12 +152,12 @@ internal sealed class UpdateTests : EndToEnd
         while ((await guest.Look(vm.Monitor, Vmm["words"])).Interrupts < after.Interrupts + 10) Assert.That(again.IsCancellationRequested, Is.False, "an interrupt was lost");
         await guest.Verify(vm.Monitor, Vmm["words"], again.Token);
         Assert.That((await guest.Look(vm.Monitor, Vmm["words"])).StopGapMs, Is.LessThan(1000), "by the guest's own clock");
-        await Vmm.Ok("update", "--vm", "a");
+        await Vmm.Ok(["update", "--vm", "a", .. exec ? (string[])["--exec"] : []]);
         await Vmm.Ok("quit", "--vm", "a");
     }
 
     /// <summary>An update to a program that is this script, or to none.</summary>
-    private async Task<CliResult> UpdateTo(string? script)
+    private async Task<CliResult> UpdateTo(string? script, bool exec)
     {
         string binary = Vmm["next"];
         if (script is not null)
@@ -156,7 +166,7 @@ internal sealed class UpdateTests : EndToEnd
             await File.WriteAllTextAsync(binary, $"#!/bin/bash\nVMM='{file}'\n{string.Concat(prefix.Select(static p => $"set -- '{p}' \"$@\"\n"))}{script}\n");
             File.SetUnixFileMode(binary, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
         }
-        return await Vmm.Run("update", "--vm", "a", "--to-binary", binary, "--timeout", script?.Contains("sleep", StringComparison.Ordinal) == true ? "3" : "30");
+        return await Vmm.Run(["update", "--vm", "a", "--to-binary", binary, "--timeout", script?.Contains("sleep", StringComparison.Ordinal) == true ? "3" : "30", .. exec ? (string[])["--exec"] : []]);
     }
 
     [Test]

@@ -25,19 +25,48 @@ internal sealed class NextProcess : IDisposable
         return [file, .. prefix];
     }
 
-    /// <summary>Starts it.</summary>
+    /// <summary>Starts it; quiet, its streams are this process's to read.</summary>
     /// <exception cref="ConfigurationException">The program cannot be started.</exception>
-    public static NextProcess Start(string? binary, IReadOnlyList<string> arguments)
+    public static NextProcess Start(string? binary, IReadOnlyList<string> arguments, bool quiet = false)
     {
         string[] program = Program(binary);
         try
         {
-            var info = new ProcessStartInfo(program[0], [.. program[1..], .. arguments]) { RedirectStandardInput = true };
+            var info = new ProcessStartInfo(program[0], [.. program[1..], .. arguments]) { RedirectStandardInput = true, RedirectStandardOutput = quiet, RedirectStandardError = quiet };
             return new NextProcess(Process.Start(info)!);
         }
         catch (Win32Exception e)
         {
             throw new ConfigurationException($"update: cannot start '{program[0]}': {e.Message}", e);
+        }
+    }
+
+    /// <summary>
+    /// Has a program read a VM's options, before a process replaces itself by it: from that there is no way back. With `--device help` a `vmm`
+    /// reads all of them, makes nothing, and ends.
+    /// </summary>
+    /// <param name="binary">As for <see cref="Program"/>.</param>
+    /// <param name="arguments">The options.</param>
+    /// <param name="meanwhile">What can be done while it starts.</param>
+    /// <param name="limit">Ends the wait, and the program.</param>
+    /// <exception cref="ConfigurationException">The program cannot be started.</exception>
+    /// <exception cref="MigrationFailedException">It does not take them, and what it said.</exception>
+    /// <exception cref="OperationCanceledException">Out of time.</exception>
+    public static void Try(string? binary, IReadOnlyList<string> arguments, Action meanwhile, CancellationToken limit)
+    {
+        using NextProcess next = Start(binary, [.. arguments, "--device", "help"], quiet: true);
+        try
+        {
+            Task<string> errors = next._process.StandardError.ReadToEndAsync(limit), output = next._process.StandardOutput.ReadToEndAsync(limit);
+            meanwhile();
+            next._process.WaitForExitAsync(limit).GetAwaiter().GetResult();
+            if (next._process.ExitCode != 0)
+                throw new MigrationFailedException($"update failed, the VM goes on in process {Environment.ProcessId}: '{binary ?? "vmm"}' does not take its options, exit code {next._process.ExitCode}: {errors.GetAwaiter().GetResult().Trim()}");
+            output.GetAwaiter().GetResult();
+        }
+        finally
+        {
+            next.End();
         }
     }
 

@@ -69,7 +69,7 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
         catch (OperationCanceledException e)
         {
             next.End();
-            throw new MigrationFailedException($"update failed, the VM goes on in process {Environment.ProcessId}: the new process was not ready within {request.TimeoutMs} ms", e);
+            throw NotReady(request, e);
         }
         catch
         {
@@ -93,7 +93,19 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
         string file = Path.Combine(directory.DirectoryPath, $"{Environment.ProcessId}.state");
         MigrationParameters before = engine.Parameters.Current;
         KeyValuePair<MigrationCapability, bool>[] capabilities = Capabilities(engine);
-        rehearse();
+        IReadOnlyList<string> own = Own(context.CommandLine);
+        using (var limit = CancellationTokenSource.CreateLinkedTokenSource(request.Cancel, context.Interrupted))
+        {
+            limit.CancelAfter(request.TimeoutMs);
+            try
+            {
+                NextProcess.Try(request.Binary, own, rehearse, limit.Token);
+            }
+            catch (OperationCanceledException e)
+            {
+                throw NotReady(request, e);
+            }
+        }
         void Note(RunStateChange change)
         {
             if (RunStateTable.IsRunning(change.From)) Environment.SetEnvironmentVariable(VmRegistration.StoppedVariable, $"{MonotonicClock.NowNs}");
@@ -103,7 +115,7 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
         {
             vm.RunState.Changed += Note;
             engine.Capabilities.Apply(capabilities.Select(static c => KeyValuePair.Create(c.Key, false)));
-            engine.Parameters.Replace(before with { Mode = MigrationMode.CprExec, CprExecCommand = [.. NextProcess.Program(request.Binary), .. Own(context.CommandLine), "--incoming", $"file:{file}"] });
+            engine.Parameters.Replace(before with { Mode = MigrationMode.CprExec, CprExecCommand = [.. NextProcess.Program(request.Binary), .. own, "--incoming", $"file:{file}"] });
             engine.Migrate(new MigrationAddress { Transport = MigrationTransport.File, Path = file }).Wait(CancellationToken.None);
             return new MigrationFailedException($"update failed, the VM goes on in process {Environment.ProcessId}: {engine.Query().Error}");
         }
@@ -135,6 +147,9 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
         }
         return own;
     }
+
+    private static MigrationFailedException NotReady(VmUpdateRequest request, OperationCanceledException e) =>
+        new($"update failed, the VM goes on in process {Environment.ProcessId}: the new process was not ready within {request.TimeoutMs} ms", e);
 
     private static string Reason(IMigrationEngine engine, NextProcess next, bool timedOut, VmUpdateRequest request)
     {

@@ -159,7 +159,7 @@ internal sealed class CliRoot
     private Command Update()
     {
         Option<string?> binary = new("--to-binary") { Description = "The new program; the VM's own, as it is on disk now, when not given", HelpName = "PATH" };
-        Option<bool> exec = new("--exec") { Description = "Replace the process, which keeps its pid, instead of starting another" };
+        Option<bool> exec = new("--exec") { Description = "Replace the process, which keeps its pid, instead of starting another. The program is tried first: once it has replaced the process, there is no way back" };
         Option<double> timeout = new("--timeout") { Description = "How long the new process may take", HelpName = "SECONDS", DefaultValueFactory = static _ => 30 };
         var command = new Command("update", "Carry the running VM into a new vmm process: RAM and devices stay where they are; if the new one does not come up, the old one goes on")
         {
