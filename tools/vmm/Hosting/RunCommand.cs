@@ -17,6 +17,7 @@ namespace Vmm.Tools.Cli.Hosting;
 /// <summary><c>vmm run</c>: one VM with its QMP socket, until quit or a signal.</summary>
 internal sealed class RunCommand(CliContext context, RunOptions options, bool verbose)
 {
+    private readonly Lock _rehearsal = new();
     private readonly TaskCompletionSource<ExitCode> _end = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
     public async Task<ExitCode> Run()
@@ -28,7 +29,9 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         using VmRegistration registration = directory.Register(options.Vm.Name, options.QmpPath, memoryBytes, options.Replaces, isAgain: inherited is not null);
         await using ServiceProvider services = VmHost.Build(verbose,
             options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name));
-        if (options.Replaces is not null) Rehearse(services, directory);
+        // Who waits for a VM has the time, and the VM then stands still for less.
+        bool waits = options.Replaces is not null || options.Incoming is { IsSocket: true };
+        if (waits) Rehearse(services, directory);
         if (inherited is not null && options.Cpr is not null) context.Note("the cpr channel is not used: this process has replaced itself");
         using CprTransferReceiver? cpr = options.Cpr is null || inherited is not null ? null : CprTransferReceiver.Receive(options.Cpr, context.Interrupted);
         using Vm vm = CreateVm(services, inherited ?? cpr?.Incoming);
@@ -40,7 +43,17 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         cpr?.Dispose();
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
         context.Note($"ready: pid {Environment.ProcessId}, qmp {registration.Entry.QmpPath}{incoming}");
-        return await WaitForEnd(server);
+        // Most of what a stop costs the first time is the vCPUs' state; beside a guest that starts there is time too.
+        Task rehearsal = waits || inherited is not null || vm.Accelerator is null ? Task.CompletedTask
+            : Task.Factory.StartNew(() => Rehearse(services, directory), CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default);
+        try
+        {
+            return await WaitForEnd(server);
+        }
+        finally
+        {
+            await rehearsal;
+        }
     }
 
     private async Task<ExitCode> WaitForEnd(QmpServer server)
@@ -66,9 +79,13 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
 
     private void Rehearse(ServiceProvider services, VmDirectory directory)
     {
-        string? problem = UpdateRehearsal.Run(services.GetRequiredService<VmFactory>(), Path.Combine(directory.DirectoryPath, $"{Environment.ProcessId}.try"),
-            options.Vm);
-        if (problem is not null) context.Note($"update: the rehearsal failed, the guest may stand still for longer: {problem}");
+        // One at a time: an update may ask while the one of the start still runs.
+        lock (_rehearsal)
+        {
+            string? problem = MoveRehearsal.Run(services.GetRequiredService<VmFactory>(), Path.Combine(directory.DirectoryPath, $"{Environment.ProcessId}.try"),
+                options.Vm);
+            if (problem is not null) context.Note($"the rehearsal of a move failed, the guest may stand still for longer: {problem}");
+        }
     }
 
     /// <summary>The name and the socket move after the VM does: until then they are the old process's, which may have to go on.</summary>

@@ -17,9 +17,9 @@ namespace Vmm.Tools.Cli.Hosting;
 
 /// <summary>
 /// Carries a VM of two pages' worth from one side of this process to the other, before the real one is stopped: code that runs for the first
-/// time is compiled first, and in an update it would be compiled while the guest stands still.
+/// time is compiled first, and in an update or a migration it would be compiled while the guest stands still.
 /// </summary>
-internal static class UpdateRehearsal
+internal static class MoveRehearsal
 {
     private const ulong RamBytes = 64 << 10, BootBytes = 3 << 20;
     private static readonly TimeSpan s_limit = TimeSpan.FromSeconds(10), s_learning = TimeSpan.FromSeconds(1);
