@@ -11,6 +11,7 @@ namespace Vmm.Tests.Unit.Kvm;
 internal sealed class KvmStopTests
 {
     private const double LimitMs = 1;
+    private const int MostSeries = 4;
 
     [TestCase(10_000)]
     [TestCase(1_000_000, Category = "slow", Explicit = true)]
@@ -36,7 +37,8 @@ internal sealed class KvmStopTests
 
     /// <summary>
     /// More vCPUs than processors, on a host that may be busy: the way out has priority. Where the host itself lets realtime threads wait that
-    /// long, as bare threads that spin and are stopped the same way show in between, that much is its own.
+    /// long, as bare threads that spin and are stopped the same way show in between, that much is its own. A host's moment of trouble weighs much
+    /// in a short series: one that fails is made longer, and all of it counts.
     /// </summary>
     [TestCase(500)]
     [TestCase(5000, Category = "slow", Explicit = true)]
@@ -46,31 +48,39 @@ internal sealed class KvmStopTests
         using var guest = new KvmGuest(SmpGuest.BuildSpinning(), cpus: 4);
         guest.Vm.Cont();
         KvmGuest.WaitFor(() => guest.Test.Ram.ReadOnlySlice(SmpGuest.StateAddress, 1)[0] == 3, "three more vCPUs");
-        double[] ms = new double[stops], floorMs = new double[stops];
+        List<double> ms = [], floorMs = [];
         using var floor = new SpinFloor(4);
-        for (int i = 0; i < stops; i++)
+        string found;
+        do
         {
-            using (guest.Vm.Bql.Acquire())
+            for (int i = 0; i < stops; i++)
             {
-                guest.Kvm.OnVmStateChange(running: false, RunState.Paused);
-                ms[i] = guest.Kvm.LastStop.TotalMilliseconds;
-                Assert.That(guest.Kvm.Vcpus.Any(static v => v.IsRunning), Is.False);
+                using (guest.Vm.Bql.Acquire())
+                {
+                    guest.Kvm.OnVmStateChange(running: false, RunState.Paused);
+                    ms.Add(guest.Kvm.LastStop.TotalMilliseconds);
+                    Assert.That(guest.Kvm.Vcpus.Any(static v => v.IsRunning), Is.False);
+                }
+                floorMs.Add(floor.Measure().TotalMilliseconds);
+                using (guest.Vm.Bql.Acquire()) guest.Kvm.OnVmStateChange(running: true, RunState.Running);
+                // Long enough for all of them to be in the guest again.
+                KvmGuest.WaitFor(() => guest.Kvm.Vcpus.All(static v => v.IsRunning), "all vCPUs run");
             }
-            floorMs[i] = floor.Measure().TotalMilliseconds;
-            using (guest.Vm.Bql.Acquire()) guest.Kvm.OnVmStateChange(running: true, RunState.Running);
-            // Long enough for all of them to be in the guest again.
-            KvmGuest.WaitFor(() => guest.Kvm.Vcpus.All(static v => v.IsRunning), "all vCPUs run");
+            found = $"{Describe("stop latency", ms)}; {Describe("bare threads", floorMs)}";
+            TestContext.Out.WriteLine(found);
         }
-        int late = ms.Count(static m => m > LimitMs), floorLate = floorMs.Count(static m => m > LimitMs);
-        string found = $"{Describe("stop latency", ms)}; {Describe("bare threads", floorMs)}";
-        TestContext.Out.WriteLine(found);
-        Assert.That(late, Is.LessThanOrEqualTo(stops / 100 + floorLate), found);
+        while (Late(ms) > Most() && ms.Count < MostSeries * stops);
+        Assert.That(Late(ms), Is.LessThanOrEqualTo(Most()), found);
+
+        int Most() => ms.Count / 100 + Late(floorMs);
     }
 
-    private static string Describe(string what, double[] ms)
+    private static int Late(List<double> ms) => ms.Count(static m => m > LimitMs);
+
+    private static string Describe(string what, List<double> all)
     {
-        Array.Sort(ms);
-        return $"{what} of {ms.Length}: median {ms[ms.Length / 2]:f3} ms, p99 {ms[ms.Length * 99 / 100]:f3} ms, max {ms[^1]:f3} ms, {ms.Count(static m => m > LimitMs)} above {LimitMs} ms";
+        double[] ms = [.. all.Order()];
+        return $"{what} of {ms.Length}: median {ms[ms.Length / 2]:f3} ms, p99 {ms[ms.Length * 99 / 100]:f3} ms, max {ms[^1]:f3} ms, {Late(all)} above {LimitMs} ms";
     }
 
     [Test]
