@@ -12,6 +12,8 @@ internal struct PatternRoot
     private const ulong Magic = 0x3154_4f4f_524d_4d56; // "VMMROOT1" in memory
     private const int Words = 9;
 
+    internal const int SizeBytes = Words * 8, DataPagesWord = 4, WritesWord = 5;
+
     internal ulong Seed;
 
     /// <summary>Memory was zero when the workload first saw it, so a page of generation 0 must be zero.</summary>
@@ -35,12 +37,12 @@ internal struct PatternRoot
     {
         root = default;
         Span<ulong> words = stackalloc ulong[Words];
-        ReadOnlySpan<byte> bytes = block.ReadOnlySlice(block.SizeBytes - RamBlock.PageSize, Words * 8);
+        ReadOnlySpan<byte> bytes = block.ReadOnlySlice(block.SizeBytes - RamBlock.PageSize, SizeBytes);
         for (int i = 0; i < Words; i++) words[i] = BinaryPrimitives.ReadUInt64LittleEndian(bytes[(i * 8)..]);
         if (words[0] != Magic || words[1] != hash || words[8] != Sum(words)) return false;
         root = new PatternRoot
         {
-            Seed = words[2], WasZero = (words[3] & 1) != 0, Prefill = (words[3] & 2) != 0, DataPages = (long)words[4], Writes = (long)words[5],
+            Seed = words[2], WasZero = (words[3] & 1) != 0, Prefill = (words[3] & 2) != 0, DataPages = (long)words[DataPagesWord], Writes = (long)words[WritesWord],
             Skips = (long)words[6], Generations = words[7],
         };
         return root.DataPages == PatternBlock.DataPagesOf(block);
@@ -54,9 +56,9 @@ internal struct PatternRoot
         ];
         words[8] = Sum(words);
         ulong at = block.SizeBytes - RamBlock.PageSize;
-        Span<byte> bytes = block.Slice(at, Words * 8);
+        Span<byte> bytes = block.Slice(at, SizeBytes);
         for (int i = 0; i < Words; i++) BinaryPrimitives.WriteUInt64LittleEndian(bytes[(i * 8)..], words[i]);
-        block.MarkDirty(at, Words * 8);
+        block.MarkDirty(at, SizeBytes);
     }
 
     private static ulong Sum(ReadOnlySpan<ulong> words)
