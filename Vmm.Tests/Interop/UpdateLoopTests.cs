@@ -52,8 +52,7 @@ internal sealed class UpdateLoopTests : EndToEnd
         UpdatedGuest guest = kvm ? UpdatedGuest.Kvm((ulong)ramMiB, socket) : UpdatedGuest.Synthetic((ulong)ramMiB, socket);
         if (socket is not null) await Vmm.Start("device", "serve", "--type", "edu", "--socket", socket).Line("serving edu");
         await Vmm.StartVmOf("a", guest.FirstBlock, [.. guest.Arguments]);
-        using var patience = new CancellationTokenSource(TimeSpan.FromMinutes(15));
-        await With(m => guest.WaitFilled(m, Vmm["words"], patience.Token));
+        await Patiently((m, cancel) => guest.WaitFilled(m, Vmm["words"], cancel));
         UpdatedGuest.Seen seen = default;
         await With(async m => seen = await guest.Look(m, Vmm["words"]));
         List<double> pauses = [], gaps = [];
@@ -77,7 +76,7 @@ internal sealed class UpdateLoopTests : EndToEnd
             Assert.That(SpinWait.SpinUntil(() => Descriptors(pid).Count <= descriptors, VmmCommands.Deadline), Is.True,
                 () => $"update {i + 1}: {descriptors} descriptors were open after the first, now: {string.Join(", ", Descriptors(pid))}");
         }
-        await With(m => guest.Verify(m, Vmm["words"], patience.Token));
+        await Patiently((m, cancel) => guest.Verify(m, Vmm["words"], cancel));
         await Vmm.Ok("quit", "--vm", "a");
         Assert.That(SpinWait.SpinUntil(() => !Vmm.Registered.Any(), VmmCommands.Deadline), "its entry goes with it");
         string figures = $"{updates} updates, {(kvm ? "KVM guest" : "no CPU")}, {devices} devices, {ramMiB} MiB{(exec ? ", exec" : "")}: {Figures("pause", pauses)}; {Figures("by the guest's clock", gaps)}; "
@@ -113,6 +112,13 @@ internal sealed class UpdateLoopTests : EndToEnd
         using var limit = new CancellationTokenSource(VmmCommands.Deadline);
         while ((await guest.Look(monitor, Vmm["words"])).Interrupts <= interrupts + 10)
             Assert.That(limit.IsCancellationRequested, Is.False, $"update {update + 1}: an interrupt was lost, the guest stands at step {interrupts}");
+    }
+
+    /// <summary>For what goes over all RAM.</summary>
+    private async Task Patiently(Func<IMonitor, CancellationToken, Task> use)
+    {
+        using var patience = new CancellationTokenSource(TimeSpan.FromMinutes(15));
+        await With(m => use(m, patience.Token));
     }
 
     private async Task With(Func<IMonitor, Task> use)
