@@ -41,6 +41,16 @@ public sealed class CprFdTable : IDisposable
     private readonly Dictionary<(string Name, int Id), OwnedFd> _received = [];
     private readonly Dictionary<string, CprVfioDevice> _devices = [];
     private readonly Dictionary<string, CprVfioDevice> _receivedDevices = [];
+    private long _changes;
+
+    /// <summary>Grows with every descriptor that enters or leaves: who handed out <see cref="Entries"/> sees whether they still hold.</summary>
+    public long Changes => Volatile.Read(ref _changes);
+
+    /// <summary>
+    /// Set from the stop on while another process takes the VM, and for good once it has: memory and devices are not this one's to change. BQL: held
+    /// for writes.
+    /// </summary>
+    public bool IsLeaving { get; set; }
 
     /// <summary>
     /// The mode in which this VM is being made from another process's descriptors; null for a cold start, and once the VM runs here
@@ -102,13 +112,19 @@ public sealed class CprFdTable : IDisposable
     {
         ArgumentException.ThrowIfNullOrEmpty(name);
         ArgumentNullException.ThrowIfNull(fd);
-        lock (_gate) _saved[(name, id)] = fd;
+        lock (_gate)
+        {
+            _saved[(name, id)] = fd;
+            _changes++;
+        }
         return new Registration(() =>
         {
             lock (_gate)
             {
                 // One of the same key may have come since, as when an id is tried twice.
-                if (_saved.TryGetValue((name, id), out OwnedFd? now) && ReferenceEquals(now, fd)) _saved.Remove((name, id));
+                if (!_saved.TryGetValue((name, id), out OwnedFd? now) || !ReferenceEquals(now, fd)) return;
+                _saved.Remove((name, id));
+                _changes++;
             }
         });
     }
@@ -154,13 +170,14 @@ public sealed class CprFdTable : IDisposable
     public event Action? Arrived;
 
     /// <summary>The VM has arrived: devices own what they have and behave as ever. BQL: held.</summary>
+    /// <exception cref="Exception">What a device threw; the others have arrived all the same.</exception>
     public void EndIncoming()
     {
         if (!IsIncoming) return;
         IncomingMode = null;
         // Not before: vectors are claimed when the stream says which are in use.
         CloseUnclaimed();
-        Arrived?.Invoke();
+        Each.Call(Arrived?.GetInvocationList() ?? [], static one => ((Action)one)());
     }
 
     /// <summary>Whether a descriptor was received and not taken yet.</summary>

@@ -173,6 +173,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     {
         using (bql.Acquire())
         {
+            ThrowIfLeft();
             switch (runState.State)
             {
                 case RunStates.RunState.InMigrate: AutoStart = true; return;
@@ -195,10 +196,12 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     }
 
     /// <summary>Resets all devices (QEMU: <c>qemu_system_reset</c>). RAM keeps its contents; a running VM goes on running.</summary>
+    /// <exception cref="DeviceStateException">The VM is another process's, or about to be.</exception>
     public void Reset()
     {
         using (bql.Acquire())
         {
+            ThrowIfLeft();
             bool running = runState.IsRunning;
             if (running) runState.Stop(RunStates.RunState.Paused);
             ResetDevices();
@@ -207,6 +210,12 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
             if (running) runState.Start();
             ResetDone?.Invoke();
         }
+    }
+
+    /// <summary>Its memory and devices have not been copied: what is done to them here is done to the VM there.</summary>
+    private void ThrowIfLeft()
+    {
+        if (CprFds.IsLeaving) throw new DeviceStateException("the VM has been handed to another process");
     }
 
     /// <summary>Puts all devices into their power-on state, before a state is loaded; memory stays as it is. BQL: held.</summary>

@@ -118,11 +118,16 @@ public sealed class MigrationNotifiers
     /// <summary>Calls every notifier of a mode. BQL: held.</summary>
     /// <param name="what">The moment.</param>
     /// <param name="mode">The mode.</param>
+    /// <exception cref="Exception">What a notifier threw: before a migration the rest is not called, after one all have been.</exception>
     public void Notify(MigrationEvent what, MigrationMode mode)
     {
-        (Action<MigrationEvent> Call, MigrationModes Modes)[] entries;
-        lock (_gate) entries = [.. _entries];
-        foreach ((Action<MigrationEvent> call, MigrationModes modes) in entries)
-            if ((modes & (MigrationModes)(1 << (int)mode)) != 0) call(what);
+        Action<MigrationEvent>[] calls;
+        lock (_gate) calls = [.. _entries.Where(e => (e.Modes & (MigrationModes)(1 << (int)mode)) != 0).Select(static e => e.Call)];
+        if (what != MigrationEvent.PrecopySetup)
+        {
+            Each.Call(calls, call => call(what));
+            return;
+        }
+        foreach (Action<MigrationEvent> call in calls) call(what);
     }
 }

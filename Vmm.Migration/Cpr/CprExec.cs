@@ -33,15 +33,21 @@ public static class CprExec
             throw new StreamLimitException($"CPR state: {stat.SizeBytes} bytes, at most {WireLimits.CprStateBytes} are taken (WireLimits.CprStateBytes)");
         byte[] bytes = new byte[stat.SizeBytes];
         if (Posix.PRead(memory, bytes, 0, out Errno errno) != bytes.Length) throw Posix.Error("CPR state", errno);
-        var seen = new HashSet<int> { number };
-        return CprState.Parse(bytes, MigrationMode.CprExec, n =>
-        {
-            // One owner a descriptor: a number that comes twice would be closed twice.
-            if (!Posix.IsOpen(n) || !seen.Add(n)) return null;
-            var fd = new OwnedFd(n);
-            Posix.SetCloseOnExec(fd, true);
-            return fd;
-        });
+        var claimed = new Dictionary<int, OwnedFd>();
+        return CprState.Parse(bytes, MigrationMode.CprExec, n => n == number ? null : Claim(n, claimed));
+    }
+
+    /// <summary>
+    /// One owner a number: under a second name, as of a container that two groups are in, it is a duplicate. Close-on-exec again.
+    /// </summary>
+    internal static OwnedFd? Claim(int number, Dictionary<int, OwnedFd> claimed)
+    {
+        if (claimed.TryGetValue(number, out OwnedFd? owned)) return Posix.Duplicate(owned);
+        if (!Posix.IsOpen(number)) return null;
+        var fd = new OwnedFd(number);
+        Posix.SetCloseOnExec(fd, true);
+        claimed.Add(number, fd);
+        return fd;
     }
 
     /// <summary>Replaces the process. Does not return; on failure everything is as before.</summary>

@@ -24,8 +24,10 @@ internal static class CprState
     internal readonly record struct Part(byte[] Bytes, OwnedFd? Fd);
 
     /// <summary>The state as parts to send in order, each in a call of its own.</summary>
+    /// <exception cref="StreamLimitException">More descriptors or bytes than a reader takes.</exception>
     internal static IReadOnlyList<Part> ToParts(IReadOnlyList<CprFd> fds, IReadOnlyList<CprVfioDevice> devices)
     {
+        ThrowIfTooMany(fds);
         var parts = new List<Part>();
         var bytes = new List<byte>();
         UInt32(bytes, Magic);
@@ -43,8 +45,10 @@ internal static class CprState
     }
 
     /// <summary>The state for the same process after an exec: descriptors by number.</summary>
+    /// <exception cref="StreamLimitException">More descriptors or bytes than a reader takes.</exception>
     internal static byte[] ToBytes(IReadOnlyList<CprFd> fds, IReadOnlyList<CprVfioDevice> devices)
     {
+        ThrowIfTooMany(fds);
         var bytes = new List<byte>();
         UInt32(bytes, Magic);
         UInt32(bytes, Version);
@@ -109,6 +113,14 @@ internal static class CprState
             devices.Add(new CprVfioDevice(Name(ref r), (int)Number(ref r, "device id"), Number(ref r, "IOAS id"), Number(ref r, "page table id")));
         }
         return devices;
+    }
+
+    /// <summary>Before the VM stops here, rather than in a process behind which there is no way back.</summary>
+    private static void ThrowIfTooMany(IReadOnlyList<CprFd> fds)
+    {
+        if (fds.Count > WireLimits.CprFds) throw new StreamLimitException($"CPR state: {fds.Count} descriptors, at most {WireLimits.CprFds} can be handed over (WireLimits.CprFds)");
+        long bytes = fds.Sum(static f => 14L + f.Name.Length);
+        if (bytes > WireLimits.CprStateBytes / 2) throw new StreamLimitException($"CPR state: {bytes} bytes, at most {WireLimits.CprStateBytes / 2} can be handed over");
     }
 
     private static void Record(List<byte> bytes, CprFd fd)

@@ -21,19 +21,29 @@ internal static class CprTransferSender
     /// <param name="address">A UNIX socket.</param>
     /// <param name="table">What to hand over.</param>
     /// <param name="wake">Ends any wait.</param>
+    /// <param name="changes">The table's <see cref="CprFdTable.Changes"/> before which it was handed over.</param>
     /// <returns>False when <paramref name="wake"/> ended it.</returns>
     /// <exception cref="ChannelException">Nobody listens, or the peer went away before it had everything.</exception>
-    internal static bool Send(MigrationAddress address, CprFdTable table, OwnedFd wake)
+    internal static bool Send(MigrationAddress address, CprFdTable table, OwnedFd wake, out long changes)
     {
+        changes = 0;
         using OwnedFd? fd = Connect(address, wake);
         if (fd is null) return false;
-        Errno errno;
+        // A peer that takes nothing must not hold the thread.
+        Posix.SetNonBlocking(fd, true);
+        changes = table.Changes;
         foreach (CprState.Part part in CprState.ToParts(table.Entries(), table.Devices()))
         {
             ReadOnlySpan<byte> left = part.Bytes;
             while (left.Length > 0)
             {
-                int n = Posix.SendWithFds(fd, left, part.Fd is null ? [] : [part.Fd], out errno);
+                int n = Posix.SendWithFds(fd, left, part.Fd is null ? [] : [part.Fd], out Errno errno);
+                if (n < 0 && errno == Errno.EAGAIN)
+                {
+                    Posix.Poll(fd, Posix.POLLOUT, wake, -1, out bool ended);
+                    if (ended) return false;
+                    continue;
+                }
                 if (n < 0) throw new ChannelException($"CPR channel {address}: {Posix.Describe(errno)}", errno);
                 left = left[n..];
             }

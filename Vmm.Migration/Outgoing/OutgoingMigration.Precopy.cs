@@ -30,6 +30,9 @@ internal sealed partial class OutgoingMigration
 
     private static readonly TimeSpan s_drainTimeout = TimeSpan.FromSeconds(1);
 
+    /// <summary>For a destination that has been asked not to confirm; one on this host has no way to go.</summary>
+    private static readonly TimeSpan s_lastWord = TimeSpan.FromSeconds(5), s_lastWordHere = TimeSpan.FromMilliseconds(500);
+
     private long _windowStart;
     private long _windowStartBytes;
     private long _thresholdBytes;
@@ -162,6 +165,7 @@ internal sealed partial class OutgoingMigration
             _stopped = true;
             runState.Stop(RunState.FinishMigrate);
             stopMs = Ms(stopAt);
+            if (_mode == MigrationMode.CprTransfer) LeaveProcess();
             guestAtNs = RunStateTable.IsRunning(_stateBefore) ? _context.Vm.Accelerator?.RunTimes.LeftAtNs ?? 0 : 0;
             if (_switchoverAck && !_context.Compat.LegacySwitchoverAck && dispatcher.TakeSwitchoverAckRequests() > 0)
                 throw new DeviceStateException("a device produced new first data after the switchover was decided; the destination cannot acknowledge it any more");
@@ -188,8 +192,19 @@ internal sealed partial class OutgoingMigration
             _phase = "device-state";
             at = Stopwatch.GetTimestamp();
             dispatcher.WriteDeviceState();
+            lock (_endGate)
+            {
+                _latch.ThrowIfSet();
+                // With the end of the stream the destination may confirm: from here its answer decides.
+                _everythingSent = _returnPath;
+            }
             dispatcher.WriteEnd();
             stateMs = Ms(at);
+            _downtime = new DowntimeReport
+            {
+                DrainMs = Progress.DrainMs, DeviceStopMs = stopMs, FinalRamMs = ramMs, DeviceStateMs = stateMs,
+                TotalMs = Ms(stopAt), AtNs = MonotonicClock.ToNs(stopAt), GuestAtNs = guestAtNs,
+            };
             f.Flush();
             dispatcher.JoinThreads();
             _latch.ThrowIfSet();
@@ -200,21 +215,20 @@ internal sealed partial class OutgoingMigration
             bql.Dispose();
         }
         long sendAt = Stopwatch.GetTimestamp();
-        lock (_endGate)
-        {
-            _latch.ThrowIfSet();
-            _everythingSent = _returnPath;
-        }
         f.Flush();
         double sendMs = Ms(sendAt);
         long confirmAt = Stopwatch.GetTimestamp();
         _phase = "confirm";
         Confirm();
-        Progress.Downtime = new DowntimeReport
-        {
-            DrainMs = Progress.DrainMs, DeviceStopMs = stopMs, FinalRamMs = ramMs, DeviceStateMs = stateMs, SendMs = sendMs, LoadMs = Ms(confirmAt),
-            TotalMs = Ms(stopAt), AtNs = MonotonicClock.ToNs(stopAt), GuestAtNs = guestAtNs,
-        };
+        _downtime = _downtime with { SendMs = sendMs, LoadMs = Ms(confirmAt), TotalMs = Ms(stopAt) };
+    }
+
+    /// <summary>The guest may have set up interrupts since the new process was given its descriptors: there they would be dead. BQL: held.</summary>
+    private void LeaveProcess()
+    {
+        if (_context.Vm.CprFds.Changes != _handedOver)
+            throw new DeviceStateException("descriptors of the VM changed after the new process was given them, as when a guest sets its interrupts up; try again");
+        _context.Vm.CprFds.IsLeaving = true;
     }
 
     /// <summary>
@@ -227,7 +241,7 @@ internal sealed partial class OutgoingMigration
         {
             while (true)
             {
-                ReturnPathEnd end = _reader.WaitEnd(_lateCancel ? TimeSpan.FromSeconds(5) : TimeSpan.FromMilliseconds(200));
+                ReturnPathEnd end = _reader.WaitEnd(_lateCancel ? _cpr is null ? s_lastWord : s_lastWordHere : TimeSpan.FromMilliseconds(200));
                 if (end == ReturnPathEnd.Confirmed) return;
                 if (_lateCancel) throw new OperationCanceledException("the migration was cancelled");
                 if (end == ReturnPathEnd.Failed) throw _reader.Failure!;

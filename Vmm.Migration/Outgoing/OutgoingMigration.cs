@@ -45,6 +45,8 @@ internal sealed partial class OutgoingMigration : IDisposable
     private bool _stopped;
     private bool _everythingSent;
     private bool _lateCancel;
+    private long _handedOver;
+    private DowntimeReport? _downtime;
 
     internal OutgoingMigration(MigrationContext context, MigrationMode mode, MigrationAddress? address, IMigrationChannel? channel, MigrationAddress? cpr)
     {
@@ -54,8 +56,9 @@ internal sealed partial class OutgoingMigration : IDisposable
         _execCommand = context.Parameters.Current.CprExecCommand;
         _address = address;
         _channel = channel;
-        bool wanted = context.Capabilities.IsOn(MigrationCapability.ReturnPath);
         bool able = channel?.IsBidirectional ?? address!.IsSocket;
+        // Nothing is copied, so both sides must know who has it; a destination answers whether or not it has the capability on.
+        bool wanted = context.Capabilities.IsOn(MigrationCapability.ReturnPath) || (mode == MigrationMode.CprTransfer && able);
         if (wanted && !able)
             throw new ConfigurationException($"capability 'return-path' needs a socket; {address?.ToString() ?? channel!.Name} goes one way") { Hint = "switch return-path off, or use tcp: or unix:" };
         _returnPath = wanted;
@@ -140,6 +143,8 @@ internal sealed partial class OutgoingMigration : IDisposable
 #pragma warning restore CA1031
         {
             reason = FirstReason(e);
+            // What the destination confirmed it has, whatever went wrong here meanwhile.
+            if (_everythingSent && WasConfirmed()) reason = null;
         }
         string? section = dispatcher?.Section;
         MigrationStatus end = Finish(reason, dispatcher, section);
@@ -168,7 +173,7 @@ internal sealed partial class OutgoingMigration : IDisposable
     {
         if (_cpr is null) return;
         _phase = "cpr";
-        if (!CprTransferSender.Send(_cpr, _context.Vm.CprFds, _wake)) _latch.ThrowIfSet();
+        if (!CprTransferSender.Send(_cpr, _context.Vm.CprFds, _wake, out _handedOver)) _latch.ThrowIfSet();
         _phase = "connect";
     }
 
@@ -238,6 +243,14 @@ internal sealed partial class OutgoingMigration : IDisposable
         return _latch.Reason!;
     }
 
+    /// <summary>What it said before the channel was shut is still read; after that it can say nothing more.</summary>
+    private bool WasConfirmed()
+    {
+        _channel!.Shutdown(ChannelShutdown.Both);
+        _reader!.Completion.Wait();
+        return _reader.WaitEnd(TimeSpan.Zero) == ReturnPathEnd.Confirmed;
+    }
+
     private MigrationStatus Finish(Exception? reason, SaveDispatcher? dispatcher, string? section)
     {
         MigrationStateMachine machine = _context.Machine;
@@ -261,6 +274,7 @@ internal sealed partial class OutgoingMigration : IDisposable
         using (_context.Vm.Bql.Acquire())
         {
             if (reason is null) _context.Vm.RunState.Set(RunState.PostMigrate);
+            else _context.Vm.CprFds.IsLeaving = false;
             Notify(reason is null ? MigrationEvent.PrecopyDone : MigrationEvent.PrecopyFailed);
             // Devices take back what the migration did to them before the guest runs, and let go of the rest after.
             if (reason is not null) GoOnHere();
@@ -270,7 +284,7 @@ internal sealed partial class OutgoingMigration : IDisposable
         Progress.Freeze(_context.Ram);
         _context.Ram.Ignored = Ram.IgnoredRam.None;
         MigrationStatus end = reason is null ? MigrationStatus.Completed : cancelled ? MigrationStatus.Cancelled : MigrationStatus.Failed;
-        if (reason is null && Progress.Downtime is { } downtime) _context.LogDowntime(downtime);
+        if (reason is null && (Progress.Downtime = _downtime) is { } downtime) _context.LogDowntime(downtime);
         if (Progress.Error is { } error) MigrationLog.Failed(_context.Logger, error.ToString());
         if (!machine.TryMoveTo(end)) throw new InvalidOperationException($"migration ended in {machine.Status}, expected {end}");
         return end;
@@ -282,7 +296,9 @@ internal sealed partial class OutgoingMigration : IDisposable
         {
             _context.Notifiers.Notify(what, _mode);
         }
-        catch (VmmException e)
+#pragma warning disable CA1031 // Whatever a device makes of it, the VM has to go on.
+        catch (Exception e)
+#pragma warning restore CA1031
         {
             MigrationLog.RestartFailed(_context.Logger, e.Message);
         }
