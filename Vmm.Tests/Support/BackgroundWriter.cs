@@ -40,13 +40,15 @@ internal sealed class BackgroundWriter : IVmStateHandler, IDisposable
     {
         var random = new Random(99);
         RamBlock ram = _vm.Ram;
+        // The last quarter stays as it is: however long it writes, pages of zeros are left.
+        long pages = ram.PageCount * 3 / 4;
         while (!_ended)
         {
             lock (_gate)
             {
                 if (_running)
                 {
-                    ulong at = (ulong)random.NextInt64(ram.PageCount) * RamBlock.PageSize;
+                    ulong at = (ulong)random.NextInt64(pages) * RamBlock.PageSize;
                     random.NextBytes(ram.Slice(at, 512));
                     ram.MarkDirty(at, 512);
                     Interlocked.Increment(ref _writes);

@@ -16,8 +16,7 @@ using Vmm.Tests.Support;
 namespace Vmm.Tests.Unit.Migration.Cpr;
 
 /// <summary>A VM changes hands between two VMs of this process: who has it when something goes wrong, and what the one that gave it away still does.</summary>
-[TestFixture]
-public class CprHandOverTests
+internal sealed class CprHandOverTests
 {
     private const ulong Size = 64 << 10;
     private static readonly TimeSpan s_deadline = TimeSpan.FromSeconds(30), s_patience = TimeSpan.FromSeconds(2);
