@@ -70,7 +70,17 @@ internal sealed partial class VfioPciFunction : IVfioConfigState
     /// <summary>Reads <see cref="SaveCpr"/>; the device itself is left alone, whoever carries requests to it sees to that.</summary>
     internal void LoadCpr(QemuFileReader f)
     {
-        LoadConfig(f, apply: true);
+        // The device is the same and runs on: what is not emulated has changed since the other process read it (QEMU: vfio_cpr_pci_pre_load).
+        byte[] agreed = Config.CMask.ToArray();
+        for (int i = 0; i < agreed.Length; i++) Config.CMask[i] &= _emulated[i];
+        try
+        {
+            LoadConfig(f, apply: true);
+        }
+        finally
+        {
+            agreed.CopyTo(Config.CMask);
+        }
         Irqs.LoadIntxPending(f.ReadBool());
         f.ReadUInt32();
         f.ReadUInt32();

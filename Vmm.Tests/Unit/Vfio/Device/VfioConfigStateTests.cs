@@ -157,6 +157,39 @@ public sealed class VfioConfigStateTests
         Assert.That(Assert.Throws<IncompatibleStateException>(() => target.Load(record, apply: false))!.Message, Does.Contain("VFIOPCIDevice").And.Contain("offset 0x00"));
     }
 
+    /// <summary>The guest put the device into D3 since it was opened: the next process reads that at open, and the old one's shadow has it as it was.</summary>
+    [Test]
+    public void TheNextProcessTakesWhatIsNotEmulatedFromTheDevice()
+    {
+        using var old = new VfioDeviceFixture();
+        old.Mapped();
+        byte[] opened = old.Save();
+        old.Write(0x44, 2, 3);
+        using var next = new VfioDeviceFixture(VfioDeviceFixture.Typical().Set(4, 2, 7).Set(0x44, 2, 3));
+        next.LoadCpr(old.SaveCpr());
+        Assert.That(next.Read(0x44, 2), Is.EqualTo(3));
+        next.Io.Set(0x44, 2, 1);
+        Assert.That(next.Read(0x44, 2), Is.EqualTo(1));
+        Assert.That(next.Read(0x10), Is.EqualTo(VfioDeviceFixture.Bar0));
+        Assert.That(next.Save(), Is.EqualTo(opened), "a destination just opened takes it");
+        using var host = new VfioDeviceFixture();
+        Assert.DoesNotThrow(() => host.Load(next.Save()));
+    }
+
+    [Test]
+    public void TheNextProcessChecksWhatIsEmulatedAndLaterEverything()
+    {
+        using var old = new VfioDeviceFixture();
+        using var next = new VfioDeviceFixture();
+        byte[] record = old.SaveCpr(), other = [.. record];
+        other[4 + 0x72] ^= 1;
+        Assert.That(Assert.Throws<IncompatibleStateException>(() => next.LoadCpr(other))!.Message, Does.Contain("offset 0x72"));
+        next.LoadCpr(record);
+        byte[] foreign = next.Save();
+        foreign[4 + 0x44] ^= 1;
+        Assert.That(Assert.Throws<IncompatibleStateException>(() => next.Load(foreign))!.Message, Does.Contain("offset 0x44"));
+    }
+
     [Test]
     public void VendorSpecificBodiesAreCheckedOnlyOnDemand([Values] bool check)
     {

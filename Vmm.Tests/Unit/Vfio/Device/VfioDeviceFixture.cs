@@ -1,5 +1,6 @@
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
+using Vmm.Core.Wire;
 using Vmm.Devices.Vfio.Device;
 using Vmm.Devices.Vfio.Io;
 using Vmm.Tests.Fakes;
@@ -78,19 +79,29 @@ internal sealed class VfioDeviceFixture : IDisposable
         return [.. Interrupts.Msi.Select(static m => (m.Message.Address, m.Message.Data))];
     }
 
-    internal byte[] Save()
+    internal byte[] Save() => Save(f => Device.SaveConfig(f));
+
+    internal void Load(byte[] record, bool apply = true) => Load(record, f => Device.LoadConfig(f, apply));
+
+    /// <summary>What the next process gets.</summary>
+    internal byte[] SaveCpr() => Save(f => ((VfioPciFunction)Device.Function).SaveCpr(f));
+
+    /// <summary>As the next process.</summary>
+    internal void LoadCpr(byte[] record) => Load(record, f => ((VfioPciFunction)Device.Function).LoadCpr(f));
+
+    private byte[] Save(Action<QemuFileWriter> save)
     {
         var channel = new MemoryChannel();
-        using var f = new Vmm.Core.Wire.QemuFileWriter(channel);
-        using (Services.Bql.Acquire()) Device.SaveConfig(f);
+        using var f = new QemuFileWriter(channel);
+        using (Services.Bql.Acquire()) save(f);
         f.Flush();
         return channel.Written;
     }
 
-    internal void Load(byte[] record, bool apply = true)
+    private void Load(byte[] record, Action<QemuFileReader> load)
     {
-        var f = new Vmm.Core.Wire.QemuFileReader(new MemoryChannel([.. record, 0xff])) { Section = "0000:00:01.0/vfio" };
-        using (Services.Bql.Acquire()) Device.LoadConfig(f, apply);
+        var f = new QemuFileReader(new MemoryChannel([.. record, 0xff])) { Section = "0000:00:01.0/vfio" };
+        using (Services.Bql.Acquire()) load(f);
         Assert.That(f.Position, Is.EqualTo(record.Length), "bytes consumed");
     }
 
