@@ -102,7 +102,8 @@ internal sealed class VfioMigration : IDisposable
         (IVfioMigrationProtocol? protocol, string reason) = FindProtocol();
         if (protocol is null) { Block(reason); return; }
         Protocol = protocol;
-        LeaveLeftOverState();
+        // One that another process hands over is in the state in which that left it, stopped with its VM perhaps; it is asked on arrival.
+        if (!Services.CprFds.IsIncoming) LeaveLeftOverState();
         CanLogDma = Options.DeviceDirtyPageTracking
             && Io.DeviceFeature(VfioDeviceFeature.DmaLoggingStart, VfioFeatureOp.Probe | VfioFeatureOp.Set, []) == Errno.None;
         if (!CheckDirtyTracking()) return;

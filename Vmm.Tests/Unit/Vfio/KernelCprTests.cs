@@ -1,3 +1,4 @@
+using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.Logging.Abstractions;
 using Vmm.Core.Cpr;
 using Vmm.Core.Devices;
@@ -8,8 +9,10 @@ using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio.Containers;
 using Vmm.Devices.Vfio.Cpr;
 using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Migration;
 using Vmm.Devices.Vfio.Uapi;
 using Vmm.Tests.Fakes;
+using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio;
 
@@ -180,6 +183,39 @@ internal sealed class KernelCprTests
         using var containers = new VfioContainers(memory, _host.Kernel, _host.Paths, NullLoggerFactory.Instance);
         Assert.That(() => containers.Open(VfioDeviceChoice.From(DeviceOptions.Parse($"vfio-pci,host={Name}"), _host.Paths), table),
             Throws.TypeOf<IncompatibleStateException>().With.Message.Contains("vfio_container_for_group' 7"));
+    }
+
+    /// <summary>A paused VM has its device in STOP: nobody's left-over, and a reset would lose what it holds.</summary>
+    [Test]
+    public void AStoppedDeviceArrivesStopped()
+    {
+        using KernelVfioDeviceIo old = Open();
+        FakeKernelDevice device = _host.Kernel.Devices[0];
+        device.Features[(ushort)VfioDeviceFeature.Migration] = [(byte)(VfioMigrationFlags.StopCopy | VfioMigrationFlags.P2P), 0, 0, 0, 0, 0, 0, 0];
+        device.Features[(ushort)VfioDeviceFeature.DmaLoggingStart] = [];
+        device.MigState = (uint)VfioDeviceState.Stop;
+        old.SuspendCpr();
+        using var next = new NextProcess(_host, old);
+        KernelVfioDeviceIo io = next.Open();
+        TestServices? services = null;
+        using ServiceProvider scope = new ServiceCollection().AddSingleton<IDeviceServices>(_ => services!).AddSingleton<VfioMigrationHost>().BuildServiceProvider();
+        services = new TestServices { Scope = scope };
+        services.CprFds.Receive(new CprIncoming(MigrationMode.CprTransfer, [], []));
+        _host.Kernel.Calls.Clear();
+        using (services.Bql.Acquire())
+        using (VfioMigration migration = VfioMigration.Realize("dev0", "0000:00:02.0", io, new FakeConfigState(), new VfioMigrationOptions(), services))
+        {
+            io.LoadCpr();
+            old.HandOverCpr();
+            services.CprFds.EndIncoming();
+            io.ResumeCpr();
+            migration.ReadStateAfterCpr();
+            Assert.That(migration.Protocol!.State, Is.EqualTo(VfioDeviceState.Stop));
+            migration.Protocol.SetState(VfioDeviceState.Running, VfioDeviceState.Error);
+        }
+        Assert.That(device.MigState, Is.EqualTo((uint)VfioDeviceState.Running));
+        Assert.That(_host.Kernel.Calls, Does.Not.Contain("device: RESET"));
+        services.Dispose();
     }
 
     private IEnumerable<ulong> Addresses => _host.Kernel.Mappings.Values.Select(static m => m.From);
