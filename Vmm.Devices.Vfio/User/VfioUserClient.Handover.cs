@@ -12,6 +12,7 @@ internal sealed partial class VfioUserClient
     // Set: answers come from here, the server is not to be asked. Guarded by _gate for writes.
     private volatile VfioUserTranscript? _replay;
     private volatile bool _pausing;
+    private VfioUserExchange? _last; // Its reply ends receiving. Guarded by _gate.
     private volatile bool _suspended;
     private bool _handedOver;
 
@@ -78,19 +79,22 @@ internal sealed partial class VfioUserClient
     /// Stops receiving between two messages, so that the next process can go on there: what the server sends from here on waits in the socket.
     /// No request may be under way. Idempotent.
     /// </summary>
+    /// <exception cref="VfioException">The connection broke over it.</exception>
     internal void Suspend()
     {
         if (_suspended || _replay is not null || Fault is not null) return;
-        _pausing = true;
-        Posix.SignalEventFd(_pause);
-        // A receiver sits in the kernel until something comes. A question that changes nothing makes the server send something.
+        // A receiver sits in the kernel until something comes. A question that changes nothing makes the server send something; until it has
+        // answered, it may do DMA first and wait for that, on either socket.
         using (VfioUserExchange x = Begin())
         {
+            lock (_gate) _last = x;
             new VfioUserDeviceInfo(VfioUserDeviceInfo.Length, 0, 0, 0).Write(x.Body(VfioUserDeviceInfo.Length));
             x.Run(VfioUserCommand.DeviceGetInfo);
         }
+        Posix.SignalEventFd(_pause);
         foreach (Task receiver in _receivers) receiver.GetAwaiter().GetResult();
         _receivers.Clear();
+        if (Fault is { } fault) throw new VfioException($"vfio-user '{Name}': the server was lost before another process could have it", fault.Errno, fault);
         _suspended = true;
     }
 

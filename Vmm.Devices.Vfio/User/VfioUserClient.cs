@@ -292,7 +292,11 @@ internal sealed partial class VfioUserClient : IDisposable
     {
         lock (_gate)
         {
-            if (_pending.TryGetValue(header.Id, out VfioUserExchange? exchange) && exchange.Command == header.Command && _pending.Remove(header.Id)) return exchange;
+            if (_pending.TryGetValue(header.Id, out VfioUserExchange? exchange) && exchange.Command == header.Command && _pending.Remove(header.Id))
+            {
+                if (exchange == _last) (_last, _pausing) = (null, true);
+                return exchange;
+            }
         }
         throw new VfioUserProtocolException($"vfio-user '{Name}': a reply to {header.Command} with id {header.Id} that nobody waits for");
     }

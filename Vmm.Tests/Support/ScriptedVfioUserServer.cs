@@ -135,6 +135,9 @@ internal sealed class ScriptedVfioUserServer : IDisposable
         else Error(message, Errno.EINVAL);
     }
 
+    /// <summary>Whether a message waits.</summary>
+    internal bool HasMessage => Posix.Poll(_socket, Posix.POLLIN, null, 0, out _) != 0;
+
     /// <summary>Takes the next message.</summary>
     internal VfioUserMessage Receive() => Receive(_socket);
 
