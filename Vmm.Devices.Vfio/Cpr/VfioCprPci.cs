@@ -106,9 +106,16 @@ internal sealed class VfioCprPci : ISaveState, ILoadState, IDisposable
                 break;
             default:
                 if (!_leaving) break;
-                _io!.ResumeCpr();
-                _leaving = false;
-                Interrupts(true);
+                // The VM goes on here in any case.
+                try
+                {
+                    _io!.ResumeCpr();
+                }
+                finally
+                {
+                    _leaving = false;
+                    Interrupts(true);
+                }
                 break;
         }
     }
@@ -122,8 +129,14 @@ internal sealed class VfioCprPci : ISaveState, ILoadState, IDisposable
 
     private void OnArrived()
     {
-        _io!.ResumeCpr();
-        Interrupts(true);
-        Arrived?.Invoke();
+        try
+        {
+            _io!.ResumeCpr();
+        }
+        finally
+        {
+            Interrupts(true);
+            Arrived?.Invoke();
+        }
     }
 }

@@ -175,6 +175,26 @@ internal sealed class KernelCprTests
     }
 
     [Test]
+    public void ADeviceThatCannotBeTakenBackStillInterrupts([Values] bool arrives)
+    {
+        using KernelVfioDeviceIo io = _host.Open($"host={Name}");
+        var seen = new List<string>();
+        using var cpr = new VfioCprPci("dev0", "0000:00:02.0", io, null!, _host.Services) { Interrupts = on => seen.Add(on ? "on" : "off"), Arrived = () => seen.Add("arrived") };
+        if (!arrives) _host.Services.Notifiers.Notify(MigrationEvent.PrecopySetup, MigrationMode.CprTransfer);
+        else _host.Services.CprFds.Receive(new CprIncoming(MigrationMode.CprTransfer, [], []));
+        io.SuspendCpr();
+        _host.Kernel.FailOnce["container: MAP_DMA VADDR"] = Errno.EIO;
+        Assert.That(() =>
+        {
+            if (arrives) _host.Services.CprFds.EndIncoming();
+            else _host.Services.Notifiers.Notify(MigrationEvent.PrecopyFailed, MigrationMode.CprTransfer);
+        }, Throws.TypeOf<VfioException>().With.Message.Contains("RAM block 'low'"));
+        Assert.That(seen, Is.EqualTo(arrives ? new[] { "on", "arrived" } : ["off", "on"]));
+        Assert.That(cpr.IsActive, Is.False);
+        io.ResumeCpr();
+    }
+
+    [Test]
     public void ADescriptorThatDidNotComeIsNamed()
     {
         using var memory = new GuestMemory();
