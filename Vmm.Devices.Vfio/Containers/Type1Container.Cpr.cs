@@ -15,6 +15,9 @@ namespace Vmm.Devices.Vfio.Containers;
 /// </summary>
 internal sealed partial class Type1Container
 {
+    /// <summary>How often the old process takes one mapping back. The new one takes each once, so that once more is enough.</summary>
+    private const int MaxTakes = 3;
+
     private bool _suspended;
     private bool _arriving;
 
@@ -55,7 +58,7 @@ internal sealed partial class Type1Container
     /// Tells the kernel where guest memory is in this process: the new one when it has loaded, or the old one that goes on, however far the new one
     /// came before it failed. Once for all devices.
     /// </summary>
-    /// <exception cref="VfioException">The kernel refused; what was told before is taken back.</exception>
+    /// <exception cref="VfioException">The kernel refused. What the old process told before is taken back.</exception>
     internal void TakeAddresses()
     {
         if (!_suspended) return;
@@ -63,14 +66,15 @@ internal sealed partial class Type1Container
         foreach (Mapping mapping in Placed)
         {
             Errno errno = Update(mapping);
-            // The new process had taken it, and was killed or is about to end. It gives nothing back itself: that could come after this.
-            if (errno == Errno.EINVAL && !_arriving && Invalidate(mapping.Range) == Errno.None) errno = Update(mapping);
+            // The new process had taken it, or takes it between the two, and was killed or is about to end.
+            for (int i = 0; errno == Errno.EINVAL && !_arriving && i < MaxTakes && Invalidate(mapping.Range) == Errno.None; i++) errno = Update(mapping);
             if (errno == Errno.None)
             {
                 taken.Add(mapping);
                 continue;
             }
-            foreach (Mapping one in taken)
+            // The new process gives nothing back: the old one may have taken it meanwhile.
+            foreach (Mapping one in _arriving ? [] : taken)
                 if (Invalidate(one.Range) is not Errno.None and var undone) VfioKernelLog.CleanupFailed(Logger, Name, $"suspending the address of {one.Range} again", undone);
             throw new VfioException($"{Name}: cannot move the mapping of {mapping.Range} (RAM block '{mapping.Block.Name}') to this process: {Posix.Describe(errno)}", errno)
             {

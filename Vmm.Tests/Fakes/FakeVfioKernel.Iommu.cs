@@ -121,6 +121,9 @@ internal sealed partial class FakeVfioKernel
     /// <summary>Mappings that have no address at the moment, by their place.</summary>
     internal SortedSet<ulong> Suspended { get; } = [];
 
+    /// <summary>What another process does right before the next mapping gets an address; once.</summary>
+    internal Queue<Action> BeforeMoves { get; } = [];
+
     private int Suspend(VfioUapi.IommuType1DmaUnmap unmap, out Errno errno)
     {
         errno = Errno.None;
@@ -137,8 +140,9 @@ internal sealed partial class FakeVfioKernel
 
     private int Move(VfioUapi.IommuType1DmaMap map, out Errno errno)
     {
-        Calls[^1] += " VADDR";
-        if (Refused(Calls[^1], out errno, log: false)) return -1;
+        string call = Calls[^1] += " VADDR";
+        if (BeforeMoves.TryDequeue(out Action? meanwhile)) meanwhile();
+        if (Refused(call, out errno, log: false)) return -1;
         if (map.Flags != VfioUapi.VFIO_DMA_MAP_FLAG_VADDR || !Mappings.TryGetValue(map.Iova, out (ulong Size, ulong From, uint Flags) old) || old.Size != map.Size || !Suspended.Remove(map.Iova))
             return Fail(Errno.EINVAL, out errno);
         Mappings[map.Iova] = (old.Size, map.Vaddr, old.Flags);

@@ -100,9 +100,10 @@ internal sealed class KernelCprTests
     }
 
     [Test]
-    public void AMoveThatTheKernelRefusesHalfWayIsUndone()
+    public void AMoveThatTheKernelRefusesHalfWayIsUndoneByTheOldProcess()
     {
         using KernelVfioDeviceIo old = Open();
+        ulong[] before = [.. Addresses];
         old.SuspendCpr();
         using (var next = new NextProcess(_host, old))
         {
@@ -110,10 +111,52 @@ internal sealed class KernelCprTests
             _host.Kernel.Mappings[Size] = _host.Kernel.Mappings[Size] with { Size = Size / 2 };
             Assert.That(io.LoadCpr, Throws.TypeOf<VfioException>().With.Message.Contains("RAM block 'high'"));
             _host.Kernel.Mappings[Size] = _host.Kernel.Mappings[Size] with { Size = Size };
-            Assert.That(_host.Kernel.Suspended, Has.Count.EqualTo(2));
+            Assert.That(_host.Kernel.Suspended, Is.EqualTo((ulong[])[Size]), "it gives nothing back");
         }
         old.ResumeCpr();
         Assert.That(_host.Kernel.Suspended, Is.Empty);
+        Assert.That(Addresses, Is.EqualTo(before));
+    }
+
+    [Test]
+    public void ANextProcessThatFailsWhileTheOldOneGoesOnTakesNothingFromIt()
+    {
+        using KernelVfioDeviceIo old = Open();
+        ulong[] before = [.. Addresses];
+        old.SuspendCpr();
+        using (var next = new NextProcess(_host, old))
+        {
+            KernelVfioDeviceIo io = next.Open();
+            _host.Kernel.BeforeMoves.Enqueue(static () => { });
+            _host.Kernel.BeforeMoves.Enqueue(old.ResumeCpr);
+            Assert.That(io.LoadCpr, Throws.TypeOf<VfioException>().With.Message.Contains("RAM block 'high'"));
+        }
+        Assert.That(_host.Kernel.Suspended, Is.Empty);
+        Assert.That(Addresses, Is.EqualTo(before));
+        old.SuspendCpr();
+        old.ResumeCpr();
+    }
+
+    [TestCase(2)]
+    [TestCase(3)]
+    [TestCase(4)]
+    public void AnAddressThatTheNextProcessTakesInBetweenIsTakenBackAgain(int times)
+    {
+        using KernelVfioDeviceIo old = Open();
+        ulong[] before = [.. Addresses];
+        old.SuspendCpr();
+        for (int i = 0; i < times; i++) _host.Kernel.BeforeMoves.Enqueue(Take);
+        if (times > 3) Assert.That(old.ResumeCpr, Throws.TypeOf<VfioException>().With.Message.Contains("RAM block 'low'"), "it does not try for ever");
+        else old.ResumeCpr();
+        if (times > 3) old.ResumeCpr();
+        Assert.That(_host.Kernel.Suspended, Is.Empty);
+        Assert.That(Addresses, Is.EqualTo(before));
+
+        void Take()
+        {
+            _host.Kernel.Mappings[0] = _host.Kernel.Mappings[0] with { From = 0xdead000 };
+            _host.Kernel.Suspended.Remove(0);
+        }
     }
 
     [Test]
