@@ -68,6 +68,59 @@ internal sealed class UpdateTests : EndToEnd
         await Vmm.Ok("quit", "--vm", "a");
     }
 
+    /// <summary>A rename does not reach over file systems.</summary>
+    [Test]
+    public async Task TheSocketMayBeOnAnotherFileSystemThanTheVmDirectory()
+    {
+        const string memory = "/dev/shm";
+        if (!Directory.Exists(memory)) Assert.Ignore($"no {memory} on this system");
+        DirectoryInfo elsewhere = Directory.CreateDirectory(Path.Combine(memory, Path.GetRandomFileName()));
+        string qmp = Path.Combine(elsewhere.FullName, "qmp");
+        try
+        {
+            VmmCommands.Running vm = Vmm.Start("run", "--name", "a", "--memory", "4M", "--qmp", qmp);
+            await vm.Line("ready:");
+            string result = await Vmm.Ok("update", "--vm", "a", "--json");
+            Assert.That(JsonNode.Parse(result)!["pid"]!.GetValue<int>(), Is.Not.EqualTo(vm.Pid));
+            Assert.That(JsonNode.Parse(await Vmm.Ok("status", "--qmp", qmp, "--json"))!["status"]!.ToString(), Is.EqualTo("running"));
+            Assert.That(Directory.EnumerateFileSystemEntries(elsewhere.FullName), Is.EqualTo(new[] { qmp }));
+            await Vmm.Ok("quit", "--vm", "a");
+        }
+        finally
+        {
+            elsewhere.Delete(recursive: true);
+        }
+    }
+
+    [Test]
+    public async Task WhereTheSocketCannotMoveTheVmIsFoundWhereItIs()
+    {
+        PeerProcess vm = await Vmm.StartVm("a", s_guest);
+        File.Delete(Vmm["vmm/a.qmp"]);
+        Directory.CreateDirectory(Vmm["vmm/a.qmp"]);
+        JsonNode result = (await vm.Monitor.Execute("__io.github.vmm_update", null, CancellationToken.None))!;
+        JsonNode status = JsonNode.Parse(await Vmm.Ok("status", "--vm", "a", "--json"))!;
+        Assert.That(status["status"]!.ToString(), Is.EqualTo("running"));
+        Assert.That(vm.Errors, Does.Contain($"its QMP socket stays at '{Vmm[$"vmm/{result["pid"]!.GetValue<int>()}.next"]}'"));
+        await Vmm.Ok("quit", "--vm", "a");
+    }
+
+    [Test]
+    public async Task WhereTheEntryCannotBeWrittenTheVmIsFoundByItsSocket()
+    {
+        VmmCommands.Running vm = Vmm.Start("run", "--name", "a", "--memory", "4M");
+        await vm.Line("ready:");
+        Directory.CreateDirectory(Vmm["vmm/a.json.new"]);
+        // It waits for the entry, for longer than this test.
+        VmmCommands.Running update = Vmm.Start("update", "--vm", "a");
+        await vm.Line($"it is not in the VM directory, its QMP socket is '{Vmm["vmm/a.qmp"]}'");
+        Assert.That(JsonNode.Parse(await Vmm.Ok("status", "--qmp", Vmm["vmm/a.qmp"], "--json"))!["status"]!.ToString(), Is.EqualTo("running"));
+        await Vmm.Ok("quit", "--qmp", Vmm["vmm/a.qmp"]);
+        CliResult result = await update.Finish();
+        Assert.That((result.Code, result.Error), Is.EqualTo((ExitCode.Failed, result.Error)));
+        Assert.That(result.Error, Does.Contain("the new process took the VM over and ended with exit code 0"));
+    }
+
     /// <summary>As QMP clients ask for it, who answer for the program themselves.</summary>
     [Test]
     public async Task AProcessThatCannotReplaceItselfGoesOn()

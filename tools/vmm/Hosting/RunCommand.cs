@@ -1,3 +1,4 @@
+using System.Net.Sockets;
 using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Cpr;
 using Vmm.Core.Devices;
@@ -92,12 +93,28 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
     private void TakeOverWhenHere(Vm vm, QmpServer server, VmRegistration registration) => vm.Migration().StatusChanged += status =>
     {
         if (status != MigrationStatus.Completed || vm.Migration().Query() is not { IsIncoming: true } info) return;
-        if (registration.Replaces is not null) server.MoveListener(registration.ListenPath, registration.Entry.QmpPath);
         // The stream of a process that replaced itself is of no use to anybody else.
-        if (registration.Replaces is null && options.Incoming is { Transport: MigrationTransport.File } file) File.Delete(file.Path);
-        registration.TakeOver(info.Downtime?.AtNs ?? 0);
-        context.Note($"update: the VM of process {registration.Replaces ?? Environment.ProcessId} runs here, pid {Environment.ProcessId}");
+        if (registration.Replaces is null && options.Incoming is { Transport: MigrationTransport.File } file) Try("its state stays", () => File.Delete(file.Path));
+        string listens = registration.ListenPath, place = registration.Entry.QmpPath;
+        if (listens != place && Try($"its QMP socket stays at '{listens}'", () => server.MoveListener(listens, place))) listens = place;
+        if (Try($"it is not in the VM directory, its QMP socket is '{listens}'", () => registration.TakeOver(info.Downtime?.AtNs ?? 0, listens)))
+            context.Note($"update: the VM of process {registration.Replaces ?? Environment.ProcessId} runs here, pid {Environment.ProcessId}");
     };
+
+    /// <summary>The guest runs here already: what fails now is told, and nothing else.</summary>
+    private bool Try(string otherwise, Action action)
+    {
+        try
+        {
+            action();
+            return true;
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or SocketException or VmmException or CliException)
+        {
+            context.Note($"update: the VM runs here, pid {Environment.ProcessId}, but {otherwise}: {e.Message}");
+            return false;
+        }
+    }
 
     private Vm CreateVm(ServiceProvider services, CprIncoming? cpr)
     {

@@ -228,18 +228,22 @@ internal sealed class VmRegistration(VmDirectory directory, VmEntry entry) : IDi
     public int? Replaces { get; init; }
 
     /// <summary>Where this process listens until it has the VM.</summary>
-    public string ListenPath => Replaces is null ? Entry.QmpPath : Path.Combine(directory.DirectoryPath, $"{Entry.Pid}.next");
+    public string ListenPath => Replaces is null ? Entry.QmpPath : NextPath(Entry.Pid);
 
     /// <summary>When the VM stopped, for a process that replaces itself: CLOCK_MONOTONIC, ns.</summary>
     internal const string StoppedVariable = "VMM_UPDATE_STOPPED_AT";
 
+    /// <summary>Where a process listens that is to take this VM over: beside the VM's socket, whose place is taken by a rename.</summary>
+    public string NextPath(int pid) => Path.Combine(Path.GetDirectoryName(Entry.QmpPath)!, $"{pid}.next");
+
     /// <summary>The VM runs here now.</summary>
     /// <param name="runningAtNs">Since when, CLOCK_MONOTONIC.</param>
-    public void TakeOver(long runningAtNs)
+    /// <param name="qmpPath">Where this process listens.</param>
+    public void TakeOver(long runningAtNs, string qmpPath)
     {
         long stopped = long.TryParse(Environment.GetEnvironmentVariable(StoppedVariable), CultureInfo.InvariantCulture, out long at) ? at : 0;
         Environment.SetEnvironmentVariable(StoppedVariable, null);
-        Entry = Entry with { RunningAtNs = runningAtNs, PauseMs = stopped == 0 ? 0 : (runningAtNs - stopped) / 1e6 };
+        Entry = Entry with { QmpPath = qmpPath, RunningAtNs = runningAtNs, PauseMs = stopped == 0 ? 0 : (runningAtNs - stopped) / 1e6 };
         directory.TakeOver(Entry);
     }
 
