@@ -209,6 +209,35 @@ internal sealed class UpdateTests : EndToEnd
         await Vmm.Ok("quit", "--vm", "a");
     }
 
+    [Test]
+    public async Task OneUpdateAtATime([Values] bool exec)
+    {
+        PeerProcess vm = await Vmm.StartVm("a", s_guest);
+        // It says that it has begun, and never comes up.
+        Task<CliResult> first = UpdateTo($"echo > {Vmm["begun"]}; exec sleep 100", exec: false);
+        using var limit = new CancellationTokenSource(VmmCommands.Deadline);
+        while (!File.Exists(Vmm["begun"])) Assert.That(limit.IsCancellationRequested || first.IsCompleted, Is.False, "the new process was not started");
+        CliResult second = await Vmm.Run(["update", "--vm", "a", .. exec ? (string[])["--exec"] : []]);
+        Assert.That((second.Code, second.Error), Is.EqualTo((ExitCode.Failed, second.Error)));
+        Assert.That(second.Error, Does.Contain("an update of this VM is under way"));
+        Assert.That((await first).Error, Does.Contain("not ready within 3000 ms"));
+        Assert.That(await Vmm.State(vm), Is.EqualTo("running"));
+        await Vmm.Ok("update", "--vm", "a");
+    }
+
+    [Test]
+    public async Task AMigrationUnderWayRefusesAnUpdateBeforeAnythingIsStarted()
+    {
+        PeerProcess vm = await Vmm.StartVm("a", s_guest);
+        await vm.Monitor.Execute("migrate-set-parameters", new JsonObject { ["max-bandwidth"] = 4096 }, CancellationToken.None);
+        await vm.Monitor.Execute("migrate", new JsonObject { ["uri"] = $"file:{Vmm["state"]}" }, CancellationToken.None);
+        CliResult result = await UpdateTo($"echo > {Vmm["begun"]}; exit 3", exec: false);
+        Assert.That((result.Code, result.Error), Is.EqualTo((ExitCode.Failed, result.Error)));
+        Assert.That(result.Error, Does.Contain("a migration of this VM is under way"));
+        Assert.That(Vmm["begun"], Does.Not.Exist);
+        await vm.Monitor.Execute("migrate_cancel", null, CancellationToken.None);
+    }
+
     /// <summary>An update to a program that is this script, or to none.</summary>
     private async Task<CliResult> UpdateTo(string? script, bool exec)
     {

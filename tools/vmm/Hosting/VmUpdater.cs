@@ -17,7 +17,7 @@ namespace Vmm.Tools.Cli.Hosting;
 
 /// <summary>
 /// Carries this process's VM into a new one: starts it, hands over by cpr-transfer, waits until it has the VM. Whatever fails before it has
-/// confirmed, the VM goes on here and the new process is ended. One update at a time; the engine refuses a second.
+/// confirmed, the VM goes on here and the new process is ended. One update at a time.
 /// </summary>
 internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm, Action rehearse)
 {
@@ -29,9 +29,26 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
 
     private static readonly string[] s_perProcess = ["--incoming", "--replaces"], s_flags = ["--paused", "-S"];
 
+    private int _underWay;
+
     /// <summary>One update, from the answerer's thread.</summary>
     /// <exception cref="VmmException">It failed, and why; the VM is as before.</exception>
     public VmUpdateResult Update(VmUpdateRequest request)
+    {
+        // Two would share sockets, and one's clean-up would hit the other's.
+        if (Interlocked.Exchange(ref _underWay, 1) != 0) throw new MigrationFailedException("an update of this VM is under way");
+        try
+        {
+            if (!vm.Migration().Status.IsTerminal()) throw new MigrationFailedException("a migration of this VM is under way");
+            return Carry(request);
+        }
+        finally
+        {
+            Volatile.Write(ref _underWay, 0);
+        }
+    }
+
+    private VmUpdateResult Carry(VmUpdateRequest request)
     {
         // Before a process is started that would be of no use.
         vm.Services.GetRequiredService<MigrationBlockers>().ThrowIfBlocked(request.Exec ? MigrationMode.CprExec : MigrationMode.CprTransfer);
