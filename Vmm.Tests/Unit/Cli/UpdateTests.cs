@@ -251,10 +251,25 @@ internal sealed class UpdateTests : EndToEnd
         return await Vmm.Run(["update", "--vm", "a", "--to-binary", binary, "--timeout", script?.Contains("sleep", StringComparison.Ordinal) == true ? "3" : "30", .. exec ? (string[])["--exec"] : []]);
     }
 
-    [Test]
-    public void WhatConcernedTheStartOfAProcessIsNotHandedOn() => Assert.That(
-        VmUpdater.Own(["run", "--name", "a", "--incoming", "tcp:a:1", "-S", "--incoming={}", "--replaces", "7", "--paused", "--memory", "1M"]),
-        Is.EqualTo(new[] { "run", "--name", "a", "--memory", "1M" }));
+    [TestCase("--incoming", "tcp:a:1", "-S", "--incoming={}", "--replaces", "7", "--paused")]
+    [TestCase("--replaces:7", "--incoming:{}")]
+    [TestCase("--paused=true")]
+    [TestCase("--paused:false")]
+    [TestCase("-S=true")]
+    [TestCase("--paused", "true")]
+    [TestCase("-S", "False")]
+    public void WhatConcernedTheStartOfAProcessIsNotHandedOn(params string[] start) => Assert.That(
+        VmUpdater.Own(["run", "--name", "true", .. start, "--memory", "1M"]), Is.EqualTo(new[] { "run", "--name", "true", "--memory", "1M" }));
+
+    [TestCase("--paused=true")]
+    [TestCase("--paused", "true")]
+    public async Task AVmThatWasStartedPausedAndRunsGoesOnRunning(params string[] paused)
+    {
+        await Vmm.StartVm("a", paused);
+        await Vmm.Ok("cont", "--vm", "a");
+        await Vmm.Ok("update", "--vm", "a");
+        Assert.That(JsonNode.Parse(await Vmm.Ok("status", "--vm", "a", "--json"))!["status"]!.ToString(), Is.EqualTo("running"));
+    }
 
     /// <summary>From the ticker's block, which follows the others at the next 2 MiB.</summary>
     private async Task<double> LongestPauseMs(PeerProcess vm, int ticksAt = 66 << 20) => await Word(vm, ticksAt, 8) / 1e6;

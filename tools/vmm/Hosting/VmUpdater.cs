@@ -157,9 +157,14 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
         for (int i = 0; i < arguments.Count; i++)
         {
             string one = arguments[i];
-            if (s_flags.Contains(one)) continue;
+            if (s_flags.Contains(one))
+            {
+                // A flag may have its value beside it.
+                if (i + 1 < arguments.Count && bool.TryParse(arguments[i + 1], out _)) i++;
+                continue;
+            }
             if (s_perProcess.Contains(one)) { i++; continue; }
-            if (s_perProcess.Any(p => one.StartsWith(p + "=", StringComparison.Ordinal) || one.StartsWith(p + ":", StringComparison.Ordinal))) continue;
+            if (s_perProcess.Concat(s_flags).Any(p => one.StartsWith(p + "=", StringComparison.Ordinal) || one.StartsWith(p + ":", StringComparison.Ordinal))) continue;
             own.Add(one);
         }
         return own;
