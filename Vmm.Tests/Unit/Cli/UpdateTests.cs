@@ -152,7 +152,7 @@ internal sealed class UpdateTests : EndToEnd
         yield return new TestCaseData(start, "exec sleep 100", "not ready within 3000 ms").SetArgDisplayNames("never listens");
         // The descriptor of the guest's RAM shows in /proc once it has been received.
         yield return new TestCaseData(
-            start, "\"$VMM\" \"$@\" & new=$!; until ls -l /proc/$new/fd 2>&1 | grep -q memfd:vmm-ram-mark; do kill -0 $new || exit 9; done; kill -9 $new; exit 7", "exit code 7")
+            start, "\"$VMM\" \"$@\" & new=$!; until ls -l /proc/$new/fd 2>&1 | grep -q memfd:vmm-ram-mark; do kill -0 $new || exit 9; done; kill -9 $new; wait $new; exit 7", "exit code 7")
             .SetArgDisplayNames("killed after it has the descriptors");
         yield return new TestCaseData(start, "for a; do shift; [ \"$a\" = scratch ] && a=ticker,block=ticks,id=other; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "scratch")
             .SetArgDisplayNames("does not know a section");
@@ -170,8 +170,12 @@ internal sealed class UpdateTests : EndToEnd
     public async Task WhateverHappensToTheNewProcessTheVmGoesOnInTheOldOne(bool exec, string? script, string reason)
     {
         PeerProcess vm = await StartWithDevice();
+        // As an earlier process with its pid may have left it.
+        await File.WriteAllTextAsync(Vmm[$"vmm/{vm.Pid}.cpr"], "");
+        string?[] before = [.. exec ? Vmm.Registered : Vmm.Registered.Where(n => n != $"{vm.Pid}.cpr")];
         CliResult result = await UpdateTo(script, exec);
         Assert.That(result.Code, Is.Not.EqualTo(ExitCode.Ok));
+        Assert.That(Vmm.Registered, Is.EqualTo(before), "what was made for the update is gone");
         Assert.That(result.Error, Does.Contain(reason));
         Assert.That(await Vmm.State(vm), Is.EqualTo("running"));
         Assert.That(await LongestPauseMs(vm), Is.LessThan(1000), "by the guest's own clock");

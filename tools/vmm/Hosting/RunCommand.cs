@@ -38,7 +38,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         using Vm vm = CreateVm(services, inherited ?? cpr?.Incoming);
         using QmpServer server = vm.Services.GetRequiredService<QmpServer>();
         server.Listen(registration.ListenPath);
-        server.Updater = new VmUpdater(context, directory, vm, () => Rehearse(services, directory)).Update;
+        server.Updater = new VmUpdater(context, directory, registration, vm, () => Rehearse(services, directory)).Update;
         if (registration.Replaces is not null || inherited is not null) TakeOverWhenHere(vm, server, registration);
         string incoming = StartIncoming(vm);
         cpr?.Dispose();

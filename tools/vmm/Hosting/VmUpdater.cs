@@ -19,7 +19,7 @@ namespace Vmm.Tools.Cli.Hosting;
 /// Carries this process's VM into a new one: starts it, hands over by cpr-transfer, waits until it has the VM. Whatever fails before it has
 /// confirmed, the VM goes on here and the new process is ended. One update at a time.
 /// </summary>
-internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm, Action rehearse)
+internal sealed class VmUpdater(CliContext context, VmDirectory directory, VmRegistration registration, Vm vm, Action rehearse)
 {
     /// <summary>For the name and the socket, after the VM has moved: a few file operations.</summary>
     private static readonly TimeSpan s_takeOver = TimeSpan.FromSeconds(60);
@@ -61,6 +61,9 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
             .. Own(context.CommandLine), "--incoming", MigrationChannelArgument.Unix("main", main), "--incoming", MigrationChannelArgument.Unix("cpr", cpr),
             "--replaces", $"{Environment.ProcessId}",
         ];
+        // Left behind by an earlier process of this pid, it would be taken for the next one's.
+        File.Delete(main);
+        File.Delete(cpr);
         using NextProcess next = NextProcess.Start(request.Binary, arguments);
         MigrationParameters before = engine.Parameters.Current;
         KeyValuePair<MigrationCapability, bool>[] capabilities = Capabilities(engine);
@@ -85,21 +88,29 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, Vm vm
         }
         catch (OperationCanceledException e)
         {
-            next.End();
+            End(next);
             throw NotReady(request, e);
         }
         catch
         {
-            if (!vm.RunState.State.Equals(Core.RunStates.RunState.PostMigrate)) next.End();
+            if (!vm.RunState.State.Equals(Core.RunStates.RunState.PostMigrate)) End(next);
             throw;
         }
         finally
         {
-            engine.Parameters.Replace(before);
-            engine.Capabilities.Apply(capabilities);
             File.Delete(main);
             File.Delete(cpr);
+            engine.Parameters.Replace(before);
+            engine.Capabilities.Apply(capabilities);
         }
+    }
+
+    /// <summary>Ends it and removes the sockets that it could not remove itself.</summary>
+    private void End(NextProcess next)
+    {
+        next.End();
+        File.Delete(registration.NextPath(next.Pid));
+        directory.RemoveLeftovers();
     }
 
     /// <summary>Replaces the process; who asked sees the connection end, and finds the VM again by name.</summary>

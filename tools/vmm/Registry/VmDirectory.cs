@@ -17,6 +17,9 @@ internal sealed class VmDirectory
     private const string LockName = ".lock";
     private static readonly TimeSpan s_lockDeadline = TimeSpan.FromSeconds(5);
 
+    /// <summary>Sockets of an update, named for the process that made them.</summary>
+    private static readonly string[] s_perProcess = [".next", ".main", ".cpr", ".try.main", ".try.cpr", ".try.dev"];
+
     private VmDirectory(string path) => DirectoryPath = path;
 
     public string DirectoryPath { get; }
@@ -127,6 +130,18 @@ internal sealed class VmDirectory
         return all.FirstOrDefault(e => e.Key == vm)
             ?? all.FirstOrDefault(e => e.Pid.ToString(CultureInfo.InvariantCulture) == vm)
             ?? throw CliException.Unreachable($"--vm '{vm}': no such VM runs", all.Count > 0 ? $"running: {Keys(all)}" : null);
+    }
+
+    /// <summary>Removes the sockets of updates whose process was ended before it could: a program that starts <c>vmm</c> for its part has another pid.</summary>
+    internal void RemoveLeftovers()
+    {
+        foreach (string file in Directory.EnumerateFiles(DirectoryPath))
+        {
+            string name = Path.GetFileName(file);
+            string? suffix = Array.Find(s_perProcess, s => name.EndsWith(s, StringComparison.Ordinal));
+            if (suffix is null || !int.TryParse(name[..^suffix.Length], NumberStyles.None, CultureInfo.InvariantCulture, out int pid)) continue;
+            if (VmEntry.ReadStartTicks(pid) is null && !Answers(file)) File.Delete(file);
+        }
     }
 
     internal void Unregister(VmEntry entry)
