@@ -23,6 +23,24 @@ public sealed record CprVfioDevice(string Name, int DevId, uint IoasId, uint Hwp
 /// <param name="Devices">IOMMUFD devices.</param>
 public sealed record CprIncoming(MigrationMode Mode, IReadOnlyList<CprFd> Fds, IReadOnlyList<CprVfioDevice> Devices) : IDisposable
 {
+    /// <summary>For another VM, should the first that is made of it fail: that one's descriptors are closed then.</summary>
+    /// <returns>The same with descriptors of its own; the caller's.</returns>
+    /// <exception cref="ChannelException">The process has no room for more descriptors.</exception>
+    public CprIncoming Duplicate()
+    {
+        var copies = new List<CprFd>();
+        try
+        {
+            foreach (CprFd fd in Fds) copies.Add(fd with { Fd = Posix.Duplicate(fd.Fd) });
+            return this with { Fds = copies };
+        }
+        catch
+        {
+            foreach (CprFd copy in copies) copy.Fd.Dispose();
+            throw;
+        }
+    }
+
     /// <summary>Closes the descriptors that nobody took.</summary>
     public void Dispose()
     {

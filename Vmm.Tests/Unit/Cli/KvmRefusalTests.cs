@@ -172,6 +172,16 @@ internal sealed class KvmRefusalTests : KvmEndToEnd
         Assert.That(status, Does.Contain("running"));
     }
 
+    [Test]
+    public async Task A_workload_that_does_without_KVM_is_updated([Values] bool exec)
+    {
+        using VmmCommands.Running run = Vmm.StartThrough(Namespace(), $"{Forbidden} && exec \"$@\"", "run", "--name", "vm", "--accel", "auto", "--kernel", "builtin:memcheck", "--workload", "pattern,rate=1M", "--memory", "3M");
+        await run.Line("ready:");
+        await Vmm.Ok(["update", "--vm", "vm", .. exec ? (string[])["--exec"] : []]);
+        Assert.That(await Vmm.Ok("status", "--vm", "vm"), Does.Contain("running"));
+        await Vmm.Ok("quit", "--vm", "vm");
+    }
+
     /// <summary>A shell in a mount namespace of its own. CI has to allow it.</summary>
     private static string[] Namespace()
     {

@@ -119,14 +119,18 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
     private Vm CreateVm(ServiceProvider services, CprIncoming? cpr)
     {
         VmFactory factory = services.GetRequiredService<VmFactory>();
+        bool canDoWithout = options is { HasWorkload: true, Vm.Accelerator: "auto" };
+        CprIncoming? again = canDoWithout ? cpr?.Duplicate() : null;
         try
         {
-            return factory.Create(options.Vm with { Cpr = cpr });
+            Vm vm = factory.Create(options.Vm with { Cpr = cpr });
+            again?.Dispose();
+            return vm;
         }
-        catch (KvmException e) when (options is { HasWorkload: true, Vm.Accelerator: "auto" })
+        catch (KvmException e) when (canDoWithout)
         {
             context.Note($"no guest runs, only the --workload: {VmmException.Describe(e)}");
-            return factory.Create(options.Vm with { Cpr = cpr, Accelerator = "none", Kernel = null });
+            return factory.Create(options.Vm with { Cpr = again, Accelerator = "none", Kernel = null });
         }
         catch (ConfigurationException e)
         {
