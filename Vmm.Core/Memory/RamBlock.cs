@@ -249,7 +249,9 @@ public sealed unsafe class RamBlock : IDisposable
     private static OwnedFd Inherited(RamBlockOptions options, OwnedFd fd)
     {
         Errno errno = Posix.Stat(fd, out LibC.StatBuffer stat);
-        if (errno == Errno.None && (ulong)stat.SizeBytes == options.SizeBytes) return fd;
+        // A file of the user's may be larger than the block; a memfd was made for it.
+        bool fits = options.FilePath is null ? (ulong)stat.SizeBytes == options.SizeBytes : (ulong)stat.SizeBytes >= options.SizeBytes;
+        if (errno == Errno.None && fits) return fd;
         fd.Dispose();
         throw errno != Errno.None
             ? Posix.Error($"RAM block '{options.Name}': inherited descriptor", errno)
