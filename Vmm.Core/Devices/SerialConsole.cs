@@ -1,5 +1,6 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
+using Vmm.Core.SaveVm;
 
 namespace Vmm.Core.Devices;
 
@@ -59,41 +60,44 @@ internal sealed class SerialInput(IDeviceServices services, Serial16550 port, Ow
 
 /// <summary>
 /// A Unix socket at the far end of a serial line, for one client at a time. What the guest sends while none is there, or faster than the client
-/// reads, is dropped: a console must not hold up a guest. BQL: held for every call.
+/// reads, is dropped: a console must not hold up a guest. Socket and client outlive the process in an update. BQL: held for every call.
 /// </summary>
 internal sealed class SerialSocketLine : ISerialLine, IDisposable
 {
-    private const int UnixFamily = 1;
+    private const int UnixFamily = 1, ListenerFd = 0, ClientFd = 1;
+    private const MigrationModes Modes = MigrationModes.CprTransfer | MigrationModes.CprExec;
 
     private readonly IDeviceServices _services;
-    private readonly string _path;
+    private readonly string _path, _cprName;
     private readonly OwnedFd _listener;
-    private readonly IDisposable _accepts;
+    private readonly List<IDisposable> _registrations = [];
+    private IDisposable? _accepts, _clientEntry;
     private Serial16550? _port;
     private OwnedFd? _client;
     private SerialInput? _input;
     private bool _running, _disposed;
+    // The path and what arrives are another process's: not here yet, or here no more.
+    private bool _elsewhere;
 
     internal SerialSocketLine(string device, string path, IDeviceServices services)
     {
-        (_services, _path) = (services, path);
-        _listener = Posix.Socket(UnixFamily);
+        (_services, _path, _cprName) = (services, path, $"{device}_chardev");
+        OwnedFd? inherited = services.CprFds.Take(_cprName, ListenerFd);
+        _elsewhere = inherited is not null;
+        _listener = inherited ?? Listen(device, path);
         try
         {
-            byte[] address = Posix.UnixAddress(path);
-            Errno errno = Posix.Bind(_listener, address);
-            if (errno == Errno.EADDRINUSE && IsLeftBehind(address))
-            {
-                File.Delete(path);
-                errno = Posix.Bind(_listener, address);
-            }
-            if (errno == Errno.None) errno = Posix.Listen(_listener, 1);
-            if (errno != Errno.None) throw new ConfigurationException($"device '{device}': option 'socket': cannot listen at '{path}': {Posix.Describe(errno)}");
-            _accepts = services.EventFds.Add(_listener, OnConnection);
+            // Two processes may be told of one connection.
+            Posix.SetNonBlocking(_listener, true);
+            _registrations.Add(services.CprFds.Save(_cprName, ListenerFd, _listener));
+            _registrations.Add(services.Notifiers.Add(OnMigration, Modes));
+            services.CprFds.Arrived += OnArrived;
+            if (!_elsewhere) Accept(true);
+            else services.EventFds.Prepare();
         }
         catch
         {
-            _listener.Dispose();
+            Dispose();
             throw;
         }
     }
@@ -109,35 +113,97 @@ internal sealed class SerialSocketLine : ISerialLine, IDisposable
     public void Dispose()
     {
         _disposed = true;
-        _accepts.Dispose();
+        _services.CprFds.Arrived -= OnArrived;
+        for (int i = _registrations.Count - 1; i >= 0; i--) _registrations[i].Dispose();
+        _registrations.Clear();
+        Accept(false);
+        // Closed, not shut down: the client may be another process's.
         Drop();
         _listener.Dispose();
-        File.Delete(_path);
+        if (!_elsewhere) File.Delete(_path);
     }
 
-    internal void Attach(Serial16550 port) => _port = port;
+    internal void Attach(Serial16550 port)
+    {
+        _port = port;
+        if (_services.CprFds.Take(_cprName, ClientFd) is { } client) Serve(client);
+    }
 
     internal void SetRunning(bool running)
     {
         _running = running;
-        _input?.SetRunning(running);
+        _input?.SetRunning(running && !_elsewhere);
+    }
+
+    private static OwnedFd Listen(string device, string path)
+    {
+        OwnedFd listener = Posix.Socket(UnixFamily);
+        try
+        {
+            byte[] address = Posix.UnixAddress(path);
+            Errno errno = Posix.Bind(listener, address);
+            if (errno == Errno.EADDRINUSE && IsLeftBehind(address))
+            {
+                File.Delete(path);
+                errno = Posix.Bind(listener, address);
+            }
+            if (errno == Errno.None) errno = Posix.Listen(listener, 1);
+            if (errno != Errno.None) throw new ConfigurationException($"device '{device}': option 'socket': cannot listen at '{path}': {Posix.Describe(errno)}");
+            return listener;
+        }
+        catch
+        {
+            listener.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>A client that comes between is the next process's, and what it sends too; nobody else knows of it.</summary>
+    private void OnMigration(MigrationEvent what)
+    {
+        bool goesOn = what == MigrationEvent.PrecopyFailed;
+        _elsewhere |= what == MigrationEvent.PrecopyDone;
+        Accept(goesOn && !_elsewhere);
+        _input?.SetRunning(goesOn && _running && !_elsewhere);
+    }
+
+    private void OnArrived()
+    {
+        _elsewhere = false;
+        Accept(true);
+    }
+
+    private void Accept(bool on)
+    {
+        if (on) _accepts ??= _services.EventFds.Add(_listener, OnConnection);
+        else
+        {
+            _accepts?.Dispose();
+            _accepts = null;
+        }
     }
 
     private void OnConnection()
     {
         using (_services.Bql.Acquire())
         {
-            if (_disposed || Posix.Accept(_listener, out _) is not { } client) return;
+            if (_disposed || _accepts is null || Posix.Accept(_listener, out _) is not { } client) return;
             if (_client is not null || _port is null)
             {
                 client.Dispose();
                 return;
             }
             Posix.SetNonBlocking(client, true);
-            _client = client;
-            _input = new SerialInput(_services, _port, client, Drop);
-            _input.SetRunning(_running);
+            Serve(client);
         }
+    }
+
+    private void Serve(OwnedFd client)
+    {
+        _client = client;
+        _clientEntry = _services.CprFds.Save(_cprName, ClientFd, client);
+        _input = new SerialInput(_services, _port!, client, Drop);
+        _input.SetRunning(_running && !_elsewhere);
     }
 
     /// <summary>A socket that nobody listens at.</summary>
@@ -149,8 +215,9 @@ internal sealed class SerialSocketLine : ISerialLine, IDisposable
 
     private void Drop()
     {
+        _clientEntry?.Dispose();
         _input?.Dispose();
         _client?.Dispose();
-        (_input, _client) = (null, null);
+        (_clientEntry, _input, _client) = (null, null, null);
     }
 }

@@ -70,7 +70,7 @@ internal sealed class SerialTerminalTests : EndToEnd
     }
 
     /// <summary>Sends for each byte that it receives the next one.</summary>
-    private static byte[] Successor() => KvmGuest.Code(static a =>
+    internal static byte[] Successor() => KvmGuest.Code(static a =>
     {
         Iced.Intel.Label wait = a.CreateLabel();
         a.Label(ref wait);

@@ -1,3 +1,4 @@
+using System.Net.Sockets;
 using System.Text.Json.Nodes;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
@@ -134,6 +135,35 @@ internal sealed class UpdateTests : EndToEnd
         Assert.That(await LongestPauseMs(vm, 64 << 20), Is.LessThan(1000));
         await vm.Monitor.Execute("migrate-set-parameters", new JsonObject { ["mode"] = "normal" }, CancellationToken.None);
         await Vmm.Ok("update", "--vm", "a", "--exec");
+    }
+
+    [Test]
+    public async Task TheClientOfASerialSocketStaysConnectedAndNoKeyIsLost([Values] bool exec)
+    {
+        KvmGuest.Require();
+        string kernel = Vmm["echo"], path = Vmm["console"];
+        await File.WriteAllBytesAsync(kernel, SerialTerminalTests.Successor());
+        await Vmm.StartVmOf("a", "4M", "--accel", "kvm", "--kernel", kernel, "--device", $"serial,id=com,socket={path}");
+        using var client = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { ReceiveTimeout = (int)VmmCommands.Deadline.TotalMilliseconds };
+        client.Connect(new UnixDomainSocketEndPoint(path));
+        using var done = new CancellationTokenSource();
+        Task<int> talk = Task.Run(() =>
+        {
+            byte[] answer = new byte[1];
+            int keys = 0;
+            for (; !done.IsCancellationRequested || keys < 10; keys++)
+            {
+                client.Send([(byte)keys]);
+                Assert.That((client.Receive(answer), answer[0]), Is.EqualTo((1, (byte)(keys + 1))));
+            }
+            return keys;
+        });
+        for (int i = 0; i < 2; i++) await Vmm.Ok(["update", "--vm", "a", .. exec ? (string[])["--exec"] : []]);
+        await done.CancelAsync();
+        TestContext.Out.WriteLine($"{await talk} keys");
+        await Vmm.Ok("quit", "--vm", "a");
+        Assert.That(client.Receive(new byte[1]), Is.Zero, "the last process ends the connection");
+        Assert.That(SpinWait.SpinUntil(() => !File.Exists(path), VmmCommands.Deadline), "and removes the socket");
     }
 
     /// <summary>A VM with a served edu function whose guest stands still once an interrupt is lost.</summary>
