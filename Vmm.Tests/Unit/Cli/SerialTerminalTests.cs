@@ -3,6 +3,7 @@ using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 using Vmm.Tests.Unit.Kvm;
 using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Registry;
 using static Iced.Intel.AssemblerRegisters;
 
 namespace Vmm.Tests.Unit.Cli;
@@ -66,6 +67,31 @@ internal sealed class SerialTerminalTests : EndToEnd
         }
         vm.Signal(SigTerm);
         Assert.That((await vm.Finish()).Error, Does.Contain("ready:"));
+        Assert.That(pty.Mode, Is.EqualTo(usual));
+    }
+
+    [Test]
+    public async Task A_guest_reads_the_terminal_of_stdin_in_the_next_process_too([Values] bool exec)
+    {
+        KvmGuest.Require();
+        using var pty = new Pty();
+        byte[] usual = pty.Mode;
+        string kernel = Vmm["echo"];
+        await File.WriteAllBytesAsync(kernel, Successor());
+        using VmmCommands.Running vm = Vmm.StartThrough(["sh"], $"export TERM=dumb; exec \"$@\" <{pty.Path} >{pty.Path}", "run", "--name", "vm", "--memory", "4M", "--accel", "kvm", "--kernel", kernel,
+            "--device", "serial,input=/dev/stdin,output=/dev/stdout");
+        await vm.Line("ready:");
+        pty.Type((byte)'a');
+        Assert.That((char)pty.Shown(), Is.EqualTo('b'));
+        await Vmm.Ok(["update", "--vm", "vm", .. exec ? (string[])["--exec"] : []]);
+        if (!exec) Assert.That(SpinWait.SpinUntil(() => VmEntry.ReadStartTicks(vm.Pid) is null, VmmCommands.Deadline), "the old process ends");
+        foreach (char key in "HAL8")
+        {
+            pty.Type((byte)key);
+            Assert.That((char)pty.Shown(), Is.EqualTo((char)(key + 1)));
+        }
+        await Vmm.Ok("quit", "--vm", "vm");
+        await vm.Finish();
         Assert.That(pty.Mode, Is.EqualTo(usual));
     }
 

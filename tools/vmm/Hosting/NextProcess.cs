@@ -32,7 +32,7 @@ internal sealed class NextProcess : IDisposable
         string[] program = Program(binary);
         try
         {
-            var info = new ProcessStartInfo(program[0], [.. program[1..], .. arguments]) { RedirectStandardInput = true, RedirectStandardOutput = quiet, RedirectStandardError = quiet };
+            var info = new ProcessStartInfo(program[0], [.. program[1..], .. arguments]) { RedirectStandardInput = quiet, RedirectStandardOutput = quiet, RedirectStandardError = quiet };
             return new NextProcess(Process.Start(info)!);
         }
         catch (Win32Exception e)
