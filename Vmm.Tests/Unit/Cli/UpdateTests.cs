@@ -1,5 +1,7 @@
 using System.Net.Sockets;
 using System.Text.Json.Nodes;
+using Vmm.Core.Interop;
+using Vmm.Migration.Qmp;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 using Vmm.Tests.Unit.Kvm;
@@ -164,6 +166,21 @@ internal sealed class UpdateTests : EndToEnd
         await Vmm.Ok("quit", "--vm", "a");
         Assert.That(client.Receive(new byte[1]), Is.Zero, "the last process ends the connection");
         Assert.That(SpinWait.SpinUntil(() => !File.Exists(path), VmmCommands.Deadline), "and removes the socket");
+    }
+
+    /// <summary>Before anything has come, and while it waits for the VM.</summary>
+    [Test]
+    public async Task AProcessWhoseVmCannotComeAnyMoreEnds([Values] bool cpr)
+    {
+        PeerProcess old = await Vmm.StartVm("a");
+        VmmCommands.Running next = Vmm.Start(
+            ["run", "--name", "a", "--memory", "64M", "--replaces", $"{old.Pid}", "--incoming", $"unix:{Vmm["main"]}", .. cpr ? (string[])["--incoming", MigrationChannelArgument.Unix("cpr", Vmm["cpr"])] : []]);
+        if (cpr) Assert.That(SpinWait.SpinUntil(() => File.Exists(Vmm["cpr"]), VmmCommands.Deadline), "it waits");
+        else await next.Line("ready:");
+        LibC.kill(old.Pid, SigKill);
+        CliResult result = await next.Finish();
+        Assert.That((result.Code, result.Error), Is.EqualTo((ExitCode.Failed, result.Error)));
+        Assert.That(result.Error, Does.Contain($"process {old.Pid} has ended, and its VM has not arrived"));
     }
 
     /// <summary>A VM with a served edu function whose guest stands still once an interrupt is lost.</summary>

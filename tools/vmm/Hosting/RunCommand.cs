@@ -30,17 +30,19 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         using VmRegistration registration = directory.Register(options.Vm.Name, options.QmpPath, memoryBytes, options.Replaces, isAgain: inherited is not null);
         await using ServiceProvider services = VmHost.Build(verbose,
             options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name));
+        using OldProcess? old = options.Replaces is { } pid ? new OldProcess(pid) : null;
         // Who waits for a VM has the time, and the VM then stands still for less.
         bool waits = options.Replaces is not null || options.Incoming is { IsSocket: true };
         if (waits) Rehearse(services, directory);
         if (inherited is not null && options.Cpr is not null) context.Note("the cpr channel is not used: this process has replaced itself");
-        using CprTransferReceiver? cpr = options.Cpr is null || inherited is not null ? null : CprTransferReceiver.Receive(options.Cpr, context.Interrupted);
+        using CprTransferReceiver? cpr = options.Cpr is null || inherited is not null ? null : Receive(options.Cpr, old);
         using Vm vm = CreateVm(services, inherited ?? cpr?.Incoming);
         using QmpServer server = vm.Services.GetRequiredService<QmpServer>();
         server.Listen(registration.ListenPath);
         server.Updater = new VmUpdater(context, directory, registration, vm, () => Rehearse(services, directory)).Update;
         if (registration.Replaces is not null || inherited is not null) TakeOverWhenHere(vm, server, registration);
         string incoming = StartIncoming(vm);
+        if (old is not null) EndWithout(old, vm);
         cpr?.Dispose();
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
         context.Note($"ready: pid {Environment.ProcessId}, qmp {registration.Entry.QmpPath}{incoming}");
@@ -115,6 +117,37 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
             return false;
         }
     }
+
+    private CprTransferReceiver Receive(MigrationAddress address, OldProcess? old)
+    {
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(context.Interrupted, old?.Ended ?? CancellationToken.None);
+        try
+        {
+            return CprTransferReceiver.Receive(address, limit.Token);
+        }
+        catch (OperationCanceledException e) when (old is { Ended.IsCancellationRequested: true })
+        {
+            throw new CliException(ExitCode.Failed, Gone(old), e);
+        }
+    }
+
+    private void EndWithout(OldProcess old, Vm vm)
+    {
+        IMigrationEngine engine = vm.Migration();
+        void Look(MigrationStatus status)
+        {
+            // A stream that has begun may be whole, or else it fails.
+            bool waits = status == MigrationStatus.Setup || status.IsTerminal();
+            if (!old.Ended.IsCancellationRequested || !waits || vm.RunState.State != RunState.InMigrate) return;
+            context.Note(Gone(old));
+            _end.TrySetResult(ExitCode.Failed);
+        }
+
+        engine.StatusChanged += Look;
+        old.Ended.Register(() => Look(engine.Status));
+    }
+
+    private static string Gone(OldProcess old) => $"process {old.Pid} has ended, and its VM has not arrived";
 
     private Vm CreateVm(ServiceProvider services, CprIncoming? cpr)
     {
