@@ -41,7 +41,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         server.Listen(registration.ListenPath);
         server.Updater = new VmUpdater(context, directory, registration, vm, () => Rehearse(services, directory)).Update;
         if (registration.Replaces is not null || inherited is not null) TakeOverWhenHere(vm, server, registration);
-        string incoming = StartIncoming(vm);
+        string incoming = StartIncoming(vm, registration);
         if (old is not null) EndWithout(old, vm);
         cpr?.Dispose();
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
@@ -175,14 +175,21 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         }
     }
 
-    private string StartIncoming(Vm vm)
+    private string StartIncoming(Vm vm, VmRegistration registration)
     {
         if (options.Incoming is not { } address) return string.Empty;
         IMigrationEngine engine = vm.Migration();
         engine.StatusChanged += status =>
         {
             bool inherited = vm.CprFds.IsIncoming;
-            if (status is not (MigrationStatus.Failed or MigrationStatus.Cancelled) || vm.RunState.State != RunState.InMigrate) return;
+            if (status is not (MigrationStatus.Failed or MigrationStatus.Cancelled)) return;
+            if (vm.RunState.State != RunState.InMigrate)
+            {
+                // The other side has let go: what is here is the only one.
+                if (engine.Query() is { IsIncoming: true, Error: { } error })
+                    context.Note($"the VM has arrived and is {vm.RunState.State.ToWireName()}, qmp {registration.ListenPath}: {error}");
+                return;
+            }
             if (status == MigrationStatus.Cancelled && !inherited) return;
             // With a socket the VM goes on waiting; with anything else there is nothing left to wait for. Memory and devices that came by
             // descriptor are the other process's again: whoever tries once more begins with a new process.
