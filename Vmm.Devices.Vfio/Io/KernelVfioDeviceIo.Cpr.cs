@@ -12,9 +12,12 @@ internal sealed partial class KernelVfioDeviceIo : IVfioCprIo
     /// <summary>Whether the device is another process's still: nothing that changes it is asked of the kernel.</summary>
     internal bool IsArriving { get; init; }
 
-    private bool _arrived;
+    private bool _arrived, _suspended;
 
-    private bool IsUntouchable => IsArriving && !_arrived;
+    /// <summary>What changes the device is not asked of the kernel: it is not this process's yet, or not any more.</summary>
+    private bool IsUntouchable => IsOnItsWay || _suspended;
+
+    private bool IsOnItsWay => IsArriving && !_arrived;
 
     /// <inheritdoc/>
     /// <remarks>Spec vfio-migration 7.5.</remarks>
@@ -35,7 +38,11 @@ internal sealed partial class KernelVfioDeviceIo : IVfioCprIo
     public void EnterCpr(CprFdTable table, string id) => _entered = table.Save(Name, 0, _fd);
 
     /// <inheritdoc/>
-    public void SuspendCpr() => Type1!.SuspendAddresses();
+    public void SuspendCpr()
+    {
+        Type1!.SuspendAddresses();
+        _suspended = true;
+    }
 
     /// <inheritdoc/>
     public void LoadCpr() => Type1!.TakeAddresses();
@@ -43,8 +50,9 @@ internal sealed partial class KernelVfioDeviceIo : IVfioCprIo
     /// <inheritdoc/>
     public void ResumeCpr()
     {
-        if (!IsUntouchable)
+        if (!IsOnItsWay)
         {
+            _suspended = false;
             Type1!.TakeAddresses();
             return;
         }
