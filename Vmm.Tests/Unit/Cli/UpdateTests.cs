@@ -197,9 +197,9 @@ internal sealed class UpdateTests : EndToEnd
         yield return new TestCaseData(start, null, "cannot start").SetArgDisplayNames("no such program");
         yield return new TestCaseData(start, "exit 3", "exit code 3").SetArgDisplayNames("ends at once");
         yield return new TestCaseData(start, "exec sleep 100", "not ready within 3000 ms").SetArgDisplayNames("never listens");
-        // The descriptor of the guest's RAM shows in /proc once it has been received.
+        // The descriptor of the guest's RAM shows in /proc once it has been received. A pipe that nobody reads holds the process up behind that.
         yield return new TestCaseData(
-            start, "\"$VMM\" \"$@\" & new=$!; until ls -l /proc/$new/fd 2>&1 | grep -q memfd:vmm-ram-mark; do kill -0 $new || exit 9; done; kill -9 $new; wait $new; exit 7", "exit code 7")
+            start, "mkfifo \"$0.pipe\"; \"$VMM\" \"$@\" --device serial,id=late,output=\"$0.pipe\" & new=$!; until ls -l /proc/$new/fd 2>&1 | grep -q memfd:vmm-ram-mark; do kill -0 $new || exit 9; done; kill -9 $new; wait $new; rm \"$0.pipe\"; exit 7", "exit code 7")
             .SetArgDisplayNames("killed after it has the descriptors");
         yield return new TestCaseData(start, "for a; do shift; [ \"$a\" = scratch ] && a=ticker,block=ticks,id=other; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "scratch")
             .SetArgDisplayNames("does not know a section");
