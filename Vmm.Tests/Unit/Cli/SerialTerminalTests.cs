@@ -55,11 +55,7 @@ internal sealed class SerialTerminalTests : EndToEnd
         KvmGuest.Require();
         using var pty = new Pty();
         byte[] usual = pty.Mode;
-        string kernel = Vmm["echo"];
-        await File.WriteAllBytesAsync(kernel, Successor());
-        using VmmCommands.Running vm = Vmm.StartThrough(["sh"], $"export TERM=dumb; exec \"$@\" <{pty.Path} >{pty.Path}", "run", "--name", "vm", "--memory", "4M", "--accel", "kvm", "--kernel", kernel,
-            "--device", "serial,input=/dev/stdin,output=/dev/stdout");
-        await vm.Line("ready:");
+        using VmmCommands.Running vm = await StartEcho(pty);
         foreach (char key in "aHAL8")
         {
             pty.Type((byte)key);
@@ -70,17 +66,24 @@ internal sealed class SerialTerminalTests : EndToEnd
         Assert.That(pty.Mode, Is.EqualTo(usual));
     }
 
+    /// <summary>A guest that answers each key with the one behind it, at a terminal.</summary>
+    private async Task<VmmCommands.Running> StartEcho(Pty pty)
+    {
+        string kernel = Vmm["echo"];
+        await File.WriteAllBytesAsync(kernel, Successor());
+        VmmCommands.Running vm = Vmm.StartThrough(["sh"], $"export TERM=dumb; exec \"$@\" <{pty.Path} >{pty.Path}", "run", "--name", "vm", "--memory", "4M", "--accel", "kvm", "--kernel", kernel,
+            "--device", "serial,input=/dev/stdin,output=/dev/stdout");
+        await vm.Line("ready:");
+        return vm;
+    }
+
     [Test]
     public async Task A_guest_reads_the_terminal_of_stdin_in_the_next_process_too([Values] bool exec)
     {
         KvmGuest.Require();
         using var pty = new Pty();
         byte[] usual = pty.Mode;
-        string kernel = Vmm["echo"];
-        await File.WriteAllBytesAsync(kernel, Successor());
-        using VmmCommands.Running vm = Vmm.StartThrough(["sh"], $"export TERM=dumb; exec \"$@\" <{pty.Path} >{pty.Path}", "run", "--name", "vm", "--memory", "4M", "--accel", "kvm", "--kernel", kernel,
-            "--device", "serial,input=/dev/stdin,output=/dev/stdout");
-        await vm.Line("ready:");
+        using VmmCommands.Running vm = await StartEcho(pty);
         pty.Type((byte)'a');
         Assert.That((char)pty.Shown(), Is.EqualTo('b'));
         await Vmm.Ok(["update", "--vm", "vm", .. exec ? (string[])["--exec"] : []]);
