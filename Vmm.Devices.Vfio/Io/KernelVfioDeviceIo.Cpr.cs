@@ -12,12 +12,9 @@ internal sealed partial class KernelVfioDeviceIo : IVfioCprIo
     /// <summary>Whether the device is another process's still: nothing that changes it is asked of the kernel.</summary>
     internal bool IsArriving { get; init; }
 
-    private bool _arrived, _suspended;
+    private bool _arrived;
 
-    /// <summary>What changes the device is not asked of the kernel: it is not this process's yet, or not any more.</summary>
-    private bool IsUntouchable => IsOnItsWay || _suspended;
-
-    private bool IsOnItsWay => IsArriving && !_arrived;
+    private bool IsUntouchable => IsArriving && !_arrived;
 
     /// <inheritdoc/>
     /// <remarks>Spec vfio-migration 7.5.</remarks>
@@ -38,11 +35,7 @@ internal sealed partial class KernelVfioDeviceIo : IVfioCprIo
     public void EnterCpr(CprFdTable table, string id) => _entered = table.Save(Name, 0, _fd);
 
     /// <inheritdoc/>
-    public void SuspendCpr()
-    {
-        Type1!.SuspendAddresses();
-        _suspended = true;
-    }
+    public void SuspendCpr() => Type1!.SuspendAddresses();
 
     /// <inheritdoc/>
     public void LoadCpr() => Type1!.TakeAddresses();
@@ -50,9 +43,8 @@ internal sealed partial class KernelVfioDeviceIo : IVfioCprIo
     /// <inheritdoc/>
     public void ResumeCpr()
     {
-        if (!IsOnItsWay)
+        if (!IsUntouchable)
         {
-            _suspended = false;
             Type1!.TakeAddresses();
             return;
         }

@@ -238,22 +238,6 @@ internal sealed class KernelCprTests
     }
 
     [Test]
-    public void ASuspendedDeviceIsLeftAlone()
-    {
-        using KernelVfioDeviceIo io = Open();
-        io.SuspendCpr();
-        _host.Kernel.Calls.Clear();
-        Assert.That(Touch(), Is.All.EqualTo(Errno.None));
-        Assert.That((_host.Kernel.Calls, _host.Kernel.Accesses.Count(static a => a.IsWrite)), Is.EqualTo((Array.Empty<string>(), 0)));
-        io.ResumeCpr();
-        Assert.That(Touch(), Is.All.EqualTo(Errno.None));
-        Assert.That(_host.Kernel.Calls, Does.Contain("device: RESET").And.Contain("device: SET_IRQS"));
-        Assert.That(_host.Kernel.Accesses.Count(static a => a.IsWrite), Is.EqualTo(1));
-
-        Errno[] Touch() => [io.Reset(), io.RegionWrite(VfioPciRegion.Config, 4, [7, 0]), io.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionTrigger, 0, 0, 0), [], [])];
-    }
-
-    [Test]
     public void ADescriptorThatDidNotComeIsNamed()
     {
         using var memory = new GuestMemory();
