@@ -60,7 +60,7 @@ public sealed class LabCprTests : LabFixture
     {
         using var lab = new LabVfio();
         using var table = new CprFdTable();
-        KernelVfioDeviceIo old = Open(lab, table);
+        using KernelVfioDeviceIo old = Open(lab, table);
         old.SuspendCpr();
         using (var next = new NextHand(lab, table)) next.Io.LoadCpr();
         old.ResumeCpr();
