@@ -62,7 +62,6 @@ internal sealed class VmUpdater(CliContext context, VmDirectory directory, VmReg
             "--replaces", $"{Environment.ProcessId}",
         ];
         // Left behind by an earlier process of this pid, it would be taken for the next one's.
-        File.Delete(main);
         File.Delete(cpr);
         using NextProcess next = NextProcess.Start(request.Binary, arguments);
         MigrationParameters before = engine.Parameters.Current;
