@@ -168,7 +168,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
 
     /// <summary>Starts the guest (QEMU: <c>qmp_cont</c>); in state inmigrate only notes the wish.</summary>
     /// <exception cref="DeviceNotActiveException">The state does not allow it; the message is QEMU's.</exception>
-    /// <exception cref="DeviceStateException">A device refused; the state is as before.</exception>
+    /// <exception cref="DeviceStateException">A device refused, or the VM is another process's; the state is as before.</exception>
     public void Cont()
     {
         using (bql.Acquire())

@@ -15,7 +15,7 @@ namespace Vmm.Devices.Vfio.Containers;
 /// </summary>
 internal sealed partial class Type1Container
 {
-    /// <summary>How often the old process takes one mapping back. The new one takes each once, so that once more is enough.</summary>
+    /// <summary>How often the old process takes one mapping back. The new one takes each once, so that two are enough.</summary>
     private const int MaxTakes = 3;
 
     private bool _suspended;

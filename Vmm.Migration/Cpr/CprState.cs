@@ -27,7 +27,6 @@ internal static class CprState
     /// <exception cref="StreamLimitException">More descriptors or bytes than a reader takes.</exception>
     internal static IReadOnlyList<Part> ToParts(IReadOnlyList<CprFd> fds, IReadOnlyList<CprVfioDevice> devices)
     {
-        ThrowIfTooMany(fds);
         var parts = new List<Part>();
         var bytes = new List<byte>();
         UInt32(bytes, Magic);
@@ -41,6 +40,7 @@ internal static class CprState
         }
         Devices(bytes, devices);
         parts.Add(new Part([.. bytes], null));
+        ThrowIfOver(fds.Count, parts.Sum(static p => (long)p.Bytes.Length));
         return parts;
     }
 
@@ -48,7 +48,6 @@ internal static class CprState
     /// <exception cref="StreamLimitException">More descriptors or bytes than a reader takes.</exception>
     internal static byte[] ToBytes(IReadOnlyList<CprFd> fds, IReadOnlyList<CprVfioDevice> devices)
     {
-        ThrowIfTooMany(fds);
         var bytes = new List<byte>();
         UInt32(bytes, Magic);
         UInt32(bytes, Version);
@@ -58,6 +57,7 @@ internal static class CprState
             UInt32(bytes, (uint)fd.Fd.Number);
         }
         Devices(bytes, devices);
+        ThrowIfOver(fds.Count, bytes.Count);
         return [.. bytes];
     }
 
@@ -115,12 +115,11 @@ internal static class CprState
         return devices;
     }
 
-    /// <summary>Before the VM stops here, rather than in a process behind which there is no way back.</summary>
-    private static void ThrowIfTooMany(IReadOnlyList<CprFd> fds)
+    /// <summary>Here the VM goes on; what only the reader refused could be behind an exec, from which there is no way back.</summary>
+    private static void ThrowIfOver(int fds, long bytes)
     {
-        if (fds.Count > WireLimits.CprFds) throw new StreamLimitException($"CPR state: {fds.Count} descriptors, at most {WireLimits.CprFds} can be handed over (WireLimits.CprFds)");
-        long bytes = fds.Sum(static f => 14L + f.Name.Length);
-        if (bytes > WireLimits.CprStateBytes / 2) throw new StreamLimitException($"CPR state: {bytes} bytes, at most {WireLimits.CprStateBytes / 2} can be handed over");
+        if (fds > WireLimits.CprFds) throw new StreamLimitException($"CPR state: {fds} descriptors, at most {WireLimits.CprFds} can be handed over (WireLimits.CprFds)");
+        if (bytes > WireLimits.CprStateBytes) throw new StreamLimitException($"CPR state: {bytes} bytes, at most {WireLimits.CprStateBytes} can be handed over (WireLimits.CprStateBytes)");
     }
 
     private static void Record(List<byte> bytes, CprFd fd)
