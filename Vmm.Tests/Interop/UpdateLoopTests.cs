@@ -57,7 +57,7 @@ internal sealed class UpdateLoopTests : EndToEnd
         await With(async m => seen = await guest.Look(m, Vmm["words"]));
         List<double> pauses = [], gaps = [];
         long bytes = 0;
-        int descriptors = 0;
+        List<string> descriptors = [];
         for (int i = 0; i < updates; i++)
         {
             JsonNode result = JsonNode.Parse(await Vmm.Ok(["update", "--vm", "a", "--json", .. exec ? (string[])["--exec"] : []]))!;
@@ -71,10 +71,8 @@ internal sealed class UpdateLoopTests : EndToEnd
                 await GoesOn(guest, monitor, seen.Interrupts, i);
             });
             int pid = result["pid"]!.GetValue<int>();
-            if (i == 0) descriptors = Descriptors(pid).Count;
-            // The connection just closed is open at the other end for a moment.
-            Assert.That(SpinWait.SpinUntil(() => Descriptors(pid).Count <= descriptors, VmmCommands.Deadline), Is.True,
-                () => $"update {i + 1}: {descriptors} descriptors were open after the first, now: {string.Join(", ", Descriptors(pid))}");
+            if (i == 0) descriptors = LeakCheck.Descriptors(pid);
+            LeakCheck.NoMoreThan(descriptors, pid);
         }
         await Patiently((m, cancel) => guest.Verify(m, Vmm["words"], cancel));
         await Vmm.Ok("quit", "--vm", "a");
@@ -85,24 +83,6 @@ internal sealed class UpdateLoopTests : EndToEnd
         Assert.That(bytes, Is.LessThan(StreamBytes), "RAM does not travel");
         if (limitMs is { } most) Assert.That((Median(pauses), Median(gaps)), Is.EqualTo((Math.Min(Median(pauses), most), Math.Min(Median(gaps), most))), figures);
         return bytes;
-    }
-
-    /// <summary>What a process has open, without the assemblies that its runtime happens to have needed so far.</summary>
-    private static List<string> Descriptors(int pid)
-    {
-        var open = new List<string>();
-        foreach (string fd in Directory.GetFiles($"/proc/{pid}/fd"))
-        {
-            try
-            {
-                if (File.ResolveLinkTarget(fd, returnFinalTarget: false) is { } target && target.Extension != ".dll") open.Add(target.Name);
-            }
-            catch (FileNotFoundException)
-            {
-                // Closed since it was listed.
-            }
-        }
-        return open;
     }
 
     /// <summary>An interrupt that is lost ends the chain for good.</summary>

@@ -160,9 +160,9 @@ internal sealed class VmmCommands : IAsyncDisposable
             return seen.Task;
         }
 
-        internal async Task<CliResult> Finish()
+        internal async Task<CliResult> Finish(TimeSpan? deadline = null)
         {
-            using var limit = new CancellationTokenSource(_deadline);
+            using var limit = new CancellationTokenSource(deadline ?? _deadline);
             await _process.WaitForExitAsync(limit.Token);
             string output = await _output;
             lock (_errors) return new CliResult((ExitCode)_process.ExitCode, output, _errors.ToString());

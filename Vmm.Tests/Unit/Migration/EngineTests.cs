@@ -341,7 +341,7 @@ public class EngineTests
     [Test, NonParallelizable]
     public async Task NothingIsLeftBehind()
     {
-        List<string> before = LeakCheck.Descriptors();
+        List<string> before = LeakCheck.SettledDescriptors();
         using (var folder = new TempDirectory())
         {
             for (int i = 0; i < 5; i++)
@@ -358,7 +358,7 @@ public class EngineTests
             Assert.That(Directory.GetFiles(folder.Path), Is.Empty, "a VM that still listened removes its socket");
         }
         LeakCheck.WaitFor(() => LeakCheck.Threads().Count == 0, $"threads: {string.Join(", ", LeakCheck.Threads())}");
-        LeakCheck.WaitFor(() => LeakCheck.Descriptors().Count <= before.Count, $"descriptors: {string.Join(", ", LeakCheck.Descriptors())}; before: {string.Join(", ", before)}");
+        LeakCheck.NoMoreThan(before);
     }
 
     private static (Task<MigrationStatus> Outgoing, Task<MigrationStatus> Incoming) Connect(TestVm source, TestVm destination, string transport, TempDirectory? folder)
