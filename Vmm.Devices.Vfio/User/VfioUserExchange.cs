@@ -19,7 +19,7 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
     private byte[] _message = new byte[256];
     private byte[] _reply = new byte[256];
     private int _messageBytes = VfioUserHeader.Length, _replyBytes;
-    private bool _pooled;
+    private bool _pooled, _isAbandoned;
 
     /// <summary>Set by the client while the request is on its way.</summary>
     internal ushort Id { get; set; }
@@ -99,6 +99,7 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
                 end = Environment.TickCount64 + timeoutMs;
             }
             if (_isDone) return Result;
+            _isAbandoned = true;
         }
         client.TimedOut(this, timeoutMs);
         return Errno.ENODEV; // Whatever the receiver makes of it now.
@@ -128,10 +129,19 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
     }
 
     /// <summary>The end of the request. Receiver thread, or whoever found the connection broken.</summary>
-    internal void Complete(Errno result, int replyBytes)
+    /// <param name="result">The answer.</param>
+    /// <param name="replyBytes">Length of its body.</param>
+    /// <param name="fds">Descriptors that came with it; those that the reply may carry are taken out, unless nobody waits for them any more.</param>
+    internal void Complete(Errno result, int replyBytes, List<OwnedFd>? fds = null)
     {
         lock (_wake)
         {
+            if (fds is not null && !_isAbandoned)
+            {
+                int wanted = Math.Min(WantedFds, fds.Count);
+                for (int i = 0; i < wanted; i++) ReplyFds.Add(fds[i]);
+                fds.RemoveRange(0, wanted);
+            }
             Result = result;
             _replyBytes = replyBytes;
             _isDone = true;
@@ -150,7 +160,7 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
 
     internal void Rented()
     {
-        _pooled = false;
+        _pooled = _isAbandoned = false;
         WantedFds = 0;
         BodySink = null;
         _messageBytes = VfioUserHeader.Length;
@@ -161,6 +171,8 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
     {
         if (_pooled) return;
         _pooled = true;
+        // A request that could not be sent is never waited for; the receiver may be about to complete it all the same.
+        lock (_wake) _isAbandoned = true;
         VfioUserSocket.Close(ReplyFds);
         client.Return(this);
     }

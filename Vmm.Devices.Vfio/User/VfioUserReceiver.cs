@@ -61,12 +61,9 @@ internal sealed class VfioUserReceiver(VfioUserClient client, VfioUserSocket soc
             exchange.Complete(Errno.ENODEV, 0);
             throw;
         }
-        int wanted = Math.Min(exchange.WantedFds, _fds.Count);
-        for (int i = 0; i < wanted; i++) exchange.ReplyFds.Add(_fds[i]);
-        _fds.RemoveRange(0, wanted);
         // An error reply is a bare header; what a server adds to one is dropped. Errno 0 with the error bit set happens (spec 1).
-        if (header.IsError) exchange.Complete(header.Errno == Errno.None ? Errno.EIO : header.Errno, 0);
-        else exchange.Complete(Errno.None, length);
+        if (header.IsError) exchange.Complete(header.Errno == Errno.None ? Errno.EIO : header.Errno, 0, _fds);
+        else exchange.Complete(Errno.None, length, _fds);
     }
 
     private int Pass(VfioUserExchange exchange, VfioUserBodySink sink, int length)
