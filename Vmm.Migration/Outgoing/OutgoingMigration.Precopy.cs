@@ -17,9 +17,6 @@ internal sealed partial class OutgoingMigration
     /// <summary>QEMU: BUFFER_DELAY.</summary>
     private static readonly TimeSpan s_window = TimeSpan.FromMilliseconds(100);
 
-    /// <summary>Longest time of one PART section; QEMU's is 50 ms.</summary>
-    private static readonly TimeSpan s_slice = TimeSpan.FromMilliseconds(50);
-
     /// <summary>Below this nothing worth draining is under way.</summary>
     private const long DrainFromBytes = 1 << 20;
 
@@ -78,7 +75,7 @@ internal sealed partial class OutgoingMigration
                 }
             }
             Progress.PendingBytes = pending.TotalBytes;
-            dispatcher.Iterate(new IterateBudget(BudgetPosition(f), s_slice, _cancel.Token));
+            dispatcher.Iterate(new IterateBudget(BudgetPosition(f), _context.IterateLimit, _cancel.Token));
             f.Flush();
             Pace(f);
         }
@@ -257,6 +254,8 @@ internal sealed partial class OutgoingMigration
             case ExecChannel exec:
                 if (!exec.Drain(TimeSpan.FromSeconds(30))) throw new ChannelException($"{exec.Name}: the command did not end within 30 s", Errno.ETIMEDOUT);
                 break;
+            case FileChannel when _mode == MigrationMode.CprExec:
+                break; // This process reads it back; a host that lost power would have lost RAM with it.
             default:
                 _channel!.Drain(TimeSpan.FromSeconds(30));
                 break;

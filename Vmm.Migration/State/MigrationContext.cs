@@ -33,6 +33,9 @@ internal sealed record MigrationContext(Vm Vm, RamMigration Ram, GlobalState Glo
     /// <summary>Framing choices.</summary>
     internal MigrationCompat Compat { get; set; } = new();
 
+    /// <summary>Longest time of one PART section; QEMU's is 50 ms. Where the clock cuts RAM is not the same twice, so who compares streams takes a longer one.</summary>
+    internal TimeSpan IterateLimit { get; set; } = TimeSpan.FromMilliseconds(50);
+
     /// <summary>The switchover's rehearsal; begun with the engine, waited for before it counts. Never faults.</summary>
     internal Task Rehearsal { get; init; } = Task.CompletedTask;
 
