@@ -21,11 +21,11 @@ lab_shell() {
 
 # lab_watch LOG PID: passes the console on until the guest ends; 1 when it had to be stopped because it said nothing.
 lab_watch() {
-  local log=$1 pid=$2 seen=0 size last=$SECONDS
+  local log=$1 pid=$2 seen=0 size last=${EPOCHREALTIME/[.,]/} # SECONDS turns over with the clock: one second of it may be a moment
   while kill -0 "$pid" 2>/dev/null; do
     size=$(stat -c %s "$log")
-    if [ "$size" -gt "$seen" ]; then tail -c "+$((seen + 1))" "$log" | head -c $((size - seen)) | tr -d '\r'; seen=$size last=$SECONDS; fi
-    if [ $((SECONDS - last)) -ge "$silence" ]; then kill "$pid"; wait "$pid" 2>/dev/null || true; return 1; fi
+    if [ "$size" -gt "$seen" ]; then tail -c "+$((seen + 1))" "$log" | head -c $((size - seen)) | tr -d '\r'; seen=$size last=${EPOCHREALTIME/[.,]/}; fi
+    if [ $((${EPOCHREALTIME/[.,]/} - last)) -ge $((silence * 1000000)) ]; then kill "$pid"; wait "$pid" 2>/dev/null || true; return 1; fi
     sleep 0.5
   done
   tail -c "+$((seen + 1))" "$log" | tr -d '\r'
