@@ -39,17 +39,21 @@ internal static class LeakCheck
 
     /// <summary>Names of threads that the product starts, in this process or another.</summary>
     internal static List<string> Threads(int? pid = null) =>
+        [.. ThreadNames(pid).Select(static t => t.Name).Where(static n => n.StartsWith("mig/", StringComparison.Ordinal) || n == "live_migration")];
+
+    /// <summary>Ids and names of all threads of this process or another.</summary>
+    internal static List<(int Id, string Name)> ThreadNames(int? pid = null) =>
         [.. Directory.GetDirectories($"/proc/{pid?.ToString() ?? "self"}/task").Select(static t =>
         {
             try
             {
-                return File.ReadAllText(Path.Combine(t, "comm")).Trim();
+                return (int.Parse(Path.GetFileName(t)), File.ReadAllText(Path.Combine(t, "comm")).Trim());
             }
             catch (IOException)
             {
-                return ""; // It ended meanwhile.
+                return (0, ""); // It ended meanwhile.
             }
-        }).Where(static n => n.StartsWith("mig/", StringComparison.Ordinal) || n == "live_migration")];
+        })];
 
     /// <summary>Waits, with a deadline, until a count is back where it was: threads end a moment after their tasks complete.</summary>
     internal static void WaitFor(Func<bool> condition, string what) => WaitFor(condition, () => what);

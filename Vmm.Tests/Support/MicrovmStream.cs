@@ -24,8 +24,7 @@ internal sealed class MicrovmStream
     internal static MicrovmStream Save(QemuProcess qemu)
     {
         string file = qemu.File("out");
-        qemu.Run("migrate", new JsonObject { ["uri"] = $"exec:cat > {file}" });
-        Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
+        qemu.SaveByExec(file);
         return new MicrovmStream(File.ReadAllBytes(file));
     }
 

@@ -122,6 +122,15 @@ internal sealed class QemuProcess : IDisposable
     }
 
     /// <summary>Waits until query-migrate shows a terminal status.</summary>
+    /// <summary>Saves to a file by a command, which still writes when the migration has completed: the file has its name once it is whole.</summary>
+    internal void SaveByExec(string file)
+    {
+        System.IO.File.Delete(file);
+        Run("migrate", new JsonObject { ["uri"] = $"exec:cat > {file}.part && mv {file}.part {file}" });
+        Assert.That(WaitMigrated(), Is.EqualTo("completed"), () => Errors);
+        LeakCheck.WaitFor(() => System.IO.File.Exists(file), $"the command has written '{file}'");
+    }
+
     internal string WaitMigrated()
     {
         var clock = Stopwatch.StartNew();

@@ -109,8 +109,15 @@ internal sealed class VmmCommands : IAsyncDisposable
         if (!Directory.Exists(_folder["vmm"])) return;
         foreach (string file in Directory.EnumerateFiles(_folder["vmm"], "*.json"))
         {
-            int pid = System.Text.Json.Nodes.JsonNode.Parse(File.ReadAllText(file))!["Pid"]!.GetValue<int>();
-            if (!_vms.Exists(v => v.Pid == pid)) LibC.kill(pid, 9);
+            try
+            {
+                int pid = System.Text.Json.Nodes.JsonNode.Parse(File.ReadAllText(file))!["Pid"]!.GetValue<int>();
+                if (!_vms.Exists(v => v.Pid == pid)) LibC.kill(pid, 9);
+            }
+            catch (FileNotFoundException)
+            {
+                // A VM that gives its entry back is about to end.
+            }
         }
     }
 

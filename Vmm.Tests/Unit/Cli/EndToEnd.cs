@@ -19,6 +19,13 @@ internal abstract class EndToEnd
     [TearDown]
     public async Task TearDown() => await Vmm.DisposeAsync();
 
+    /// <summary>Waits for a run state: a destination runs a moment after its source knows that it has the VM.</summary>
+    protected async Task WaitForState(PeerProcess vm, string state)
+    {
+        using var limit = new CancellationTokenSource(VmmCommands.Deadline);
+        while (await Vmm.State(vm) != state) limit.Token.ThrowIfCancellationRequested();
+    }
+
     /// <summary>A VM whose RAM is full and changes.</summary>
     protected Task<PeerProcess> Busy(string name) => Vmm.StartVm(name, "--workload", "pattern,rate=10M,prefill=on");
 }

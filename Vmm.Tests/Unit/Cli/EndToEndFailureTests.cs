@@ -26,7 +26,8 @@ internal sealed class EndToEndFailureTests : EndToEnd
         Assert.That(result.Code, Is.EqualTo(ExitCode.Unreachable), result.Error);
         PeerProcess second = await Busy("gamma");
         await Vmm.Ok("migrate", "--vm", "gamma", "--to", destination.IncomingUri, "--set", "max-bandwidth=0");
-        Assert.That((await Vmm.State(second), await Vmm.State(destination)), Is.EqualTo(("postmigrate", "running")));
+        Assert.That(await Vmm.State(second), Is.EqualTo("postmigrate"));
+        await WaitForState(destination, "running");
     }
 
     [Test]
@@ -44,6 +45,7 @@ internal sealed class EndToEndFailureTests : EndToEnd
     {
         PeerProcess source = await Busy("alpha"), destination = await Vmm.StartVmOf("beta", "32M", "--incoming", "tcp:127.0.0.1:0");
         CliResult result = await Vmm.Run("migrate", "--vm", "alpha", "--to", destination.IncomingUri);
+        LeakCheck.WaitFor(() => destination.Errors.Contains("incoming migration failed", StringComparison.Ordinal), "the destination says that it failed");
         Assert.Multiple(async () =>
         {
             Assert.That(result.Code, Is.EqualTo(ExitCode.Failed));

@@ -199,7 +199,7 @@ internal sealed class UpdateTests : EndToEnd
         yield return new TestCaseData(start, "exec sleep 100", "not ready within 3000 ms").SetArgDisplayNames("never listens");
         // The descriptor of the guest's RAM shows in /proc once it has been received. A pipe that nobody reads holds the process up behind that.
         yield return new TestCaseData(
-            start, "mkfifo \"$0.pipe\"; \"$VMM\" \"$@\" --device serial,id=late,output=\"$0.pipe\" & new=$!; until ls -l /proc/$new/fd 2>&1 | grep -q memfd:vmm-ram-mark; do kill -0 $new || exit 9; done; kill -9 $new; wait $new; rm \"$0.pipe\"; exit 7", "exit code 7")
+            start, "mkfifo \"$0.pipe\"; \"$VMM\" \"$@\" --device serial,id=late,output=\"$0.pipe\" & new=$!; until ls -l /proc/$new/fd 2>&1 | grep -q memfd:vmm-ram-mark; do kill -0 $new || exit 9; sleep 0.02; done; kill -9 $new; wait $new; rm \"$0.pipe\"; exit 7", "exit code 7")
             .SetArgDisplayNames("killed after it has the descriptors");
         yield return new TestCaseData(start, "for a; do shift; [ \"$a\" = scratch ] && a=ticker,block=ticks,id=other; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "scratch")
             .SetArgDisplayNames("does not know a section");
@@ -264,14 +264,15 @@ internal sealed class UpdateTests : EndToEnd
     public async Task OneUpdateAtATime([Values] bool exec)
     {
         PeerProcess vm = await Vmm.StartVm("a", s_guest);
-        // It says that it has begun, and never comes up.
-        Task<CliResult> first = UpdateTo($"echo > {Vmm["begun"]}; exec sleep 100", exec: false);
+        // It says that it has begun, and waits to be let go.
+        Task<CliResult> first = UpdateTo($"mkfifo {Vmm["gate"]}; echo > {Vmm["begun"]}; read < {Vmm["gate"]}; exit 3", exec: false);
         using var limit = new CancellationTokenSource(VmmCommands.Deadline);
         while (!File.Exists(Vmm["begun"])) Assert.That(limit.IsCancellationRequested || first.IsCompleted, Is.False, "the new process was not started");
         CliResult second = await Vmm.Run(["update", "--vm", "a", .. exec ? (string[])["--exec"] : []]);
         Assert.That((second.Code, second.Error), Is.EqualTo((ExitCode.Failed, second.Error)));
         Assert.That(second.Error, Does.Contain("an update of this VM is under way"));
-        Assert.That((await first).Error, Does.Contain("not ready within 3000 ms"));
+        await File.WriteAllTextAsync(Vmm["gate"], "\n");
+        Assert.That((await first).Error, Does.Contain("exit code 3"));
         Assert.That(await Vmm.State(vm), Is.EqualTo("running"));
         await Vmm.Ok("update", "--vm", "a");
     }
@@ -299,7 +300,7 @@ internal sealed class UpdateTests : EndToEnd
             await File.WriteAllTextAsync(binary, $"#!/bin/bash\nVMM='{file}'\n{string.Concat(prefix.Select(static p => $"set -- '{p}' \"$@\"\n"))}{script}\n");
             File.SetUnixFileMode(binary, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
         }
-        return await Vmm.Run(["update", "--vm", "a", "--to-binary", binary, "--timeout", script?.Contains("sleep", StringComparison.Ordinal) == true ? "3" : "30", .. exec ? (string[])["--exec"] : []]);
+        return await Vmm.Run(["update", "--vm", "a", "--to-binary", binary, "--timeout", script?.Contains("exec sleep", StringComparison.Ordinal) == true ? "3" : "30", .. exec ? (string[])["--exec"] : []]);
     }
 
     [TestCase("--incoming", "tcp:a:1", "-S", "--incoming={}", "--replaces", "7", "--paused")]

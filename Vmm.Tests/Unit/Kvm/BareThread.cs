@@ -18,11 +18,16 @@ internal sealed class BareThread(TimeSpan pause)
     /// <summary>Share of the time in pauses that remain so long without the wait that the scheduler shows.</summary>
     internal double UnknownShare => Of(_unknown);
 
-    /// <summary>How many of so many things with two ends such pauses may hit: the expected number and three times its spread.</summary>
-    internal static double Most(int things, double share)
+    /// <summary>
+    /// How many of so many things with two ends such pauses may hit: more are seen once in 740 times, as it is with three times the spread where the
+    /// numbers are large. They are small here, and the law of small numbers says how small.
+    /// </summary>
+    internal static int Most(int things, double share)
     {
-        double expected = things * Math.Min(1, 2 * share);
-        return expected + (3 * Math.Sqrt(expected));
+        double expected = things * Math.Min(1, 2 * share), here = Math.Exp(-expected), more = 1 - here;
+        int most = 0;
+        for (; more > 1.0 / 740; more -= here) here *= expected / ++most;
+        return most;
     }
 
     /// <summary>Runs for a while, as a vCPU does.</summary>

@@ -19,7 +19,7 @@ namespace Vmm.Tests.Unit.Migration.Cpr;
 internal sealed class CprHandOverTests
 {
     private const ulong Size = 64 << 10;
-    private static readonly TimeSpan s_deadline = TimeSpan.FromSeconds(30), s_patience = TimeSpan.FromSeconds(2);
+    private static readonly TimeSpan s_deadline = TimeSpan.FromSeconds(30);
     private TempDirectory _folder = null!;
     private TestVm _from = null!;
     private MigrationAddress _main = null!, _cpr = null!;
@@ -168,8 +168,8 @@ internal sealed class CprHandOverTests
         bool tooLate = false;
         var late = new LateChannel(a, () =>
         {
-            // A write behind the stop that was not the last is followed by another.
-            if (source.Vm.RunState.State != RunState.FinishMigrate || !incoming.Wait(s_patience)) return;
+            // All that is written behind the stop is one piece.
+            if (source.Vm.RunState.State != RunState.FinishMigrate || !incoming.Wait(s_deadline)) return;
             tooLate = true;
             if (yank) source.Engine.Yank();
             else source.Engine.Cancel();

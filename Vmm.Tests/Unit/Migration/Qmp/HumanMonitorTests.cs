@@ -143,7 +143,8 @@ public sealed class HumanMonitorTests
         Assert.That(Hmp(wire, "migrate -d tcp:h:1"), Is.Empty);
         host.Engine.Move(MigrationStatus.Completed);
         wire.Send("{\"execute\":\"human-monitor-command\",\"arguments\":{\"command-line\":\"migrate tcp:h:2\"}}");
-        Assert.That(() => host.Engine.Calls.Count, Is.EqualTo(2).After(20_000, 1));
+        Assert.That(() => host.Engine.Status, Is.EqualTo(MigrationStatus.Setup).After(20_000, 1));
+        Assert.That(host.Engine.Calls, Has.Count.EqualTo(2));
         host.Engine.Info = new MigrationInfo { Error = new MigrationError { Side = "source", Phase = "connect", Message = "refused" } };
         host.Engine.Move(MigrationStatus.Failed);
         Assert.That(wire.Read()["return"]!.ToString(), Is.EqualTo("Error: source, connect: refused\r\n"));
