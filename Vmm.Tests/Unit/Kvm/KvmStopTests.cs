@@ -36,9 +36,10 @@ internal sealed class KvmStopTests
 
     /// <summary>
     /// More vCPUs than processors, on a host that may be busy: the way out has priority. Where the host itself lets realtime threads wait that
-    /// long, as bare threads that spin and are stopped the same way show in between, that much is its own.
+    /// long, as bare threads that spin and are stopped the same way show in between, that much is its own. Of 500 a host that is late in one of a
+    /// hundred has 6 more at one side than at the other once in ten runs, of 2000 it has 21 more once in a hundred.
     /// </summary>
-    [TestCase(500)]
+    [TestCase(2000)]
     [TestCase(5000, Category = "slow", Explicit = true)]
     public void Four_spinning_vCPUs_are_parked_within_a_millisecond_99_times_of_100(int stops)
     {
