@@ -85,7 +85,7 @@ internal sealed class VmmCommands : IAsyncDisposable
     {
         var info = new ProcessStartInfo(file, arguments) { RedirectStandardError = true, RedirectStandardOutput = true, RedirectStandardInput = true };
         info.Environment["XDG_RUNTIME_DIR"] = _folder.Path;
-        if (temp is not null) info.Environment["TMPDIR"] = temp;
+        info.Environment["TMPDIR"] = temp ?? _folder.Path;
         var running = new Running(Process.Start(info)!, CommandDeadline);
         lock (_started) _started.Add(running);
         return running;

@@ -50,8 +50,8 @@ internal sealed class PeerProcess : IAsyncDisposable
     }
 
     /// <summary>
-    /// Starts <c>vmm run</c> with these arguments and a socket at <paramref name="qmpPath"/>, and waits for its ready line. Its VM directory is
-    /// in <paramref name="runtimeDirectory"/>, apart from the user's own VMs.
+    /// Starts <c>vmm run</c> with these arguments and a socket at <paramref name="qmpPath"/>, and waits for its ready line. Its VM directory and
+    /// its temporary files are in <paramref name="runtimeDirectory"/>, apart from the user's own.
     /// </summary>
     public static async Task<PeerProcess> StartVmm(CliContext context, string runtimeDirectory, string qmpPath, IReadOnlyList<string> arguments, TimeSpan? deadline = null)
     {
@@ -59,7 +59,8 @@ internal sealed class PeerProcess : IAsyncDisposable
         (string file, string[] prefix) = Self();
         var info = new ProcessStartInfo(file);
         foreach (string one in prefix.Concat(["run", "--qmp", qmpPath]).Concat(arguments)) info.ArgumentList.Add(one);
-        info.Environment["XDG_RUNTIME_DIR"] = runtimeDirectory;
+        // The runtime's sockets for diagnostics lie in the latter; of a process that is killed they stay.
+        info.Environment["XDG_RUNTIME_DIR"] = info.Environment["TMPDIR"] = runtimeDirectory;
         var peer = new PeerProcess(info);
         try
         {
