@@ -79,13 +79,6 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
         set => _context.Compat = value;
     }
 
-    /// <inheritdoc cref="MigrationContext.IterateLimit"/>
-    internal TimeSpan IterateLimit
-    {
-        get => _context.IterateLimit;
-        set => _context.IterateLimit = value;
-    }
-
     internal MigrationContext Context => _context;
 
     public MigrationInfo Query()

@@ -185,7 +185,7 @@ public class GoldenStreamTests
                 Memory = ram ? [new RamBlockOptions { Name = "m", SizeBytes = 1 << 20 }] : [],
             },
             b => { if (qemu72Ids) b.Services.Insert(0, Microsoft.Extensions.DependencyInjection.ServiceDescriptor.Scoped<IMachineComponent, Qemu72BlockSection>()); });
-        vm.FullEngine.IterateLimit = TimeSpan.FromMinutes(1); // The capture has all RAM in one section.
+        vm.FullEngine.Context.IterateLimit = TimeSpan.FromMinutes(1); // The capture has all RAM in one section.
         return ram ? vm.Filled(Golden.RamA()) : vm;
     }
 

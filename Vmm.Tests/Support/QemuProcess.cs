@@ -121,7 +121,6 @@ internal sealed class QemuProcess : IDisposable
         return $"tcp:127.0.0.1:{address["port"]}";
     }
 
-    /// <summary>Waits until query-migrate shows a terminal status.</summary>
     /// <summary>Saves to a file by a command, which still writes when the migration has completed: the file has its name once it is whole.</summary>
     internal void SaveByExec(string file)
     {
@@ -131,6 +130,7 @@ internal sealed class QemuProcess : IDisposable
         LeakCheck.WaitFor(() => System.IO.File.Exists(file), $"the command has written '{file}'");
     }
 
+    /// <summary>Waits until query-migrate shows a terminal status.</summary>
     internal string WaitMigrated()
     {
         var clock = Stopwatch.StartNew();
