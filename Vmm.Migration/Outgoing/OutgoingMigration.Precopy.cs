@@ -230,7 +230,7 @@ internal sealed partial class OutgoingMigration
 
     /// <summary>
     /// Decides whether the destination has the VM. With a return path its SHUT does. Without one a socket tells at least whether the peer
-    /// took every byte and ended in good order; a file must be on disk, a command must have succeeded.
+    /// took every byte and ended in good order; a file for another process must be on disk, a command must have succeeded.
     /// </summary>
     private void Confirm()
     {

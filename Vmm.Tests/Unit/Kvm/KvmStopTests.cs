@@ -36,8 +36,8 @@ internal sealed class KvmStopTests
 
     /// <summary>
     /// More vCPUs than processors, on a host that may be busy: the way out has priority. Where the host itself lets realtime threads wait that
-    /// long, as bare threads that spin and are stopped the same way show in between, that much is its own. Of 500 a host that is late in one of a
-    /// hundred has 6 more at one side than at the other once in ten runs, of 2000 it has 21 more once in a hundred.
+    /// long, as bare threads that spin and are stopped the same way show in between, that much is its own. Of 500 a host that is late once in a
+    /// hundred is so 6 times more often here than there in one run of 25, by chance alone; of 2000 it is so 21 times more often in less than one of a thousand.
     /// </summary>
     [TestCase(2000)]
     [TestCase(5000, Category = "slow", Explicit = true)]
