@@ -219,10 +219,15 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     }
 
     /// <summary>Puts all devices into their power-on state, before a state is loaded; memory stays as it is. BQL: held.</summary>
-    public void ResetDevices()
+    /// <param name="type">Why; a device may make a difference (<see cref="IResetByType"/>).</param>
+    public void ResetDevices(ResetType type = ResetType.Cold)
     {
         bql.AssertHeld();
-        foreach (IVmDevice device in _devices) device.Reset();
+        foreach (IVmDevice device in _devices)
+        {
+            if (device is IResetByType typed) typed.Reset(type);
+            else device.Reset();
+        }
         Accelerator?.Reset();
     }
 

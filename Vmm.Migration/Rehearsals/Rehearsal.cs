@@ -1,15 +1,12 @@
-using Vmm.Core.Buffers;
 using Vmm.Core.Channels;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Core.VmStates;
 using Vmm.Core.Wire;
-using Vmm.Migration.Incoming;
-using Vmm.Migration.Snapshot;
-using Vmm.Migration.State;
+using Vmm.Migration.Attempts;
 using Vmm.Migration.Stream;
 
-namespace Vmm.Migration.Outgoing;
+namespace Vmm.Migration.Rehearsals;
 
 /// <summary>
 /// Runs the code of the switchover once, on stand-in sections, before the VM is stopped: code that runs for the first time is compiled first,
@@ -23,35 +20,15 @@ internal static class Rehearsal
         var bql = new Bql();
         var registry = new SaveVmRegistry(bql);
         var device = new StandIn();
-        var global = new GlobalState();
+        using var global = new GlobalStateSection();
         registry.Register(new SaveVmRegistration { IdStr = "iterable", InstanceId = 0 }, SaveVmHandlers.Of(device));
         registry.Register(new SaveVmRegistration { IdStr = StandIn.Description.Name, InstanceId = 0 }, StandIn.Description.Bind(device));
-        registry.Register(new SaveVmRegistration { IdStr = global.Name, InstanceId = 0 }, global);
-        var machine = new MachineView("none", Guid.Empty, registry, bql);
-        using var stream = new MemoryStream();
-        using var channel = new StreamChannel(stream);
-        using (var f = new QemuFileWriter(channel))
-        {
-            var dispatcher = new SaveDispatcher(machine, f, new MigrationCompat(), sendUuid: false);
-            dispatcher.WriteHeader();
-            using (bql.Acquire())
-            {
-                dispatcher.Prepare();
-                dispatcher.Setup(CancellationToken.None);
-                dispatcher.CompleteIterables();
-                dispatcher.WriteDeviceState();
-            }
-            dispatcher.WriteEnd();
-            f.Flush();
-            dispatcher.Cleanup();
-        }
-        stream.Position = 0;
-        var reader = new SectionReader(machine, new QemuFileReader(channel), new MigrationCompat(), validateUuid: false) { OnSwitchover = static () => { } };
-        reader.ReadHeader();
-        reader.LoadSetup();
-        reader.ReadSections();
-        reader.SkipVmDescription();
-        reader.LoadCleanup();
+        global.Register(registry);
+        var machine = new MachineIdentity("none", Guid.Empty);
+        using var channel = new MemoryStreamChannel();
+        Save(registry, channel, machine);
+        channel.Rewind();
+        Load(registry, channel, machine);
         new ReturnPathWriter(channel).SendShut(null);
         var runState = new RunStateNotifier(bql);
         using (bql.Acquire())
@@ -59,6 +36,36 @@ internal static class Rehearsal
             runState.Start();
             runState.Stop(RunState.FinishMigrate);
         }
+    }
+
+    private static void Save(SaveVmRegistry registry, MemoryStreamChannel channel, MachineIdentity machine)
+    {
+        using var f = new QemuFileWriter(channel);
+        var stream = new SaveStream(registry, f, new SaveContext());
+        StreamHeader.Write(f, machine, stream.Context);
+        using (registry.Bql.Acquire())
+        {
+            stream.SavePrepare();
+            stream.SaveSetup();
+            stream.SaveLiveCompletePrecopy();
+            stream.SaveState();
+        }
+        StreamEnd.Write(f, stream, machine);
+        f.Flush();
+        stream.SaveCleanup();
+    }
+
+    private static void Load(SaveVmRegistry registry, MemoryStreamChannel channel, MachineIdentity machine)
+    {
+        var f = new QemuFileReader(channel);
+        var commands = new CommandReader(f, null);
+        var stream = new LoadStream(registry, f, new LoadContext()) { ReadCommand = commands.Read, OnSwitchover = static () => { } };
+        StreamHeader.Read(f, machine, stream.Context);
+        commands.ReadLeading();
+        stream.LoadSetup();
+        stream.ReadSections();
+        StreamEnd.Skip(f, stream.Context);
+        stream.LoadCleanup();
     }
 
     private sealed class StandIn : ISaveSetup, ISaveLive, ILoadState
@@ -85,15 +92,7 @@ internal static class Rehearsal
 
         public bool IsActiveIterate => true;
 
-        public void SavePrepare()
-        {
-        }
-
-        public void SaveSetup(QemuFileWriter f, CancellationToken cancel) => f.WriteByte(0);
-
-        public void SaveCleanup()
-        {
-        }
+        public void SaveSetup(QemuFileWriter f) => f.WriteByte(0);
 
         public PendingBytes EstimatePending() => default;
 
@@ -107,14 +106,6 @@ internal static class Rehearsal
 
         public void SaveLiveCompletePrecopy(QemuFileWriter f) => f.WriteByte(0);
 
-        public void LoadSetup(QemuFileReader f)
-        {
-        }
-
         public void LoadState(QemuFileReader f, int versionId) => f.ReadByte();
-
-        public void LoadCleanup()
-        {
-        }
     }
 }

@@ -1,6 +1,4 @@
-using Vmm.Core.SaveVm;
-
-namespace Vmm.Migration.State;
+namespace Vmm.Core.SaveVm;
 
 /// <summary>How zero pages are found (QEMU: ZeroPageDetection).</summary>
 public enum ZeroPageDetection
@@ -14,8 +12,8 @@ public enum ZeroPageDetection
 }
 
 /// <summary>
-/// Migration parameters by QEMU's names (qmp.md 8.6). Immutable; a change makes a new record that is checked as a whole by
-/// <see cref="MigrationParameterSet"/>. Parameters that have no effect yet are listed there as such.
+/// Migration parameters by QEMU's names (qmp.md 8.6). Immutable: an attempt keeps the record that it was started with, and the
+/// engine checks a changed one as a whole before it takes it.
 /// </summary>
 public sealed record MigrationParameters
 {
@@ -83,4 +81,37 @@ public enum MigrationCapability
     DirtyLimit,
     /// <summary><c>mapped-ram</c>.</summary>
     MappedRam,
+}
+
+/// <summary>The capabilities that are on. Immutable: an attempt keeps the set that it was started with.</summary>
+public sealed class MigrationCapabilities
+{
+    private readonly uint _bits;
+
+    private MigrationCapabilities(uint bits) => _bits = bits;
+
+    /// <summary>All off.</summary>
+    public static MigrationCapabilities None { get; } = new(0);
+
+    /// <summary>The set of those that are on.</summary>
+    /// <param name="on">In any order.</param>
+    /// <returns>The set.</returns>
+    public static MigrationCapabilities Of(params ReadOnlySpan<MigrationCapability> on)
+    {
+        uint bits = 0;
+        foreach (MigrationCapability capability in on) bits |= 1u << (int)capability;
+        return new(bits);
+    }
+
+    /// <summary>True if a capability is on.</summary>
+    /// <param name="capability">The capability.</param>
+    /// <returns>Its state.</returns>
+    public bool IsOn(MigrationCapability capability) => (_bits & (1u << (int)capability)) != 0;
+
+    /// <summary>A set that differs in one capability.</summary>
+    /// <param name="capability">Which one.</param>
+    /// <param name="on">Its state in the new set.</param>
+    /// <returns>The new set.</returns>
+    public MigrationCapabilities With(MigrationCapability capability, bool on = true) =>
+        new(on ? _bits | (1u << (int)capability) : _bits & ~(1u << (int)capability));
 }

@@ -43,7 +43,10 @@ public sealed class MigrationParameterSet
 /// <summary>The capabilities in force, all off at first. Replacing them checks the resulting set; thread-safe.</summary>
 public sealed class MigrationCapabilitySet
 {
-    private volatile HashSet<MigrationCapability> _on = [];
+    private volatile MigrationCapabilities _current = MigrationCapabilities.None;
+
+    /// <summary>The capabilities in force.</summary>
+    public MigrationCapabilities Current => _current;
 
     /// <summary>Capabilities that may be switched on today; switching on another is refused with its name.</summary>
     public static IReadOnlySet<MigrationCapability> Implemented { get; } = new HashSet<MigrationCapability>
@@ -55,7 +58,7 @@ public sealed class MigrationCapabilitySet
     /// <summary>True if a capability is on.</summary>
     /// <param name="capability">The capability.</param>
     /// <returns>Its state.</returns>
-    public bool IsOn(MigrationCapability capability) => _on.Contains(capability);
+    public bool IsOn(MigrationCapability capability) => _current.IsOn(capability);
 
     /// <summary>Applies changes at once after checking the result.</summary>
     /// <param name="changes">Capability and new state.</param>
@@ -63,17 +66,16 @@ public sealed class MigrationCapabilitySet
     public void Apply(IEnumerable<KeyValuePair<MigrationCapability, bool>> changes)
     {
         ArgumentNullException.ThrowIfNull(changes);
-        var next = new HashSet<MigrationCapability>(_on);
+        MigrationCapabilities next = _current;
         foreach ((MigrationCapability capability, bool on) in changes)
         {
             if (on && !Implemented.Contains(capability))
                 throw new ConfigurationException($"capability '{capability.ToWireName()}' is not implemented in this version of vmm");
-            if (on) next.Add(capability);
-            else next.Remove(capability);
+            next = next.With(capability, on);
         }
-        if (next.Contains(MigrationCapability.SwitchoverAck) && !next.Contains(MigrationCapability.ReturnPath))
+        if (next.IsOn(MigrationCapability.SwitchoverAck) && !next.IsOn(MigrationCapability.ReturnPath))
             throw new ConfigurationException("Capability 'switchover-ack' requires capability 'return-path'");
-        _on = next;
+        _current = next;
     }
 }
 

@@ -1,32 +1,51 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 
 namespace Vmm.Migration.Ram;
 
-/// <summary>Loading side of the <c>ram</c> section (spec 3, receiver rules; QEMU: <c>ram_load_precopy</c>).</summary>
-internal sealed partial class RamMigration
+/// <summary>
+/// One attempt to load guest RAM (spec 3, receiver rules; QEMU: <c>ram_load_precopy</c>). The stream's records come on one thread; pages from data
+/// channels on any.
+/// </summary>
+internal sealed class RamLoad : ILoadState, ILoadPages
 {
+    private const int PageSize = RamBlock.PageSize;
+
+    private readonly GuestMemory _memory;
+    private readonly LoadContext _context;
     private readonly Dictionary<RamBlock, DirtyBitmap> _knownZero = [];
-    private RamBlock? _loadBlock;
+    private RamBlock? _block;
     private long _loadedPages;
 
-    /// <summary>Parse and check everything but leave memory alone; for the rehearsal of a snapshot load.</summary>
-    internal bool ValidateOnly { get; set; }
-
-    /// <summary>Capability x-ignore-shared: the block list carries addresses.</summary>
-    internal bool ExpectsAddresses { get; set; }
-
-    internal long LoadedPages => Volatile.Read(ref _loadedPages);
-
-    public void LoadSetup(QemuFileReader f)
+    internal RamLoad(GuestMemory memory, LoadContext context)
     {
-        _loadBlock = null;
-        _loadedPages = 0;
-        _knownZero.Clear();
+        (_memory, _context) = (memory, context);
         // Fresh memory is zero already: a zero page that was not written in this load is skipped, so that it is not even touched.
         foreach (RamBlock block in memory.Blocks)
             if (block.IsKnownZero) _knownZero[block] = new DirtyBitmap(block.PageCount);
+    }
+
+    /// <summary>Pages that have come, by the stream and by data channels.</summary>
+    internal long LoadedPages => Volatile.Read(ref _loadedPages);
+
+    private bool ValidateOnly => _context.ValidateOnly;
+
+    public RamBlock? FindBlock(string name) => _memory.FindBlock(name);
+
+    public void NoteLoaded(RamBlock block, ulong offset)
+    {
+        if (_knownZero.Count > 0 && _knownZero.TryGetValue(block, out DirtyBitmap? written)) written.Set((long)(offset / PageSize));
+        Interlocked.Increment(ref _loadedPages);
+    }
+
+    public void LoadZeroPage(RamBlock block, ulong offset)
+    {
+        Interlocked.Increment(ref _loadedPages);
+        long page = (long)(offset / PageSize);
+        if (_knownZero.TryGetValue(block, out DirtyBitmap? written) && !written.IsSet(page)) return;
+        if (!block.IsZeroPage(page)) block.Slice(offset, PageSize).Clear();
     }
 
     public void LoadState(QemuFileReader f, int versionId)
@@ -41,15 +60,9 @@ internal sealed partial class RamMigration
                 case RamSaveFlags.Xbzrle: LoadXbzrle(f, record); break;
                 case RamSaveFlags.MemSize: LoadBlockList(f, record.Offset); break;
                 case RamSaveFlags.Eos: return;
-                default: WaitSync?.Invoke(); break; // MULTIFD_FLUSH, harmless without multifd, as in QEMU 11.1 (spec 3).
+                default: _context.SyncDataChannels?.Invoke(); break; // MULTIFD_FLUSH, harmless without multifd, as in QEMU 11.1 (spec 3).
             }
         }
-    }
-
-    public void LoadCleanup()
-    {
-        _knownZero.Clear();
-        _loadBlock = null;
     }
 
     private void LoadPage(QemuFileReader f, in RamRecord record)
@@ -63,9 +76,8 @@ internal sealed partial class RamMigration
         else
         {
             f.ReadGuest(block, offset, PageSize);
-            if (_knownZero.Count > 0 && _knownZero.TryGetValue(block, out DirtyBitmap? written)) written.Set((long)(offset / PageSize));
         }
-        Interlocked.Increment(ref _loadedPages);
+        NoteLoaded(block, offset);
     }
 
     private void LoadZero(QemuFileReader f, in RamRecord record)
@@ -73,17 +85,13 @@ internal sealed partial class RamMigration
         RamBlock block = Block(f, record);
         ulong offset = record.Offset;
         byte fill = f.ReadByte(); // 7.2 fills with any byte, 11.1 insists on 0 (spec 3).
-        Interlocked.Increment(ref _loadedPages);
-        if (ValidateOnly) return;
-        long page = (long)(offset / PageSize);
-        if (fill == 0)
+        if (fill == 0 && !ValidateOnly)
         {
-            if (_knownZero.TryGetValue(block, out DirtyBitmap? written) && !written.IsSet(page)) return;
-            if (!block.IsZeroPage(page)) block.Slice(offset, PageSize).Clear();
+            LoadZeroPage(block, offset);
             return;
         }
-        block.Slice(offset, PageSize).Fill(fill);
-        if (_knownZero.TryGetValue(block, out DirtyBitmap? marks)) marks.Set(page);
+        if (!ValidateOnly) block.Slice(offset, PageSize).Fill(fill);
+        NoteLoaded(block, offset);
     }
 
     private RamBlock Block(QemuFileReader f, in RamRecord record)
@@ -92,21 +100,21 @@ internal sealed partial class RamMigration
         {
             string name = f.ReadCountedString();
             // Names repeat for long stretches; look up only when the name changes.
-            if (_loadBlock?.Name != name)
-                _loadBlock = memory.FindBlock(name) ?? throw f.Bad("RAM block", $"one of {BlockNames()}", $"'{name}'");
+            if (_block?.Name != name)
+                _block = _memory.FindBlock(name) ?? throw f.Bad("RAM block", $"one of {BlockNames()}", $"'{name}'");
         }
-        RamBlock block = _loadBlock ?? throw f.Bad("RAM record", "a block name before CONTINUE", "CONTINUE");
+        RamBlock block = _block ?? throw f.Bad("RAM record", "a block name before CONTINUE", "CONTINUE");
         if (record.Offset >= block.SizeBytes) throw f.Bad($"page offset in RAM block '{block.Name}'", $"below 0x{block.SizeBytes:x}", $"0x{record.Offset:x}");
         return block;
     }
 
     private void LoadBlockList(QemuFileReader f, ulong total)
     {
-        var list = new RamBlockListReader(f, total, new RamBlockLayout(HasAddress: ExpectsAddresses));
+        var list = new RamBlockListReader(f, total, new RamBlockLayout(HasAddress: _context.Capabilities.IsOn(MigrationCapability.XIgnoreShared)));
         while (list.TryRead(out RamBlockEntry? entry))
         {
             (string name, ulong length) = (entry!.Name, entry.UsedLength);
-            RamBlock? block = memory.FindBlock(name);
+            RamBlock? block = _memory.FindBlock(name);
             if (block is null)
                 throw Mismatch(f, $"RAM block '{name}' of 0x{length:x} bytes does not exist here", BlockNames(), $"'{name}'");
             if (block.SizeBytes != length)
@@ -119,10 +127,10 @@ internal sealed partial class RamMigration
     private IncompatibleStateException Mismatch(QemuFileReader f, string message, string expected, string found) => new(message)
     {
         Section = f.Section, Offset = f.Position, Expected = expected, Found = found,
-        Hint = $"give both sides the same --memory; here: {string.Join(", ", memory.Blocks.Select(static b => $"{b.Name}={b.SizeBytes >> 20}M"))}",
+        Hint = $"give both sides the same --memory; here: {string.Join(", ", _memory.Blocks.Select(static b => $"{b.Name}={b.SizeBytes >> 20}M"))}",
     };
 
-    private string BlockNames() => memory.Blocks.Count == 0 ? "no blocks" : string.Join(", ", memory.Blocks.Select(static b => $"'{b.Name}'"));
+    private string BlockNames() => _memory.Blocks.Count == 0 ? "no blocks" : string.Join(", ", _memory.Blocks.Select(static b => $"'{b.Name}'"));
 
     /// <summary>Delta record: u8 1, u16 n, n bytes of runs (spec 3.4).</summary>
     private void LoadXbzrle(QemuFileReader f, in RamRecord record)
@@ -132,7 +140,6 @@ internal sealed partial class RamMigration
         Span<byte> delta = RamRecord.ReadXbzrle(f, stackalloc byte[WireLimits.XbzrleBytes]);
         Span<byte> page = ValidateOnly ? new byte[PageSize] : block.Slice(offset, PageSize);
         if (!Xbzrle.TryDecode(delta, page)) throw f.Bad("XBZRLE runs", "runs inside one page", $"{delta.Length} bytes that do not decode");
-        if (_knownZero.TryGetValue(block, out DirtyBitmap? written)) written.Set((long)(offset / PageSize));
-        Interlocked.Increment(ref _loadedPages);
+        NoteLoaded(block, offset);
     }
 }

@@ -1,7 +1,7 @@
-namespace Vmm.Migration.State;
+namespace Vmm.Core.SaveVm;
 
 /// <summary>
-/// Framing choices that QEMU keeps in properties of its <c>migration</c> object and of machines (spec 16). The defaults write what every
+/// Framing choices that QEMU keeps in properties of its <c>migration</c> object and of machine types (spec 16). The defaults write what every
 /// QEMU from 7.2 to 11.1 loads; both ends must agree on configuration and footers.
 /// </summary>
 public sealed record MigrationCompat
@@ -22,11 +22,11 @@ public sealed record MigrationCompat
     public bool SuppressVmDesc { get; init; }
 
     /// <summary>
-    /// Whether switchover-ack works as with machine types up to 11.0: one acknowledgement for all devices together (spec vfio-migration 3.6;
+    /// Switchover-ack works as with machine types up to 11.0: one acknowledgement for all devices together (spec vfio-migration 3.6;
     /// QEMU: <c>switchover-ack-legacy</c>). Both ends must agree.
     /// </summary>
     public bool LegacySwitchoverAck { get; init; }
 
-    /// <summary>Whether VMDESC and <c>globalstate</c> have the form of QEMU before 9.0 (spec 10.2, 16).</summary>
+    /// <summary>VMDESC and <c>globalstate</c> have the form of QEMU before 9.0 (spec 10.2, 16).</summary>
     public bool LegacyDescriptions { get; init; }
 }
