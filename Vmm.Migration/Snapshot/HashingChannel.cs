@@ -48,11 +48,8 @@ internal sealed class HashingChannel(FileChannel file, long totalBytes, Action<l
 
     public bool Drain(TimeSpan timeout) => file.Drain(timeout);
 
-    public void Dispose()
-    {
-        _hash.Dispose();
-        file.Dispose();
-    }
+    /// <summary>The file stays open.</summary>
+    public void Dispose() => _hash.Dispose();
 
     private void Count(long bytes)
     {

@@ -36,10 +36,13 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
         if (!overwrite && _store.Exists(name)) throw new ConfigurationException($"Snapshot '{name}' already exists in one or more devices");
         using IDisposable exclusive = engine.BeginExclusive();
         Context.Blockers.ThrowIfBlocked(MigrationMode.Normal);
+        if (vm.RunState.State == RunState.InternalError)
+            throw new DeviceStateException("the VM is in internal-error: its state may be incomplete") { Hint = "load a snapshot that is whole, or reset the VM" };
         (string aside, Channels.FileChannel file) = _store.Begin();
         try
         {
             SnapshotManifest manifest;
+            using (file)
             using (var channel = new HashingChannel(file, (long)vm.Memory.TotalBytes, progress, cancel))
             {
                 manifest = WriteStream(name, channel);
@@ -60,6 +63,8 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
         (SnapshotManifest manifest, Func<Channels.FileChannel> open) = _store.Find(name);
         if (vm.RunState.State == RunState.InMigrate) throw new DeviceStateException("Guest is waiting for an incoming migration");
         using IDisposable exclusive = engine.BeginExclusive();
+        // One descriptor for check and load: what was checked is loaded, whatever becomes of the name meanwhile.
+        using Channels.FileChannel file = open();
         using (vm.Bql.Acquire())
         {
             RunState before = vm.RunState.State;
@@ -67,14 +72,17 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
             if (live) vm.RunState.Stop(RunState.RestoreVm);
             try
             {
-                Rehearse(manifest, open, progress, cancel);
-                vm.ResetDevices();
-                using Channels.FileChannel channel = open();
-                ReadStream(channel);
+                Rehearse(manifest, file, progress, cancel);
+                StateOverwrite.Run(vm, $"loading snapshot '{name}'", () =>
+                {
+                    vm.ResetDevices();
+                    ReadWhole(manifest, file, null, CancellationToken.None);
+                });
+                if (before == RunState.InternalError) vm.RunState.Set(RunState.Paused);
             }
             finally
             {
-                if (live) Resume(before);
+                if (live && vm.RunState.State == RunState.RestoreVm) Resume(before);
             }
         }
     }
@@ -127,7 +135,7 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
     /// Reads the file whole: checksum, framing, RAM records and block names, and every device's state into the device itself, whose present
     /// state is put back afterwards. BQL: held.
     /// </summary>
-    private void Rehearse(SnapshotManifest manifest, Func<Channels.FileChannel> open, Action<long, long>? progress, CancellationToken cancel)
+    private void Rehearse(SnapshotManifest manifest, Channels.FileChannel file, Action<long, long>? progress, CancellationToken cancel)
     {
         var saved = new MemoryStream();
         SaveDevices(saved);
@@ -136,18 +144,11 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
         vm.SaveVm.IsValidating = true;
         try
         {
-            using var channel = new HashingChannel(open(), manifest.StreamBytes, progress, cancel);
-            ReadStream(channel);
-            Span<byte> waste = stackalloc byte[4096];
-            while (channel.Read(waste) > 0) { }
-            string checksum = channel.Finish();
-            if (checksum != manifest.Checksum)
-                throw new StreamFormatException($"snapshot '{manifest.Name}': checksum differs, {manifest.Checksum} in the manifest, {checksum} of the stream")
-                {
-                    Expected = manifest.Checksum, Found = checksum,
-                };
+            ReadWhole(manifest, file, progress, cancel);
         }
-        catch (Exception e) when (e is VmmException or OperationCanceledException)
+#pragma warning disable CA1031 // Whatever went wrong, the devices' state is put back.
+        catch (Exception e)
+#pragma warning restore CA1031
         {
             failure = e;
         }
@@ -159,14 +160,33 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
         {
             if (failure is null) return;
             saved.Position = 0;
-            vm.ResetDevices();
-            LoadDevices(saved);
+            StateOverwrite.Run(vm, $"putting the devices' state back after snapshot '{manifest.Name}' could not be loaded ({failure.Message})", () =>
+            {
+                vm.ResetDevices();
+                LoadDevices(saved);
+            });
         }
         finally
         {
             vm.SaveVm.IsValidating = false;
         }
         System.Runtime.ExceptionServices.ExceptionDispatchInfo.Throw(failure);
+    }
+
+    /// <summary>Reads the file from its start to its end and compares the checksum; it may have changed since it was read last.</summary>
+    private void ReadWhole(SnapshotManifest manifest, Channels.FileChannel file, Action<long, long>? progress, CancellationToken cancel)
+    {
+        file.Position = 0;
+        using var channel = new HashingChannel(file, manifest.StreamBytes, progress, cancel);
+        ReadStream(channel);
+        Span<byte> waste = stackalloc byte[4096];
+        while (channel.Read(waste) > 0) { }
+        string checksum = channel.Finish();
+        if (checksum == manifest.Checksum) return;
+        throw new StreamFormatException($"snapshot '{manifest.Name}': checksum differs, {manifest.Checksum} in the manifest, {checksum} of the stream")
+        {
+            Expected = manifest.Checksum, Found = checksum,
+        };
     }
 
     private void ReadStream(IMigrationChannel channel)
