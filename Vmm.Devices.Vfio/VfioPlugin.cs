@@ -2,8 +2,7 @@ using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.DependencyInjection.Extensions;
 using Vmm.Core.Devices;
 using Vmm.Devices.Vfio.Device;
-using Vmm.Devices.Vfio.Containers;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Kernel;
 using Vmm.Devices.Vfio.Migration;
 
 namespace Vmm.Devices.Vfio;

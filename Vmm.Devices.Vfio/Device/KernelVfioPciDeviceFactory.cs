@@ -1,6 +1,6 @@
 using Vmm.Core.Devices;
 using Vmm.Core.VmStates;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Kernel;
 
 namespace Vmm.Devices.Vfio.Device;
 

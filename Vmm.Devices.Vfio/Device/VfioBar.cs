@@ -1,8 +1,7 @@
 using System.Buffers.Binary;
 using Vmm.Core.Memory;
 using Vmm.Core.Pci;
-using Vmm.Devices.Vfio.Diagnostics;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Device;
 

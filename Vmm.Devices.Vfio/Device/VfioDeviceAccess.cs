@@ -2,8 +2,7 @@ using Microsoft.Extensions.Logging;
 using Vmm.Core.Diagnostics;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
-using Vmm.Devices.Vfio.Diagnostics;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Device;
 

@@ -5,9 +5,7 @@ using Vmm.Core.Interop;
 using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
 using Vmm.Core.Wire;
-using Vmm.Devices.Vfio.Cpr;
-using Vmm.Devices.Vfio.Diagnostics;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Migration;
 
 namespace Vmm.Devices.Vfio.Device;

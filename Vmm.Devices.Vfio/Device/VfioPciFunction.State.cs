@@ -1,6 +1,7 @@
 using Vmm.Core.Pci;
 using Vmm.Core.VmStates;
 using Vmm.Core.Wire;
+using Vmm.Devices.Vfio.Migration;
 
 namespace Vmm.Devices.Vfio.Device;
 

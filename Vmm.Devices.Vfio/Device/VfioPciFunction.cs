@@ -4,8 +4,7 @@ using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
-using Vmm.Devices.Vfio.Diagnostics;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Device;
 

@@ -3,9 +3,10 @@ using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Threading;
 using Vmm.Core.Wire;
-using Vmm.Devices.Vfio.Diagnostics;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Backend;
+using Vmm.Devices.Vfio.User.Server;
+using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.Hosted;
 

@@ -1,6 +1,6 @@
 using System.Buffers.Binary;
 using Vmm.Core.Pci;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Hosted;
 

@@ -3,8 +3,8 @@ using Vmm.Core.Errors;
 using Vmm.Core.Pci;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Threading;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Backend;
 
 namespace Vmm.Devices.Vfio.Hosted;
 

@@ -6,9 +6,7 @@ using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
-using Vmm.Devices.Vfio.Device;
-using Vmm.Devices.Vfio.Diagnostics;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Migration;
 

@@ -1,9 +1,7 @@
 using Vmm.Core;
 using Vmm.Core.Devices;
 using Vmm.Core.SaveVm;
-using Vmm.Devices.Vfio.Containers;
-using Vmm.Devices.Vfio.Dirty;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Migration;
 

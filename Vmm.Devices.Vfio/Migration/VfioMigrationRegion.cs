@@ -1,7 +1,7 @@
 using System.Buffers.Binary;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Migration;
 

@@ -1,6 +1,6 @@
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Migration;
 

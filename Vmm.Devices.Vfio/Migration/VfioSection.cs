@@ -1,8 +1,7 @@
 using Vmm.Core.Errors;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
-using Vmm.Devices.Vfio.Diagnostics;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Migration;
 

@@ -3,9 +3,8 @@ using System.Globalization;
 using Microsoft.Extensions.Logging.Abstractions;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
-using Vmm.Devices.Vfio.Containers;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.Migration;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.Kernel;
 
 namespace Vmm.Devices.Vfio.Probe;
 

@@ -1,4 +1,5 @@
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.Kernel;
 using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Contract;

@@ -1,5 +1,5 @@
 using Vmm.Core.Errors;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Tests.Contract;
 

@@ -1,5 +1,5 @@
 using Vmm.Core.Wire;
-using Vmm.Devices.Vfio.Device;
+using Vmm.Devices.Vfio.Migration;
 
 namespace Vmm.Tests.Fakes;
 

@@ -1,7 +1,7 @@
 using System.Buffers.Binary;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Tests.Fakes;

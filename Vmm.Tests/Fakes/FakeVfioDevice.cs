@@ -2,9 +2,7 @@ using System.Buffers.Binary;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
-using Vmm.Devices.Vfio.Containers;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.Migration;
+using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Tests.Fakes;
 

@@ -3,8 +3,7 @@ using Microsoft.Extensions.Logging;
 using Microsoft.Extensions.Logging.Abstractions;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
-using Vmm.Devices.Vfio.Containers;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Kernel;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Fakes;

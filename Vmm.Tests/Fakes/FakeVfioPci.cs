@@ -1,5 +1,5 @@
 using Vmm.Core.Devices;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Migration;
 
 namespace Vmm.Tests.Fakes;

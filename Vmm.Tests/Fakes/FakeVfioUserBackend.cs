@@ -1,6 +1,6 @@
 using Vmm.Core.Errors;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Backend;
 
 namespace Vmm.Tests.Fakes;
 

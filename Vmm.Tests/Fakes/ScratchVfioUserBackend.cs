@@ -1,7 +1,7 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Pci;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Backend;
 
 namespace Vmm.Tests.Fakes;
 

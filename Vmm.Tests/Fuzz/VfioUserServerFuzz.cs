@@ -1,8 +1,10 @@
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Backend;
+using Vmm.Devices.Vfio.User.Server;
+using Vmm.Devices.Vfio.User.Wire;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 using Vmm.Tools.Devices;

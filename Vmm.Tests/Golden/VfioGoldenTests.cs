@@ -6,7 +6,7 @@ using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Migration;
 using Vmm.Migration.Incoming;
 using Vmm.Migration.Outgoing;

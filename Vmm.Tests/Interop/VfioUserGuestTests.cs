@@ -1,6 +1,7 @@
 using System.Diagnostics;
-using Vmm.Devices.Vfio.User;
 using Vmm.Core.Devices;
+using Vmm.Devices.Vfio.User.Backend;
+using Vmm.Devices.Vfio.User.Server;
 using Vmm.Tests.Support;
 using Vmm.Tools.Devices;
 

@@ -2,8 +2,8 @@ using System.Diagnostics;
 using System.Runtime.InteropServices;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
-using Vmm.Devices.Vfio.Containers;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.Kernel;
 using Vmm.Devices.Vfio.Uapi;
 using Vmm.Tests.Support;
 

@@ -3,7 +3,8 @@ using System.Runtime.InteropServices;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.Kernel;
 using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Tests.Lab;

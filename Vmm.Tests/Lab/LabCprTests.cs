@@ -5,8 +5,8 @@ using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
 using Vmm.Core.SaveVm;
-using Vmm.Devices.Vfio.Containers;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.Kernel;
 
 namespace Vmm.Tests.Lab;
 

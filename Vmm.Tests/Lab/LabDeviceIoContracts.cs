@@ -1,6 +1,7 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.Kernel;
 using Vmm.Tests.Contract;
 
 namespace Vmm.Tests.Lab;

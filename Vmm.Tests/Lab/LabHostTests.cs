@@ -1,4 +1,4 @@
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Kernel;
 
 namespace Vmm.Tests.Lab;
 

@@ -1,7 +1,7 @@
 using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Errors;
 using Vmm.Core.SaveVm;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Migration.State;
 
 namespace Vmm.Tests.Lab;

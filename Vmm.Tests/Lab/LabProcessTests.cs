@@ -1,5 +1,5 @@
 using System.Text.Json.Nodes;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Tests.Support;
 using Vmm.Tools.Cli.Demo;
 

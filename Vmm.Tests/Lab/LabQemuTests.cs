@@ -1,8 +1,8 @@
 using System.Text.Json.Nodes;
 using Vmm.Core.Devices;
 using Vmm.Devices.Vfio;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Device;
-using Vmm.Devices.Vfio.Io;
 using Vmm.Migration.Channels;
 using Vmm.Migration.State;
 using Vmm.Migration.Stream.Viewer;

@@ -1,7 +1,7 @@
 using System.Text.Json.Nodes;
 using Microsoft.Extensions.Logging.Abstractions;
 using Vmm.Core.Interop;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Kernel;
 using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Tests.Lab;

@@ -1,7 +1,7 @@
 using Microsoft.Extensions.Logging.Abstractions;
 using Vmm.Core.Memory;
-using Vmm.Devices.Vfio.Containers;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.Kernel;
 
 namespace Vmm.Tests.Lab;
 

@@ -1,5 +1,6 @@
 using Vmm.Core.Errors;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.Kernel;
 using Vmm.Tests.Contract;
 
 namespace Vmm.Tests.Lab;

@@ -6,8 +6,8 @@ using Vmm.Core.Interop;
 using Vmm.Core.Memory;
 using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio;
-using Vmm.Devices.Vfio.Containers;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.Kernel;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Lab;

@@ -4,7 +4,7 @@ using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Migration.Channels;
 using Vmm.Migration.State;
 using Vmm.Tests.Support;

@@ -1,5 +1,5 @@
 using Vmm.Core.Errors;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Migration.State;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;

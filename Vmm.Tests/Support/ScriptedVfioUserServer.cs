@@ -2,8 +2,9 @@ using System.Runtime.InteropServices;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Threading;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Backend;
+using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Tests.Support;
 

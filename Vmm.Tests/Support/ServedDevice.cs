@@ -1,6 +1,7 @@
 using Vmm.Core.Interop;
 using Vmm.Core.Threading;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.User.Backend;
+using Vmm.Devices.Vfio.User.Server;
 
 namespace Vmm.Tests.Support;
 

@@ -3,7 +3,7 @@ using Vmm.Core.Channels;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
 using Vmm.Devices.Vfio;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Migration;
 using Vmm.Migration.State;
 using Vmm.Tests.Fakes;

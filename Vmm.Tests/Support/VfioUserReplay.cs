@@ -1,7 +1,9 @@
 using System.Collections.Concurrent;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Backend;
+using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Tests.Support;
 
@@ -137,8 +139,8 @@ internal sealed class VfioUserReplay : IDisposable
         byte[] copy = [.. body];
         if (command == VfioUserCommand.DmaMap) copy.AsSpan(8, 8).Clear();
         if (command != VfioUserCommand.DeviceFeature) return copy;
-        if (copy[4] == (byte)Devices.Vfio.Io.VfioDeviceFeature.DmaLoggingStop) return copy[4..8];
-        if (copy[4] == (byte)Devices.Vfio.Io.VfioDeviceFeature.DmaLoggingReport) copy.AsSpan(0, 4).Clear();
+        if (copy[4] == (byte)VfioDeviceFeature.DmaLoggingStop) return copy[4..8];
+        if (copy[4] == (byte)VfioDeviceFeature.DmaLoggingReport) copy.AsSpan(0, 4).Clear();
         return copy;
     }
 }

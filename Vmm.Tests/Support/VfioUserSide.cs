@@ -1,6 +1,7 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Client;
 
 namespace Vmm.Tests.Support;
 

@@ -8,7 +8,8 @@ using Vmm.Core.Devices;
 using Vmm.Core.Memory;
 using Vmm.Core.Pci;
 using Vmm.Devices.Vfio;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.User.Backend;
+using Vmm.Devices.Vfio.User.Server;
 using Vmm.Tools.Devices;
 
 namespace Vmm.Tools.Bench;

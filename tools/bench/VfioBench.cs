@@ -4,7 +4,8 @@ using System.Net.Sockets;
 using System.Text.Json;
 using Spectre.Console;
 using Vmm.Core.Devices;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.User.Backend;
+using Vmm.Devices.Vfio.User.Server;
 using Vmm.Tools.Devices;
 
 namespace Vmm.Tools.Bench;

@@ -1,5 +1,5 @@
 using System.Buffers.Binary;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.User.Backend;
 
 namespace Vmm.Tools.Devices;
 

@@ -1,4 +1,4 @@
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.User.Backend;
 
 namespace Vmm.Tools.Devices;
 

@@ -1,7 +1,7 @@
 using System.Diagnostics;
 using Vmm.Core.Errors;
 using Vmm.Core.Threading;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using static Vmm.Tools.Devices.DmaTestRegisters;
 
 namespace Vmm.Tools.Devices;

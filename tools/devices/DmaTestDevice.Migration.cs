@@ -1,7 +1,7 @@
 using System.Buffers.Binary;
 using Vmm.Core.Errors;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Backend;
 using static Vmm.Tools.Devices.DmaTestRegisters;
 
 namespace Vmm.Tools.Devices;

@@ -1,8 +1,8 @@
 using System.Buffers.Binary;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Backend;
 
 namespace Vmm.Tools.Devices;
 

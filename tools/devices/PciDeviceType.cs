@@ -1,7 +1,7 @@
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Devices.Vfio.Hosted;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.User.Backend;
 
 namespace Vmm.Tools.Devices;
 

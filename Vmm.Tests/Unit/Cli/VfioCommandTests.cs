@@ -1,6 +1,6 @@
 using System.Text.Json;
 using Vmm.Core.Errors;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Probe;
 using Vmm.Tests.Fakes;
 using Vmm.Tools.Cli.Shell;

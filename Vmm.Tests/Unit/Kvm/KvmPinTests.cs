@@ -1,7 +1,7 @@
 using Vmm.Core.Devices;
 using Vmm.Core.Interop;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Device;
-using Vmm.Devices.Vfio.Io;
 using Vmm.Tests.Fakes;
 using Vmm.Tools.Cli.Guests;
 

@@ -3,7 +3,6 @@ using System.Net.Sockets;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
 using Vmm.Devices.Vfio;
-using Vmm.Devices.Vfio.Io;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Multifd;
 using Vmm.Migration.State;

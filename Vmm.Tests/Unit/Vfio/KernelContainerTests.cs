@@ -1,8 +1,7 @@
 using System.Buffers.Binary;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
-using Vmm.Devices.Vfio.Containers;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Kernel;
 using Vmm.Devices.Vfio.Uapi;
 using Vmm.Tests.Fakes;
 

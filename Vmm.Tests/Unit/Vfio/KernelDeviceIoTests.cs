@@ -2,7 +2,8 @@ using System.Buffers.Binary;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.Kernel;
 using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Unit.Vfio;

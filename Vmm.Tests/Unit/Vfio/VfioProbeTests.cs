@@ -1,5 +1,5 @@
 using Vmm.Core.Errors;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Probe;
 using Vmm.Tests.Fakes;
 

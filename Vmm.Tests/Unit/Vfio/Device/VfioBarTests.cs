@@ -1,7 +1,7 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Device;
-using Vmm.Devices.Vfio.Io;
 using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Unit.Vfio.Device;

@@ -1,7 +1,6 @@
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Devices.Vfio.Device;
-using Vmm.Devices.Vfio.Io;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 

@@ -1,8 +1,8 @@
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
 using Vmm.Core.Wire;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Device;
-using Vmm.Devices.Vfio.Io;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 

@@ -2,8 +2,8 @@ using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
 using Vmm.Core.Pci;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Device;
-using Vmm.Devices.Vfio.Io;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 

@@ -1,7 +1,7 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.RunStates;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 

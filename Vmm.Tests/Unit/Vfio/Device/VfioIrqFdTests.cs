@@ -1,6 +1,6 @@
 using Vmm.Core.Interop;
 using Vmm.Core.Pci;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 

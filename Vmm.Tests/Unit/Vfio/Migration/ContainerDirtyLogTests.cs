@@ -1,6 +1,6 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Migration;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;

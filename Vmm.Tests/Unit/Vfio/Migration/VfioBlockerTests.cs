@@ -1,6 +1,6 @@
 using Vmm.Core.Errors;
 using Vmm.Core.SaveVm;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Migration;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;

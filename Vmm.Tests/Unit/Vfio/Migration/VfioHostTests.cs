@@ -3,7 +3,7 @@ using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Devices.Vfio;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Migration;
 using Vmm.Migration;
 using Vmm.Migration.Snapshot;

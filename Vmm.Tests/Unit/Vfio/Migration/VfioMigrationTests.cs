@@ -1,8 +1,7 @@
 using NUnit.Framework;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.Migration;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Migration.State;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;

@@ -1,6 +1,5 @@
 using NUnit.Framework;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.Migration;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Tests.Contract;
 
 namespace Vmm.Tests.Unit.Vfio.Migration;

@@ -1,6 +1,6 @@
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Migration.State;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;

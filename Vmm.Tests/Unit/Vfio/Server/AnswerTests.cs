@@ -3,8 +3,10 @@ using System.Diagnostics;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Pci;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Backend;
+using Vmm.Devices.Vfio.User.Server;
+using Vmm.Devices.Vfio.User.Wire;
 using Vmm.Tests.Support;
 using static Vmm.Tests.Support.RawVfioUserClient;
 

@@ -1,7 +1,9 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Backend;
+using Vmm.Devices.Vfio.User.Server;
+using Vmm.Devices.Vfio.User.Wire;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 using static Vmm.Tests.Support.RawVfioUserClient;

@@ -6,8 +6,8 @@ using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.Pci;
 using Vmm.Core.Wire;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Hosted;
-using Vmm.Devices.Vfio.Io;
 using Vmm.Tests.Support;
 using Vmm.Tools.Devices;
 

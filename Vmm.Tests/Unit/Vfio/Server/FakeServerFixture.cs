@@ -1,4 +1,4 @@
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.User.Server;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 

@@ -1,7 +1,7 @@
 using System.Text;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.User.Wire;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 using static Vmm.Tests.Support.RawVfioUserClient;

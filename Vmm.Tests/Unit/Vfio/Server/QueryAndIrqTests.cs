@@ -1,8 +1,8 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Wire;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 using static Vmm.Tests.Support.RawVfioUserClient;

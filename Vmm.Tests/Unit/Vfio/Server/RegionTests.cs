@@ -1,6 +1,6 @@
 using System.Diagnostics;
 using Vmm.Core.Errors;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.User.Wire;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 using static Vmm.Tests.Support.RawVfioUserClient;

@@ -1,6 +1,6 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.User.Wire;
 using Vmm.Tests.Support;
 using static Vmm.Tests.Support.ScriptedVfioUserServer;
 

@@ -4,7 +4,8 @@ using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
 using Vmm.Core.Threading;
-using Vmm.Devices.Vfio.Io;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Client;
 using Vmm.Tests.Support;
 using Vmm.Tools.Devices;
 

@@ -2,8 +2,9 @@ using System.Diagnostics;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Threading;
-using Vmm.Devices.Vfio.Io;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Client;
+using Vmm.Devices.Vfio.User.Wire;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.User;

@@ -1,8 +1,8 @@
 using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
-using Vmm.Devices.Vfio.Io;
 using Vmm.Devices.Vfio.Migration;
+using Vmm.Devices.Vfio.User.Client;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 

@@ -1,6 +1,6 @@
 using System.Text;
 using Vmm.Core.Errors;
-using Vmm.Devices.Vfio.User;
+using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Tests.Unit.Vfio.User;
 

@@ -1,0 +1,140 @@
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.Memory;
+
+namespace Vmm.Devices.Vfio.Abstractions;
+
+/// <summary>
+/// How one device is reached: kernel VFIO, vfio-user, or a fake. A refusal is a normal answer here and comes back as its <see cref="Errno"/>,
+/// unchanged; exceptions are for a backend that is gone or broke its protocol. Thread-safe: region accesses, features and the migration data
+/// may be used from several threads at once; state changes, interrupts and reset come with the BQL held.
+/// </summary>
+public interface IVfioDeviceIo : IDisposable
+{
+    /// <summary>For logs and errors: <c>0000:01:00.0</c>, an mdev's UUID, or the socket's path.</summary>
+    string Name { get; }
+
+    /// <summary>Read once when the device was opened.</summary>
+    VfioDeviceInfo Info { get; }
+
+    /// <summary>How its DMA is mapped; shared by the devices of one address space, owned elsewhere.</summary>
+    IVfioContainer Container { get; }
+
+    /// <summary>
+    /// How much device state to expect of a device that does not know feature MIG_DATA_SIZE: 100 GiB for a kernel driver, which is too old to say
+    /// (QEMU: <c>VFIO_MIG_STOP_COPY_SIZE</c>); 0 over vfio-user, whose protocol has no such query.
+    /// </summary>
+    ulong AssumedStopCopyBytes { get; }
+
+    /// <summary>Raised once when the device is gone for good (a vfio-user server ended or broke the protocol); on any thread, no lock held.</summary>
+    event Action<VmmException>? Lost;
+
+    /// <summary>Region info; cached by the backend.</summary>
+    /// <param name="index">Region index.</param>
+    /// <returns>An info of size 0 when there is no such region, however the device says so.</returns>
+    VfioRegionInfo GetRegionInfo(uint index);
+
+    /// <summary>Interrupt info; cached by the backend.</summary>
+    /// <param name="index">Interrupt index.</param>
+    /// <returns>Count 0 when there is none.</returns>
+    VfioIrqInfo GetIrqInfo(uint index);
+
+    /// <summary>Binds, masks, unmasks or triggers interrupts (uapi: <c>VFIO_DEVICE_SET_IRQS</c>). A backend splits what is too long for one message.</summary>
+    /// <param name="request">What to do.</param>
+    /// <param name="bools">One byte a vector with <see cref="VfioIrqSetFlags.DataBool"/>; else empty.</param>
+    /// <param name="eventFds">One a vector with <see cref="VfioIrqSetFlags.DataEventFd"/>, null to unbind; else empty. Stay the caller's.</param>
+    /// <returns>The device's answer.</returns>
+    Errno SetIrqs(in VfioIrqSet request, ReadOnlySpan<byte> bools, ReadOnlySpan<OwnedFd?> eventFds);
+
+    /// <summary>
+    /// Whether <see cref="SetIrqs"/> may be asked to unmask the pin by an eventfd: the kernel knows that, though not each of its drivers; vfio-user has
+    /// no such request, and the caller carries the signal as a message.
+    /// </summary>
+    bool TakesUnmaskEventFd { get; }
+
+    /// <summary>A feature whose data are plain bytes. The migration state and the DMA log have calls of their own.</summary>
+    /// <param name="feature">Feature.</param>
+    /// <param name="op">Operation.</param>
+    /// <param name="data">Data sent, and on success data received; exactly the structure's size; empty for PROBE.</param>
+    /// <returns>ENOTTY when the device does not know the feature (vfio-user servers that answer EINVAL to a probe are translated).</returns>
+    Errno DeviceFeature(VfioDeviceFeature feature, VfioFeatureOp op, Span<byte> data);
+
+    /// <summary>Reads the migration state.</summary>
+    /// <param name="state">The state.</param>
+    /// <returns>The device's answer.</returns>
+    Errno GetMigrationState(out VfioDeviceState state);
+
+    /// <summary>Asks for a migration state; the device walks there by itself (spec vfio-migration 2). After a failure it may be anywhere on the way.</summary>
+    /// <param name="state">Target.</param>
+    /// <param name="data">A new session's data when the final step opened one, else null. The caller's to dispose.</param>
+    /// <returns>The device's answer.</returns>
+    Errno SetMigrationState(VfioDeviceState state, out IVfioMigrationData? data);
+
+    /// <summary>Starts the device's log of DMA writes.</summary>
+    /// <param name="pageSizeBytes">Wanted granularity.</param>
+    /// <param name="ranges">Up to 256 disjoint ranges of DMA addresses.</param>
+    /// <param name="inForceBytes">Granularity in force.</param>
+    /// <returns>The device's answer.</returns>
+    Errno StartDmaLog(ulong pageSizeBytes, IReadOnlyList<GuestRange> ranges, out ulong inForceBytes);
+
+    /// <summary>Stops the log.</summary>
+    /// <returns>The device's answer.</returns>
+    Errno StopDmaLog();
+
+    /// <summary>Reads and clears the log of one range.</summary>
+    /// <param name="range">DMA addresses, page aligned.</param>
+    /// <param name="pageSizeBytes">Granularity of the answer; the one in force.</param>
+    /// <param name="bitmap">One bit a page, 64 a word, LSB first; set bits are added to what is there.</param>
+    /// <returns>The device's answer; after any failure the log is lost.</returns>
+    Errno ReportDmaLog(GuestRange range, ulong pageSizeBytes, Span<ulong> bitmap);
+
+    /// <summary>Resets the device; its migration state becomes RUNNING and open sessions end.</summary>
+    /// <returns>The device's answer.</returns>
+    Errno Reset();
+
+    /// <summary>Reads from a region by call, at the widest access the offset and length allow.</summary>
+    /// <param name="index">Region.</param>
+    /// <param name="offset">From its start.</param>
+    /// <param name="destination">Filled completely on success; a short transfer is EINVAL.</param>
+    /// <returns>The device's answer.</returns>
+    Errno RegionRead(uint index, ulong offset, Span<byte> destination);
+
+    /// <summary>Writes to a region by call.</summary>
+    /// <param name="index">Region.</param>
+    /// <param name="offset">From its start.</param>
+    /// <param name="source">Bytes; a short transfer is EINVAL.</param>
+    /// <param name="posted">The caller does not need the answer; a backend may then send without waiting, in order with everything else.</param>
+    /// <returns>The device's answer; success for a posted write that was sent.</returns>
+    Errno RegionWrite(uint index, ulong offset, ReadOnlySpan<byte> source, bool posted = false);
+
+    /// <summary>Maps one area of a region for direct access.</summary>
+    /// <param name="index">Region.</param>
+    /// <param name="area">One of its areas.</param>
+    /// <returns>The mapping, the caller's to dispose; null when the backend cannot map it and calls must be used.</returns>
+    MappedRegion? MapArea(uint index, VfioRegionArea area);
+
+    /// <summary>Tells a backend that carries DMA by messages whether the guest allows the device to master the bus; refused while it does not. BQL: held.</summary>
+    /// <param name="enabled">Bit 2 of the command register.</param>
+    void SetBusMaster(bool enabled);
+}
+
+/// <summary>The data of one saving or resuming session: a stream, read or written in order by one thread at a time.</summary>
+public interface IVfioMigrationData : IDisposable
+{
+    /// <summary>Reads the next part of the device's state.</summary>
+    /// <param name="destination">Where to; not empty.</param>
+    /// <param name="errno">ENOMSG: nothing now, while the device runs. Anything else is a failure.</param>
+    /// <returns>Bytes read; 0 at the end, or when there is nothing now and the device runs; -1 with an errno.</returns>
+    int Read(Span<byte> destination, out Errno errno);
+
+    /// <summary>Writes the next part of the device's state.</summary>
+    /// <param name="source">Bytes.</param>
+    /// <param name="errno">Why it failed.</param>
+    /// <returns>Bytes taken, perhaps fewer; -1 with an errno.</returns>
+    int Write(ReadOnlySpan<byte> source, out Errno errno);
+
+    /// <summary>What is left while the device runs (uapi: <c>VFIO_MIG_GET_PRECOPY_INFO</c>).</summary>
+    /// <param name="info">The figures.</param>
+    /// <returns>EINVAL outside the precopy states; ENOTTY when the backend has no such figures.</returns>
+    Errno PrecopyInfo(out VfioPrecopyInfo info);
+}

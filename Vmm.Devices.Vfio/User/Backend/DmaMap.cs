@@ -1,0 +1,314 @@
+using System.Numerics;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.User.Wire;
+
+namespace Vmm.Devices.Vfio.User.Backend;
+
+/// <summary>
+/// The client's memory as a hosted device sees it: DMA by address, whatever way the client gave the memory (spec vfio-user 3.8 to 3.11).
+/// Any thread may read and write; maps and unmaps wait until accesses through a descriptor have ended (S-21). A transfer that fails may have
+/// moved its first part.
+/// </summary>
+public sealed class DmaMap : IDisposable
+{
+    /// <summary>Largest single map; what libvfio-user takes.</summary>
+    internal const ulong MaxMapBytes = 8UL << 40;
+    /// <summary>Most log we hold for one device: 8 TiB at 4 KiB a page.</summary>
+    internal const ulong MaxLogBytes = 256UL << 20;
+
+    private const uint KnownFlags = VfioUserDmaMap.FlagRead | VfioUserDmaMap.FlagWrite | VfioUserDmaMap.FlagMmapFd | VfioUserDmaMap.FlagFileIo;
+
+    private readonly ReaderWriterLockSlim _lock = new();
+    private readonly int _maxRegions;
+    private readonly bool _mayMap, _onlySealed;
+    private DmaRegion[] _regions = [];
+    private volatile IDmaMessages? _messages;
+    private volatile bool _isBusMaster, _isStopped;
+    private int _logShift = -1;
+
+    internal DmaMap(int maxRegions, bool mayMap, bool onlySealed = false) => (_maxRegions, _mayMap, _onlySealed) = (maxRegions, mayMap, onlySealed);
+
+    /// <summary>Bit 2 of the command register; the device keeps it up to date. While false every access is ENODEV.</summary>
+    public bool IsBusMaster { get => _isBusMaster; set => _isBusMaster = value; }
+
+    /// <summary>How many ranges the client has mapped.</summary>
+    public int RegionCount => Volatile.Read(ref _regions).Length;
+
+    /// <summary>The ranges the client has mapped, in order of their addresses.</summary>
+    public IReadOnlyList<GuestRange> Ranges => Array.ConvertAll(Volatile.Read(ref _regions), static r => new GuestRange(new GuestAddress(r.Address), r.SizeBytes));
+
+    internal bool IsLogging => _logShift >= 0;
+
+    internal ulong LogPageBytes => IsLogging ? 1UL << _logShift : 0;
+
+    /// <summary>The way to the client for ranges without a descriptor; null while there is none.</summary>
+    internal IDmaMessages? Messages { get => _messages; set => _messages = value; }
+
+    /// <summary>Reads guest memory. In ranges without a descriptor it waits for the client: not from a register access (S-30).</summary>
+    /// <param name="address">DMA address.</param>
+    /// <param name="destination">Filled on success.</param>
+    /// <returns>
+    /// ENODEV: bus mastering is off. EFAULT: not mapped. EPERM: not readable. EAGAIN: the device is stopped for a migration. ENOTCONN: no
+    /// client. Else the client's answer.
+    /// </returns>
+    public Errno Read(ulong address, Span<byte> destination)
+    {
+        while (destination.Length > 0)
+        {
+            Errno errno = Enter(address, destination.Length, write: false, out DmaRegion? region, out int count);
+            if (errno != Errno.None) return errno;
+            try
+            {
+                errno = region is null ? Errno.None : region.Read(address, destination[..count]);
+            }
+            finally
+            {
+                if (region is not null) _lock.ExitReadLock();
+            }
+            if (region is null) errno = _messages?.Read(address, destination[..count]) ?? Errno.ENOTCONN;
+            if (errno != Errno.None) return errno;
+            destination = destination[count..];
+            address += (uint)count;
+        }
+        return Errno.None;
+    }
+
+    /// <summary>Writes guest memory; as <see cref="Read"/>. Pages written through a descriptor are logged for the client (S-25).</summary>
+    /// <param name="address">DMA address.</param>
+    /// <param name="source">Bytes.</param>
+    /// <returns>As <see cref="Read"/>; EPERM: not writable.</returns>
+    public Errno Write(ulong address, ReadOnlySpan<byte> source)
+    {
+        while (source.Length > 0)
+        {
+            Errno errno = Enter(address, source.Length, write: true, out DmaRegion? region, out int count);
+            if (errno != Errno.None) return errno;
+            try
+            {
+                errno = region is null ? Errno.None : region.Write(address, source[..count]);
+            }
+            finally
+            {
+                if (region is not null) _lock.ExitReadLock();
+            }
+            if (region is null) errno = _messages?.Write(address, source[..count]) ?? Errno.ENOTCONN;
+            if (errno != Errno.None) return errno;
+            source = source[count..];
+            address += (uint)count;
+        }
+        return Errno.None;
+    }
+
+    /// <summary>Reads guest memory by DMA_READ, also where there is a descriptor: the client sees the access. As <see cref="Read"/> otherwise.</summary>
+    /// <param name="address">DMA address.</param>
+    /// <param name="destination">Filled on success.</param>
+    /// <returns>As <see cref="Read"/>.</returns>
+    public Errno ReadByMessages(ulong address, Span<byte> destination)
+    {
+        Errno errno = Check(address, destination.Length, write: false);
+        return errno == Errno.None ? _messages?.Read(address, destination) ?? Errno.ENOTCONN : errno;
+    }
+
+    /// <summary>Writes guest memory by DMA_WRITE, also where there is a descriptor; the client tracks these writes itself (S-25).</summary>
+    /// <param name="address">DMA address.</param>
+    /// <param name="source">Bytes.</param>
+    /// <returns>As <see cref="Write"/>.</returns>
+    public Errno WriteByMessages(ulong address, ReadOnlySpan<byte> source)
+    {
+        Errno errno = Check(address, source.Length, write: true);
+        return errno == Errno.None ? _messages?.Write(address, source) ?? Errno.ENOTCONN : errno;
+    }
+
+    /// <summary>Lets DMA through, or not: a device whose migration state is stopped must not change memory that nobody asks about again.</summary>
+    internal void SetStopped(bool stopped)
+    {
+        _lock.EnterWriteLock();
+        _isStopped = stopped;
+        _lock.ExitWriteLock();
+    }
+
+    /// <summary>Takes a range on. The descriptor is taken over in every case.</summary>
+    internal Errno Map(VfioUserDmaMap request, OwnedFd? fd)
+    {
+        using OwnedFd? given = fd;
+        if ((request.Flags & ~KnownFlags) != 0 || request.Size == 0 || request.Address > ulong.MaxValue - request.Size) return Errno.EINVAL;
+        uint how = request.Flags & (VfioUserDmaMap.FlagMmapFd | VfioUserDmaMap.FlagFileIo);
+        if (how != 0 && (fd is null || how == (VfioUserDmaMap.FlagMmapFd | VfioUserDmaMap.FlagFileIo))) return Errno.EINVAL;
+        if (request.Size > MaxMapBytes) return Errno.ENOSPC;
+        LibC.StatBuffer file = default;
+        if (fd is not null)
+        {
+            Errno errno = Posix.Stat(fd, out file);
+            if (errno != Errno.None) return errno;
+            // A touch behind the end of the file would be a SIGBUS, which ends this process (S-18).
+            if (file.SizeBytes < 0 || request.Offset > (ulong)file.SizeBytes || request.Size > (ulong)file.SizeBytes - request.Offset) return Errno.EINVAL;
+        }
+        int at = FirstEndingAfter(_regions, request.Address);
+        if (at < _regions.Length && _regions[at].Address < request.Address + request.Size) return _regions[at].Is(request, fd is not null, file) ? Errno.None : Errno.EINVAL;
+        if (_regions.Length >= _maxRegions) return Errno.EINVAL;
+        return Add(at, request, fd, file);
+    }
+
+    /// <summary>Gives one range back; it must be exactly one that was mapped (S-21). With a bitmap, its last report.</summary>
+    internal Errno Unmap(ulong address, ulong sizeBytes, ulong pageSizeBytes, Span<byte> bitmap)
+    {
+        int at = FirstEndingAfter(_regions, address);
+        if (at >= _regions.Length || _regions[at].Address != address || _regions[at].SizeBytes != sizeBytes) return Errno.ENOENT;
+        DmaRegion gone = _regions[at];
+        Replace([.. _regions.AsSpan(0, at), .. _regions.AsSpan(at + 1)]);
+        if (!bitmap.IsEmpty) gone.Report(address, sizeBytes, pageSizeBytes, bitmap);
+        gone.Dispose();
+        return Errno.None;
+    }
+
+    /// <summary>Gives everything back.</summary>
+    internal void Clear()
+    {
+        DmaRegion[] gone = _regions;
+        Replace([]);
+        foreach (DmaRegion region in gone) region.Dispose();
+    }
+
+    /// <summary>Starts the log of writes through descriptors (S-25); again with the same size it goes on.</summary>
+    internal Errno StartLog(ulong pageSizeBytes)
+    {
+        if (pageSizeBytes < 4096 || pageSizeBytes > 1UL << 30 || !BitOperations.IsPow2(pageSizeBytes)) return Errno.EINVAL;
+        int shift = BitOperations.TrailingZeroCount(pageSizeBytes);
+        if (IsLogging) return shift == _logShift ? Errno.None : Errno.EINVAL;
+        if (LogBytes(shift) > MaxLogBytes) return Errno.ENOMEM;
+        _lock.EnterWriteLock();
+        foreach (DmaRegion region in _regions) region.StartLog(shift);
+        _logShift = shift;
+        _lock.ExitWriteLock();
+        return Errno.None;
+    }
+
+    internal void StopLog()
+    {
+        _lock.EnterWriteLock();
+        foreach (DmaRegion region in _regions) region.StopLog();
+        _logShift = -1;
+        _lock.ExitWriteLock();
+    }
+
+    /// <summary>Reads and clears the log of any range: parts of maps, several maps, holes, which report 0 (S-24).</summary>
+    /// <returns>ENOENT: nothing is mapped there. EINVAL: only ranges whose writes the client sees itself.</returns>
+    internal Errno Report(ulong iova, ulong lengthBytes, ulong pageSizeBytes, Span<byte> bitmap)
+    {
+        if (!IsLogging || !BitOperations.IsPow2(pageSizeBytes) || lengthBytes == 0 || iova > ulong.MaxValue - lengthBytes) return Errno.EINVAL;
+        bitmap.Clear();
+        bool any = false, logged = false;
+        for (int i = FirstEndingAfter(_regions, iova); i < _regions.Length && _regions[i].Address < iova + lengthBytes; i++)
+        {
+            any = true;
+            logged |= _regions[i].Access != DmaAccess.Messages;
+            _regions[i].Report(iova, lengthBytes, pageSizeBytes, bitmap);
+        }
+        return logged ? Errno.None : any ? Errno.EINVAL : Errno.ENOENT;
+    }
+
+    /// <summary>Drops everything. No access may be under way.</summary>
+    public void Dispose()
+    {
+        Clear();
+        _lock.Dispose();
+    }
+
+    private static int FirstEndingAfter(DmaRegion[] regions, ulong address)
+    {
+        int low = 0, high = regions.Length;
+        while (low < high)
+        {
+            int middle = (low + high) / 2;
+            if (regions[middle].End <= address) low = middle + 1;
+            else high = middle;
+        }
+        return low;
+    }
+
+    private Errno Add(int at, VfioUserDmaMap request, OwnedFd? fd, in LibC.StatBuffer file)
+    {
+        DmaRegion region;
+        try
+        {
+            // The region keeps a descriptor of its own only where it needs one.
+            region = new DmaRegion(request, fd is null ? null : Posix.Duplicate(fd), file, _mayMap && (!_onlySealed || fd is null || Posix.IsSealedAgainstShrinking(fd)));
+        }
+        catch (ChannelException e)
+        {
+            return e.Errno;
+        }
+        if (IsLogging)
+        {
+            if (LogBytes(_logShift) + region.LogBytes(_logShift) > MaxLogBytes)
+            {
+                region.Dispose();
+                return Errno.ENOMEM;
+            }
+            region.StartLog(_logShift);
+        }
+        Replace([.. _regions.AsSpan(0, at), region, .. _regions.AsSpan(at)]);
+        return Errno.None;
+    }
+
+    private ulong LogBytes(int shift) => _regions.Aggregate(0UL, (sum, r) => sum + r.LogBytes(shift));
+
+    private void Replace(DmaRegion[] regions)
+    {
+        _lock.EnterWriteLock();
+        _regions = regions;
+        _lock.ExitWriteLock();
+    }
+
+    /// <summary>Whether all of an access is mapped and allowed.</summary>
+    private Errno Check(ulong address, int length, bool write)
+    {
+        while (length > 0)
+        {
+            Errno errno = Enter(address, length, write, out DmaRegion? region, out int count);
+            if (region is not null) _lock.ExitReadLock();
+            if (errno != Errno.None) return errno;
+            length -= count;
+            address += (uint)count;
+        }
+        return Errno.None;
+    }
+
+    /// <summary>Finds the range of an access. With a region the read lock is held on return; without one it goes by messages.</summary>
+    private Errno Enter(ulong address, int length, bool write, out DmaRegion? region, out int count)
+    {
+        region = null;
+        count = 0;
+        if (!_isBusMaster) return Errno.ENODEV;
+        _lock.EnterReadLock();
+        DmaRegion[] regions = _regions;
+        int at = FirstEndingAfter(regions, address);
+        Errno errno = _isStopped ? Errno.EAGAIN
+            : at >= regions.Length || regions[at].Address > address ? Errno.EFAULT
+            : !(write ? regions[at].IsWritable : regions[at].IsReadable) ? Errno.EPERM
+            : Errno.None;
+        if (errno == Errno.None)
+        {
+            count = (int)Math.Min((ulong)length, regions[at].End - address);
+            if (regions[at].Access != DmaAccess.Messages)
+            {
+                region = regions[at];
+                return Errno.None;
+            }
+        }
+        _lock.ExitReadLock();
+        return errno;
+    }
+}
+
+/// <summary>DMA by messages to the client (spec vfio-user 3.10). Any thread.</summary>
+internal interface IDmaMessages
+{
+    /// <summary>DMA_READ, in parts the client takes.</summary>
+    Errno Read(ulong address, Span<byte> destination);
+
+    /// <summary>DMA_WRITE, in parts the client takes.</summary>
+    Errno Write(ulong address, ReadOnlySpan<byte> source);
+}

@@ -1,0 +1,145 @@
+using Vmm.Core.Errors;
+
+namespace Vmm.Devices.Vfio.User.Backend;
+
+/// <summary>Copies a part of a section out.</summary>
+/// <param name="offset">From the section's start.</param>
+/// <param name="destination">Filled.</param>
+public delegate void VfioUserStateFill(ulong offset, Span<byte> destination);
+
+/// <summary>One section of a device's state, read as it is sent: nothing of it is held twice.</summary>
+/// <param name="Id">The device's own number for it.</param>
+/// <param name="LengthBytes">Bytes.</param>
+/// <param name="Fill">Copies parts of it, in order.</param>
+public sealed record VfioUserStateSection(uint Id, ulong LengthBytes, VfioUserStateFill Fill)
+{
+    /// <summary>The bytes from an offset on, as far as they lie together, for sections that are in memory anyway; null: they are copied out.</summary>
+    public Func<ulong, ReadOnlyMemory<byte>>? Memory { get; init; }
+
+    /// <summary>A section of bytes that are there.</summary>
+    /// <param name="id">Number.</param>
+    /// <param name="bytes">Bytes; not to be changed any more.</param>
+    /// <returns>The section.</returns>
+    public static VfioUserStateSection Of(uint id, byte[] bytes) =>
+        new(id, (ulong)bytes.Length, (offset, destination) => bytes.AsSpan((int)offset, destination.Length).CopyTo(destination));
+}
+
+/// <summary>
+/// A saving session that frames a device's sections (see <see cref="VfioUserStateFormat"/>). While the device runs it gives previews, in
+/// whole records; once stopped, the full snapshot.
+/// </summary>
+public sealed class VfioUserStateWriter : IVfioUserSave
+{
+    private readonly string _typeName;
+    private readonly ulong _limitBytes;
+    private readonly Func<IEnumerable<VfioUserStateSection>> _snapshot;
+    private readonly Func<int, VfioUserStateSection?>? _preview;
+    private IEnumerator<VfioUserStateSection>? _sections;
+    private VfioUserStateSection? _section;
+    private ulong _sectionAt;
+    /// <summary>A head, header or trailer that is being sent.</summary>
+    private byte[] _record = [];
+    private int _recordAt;
+    private uint _crc;
+    private bool _isStopped, _isEnded;
+
+    /// <summary>Opens the session.</summary>
+    /// <param name="typeName">Device type.</param>
+    /// <param name="limitBytes">Most bytes of sections; the reader holds us to it.</param>
+    /// <param name="isStopped">Whether the device is stopped already.</param>
+    /// <param name="snapshot">The sections of the stopped device; called once, at the first read after the stop.</param>
+    /// <param name="preview">A section of at most so many bytes while the device runs, or null when there is nothing new.</param>
+    public VfioUserStateWriter(string typeName, ulong limitBytes, bool isStopped, Func<IEnumerable<VfioUserStateSection>> snapshot, Func<int, VfioUserStateSection?>? preview = null)
+    {
+        (_typeName, _limitBytes, _snapshot, _preview) = (typeName, limitBytes, snapshot, preview);
+        if (isStopped) StopCopy();
+        else Begin(isFull: false);
+    }
+
+    /// <inheritdoc/>
+    public void StopCopy()
+    {
+        _isStopped = true;
+        Begin(isFull: true);
+    }
+
+    /// <inheritdoc/>
+    public int ReadState(Span<byte> destination, out Errno errno)
+    {
+        errno = Errno.None;
+        // While the device runs nothing is cut: the snapshot begins where a record would, also for a reader without the part before (S-37).
+        if (!_isStopped && _recordAt == 0 && destination.Length < _record.Length) return 0;
+        int have = Take(destination);
+        return have > 0 ? have : _isStopped ? ReadSnapshot(destination) : ReadPreview(destination);
+    }
+
+    /// <inheritdoc/>
+    public bool TryTake(int count, out ReadOnlyMemory<byte> bytes)
+    {
+        bytes = default;
+        if (!_isStopped || _recordAt < _record.Length || _section?.Memory is null || _section.LengthBytes - _sectionAt < (uint)count) return false;
+        ReadOnlyMemory<byte> rest = _section.Memory(_sectionAt);
+        if (rest.Length < count) return false;
+        bytes = rest[..count];
+        _crc = Crc32C.Append(_crc, bytes.Span);
+        _sectionAt += (uint)count;
+        return true;
+    }
+
+    /// <inheritdoc/>
+    public void Dispose() => _sections?.Dispose();
+
+    private void Begin(bool isFull)
+    {
+        _record = VfioUserStateFormat.HeaderRecord(_typeName, _limitBytes, isFull);
+        _recordAt = 0;
+        _crc = Crc32C.Append(Crc32C.Initial, _record);
+    }
+
+    private int Take(Span<byte> destination)
+    {
+        int n = Math.Min(destination.Length, _record.Length - _recordAt);
+        _record.AsSpan(_recordAt, n).CopyTo(destination);
+        _recordAt += n;
+        return n;
+    }
+
+    /// <summary>Whole records only: nobody can say when the device will be stopped, and half a record would be left over.</summary>
+    private int ReadPreview(Span<byte> destination)
+    {
+        int room = destination.Length - VfioUserStateFormat.HeadBytes;
+        if (room <= 0 || _preview?.Invoke(room) is not { } section) return 0;
+        int length = checked((int)section.LengthBytes);
+        VfioUserStateFormat.WriteHead(destination, VfioUserStateFormat.Preview, section.Id, section.LengthBytes);
+        section.Fill(0, destination.Slice(VfioUserStateFormat.HeadBytes, length));
+        return VfioUserStateFormat.HeadBytes + length;
+    }
+
+    private int ReadSnapshot(Span<byte> destination)
+    {
+        if (_isEnded) return 0;
+        if (_section is not null && _sectionAt < _section.LengthBytes)
+        {
+            int n = (int)Math.Min((ulong)destination.Length, _section.LengthBytes - _sectionAt);
+            _section.Fill(_sectionAt, destination[..n]);
+            _crc = Crc32C.Append(_crc, destination[..n]);
+            _sectionAt += (uint)n;
+            return n;
+        }
+        _sections ??= _snapshot().GetEnumerator();
+        _record = new byte[VfioUserStateFormat.HeadBytes];
+        _recordAt = 0;
+        if (_sections.MoveNext())
+        {
+            (_section, _sectionAt) = (_sections.Current, 0);
+            VfioUserStateFormat.WriteHead(_record, VfioUserStateFormat.Section, _section.Id, _section.LengthBytes);
+            _crc = Crc32C.Append(_crc, _record);
+        }
+        else
+        {
+            _isEnded = true;
+            VfioUserStateFormat.WriteHead(_record, VfioUserStateFormat.End, ~_crc, 0);
+        }
+        return Take(destination);
+    }
+}

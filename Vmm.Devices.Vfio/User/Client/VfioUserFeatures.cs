@@ -1,0 +1,55 @@
+using Vmm.Core.Errors;
+using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Wire;
+
+namespace Vmm.Devices.Vfio.User.Client;
+
+/// <summary>DEVICE_FEATURE towards one server (spec vfio-user 4). Thread-safe.</summary>
+internal sealed class VfioUserFeatures(VfioUserClient client)
+{
+    private readonly Lock _gate = new();
+    private readonly Dictionary<VfioDeviceFeature, bool> _known = [];
+
+    /// <summary>Whether the server knows a feature; asked once.</summary>
+    /// <param name="feature">Feature.</param>
+    /// <returns>False also when the connection is gone.</returns>
+    internal bool Knows(VfioDeviceFeature feature)
+    {
+        lock (_gate)
+        {
+            if (_known.TryGetValue(feature, out bool known)) return known;
+        }
+        Errno errno = Run(feature, VfioFeatureOp.Probe, default, client.TimeoutMs);
+        if (errno == Errno.ENODEV && client.Fault is not null) return false;
+        lock (_gate) return _known[feature] = errno == Errno.None;
+    }
+
+    /// <summary>One feature operation. What a server answers EINVAL although it may just not know the feature is looked into.</summary>
+    /// <param name="feature">Feature.</param>
+    /// <param name="op">Operation.</param>
+    /// <param name="data">Sent with SET, received with GET and SET.</param>
+    /// <param name="timeoutMs">Limit.</param>
+    /// <returns>ENOTTY for an unknown feature.</returns>
+    internal Errno Call(VfioDeviceFeature feature, VfioFeatureOp op, Span<byte> data, int timeoutMs)
+    {
+        Errno errno = Run(feature, op, data, timeoutMs);
+        if (errno != Errno.EINVAL) return errno;
+        return op.HasFlag(VfioFeatureOp.Probe) || !Knows(feature) ? Errno.ENOTTY : Errno.EINVAL;
+    }
+
+    private Errno Run(VfioDeviceFeature feature, VfioFeatureOp op, Span<byte> data, int timeoutMs)
+    {
+        bool sends = op == VfioFeatureOp.Set;
+        int full = VfioUserFeature.Length + data.Length;
+        using VfioUserExchange x = client.Begin();
+        Span<byte> body = x.Body(sends ? full : VfioUserFeature.Length);
+        new VfioUserFeature((uint)full, feature, op).Write(body);
+        if (sends) data.CopyTo(body[VfioUserFeature.Length..]);
+        Errno errno = x.Run(VfioUserCommand.DeviceFeature, full, timeoutMs: timeoutMs);
+        if (errno != Errno.None || data.IsEmpty) return errno;
+        // A SET whose data did not come back has still been done; a GET without data has not.
+        if (x.Reply.Length >= full) x.Reply[VfioUserFeature.Length..full].CopyTo(data);
+        else if (op.HasFlag(VfioFeatureOp.Get)) return Errno.EPROTO;
+        return Errno.None;
+    }
+}

@@ -1,0 +1,44 @@
+using Vmm.Core.Interop;
+using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.User.Wire;
+
+namespace Vmm.Devices.Vfio.User.Client;
+
+/// <summary>One DMA_MAP: a piece of a RAM section.</summary>
+/// <param name="Section">The section.</param>
+/// <param name="Range">DMA addresses of the piece.</param>
+/// <param name="Fd">The block's descriptor, which the server maps; null for DMA by messages.</param>
+internal sealed record VfioUserMapping(GuestMemorySection Section, GuestRange Range, OwnedFd? Fd)
+{
+    /// <summary>The server can write it without telling us.</summary>
+    internal bool IsWritableByFd => Fd is not null && !Section.IsReadOnly;
+
+    /// <summary>Where an address of the piece is in the block.</summary>
+    internal ulong BlockOffset(ulong address) => Section.OffsetBytes + (address - Section.Range.Start.Value);
+
+    /// <summary>The part of a range that lies in this piece.</summary>
+    internal bool Intersect(GuestRange range, out GuestRange part)
+    {
+        ulong start = Math.Max(range.Start.Value, Range.Start.Value), end = Math.Min(range.End, Range.End);
+        part = start < end ? new GuestRange(new GuestAddress(start), end - start) : default;
+        return start < end;
+    }
+
+    /// <summary>The request that maps it.</summary>
+    internal VfioUserDmaMap ToMessage() => new(VfioUserDmaMap.Length,
+        Section.IsReadOnly ? VfioUserDmaMap.FlagRead : VfioUserDmaMap.FlagRead | VfioUserDmaMap.FlagWrite,
+        Fd is null ? 0 : BlockOffset(Range.Start.Value), Range.Start.Value, Range.LengthBytes);
+
+    /// <summary>
+    /// Cuts a section into pieces. A block that is mapped privately here keeps its descriptor: through it, neither side would see what the
+    /// other writes (spec 10.1).
+    /// </summary>
+    internal static List<VfioUserMapping> Split(GuestMemorySection section, ulong maxBytes, bool canPassFds)
+    {
+        var pieces = new List<VfioUserMapping>();
+        OwnedFd? fd = canPassFds && section.Block.IsShared ? section.Block.Fd : null;
+        for (ulong at = 0; at < section.Range.LengthBytes; at += maxBytes)
+            pieces.Add(new VfioUserMapping(section, new GuestRange(section.Range.Start + at, Math.Min(maxBytes, section.Range.LengthBytes - at)), fd));
+        return pieces;
+    }
+}

@@ -1,0 +1,179 @@
+using System.Diagnostics;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Devices.Vfio.User.Backend;
+using Vmm.Devices.Vfio.User.Wire;
+
+namespace Vmm.Devices.Vfio.User.Server;
+
+internal sealed partial class VfioUserSession
+{
+    /// <summary>Commands that may wait while the device finishes something; a client in lock step sends none.</summary>
+    private const int MaxDeferred = 1024;
+    private const long MaxDeferredBytes = 4 << 20;
+
+    private readonly Queue<(VfioUserHeader Header, byte[] Body, OwnedFd[] Fds)> _deferred = new();
+    private long _deferredBytes;
+
+    /// <summary>The next command: one that had to wait, or the next from the socket.</summary>
+    private bool Next(out VfioUserHeader header, out Span<byte> body)
+    {
+        if (_deferred.Count == 0) return Receive(out header, out body);
+        VfioUserSocket.Close(_fds);
+        (header, byte[] bytes, OwnedFd[] fds) = _deferred.Dequeue();
+        _fds.AddRange(fds);
+        _deferredBytes -= bytes.Length;
+        body = bytes;
+        return true;
+    }
+
+    /// <summary>
+    /// Waits for the device. Its threads may be waiting for the client's answers to DMA meanwhile, which only this thread can read (S-32);
+    /// commands that come first are kept for later, in order.
+    /// </summary>
+    private Errno Await(ValueTask<Errno> work)
+    {
+        if (work.IsCompleted) return work.GetAwaiter().GetResult();
+        Task<Errno> task = work.AsTask();
+        WaitFor(task, Timeout.InfiniteTimeSpan);
+        return task.GetAwaiter().GetResult();
+    }
+
+    /// <summary>What is left of the time in which the present request must be answered (S-31).</summary>
+    private TimeSpan Remaining
+    {
+        get
+        {
+            TimeSpan left = _device.Options.QuiesceTimeout - Stopwatch.GetElapsedTime(_requestStart);
+            return left > TimeSpan.Zero ? left : TimeSpan.Zero;
+        }
+    }
+
+    /// <summary>Whether the migration state may be looked into and changed: a step that came too late for its request has ended.</summary>
+    private bool IsFsmFree() => _device.LateStep is not { IsCompleted: false } late || WaitFor(late, Remaining);
+
+    /// <summary>Waits for a step of the migration state as long as its client may have to wait (S-31). A step that takes longer goes on, and is in nobody's way.</summary>
+    private Errno AwaitStep(Func<ValueTask<Errno>> step)
+    {
+        if (!IsFsmFree()) return Errno.EIO;
+        ValueTask<Errno> work = step();
+        if (work.IsCompleted) return work.GetAwaiter().GetResult();
+        Task<Errno> task = work.AsTask();
+        if (WaitFor(task, Remaining)) return task.GetAwaiter().GetResult();
+        VfioUserLog.StepTimeout(_logger, _socket.Name, (long)_device.Options.QuiesceTimeout.TotalMilliseconds);
+        _device.LateStep = task;
+        return Errno.EIO;
+    }
+
+    /// <summary>Makes the device leave guest memory alone (spec 7); false: it did not, and the request is refused with EIO (S-34).</summary>
+    private bool Quiesce()
+    {
+        TimeSpan limit = Remaining;
+        if (_device.LateQuiesce is { IsCompleted: false } late && !WaitFor(late, limit)) return false;
+        ValueTask<Errno> work = _backend.Quiesce();
+        if (work.IsCompleted) return work.GetAwaiter().GetResult() == Errno.None;
+        Task<Errno> task = work.AsTask();
+        if (WaitFor(task, limit)) return task.GetAwaiter().GetResult() == Errno.None;
+        VfioUserLog.QuiesceTimeout(_logger, _socket.Name, (long)limit.TotalMilliseconds);
+        _device.LateQuiesce = Release(task, _backend);
+        return false;
+    }
+
+    private static async Task<Errno> Release(Task<Errno> quiesce, IVfioUserBackend backend)
+    {
+        Errno errno = await quiesce;
+        if (errno == Errno.None) backend.Unquiesce();
+        return errno;
+    }
+
+    private bool WaitFor(Task task, TimeSpan limit)
+    {
+        if (_dmaRequests is null || _twin is not null) return task.Wait(limit);
+        using var timer = new CancellationTokenSource();
+        using (timer.Token.Register(Signal, _wake))
+        {
+            Task woken = task.ContinueWith(static (_, wake) => Signal(wake), _wake, CancellationToken.None,
+                TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
+            timer.CancelAfter(limit);
+            while (!task.IsCompleted && !timer.IsCancellationRequested)
+            {
+                if (_dmaRequests.HasPending && _socket.WaitReadable(_wake)) ReceiveMeanwhile();
+                else if (!task.IsCompleted && !timer.IsCancellationRequested) Posix.Poll(_wake, Posix.POLLIN, null, -1, out _);
+                Posix.DrainEventFd(_wake);
+            }
+            // The eventfd must not be signalled after it was closed.
+            if (task.IsCompleted) woken.Wait();
+        }
+        return task.IsCompleted;
+    }
+
+    private static void Signal(object? wake)
+    {
+        try
+        {
+            Posix.SignalEventFd((OwnedFd)wake!);
+        }
+        catch (ObjectDisposedException)
+        {
+            // A quiesce that came too late even for the end of its session: nobody waits for it here any more.
+        }
+    }
+
+    private void ReceiveMeanwhile()
+    {
+        try
+        {
+            var fds = new List<OwnedFd>();
+            VfioUserHeader? received = _socket.ReceiveHeader(fds);
+            if (received is { } header && header.SizeBytes >= VfioUserHeader.Length && header.SizeBytes <= _maxMessageBytes)
+            {
+                if (IsDueReply(header))
+                {
+                    VfioUserSocket.Close(fds);
+                    return;
+                }
+                if (_deferred.Count < MaxDeferred && _deferredBytes + header.SizeBytes <= MaxDeferredBytes)
+                {
+                    byte[] body = new byte[header.SizeBytes - VfioUserHeader.Length];
+                    _deferred.Enqueue((header, body, [.. fds]));
+                    _deferredBytes += body.Length;
+                    _socket.ReceiveBody(body);
+                    return;
+                }
+            }
+            VfioUserSocket.Close(fds);
+        }
+        catch (ChannelException e)
+        {
+            VfioUserLog.DeviceFailed(_logger, _socket.Name, VfioUserCommand.DmaRead, VmmException.Describe(e));
+        }
+        // Gone, out of step, or more than anybody sends while it waits: nobody will be answered any more, and the device must not wait for it.
+        _socket.Shutdown();
+        _dmaRequests!.End();
+    }
+
+    /// <summary>The end of the connection, whatever ended it (S-33): DMA stops, maps and eventfds go, the device runs and keeps its state.</summary>
+    private void End()
+    {
+        _requestStart = Stopwatch.GetTimestamp();
+        _socket.Shutdown();
+        _dmaRequests?.Dispose();
+        _device.Dma.Messages = null;
+        foreach ((_, _, OwnedFd[] fds) in _deferred)
+            foreach (OwnedFd fd in fds) fd.Dispose();
+        _deferred.Clear();
+        if (_twin is not null)
+        {
+            _twin.Shutdown();
+            _twinReader?.GetAwaiter().GetResult();
+        }
+        bool quiet = Quiesce();
+        _device.Dma.StopLog();
+        _device.Dma.Clear();
+        _device.Irqs.Unbind();
+        if (_device.LateStep is { } late) WaitFor(late, Timeout.InfiniteTimeSpan);
+        Await(_device.Fsm.Recover());
+        _backend.ClientLost();
+        if (quiet) _backend.Unquiesce();
+    }
+}

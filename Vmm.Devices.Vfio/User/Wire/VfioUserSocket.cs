@@ -1,0 +1,149 @@
+using System.Runtime.InteropServices;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+
+namespace Vmm.Devices.Vfio.User.Wire;
+
+/// <summary>
+/// Framing of vfio-user over one UNIX stream socket, for clients and servers (spec vfio-user 1.1). One thread receives; any thread sends, and
+/// messages never mix. A message goes out in one sendmsg; what comes in may arrive in pieces of any size.
+/// </summary>
+/// <param name="fd">A connected socket; owned.</param>
+/// <param name="name">For errors: the socket's path.</param>
+internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
+{
+    /// <summary>Descriptors one message may carry; more are refused by the kernel call.</summary>
+    internal const int MaxFds = 16;
+
+    /// <summary>A whole data message and a half: so the one who writes the next need not wait for the one who reads the last.</summary>
+    private const int SendBufferBytes = 3 << 19;
+
+    private readonly Lock _sendGate = new();
+    private readonly OwnedFd fd = Widened(fd);
+
+    /// <summary>For errors.</summary>
+    internal string Name => name;
+
+    /// <summary>The socket; this object's.</summary>
+    internal OwnedFd Descriptor => fd;
+
+    /// <summary>Receives the next header and the descriptors that ride on it. The caller owns and disposes those, wanted or not.</summary>
+    /// <param name="fds">Descriptors are added here.</param>
+    /// <returns>The header, unchecked; null when the peer ended between messages.</returns>
+    /// <exception cref="ChannelException">The connection failed, or ended inside the header; nothing was added to <paramref name="fds"/> that stays open.</exception>
+    internal VfioUserHeader? ReceiveHeader(List<OwnedFd> fds)
+    {
+        Span<byte> bytes = stackalloc byte[VfioUserHeader.Length];
+        int have = 0;
+        while (have < bytes.Length)
+        {
+            int n = Posix.ReceiveWithFds(fd, bytes[have..], fds, wait: true, out Errno errno);
+            if (n > 0) { have += n; continue; }
+            if (n == 0 && have == 0) return null;
+            Close(fds);
+            throw n < 0
+                ? Posix.Error($"vfio-user '{name}': receive", errno)
+                : new ChannelException($"vfio-user '{name}': the connection ended inside a header, after {have} of 16 bytes", Errno.ECONNRESET);
+        }
+        return VfioUserHeader.Read(bytes);
+    }
+
+    /// <summary>Waits until there is something to receive.</summary>
+    /// <param name="wake">An eventfd that ends the wait; not drained.</param>
+    /// <returns>True when a message, or the end, can be received; false when only <paramref name="wake"/> fired.</returns>
+    internal bool WaitReadable(OwnedFd wake) => Posix.Poll(fd, Posix.POLLIN, wake, -1, out _) != 0;
+
+    /// <summary>Receives exactly as many bytes as fit.</summary>
+    /// <param name="into">Where to; filled.</param>
+    /// <exception cref="ChannelException">The connection failed or ended.</exception>
+    internal void ReceiveBody(Span<byte> into)
+    {
+        int wanted = into.Length;
+        while (into.Length > 0)
+        {
+            int n = Posix.Receive(fd, into, 0, out Errno errno);
+            if (n < 0) throw Posix.Error($"vfio-user '{name}': receive", errno);
+            if (n == 0) throw new ChannelException($"vfio-user '{name}': the connection ended inside a message, {into.Length} of {wanted} bytes short", Errno.ECONNRESET);
+            into = into[n..];
+        }
+    }
+
+    /// <summary>Receives bytes and drops them.</summary>
+    /// <param name="count">How many.</param>
+    /// <exception cref="ChannelException">The connection failed or ended.</exception>
+    internal void SkipBody(long count)
+    {
+        Span<byte> scratch = stackalloc byte[4096];
+        for (; count > 0; count -= Math.Min(count, scratch.Length)) ReceiveBody(scratch[..(int)Math.Min(count, scratch.Length)]);
+    }
+
+    /// <summary>Sends one message.</summary>
+    /// <param name="message">Header and body.</param>
+    /// <param name="fds">At most 16; stay the caller's.</param>
+    /// <param name="data">The rest of the body, when it lies elsewhere: it leaves in the same sendmsg, uncopied.</param>
+    /// <exception cref="ChannelException">The connection failed.</exception>
+    internal void Send(ReadOnlySpan<byte> message, ReadOnlySpan<SafeHandle> fds = default, ReadOnlySpan<byte> data = default)
+    {
+        lock (_sendGate)
+        {
+            while (message.Length + data.Length > 0)
+            {
+                int n = Posix.SendWithFds(fd, message, data, fds, out Errno errno);
+                if (n < 0) throw Posix.Error($"vfio-user '{name}': send", errno);
+                data = data[Math.Max(0, n - message.Length)..];
+                message = message[Math.Min(n, message.Length)..];
+                fds = default;
+            }
+        }
+    }
+
+    /// <summary>Moves bytes of a body to another socket.</summary>
+    /// <param name="pipe">Between them.</param>
+    /// <param name="to">A socket.</param>
+    /// <param name="count">How many.</param>
+    /// <returns>How it ended.</returns>
+    internal SpliceResult MoveBody(SplicePipe pipe, OwnedFd to, int count) => pipe.MoveBytes(fd, to, count);
+
+    /// <summary>Sends one message whose last part is moved from another socket. When that fails zeros take its place: the message is void, the connection is not.</summary>
+    /// <param name="message">Header and first part.</param>
+    /// <param name="data">Second part.</param>
+    /// <param name="pipe">Between the sockets.</param>
+    /// <param name="from">Where the rest comes from.</param>
+    /// <param name="count">Bytes of the rest.</param>
+    /// <returns>Why the rest could not be had, or none.</returns>
+    /// <exception cref="ChannelException">This connection failed.</exception>
+    internal Errno SendMoving(ReadOnlySpan<byte> message, ReadOnlySpan<byte> data, SplicePipe pipe, OwnedFd from, int count)
+    {
+        lock (_sendGate)
+        {
+            Send(message, data: data);
+            SpliceResult moved = pipe.MoveBytes(from, fd, count);
+            if (moved.FailedSide == SpliceSide.To) throw Posix.Error($"vfio-user '{name}': send", moved.Errno);
+            if (moved.FailedSide == SpliceSide.None) return Errno.None;
+            Span<byte> zeros = stackalloc byte[4096];
+            zeros.Clear();
+            for (int left = count - moved.DeliveredBytes; left > 0; left -= Math.Min(left, zeros.Length)) Send(zeros[..Math.Min(left, zeros.Length)]);
+            return moved.Errno;
+        }
+    }
+
+    /// <summary>Ends the connection; whoever receives or sends comes back. Idempotent.</summary>
+    internal void Shutdown() => Posix.ShutdownSocket(fd, Posix.SHUT_RDWR);
+
+    /// <summary>Closes the socket. Nobody may be inside a call; <see cref="Shutdown"/> first.</summary>
+    public void Dispose() => fd.Dispose();
+
+    private static OwnedFd Widened(OwnedFd fd)
+    {
+        Posix.WidenSendBuffer(fd, SendBufferBytes);
+        return fd;
+    }
+
+    /// <summary>Closes descriptors that nobody wants.</summary>
+    /// <param name="fds">Descriptors; emptied.</param>
+    internal static void Close(List<OwnedFd> fds)
+    {
+        foreach (OwnedFd one in fds) one.Dispose();
+        fds.Clear();
+    }
+}
