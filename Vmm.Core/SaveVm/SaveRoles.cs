@@ -122,8 +122,8 @@ public interface ISwitchoverAck
 public interface IDeviceStateSink
 {
     /// <summary>Sends one buffer; blocks while the channels are full. Any thread.</summary>
-    /// <param name="buffer">Opaque device data; may be reused after the call.</param>
-    void Send(ReadOnlySpan<byte> buffer);
+    /// <param name="buffer">Opaque device data; the callee's from here on, also when it throws.</param>
+    void Send(StateBuffer buffer);
 }
 
 /// <summary>Channels beside the stream (QEMU: multifd).</summary>
@@ -142,6 +142,6 @@ public interface IDataChannels
     /// <summary>Sends one buffer of a device's state; blocks while the channels are full. Any thread.</summary>
     /// <param name="idStr">Section name.</param>
     /// <param name="instanceId">Instance id.</param>
-    /// <param name="buffer">Opaque device data; may be reused after the call.</param>
-    void SendState(string idStr, int instanceId, ReadOnlySpan<byte> buffer);
+    /// <param name="buffer">Opaque device data; the callee's from here on, also when it throws.</param>
+    void SendState(string idStr, int instanceId, StateBuffer buffer);
 }

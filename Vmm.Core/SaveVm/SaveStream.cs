@@ -270,6 +270,6 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
 
     private sealed class StateSink(IDataChannels channels, SaveVmEntry entry) : IDeviceStateSink
     {
-        public void Send(ReadOnlySpan<byte> buffer) => channels.SendState(entry.IdStr, entry.InstanceId, buffer);
+        public void Send(StateBuffer buffer) => channels.SendState(entry.IdStr, entry.InstanceId, buffer);
     }
 }

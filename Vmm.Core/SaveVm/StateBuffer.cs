@@ -13,7 +13,7 @@ public sealed class StateBuffer : IDisposable
     private StateBuffer(byte[] bytes, int length) => (_bytes, Length) = (bytes, length);
 
     /// <summary>Bytes in use.</summary>
-    public int Length { get; }
+    public int Length { get; private set; }
 
     /// <summary>The content; invalid after <see cref="Dispose"/>.</summary>
     /// <exception cref="ObjectDisposedException">Given back already.</exception>
@@ -23,6 +23,14 @@ public sealed class StateBuffer : IDisposable
     /// <param name="length">Bytes; bounded by the caller.</param>
     /// <returns>The buffer, the caller's.</returns>
     public static StateBuffer Rent(int length) => new(ArrayPool<byte>.Shared.Rent(length), length);
+
+    /// <summary>Keeps only the first bytes.</summary>
+    /// <param name="length">At most <see cref="Length"/>.</param>
+    public void Trim(int length)
+    {
+        ArgumentOutOfRangeException.ThrowIfGreaterThan((uint)length, (uint)Length);
+        Length = length;
+    }
 
     /// <summary>Gives it back; a second call does nothing.</summary>
     public void Dispose()

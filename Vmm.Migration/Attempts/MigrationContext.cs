@@ -3,6 +3,7 @@ using Vmm.Core.Devices;
 using Vmm.Core.SaveVm;
 using Vmm.Migration.Diagnostics;
 using Vmm.Migration.Parameters;
+using Vmm.Migration.Rehearsals;
 using Vmm.Migration.Status;
 using Vmm.Migration.Stream;
 

@@ -1,8 +1,10 @@
 using Vmm.Core.Interop;
 using Vmm.Core.SaveVm;
 using Vmm.Migration.Channels;
+using Vmm.Migration.Parameters;
+using Vmm.Migration.Status;
 
-namespace Vmm.Migration.State;
+namespace Vmm.Migration.Engine;
 
 /// <summary>
 /// Migration of one VM in both directions: what QMP, the CLI and embedders drive. Thread-safe. Calls return at once; progress is in

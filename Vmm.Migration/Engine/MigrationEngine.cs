@@ -6,18 +6,21 @@ using Vmm.Core.Interop;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Threading;
+using Vmm.Migration.Attempts;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Cpr;
 using Vmm.Migration.Diagnostics;
 using Vmm.Migration.Incoming;
 using Vmm.Migration.Multifd;
 using Vmm.Migration.Outgoing;
-using Vmm.Migration.Ram;
+using Vmm.Migration.Parameters;
+using Vmm.Migration.Rehearsals;
+using Vmm.Migration.Status;
 
-namespace Vmm.Migration.State;
+namespace Vmm.Migration.Engine;
 
 /// <summary>The engine of one VM: at most one migration at a time. Disposing it cancels what runs and waits for it.</summary>
-internal sealed class MigrationEngine : IMigrationEngine, IDisposable
+internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
 {
     private static readonly TimeSpan s_tailLimit = TimeSpan.FromSeconds(1);
 
@@ -28,17 +31,14 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
     private MigrationListener? _listener;
     private Task<MigrationStatus>? _running;
     private IDisposable? _frozen;
-    private MigrationError? _incomingError;
-    private DowntimeReport? _incomingDowntime;
+    private IncomingRecord _incomingRecord = new();
     private volatile bool _isIncoming;
     private bool _exclusive;
     private volatile bool _keepsListening;
 
-    public MigrationEngine(Vm vm, IEnumerable<IMachineComponent> components, MigrationBlockers blockers, MigrationNotifiers notifiers, ILoggerFactory loggers)
+    public MigrationEngine(Vm vm, MigrationBlockers blockers, MigrationNotifiers notifiers, ILoggerFactory loggers)
     {
-        IMachineComponent[] all = [.. components];
-        _context = new MigrationContext(vm, all.OfType<RamMigration>().Single(), all.OfType<GlobalState>().Single(), blockers, notifiers,
-            new MigrationStateMachine(), Parameters, Capabilities, loggers.CreateLogger("Vmm.Migration"))
+        _context = new MigrationContext(vm, blockers, notifiers, new MigrationStateMachine(), Parameters, Capabilities, loggers.CreateLogger("Vmm.Migration"))
         {
             Rehearsal = WorkerThread.Run("mig/rehearsal", Rehearsal.Run),
         };
@@ -79,7 +79,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
         set => _context.Compat = value;
     }
 
-    internal MigrationContext Context => _context;
+    public MigrationContext Context => _context;
 
     public MigrationInfo Query()
     {
@@ -90,11 +90,11 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
                 ? new MigrationInfo
                 {
                     Status = status, IsIncoming = _isIncoming,
-                    Error = status is MigrationStatus.Failed or MigrationStatus.Failing ? _incomingError : null,
-                    Downtime = _incomingDowntime,
+                    Error = status is MigrationStatus.Failed or MigrationStatus.Failing ? _incomingRecord.Error : null,
+                    Downtime = _incomingRecord.Downtime,
                     SocketAddresses = _listener is { } l && status != MigrationStatus.Completed ? [l.Address] : [],
                 }
-                : _outgoing.Progress.Info(status, Parameters.Current, _context.Ram);
+                : _outgoing.Progress.Info(status, Parameters.Current);
             if (!info.IsIncoming && _context.Vm.DeviceTransfer is { IsUsed: true } transfer) info = info with { VfioTransferredBytes = transfer.Bytes };
             return info with { BlockedReasons = _context.Blockers.Reasons(Parameters.Current.Mode) };
         }
@@ -169,9 +169,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
         }
     }
 
-    /// <summary>Keeps migrations out while a snapshot is saved or loaded.</summary>
-    /// <returns>Dispose to let them in again.</returns>
-    internal IDisposable BeginExclusive()
+    public IDisposable BeginExclusive()
     {
         WaitForTail();
         lock (_gate)
@@ -220,7 +218,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
             OutgoingMigration outgoing;
             try
             {
-                outgoing = new OutgoingMigration(_context, mode, address, channel, cpr);
+                outgoing = new OutgoingMigration(_context, OutgoingPlan.Make(_context, address, channel, cpr), channel);
             }
             catch
             {
@@ -271,7 +269,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
     private Task<MigrationStatus> StartIncoming(Func<MigrationStatus> body)
     {
         _isIncoming = true;
-        _incomingError = null;
+        _incomingRecord = new IncomingRecord();
         _context.Machine.TryMoveTo(MigrationStatus.Setup);
         MigrationStatus end = MigrationStatus.Failed;
         Task thread = WorkerThread.Run("mig/dst/main", () => end = body());
@@ -322,9 +320,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IDisposable
         lock (_gate)
         {
             _incoming = incoming;
-            _incomingError = null;
-            incoming.Failed = e => _incomingError = e;
-            incoming.Loaded = d => _incomingDowntime = d;
+            _incomingRecord = incoming.Record;
         }
         MigrationStatus end = incoming.Run();
         lock (_gate) _incoming = null;

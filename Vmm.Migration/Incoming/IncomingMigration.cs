@@ -10,6 +10,7 @@ using Vmm.Migration.Attempts;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Diagnostics;
 using Vmm.Migration.Multifd;
+using Vmm.Migration.Rehearsals;
 using Vmm.Migration.Status;
 using Vmm.Migration.Stream;
 

@@ -69,12 +69,8 @@ internal sealed class MultifdSender : IDataChannels, IDisposable
         return true;
     }
 
-    public void SendState(string idStr, int instanceId, ReadOnlySpan<byte> buffer)
-    {
-        StateBuffer state = StateBuffer.Rent(buffer.Length);
-        buffer.CopyTo(state.Span);
-        Queue(Next(), new Packet(MultifdPacket.State(idStr, instanceId, buffer.Length), null, [], state));
-    }
+    public void SendState(string idStr, int instanceId, StateBuffer buffer) =>
+        Queue(Next(), new Packet(MultifdPacket.State(idStr, instanceId, buffer.Length), null, [], buffer));
 
     /// <summary>Waits until everything has been handed to the channels. Throws what went wrong.</summary>
     internal void Finish()
@@ -116,8 +112,9 @@ internal sealed class MultifdSender : IDataChannels, IDisposable
         {
             link.Queue.Add(packet, _cancel);
         }
-        catch (OperationCanceledException)
+        catch (Exception e) when (e is OperationCanceledException or InvalidOperationException)
         {
+            packet.State?.Dispose();
             _latch.ThrowIfSet();
             throw;
         }

@@ -1,6 +1,7 @@
 using Vmm.Core.Errors;
 using Vmm.Core.SaveVm;
 using Vmm.Migration.Channels;
+using Vmm.Migration.Cpr;
 using Vmm.Migration.Stream;
 
 namespace Vmm.Migration.Outgoing;

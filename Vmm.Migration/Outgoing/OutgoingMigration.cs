@@ -6,9 +6,9 @@ using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Threading;
 using Vmm.Migration.Attempts;
-using Vmm.Migration.Channels;
 using Vmm.Migration.Cpr;
 using Vmm.Migration.Diagnostics;
+using Vmm.Migration.Rehearsals;
 using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Outgoing;

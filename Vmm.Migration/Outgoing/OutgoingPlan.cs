@@ -3,6 +3,7 @@ using Vmm.Core.Errors;
 using Vmm.Core.SaveVm;
 using Vmm.Migration.Attempts;
 using Vmm.Migration.Channels;
+using Vmm.Migration.Cpr;
 
 namespace Vmm.Migration.Outgoing;
 

@@ -2,7 +2,7 @@ using System.Globalization;
 using Vmm.Core.Errors;
 using Vmm.Core.SaveVm;
 
-namespace Vmm.Migration.State;
+namespace Vmm.Migration.Parameters;
 
 /// <summary>What kind of value a parameter takes.</summary>
 public enum MigrationParameterKind

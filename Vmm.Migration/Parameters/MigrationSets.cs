@@ -1,6 +1,7 @@
 using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
 
-namespace Vmm.Migration.State;
+namespace Vmm.Migration.Parameters;
 
 /// <summary>The parameters in force. Replacing them checks the new set as a whole; thread-safe.</summary>
 public sealed class MigrationParameterSet

@@ -1,6 +1,7 @@
 using System.Security.Cryptography;
 using Vmm.Core.Buffers;
 using Vmm.Core.Channels;
+using Vmm.Core.SaveVm;
 using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Snapshot;

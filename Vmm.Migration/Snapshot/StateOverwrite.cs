@@ -9,8 +9,8 @@ namespace Vmm.Migration.Snapshot;
 /// </summary>
 internal static class StateOverwrite
 {
-    /// <summary>Overwrites. BQL: held.</summary>
-    /// <param name="vm">A stopped VM.</param>
+    /// <summary>Overwrites. BQL: not held.</summary>
+    /// <param name="vm">A stopped VM whose state is held still.</param>
     /// <param name="what">What is done, for the error: "loading snapshot 'a'".</param>
     /// <param name="overwrite">Changes devices and RAM.</param>
     /// <exception cref="DeviceStateException">It failed; the VM is in internal-error, and the cause is inside.</exception>
@@ -24,7 +24,7 @@ internal static class StateOverwrite
         catch (Exception e)
 #pragma warning restore CA1031
         {
-            vm.RunState.EnterInternalError();
+            using (vm.Bql.Acquire()) vm.RunState.EnterInternalError();
             throw new DeviceStateException($"{what} failed after it had changed the VM, which stays stopped (internal-error): {VmmException.Describe(e)}", e)
             {
                 Hint = "load a snapshot that is whole, or reset the VM",

@@ -3,7 +3,7 @@ using System.Text.Json;
 using System.Text.Json.Serialization;
 using Vmm.Core.Errors;
 
-namespace Vmm.Migration.State;
+namespace Vmm.Migration.Status;
 
 /// <summary>Makes the one error record of a failed migration and carries it over the return path.</summary>
 internal static partial class MigrationErrors

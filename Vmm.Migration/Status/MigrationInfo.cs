@@ -1,4 +1,6 @@
-namespace Vmm.Migration.State;
+using Vmm.Migration.Channels;
+
+namespace Vmm.Migration.Status;
 
 /// <summary>RAM counters of a migration (QEMU: MigrationStats; qmp.md 8.7).</summary>
 public sealed record RamStats
@@ -121,10 +123,3 @@ public sealed record MigrationInfo
     /// <summary>Addresses the destination listens on, until completed.</summary>
     public IReadOnlyList<MigrationSocketAddress> SocketAddresses { get; init; } = [];
 }
-
-/// <summary>A listening address (QEMU: SocketAddress).</summary>
-/// <param name="Type"><c>inet</c> or <c>unix</c>.</param>
-/// <param name="Host">Host of an inet address.</param>
-/// <param name="Port">Port of an inet address.</param>
-/// <param name="Path">Path of a UNIX address.</param>
-public sealed record MigrationSocketAddress(string Type, string? Host, int? Port, string? Path);

@@ -1,6 +1,6 @@
-using static Vmm.Migration.State.MigrationStatus;
+using static Vmm.Migration.Status.MigrationStatus;
 
-namespace Vmm.Migration.State;
+namespace Vmm.Migration.Status;
 
 /// <summary>
 /// Legal moves between statuses as data (spec 11.1, 11.2) and the present one. <see cref="TryMove"/> answers; callers must use the answer.

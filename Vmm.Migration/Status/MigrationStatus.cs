@@ -1,4 +1,4 @@
-namespace Vmm.Migration.State;
+namespace Vmm.Migration.Status;
 
 /// <summary>QEMU's MigrationStatus, in its order; wire names by <see cref="MigrationStatusNames"/>.</summary>
 public enum MigrationStatus

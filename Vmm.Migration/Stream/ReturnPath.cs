@@ -4,7 +4,8 @@ using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Threading;
 using Vmm.Core.Wire;
-using Vmm.Migration.State;
+using Vmm.Migration.Outgoing;
+using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Stream;
 

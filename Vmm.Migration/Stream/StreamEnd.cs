@@ -2,6 +2,7 @@ using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
+using Vmm.Migration.Viewer;
 
 namespace Vmm.Migration.Stream;
 

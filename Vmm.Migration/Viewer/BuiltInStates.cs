@@ -1,4 +1,4 @@
-namespace Vmm.Migration.Stream.Viewer;
+namespace Vmm.Migration.Viewer;
 
 /// <summary>
 /// Forms of the two sections that every machine has, for streams without VMDESC, e.g. postcopy and packages (spec 10.1, 10.2).

@@ -2,7 +2,7 @@ using Vmm.Core.Channels;
 using Vmm.Core.Wire;
 using Vmm.Migration.Ram;
 
-namespace Vmm.Migration.Stream.Viewer;
+namespace Vmm.Migration.Viewer;
 
 /// <summary>
 /// Reads the bodies of the <c>ram</c> section (spec 3, 5) with the engine's grammar, counts pages and reports what a receiver would refuse.

@@ -1,7 +1,8 @@
 using System.Text;
+using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 
-namespace Vmm.Migration.Stream.Viewer;
+namespace Vmm.Migration.Viewer;
 
 /// <summary>
 /// Reads the body of a section by its description (spec 2.6) and makes fields with values. Whatever the description says, at most the file's

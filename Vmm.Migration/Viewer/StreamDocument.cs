@@ -1,4 +1,6 @@
-namespace Vmm.Migration.Stream.Viewer;
+using Vmm.Migration.Ram;
+
+namespace Vmm.Migration.Viewer;
 
 /// <summary>What a piece of a stream is.</summary>
 public enum StreamEntryKind

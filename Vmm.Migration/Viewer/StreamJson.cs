@@ -1,6 +1,7 @@
 using System.Text.Json;
+using Vmm.Migration.Ram;
 
-namespace Vmm.Migration.Stream.Viewer;
+namespace Vmm.Migration.Viewer;
 
 /// <summary>The same content as <see cref="StreamText"/>, for programs. Keys are lower case with hyphens; opaque bytes are hex strings.</summary>
 public static class StreamJson

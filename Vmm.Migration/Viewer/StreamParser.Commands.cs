@@ -1,8 +1,10 @@
 using System.Text;
 using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
+using Vmm.Migration.Stream;
 
-namespace Vmm.Migration.Stream.Viewer;
+namespace Vmm.Migration.Viewer;
 
 /// <summary>Header, configuration (spec 1.2) and commands (spec 6.1).</summary>
 internal sealed partial class StreamParser

@@ -1,9 +1,11 @@
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 using Vmm.Migration.Ram;
+using Vmm.Migration.Stream;
 
-namespace Vmm.Migration.Stream.Viewer;
+namespace Vmm.Migration.Viewer;
 
 /// <summary>
 /// Takes a stream apart without a machine (spec 1): the framing by its grammar, RAM by the engine's, device sections by the VMDESC at the

@@ -1,7 +1,7 @@
 using System.Globalization;
 using System.Text;
 
-namespace Vmm.Migration.Stream.Viewer;
+namespace Vmm.Migration.Viewer;
 
 /// <summary>Text for a person: one line an entry, fields indented below it.</summary>
 public static class StreamText

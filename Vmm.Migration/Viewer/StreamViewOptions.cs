@@ -1,4 +1,4 @@
-namespace Vmm.Migration.Stream.Viewer;
+namespace Vmm.Migration.Viewer;
 
 /// <summary>What to keep of a stream.</summary>
 public sealed record StreamViewOptions

@@ -2,7 +2,7 @@ using Vmm.Core.Channels;
 using Vmm.Core.Errors;
 using Vmm.Migration.Channels;
 
-namespace Vmm.Migration.Stream.Viewer;
+namespace Vmm.Migration.Viewer;
 
 /// <summary>
 /// Reads any QEMU migration stream or VM state file, of any machine type, without a machine: <c>vmm stream show</c> and <c>vmm stream check</c>.

@@ -1,6 +1,6 @@
 using Vmm.Core.Wire;
 
-namespace Vmm.Migration.Stream.Viewer;
+namespace Vmm.Migration.Viewer;
 
 /// <summary>
 /// Reads the records of a VFIO device's iterable sections (spec vfio-migration 4.1): be64 tags, DATA with be64 length and bytes, an end. Its FULL

@@ -2,7 +2,7 @@ using System.Text.Json;
 using Vmm.Core.Errors;
 using Vmm.Core.Wire;
 
-namespace Vmm.Migration.Stream.Viewer;
+namespace Vmm.Migration.Viewer;
 
 /// <summary>Fields and subsections of one state, as VMDESC lists them (spec 2.6).</summary>
 internal sealed class DescribedState

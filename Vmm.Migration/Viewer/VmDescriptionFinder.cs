@@ -1,8 +1,9 @@
 using System.Buffers.Binary;
 using Vmm.Core.Channels;
+using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 
-namespace Vmm.Migration.Stream.Viewer;
+namespace Vmm.Migration.Viewer;
 
 /// <summary>
 /// Finds VMDESC from the end of a file (spec 1.6): <c>06 u32:length</c> whose text reaches exactly the end. When bytes follow it, the last

@@ -5,7 +5,7 @@ using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
 using Vmm.Migration;
 using Vmm.Migration.Snapshot;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration;
