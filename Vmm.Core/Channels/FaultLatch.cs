@@ -6,9 +6,10 @@ namespace Vmm.Core.Channels;
 /// </summary>
 public sealed class FaultLatch
 {
-    private readonly Lock _gate = new();
+    private readonly object _gate = new();
     private readonly List<Action> _shutdowns = [];
     private volatile Exception? _reason;
+    private Thread? _shutting;
 
     /// <summary>The first reason, or null while all is well.</summary>
     public Exception? Reason => _reason;
@@ -27,15 +28,27 @@ public sealed class FaultLatch
         {
             if (_reason is not null) return false;
             _reason = reason;
+            _shutting = Thread.CurrentThread;
             shutdowns = [.. _shutdowns];
         }
-        foreach (Action shutdown in shutdowns) shutdown();
+        try
+        {
+            foreach (Action shutdown in shutdowns) shutdown();
+        }
+        finally
+        {
+            lock (_gate)
+            {
+                _shutting = null;
+                Monitor.PulseAll(_gate);
+            }
+        }
         return true;
     }
 
     /// <summary>Registers something to shut; runs at once if a reason is stored already. It must not throw or block.</summary>
     /// <param name="shutdown">The action.</param>
-    /// <returns>Dispose to forget it.</returns>
+    /// <returns>Dispose to forget it; the action does not run any more when that returns, unless it is the action that disposes.</returns>
     public IDisposable OnSet(Action shutdown)
     {
         lock (_gate)
@@ -43,7 +56,7 @@ public sealed class FaultLatch
             if (_reason is null)
             {
                 _shutdowns.Add(shutdown);
-                return new Registration(() => { lock (_gate) _shutdowns.Remove(shutdown); });
+                return new Registration(() => Forget(shutdown));
             }
         }
         shutdown();
@@ -54,5 +67,15 @@ public sealed class FaultLatch
     public void ThrowIfSet()
     {
         if (_reason is { } reason) System.Runtime.ExceptionServices.ExceptionDispatchInfo.Throw(reason);
+    }
+
+    /// <summary>What a shutdown uses may be disposed next, so one that runs on another thread is waited for.</summary>
+    private void Forget(Action shutdown)
+    {
+        lock (_gate)
+        {
+            _shutdowns.Remove(shutdown);
+            while (_shutting is { } thread && thread != Thread.CurrentThread) Monitor.Wait(_gate);
+        }
     }
 }

@@ -32,7 +32,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
     public string? Section { get; private set; }
 
     /// <summary>Description of the FULL sections written so far, for VMDESC.</summary>
-    public VmDescJson Devices { get; } = new(context.Compat.LegacyDescriptions ? VmDescOptions.Qemu72 : VmDescOptions.Qemu111);
+    public VmDescJson FullSections { get; } = new(context.Compat.LegacyDescriptions ? VmDescOptions.Qemu72 : VmDescOptions.Qemu111);
 
     /// <summary>Some device sends its final state over data channels.</summary>
     public bool UsesThreads => _attempts.Exists(static a => a.Roles.CompleteThread is not null);
@@ -204,15 +204,15 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
     {
         if ((state is null && code is null) || (state is not null && !state.IsNeeded())) return;
         WriteHeader(entry, SectionType.Full);
-        Devices.StartObject();
-        Devices.Member("name", entry.IdStr);
-        Devices.Member("instance_id", entry.InstanceId);
+        FullSections.StartObject();
+        FullSections.Member("name", entry.IdStr);
+        FullSections.Member("instance_id", entry.InstanceId);
         Guard(entry, () =>
         {
-            if (state is not null) state.Save(f, Devices);
+            if (state is not null) state.Save(f, FullSections);
             else WriteCode(code!);
         });
-        Devices.EndObject();
+        FullSections.EndObject();
         WriteFooter(entry);
     }
 
@@ -220,14 +220,14 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
     {
         long start = f.Position;
         code.SaveState(f);
-        Devices.Member("size", f.Position - start);
-        Devices.StartArray("fields");
-        Devices.StartObject();
-        Devices.Member("name", "data");
-        Devices.Member("size", f.Position - start);
-        Devices.Member("type", "buffer");
-        Devices.EndObject();
-        Devices.EndArray();
+        FullSections.Member("size", f.Position - start);
+        FullSections.StartArray("fields");
+        FullSections.StartObject();
+        FullSections.Member("name", "data");
+        FullSections.Member("size", f.Position - start);
+        FullSections.Member("type", "buffer");
+        FullSections.EndObject();
+        FullSections.EndArray();
     }
 
     private void WriteHeader(SaveVmEntry entry, SectionType type)

@@ -37,7 +37,7 @@ internal static class StreamEnd
         if (stream.Context.Compat is { LegacyDescriptions: false, SendConfiguration: true }) DescribeConfiguration(json, stream, machine);
         json.Member("page_size", RamBlock.PageSize);
         json.StartArray("devices");
-        json.Raw(stream.Devices);
+        json.Raw(stream.FullSections);
         json.EndArray();
         json.EndObject();
         return json;

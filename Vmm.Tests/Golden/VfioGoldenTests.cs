@@ -217,7 +217,7 @@ public sealed class VfioGoldenTests
             var back = new MemoryChannel();
             var f = new QemuFileReader(new MemoryChannel(withEof ? [8, 0, 1, 0, 0, .. bytes, 0] : bytes));
             var commands = new CommandReader(f, () => new ReturnPathWriter(back));
-            var context = new LoadContext { ApproveSwitchover = switchoverAck ? () => commands.ReturnPath!.SendSwitchoverAck() : null };
+            var context = new LoadContext { ApproveSwitchover = switchoverAck ? () => commands.ReturnPath?.SendSwitchoverAck() : null };
             var stream = new LoadStream(Services.SaveVm, f, context) { ReadCommand = commands.Read };
             commands.Sections = stream;
             try
