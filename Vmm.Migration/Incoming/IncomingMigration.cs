@@ -8,6 +8,7 @@ using Vmm.Core.Wire;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Diagnostics;
 using Vmm.Migration.Multifd;
+using Vmm.Migration.Ram;
 using Vmm.Migration.State;
 using Vmm.Migration.Stream;
 
@@ -25,13 +26,23 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     /// <summary>A peer that connects must say who it is within this time, or the next one gets its turn.</summary>
     private const int FirstByteTimeoutMs = 10_000;
 
+    /// <summary>For the commands that open the return path, when the source is to be told why it is refused.</summary>
+    private const int RefusalTimeoutMs = 1_000;
+
     private static readonly TimeSpan s_confirmTimeout = TimeSpan.FromSeconds(10);
 
     private readonly FaultLatch _latch = new();
     private string _phase = "header";
     private long _switchoverAt;
+    private int _reported;
 
     private MigrationError? _error;
+
+    /// <summary>Where the channels came in, watched while the load runs; null for a channel that was given.</summary>
+    internal MigrationListener? Listener { get; init; }
+
+    /// <summary>Why the load must not begin; the source is told, where it listens.</summary>
+    internal Exception? Refusal { get; init; }
 
     /// <summary>Told the record of a failure before the status says so.</summary>
     internal Action<MigrationError>? Failed { get; set; }
@@ -50,6 +61,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     internal MigrationStatus Run()
     {
         using IDisposable shut = _latch.OnSet(() => channel.Shutdown(ChannelShutdown.Both));
+        // A peer that is refused anyway need not say anything before it is told.
+        using Timer? impatience = Refusal is { } refusal ? new(_ => _latch.Set(refusal), null, RefusalTimeoutMs, Timeout.Infinite) : null;
         SectionReader? reader = null;
         try
         {
@@ -78,9 +91,12 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         context.Rehearsal.Wait();
         var f = new QemuFileReader(channel);
         MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Ram, context.Vm.SaveVm, context.Vm.Uuid, _latch);
-        context.Ram.WaitSync = receiver is null ? null : receiver.WaitSync;
+        context.Ram.Marks = receiver is null ? null : new SyncMarks(receiver.WaitSync);
         context.GlobalState.ClearReceived();
         context.Ram.ExpectsAddresses = context.Capabilities.IsOn(MigrationCapability.XIgnoreShared);
+        // Memory that came by descriptor has no pages in the stream, and its source no other channels.
+        bool isUpdate = context.Vm.CprFds.IsIncoming;
+        context.Ram.IgnoredOnLoad = isUpdate ? IgnoredRam.All : context.Ram.ExpectsAddresses ? IgnoredRam.SharedFiles : IgnoredRam.None;
         var reader = new SectionReader(MachineView.Of(context.Vm), f, context.Compat, context.Capabilities.IsOn(MigrationCapability.ValidateUuid))
         {
             UsesLoadBuffers = receiver is not null,
@@ -92,16 +108,21 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
                 if (_switchoverAt == 0) _switchoverAt = Stopwatch.GetTimestamp();
             },
         };
+        ConnectionWatch? watch = Listener is null || isUpdate ? null : new(Listener, dataChannels.Count, () => channel.PeerHasClosed, e => Refuse(reader, e));
         try
         {
             reader.ReadHeader();
             _phase = "ram";
             reader.ReadLeadingCommands();
+            if (Refusal is not null) throw Refusal;
             reader.LoadSetup();
             receiver?.Start();
             reader.ReadSections();
             receiver?.WaitDevices();
             reader.SkipVmDescription();
+            receiver?.ThrowIfIncomplete();
+            context.Ram.ThrowIfPagesMissing();
+            _latch.ThrowIfSet();
         }
         catch (Exception e)
         {
@@ -117,12 +138,20 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
         finally
         {
-            context.Ram.WaitSync = null;
+            watch?.Dispose();
+            context.Ram.Marks = null;
             // Before devices and RAM let go: threads may be giving them data.
             receiver?.Dispose();
             reader.LoadCleanup();
         }
         return reader;
+    }
+
+    /// <summary>Called by the watch's thread: the record goes out before the latch shuts the channel.</summary>
+    private void Refuse(SectionReader reader, Exception reason)
+    {
+        Report(reader, reason);
+        _latch.Set(reason);
     }
 
     /// <summary>
@@ -135,6 +164,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         double loadMs = _switchoverAt == 0 ? 0 : Stopwatch.GetElapsedTime(_switchoverAt).TotalMilliseconds;
         if (reader.ReturnPath is { } returnPath)
         {
+            _latch.ThrowIfSet();
             if (channel.PeerHasClosed) throw new ChannelException($"{channel.Name}: the source cancelled the migration", Errno.ECANCELED);
             returnPath.SendShut(null);
             if (!channel.Drain(s_confirmTimeout)) throw new ChannelException($"{channel.Name}: the confirmation did not reach the source", Errno.ETIMEDOUT);
@@ -185,6 +215,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
 
     private void Report(SectionReader reader, Exception reason)
     {
+        // The first reason wins, and it is told once.
+        if (Interlocked.Exchange(ref _reported, 1) != 0) return;
         _error = MigrationErrors.From("destination", _phase, reason);
         if (reader.ReturnPath is not { } returnPath) return;
         try

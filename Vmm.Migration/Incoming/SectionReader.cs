@@ -2,6 +2,7 @@ using System.Text;
 using Vmm.Core.Errors;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
+using Vmm.Migration.Multifd;
 using Vmm.Migration.State;
 using Vmm.Migration.Stream;
 
@@ -19,6 +20,7 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
 {
     private readonly Dictionary<uint, SaveVmEntry> _bound = [];
     private readonly List<SaveVmEntry> _setUp = [];
+    private readonly HashSet<SaveVmEntry> _begun = [];
     private int _acksMissing;
     private bool _isSetUp;
 
@@ -42,6 +44,7 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
     {
         f.Section = "header";
         uint magic = f.ReadUInt32();
+        if (magic == MultifdPacket.Magic) throw ChannelCount.Refusal(1, expected: 0);
         if (magic != StreamConstants.Magic)
             throw new StreamFormatException($"not a migration stream: it starts with 0x{magic:x8}, expected 0x{StreamConstants.Magic:x8} ('QEVM')")
             {
@@ -121,7 +124,10 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
             var type = (SectionType)f.ReadByte();
             switch (type)
             {
-                case SectionType.Eof: return;
+                case SectionType.Eof:
+                    // What was begun and not ended is half a state.
+                    if (_begun.FirstOrDefault() is { } half) throw f.Bad("end of the stream", $"an END section of '{half}' first", "EOF");
+                    return;
                 case SectionType.Start or SectionType.Full: ReadFirst(type); break;
                 case SectionType.Part or SectionType.End: ReadNext(type); break;
                 case SectionType.Command: ReadCommand(); break;
@@ -241,6 +247,7 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
         if (_bound.TryGetValue(id, out SaveVmEntry? other) && other != entry)
             throw f.Bad("section id", $"an id that '{other}' does not use", id.ToString());
         _bound[id] = entry;
+        if (type == SectionType.Start) _begun.Add(entry);
         Load(entry, type, (int)version);
         ReadFooter(id);
     }
@@ -254,6 +261,7 @@ internal sealed class SectionReader(MachineView vm, QemuFileReader f, MigrationC
         if (type == SectionType.End) OnSwitchover?.Invoke();
         Load(entry, type, entry.VersionId);
         ReadFooter(id);
+        if (type == SectionType.End) _begun.Remove(entry);
     }
 
     private void Load(SaveVmEntry entry, SectionType type, int version)

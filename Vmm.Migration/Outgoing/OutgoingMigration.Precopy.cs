@@ -42,6 +42,8 @@ internal sealed partial class OutgoingMigration
     /// <summary>How long to wait when nothing can be sent and the VM cannot be stopped yet.</summary>
     private const int IdleWaitMs = 5;
 
+    private TimeSpan LastWord => _cpr is null ? s_lastWord : s_lastWordHere;
+
     /// <summary>The destination has acknowledged every first part it must have (spec vfio-migration 3.6).</summary>
     private bool IsSwitchoverAcknowledged => !_switchoverAck || _reader!.SwitchoverAcks >= _ackRequests || !_context.Vm.RunState.IsRunning;
 
@@ -238,7 +240,7 @@ internal sealed partial class OutgoingMigration
         {
             while (true)
             {
-                ReturnPathEnd end = _reader.WaitEnd(_lateCancel ? _cpr is null ? s_lastWord : s_lastWordHere : TimeSpan.FromMilliseconds(200));
+                ReturnPathEnd end = _reader.WaitEnd(_lateCancel ? LastWord : TimeSpan.FromMilliseconds(200));
                 if (end == ReturnPathEnd.Confirmed) return;
                 if (_lateCancel) throw new OperationCanceledException("the migration was cancelled");
                 if (end == ReturnPathEnd.Failed) throw _reader.Failure!;

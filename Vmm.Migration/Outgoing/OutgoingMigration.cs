@@ -45,6 +45,7 @@ internal sealed partial class OutgoingMigration : IDisposable
     private bool _stopped;
     private bool _everythingSent;
     private bool _lateCancel;
+    private Timer? _lastWord;
     private long _handedOver;
     private DowntimeReport? _downtime;
 
@@ -97,6 +98,8 @@ internal sealed partial class OutgoingMigration : IDisposable
             {
                 // The destination may be about to confirm. Ending our direction tells it not to, and what it answers decides (STREAM.md).
                 _lateCancel = true;
+                // It may never answer, and what was sent may still be on its way, in channels that it does not read.
+                _lastWord = new Timer(_ => _latch.Set(new OperationCanceledException("the migration was cancelled")), null, LastWord, Timeout.InfiniteTimeSpan);
                 _channel?.Shutdown(ChannelShutdown.Write);
                 return;
             }
@@ -110,6 +113,7 @@ internal sealed partial class OutgoingMigration : IDisposable
 
     public void Dispose()
     {
+        _lastWord?.Dispose();
         _channel?.Dispose();
         _cancel.Dispose();
         _wake.Dispose();

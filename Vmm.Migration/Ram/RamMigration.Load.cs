@@ -8,7 +8,9 @@ namespace Vmm.Migration.Ram;
 internal sealed partial class RamMigration
 {
     private readonly Dictionary<RamBlock, DirtyBitmap> _knownZero = [];
+    private readonly ReceivedPages _received = new();
     private RamBlock? _loadBlock;
+    private DirtyBitmap? _loadReceived;
     private long _loadedPages;
 
     /// <summary>Parse and check everything but leave memory alone; for the rehearsal of a snapshot load.</summary>
@@ -17,6 +19,13 @@ internal sealed partial class RamMigration
     /// <summary>Capability x-ignore-shared: the block list carries addresses.</summary>
     internal bool ExpectsAddresses { get; set; }
 
+    /// <summary>Which of the listed blocks come without pages.</summary>
+    internal IgnoredRam IgnoredOnLoad { get; set; }
+
+    /// <summary>Call before a load is confirmed and before its cleanup.</summary>
+    /// <exception cref="IncompatibleStateException">A page of a listed block never came.</exception>
+    internal void ThrowIfPagesMissing() => _received.ThrowIfMissing();
+
     internal long LoadedPages => Volatile.Read(ref _loadedPages);
 
     public void LoadSetup(QemuFileReader f)
@@ -24,6 +33,7 @@ internal sealed partial class RamMigration
         _loadBlock = null;
         _loadedPages = 0;
         _knownZero.Clear();
+        _received.Begin(memory.Blocks);
         // Fresh memory is zero already: a zero page that was not written in this load is skipped, so that it is not even touched.
         foreach (RamBlock block in memory.Blocks)
             if (block.IsKnownZero) _knownZero[block] = new DirtyBitmap(block.PageCount);
@@ -40,8 +50,13 @@ internal sealed partial class RamMigration
                 case RamSaveFlags.Zero: LoadZero(f, record); break;
                 case RamSaveFlags.Xbzrle: LoadXbzrle(f, record); break;
                 case RamSaveFlags.MemSize: LoadBlockList(f, record.Offset); break;
-                case RamSaveFlags.Eos: return;
-                default: WaitSync?.Invoke(); break; // MULTIFD_FLUSH, harmless without multifd, as in QEMU 11.1 (spec 3).
+                case RamSaveFlags.Eos:
+                    Marks?.OnEndOfSection();
+                    return;
+                default:
+                    // MULTIFD_FLUSH. Without multifd it says nothing: QEMU 8.0 sends it even then.
+                    Marks?.OnFlush();
+                    break;
             }
         }
     }
@@ -49,7 +64,9 @@ internal sealed partial class RamMigration
     public void LoadCleanup()
     {
         _knownZero.Clear();
+        _received.End();
         _loadBlock = null;
+        _loadReceived = null;
     }
 
     private void LoadPage(QemuFileReader f, in RamRecord record)
@@ -93,10 +110,15 @@ internal sealed partial class RamMigration
             string name = f.ReadCountedString();
             // Names repeat for long stretches; look up only when the name changes.
             if (_loadBlock?.Name != name)
+            {
                 _loadBlock = memory.FindBlock(name) ?? throw f.Bad("RAM block", $"one of {BlockNames()}", $"'{name}'");
+                _loadReceived = _received.Of(_loadBlock);
+            }
         }
         RamBlock block = _loadBlock ?? throw f.Bad("RAM record", "a block name before CONTINUE", "CONTINUE");
         if (record.Offset >= block.SizeBytes) throw f.Bad($"page offset in RAM block '{block.Name}'", $"below 0x{block.SizeBytes:x}", $"0x{record.Offset:x}");
+        // Noted before its content is read: a stream that ends in between fails for that.
+        _loadReceived?.Set((long)(record.Offset / PageSize));
         return block;
     }
 
@@ -113,6 +135,7 @@ internal sealed partial class RamMigration
                 throw Mismatch(f, $"RAM block '{name}': size differs, 0x{block.SizeBytes:x} here, 0x{length:x} in the stream", $"0x{block.SizeBytes:x}", $"0x{length:x}");
             if (entry.Address is { } address && block.FilePath is not null && address != block.Address.Value)
                 throw Mismatch(f, $"RAM block '{name}': address differs, {block.Address} here, 0x{address:x} in the stream", $"{block.Address}", $"0x{address:x}");
+            if (!IsIgnored(block, IgnoredOnLoad)) _received.Expect(block);
         }
     }
 

@@ -13,17 +13,19 @@ internal sealed partial class RamMigration
     /// <summary>Source: takes data pages while a migration uses multifd; else null.</summary>
     internal MultifdSender? Sender { get; set; }
 
-    /// <summary>Destination: what a mark in the main channel waits for while a load uses multifd; else null.</summary>
-    internal Action? WaitSync { get; set; }
+    /// <summary>Destination: the marks in the main channel while a load uses multifd; else null.</summary>
+    internal SyncMarks? Marks { get; set; }
 
     /// <summary>The block of that name, or null.</summary>
     internal RamBlock? LoadBlock(string name) => memory.FindBlock(name);
 
-    /// <summary>Notes that a page has been written by this load; any thread.</summary>
-    internal void NoteLoaded(RamBlock block, ulong offset)
+    /// <summary>Notes that a run of pages has been written by this load; any thread.</summary>
+    internal void NoteLoaded(RamBlock block, ulong offset, int pages)
     {
-        if (_knownZero.TryGetValue(block, out DirtyBitmap? written)) written.Set((long)(offset / PageSize));
-        Interlocked.Increment(ref _loadedPages);
+        long first = (long)(offset / PageSize);
+        if (_knownZero.TryGetValue(block, out DirtyBitmap? written)) written.SetRange(first, pages);
+        _received.Of(block)?.SetRange(first, pages);
+        Interlocked.Add(ref _loadedPages, pages);
     }
 
     /// <summary>Makes a page zero unless it is known to be; any thread.</summary>
@@ -31,6 +33,7 @@ internal sealed partial class RamMigration
     {
         Interlocked.Increment(ref _loadedPages);
         long page = (long)(offset / PageSize);
+        _received.Of(block)?.Set(page);
         if (_knownZero.TryGetValue(block, out DirtyBitmap? written) && !written.IsSet(page)) return;
         if (!block.IsZeroPage(page)) block.Slice(offset, PageSize).Clear();
     }

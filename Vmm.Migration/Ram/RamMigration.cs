@@ -50,7 +50,7 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
     internal long SyncCount => Volatile.Read(ref _syncCount);
 
     /// <summary>Bytes that this migration may have to send; ignored blocks do not count.</summary>
-    internal long TotalBytes => memory.Blocks.Sum(b => IsIgnored(b) ? 0 : (long)b.SizeBytes);
+    internal long TotalBytes => memory.Blocks.Sum(b => IsIgnored(b, Ignored) ? 0 : (long)b.SizeBytes);
 
     public bool IsActiveIterate => true;
 
@@ -71,7 +71,7 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
     {
         // QEMU lists the largest block first; the order also decides which pages go first.
         RamBlock[] all = [.. memory.Blocks.OrderByDescending(static b => b.SizeBytes)];
-        _blocks = [.. all.Where(b => !IsIgnored(b)).Select(static b => new BlockState(b))];
+        _blocks = [.. all.Where(b => !IsIgnored(b, Ignored)).Select(static b => new BlockState(b))];
         _lastNamed = null;
         _scanBlock = _scanWord = 0;
         _normalPages = _zeroPages = _dirtyPagesRate = _periodDirtyPages = 0;
@@ -139,7 +139,7 @@ internal sealed partial class RamMigration(GuestMemory memory, Bql bql) : IMachi
 
     public void Dispose() => _registration?.Dispose();
 
-    private bool IsIgnored(RamBlock block) => Ignored switch
+    private static bool IsIgnored(RamBlock block, IgnoredRam ignored) => ignored switch
     {
         IgnoredRam.All => true,
         IgnoredRam.SharedFiles => block is { IsShared: true, FilePath: not null },

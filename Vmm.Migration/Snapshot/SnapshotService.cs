@@ -193,6 +193,7 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
     {
         var f = new QemuFileReader(channel);
         Context.GlobalState.ClearReceived();
+        Context.Ram.IgnoredOnLoad = Ram.IgnoredRam.None;
         var reader = new SectionReader(MachineView.Of(vm), f, Context.Compat, Context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
         try
         {
@@ -200,6 +201,7 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
             reader.LoadSetup();
             reader.ReadSections();
             reader.SkipVmDescription();
+            Context.Ram.ThrowIfPagesMissing();
         }
         finally
         {
