@@ -21,6 +21,9 @@ public sealed record LoadRoles
     /// <summary>This device will acknowledge its first data (QEMU: <c>switchover_ack_needed</c>); counts only while the capability is on.</summary>
     public bool NeedsSwitchoverAck { get; init; }
 
+    /// <summary>Says whether all of the state has come; without it an iterable is complete with its END section.</summary>
+    public ILoadComplete? Complete { get; init; }
+
     /// <summary>The end of the attempt.</summary>
     public ILoadCleanup? Cleanup { get; init; }
 
@@ -35,6 +38,7 @@ public sealed record LoadRoles
         VmState = attempt as IVmStateSection,
         Buffers = attempt as ILoadStateBuffer,
         Pages = attempt as ILoadPages,
+        Complete = attempt as ILoadComplete,
         Cleanup = attempt as ILoadCleanup,
     };
 }
@@ -46,6 +50,14 @@ public interface ILoadState
     /// <param name="f">The stream.</param>
     /// <param name="versionId">Version from the header of the START or FULL section.</param>
     void LoadState(QemuFileReader f, int versionId);
+}
+
+/// <summary>Judges whether all of a state has come, before the load is confirmed.</summary>
+public interface ILoadComplete
+{
+    /// <summary>Call at the end of the stream and of the data channels, before the cleanup. BQL: not held.</summary>
+    /// <exception cref="Errors.VmmException">Something never came; names it.</exception>
+    void ThrowIfIncomplete();
 }
 
 /// <summary>The end of an attempt, well or not (QEMU: <c>load_cleanup</c>).</summary>
@@ -84,10 +96,11 @@ public interface ILoadPages
     /// <returns>The block, or null when there is none of that name.</returns>
     RamBlock? FindBlock(string name);
 
-    /// <summary>Notes that a page's new content stands in the block.</summary>
+    /// <summary>Notes that the new content of a run of pages stands in the block.</summary>
     /// <param name="block">The block.</param>
-    /// <param name="offset">Byte offset of the page.</param>
-    void NoteLoaded(RamBlock block, ulong offset);
+    /// <param name="offset">Byte offset of the first page.</param>
+    /// <param name="pages">Number of pages.</param>
+    void NoteLoaded(RamBlock block, ulong offset, int pages);
 
     /// <summary>Makes a page zero.</summary>
     /// <param name="block">The block.</param>

@@ -15,6 +15,7 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
 {
     private readonly Dictionary<uint, (SaveVmEntry Entry, int VersionId)> _bound = [];
     private readonly List<(SaveVmEntry Entry, LoadRoles Roles)> _attempts = [];
+    private readonly HashSet<SaveVmEntry> _begun = [];
 
     /// <summary>What the attempt is asked to do.</summary>
     public LoadContext Context => context;
@@ -102,6 +103,17 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         }
     }
 
+    /// <summary>Nothing may run on half a state: every section that was begun has all of it. Call at the end of stream and data channels. BQL: not held.</summary>
+    /// <exception cref="VmmException">Something never came; names it.</exception>
+    public void ThrowIfIncomplete()
+    {
+        foreach ((SaveVmEntry entry, LoadRoles roles) in _attempts)
+        {
+            if (roles.Complete is { } complete) complete.ThrowIfIncomplete();
+            else if (_begun.Contains(entry)) throw f.Bad("end of the stream", $"an END section of '{entry}' first", "EOF");
+        }
+    }
+
     /// <summary>The source has stopped its VM (QEMU: <c>qemu_loadvm_state_switchover_start</c>). Takes the BQL.</summary>
     public void SwitchoverStart()
     {
@@ -134,6 +146,7 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         if (_bound.TryGetValue(id, out (SaveVmEntry Entry, int) other) && other.Entry != entry)
             throw f.Bad("section id", $"an id that '{other.Entry}' does not use", id.ToString());
         _bound[id] = (entry, (int)version);
+        if (type == SectionType.Start) _begun.Add(entry);
         ReadBody(entry, type, (int)version);
         ReadFooter(id);
     }
@@ -145,6 +158,7 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         f.Section = bound.Entry.ToString();
         ReadBody(bound.Entry, type, bound.VersionId);
         ReadFooter(id);
+        if (type == SectionType.End) _begun.Remove(bound.Entry);
     }
 
     private void ReadBody(SaveVmEntry entry, SectionType type, int version)

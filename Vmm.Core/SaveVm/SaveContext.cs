@@ -43,6 +43,12 @@ public sealed record LoadContext
     /// <summary>What the stream is for.</summary>
     public StreamPurpose Purpose { get; init; }
 
+    /// <summary>
+    /// Which kind of migration, as far as this side knows: <see cref="MigrationMode.CprTransfer"/> when memory and descriptors came from another
+    /// process, <see cref="MigrationMode.Normal"/> otherwise.
+    /// </summary>
+    public MigrationMode Mode { get; init; }
+
     /// <summary>Capabilities that were on when the attempt began.</summary>
     public MigrationCapabilities Capabilities { get; init; } = MigrationCapabilities.None;
 

@@ -50,6 +50,7 @@ internal static class HostedStream
         {
             stream.LoadSetup();
             stream.ReadSections();
+            stream.ThrowIfIncomplete();
             if (f.Peek(1).Length > 0) throw f.Bad("end", "the end of the stream", "more bytes");
             // A state that leaves a part of the device at power-on would be no state of that device.
             SaveVmEntry? missing = vm.SaveVm.Entries().Except(stream.Announced).FirstOrDefault(static e => e.VmState is { } state && state.IsNeeded());

@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Globalization;
 using System.Net;
 using System.Net.Sockets;
@@ -108,6 +109,7 @@ internal sealed class MigrationListener : IDisposable
     private readonly OwnedFd _wake = Posix.EventFd();
     private readonly MigrationAddress _address;
     private readonly bool _keepAlive;
+    private readonly ConcurrentQueue<SocketChannel> _givenBack = new();
     private volatile bool _stopped;
 
     private MigrationListener(OwnedFd fd, MigrationAddress address)
@@ -145,16 +147,38 @@ internal sealed class MigrationListener : IDisposable
     }
 
     /// <summary>Waits for a connection; null once stopped.</summary>
-    internal SocketChannel? Accept() =>
-        AcceptFd() is { } peer ? new SocketChannel(peer, _address.ToString(), _address.Transport == MigrationTransport.Tcp, _keepAlive) : null;
+    internal SocketChannel? Accept() => Accept(-1, out _);
 
-    /// <summary>As <see cref="Accept"/>, for a protocol of its own.</summary>
-    internal OwnedFd? AcceptFd()
+    /// <summary>As <see cref="Accept()"/>, for a limited time.</summary>
+    /// <param name="timeoutMs">-1 for no limit.</param>
+    /// <param name="timedOut">Null was returned because the time was over.</param>
+    /// <returns>A connection, or null.</returns>
+    internal SocketChannel? Accept(int timeoutMs, out bool timedOut)
+    {
+        timedOut = false;
+        if (!_stopped && _givenBack.TryDequeue(out SocketChannel? earlier)) return earlier;
+        OwnedFd? peer = AcceptFd(_wake, timeoutMs);
+        timedOut = peer is null && !_stopped;
+        return peer is null ? null : Wrap(peer);
+    }
+
+    /// <summary>Waits until a connection comes, the time is over, or <paramref name="wake"/> is signalled; a stop of the listener is not looked at.</summary>
+    internal SocketChannel? AcceptOr(OwnedFd wake, int timeoutMs) => AcceptFd(wake, timeoutMs) is { } peer ? Wrap(peer) : null;
+
+    /// <summary>The next <see cref="Accept()"/> returns it.</summary>
+    internal void GiveBack(SocketChannel peer) => _givenBack.Enqueue(peer);
+
+    private SocketChannel Wrap(OwnedFd peer) => new(peer, _address.ToString(), _address.Transport == MigrationTransport.Tcp, _keepAlive);
+
+    /// <summary>As <see cref="Accept()"/>, for a protocol of its own.</summary>
+    internal OwnedFd? AcceptFd() => AcceptFd(_wake, -1);
+
+    private OwnedFd? AcceptFd(OwnedFd wake, int timeoutMs)
     {
         while (!_stopped)
         {
-            Posix.Poll(_fd, Posix.POLLIN, _wake, -1, out bool woken);
-            if (woken || _stopped) return null;
+            short ready = Posix.Poll(_fd, Posix.POLLIN, wake, timeoutMs, out bool woken);
+            if (woken || _stopped || ready == 0) return null;
             OwnedFd? peer = Posix.Accept(_fd, out Errno errno);
             if (peer is not null) return peer;
             if (errno != Errno.EAGAIN) throw Posix.Error($"cannot accept on {_address}", errno);
@@ -172,6 +196,7 @@ internal sealed class MigrationListener : IDisposable
     public void Dispose()
     {
         Stop();
+        while (_givenBack.TryDequeue(out SocketChannel? peer)) peer.Dispose();
         _fd.Dispose();
         _wake.Dispose();
         if (_address.Transport == MigrationTransport.Unix) File.Delete(_address.Path);

@@ -120,6 +120,13 @@ internal sealed class SocketChannel : IDescriptorChannel
     /// <summary>Waits for the first byte or the end; used before anything is known of the peer.</summary>
     internal bool WaitReadable(int timeoutMs) => Posix.Poll(_fd, Posix.POLLIN, null, timeoutMs, out _) != 0;
 
+    /// <summary>Whether there is a byte that nobody has read yet.</summary>
+    internal bool HasUnread()
+    {
+        Span<byte> one = stackalloc byte[1];
+        return Posix.Receive(_fd, one, Posix.MSG_PEEK | Posix.MSG_DONTWAIT, out _) > 0;
+    }
+
     /// <summary>Looks at the first bytes without taking them.</summary>
     /// <returns>False when they do not come in time.</returns>
     internal bool PeekFirst(Span<byte> bytes, int timeoutMs)

@@ -290,9 +290,9 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
             while (true)
             {
                 using var accepting = new MultifdAccepting(listener, () => Capabilities.IsOn(MigrationCapability.Multifd));
-                if (!accepting.TryAccept(out SocketChannel? peer, out IReadOnlyList<SocketChannel> data)) return StopWaiting();
+                if (!accepting.TryAccept(out SocketChannel? peer, out IReadOnlyList<SocketChannel> data, out Exception? refusal)) return StopWaiting();
                 if (Status.IsTerminal()) _context.Machine.TryMoveTo(MigrationStatus.Setup);
-                MigrationStatus end = LoadOnce(peer, data);
+                MigrationStatus end = LoadOnce(peer, data, listener, refusal);
                 if (end != MigrationStatus.Failed || !keepListening || _context.Vm.RunState.State != RunState.InMigrate) return end;
             }
         }
@@ -314,9 +314,9 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
         return MigrationStatus.Cancelled;
     }
 
-    private MigrationStatus LoadOnce(IMigrationChannel channel, IReadOnlyList<IMigrationChannel> dataChannels)
+    private MigrationStatus LoadOnce(IMigrationChannel channel, IReadOnlyList<IMigrationChannel> dataChannels, MigrationListener? listener = null, Exception? refusal = null)
     {
-        using var incoming = new IncomingMigration(_context, channel, dataChannels);
+        using var incoming = new IncomingMigration(_context, channel, dataChannels) { Listener = listener, Refusal = refusal };
         lock (_gate)
         {
             _incoming = incoming;

@@ -28,12 +28,22 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     /// <summary>A peer that connects must say who it is within this time, or the next one gets its turn.</summary>
     private const int FirstByteTimeoutMs = 10_000;
 
+    /// <summary>For the commands that open the return path, when the source is to be told why it is refused.</summary>
+    private const int RefusalTimeoutMs = 1_000;
+
     private static readonly TimeSpan s_confirmTimeout = TimeSpan.FromSeconds(10);
 
     private readonly FaultLatch _latch = new();
     private string _phase = "header";
     private long _switchoverAt;
+    private int _reported;
     private readonly CancellationTokenSource _cancel = new();
+
+    /// <summary>Where the channels came in, watched while the load runs; null for a channel that was given.</summary>
+    internal MigrationListener? Listener { get; init; }
+
+    /// <summary>Why the load must not begin; the source is told, where it listens.</summary>
+    internal Exception? Refusal { get; init; }
 
     /// <summary>How it ended.</summary>
     internal IncomingRecord Record { get; } = new();
@@ -54,6 +64,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             _cancel.Cancel();
             channel.Shutdown(ChannelShutdown.Both);
         });
+        // A peer that is refused anyway need not say anything before it is told.
+        using Timer? impatience = Refusal is { } refusal ? new(_ => _latch.Set(refusal), null, RefusalTimeoutMs, Timeout.Infinite) : null;
         IncomingStream? reader = null;
         try
         {
@@ -82,11 +94,17 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         context.Rehearsal.Wait();
         MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Vm.Uuid, _latch);
         var incoming = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
+        // The source of an update has no other channels.
+        ConnectionWatch? watch = Listener is null || context.Vm.CprFds.IsIncoming ? null
+            : new(Listener, dataChannels.Count, () => channel.PeerHasClosed, e => Refuse(incoming.ReturnPath, e));
         try
         {
             incoming.ReadHeader();
             _phase = "ram";
+            incoming.ReadLeadingCommands();
+            if (Refusal is not null) throw Refusal;
             incoming.ReadBody();
+            _latch.ThrowIfSet();
             return incoming;
         }
         catch (Exception e)
@@ -103,10 +121,18 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
         finally
         {
+            watch?.Dispose();
             // Before devices and RAM let go: threads may be giving them data.
             receiver?.Dispose();
             incoming.Cleanup();
         }
+    }
+
+    /// <summary>Called by the watch's thread: the record goes out before the latch shuts the channel.</summary>
+    private void Refuse(ReturnPathWriter? returnPath, Exception reason)
+    {
+        Report(returnPath, reason);
+        _latch.Set(reason);
     }
 
     private void OnSwitchover()
@@ -125,6 +151,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         double loadMs = _switchoverAt == 0 ? 0 : Stopwatch.GetElapsedTime(_switchoverAt).TotalMilliseconds;
         if (reader.ReturnPath is { } returnPath)
         {
+            _latch.ThrowIfSet();
             if (channel.PeerHasClosed) throw new ChannelException($"{channel.Name}: the source cancelled the migration", Errno.ECANCELED);
             returnPath.SendShut(null);
             if (!channel.Drain(s_confirmTimeout)) throw new ChannelException($"{channel.Name}: the confirmation did not reach the source", Errno.ETIMEDOUT);
@@ -175,6 +202,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
 
     private void Report(ReturnPathWriter? returnPath, Exception reason)
     {
+        // The first reason wins, and it is told once.
+        if (Interlocked.Exchange(ref _reported, 1) != 0) return;
         MigrationError error = MigrationErrors.From("destination", _phase, reason);
         Record.Error = error;
         if (returnPath is null) return;

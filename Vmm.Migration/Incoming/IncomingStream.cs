@@ -1,3 +1,4 @@
+using System.Buffers.Binary;
 using Vmm.Core.Channels;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
@@ -31,6 +32,8 @@ internal sealed class IncomingStream
         MigrationCapabilities capabilities = vm.Capabilities.Current;
         var context = new LoadContext
         {
+            // Memory that came by descriptor has no pages in the stream.
+            Mode = vm.Vm.CprFds.IsIncoming ? MigrationMode.CprTransfer : MigrationMode.Normal,
             Capabilities = capabilities, Compat = vm.Compat, HasDataChannels = receiver is not null, SyncDataChannels = receiver is null ? null : receiver.WaitSync,
             ApproveSwitchover = capabilities.IsOn(MigrationCapability.SwitchoverAck) ? Approved : null, Cancel = cancel,
         };
@@ -44,12 +47,19 @@ internal sealed class IncomingStream
     /// <summary>What came of the source's run state; null when the section takes no part.</summary>
     internal GlobalState? GlobalState { get; private set; }
 
-    internal void ReadHeader() => StreamHeader.Read(_f, _vm.Identity, _stream.Context);
+    /// <summary>Header and configuration.</summary>
+    internal void ReadHeader()
+    {
+        if (_f.Peek(4) is { Length: 4 } first && BinaryPrimitives.ReadUInt32BigEndian(first) == MultifdPacket.Magic) throw ChannelCount.Refusal(1, expected: 0);
+        StreamHeader.Read(_f, _vm.Identity, _stream.Context);
+    }
 
-    /// <summary>Everything from the first command to VMDESC; on return RAM and devices are complete.</summary>
+    /// <summary>The commands before the first section, which open the return path.</summary>
+    internal void ReadLeadingCommands() => _commands.ReadLeading();
+
+    /// <summary>Everything from the first section to VMDESC; on return RAM and devices are complete.</summary>
     internal void ReadBody()
     {
-        _commands.ReadLeading();
         _stream.LoadSetup();
         GlobalState = _stream.Find<GlobalState>();
         _acksMissing = _stream.SwitchoverAcksNeeded;
@@ -59,6 +69,8 @@ internal sealed class IncomingStream
         _stream.ReadSections();
         _receiver?.WaitDevices();
         StreamEnd.Skip(_f, _stream.Context);
+        _receiver?.ThrowIfIncomplete();
+        _stream.ThrowIfIncomplete();
     }
 
     /// <summary>Ends every section's part, well or not. Takes the BQL.</summary>

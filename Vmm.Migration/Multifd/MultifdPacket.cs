@@ -32,6 +32,8 @@ internal static class MultifdPacket
     /// <summary>u32 magic, u32 version, uuid[16], u8 id, 39 zeros.</summary>
     internal const int PreambleBytes = 64;
 
+    internal const int PreambleIdOffset = 24;
+
     /// <summary>Pages that one packet holds: 512 KiB.</summary>
     internal const int PagesAllocated = 128;
 
@@ -54,7 +56,7 @@ internal static class MultifdPacket
         byte[] bytes = new byte[PreambleBytes];
         Begin(bytes, null);
         uuid.TryWriteBytes(bytes.AsSpan(8), bigEndian: true, out _);
-        bytes[24] = id;
+        bytes[PreambleIdOffset] = id;
         return bytes;
     }
 

@@ -5,6 +5,7 @@ using Vmm.Core.Memory;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Threading;
 using Vmm.Core.Wire;
+using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Multifd;
 
@@ -16,6 +17,9 @@ internal sealed class MultifdReceiver : IDisposable
 {
     /// <summary>Longest buffer of device state: QEMU's are 1 MiB, a config record a little more than 4 KiB.</summary>
     private const int MaxStateBytes = (1 << 20) + 4096;
+
+    /// <summary>Longest wait for a channel's SYNC, or for the main channel's mark, in which nothing comes.</summary>
+    private static readonly TimeSpan s_syncTimeout = TimeSpan.FromSeconds(30);
 
     private readonly Link[] _links;
     private readonly Guid _uuid;
@@ -66,7 +70,7 @@ internal sealed class MultifdReceiver : IDisposable
         {
             foreach (Link link in _links)
             {
-                link.Reached.Wait(_cancel.Token);
+                WaitReached(link);
                 if (Volatile.Read(ref link.Syncs) < _rounds) throw new ChannelException($"{link.Channel.Name}: a channel of multifd ended before its sync {_rounds}", Errno.ECONNRESET);
             }
         }
@@ -77,6 +81,42 @@ internal sealed class MultifdReceiver : IDisposable
         }
         foreach (Link link in _links) link.Go.Release();
     }
+
+    private void WaitReached(Link link)
+    {
+        for (long packets = -1; !link.Reached.Wait(s_syncTimeout, _cancel.Token);)
+        {
+            long now = Interlocked.Read(ref link.Packets);
+            if (now == packets) throw new ChannelException($"{link.Channel.Name}: nothing came on a channel of multifd for {s_syncTimeout.TotalSeconds:0} s before its sync {_rounds}", Errno.ETIMEDOUT);
+            packets = now;
+        }
+    }
+
+    /// <summary>
+    /// At the end of the main channel, before the load is confirmed: every channel stands at the SYNC of the main channel's last mark with nothing
+    /// behind it, and all packets came. The source numbers packets over all its channels, so a channel that is not read here leaves a gap.
+    /// </summary>
+    /// <exception cref="IncompatibleStateException">Something is missing or left over.</exception>
+    internal void ThrowIfIncomplete()
+    {
+        long packets = 0, next = 0;
+        foreach (Link link in _links)
+        {
+            int syncs = Volatile.Read(ref link.Syncs);
+            if (syncs != _rounds) throw Incomplete(link, $"{_rounds} SYNCs as in the main channel", $"{syncs}");
+            if (link.HasUnsynced || link.Channel is SocketChannel socket && socket.HasUnread()) throw Incomplete(link, "nothing after its last SYNC", "more");
+            packets += Interlocked.Read(ref link.Packets);
+            next = Math.Max(next, Interlocked.Read(ref link.NextNumber));
+        }
+        if (packets == next) return;
+        throw new IncompatibleStateException($"the source sent {next} packets over multifd, {packets} of them over the {_links.Length} channels that are expected here: it opened more")
+        {
+            Section = "multifd", Expected = $"{next}", Found = $"{packets}", Hint = $"set parameter multifd-channels to {_links.Length} on the source",
+        };
+    }
+
+    private static IncompatibleStateException Incomplete(Link link, string expected, string found) =>
+        new($"{link.Channel.Name}: a channel of multifd has not ended with the main channel: expected {expected}, found {found}") { Section = "multifd", Expected = expected, Found = found };
 
     /// <summary>Waits until devices have loaded what came for them. BQL: not held.</summary>
     internal void WaitDevices()
@@ -142,9 +182,14 @@ internal sealed class MultifdReceiver : IDisposable
         var uuid = new Guid(rest[..16], bigEndian: true);
         if (uuid != _uuid)
             throw new IncompatibleStateException($"UUID of a multifd channel differs: {_uuid} here, {uuid} in the stream") { Section = f.Section, Expected = _uuid.ToString(), Found = uuid.ToString() };
-        byte id = rest[16];
+        byte id = rest[MultifdPacket.PreambleIdOffset - 8];
+        if (id >= _links.Length)
+        {
+            IncompatibleStateException refusal = ChannelCount.Refusal(id + 1, _links.Length);
+            throw new IncompatibleStateException($"{refusal.Message} (id of a multifd channel: {id})") { Section = f.Section, Expected = refusal.Expected, Found = refusal.Found, Hint = refusal.Hint };
+        }
         lock (_gate)
-            if (id >= _links.Length || !_ids.Add(id)) throw f.Bad("id of a multifd channel", $"0 to {_links.Length - 1}, each once", id.ToString());
+            if (!_ids.Add(id)) throw f.Bad("id of a multifd channel", $"0 to {_links.Length - 1}, each once", id.ToString());
     }
 
     private static void ReadMagic(QemuFileReader f)
@@ -161,17 +206,23 @@ internal sealed class MultifdReceiver : IDisposable
         if ((flags & ~(MultifdFlags.Sync | MultifdFlags.DeviceState)) != 0)
             throw f.Bad("flags of a multifd packet", "SYNC or DEVICE_STATE; no compression", $"0x{(uint)flags:x}");
         if ((flags & MultifdFlags.DeviceState) != 0) ReadState(f, flags);
-        else ReadPages(f);
+        else ReadPages(f, link);
         if ((flags & MultifdFlags.Sync) == 0) return;
-        Interlocked.Increment(ref link.Syncs);
+        link.HasUnsynced = false;
+        int sync = Interlocked.Increment(ref link.Syncs);
         link.Reached.Release();
-        link.Go.Wait(_cancel.Token);
+        if (!link.Go.Wait(s_syncTimeout, _cancel.Token))
+            throw new ChannelException($"{link.Channel.Name}: the main channel's mark for sync {sync} of a multifd channel did not come within {s_syncTimeout.TotalSeconds:0} s", Errno.ETIMEDOUT);
     }
 
-    private void ReadPages(QemuFileReader f)
+    private void ReadPages(QemuFileReader f, Link link)
     {
+        link.HasUnsynced = true;
         uint allocated = f.ReadUInt32(), normal = f.ReadUInt32();
-        f.Skip(4 + 8); // next_packet_size, which 7.2 leaves stale; packet_num, which nobody orders by
+        f.Skip(4); // next_packet_size, which 7.2 leaves stale
+        long number = (long)(f.ReadUInt64() & long.MaxValue);
+        Interlocked.Increment(ref link.Packets);
+        Interlocked.Exchange(ref link.NextNumber, Math.Max(link.NextNumber, number == long.MaxValue ? number : number + 1));
         uint zero = f.ReadUInt32();
         f.Skip(28);
         Span<byte> name = stackalloc byte[MultifdPacket.NameBytes];
@@ -190,7 +241,7 @@ internal sealed class MultifdReceiver : IDisposable
             int n = 1;
             while (i + n < (int)normal && offsets[i + n] == offsets[i] + ((ulong)n * RamBlock.PageSize)) n++;
             f.ReadGuest(block, offsets[i], n * RamBlock.PageSize);
-            for (int j = 0; j < n; j++) pages.NoteLoaded(block, offsets[i + j]);
+            pages.NoteLoaded(block, offsets[i], n);
             i += n;
         }
         for (int i = (int)normal; i < (int)(normal + zero); i++) pages.LoadZeroPage(block, offsets[i]);
@@ -226,6 +277,15 @@ internal sealed class MultifdReceiver : IDisposable
     private sealed class Link(IMigrationChannel channel)
     {
         internal int Syncs;
+
+        /// <summary>Numbered packets: those of pages and SYNCs, not those of device state.</summary>
+        internal long Packets;
+
+        /// <summary>One more than the highest number.</summary>
+        internal long NextNumber;
+
+        /// <summary>Pages came after the last SYNC, or are coming.</summary>
+        internal volatile bool HasUnsynced;
 
         internal IMigrationChannel Channel { get; } = channel;
 

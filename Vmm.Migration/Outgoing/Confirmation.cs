@@ -14,9 +14,6 @@ internal static class Confirmation
 {
     private static readonly TimeSpan s_step = TimeSpan.FromMilliseconds(200);
 
-    /// <summary>For a destination that has been asked not to confirm; one on this host has no way to go.</summary>
-    private static readonly TimeSpan s_lastWord = TimeSpan.FromSeconds(5), s_lastWordHere = TimeSpan.FromMilliseconds(500);
-
     private static readonly TimeSpan s_peerEnd = TimeSpan.FromSeconds(1), s_sync = TimeSpan.FromSeconds(30);
 
     internal static void Wait(OutgoingAttempt attempt, OutgoingLink link)
@@ -31,7 +28,7 @@ internal static class Confirmation
         while (true)
         {
             bool cancel = attempt.HandOver.IsCancelAsked;
-            ReturnPathEnd end = returnPath.WaitEnd(!cancel ? s_step : attempt.Plan.CprAddress is null ? s_lastWord : s_lastWordHere);
+            ReturnPathEnd end = returnPath.WaitEnd(cancel ? attempt.Plan.LastWord : s_step);
             if (end == ReturnPathEnd.Confirmed) return;
             if (cancel || (end == ReturnPathEnd.Failed && attempt.HandOver.IsCancelAsked)) throw new OperationCanceledException("the migration was cancelled");
             if (end == ReturnPathEnd.Failed) throw returnPath.Failure!;

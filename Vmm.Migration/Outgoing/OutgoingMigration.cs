@@ -28,6 +28,7 @@ internal sealed class OutgoingMigration : IDisposable
     private readonly long _startedAt = Stopwatch.GetTimestamp();
     private IMigrationChannel? _channel;
     private volatile OutgoingLink? _link;
+    private Timer? _lastWord;
 
     /// <param name="vm">The VM.</param>
     /// <param name="plan">What is asked for.</param>
@@ -56,8 +57,16 @@ internal sealed class OutgoingMigration : IDisposable
         MigrationStatus status = _vm.Machine.Status;
         if (status is not (MigrationStatus.Setup or MigrationStatus.Active or MigrationStatus.PreSwitchover or MigrationStatus.Device)) return;
         if (!_vm.Machine.TryMove(status, MigrationStatus.Cancelling)) { Cancel(); return; }
-        if (_attempt.HandOver.TryAskToCancel(() => _link?.Channel.Shutdown(ChannelShutdown.Write))) return;
-        _attempt.Latch.Set(new OperationCanceledException("the migration was cancelled"));
+        var cancelled = new OperationCanceledException("the migration was cancelled");
+        if (_attempt.HandOver.TryAskToCancel(() => AskToCancel(cancelled))) return;
+        _attempt.Latch.Set(cancelled);
+    }
+
+    private void AskToCancel(OperationCanceledException cancelled)
+    {
+        // It may never answer, and what was sent may still be on its way, in channels that it does not read.
+        _lastWord = new Timer(_ => _attempt.Latch.Set(cancelled), null, _plan.LastWord, Timeout.InfiniteTimeSpan);
+        _link?.Channel.Shutdown(ChannelShutdown.Write);
     }
 
     /// <summary>Goes on from pre-switchover.</summary>
@@ -67,6 +76,7 @@ internal sealed class OutgoingMigration : IDisposable
 
     public void Dispose()
     {
+        _lastWord?.Dispose();
         _channel?.Dispose();
         _attempt.Dispose();
         _continue.Dispose();

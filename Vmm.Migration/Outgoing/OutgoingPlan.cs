@@ -35,6 +35,9 @@ internal sealed record OutgoingPlan
     /// <summary>RAM stays where it is: little is sent, and for the few milliseconds that this takes its threads go before ordinary ones.</summary>
     internal bool IsUpdate => Mode is MigrationMode.CprTransfer or MigrationMode.CprExec;
 
+    /// <summary>Longest wait for a destination that has been asked not to confirm; one on this host has no way to go.</summary>
+    internal TimeSpan LastWord => CprAddress is null ? TimeSpan.FromSeconds(5) : TimeSpan.FromMilliseconds(500);
+
     /// <summary>Takes down what is in force now.</summary>
     /// <exception cref="ConfigurationException">Parts that do not go together.</exception>
     internal static OutgoingPlan Make(MigrationContext vm, MigrationAddress? address, IMigrationChannel? channel, MigrationAddress? cpr)

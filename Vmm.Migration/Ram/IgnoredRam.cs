@@ -1,3 +1,6 @@
+using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
+
 namespace Vmm.Migration.Ram;
 
 /// <summary>Which RAM a stream leaves out (QEMU: <c>migrate_ram_is_ignored</c>).</summary>
@@ -9,4 +12,19 @@ internal enum IgnoredRam
     SharedFiles,
     /// <summary>All: the other side has the memory's descriptors (cpr-transfer, cpr-exec).</summary>
     All,
+}
+
+/// <summary>The rule, the same at both sides.</summary>
+internal static class IgnoredRamRule
+{
+    /// <summary>What an attempt leaves out.</summary>
+    internal static IgnoredRam Of(MigrationMode mode, MigrationCapabilities capabilities) => mode is MigrationMode.CprTransfer or MigrationMode.CprExec ? IgnoredRam.All
+        : capabilities.IsOn(MigrationCapability.XIgnoreShared) ? IgnoredRam.SharedFiles : IgnoredRam.None;
+
+    internal static bool Covers(this IgnoredRam ignored, RamBlock block) => ignored switch
+    {
+        IgnoredRam.All => true,
+        IgnoredRam.SharedFiles => block is { IsShared: true, FilePath: not null },
+        _ => false,
+    };
 }

@@ -9,19 +9,24 @@ namespace Vmm.Migration.Ram;
 /// One attempt to load guest RAM (spec 3, receiver rules; QEMU: <c>ram_load_precopy</c>). The stream's records come on one thread; pages from data
 /// channels on any.
 /// </summary>
-internal sealed class RamLoad : ILoadState, ILoadPages
+internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
 {
     private const int PageSize = RamBlock.PageSize;
 
     private readonly GuestMemory _memory;
     private readonly LoadContext _context;
     private readonly Dictionary<RamBlock, DirtyBitmap> _knownZero = [];
+    private readonly ReceivedPages _received;
+    private readonly SyncMarks? _marks;
     private RamBlock? _block;
+    private DirtyBitmap? _blockReceived;
     private long _loadedPages;
 
     internal RamLoad(GuestMemory memory, LoadContext context)
     {
         (_memory, _context) = (memory, context);
+        _received = new ReceivedPages(memory.Blocks);
+        _marks = context.SyncDataChannels is { } wait ? new SyncMarks(wait) : null;
         // Fresh memory is zero already: a zero page that was not written in this load is skipped, so that it is not even touched.
         foreach (RamBlock block in memory.Blocks)
             if (block.IsKnownZero) _knownZero[block] = new DirtyBitmap(block.PageCount);
@@ -34,19 +39,21 @@ internal sealed class RamLoad : ILoadState, ILoadPages
 
     public RamBlock? FindBlock(string name) => _memory.FindBlock(name);
 
-    public void NoteLoaded(RamBlock block, ulong offset)
+    public void NoteLoaded(RamBlock block, ulong offset, int pages)
     {
-        if (_knownZero.Count > 0 && _knownZero.TryGetValue(block, out DirtyBitmap? written)) written.Set((long)(offset / PageSize));
-        Interlocked.Increment(ref _loadedPages);
+        long first = (long)(offset / PageSize);
+        if (_knownZero.TryGetValue(block, out DirtyBitmap? written)) written.SetRange(first, pages);
+        _received.Of(block).SetRange(first, pages);
+        Interlocked.Add(ref _loadedPages, pages);
     }
 
     public void LoadZeroPage(RamBlock block, ulong offset)
     {
-        Interlocked.Increment(ref _loadedPages);
-        long page = (long)(offset / PageSize);
-        if (_knownZero.TryGetValue(block, out DirtyBitmap? written) && !written.IsSet(page)) return;
-        if (!block.IsZeroPage(page)) block.Slice(offset, PageSize).Clear();
+        _received.Of(block).Set((long)(offset / PageSize));
+        Clear(block, offset);
     }
+
+    public void ThrowIfIncomplete() => _received.ThrowIfMissing();
 
     public void LoadState(QemuFileReader f, int versionId)
     {
@@ -59,8 +66,13 @@ internal sealed class RamLoad : ILoadState, ILoadPages
                 case RamSaveFlags.Zero: LoadZero(f, record); break;
                 case RamSaveFlags.Xbzrle: LoadXbzrle(f, record); break;
                 case RamSaveFlags.MemSize: LoadBlockList(f, record.Offset); break;
-                case RamSaveFlags.Eos: return;
-                default: _context.SyncDataChannels?.Invoke(); break; // MULTIFD_FLUSH, harmless without multifd, as in QEMU 11.1 (spec 3).
+                case RamSaveFlags.Eos:
+                    _marks?.OnEndOfSection();
+                    return;
+                default:
+                    // MULTIFD_FLUSH. Without multifd it says nothing: QEMU 8.0 sends it even then.
+                    _marks?.OnFlush();
+                    break;
             }
         }
     }
@@ -68,30 +80,42 @@ internal sealed class RamLoad : ILoadState, ILoadPages
     private void LoadPage(QemuFileReader f, in RamRecord record)
     {
         RamBlock block = Block(f, record);
-        ulong offset = record.Offset;
         if (ValidateOnly)
         {
             f.Skip(PageSize);
+            return;
         }
-        else
-        {
-            f.ReadGuest(block, offset, PageSize);
-        }
-        NoteLoaded(block, offset);
+        f.ReadGuest(block, record.Offset, PageSize);
+        NoteWritten(block, record.Offset);
     }
 
     private void LoadZero(QemuFileReader f, in RamRecord record)
     {
         RamBlock block = Block(f, record);
-        ulong offset = record.Offset;
         byte fill = f.ReadByte(); // 7.2 fills with any byte, 11.1 insists on 0 (spec 3).
-        if (fill == 0 && !ValidateOnly)
+        if (ValidateOnly) return;
+        if (fill == 0)
         {
-            LoadZeroPage(block, offset);
+            Clear(block, record.Offset);
             return;
         }
-        if (!ValidateOnly) block.Slice(offset, PageSize).Fill(fill);
-        NoteLoaded(block, offset);
+        block.Slice(record.Offset, PageSize).Fill(fill);
+        NoteWritten(block, record.Offset);
+    }
+
+    /// <summary>Makes a page zero unless it is known to be.</summary>
+    private void Clear(RamBlock block, ulong offset)
+    {
+        Interlocked.Increment(ref _loadedPages);
+        long page = (long)(offset / PageSize);
+        if (_knownZero.TryGetValue(block, out DirtyBitmap? written) && !written.IsSet(page)) return;
+        if (!block.IsZeroPage(page)) block.Slice(offset, PageSize).Clear();
+    }
+
+    private void NoteWritten(RamBlock block, ulong offset)
+    {
+        if (_knownZero.Count > 0 && _knownZero.TryGetValue(block, out DirtyBitmap? written)) written.Set((long)(offset / PageSize));
+        Interlocked.Increment(ref _loadedPages);
     }
 
     private RamBlock Block(QemuFileReader f, in RamRecord record)
@@ -101,15 +125,21 @@ internal sealed class RamLoad : ILoadState, ILoadPages
             string name = f.ReadCountedString();
             // Names repeat for long stretches; look up only when the name changes.
             if (_block?.Name != name)
+            {
                 _block = _memory.FindBlock(name) ?? throw f.Bad("RAM block", $"one of {BlockNames()}", $"'{name}'");
+                _blockReceived = _received.Of(_block);
+            }
         }
         RamBlock block = _block ?? throw f.Bad("RAM record", "a block name before CONTINUE", "CONTINUE");
         if (record.Offset >= block.SizeBytes) throw f.Bad($"page offset in RAM block '{block.Name}'", $"below 0x{block.SizeBytes:x}", $"0x{record.Offset:x}");
+        // Noted before its content is read: a stream that ends in between fails for that.
+        _blockReceived!.Set((long)(record.Offset / PageSize));
         return block;
     }
 
     private void LoadBlockList(QemuFileReader f, ulong total)
     {
+        IgnoredRam ignored = IgnoredRamRule.Of(_context.Mode, _context.Capabilities);
         var list = new RamBlockListReader(f, total, new RamBlockLayout(HasAddress: _context.Capabilities.IsOn(MigrationCapability.XIgnoreShared)));
         while (list.TryRead(out RamBlockEntry? entry))
         {
@@ -121,6 +151,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages
                 throw Mismatch(f, $"RAM block '{name}': size differs, 0x{block.SizeBytes:x} here, 0x{length:x} in the stream", $"0x{block.SizeBytes:x}", $"0x{length:x}");
             if (entry.Address is { } address && block.FilePath is not null && address != block.Address.Value)
                 throw Mismatch(f, $"RAM block '{name}': address differs, {block.Address} here, 0x{address:x} in the stream", $"{block.Address}", $"0x{address:x}");
+            if (!ignored.Covers(block)) _received.Expect(block);
         }
     }
 
@@ -140,6 +171,6 @@ internal sealed class RamLoad : ILoadState, ILoadPages
         Span<byte> delta = RamRecord.ReadXbzrle(f, stackalloc byte[WireLimits.XbzrleBytes]);
         Span<byte> page = ValidateOnly ? new byte[PageSize] : block.Slice(offset, PageSize);
         if (!Xbzrle.TryDecode(delta, page)) throw f.Bad("XBZRLE runs", "runs inside one page", $"{delta.Length} bytes that do not decode");
-        NoteLoaded(block, offset);
+        if (!ValidateOnly) NoteWritten(block, offset);
     }
 }

@@ -29,10 +29,9 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     internal RamSave(GuestMemory memory, Bql bql, SaveContext context)
     {
         (_memory, _bql, _channels) = (memory, bql, context.DataChannels);
-        _ignored = context.Mode is MigrationMode.CprTransfer or MigrationMode.CprExec ? IgnoredRam.All
-            : context.Capabilities.IsOn(MigrationCapability.XIgnoreShared) ? IgnoredRam.SharedFiles : IgnoredRam.None;
+        _ignored = IgnoredRamRule.Of(context.Mode, context.Capabilities);
         _detectZeroPages = context.Parameters.ZeroPageDetection != ZeroPageDetection.None;
-        Figures = new RamFigures(memory.Blocks.Sum(b => IsIgnored(b) ? 0 : (long)b.SizeBytes));
+        Figures = new RamFigures(memory.Blocks.Sum(b => _ignored.Covers(b) ? 0 : (long)b.SizeBytes));
     }
 
     /// <summary>What has been sent and what is left.</summary>
@@ -45,7 +44,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     {
         // QEMU lists the largest block first; the order also decides which pages go first.
         RamBlock[] all = [.. _memory.Blocks.OrderByDescending(static b => b.SizeBytes)];
-        _blocks = [.. all.Where(b => !IsIgnored(b)).Select(static b => new RamBlockScan(b))];
+        _blocks = [.. all.Where(b => !_ignored.Covers(b)).Select(static b => new RamBlockScan(b))];
         if (_blocks.Length > 0)
         {
             _memory.StartDirtyLog();
@@ -100,13 +99,6 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
         _blocks = [];
         Figures.End();
     }
-
-    private bool IsIgnored(RamBlock block) => _ignored switch
-    {
-        IgnoredRam.All => true,
-        IgnoredRam.SharedFiles => block is { IsShared: true, FilePath: not null },
-        _ => false,
-    };
 
     private void Synchronise()
     {

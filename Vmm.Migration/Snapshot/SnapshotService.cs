@@ -239,6 +239,7 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
             stream.LoadSetup();
             stream.ReadSections();
             StreamEnd.Skip(f, context);
+            stream.ThrowIfIncomplete();
         }
         finally
         {

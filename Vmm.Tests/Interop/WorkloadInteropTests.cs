@@ -74,7 +74,7 @@ public class WorkloadInteropTests
     private static TestVm Guest(bool incoming) => new(
         new VmOptions
         {
-            IsIncoming = incoming, Memory = [new RamBlockOptions { Name = "m", SizeBytes = Size }], Devices = [DeviceOptions.Parse("pattern,rate=50M,seed=7")],
+            IsIncoming = incoming, Memory = [new RamBlockOptions { Name = "m", SizeBytes = Size }], Devices = [DeviceOptions.Parse($"pattern,rate=50M,seed=7,expect={(incoming ? "on" : "off")}")],
         },
         static b => b.AddPlugin<WorkloadPlugin>());
 }

@@ -122,7 +122,10 @@ internal sealed class PatternBlock(RamBlock block)
             $"{writes} writes with checksum 0x{generations:x16} in the index");
     }
 
-    internal WorkloadViolation LostRoot(string found = "none, though its index is there") => new(Name, block.PageCount - 1, "the workload's root", found);
+    /// <summary>For RAM that must hold a workload and holds no root.</summary>
+    internal WorkloadViolation LostRoot() => LostRoot(HasIndex() ? "none, though its index is there" : "none, and no index: the whole block was lost, or no workload ever ran on it");
+
+    internal WorkloadViolation LostRoot(string found) => new(Name, block.PageCount - 1, "the workload's root", found);
 
     private WorkloadViolation? Check(long page, uint generation)
     {

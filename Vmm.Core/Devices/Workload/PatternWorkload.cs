@@ -10,7 +10,8 @@ namespace Vmm.Core.Devices;
 /// decide, verifies each against its generator and rewrites it with its next generation. A wrong page is recorded and left alone. Everything
 /// it must remember is in guest RAM (layout: <c>PatternBlock</c>), so it goes on after a migration that carried nothing but RAM; what RAM
 /// holds wins over the options. With <c>state=on</c> a section <c>pattern</c> repeats position and checksums, so that even a consistent set
-/// of lost pages is found. A stop returns when the thread is quiet, at most one page write later, or one pass
+/// of lost pages is found. Blank RAM alone does not tell whether it is new or was lost: <c>expect=on</c> says that it comes from a machine
+/// on which the workload ran. A stop returns when the thread is quiet, at most one page write later, or one pass
 /// over the index (a millisecond or so per GiB) right after a start.
 /// </summary>
 public sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
@@ -21,6 +22,7 @@ public sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
     private readonly PatternBlock[] _blocks;
     private readonly ulong _seed;
     private readonly bool _prefill;
+    private readonly bool _expect;
     private readonly long _workPages;
     private readonly WorkloadThread _thread;
     private readonly IDisposable _handler;
@@ -41,7 +43,8 @@ public sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
     /// <param name="options">
     /// <c>rate</c> (bytes a second, default 64M, 0 for no limit), <c>seed</c>, <c>block</c> (default: all blocks of at least 3 pages),
     /// <c>state</c> (on or off, default off), <c>working-set</c> (percent of the pages that are written, default 100), <c>prefill</c> (write
-    /// every page once, in order and at full speed, first; default off).
+    /// every page once, in order and at full speed, first; default off), <c>expect</c> (the RAM holds a workload already, as at the destination of
+    /// a migration: blank RAM is a violation and stays as it is; default off).
     /// </param>
     /// <param name="services">The VM's services.</param>
     /// <exception cref="ConfigurationException">An option is refused, or there is no RAM to work on.</exception>
@@ -52,6 +55,7 @@ public sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
         Id = options.Id;
         _seed = options.GetUInt64("seed", 1);
         _prefill = options.GetBool("prefill", false);
+        _expect = options.GetBool("expect", false);
         ulong percent = options.GetUInt64("working-set", 100, 100);
         if (percent == 0) throw new ConfigurationException($"device '{Id}': option 'working-set' expects 1 to 100 percent, found 0");
         ulong rate = options.GetSizeBytes("rate", 64 << 20);
@@ -98,7 +102,7 @@ public sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
     /// <inheritdoc/>
     public WorkloadReport Verify(CancellationToken cancel = default)
     {
-        var scan = new Scan();
+        var scan = new Scan(_expect);
         _thread.Paused(() => scan.Add(CheckExpected()));
         foreach (PatternBlock block in _blocks)
         {
@@ -149,7 +153,7 @@ public sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
                 continue;
             }
             // Beginning anew would wipe what proves the loss.
-            if (block.HasIndex()) Record(block.LostRoot());
+            if (_expect || block.HasIndex()) Record(block.LostRoot());
             else block.Format(_seed, _prefill);
         }
         _orderSeed = _blocks[0].Root.Seed;
@@ -214,7 +218,7 @@ public sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
     }
 
     /// <summary>Sums up a verification.</summary>
-    private sealed class Scan
+    private sealed class Scan(bool expect)
     {
         private long _bad;
 
@@ -236,7 +240,7 @@ public sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
         {
             if (!block.TryAttach())
             {
-                if (block.HasIndex()) Add(block.LostRoot());
+                if (expect || block.HasIndex()) Add(block.LostRoot());
                 return false;
             }
             Checked += block.PageCount;

@@ -108,6 +108,62 @@ public sealed class MultifdTests
         Assert.That(() => source.Engine.Migrate(MigrationAddress.Parse("file:/tmp/never")), Throws.Exception.With.Message.Contains("requires multi-channel URIs"));
     }
 
+    [Test]
+    public async Task OnAtTheSourceOnlyIsRefusedAtOnceAndTheSourceRunsOn([Values(2, 64)] int sizeMiB)
+    {
+        using TestVm source = TestVm.WithRam((ulong)sizeMiB << 20).FilledRandom(4), destination = TestVm.WithRam((ulong)sizeMiB << 20, incoming: true);
+        source.Vm.Cont();
+        Use(source, returnPath: true);
+        Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
+        Task<MigrationStatus> outgoing = source.Engine.Migrate(MigrationAddress.Parse($"tcp:127.0.0.1:{destination.Engine.Query().SocketAddresses[0].Port}"));
+        Assert.That(await outgoing.WaitAsync(TimeSpan.FromSeconds(3)), Is.EqualTo(MigrationStatus.Failed));
+        Assert.That(await incoming.WaitAsync(TimeSpan.FromSeconds(3)), Is.EqualTo(MigrationStatus.Failed));
+        Assert.That(source.Vm.RunState.IsRunning);
+        Assert.That(destination.Engine.Query().Error!.Message, Does.Contain("the source opened at least 2 multifd channels").And.Contain("multifd is off here"));
+        Assert.That(source.Engine.Query().Error!.Message, Does.Contain("multifd is off here"), "the source knows why");
+    }
+
+    [Test]
+    public async Task OnAtTheDestinationOnlyIsRefusedAfterADeadline()
+    {
+        using TestVm source = TestVm.WithRam(16 << 20).FilledRandom(5), destination = TestVm.WithRam(16 << 20, incoming: true);
+        source.Vm.Cont();
+        Use(destination, returnPath: true);
+        source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+        Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
+        Task<MigrationStatus> outgoing = source.Engine.Migrate(MigrationAddress.Parse($"tcp:127.0.0.1:{destination.Engine.Query().SocketAddresses[0].Port}"));
+        Assert.That(await outgoing.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Failed));
+        Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Failed));
+        Assert.That(source.Vm.RunState.IsRunning);
+        Assert.That(source.Engine.Query().Error!.Message, Does.Contain("the source opened 0 multifd channels").And.Contain("2 are expected here"));
+    }
+
+    /// <summary>Some of these sizes end where all has been queued and the kernel's buffers are full: a cancel then asks the destination, which does not answer.</summary>
+    [Test]
+    public async Task ACancelWhileNobodyReadsTheChannelsEndsCancelled([Values(2, 4, 6, 8, 10, 12)] int sizeMiB)
+    {
+        using TestVm source = TestVm.WithRam((ulong)sizeMiB << 20).FilledRandom(6);
+        source.Vm.Cont();
+        Use(source, returnPath: true);
+        using var listener = new TcpListener(IPAddress.Loopback, 0);
+        listener.Start();
+        Task<MigrationStatus> outgoing = source.Engine.Migrate(MigrationAddress.Parse($"tcp:127.0.0.1:{((IPEndPoint)listener.LocalEndpoint).Port}"));
+        using Socket main = await listener.AcceptSocketAsync();
+        Task reading = Task.Run(() =>
+        {
+            byte[] waste = new byte[1 << 16];
+            while (main.Receive(waste) > 0) { }
+        });
+        // The larger ones never come that far.
+        SpinWait.SpinUntil(() => source.Engine.Status == MigrationStatus.Device, TimeSpan.FromSeconds(4));
+        source.Engine.Cancel();
+        Assert.That(await outgoing.WaitAsync(TimeSpan.FromSeconds(20)), Is.EqualTo(MigrationStatus.Cancelled));
+        Assert.That(source.Engine.Status, Is.EqualTo(MigrationStatus.Cancelled));
+        Assert.That(source.Vm.RunState.IsRunning);
+        main.Dispose();
+        await reading.WaitAsync(s_deadline).ContinueWith(static _ => { }, TaskScheduler.Default);
+    }
+
     private static TestVm WithVfio(bool incoming) => new(
         new VmOptions { Memory = [new RamBlockOptions { Name = "m", SizeBytes = 1 << 20 }], IsIncoming = incoming }, static b => b.AddPlugin<VfioPlugin>());
 

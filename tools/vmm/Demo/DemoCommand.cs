@@ -40,7 +40,7 @@ internal sealed class DemoCommand(CliContext context)
     {
         Heading("A running VM moves to another vmm process over TCP");
         await using PeerProcess destination = await PeerProcess.StartVmm(context, folder, Path.Combine(folder, "b.qmp"),
-            ["--name", "b", "--memory", Memory, "--workload", $"{Workload},state=on", "--incoming", "tcp:127.0.0.1:0"]);
+            ["--name", "b", "--memory", Memory, "--workload", $"{Workload},state=on,expect=on", "--incoming", "tcp:127.0.0.1:0"]);
         await using PeerProcess source = await PeerProcess.StartVmm(context, folder, Path.Combine(folder, "a.qmp"),
             ["--name", "a", "--memory", Memory, "--workload", $"{Workload},state=on"]);
         context.Out.WriteLine($"source pid {source.Pid}, destination pid {destination.Pid}, {Format.Size(MemoryBytes)} RAM, workload {Workload}");

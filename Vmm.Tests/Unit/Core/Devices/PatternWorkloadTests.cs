@@ -4,6 +4,7 @@ using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
+using Vmm.Migration.Channels;
 using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
@@ -37,6 +38,39 @@ public sealed class PatternWorkloadTests
             Assert.That(took, Is.LessThan(TimeSpan.FromSeconds(1)));
         }
         Assert.That(workload.Counters.Violations, Is.Zero);
+    }
+
+    [Test]
+    public void RamThatWasLostWholeIsSeenWhereAWorkloadIsExpected([Values] bool expect)
+    {
+        using TestVm vm = Create($"pattern,rate=0,expect={(expect ? "on" : "off")}", 4 << 20);
+        IWorkload workload = Workload(vm);
+        Assert.That(workload.Verify().BadPages, Is.EqualTo(expect ? 1 : 0), "also before the start");
+        vm.Vm.Cont();
+        if (!expect) WaitForWrites(workload, 10);
+        else Assert.That(() => workload.Counters.Violations, Is.GreaterThan(0).After(30_000, 5));
+        vm.Vm.Stop();
+        WorkloadReport report = workload.Verify();
+        Assert.That(report.BadPages, Is.EqualTo(expect ? 1 : 0));
+        if (!expect) return;
+        Assert.That(report.FirstBad!.ToString(), Does.Contain("expected the workload's root").And.Contain("the whole block was lost"));
+        Assert.That(workload.Counters.Writes, Is.Zero, "nothing hides the loss");
+    }
+
+    [Test]
+    public async Task AWorkloadThatIsExpectedGoesOn()
+    {
+        using TestVm source = Create("pattern,rate=0", 4 << 20);
+        using TestVm destination = Create("pattern,rate=0,expect=on", 4 << 20, incoming: true);
+        source.Vm.Cont();
+        WaitForWrites(Workload(source), 100);
+        Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
+        int port = destination.Engine.Query().SocketAddresses[0].Port!.Value;
+        Assert.That(await source.Engine.Migrate(MigrationAddress.Parse($"tcp:127.0.0.1:{port}")).WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
+        Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
+        WaitForWrites(Workload(destination), Workload(source).Counters.Writes + 10);
+        Assert.That(Workload(destination).Verify().BadPages, Is.Zero);
+        Assert.That(Workload(destination).Counters.Violations, Is.Zero);
     }
 
     [Test]

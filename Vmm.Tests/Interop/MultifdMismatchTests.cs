@@ -1,0 +1,112 @@
+using System.Diagnostics;
+using System.Text.Json.Nodes;
+using Vmm.Core.SaveVm;
+using Vmm.Migration.Channels;
+using Vmm.Migration.Status;
+using Vmm.Tests.Support;
+
+namespace Vmm.Tests.Interop;
+
+/// <summary>
+/// Real QEMUs whose multifd is not set as ours: another number of channels, a SYNC after each section, on at one side only. Either all RAM
+/// arrives, or the destination refuses, says why, and the source runs on.
+/// </summary>
+[TestFixture, Category(QemuVersions.Category)]
+public sealed class MultifdMismatchTests
+{
+    private const ulong MiB = 1 << 20;
+
+    [Test]
+    public async Task AnotherNumberOfChannelsIsRefusedAndTheSourceRunsOn([Values("10.0", "11.1")] string version, [Values(1, 4, 8)] int channels)
+    {
+        using TestVm pattern = TestVm.WithRam(16 * MiB).FilledRandom(1);
+        using var content = new TempDirectory();
+        using QemuProcess qemu = Source(version, pattern, content["ram"]);
+        using TestVm vm = TestVm.WithRam(16 * MiB, incoming: true);
+        qemu.SetCapability("multifd", true);
+        SetChannels(qemu, channels);
+        Use(vm, multifd: true);
+        (MigrationStatus here, string there) = await Migrate(qemu, vm);
+        Assert.That(here, Is.EqualTo(MigrationStatus.Failed));
+        Assert.That(there, Is.EqualTo("failed"), () => qemu.Errors);
+        string message = vm.Engine.Query().Error!.Message;
+        Assert.That(message, Does.Contain("2 are expected here"));
+        Assert.That(message, Does.Match(channels == 1 ? "the source opened 1 multifd channel " : "the source opened at least [3-8] multifd channels"));
+        Assert.That(qemu.Run("query-status")!["status"]!.ToString(), Is.EqualTo("running"));
+
+        SetChannels(qemu, 2);
+        (here, there) = await Migrate(qemu, vm);
+        Assert.That((here, there), Is.EqualTo((MigrationStatus.Completed, "completed")), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
+        RamAssert.AreEqual(pattern.Vm.Memory, vm.Vm.Memory);
+    }
+
+    [Test]
+    public async Task ASourceThatSyncsAfterEachSectionIsLoaded([Values("7.2", "11.1")] string version, [Values(2, 16, 64)] int sizeMiB, [Values] bool returnPath)
+    {
+        using TestVm pattern = TestVm.WithRam((ulong)sizeMiB * MiB).FilledRandom(2, halfZero: true);
+        using var content = new TempDirectory();
+        using QemuProcess qemu = version == "7.2" ? Source(version, pattern, content["ram"], returnPath)
+            : Source(version, pattern, content["ram"], returnPath, "-global", "migration.multifd-flush-after-each-section=on");
+        using TestVm vm = TestVm.WithRam((ulong)sizeMiB * MiB, incoming: true).FilledRandom(9);
+        qemu.SetCapability("multifd", true);
+        Use(vm, multifd: true);
+        (MigrationStatus here, string there) = await Migrate(qemu, vm);
+        Assert.That((here, there), Is.EqualTo((MigrationStatus.Completed, "completed")), () => $"{vm.Engine.Query().Error} {qemu.Errors}");
+        RamAssert.AreEqual(pattern.Vm.Memory, vm.Vm.Memory);
+    }
+
+    /// <summary>7.2 does not say on the main channel that there are others; only their connections do.</summary>
+    [Test]
+    public async Task OnAtTheSourceOnlyIsRefusedAtOnceAndTheSourceRunsOn([Values("7.2", "10.0", "11.1")] string version, [Values(2, 64)] int sizeMiB)
+    {
+        using TestVm pattern = TestVm.WithRam((ulong)sizeMiB * MiB).FilledRandom(3, halfZero: true);
+        using var content = new TempDirectory();
+        using QemuProcess qemu = Source(version, pattern, content["ram"]);
+        using TestVm vm = TestVm.WithRam((ulong)sizeMiB * MiB, incoming: true);
+        qemu.SetCapability("multifd", true);
+        Use(vm, multifd: false);
+        var clock = Stopwatch.StartNew();
+        (MigrationStatus here, string there) = await Migrate(qemu, vm);
+        Assert.That(clock.Elapsed, Is.LessThan(TimeSpan.FromSeconds(3)), "0.2 s on a machine that has nothing else to do");
+        Assert.That(here, Is.EqualTo(MigrationStatus.Failed));
+        Assert.That(there, Is.EqualTo("failed"), () => qemu.Errors);
+        Assert.That(vm.Engine.Query().Error!.Message, Does.Contain("multifd is off here"));
+        Assert.That(qemu.Run("query-status")!["status"]!.ToString(), Is.EqualTo("running"));
+    }
+
+    [Test]
+    public async Task OnAtTheDestinationOnlyIsRefusedAfterADeadline([Values("7.2", "10.0", "11.1")] string version)
+    {
+        using TestVm pattern = TestVm.WithRam(16 * MiB).FilledRandom(4);
+        using var content = new TempDirectory();
+        using QemuProcess qemu = Source(version, pattern, content["ram"]);
+        using TestVm vm = TestVm.WithRam(16 * MiB, incoming: true);
+        Use(vm, multifd: true);
+        (MigrationStatus here, string there) = await Migrate(qemu, vm);
+        Assert.That(here, Is.EqualTo(MigrationStatus.Failed));
+        Assert.That(there, Is.EqualTo("failed"), () => qemu.Errors);
+        Assert.That(vm.Engine.Query().Error!.Message, Does.Contain("the source opened 0 multifd channels").And.Contain("2 are expected here"));
+        Assert.That(qemu.Run("query-status")!["status"]!.ToString(), Is.EqualTo("running"));
+    }
+
+    private static QemuProcess Source(string version, TestVm content, string file, bool returnPath = true, params string[] extra)
+    {
+        File.WriteAllBytes(file, content.Ram.ReadOnlySlice(0, (int)content.Ram.SizeBytes).ToArray());
+        QemuProcess qemu = QemuProcess.WithRamFile(version, content.Ram.SizeBytes, file, extra);
+        // Without a return path a source cannot learn that it was refused once its last byte is in the kernel's buffers.
+        if (returnPath) qemu.SetCapability("return-path", true);
+        return qemu;
+    }
+
+    private static void SetChannels(QemuProcess qemu, int channels) => qemu.Run("migrate-set-parameters", new JsonObject { ["multifd-channels"] = channels });
+
+    private static void Use(TestVm vm, bool multifd) => vm.Engine.Capabilities.Apply([new(MigrationCapability.Multifd, multifd)]);
+
+    private static async Task<(MigrationStatus Here, string There)> Migrate(QemuProcess qemu, TestVm vm)
+    {
+        Task<MigrationStatus> incoming = vm.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
+        qemu.Run("migrate", new JsonObject { ["uri"] = $"tcp:127.0.0.1:{vm.Engine.Query().SocketAddresses[0].Port}" });
+        MigrationStatus here = await incoming.WaitAsync(QemuProcess.Deadline);
+        return (here, qemu.WaitMigrated());
+    }
+}
