@@ -120,7 +120,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             reader.ReadSections();
             receiver?.WaitDevices();
             reader.SkipVmDescription();
-            receiver?.ThrowIfIncomplete();
+            watch?.ThrowIfSurplus();
+            receiver?.ThrowIfIncomplete(context.Ram.Marks!.UsesFlush);
             context.Ram.ThrowIfPagesMissing();
             _latch.ThrowIfSet();
         }
