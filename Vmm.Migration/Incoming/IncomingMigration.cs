@@ -104,6 +104,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             incoming.ReadLeadingCommands();
             if (Refusal is not null) throw Refusal;
             incoming.ReadBody();
+            watch?.ThrowIfSurplus();
+            incoming.ThrowIfIncomplete();
             _latch.ThrowIfSet();
             return incoming;
         }

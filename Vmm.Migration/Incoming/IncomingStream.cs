@@ -4,6 +4,7 @@ using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 using Vmm.Migration.Attempts;
 using Vmm.Migration.Multifd;
+using Vmm.Migration.Ram;
 using Vmm.Migration.Stream;
 
 namespace Vmm.Migration.Incoming;
@@ -57,7 +58,7 @@ internal sealed class IncomingStream
     /// <summary>The commands before the first section, which open the return path.</summary>
     internal void ReadLeadingCommands() => _commands.ReadLeading();
 
-    /// <summary>Everything from the first section to VMDESC; on return RAM and devices are complete.</summary>
+    /// <summary>Everything from the first section to VMDESC; on return everything has been read.</summary>
     internal void ReadBody()
     {
         _stream.LoadSetup();
@@ -69,7 +70,13 @@ internal sealed class IncomingStream
         _stream.ReadSections();
         _receiver?.WaitDevices();
         StreamEnd.Skip(_f, _stream.Context);
-        _receiver?.ThrowIfIncomplete();
+    }
+
+    /// <summary>Nothing may run on half a state: all pages and all of every device have come. Call before the confirmation.</summary>
+    /// <exception cref="Core.Errors.VmmException">Something never came; names it.</exception>
+    internal void ThrowIfIncomplete()
+    {
+        _receiver?.ThrowIfIncomplete(_stream.Find<RamLoad>() is { UsesFlush: true });
         _stream.ThrowIfIncomplete();
     }
 

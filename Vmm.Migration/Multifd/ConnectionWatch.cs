@@ -31,6 +31,7 @@ internal sealed class ConnectionWatch : IDisposable
     private readonly Task _thread;
     private int _opened;
     private long _firstAt;
+    private volatile Exception? _found;
     private volatile bool _ended;
 
     /// <summary>Starts the thread.</summary>
@@ -43,6 +44,12 @@ internal sealed class ConnectionWatch : IDisposable
         (_listener, _expected, _sourceHasGone, _refuse) = (listener, expected, sourceHasGone, refuse);
         _opened = expected;
         _thread = WorkerThread.Run("mig/dst/watch", Run);
+    }
+
+    /// <summary>For a load that ends before the rest of the source's channels are counted: the best reason that is known.</summary>
+    internal void ThrowIfSurplus()
+    {
+        if (_found is { } found) throw found;
     }
 
     /// <summary>Ends the thread; channels that nobody read are closed.</summary>
@@ -68,7 +75,7 @@ internal sealed class ConnectionWatch : IDisposable
             if (peer is not null) _undecided.Add(peer);
             Sort();
             if (_surplus.Count == 0 || Stopwatch.GetElapsedTime(_firstAt).TotalMilliseconds < SettleMs) continue;
-            _refuse(ChannelCount.Refusal(_opened, _expected));
+            _refuse(_found!);
             return;
         }
     }
@@ -88,6 +95,7 @@ internal sealed class ConnectionWatch : IDisposable
             if (_surplus.Count == 0) _firstAt = Stopwatch.GetTimestamp();
             _surplus.Add(peer);
             _opened = Math.Max(Math.Max(_opened, id + 1), _expected + _surplus.Count);
+            _found = ChannelCount.Refusal(_opened, _expected);
         }
     }
 

@@ -96,19 +96,22 @@ internal sealed class MultifdReceiver : IDisposable
     /// At the end of the main channel, before the load is confirmed: every channel stands at the SYNC of the main channel's last mark with nothing
     /// behind it, and all packets came. The source numbers packets over all its channels, so a channel that is not read here leaves a gap.
     /// </summary>
+    /// <param name="endsAtSync">
+    /// The SYNC is the last packet. False for sources that sync after each section: 7.2 can mark a packet of pages instead and send an empty one after it.
+    /// </param>
     /// <exception cref="IncompatibleStateException">Something is missing or left over.</exception>
-    internal void ThrowIfIncomplete()
+    internal void ThrowIfIncomplete(bool endsAtSync)
     {
         long packets = 0, next = 0;
         foreach (Link link in _links)
         {
             int syncs = Volatile.Read(ref link.Syncs);
             if (syncs != _rounds) throw Incomplete(link, $"{_rounds} SYNCs as in the main channel", $"{syncs}");
-            if (link.HasUnsynced || link.Channel is SocketChannel socket && socket.HasUnread()) throw Incomplete(link, "nothing after its last SYNC", "more");
+            if (link.HasUnsynced || (endsAtSync && link.Channel is SocketChannel socket && socket.HasUnread())) throw Incomplete(link, "nothing after its last SYNC", "more");
             packets += Interlocked.Read(ref link.Packets);
             next = Math.Max(next, Interlocked.Read(ref link.NextNumber));
         }
-        if (packets == next) return;
+        if (packets == next || !endsAtSync) return;
         throw new IncompatibleStateException($"the source sent {next} packets over multifd, {packets} of them over the {_links.Length} channels that are expected here: it opened more")
         {
             Section = "multifd", Expected = $"{next}", Found = $"{packets}", Hint = $"set parameter multifd-channels to {_links.Length} on the source",
@@ -217,7 +220,6 @@ internal sealed class MultifdReceiver : IDisposable
 
     private void ReadPages(QemuFileReader f, Link link)
     {
-        link.HasUnsynced = true;
         uint allocated = f.ReadUInt32(), normal = f.ReadUInt32();
         f.Skip(4); // next_packet_size, which 7.2 leaves stale
         long number = (long)(f.ReadUInt64() & long.MaxValue);
@@ -232,6 +234,7 @@ internal sealed class MultifdReceiver : IDisposable
         if (allocated > MultifdPacket.PagesAllocated || normal > MultifdPacket.PagesAllocated || zero > MultifdPacket.PagesAllocated - normal)
             throw f.Bad("pages of a multifd packet", $"at most {MultifdPacket.PagesAllocated}", $"{normal} and {zero} of {allocated}");
         if (normal + zero == 0) return;
+        link.HasUnsynced = true;
         ILoadPages pages = _pages ?? throw new IncompatibleStateException("pages came over multifd, and nothing here takes them") { Section = f.Section };
         RamBlock block = pages.FindBlock(Text(name)) ?? throw f.Bad("RAM block", "one that is here", $"'{Text(name)}'");
         for (int i = 0; i < (int)(normal + zero); i++)

@@ -35,6 +35,9 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
     /// <summary>Pages that have come, by the stream and by data channels.</summary>
     internal long LoadedPages => Volatile.Read(ref _loadedPages);
 
+    /// <summary>The source marks syncs of data channels with MULTIFD_FLUSH; false also without channels.</summary>
+    internal bool UsesFlush => _marks is { UsesFlush: true };
+
     private bool ValidateOnly => _context.ValidateOnly;
 
     public RamBlock? FindBlock(string name) => _memory.FindBlock(name);

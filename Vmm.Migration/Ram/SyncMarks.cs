@@ -11,6 +11,9 @@ internal sealed class SyncMarks(Action wait)
     private bool _flushed;
     private bool? _eachSection;
 
+    /// <summary>The source marks with MULTIFD_FLUSH.</summary>
+    internal bool UsesFlush => _flushed;
+
     /// <summary>A record MULTIFD_FLUSH.</summary>
     internal void OnFlush()
     {

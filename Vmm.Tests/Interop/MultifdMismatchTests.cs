@@ -70,7 +70,8 @@ public sealed class MultifdMismatchTests
         Assert.That(clock.Elapsed, Is.LessThan(TimeSpan.FromSeconds(3)), "0.2 s on a machine that has nothing else to do");
         Assert.That(here, Is.EqualTo(MigrationStatus.Failed));
         Assert.That(there, Is.EqualTo("failed"), () => qemu.Errors);
-        Assert.That(vm.Engine.Query().Error!.Message, Does.Contain("multifd is off here"));
+        // 7.2 does not wait for its channels: a short load may end before they connect, and lacks their pages.
+        Assert.That(vm.Engine.Query().Error!.Message, version == "7.2" ? Does.Contain("multifd is off here").Or.Contain("pages never came") : Does.Contain("multifd is off here"));
         Assert.That(qemu.Run("query-status")!["status"]!.ToString(), Is.EqualTo("running"));
     }
 
