@@ -1,9 +1,10 @@
 using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.DependencyInjection.Extensions;
 using Vmm.Core.Devices;
+using Vmm.Migration.Attempts;
+using Vmm.Migration.Engine;
 using Vmm.Migration.Ram;
 using Vmm.Migration.Snapshot;
-using Vmm.Migration.State;
 
 namespace Vmm.Migration;
 
@@ -16,9 +17,10 @@ public static class MigrationServiceExtensions
     public static VmmBuilder AddMigration(this VmmBuilder builder)
     {
         ArgumentNullException.ThrowIfNull(builder);
-        builder.AddMachineComponent<RamMigration>().AddMachineComponent<GlobalState>();
+        builder.AddMachineComponent<RamSection>().AddMachineComponent<GlobalStateSection>();
         builder.Services.TryAddScoped<MigrationEngine>();
         builder.Services.TryAddScoped<IMigrationEngine>(static s => s.GetRequiredService<MigrationEngine>());
+        builder.Services.TryAddScoped<IAttempts>(static s => s.GetRequiredService<MigrationEngine>());
         builder.Services.TryAddSingleton(new SnapshotOptions());
         builder.Services.TryAddScoped<ISnapshotService, SnapshotService>();
         return builder;

@@ -96,6 +96,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     private const int AcceleratorPriority = int.MaxValue / 2;
 
     private readonly List<IVmDevice> _devices = [];
+    private readonly StateHold _hold = new(bql);
     private readonly List<IDisposable> _registrations = [];
     private IServiceScope? _scope;
     private VmOptions _options = new();
@@ -171,7 +172,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     /// <exception cref="DeviceStateException">A device refused, or the VM is another process's; the state is as before.</exception>
     public void Cont()
     {
-        using (bql.Acquire())
+        using (_hold.Acquire())
         {
             ThrowIfLeft();
             switch (runState.State)
@@ -188,7 +189,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     /// <exception cref="DeviceStateException">A device failed to stop; the VM is stopped.</exception>
     public void Stop()
     {
-        using (bql.Acquire())
+        using (_hold.Acquire())
         {
             if (runState.State == RunStates.RunState.InMigrate) { AutoStart = false; return; }
             if (RunStateTable.IsLive(runState.State)) runState.Stop(RunStates.RunState.Paused);
@@ -199,7 +200,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     /// <exception cref="DeviceStateException">The VM is another process's, or about to be.</exception>
     public void Reset()
     {
-        using (bql.Acquire())
+        using (_hold.Acquire())
         {
             ThrowIfLeft();
             bool running = runState.IsRunning;
@@ -219,12 +220,24 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     }
 
     /// <summary>Puts all devices into their power-on state, before a state is loaded; memory stays as it is. BQL: held.</summary>
-    public void ResetDevices()
+    /// <param name="type">Why; a device may make a difference (<see cref="IResetByType"/>).</param>
+    public void ResetDevices(ResetType type = ResetType.Cold)
     {
         bql.AssertHeld();
-        foreach (IVmDevice device in _devices) device.Reset();
+        foreach (IVmDevice device in _devices)
+        {
+            if (device is IResetByType typed) typed.Reset(type);
+            else device.Reset();
+        }
         Accelerator?.Reset();
     }
+
+    /// <summary>
+    /// Keeps the state of a stopped VM still for work without the BQL: <see cref="Cont"/>, <see cref="Stop"/>, <see cref="Reset"/> and
+    /// <see cref="AddDevice(Func{IDeviceServices, IVmDevice})"/> wait until the result is disposed. BQL: held.
+    /// </summary>
+    /// <returns>Dispose it on any thread.</returns>
+    public IDisposable HoldState() => _hold.Take();
 
     /// <summary>Adds a device that a host made itself; the VM owns it from here on.</summary>
     /// <param name="create">Makes the device; BQL held.</param>
@@ -232,7 +245,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     public IVmDevice AddDevice(Func<IDeviceServices, IVmDevice> create)
     {
         ArgumentNullException.ThrowIfNull(create);
-        using (bql.Acquire())
+        using (_hold.Acquire())
         {
             IVmDevice device = create(deviceServices);
             if (_devices.Exists(d => d.Id == device.Id))

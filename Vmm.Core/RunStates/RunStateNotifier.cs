@@ -147,6 +147,19 @@ public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
         Move(state);
     }
 
+    /// <summary>
+    /// Enters internal-error because the stopped guest's state is part old and part new: only a reset or a load that succeeds may follow. QEMU
+    /// has no such transition and lets the guest run. BQL: held.
+    /// </summary>
+    /// <exception cref="InvalidOperationException">The guest runs.</exception>
+    public void EnterInternalError()
+    {
+        bql.AssertHeld();
+        if (IsRunning) throw new InvalidOperationException("a running VM cannot enter internal-error; stop it first");
+        WasSuspended = false;
+        Move(RunState.InternalError);
+    }
+
     private void Check(RunState to)
     {
         if (!RunStateTable.IsLegal(_state, to))

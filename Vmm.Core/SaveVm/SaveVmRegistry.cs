@@ -105,11 +105,8 @@ public sealed class SaveVmRegistry(Bql bql)
     private readonly List<SaveVmEntry> _entries = [];
     private uint _nextSectionId;
 
-    /// <summary>
-    /// True while a stream is read only to see whether it is whole: a handler that would have to throw away its owner's present state parses
-    /// and drops what it reads, and ignores the reset that puts the others back. BQL: held by whoever changes it.
-    /// </summary>
-    public bool IsValidating { get; set; }
+    /// <summary>The VM's lock.</summary>
+    public Bql Bql => bql;
 
     /// <summary>Registers roles (QEMU: <c>register_savevm_live</c>).</summary>
     /// <param name="registration">Identity.</param>

@@ -69,20 +69,10 @@ internal sealed class VfioCprPci : ISaveState, ILoadState, IDisposable
     }
 
     /// <inheritdoc/>
-    public void LoadSetup(QemuFileReader f)
-    {
-    }
-
-    /// <inheritdoc/>
     public void LoadState(QemuFileReader f, int versionId)
     {
         _function.LoadCpr(f);
         _io!.LoadCpr();
-    }
-
-    /// <inheritdoc/>
-    public void LoadCleanup()
-    {
     }
 
     public void Dispose()

@@ -14,7 +14,7 @@ namespace Vmm.Devices.Vfio.Device;
 /// A PCI device of the host, or of a vfio-user server, as a device of the VM: its function on the VM's bus, its interrupts, its reset. How it
 /// is reached is the io's affair. BQL: held for every call, except where the function's BARs are accessed (QEMU: <c>vfio-pci</c>).
 /// </summary>
-internal sealed class VfioPciDevice : IVmDevice, IVfioConfigState
+internal sealed class VfioPciDevice : IVmDevice, IResetByType, IVfioConfigState
 {
     private readonly VfioDeviceAccess _access;
     private readonly VfioPciFunction? _function;
@@ -78,10 +78,15 @@ internal sealed class VfioPciDevice : IVmDevice, IVfioConfigState
     public bool IsLost => _access.IsLost;
 
     /// <inheritdoc/>
+    public void Reset(ResetType type)
+    {
+        // A check puts back what it touched, and this device it did not touch.
+        if (type != ResetType.UndoCheck) Reset();
+    }
+
+    /// <inheritdoc/>
     public void Reset()
     {
-        // Whoever only looks a stream over puts back what it touched; this device it did not touch (SaveVmRegistry.IsValidating).
-        if (_services.SaveVm.IsValidating) return;
         Function.Reset();
         _migration?.OnDeviceReset();
     }

@@ -113,7 +113,7 @@ public sealed partial class PciDeviceBackend
             {
                 try
                 {
-                    new HostedStreamReader(vm.Vm, new QemuFileReader(theirs)).Load();
+                    HostedStream.Load(vm.Vm, new QemuFileReader(theirs));
                 }
                 finally
                 {

@@ -65,12 +65,16 @@ internal interface IVfioMigrationProtocol : IDisposable
     /// <param name="f">The stream.</param>
     void SaveComplete(QemuFileWriter f);
 
-    /// <summary>Whether <see cref="SaveCompleteTo"/> and <see cref="LoadBytes"/> may run on a thread of their own; v2 only.</summary>
+    /// <summary>Whether <see cref="ReadStopCopy"/> and <see cref="LoadBytes"/> may run on a thread of their own; v2 only.</summary>
     bool CanUseThreads { get; }
 
-    /// <summary>As <see cref="SaveComplete"/>, but gives out the bytes instead of records.</summary>
-    /// <param name="sink">Takes each piece; it is reused after the call.</param>
-    void SaveCompleteTo(VfioDataSink sink);
+    /// <summary>Moves the device to STOP_COPY, for <see cref="ReadStopCopy"/>.</summary>
+    void EnterStopCopy();
+
+    /// <summary>Reads a piece of what is left.</summary>
+    /// <param name="into">Takes it.</param>
+    /// <returns>Bytes; 0 at the end.</returns>
+    int ReadStopCopy(Span<byte> into);
 
     /// <summary>Ends the session, well or not; never throws, a refusal is reported through the return value.</summary>
     /// <returns>Why the device could not be left in good order, or null.</returns>
@@ -98,7 +102,3 @@ internal interface IVfioMigrationProtocol : IDisposable
     /// <summary>Ends the session, well or not; must not throw.</summary>
     void LoadCleanup();
 }
-
-/// <summary>Takes device data.</summary>
-/// <param name="data">Valid during the call.</param>
-internal delegate void VfioDataSink(ReadOnlySpan<byte> data);

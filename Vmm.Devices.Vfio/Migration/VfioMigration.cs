@@ -109,10 +109,8 @@ internal sealed class VfioMigration : IDisposable
         _registrations.Add(host.Add(this));
         Services.DeviceTransfer.IsUsed = true;
         protocol.StateChanged += OnStateChanged;
-        var section = new VfioSection(this);
-        _registrations.Add(section);
         _registrations.Add(Services.SaveVm.Register(
-            new SaveVmRegistration { IdStr = $"{Path}/vfio", InstanceId = 0, VersionId = 1, MinimumVersionId = 1 }, SaveVmHandlers.Of(section) with { IsActive = () => !IsBypassed() }));
+            new SaveVmRegistration { IdStr = $"{Path}/vfio", InstanceId = 0, VersionId = 1, MinimumVersionId = 1 }, SaveVmHandlers.Of(new VfioSection(this)) with { IsActive = () => !IsBypassed() }));
         _registrations.Add(Services.RunState.Register(new VfioRunStateHandler(this), VfioRunStateHandler.Priority));
         _registrations.Add(Services.Notifiers.Add(OnMigration));
         VfioMigrationLog.MigrationReady(Logger, Id, protocol.Version, protocol.Flags.ToString(), CanLogDma);

@@ -143,7 +143,9 @@ internal sealed class VfioMigrationV1 : IVfioMigrationProtocol
 
     public bool CanUseThreads => false;
 
-    public void SaveCompleteTo(VfioDataSink sink) => throw new InvalidOperationException("protocol v1 has no data channels");
+    public void EnterStopCopy() => throw new InvalidOperationException("protocol v1 has no data channels");
+
+    public int ReadStopCopy(Span<byte> into) => throw new InvalidOperationException("protocol v1 has no data channels");
 
     public void LoadBytes(ReadOnlySpan<byte> bytes) => throw new InvalidOperationException("protocol v1 has no data channels");
 

@@ -84,17 +84,14 @@ internal sealed partial class VfioMigrationV2
         else while (Read() is var n && n > 0) Record(f, n);
     }
 
-    public void SaveCompleteTo(VfioDataSink sink)
+    public int ReadStopCopy(Span<byte> into)
     {
-        EnterStopCopy();
-        while (Read() is var n && n > 0)
-        {
-            sink(_buffer.AsSpan(0, n));
-            _transfer.Add(n);
-        }
+        int n = Read(into);
+        _transfer.Add(n);
+        return n;
     }
 
-    private void EnterStopCopy()
+    public void EnterStopCopy()
     {
         if (_dataWasSent && !VfioStateArcs.IsSaving(_state))
             throw new VfioException($"device '{_io.Name}' was started again after part of its state had been sent; that part is void", Errno.ECANCELED);
@@ -168,15 +165,17 @@ internal sealed partial class VfioMigrationV2
     }
 
     /// <summary>One read. While the device runs, 0 and ENOMSG both mean that there is nothing now; stopped, 0 is the end and ENOMSG a fault.</summary>
-    private int Read()
+    private int Read() => Read(_buffer);
+
+    private int Read(Span<byte> into)
     {
         lock (_gate)
         {
             if (_data is null) throw new VfioException($"device '{_io.Name}' gave no data descriptor in {_state.ToName()}", Errno.EBADF);
-            int n = _data.Read(_buffer, out Errno errno);
+            int n = _data.Read(into, out Errno errno);
             if (n < 0 && errno == Errno.ENOMSG && IsActiveIterate) return 0;
             if (n < 0) throw new VfioException($"device '{_io.Name}' failed to give its state in {_state.ToName()} ({Name(errno)})", errno);
-            if (n > _buffer!.Length) throw new VfioException($"device '{_io.Name}' gave {n} bytes, {_buffer.Length} were asked for", Errno.EPROTO);
+            if (n > into.Length) throw new VfioException($"device '{_io.Name}' gave {n} bytes, {into.Length} were asked for", Errno.EPROTO);
             return n;
         }
     }

@@ -1,5 +1,5 @@
-using System.Buffers;
 using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
 
 namespace Vmm.Devices.Vfio.Migration;
 
@@ -12,7 +12,7 @@ namespace Vmm.Devices.Vfio.Migration;
 internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : IDisposable
 {
     private readonly object _gate = new();
-    private readonly Dictionary<uint, (byte[] Buffer, int Length)> _waiting = [];
+    private readonly Dictionary<uint, StateBuffer> _waiting = [];
     private uint _next;
     private uint? _last;
     private ulong _queuedBytes;
@@ -24,25 +24,27 @@ internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : ID
     internal delegate void Consumer(ReadOnlySpan<byte> data, bool isConfig);
 
     /// <summary>Takes a packet.</summary>
-    /// <param name="packet">Header and data.</param>
-    internal void Insert(ReadOnlySpan<byte> packet)
+    /// <param name="packet">Header and data; the queue's from here on, also when it is refused.</param>
+    internal void Insert(StateBuffer packet)
     {
-        (uint index, bool isConfig) = VfioStatePacket.ReadHeader(device, packet);
-        ReadOnlySpan<byte> data = packet[VfioStatePacket.HeaderBytes..];
-        lock (_gate)
+        bool taken = false;
+        try
         {
-            if (_failure is not null) throw new DeviceStateException($"device '{device}' loads no more: {_failure.Message}", _failure);
-            if (index < _next || _waiting.ContainsKey(index)) throw new StreamFormatException($"device '{device}': state packet {index} came twice");
-            if (_last is { } last && (isConfig || index > last)) throw new StreamFormatException($"device '{device}': state packet {index} after the last one, {last}");
-            if (isConfig && _waiting.Keys.Any(k => k > index)) throw new StreamFormatException($"device '{device}': config packet {index} is not the last one");
-            if ((ulong)data.Length > maxQueuedBytes - _queuedBytes)
-                throw new StreamLimitException($"device '{device}': {_queuedBytes} bytes wait and {data.Length} more are over {maxQueuedBytes} (x-migration-max-queued-buffers-size)");
-            byte[] buffer = ArrayPool<byte>.Shared.Rent(data.Length);
-            data.CopyTo(buffer);
-            _waiting.Add(index, (buffer, data.Length));
-            _queuedBytes += (ulong)data.Length;
-            if (isConfig) _last = index;
-            Monitor.PulseAll(_gate);
+            (uint index, bool isConfig) = VfioStatePacket.ReadHeader(device, packet.Span);
+            int bytes = packet.Length - VfioStatePacket.HeaderBytes;
+            lock (_gate)
+            {
+                Check(index, isConfig, (ulong)bytes);
+                _waiting.Add(index, packet);
+                taken = true;
+                _queuedBytes += (ulong)bytes;
+                if (isConfig) _last = index;
+                Monitor.PulseAll(_gate);
+            }
+        }
+        finally
+        {
+            if (!taken) packet.Dispose();
         }
     }
 
@@ -51,7 +53,7 @@ internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : ID
     /// <returns>True if it was the config, which is the last.</returns>
     internal bool Take(Consumer consume)
     {
-        (byte[] Buffer, int Length) packet;
+        StateBuffer? packet;
         bool isLast;
         lock (_gate)
         {
@@ -65,12 +67,12 @@ internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : ID
         }
         try
         {
-            consume(packet.Buffer.AsSpan(0, packet.Length), isLast);
+            consume(packet.Span[VfioStatePacket.HeaderBytes..], isLast);
         }
         finally
         {
-            ArrayPool<byte>.Shared.Return(packet.Buffer);
-            lock (_gate) _queuedBytes -= (ulong)packet.Length;
+            lock (_gate) _queuedBytes -= (ulong)(packet.Length - VfioStatePacket.HeaderBytes);
+            packet.Dispose();
         }
         return isLast;
     }
@@ -90,8 +92,18 @@ internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : ID
     {
         lock (_gate)
         {
-            foreach ((byte[] buffer, _) in _waiting.Values) ArrayPool<byte>.Shared.Return(buffer);
+            foreach (StateBuffer packet in _waiting.Values) packet.Dispose();
             _waiting.Clear();
         }
+    }
+
+    private void Check(uint index, bool isConfig, ulong bytes)
+    {
+        if (_failure is not null) throw new DeviceStateException($"device '{device}' loads no more: {_failure.Message}", _failure);
+        if (index < _next || _waiting.ContainsKey(index)) throw new StreamFormatException($"device '{device}': state packet {index} came twice");
+        if (_last is { } last && (isConfig || index > last)) throw new StreamFormatException($"device '{device}': state packet {index} after the last one, {last}");
+        if (isConfig && _waiting.Keys.Any(k => k > index)) throw new StreamFormatException($"device '{device}': config packet {index} is not the last one");
+        if (bytes > maxQueuedBytes - _queuedBytes)
+            throw new StreamLimitException($"device '{device}': {_queuedBytes} bytes wait and {bytes} more are over {maxQueuedBytes} (x-migration-max-queued-buffers-size)");
     }
 }

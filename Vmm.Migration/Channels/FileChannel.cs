@@ -2,6 +2,7 @@ using Vmm.Core.Buffers;
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
+using Vmm.Core.SaveVm;
 
 namespace Vmm.Migration.Channels;
 

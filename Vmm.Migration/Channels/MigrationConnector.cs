@@ -4,6 +4,7 @@ using System.Net.Sockets;
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
+using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Channels;
 
@@ -116,11 +117,11 @@ internal sealed class MigrationListener : IDisposable
         _keepAlive = address.KeepAlive;
         Posix.SetNonBlocking(fd, true);
         Address = address.Transport == MigrationTransport.Unix
-            ? new State.MigrationSocketAddress("unix", null, null, address.Path)
-            : new State.MigrationSocketAddress("inet", Posix.LocalEndPoint(fd)?.Address.ToString(), Posix.LocalEndPoint(fd)?.Port, null);
+            ? new MigrationSocketAddress("unix", null, null, address.Path)
+            : new MigrationSocketAddress("inet", Posix.LocalEndPoint(fd)?.Address.ToString(), Posix.LocalEndPoint(fd)?.Port, null);
     }
 
-    internal State.MigrationSocketAddress Address { get; }
+    internal MigrationSocketAddress Address { get; }
 
     /// <summary>Binds and listens.</summary>
     /// <exception cref="ChannelException">The address is in use or not ours.</exception>

@@ -3,12 +3,15 @@ using Vmm.Core.Channels;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
 using Vmm.Core.Threading;
 using Vmm.Core.Wire;
+using Vmm.Migration.Attempts;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Diagnostics;
 using Vmm.Migration.Multifd;
-using Vmm.Migration.State;
+using Vmm.Migration.Rehearsals;
+using Vmm.Migration.Status;
 using Vmm.Migration.Stream;
 
 namespace Vmm.Migration.Incoming;
@@ -30,14 +33,10 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     private readonly FaultLatch _latch = new();
     private string _phase = "header";
     private long _switchoverAt;
+    private readonly CancellationTokenSource _cancel = new();
 
-    private MigrationError? _error;
-
-    /// <summary>Told the record of a failure before the status says so.</summary>
-    internal Action<MigrationError>? Failed { get; set; }
-
-    /// <summary>Told the figures before the status says completed.</summary>
-    internal Action<DowntimeReport>? Loaded { get; set; }
+    /// <summary>How it ended.</summary>
+    internal IncomingRecord Record { get; } = new();
 
     internal void Abort(Exception reason) => _latch.Set(reason);
 
@@ -45,12 +44,17 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     {
         channel.Dispose();
         foreach (IMigrationChannel data in dataChannels) data.Dispose();
+        _cancel.Dispose();
     }
 
     internal MigrationStatus Run()
     {
-        using IDisposable shut = _latch.OnSet(() => channel.Shutdown(ChannelShutdown.Both));
-        SectionReader? reader = null;
+        using IDisposable shut = _latch.OnSet(() =>
+        {
+            _cancel.Cancel();
+            channel.Shutdown(ChannelShutdown.Both);
+        });
+        IncomingStream? reader = null;
         try
         {
             if (channel is SocketChannel socket && !socket.WaitReadable(FirstByteTimeoutMs))
@@ -73,35 +77,17 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
     }
 
-    private SectionReader Load()
+    private IncomingStream Load()
     {
         context.Rehearsal.Wait();
-        var f = new QemuFileReader(channel);
-        MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Ram, context.Vm.SaveVm, context.Vm.Uuid, _latch);
-        context.Ram.WaitSync = receiver is null ? null : receiver.WaitSync;
-        context.GlobalState.ClearReceived();
-        context.Ram.ExpectsAddresses = context.Capabilities.IsOn(MigrationCapability.XIgnoreShared);
-        var reader = new SectionReader(MachineView.Of(context.Vm), f, context.Compat, context.Capabilities.IsOn(MigrationCapability.ValidateUuid))
-        {
-            UsesLoadBuffers = receiver is not null,
-            SwitchoverAck = context.Capabilities.IsOn(MigrationCapability.SwitchoverAck),
-            OpenReturnPath = channel.IsBidirectional ? () => new ReturnPathWriter(channel) : null,
-            OnSwitchover = () =>
-            {
-                _phase = "load";
-                if (_switchoverAt == 0) _switchoverAt = Stopwatch.GetTimestamp();
-            },
-        };
+        MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Vm.Uuid, _latch);
+        var incoming = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
         try
         {
-            reader.ReadHeader();
+            incoming.ReadHeader();
             _phase = "ram";
-            reader.ReadLeadingCommands();
-            reader.LoadSetup();
-            receiver?.Start();
-            reader.ReadSections();
-            receiver?.WaitDevices();
-            reader.SkipVmDescription();
+            incoming.ReadBody();
+            return incoming;
         }
         catch (Exception e)
         {
@@ -110,26 +96,30 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
                 e = new ChannelException($"{e.Message}; the source ended the migration", Errno.ECONNRESET, e);
             // The record goes out before the latch shuts the channel; it is this attempt's reason unless one is stored already.
             e = _latch.Reason ?? e;
-            Report(reader, e);
+            Report(incoming.ReturnPath, e);
             _latch.Set(e);
             System.Runtime.ExceptionServices.ExceptionDispatchInfo.Throw(e);
             throw;
         }
         finally
         {
-            context.Ram.WaitSync = null;
             // Before devices and RAM let go: threads may be giving them data.
             receiver?.Dispose();
-            reader.LoadCleanup();
+            incoming.Cleanup();
         }
-        return reader;
+    }
+
+    private void OnSwitchover()
+    {
+        _phase = "load";
+        if (_switchoverAt == 0) _switchoverAt = Stopwatch.GetTimestamp();
     }
 
     /// <summary>
     /// The hand-over. The confirmation is delivered before the VM starts, and not sent at all when the source has ended its direction, so
     /// that at no instant both sides run (STREAM.md).
     /// </summary>
-    private void Commit(SectionReader reader)
+    private void Commit(IncomingStream reader)
     {
         _phase = "confirm";
         double loadMs = _switchoverAt == 0 ? 0 : Stopwatch.GetElapsedTime(_switchoverAt).TotalMilliseconds;
@@ -145,7 +135,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         using (context.Vm.Bql.Acquire())
         {
             context.Vm.CprFds.EndIncoming();
-            EnterRunState();
+            EnterRunState(reader.GlobalState);
             guestAtNs = context.Vm.RunState.IsRunning ? context.Vm.Accelerator?.RunTimes.EnteredAtNs ?? 0 : 0;
         }
         var downtime = new DowntimeReport
@@ -154,15 +144,15 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             TotalMs = _switchoverAt == 0 ? 0 : Stopwatch.GetElapsedTime(_switchoverAt).TotalMilliseconds, GuestAtNs = guestAtNs,
         };
         context.LogDowntime(downtime);
-        Loaded?.Invoke(downtime);
+        Record.Downtime = downtime;
     }
 
     /// <summary>The table of spec 10.2. BQL: held.</summary>
-    private void EnterRunState()
+    private void EnterRunState(GlobalState? global)
     {
         RunStateNotifier runState = context.Vm.RunState;
         bool autoStart = context.Vm.AutoStart;
-        RunState received = context.GlobalState.Received ?? RunState.Running;
+        RunState received = global?.Received ?? RunState.Running;
         switch (received)
         {
             case RunState.Running when autoStart:
@@ -178,18 +168,19 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             default:
                 // A state that cannot follow inmigrate was a passing one at the source; the guest did not run, so it stays paused.
                 runState.Set(RunStateTable.IsLegal(RunState.InMigrate, received) ? received : RunState.Paused);
-                runState.WasSuspended = received == RunState.Paused && context.GlobalState.ReceivedWasSuspended;
+                runState.WasSuspended = received == RunState.Paused && global is { ReceivedWasSuspended: true };
                 break;
         }
     }
 
-    private void Report(SectionReader reader, Exception reason)
+    private void Report(ReturnPathWriter? returnPath, Exception reason)
     {
-        _error = MigrationErrors.From("destination", _phase, reason);
-        if (reader.ReturnPath is not { } returnPath) return;
+        MigrationError error = MigrationErrors.From("destination", _phase, reason);
+        Record.Error = error;
+        if (returnPath is null) return;
         try
         {
-            returnPath.SendShut(_error);
+            returnPath.SendShut(error);
             channel.Drain(TimeSpan.FromMilliseconds(200));
         }
         catch (VmmException)
@@ -198,11 +189,11 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
     }
 
-    private MigrationStatus Fail(Exception reason, SectionReader? reader)
+    private MigrationStatus Fail(Exception reason, IncomingStream? reader)
     {
         _latch.Set(reason);
         bool cancelled = reason is OperationCanceledException;
-        if (!cancelled) _error ??= MigrationErrors.From("destination", _phase, reason);
+        if (!cancelled) Record.Error ??= MigrationErrors.From("destination", _phase, reason);
         bool started = reader is not null && context.Vm.RunState.State != RunState.InMigrate;
         using (context.Vm.Bql.Acquire())
         {
@@ -216,11 +207,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             if (!started && !context.Vm.CprFds.IsIncoming) context.Vm.ResetDevices();
         }
         channel.Dispose();
-        if (_error is { } error)
-        {
-            Failed?.Invoke(error);
-            MigrationLog.Failed(context.Logger, error.ToString());
-        }
+        if (Record.Error is { } error) MigrationLog.Failed(context.Logger, error.ToString());
         if (cancelled)
         {
             context.Machine.TryMoveTo(MigrationStatus.Cancelling);

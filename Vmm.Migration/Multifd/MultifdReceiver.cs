@@ -5,7 +5,6 @@ using Vmm.Core.Memory;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Threading;
 using Vmm.Core.Wire;
-using Vmm.Migration.Ram;
 
 namespace Vmm.Migration.Multifd;
 
@@ -19,27 +18,25 @@ internal sealed class MultifdReceiver : IDisposable
     private const int MaxStateBytes = (1 << 20) + 4096;
 
     private readonly Link[] _links;
-    private readonly RamMigration _ram;
-    private readonly SaveVmRegistry _saveVm;
     private readonly Guid _uuid;
     private readonly FaultLatch _latch;
     private readonly CancellationTokenSource _cancel = new();
     private readonly IDisposable _shut;
     private readonly HashSet<byte> _ids = [];
     private readonly Lock _gate = new();
+    private LoadStream? _stream;
+    private ILoadPages? _pages;
     private int _rounds;
     private int _open;
     private volatile bool _done;
 
     /// <summary>Makes a receiver whose threads do not run yet.</summary>
     /// <param name="channels">Connected channels; owned.</param>
-    /// <param name="ram">Where pages go.</param>
-    /// <param name="saveVm">Where state goes.</param>
     /// <param name="uuid">The VM's, which must be the source's.</param>
     /// <param name="latch">Where the first failure goes.</param>
-    internal MultifdReceiver(IReadOnlyList<IMigrationChannel> channels, RamMigration ram, SaveVmRegistry saveVm, Guid uuid, FaultLatch latch)
+    internal MultifdReceiver(IReadOnlyList<IMigrationChannel> channels, Guid uuid, FaultLatch latch)
     {
-        (_ram, _saveVm, _uuid, _latch) = (ram, saveVm, uuid, latch);
+        (_uuid, _latch) = (uuid, latch);
         _links = [.. channels.Select(static c => new Link(c))];
         _open = _links.Length;
         _shut = latch.OnSet(() =>
@@ -49,9 +46,11 @@ internal sealed class MultifdReceiver : IDisposable
         });
     }
 
-    /// <summary>Starts the threads; RAM and devices have been set up.</summary>
-    internal void Start()
+    /// <summary>Starts the threads.</summary>
+    /// <param name="stream">Whose RAM and devices take what comes; set up already.</param>
+    internal void Start(LoadStream stream)
     {
+        (_stream, _pages) = (stream, stream.Pages);
         for (int i = 0; i < _links.Length; i++)
         {
             Link link = _links[i];
@@ -82,9 +81,8 @@ internal sealed class MultifdReceiver : IDisposable
     /// <summary>Waits until devices have loaded what came for them. BQL: not held.</summary>
     internal void WaitDevices()
     {
-        foreach (SaveVmEntry entry in _saveVm.Entries())
+        foreach (ILoadStateBuffer buffers in _stream!.AllBuffers())
         {
-            if (entry.Handlers?.LoadBuffer is not { UsesLoadBuffers: true } buffers) continue;
             try
             {
                 buffers.WaitLoaded(_cancel.Token);
@@ -133,8 +131,7 @@ internal sealed class MultifdReceiver : IDisposable
 
     private void EndBuffers()
     {
-        foreach (SaveVmEntry entry in _saveVm.Entries())
-            if (entry.Handlers?.LoadBuffer is { UsesLoadBuffers: true } buffers) buffers.NoMoreBuffers();
+        foreach (ILoadStateBuffer buffers in _stream!.AllBuffers()) buffers.NoMoreBuffers();
     }
 
     private void ReadPreamble(QemuFileReader f)
@@ -184,7 +181,8 @@ internal sealed class MultifdReceiver : IDisposable
         if (allocated > MultifdPacket.PagesAllocated || normal > MultifdPacket.PagesAllocated || zero > MultifdPacket.PagesAllocated - normal)
             throw f.Bad("pages of a multifd packet", $"at most {MultifdPacket.PagesAllocated}", $"{normal} and {zero} of {allocated}");
         if (normal + zero == 0) return;
-        RamBlock block = _ram.LoadBlock(Text(name)) ?? throw f.Bad("RAM block", "one that is here", $"'{Text(name)}'");
+        ILoadPages pages = _pages ?? throw new IncompatibleStateException("pages came over multifd, and nothing here takes them") { Section = f.Section };
+        RamBlock block = pages.FindBlock(Text(name)) ?? throw f.Bad("RAM block", "one that is here", $"'{Text(name)}'");
         for (int i = 0; i < (int)(normal + zero); i++)
             if (offsets[i] % RamBlock.PageSize != 0 || offsets[i] >= block.SizeBytes) throw f.Bad($"page offset in RAM block '{block.Name}'", $"a page below 0x{block.SizeBytes:x}", $"0x{offsets[i]:x}");
         for (int i = 0; i < (int)normal;)
@@ -192,10 +190,10 @@ internal sealed class MultifdReceiver : IDisposable
             int n = 1;
             while (i + n < (int)normal && offsets[i + n] == offsets[i] + ((ulong)n * RamBlock.PageSize)) n++;
             f.ReadGuest(block, offsets[i], n * RamBlock.PageSize);
-            for (int j = 0; j < n; j++) _ram.NoteLoaded(block, offsets[i + j]);
+            for (int j = 0; j < n; j++) pages.NoteLoaded(block, offsets[i + j]);
             i += n;
         }
-        for (int i = (int)normal; i < (int)(normal + zero); i++) _ram.LoadZeroPage(block, offsets[i]);
+        for (int i = (int)normal; i < (int)(normal + zero); i++) pages.LoadZeroPage(block, offsets[i]);
     }
 
     private void ReadState(QemuFileReader f, MultifdFlags flags)
@@ -208,10 +206,18 @@ internal sealed class MultifdReceiver : IDisposable
         if (length == 0) throw f.Bad("length of device state", "at least 1", "0");
         if (length > MaxStateBytes) throw new StreamLimitException($"{length} bytes of device state in one packet are over {MaxStateBytes}");
         string idStr = Text(name);
-        if (_saveVm.Find(idStr, instance)?.Handlers?.LoadBuffer is not { UsesLoadBuffers: true } buffers)
+        if (_stream!.FindBuffers(idStr, instance) is not { } buffers)
             throw new IncompatibleStateException($"device state came over multifd for '{idStr}' instance {instance}, which does not take it here") { Section = f.Section, Found = idStr };
-        byte[] state = new byte[length];
-        f.Read(state);
+        StateBuffer state = StateBuffer.Rent((int)length);
+        try
+        {
+            f.Read(state.Span);
+        }
+        catch
+        {
+            state.Dispose();
+            throw;
+        }
         buffers.LoadStateBuffer(state);
     }
 

@@ -11,7 +11,7 @@ namespace Vmm.Migration.Multifd;
 /// The source's channels: pages of RAM, syncs and buffers of device state, one thread a channel (spec 4; QEMU: <c>multifd_send_thread</c>). Pages
 /// and syncs come from one thread, buffers of devices from any. Memory is bounded: a channel holds two packets that wait.
 /// </summary>
-internal sealed class MultifdSender : IDisposable
+internal sealed class MultifdSender : IDataChannels, IDisposable
 {
     private const int WaitingPackets = 2;
 
@@ -51,8 +51,8 @@ internal sealed class MultifdSender : IDisposable
     /// <summary>Bytes handed to channels.</summary>
     internal long Bytes => Interlocked.Read(ref _bytes);
 
-    /// <summary>Adds a page to the packet that is being filled. Its content is read later, so its dirty mark must be clear already.</summary>
-    internal void AddPage(RamBlock block, long page)
+    /// <summary>Adds a page to the packet that is being filled.</summary>
+    public void AddPage(RamBlock block, long page)
     {
         if (!ReferenceEquals(block, _block)) FlushPages();
         _block = block;
@@ -60,10 +60,7 @@ internal sealed class MultifdSender : IDisposable
         if (_count == _pages.Length) FlushPages();
     }
 
-    /// <summary>All channels wait after what was added so far until the main channel has come to the mark that the caller now writes.</summary>
-    /// <param name="always">False: only if pages were added since the last time.</param>
-    /// <returns>Whether there is a mark to write.</returns>
-    internal bool Sync(bool always)
+    public bool Sync(bool always)
     {
         FlushPages();
         if (!always && !_hasUnsynced) return false;
@@ -72,9 +69,8 @@ internal sealed class MultifdSender : IDisposable
         return true;
     }
 
-    /// <summary>Sends one buffer of a device; any thread.</summary>
-    internal void SendState(SaveVmEntry entry, ReadOnlySpan<byte> buffer) =>
-        Queue(Next(), new Packet(MultifdPacket.State(entry.IdStr, (int)entry.InstanceId, buffer.Length), null, [], buffer.ToArray()));
+    public void SendState(string idStr, int instanceId, StateBuffer buffer) =>
+        Queue(Next(), new Packet(MultifdPacket.State(idStr, instanceId, buffer.Length), null, [], buffer));
 
     /// <summary>Waits until everything has been handed to the channels. Throws what went wrong.</summary>
     internal void Finish()
@@ -116,8 +112,9 @@ internal sealed class MultifdSender : IDisposable
         {
             link.Queue.Add(packet, _cancel);
         }
-        catch (OperationCanceledException)
+        catch (Exception e) when (e is OperationCanceledException or InvalidOperationException)
         {
+            packet.State?.Dispose();
             _latch.ThrowIfSet();
             throw;
         }
@@ -134,8 +131,10 @@ internal sealed class MultifdSender : IDisposable
                 list.Append(packet.Header);
                 AppendRuns(list, packet);
                 link.Channel.WriteGather(list);
-                if (packet.State is { } state) link.Channel.Write(state);
                 Interlocked.Add(ref _bytes, packet.Header.Length + ((long)packet.Pages.Length * RamBlock.PageSize) + (packet.State?.Length ?? 0));
+                if (packet.State is not { } state) continue;
+                link.Channel.Write(state.Span);
+                state.Dispose();
             }
         }
 #pragma warning disable CA1031 // The migration's reason; whoever waits for this thread asks the latch.
@@ -157,7 +156,7 @@ internal sealed class MultifdSender : IDisposable
         }
     }
 
-    private sealed record Packet(byte[] Header, RamBlock? Block, long[] Pages, byte[]? State);
+    private sealed record Packet(byte[] Header, RamBlock? Block, long[] Pages, StateBuffer? State);
 
     private sealed class Link(IMigrationChannel channel)
     {

@@ -1,7 +1,8 @@
 using System.Diagnostics;
+using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 using Vmm.Migration.Ram;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Outgoing;
 
@@ -11,6 +12,8 @@ internal sealed class OutgoingProgress
     private readonly Lock _gate = new();
     private readonly long _startedAt = Stopwatch.GetTimestamp();
     private QemuFileWriter? _writer;
+    private RamFigures _ram = RamFigures.None;
+    private Func<long>? _multifdBytes;
     private RamStats? _final;
     private double _bandwidth;
     private double _pagesPerSecond;
@@ -27,9 +30,6 @@ internal sealed class OutgoingProgress
 
     internal long TotalMs { get; set; }
 
-    /// <summary>Bytes that went over channels of multifd.</summary>
-    internal Func<long>? MultifdBytes { get; set; }
-
     internal double DrainMs { get; set; }
 
     internal long PendingBytes { get; set; }
@@ -38,7 +38,11 @@ internal sealed class OutgoingProgress
 
     internal MigrationError? Error { get; set; }
 
-    internal void Attach(QemuFileWriter writer) => _writer = writer;
+    /// <summary>From here on there are figures.</summary>
+    internal void Attach(OutgoingLink link)
+    {
+        lock (_gate) (_writer, _ram, _multifdBytes) = (link.File, link.Ram, link.Sender is { } sender ? () => sender.Bytes : null);
+    }
 
     internal void OnPass(long syncCount) => Pass?.Invoke(syncCount);
 
@@ -51,7 +55,7 @@ internal sealed class OutgoingProgress
         }
     }
 
-    internal void OnWindow(double bytesPerSecond, RamMigration ram, double switchoverBytesPerSecond)
+    internal void OnWindow(double bytesPerSecond, RamFigures ram, double switchoverBytesPerSecond)
     {
         lock (_gate)
         {
@@ -66,15 +70,15 @@ internal sealed class OutgoingProgress
     }
 
     /// <summary>Keeps the figures after the RAM section has let go of its own.</summary>
-    internal void Freeze(RamMigration ram)
+    internal void Freeze()
     {
-        RamStats stats = Stats(ram);
+        RamStats stats = Stats();
         double seconds = Math.Max(TotalMs - SetupMs, 1) / 1000.0;
         lock (_gate)
             _final = stats with { RemainingBytes = 0, DirtyPagesRate = 0, Mbps = stats.TransferredBytes * 8 / seconds / 1e6 };
     }
 
-    internal MigrationInfo Info(MigrationStatus status, MigrationParameters parameters, RamMigration ram)
+    internal MigrationInfo Info(MigrationStatus status, MigrationParameters parameters)
     {
         bool live = status is MigrationStatus.Active or MigrationStatus.PreSwitchover or MigrationStatus.Device or MigrationStatus.Cancelling or MigrationStatus.Failing;
         bool done = status == MigrationStatus.Completed;
@@ -87,15 +91,15 @@ internal sealed class OutgoingProgress
                 SetupTimeMs = SetupMs,
                 ExpectedDowntimeMs = live && _stopPosition < 0 ? (_expectedDowntimeMs < 0 ? (long)parameters.DowntimeLimitMs : (long)_expectedDowntimeMs) : null,
                 DowntimeMs = Downtime?.TotalMs ?? (live && _stopPosition >= 0 ? Stopwatch.GetElapsedTime(_stopAt).TotalMilliseconds : null),
-                RemainingBytes = live ? Math.Max(PendingBytes, ram.RemainingBytes) : null,
-                Ram = live || done ? _final ?? Stats(ram) : null,
+                RemainingBytes = live ? Math.Max(PendingBytes, _ram.RemainingBytes) : null,
+                Ram = live || done ? _final ?? Stats() : null,
                 Downtime = Downtime,
                 Error = status is MigrationStatus.Failed or MigrationStatus.Failing ? Error : null,
             };
         }
     }
 
-    private RamStats Stats(RamMigration ram)
+    private RamStats Stats()
     {
         lock (_gate)
         {
@@ -104,17 +108,17 @@ internal sealed class OutgoingProgress
             return new RamStats
             {
                 TransferredBytes = sent,
-                RemainingBytes = ram.RemainingBytes,
-                TotalBytes = ram.TotalBytes,
-                DuplicatePages = ram.ZeroPages,
-                NormalPages = ram.NormalPages,
-                DirtyPagesRate = ram.DirtyPagesRate,
+                RemainingBytes = _ram.RemainingBytes,
+                TotalBytes = _ram.TotalBytes,
+                DuplicatePages = _ram.ZeroPages,
+                NormalPages = _ram.NormalPages,
+                DirtyPagesRate = _ram.DirtyPagesRate,
                 Mbps = _bandwidth * 8 / 1e6,
                 PagesPerSecond = (long)_pagesPerSecond,
-                DirtySyncCount = ram.SyncCount,
+                DirtySyncCount = _ram.SyncCount,
                 PrecopyBytes = precopy,
                 DowntimeBytes = sent - precopy,
-                MultifdBytes = MultifdBytes?.Invoke() ?? 0,
+                MultifdBytes = _multifdBytes?.Invoke() ?? 0,
             };
         }
     }

@@ -4,9 +4,12 @@ using System.Text.Json.Nodes;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
 using Vmm.Migration.Channels;
+using Vmm.Migration.Engine;
+using Vmm.Migration.Parameters;
 using Vmm.Migration.Snapshot;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 

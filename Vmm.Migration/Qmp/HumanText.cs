@@ -1,8 +1,11 @@
 using System.Globalization;
 using System.Numerics;
 using System.Text;
+using Vmm.Core.SaveVm;
+using Vmm.Migration.Channels;
+using Vmm.Migration.Parameters;
 using Vmm.Migration.Snapshot;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 

@@ -2,8 +2,8 @@ using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.DependencyInjection.Extensions;
 using Microsoft.Extensions.Logging;
 using Vmm.Core.Devices;
+using Vmm.Migration.Engine;
 using Vmm.Migration.Snapshot;
-using Vmm.Migration.State;
 
 namespace Vmm.Migration.Qmp;
 

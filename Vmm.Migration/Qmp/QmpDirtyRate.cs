@@ -5,7 +5,8 @@ using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.Threading;
-using Vmm.Migration.State;
+using Vmm.Migration.Engine;
+using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 

@@ -1,4 +1,5 @@
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
+
 
 namespace Vmm.Migration.Qmp;
 

@@ -3,8 +3,11 @@ using System.Text.Json.Nodes;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
+using Vmm.Migration.Engine;
+using Vmm.Migration.Parameters;
+using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 

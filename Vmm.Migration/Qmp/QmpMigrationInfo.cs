@@ -1,6 +1,8 @@
 using System.Text.Json.Nodes;
 using Vmm.Core.Memory;
-using Vmm.Migration.State;
+using Vmm.Migration.Channels;
+using Vmm.Migration.Parameters;
+using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 

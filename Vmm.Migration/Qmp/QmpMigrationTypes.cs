@@ -1,4 +1,6 @@
-using Vmm.Migration.State;
+using Vmm.Migration.Parameters;
+using Vmm.Migration.Status;
+
 
 namespace Vmm.Migration.Qmp;
 

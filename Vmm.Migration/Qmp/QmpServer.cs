@@ -5,8 +5,10 @@ using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
+using Vmm.Migration.Engine;
 using Vmm.Migration.Snapshot;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 

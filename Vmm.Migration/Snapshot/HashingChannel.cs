@@ -1,6 +1,7 @@
 using System.Security.Cryptography;
 using Vmm.Core.Buffers;
 using Vmm.Core.Channels;
+using Vmm.Core.SaveVm;
 using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Snapshot;
@@ -48,11 +49,8 @@ internal sealed class HashingChannel(FileChannel file, long totalBytes, Action<l
 
     public bool Drain(TimeSpan timeout) => file.Drain(timeout);
 
-    public void Dispose()
-    {
-        _hash.Dispose();
-        file.Dispose();
-    }
+    /// <summary>The file stays open.</summary>
+    public void Dispose() => _hash.Dispose();
 
     private void Count(long bytes)
     {

@@ -35,7 +35,9 @@ public interface ISnapshotService
     /// <returns>The manifest.</returns>
     SnapshotManifest Save(string name, bool overwrite, Action<long, long>? progress, CancellationToken cancel);
 
-    /// <summary>Loads a snapshot (QEMU: <c>load_snapshot</c>). The VM ends in the run state it had before. A failure leaves the VM as it was. Blocks.</summary>
+    /// <summary>Loads a snapshot (QEMU: <c>load_snapshot</c>). The VM ends in the run state it had before, or paused if that was internal-error. A
+    /// snapshot that is found bad leaves the VM as it was. Blocks.</summary>
+    /// <exception cref="Core.Errors.DeviceStateException">It failed after it had changed the VM, which stays in internal-error: reset it, or load a whole snapshot.</exception>
     /// <param name="name">An existing name.</param>
     /// <param name="progress">Bytes done and total, or null.</param>
     /// <param name="cancel">Cancels; the VM is as it was.</param>

@@ -1,13 +1,12 @@
 using Microsoft.Extensions.Logging;
-using Vmm.Core.Channels;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
-using Vmm.Migration.Incoming;
-using Vmm.Migration.Outgoing;
-using Vmm.Migration.State;
+using Vmm.Migration.Attempts;
+using Vmm.Migration.Channels;
+using Vmm.Migration.Stream;
 
 namespace Vmm.Migration.Snapshot;
 
@@ -20,29 +19,37 @@ public sealed record SnapshotOptions
 
 /// <summary>
 /// Saves and loads whole-VM snapshots in the stream format of an ordinary migration (spec 15). A load first runs through the whole file with
-/// RAM left alone, so that a snapshot that cannot be loaded is found before anything has changed.
+/// RAM left alone, so that a snapshot that cannot be loaded is found before anything has changed. Meanwhile the VM's state is held still; the BQL is
+/// taken only where a section needs it.
 /// </summary>
-internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOptions options, ILoggerFactory loggers) : ISnapshotService
+internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions options, ILoggerFactory loggers) : ISnapshotService
 {
     private readonly DirectorySnapshotStore _store = new(options.Directory, loggers.CreateLogger("Vmm.Migration.Snapshot"));
 
     public string Location => _store.Location;
 
-    private MigrationContext Context => engine.Context;
+    private MigrationContext Context => attempts.Context;
+
+    /// <summary>A snapshot is complete by itself: of the capabilities only this one says something about it.</summary>
+    private MigrationCapabilities Capabilities =>
+        MigrationCapabilities.None.With(MigrationCapability.ValidateUuid, Context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
 
     public SnapshotManifest Save(string name, bool overwrite, Action<long, long>? progress, CancellationToken cancel)
     {
         DirectorySnapshotStore.CheckName(name);
         if (!overwrite && _store.Exists(name)) throw new ConfigurationException($"Snapshot '{name}' already exists in one or more devices");
-        using IDisposable exclusive = engine.BeginExclusive();
+        using IDisposable exclusive = attempts.BeginExclusive();
         Context.Blockers.ThrowIfBlocked(MigrationMode.Normal);
-        (string aside, Channels.FileChannel file) = _store.Begin();
+        if (vm.RunState.State == RunState.InternalError)
+            throw new DeviceStateException("the VM is in internal-error: its state may be incomplete") { Hint = "load a snapshot that is whole, or reset the VM" };
+        (string aside, FileChannel file) = _store.Begin();
         try
         {
             SnapshotManifest manifest;
+            using (file)
             using (var channel = new HashingChannel(file, (long)vm.Memory.TotalBytes, progress, cancel))
             {
-                manifest = WriteStream(name, channel);
+                manifest = WriteStream(name, channel, cancel);
                 channel.Drain(TimeSpan.Zero);
             }
             _store.Commit(aside, manifest, overwrite);
@@ -57,158 +64,185 @@ internal sealed class SnapshotService(Vm vm, MigrationEngine engine, SnapshotOpt
 
     public void Load(string name, Action<long, long>? progress, CancellationToken cancel)
     {
-        (SnapshotManifest manifest, Func<Channels.FileChannel> open) = _store.Find(name);
+        (SnapshotManifest manifest, Func<FileChannel> open) = _store.Find(name);
         if (vm.RunState.State == RunState.InMigrate) throw new DeviceStateException("Guest is waiting for an incoming migration");
-        using IDisposable exclusive = engine.BeginExclusive();
-        using (vm.Bql.Acquire())
+        using IDisposable exclusive = attempts.BeginExclusive();
+        // One descriptor for check and load: what was checked is loaded, whatever becomes of the name meanwhile.
+        using FileChannel file = open();
+        StoppedGuest guest = Stop(RunState.RestoreVm, out IDisposable hold);
+        try
         {
-            RunState before = vm.RunState.State;
-            bool live = RunStateTable.IsLive(before);
-            if (live) vm.RunState.Stop(RunState.RestoreVm);
-            try
+            Check(manifest, file, progress, cancel);
+            StateOverwrite.Run(vm, $"loading snapshot '{name}'", () =>
             {
-                Rehearse(manifest, open, progress, cancel);
-                vm.ResetDevices();
-                using Channels.FileChannel channel = open();
-                ReadStream(channel);
-            }
-            finally
-            {
-                if (live) Resume(before);
-            }
+                using (vm.Bql.Acquire()) vm.ResetDevices();
+                ReadWhole(manifest, file, validateOnly: false, null, CancellationToken.None);
+            });
+            if (guest.Before == RunState.InternalError) using (vm.Bql.Acquire()) vm.RunState.Set(RunState.Paused);
+        }
+        finally
+        {
+            GoOn(guest, hold);
         }
     }
 
     public bool Delete(string name)
     {
-        using IDisposable exclusive = engine.BeginExclusive();
+        using IDisposable exclusive = attempts.BeginExclusive();
         return _store.Delete(name);
     }
 
     public IReadOnlyList<SnapshotManifest> List() => _store.List();
 
-    private SnapshotManifest WriteStream(string name, HashingChannel channel)
+    /// <summary>Stops a live guest; one that does not run keeps its state. A device that fails to stop ends the snapshot, and the guest goes on.</summary>
+    private StoppedGuest Stop(RunState state, out IDisposable hold)
     {
-        using var f = new QemuFileWriter(channel);
         using (vm.Bql.Acquire())
         {
-            RunState before = vm.RunState.State;
-            bool live = RunStateTable.IsLive(before);
-            Context.GlobalState.Compat = Context.Compat;
-            Context.GlobalState.Store(before, vm.RunState.WasSuspended);
-            if (live) vm.RunState.Stop(RunState.SaveVm);
-            var dispatcher = new SaveDispatcher(MachineView.Of(vm), f, Context.Compat, Context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
+            var guest = new StoppedGuest(vm);
             try
             {
-                Context.Ram.DetectZeroPages = true;
-                dispatcher.Prepare();
-                dispatcher.WriteHeader();
-                dispatcher.Setup(CancellationToken.None);
-                while (dispatcher.Iterate(IterateBudget.Unlimited) == SaveProgress.More) { }
-                dispatcher.CompleteIterables();
-                dispatcher.WriteDeviceState();
-                dispatcher.WriteEnd();
-                f.Flush();
+                if (RunStateTable.IsLive(guest.Before)) guest.Stop(state);
+            }
+            catch
+            {
+                guest.GoOn();
+                throw;
+            }
+            hold = vm.HoldState();
+            return guest;
+        }
+    }
+
+    /// <summary>Whoever waited for the VM's state comes after the guest is what it was; one in internal-error stays there.</summary>
+    private void GoOn(StoppedGuest guest, IDisposable hold)
+    {
+        using (vm.Bql.Acquire())
+        {
+            try
+            {
+                if (vm.RunState.State != RunState.InternalError) guest.GoOn();
             }
             finally
             {
-                dispatcher.Cleanup();
-                if (live) Resume(before);
+                hold.Dispose();
             }
+        }
+    }
+
+    private SnapshotManifest WriteStream(string name, HashingChannel channel, CancellationToken cancel)
+    {
+        using var f = new QemuFileWriter(channel);
+        var context = new SaveContext { Purpose = StreamPurpose.Snapshot, Capabilities = Capabilities, Compat = Context.Compat, Cancel = cancel };
+        var stream = new SaveStream(vm.SaveVm, f, context);
+        StoppedGuest guest = Stop(RunState.SaveVm, out IDisposable hold);
+        try
+        {
+            Write(f, stream, guest);
             return new SnapshotManifest
             {
                 Name = name, CreatedUtc = DateTimeOffset.UtcNow, Machine = vm.Machine, StreamBytes = f.Position, RamBytes = (long)vm.Memory.TotalBytes,
-                VmClockNs = vm.Clock.NowNs, Checksum = channel.Finish(), RunState = before.ToWireName(),
+                VmClockNs = vm.Clock.NowNs, Checksum = channel.Finish(), RunState = guest.Before.ToWireName(),
             };
+        }
+        finally
+        {
+            GoOn(guest, hold);
+        }
+    }
+
+    private void Write(QemuFileWriter f, SaveStream stream, StoppedGuest guest)
+    {
+        try
+        {
+            using (vm.Bql.Acquire())
+            {
+                stream.SavePrepare();
+                stream.Find<GlobalState>()?.Store(guest.Before, guest.WasSuspended);
+                StreamHeader.Write(f, Context.Identity, stream.Context);
+                stream.SaveSetup();
+            }
+            while (stream.SaveLiveIterate(IterateBudget.Unlimited) == SaveProgress.More) { }
+            using (vm.Bql.Acquire())
+            {
+                stream.SaveLiveCompletePrecopy();
+                stream.SaveState();
+            }
+            StreamEnd.Write(f, stream, Context.Identity);
+            f.Flush();
+        }
+        finally
+        {
+            stream.SaveCleanup();
         }
     }
 
     /// <summary>
     /// Reads the file whole: checksum, framing, RAM records and block names, and every device's state into the device itself, whose present
-    /// state is put back afterwards. BQL: held.
+    /// state is put back afterwards.
     /// </summary>
-    private void Rehearse(SnapshotManifest manifest, Func<Channels.FileChannel> open, Action<long, long>? progress, CancellationToken cancel)
+    private void Check(SnapshotManifest manifest, FileChannel file, Action<long, long>? progress, CancellationToken cancel)
     {
-        var saved = new MemoryStream();
-        SaveDevices(saved);
-        Exception? failure = null;
-        Context.Ram.ValidateOnly = true;
-        vm.SaveVm.IsValidating = true;
+        using StateCopy copy = TakeCopy();
         try
         {
-            using var channel = new HashingChannel(open(), manifest.StreamBytes, progress, cancel);
-            ReadStream(channel);
-            Span<byte> waste = stackalloc byte[4096];
-            while (channel.Read(waste) > 0) { }
-            string checksum = channel.Finish();
-            if (checksum != manifest.Checksum)
-                throw new StreamFormatException($"snapshot '{manifest.Name}': checksum differs, {manifest.Checksum} in the manifest, {checksum} of the stream")
+            ReadWhole(manifest, file, validateOnly: true, progress, cancel);
+        }
+#pragma warning disable CA1031 // Whatever went wrong, the devices' state is put back.
+        catch (Exception failure)
+#pragma warning restore CA1031
+        {
+            StateOverwrite.Run(vm, $"putting the devices' state back after snapshot '{manifest.Name}' could not be loaded ({failure.Message})", () =>
+            {
+                using (vm.Bql.Acquire())
                 {
-                    Expected = manifest.Checksum, Found = checksum,
-                };
+                    vm.ResetDevices(ResetType.UndoCheck);
+                    copy.PutBack();
+                }
+            });
+            throw;
         }
-        catch (Exception e) when (e is VmmException or OperationCanceledException)
+    }
+
+    private StateCopy TakeCopy()
+    {
+        using (vm.Bql.Acquire()) return StateCopy.Take(vm.SaveVm);
+    }
+
+    /// <summary>Reads the file from its start to its end and compares the checksum; it may have changed since it was read last.</summary>
+    private void ReadWhole(SnapshotManifest manifest, FileChannel file, bool validateOnly, Action<long, long>? progress, CancellationToken cancel)
+    {
+        file.Position = 0;
+        using var channel = new HashingChannel(file, manifest.StreamBytes, progress, cancel);
+        ReadStream(new QemuFileReader(channel), new LoadContext
         {
-            failure = e;
-        }
-        finally
+            Purpose = StreamPurpose.Snapshot, Capabilities = Capabilities, Compat = Context.Compat, ValidateOnly = validateOnly, Cancel = cancel,
+        });
+        Span<byte> waste = stackalloc byte[4096];
+        while (channel.Read(waste) > 0) { }
+        string checksum = channel.Finish();
+        if (checksum == manifest.Checksum) return;
+        throw new StreamFormatException($"snapshot '{manifest.Name}': checksum differs, {manifest.Checksum} in the manifest, {checksum} of the stream")
         {
-            Context.Ram.ValidateOnly = false;
-        }
+            Expected = manifest.Checksum, Found = checksum,
+        };
+    }
+
+    private void ReadStream(QemuFileReader f, LoadContext context)
+    {
+        var commands = new CommandReader(f, null);
+        var stream = new LoadStream(vm.SaveVm, f, context) { ReadCommand = commands.Read };
+        commands.Sections = stream;
         try
         {
-            if (failure is null) return;
-            saved.Position = 0;
-            vm.ResetDevices();
-            LoadDevices(saved);
+            StreamHeader.Read(f, Context.Identity, context);
+            stream.LoadSetup();
+            stream.ReadSections();
+            StreamEnd.Skip(f, context);
         }
         finally
         {
-            vm.SaveVm.IsValidating = false;
+            stream.LoadCleanup();
         }
-        System.Runtime.ExceptionServices.ExceptionDispatchInfo.Throw(failure);
-    }
-
-    private void ReadStream(IMigrationChannel channel)
-    {
-        var f = new QemuFileReader(channel);
-        Context.GlobalState.ClearReceived();
-        var reader = new SectionReader(MachineView.Of(vm), f, Context.Compat, Context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
-        try
-        {
-            reader.ReadHeader();
-            reader.LoadSetup();
-            reader.ReadSections();
-            reader.SkipVmDescription();
-        }
-        finally
-        {
-            reader.LoadCleanup();
-        }
-    }
-
-    private void SaveDevices(MemoryStream into)
-    {
-        using var channel = new StreamChannel(into);
-        using var f = new QemuFileWriter(channel);
-        Context.GlobalState.Compat = Context.Compat;
-        var dispatcher = new SaveDispatcher(MachineView.Of(vm), f, Context.Compat, sendUuid: false);
-        // What iterables hold was not touched by the validation, so it need not be put back.
-        dispatcher.WriteDeviceState(withIterables: false);
-        dispatcher.WriteEnd();
-        f.Flush();
-    }
-
-    private void LoadDevices(MemoryStream from)
-    {
-        using var channel = new StreamChannel(from);
-        new SectionReader(MachineView.Of(vm), new QemuFileReader(channel), Context.Compat, validateUuid: false).ReadSections();
-    }
-
-    private void Resume(RunState before)
-    {
-        if (before == RunState.Running) vm.RunState.Start();
-        else vm.RunState.Set(before);
-        if (before == RunState.Suspended) vm.RunState.WasSuspended = false;
     }
 }

@@ -4,7 +4,8 @@ using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Threading;
 using Vmm.Core.Wire;
-using Vmm.Migration.State;
+using Vmm.Migration.Outgoing;
+using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Stream;
 
@@ -69,7 +70,9 @@ internal sealed class ReturnPathReader
     private ReturnPathEnd _end;
     private Exception? _failure;
 
-    private ReturnPathReader(IMigrationChannel channel, FaultLatch latch)
+    /// <param name="channel">The migration channel.</param>
+    /// <param name="latch">Is told of a failure.</param>
+    internal ReturnPathReader(IMigrationChannel channel, FaultLatch latch)
     {
         _channel = channel;
         _latch = latch;
@@ -78,21 +81,19 @@ internal sealed class ReturnPathReader
     /// <summary>Completes when the reading thread has ended; never faults.</summary>
     internal Task Completion { get; private set; } = Task.CompletedTask;
 
+    /// <summary>The thread has been started.</summary>
+    internal bool IsStarted => Completion != Task.CompletedTask;
+
     /// <summary>Why the path ended without confirmation, or null.</summary>
     internal Exception? Failure
     {
         get { lock (_gate) return _failure; }
     }
 
-    /// <param name="channel">The migration channel.</param>
-    /// <param name="latch">Is told of a failure.</param>
+    /// <summary>Starts to read; the channel is open in both directions.</summary>
     /// <param name="isUrgent">The guest stands still until the confirmation has been read: the thread goes before ordinary ones.</param>
-    internal static ReturnPathReader Start(IMigrationChannel channel, FaultLatch latch, bool isUrgent = false)
-    {
-        var reader = new ReturnPathReader(channel, latch);
-        reader.Completion = WorkerThread.Run("mig/src/rp", () => RealtimeBoost.During(isUrgent, reader.Run));
-        return reader;
-    }
+    internal void Start(bool isUrgent = false) =>
+        Completion = WorkerThread.Run("mig/src/rp", () => RealtimeBoost.During(isUrgent, Run));
 
     /// <summary>SWITCHOVER_ACK messages so far.</summary>
     internal int SwitchoverAcks => Volatile.Read(ref _switchoverAcks);

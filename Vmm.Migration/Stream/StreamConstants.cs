@@ -1,30 +1,5 @@
 namespace Vmm.Migration.Stream;
 
-/// <summary>Section type bytes (spec 1.1).</summary>
-public enum SectionType : byte
-{
-    /// <summary>End of the stream or of a package.</summary>
-    Eof = 0x00,
-    /// <summary>First section of an iterable.</summary>
-    Start = 0x01,
-    /// <summary>An iteration.</summary>
-    Part = 0x02,
-    /// <summary>Last part of an iterable.</summary>
-    End = 0x03,
-    /// <summary>One-shot section.</summary>
-    Full = 0x04,
-    /// <summary>Subsection; only inside bodies.</summary>
-    Subsection = 0x05,
-    /// <summary>VMDESC; only after EOF.</summary>
-    VmDescription = 0x06,
-    /// <summary>Configuration; only after the header.</summary>
-    Configuration = 0x07,
-    /// <summary>A command.</summary>
-    Command = 0x08,
-    /// <summary>Footer of a section.</summary>
-    Footer = 0x7e,
-}
-
 /// <summary>Commands from source to destination (spec 6.1; QEMU: <c>MIG_CMD_*</c>).</summary>
 public enum MigCommand : ushort
 {

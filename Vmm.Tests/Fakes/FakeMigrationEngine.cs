@@ -1,7 +1,9 @@
 using Vmm.Core.Channels;
 using Vmm.Core.Interop;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
+using Vmm.Migration.Engine;
+using Vmm.Migration.Parameters;
+using Vmm.Migration.Status;
 
 namespace Vmm.Tests.Fakes;
 

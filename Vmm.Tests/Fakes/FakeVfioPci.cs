@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.Migration;
 namespace Vmm.Tests.Fakes;
 
 /// <summary>A device of a VM that has the migration of a VFIO device and nothing else.</summary>
-internal sealed class FakeVfioPci : IVmDevice
+internal sealed class FakeVfioPci : IVmDevice, IResetByType
 {
     public FakeVfioPci(string id, string path, FakeVfioDevice io, IDeviceServices services, VfioMigrationOptions? options = null)
     {
@@ -23,9 +23,13 @@ internal sealed class FakeVfioPci : IVmDevice
 
     public VfioDeviceState State => Migration.Protocol!.State;
 
+    public void Reset(ResetType type)
+    {
+        if (type != ResetType.UndoCheck) Reset();
+    }
+
     public void Reset()
     {
-        if (Migration.Services.SaveVm.IsValidating) return;
         Io.Reset();
         Migration.OnDeviceReset();
     }

@@ -12,7 +12,7 @@ namespace Vmm.Tests.Fakes;
 /// A PCI function with roles beside its declared state: a large part written by code, whose size nobody knows before, and something it owns
 /// while it runs. MSI-X in BAR 0.
 /// </summary>
-internal sealed class RolePciDevice : PciDevice, IVmDevice, ISaveState, ILoadState, IVmStateHandler
+internal sealed class RolePciDevice : PciDevice, IVmDevice, ISaveState, ILoadSetup, ILoadState, IVmStateHandler
 {
     private static readonly VmStateDescription<RolePciDevice> s_description = new()
     {
@@ -80,7 +80,11 @@ internal sealed class RolePciDevice : PciDevice, IVmDevice, ISaveState, ILoadSta
         f.WriteByte(0);
     }
 
-    public void LoadSetup(QemuFileReader f) => Loaded = 0;
+    public LoadRoles LoadSetup(LoadContext context)
+    {
+        Loaded = 0;
+        return LoadRoles.Of(this);
+    }
 
     public void LoadState(QemuFileReader f, int versionId)
     {
@@ -91,10 +95,6 @@ internal sealed class RolePciDevice : PciDevice, IVmDevice, ISaveState, ILoadSta
             f.Read(block[..n]);
             Loaded += n;
         }
-    }
-
-    public void LoadCleanup()
-    {
     }
 
     public override void Reset()

@@ -1,9 +1,9 @@
 using System.Buffers.Binary;
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
 using Vmm.Migration.Multifd;
-using Vmm.Migration.Ram;
-using Vmm.Migration.State;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Fuzz;
@@ -18,15 +18,16 @@ public sealed class MultifdFuzz
     /// <returns>Why the load ended; null when it ended well.</returns>
     private static Exception? Feed(TestVm vm, ReadOnlySpan<byte> input)
     {
-        RamMigration ram = ((MigrationEngine)vm.Engine).Context.Ram;
         var latch = new FaultLatch();
         (InMemoryChannel from, InMemoryChannel to) = InMemoryChannel.CreatePair(input.Length + 1);
         using (from)
         {
-            using var receiver = new MultifdReceiver([to], ram, vm.Vm.SaveVm, Guid.Empty, latch);
+            var stream = new LoadStream(vm.Vm.SaveVm, new QemuFileReader(new MemoryChannel([])), new LoadContext { HasDataChannels = true });
+            stream.LoadSetup();
+            using var receiver = new MultifdReceiver([to], Guid.Empty, latch);
             from.Write(input);
             from.Shutdown(ChannelShutdown.Write);
-            receiver.Start();
+            receiver.Start(stream);
             try
             {
                 // Ends with the channel.

@@ -1,5 +1,5 @@
 using System.Buffers.Binary;
-using Vmm.Migration.Stream.Viewer;
+using Vmm.Migration.Viewer;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Fuzz;

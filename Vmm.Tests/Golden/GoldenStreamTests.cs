@@ -4,7 +4,7 @@ using Vmm.Core.Devices;
 using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.GoldenTests;
@@ -212,15 +212,7 @@ public class GoldenStreamTests
 
     private sealed class Opaque(int length) : ILoadState
     {
-        public void LoadSetup(Core.Wire.QemuFileReader f)
-        {
-        }
-
         public void LoadState(Core.Wire.QemuFileReader f, int versionId) => f.Skip(length);
-
-        public void LoadCleanup()
-        {
-        }
     }
 
     /// <summary>QEMU 7.2 registers <c>block</c> before <c>ram</c>; it never appears in a stream but takes an id.</summary>

@@ -1,7 +1,7 @@
 using System.Security.Cryptography;
 using System.Text.Json;
 using Vmm.Migration.Ram;
-using Vmm.Migration.Stream.Viewer;
+using Vmm.Migration.Viewer;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.GoldenTests;

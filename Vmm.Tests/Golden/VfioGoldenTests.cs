@@ -8,9 +8,7 @@ using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Migration;
-using Vmm.Migration.Incoming;
-using Vmm.Migration.Outgoing;
-using Vmm.Migration.State;
+using Vmm.Migration.Stream;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 
@@ -190,49 +188,46 @@ public sealed class VfioGoldenTests
 
         internal byte[] Loaded => Device.Io.V1 is { } v1 ? [.. v1.Committed.SelectMany(static c => c)] : Device.Io.State;
 
-        private MachineView View => new("none", Guid.Empty, Services.SaveVm, Services.Bql);
-
         internal byte[] Save(bool switchoverAck, int iterations)
         {
             var channel = new MemoryChannel();
             using var f = new QemuFileWriter(channel);
-            var dispatcher = new SaveDispatcher(View, f, new MigrationCompat(), sendUuid: false);
+            var stream = new SaveStream(Services.SaveVm, f, new SaveContext { Capabilities = MigrationCapabilities.None.With(MigrationCapability.SwitchoverAck, switchoverAck) });
             using (Services.Bql.Acquire())
             {
                 Services.Notifier.Start();
-                dispatcher.Prepare();
-                dispatcher.EnableSwitchoverAck(switchoverAck);
-                dispatcher.Setup(CancellationToken.None);
+                stream.SavePrepare();
+                stream.SaveSetup();
             }
-            for (int i = 0; i < iterations; i++) dispatcher.Iterate(IterateBudget.Unlimited);
+            for (int i = 0; i < iterations; i++) stream.SaveLiveIterate(IterateBudget.Unlimited);
             using (Services.Bql.Acquire())
             {
                 Services.Notifier.Stop(RunState.FinishMigrate);
-                dispatcher.CompleteIterables();
-                dispatcher.WriteDeviceState();
+                stream.SaveLiveCompletePrecopy();
+                stream.SaveState();
             }
             f.Flush();
-            dispatcher.Cleanup();
+            stream.SaveCleanup();
             return channel.Written;
         }
 
-        internal int Load(byte[] stream, bool switchoverAck, bool withEof = true)
+        internal int Load(byte[] bytes, bool switchoverAck, bool withEof = true)
         {
             int acks = 0;
             var back = new MemoryChannel();
-            var f = new QemuFileReader(new MemoryChannel(withEof ? [8, 0, 1, 0, 0, .. stream, 0] : stream));
-            var reader = new SectionReader(View, f, new MigrationCompat(), validateUuid: false)
-            {
-                SwitchoverAck = switchoverAck, OpenReturnPath = () => new Vmm.Migration.Stream.ReturnPathWriter(back),
-            };
+            var f = new QemuFileReader(new MemoryChannel(withEof ? [8, 0, 1, 0, 0, .. bytes, 0] : bytes));
+            var commands = new CommandReader(f, () => new ReturnPathWriter(back));
+            var context = new LoadContext { ApproveSwitchover = switchoverAck ? () => commands.ReturnPath!.SendSwitchoverAck() : null };
+            var stream = new LoadStream(Services.SaveVm, f, context) { ReadCommand = commands.Read };
+            commands.Sections = stream;
             try
             {
-                reader.LoadSetup();
-                reader.ReadSections();
+                stream.LoadSetup();
+                stream.ReadSections();
             }
             finally
             {
-                reader.LoadCleanup();
+                stream.LoadCleanup();
             }
             for (int i = 0; i + 4 <= back.Written.Length; i += 4)
                 if (back.Written.AsSpan(i, 4).SequenceEqual((byte[])[0, 7, 0, 0])) acks++;

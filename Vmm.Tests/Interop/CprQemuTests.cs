@@ -8,7 +8,7 @@ using Vmm.Core.SaveVm;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Cpr;
 using Vmm.Migration.Qmp;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Interop;

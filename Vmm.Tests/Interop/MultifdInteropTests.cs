@@ -1,6 +1,7 @@
 using System.Text.Json.Nodes;
+using Vmm.Core.SaveVm;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Interop;

@@ -2,8 +2,9 @@ using System.Text.Json.Nodes;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Interop;

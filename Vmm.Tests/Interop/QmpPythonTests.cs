@@ -1,6 +1,6 @@
 using NUnit.Framework;
 using Vmm.Migration.Qmp;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Interop;

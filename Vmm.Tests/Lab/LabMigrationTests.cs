@@ -2,7 +2,8 @@ using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Errors;
 using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio.Abstractions;
-using Vmm.Migration.State;
+using Vmm.Migration.Engine;
+using Vmm.Migration.Status;
 
 namespace Vmm.Tests.Lab;
 

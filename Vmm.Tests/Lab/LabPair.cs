@@ -1,11 +1,13 @@
 using Vmm.Core.Channels;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio;
 using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Device;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
+using Vmm.Migration.Engine;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Lab;

@@ -1,11 +1,12 @@
 using System.Text.Json.Nodes;
 using Vmm.Core.Devices;
+using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio;
 using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Device;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
-using Vmm.Migration.Stream.Viewer;
+using Vmm.Migration.Status;
+using Vmm.Migration.Viewer;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Lab;

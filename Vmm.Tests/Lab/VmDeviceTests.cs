@@ -6,7 +6,8 @@ using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio;
 using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
+using Vmm.Migration.Engine;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Lab;

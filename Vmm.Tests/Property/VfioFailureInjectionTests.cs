@@ -1,6 +1,6 @@
 using Vmm.Core.Errors;
 using Vmm.Devices.Vfio.Abstractions;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 

@@ -1,7 +1,7 @@
 using System.Text;
 using System.Text.Json.Nodes;
 using Vmm.Core.SaveVm;
-using Vmm.Migration.Stream.Viewer;
+using Vmm.Migration.Viewer;
 
 namespace Vmm.Tests.Support;
 

@@ -6,9 +6,9 @@ using NUnit.Framework;
 using Vmm.Core.Devices;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
+using Vmm.Migration.Engine;
 using Vmm.Migration.Qmp;
 using Vmm.Migration.Snapshot;
-using Vmm.Migration.State;
 using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Support;

@@ -1,4 +1,5 @@
-using Vmm.Migration.Stream.Viewer;
+using Vmm.Migration.Viewer;
+
 
 namespace Vmm.Tests.Support;
 

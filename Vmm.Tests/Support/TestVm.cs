@@ -2,7 +2,7 @@ using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
 using Vmm.Migration;
-using Vmm.Migration.State;
+using Vmm.Migration.Engine;
 
 namespace Vmm.Tests.Support;
 

@@ -2,10 +2,11 @@ using NUnit.Framework;
 using Vmm.Core.Channels;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio;
 using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Migration;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Support;

@@ -2,10 +2,12 @@ using System.Text.Json;
 using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio;
 using Vmm.Migration;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
+using Vmm.Migration.Engine;
+using Vmm.Migration.Status;
 
 namespace Vmm.Tools.Bench;
 

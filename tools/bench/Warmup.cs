@@ -1,12 +1,14 @@
 using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio;
 using Vmm.Devices.Vfio.User.Backend;
 using Vmm.Devices.Vfio.User.Server;
 using Vmm.Migration;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
+using Vmm.Migration.Engine;
+using Vmm.Migration.Status;
 using Vmm.Tools.Devices;
 
 namespace Vmm.Tools.Bench;

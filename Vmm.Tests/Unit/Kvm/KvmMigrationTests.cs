@@ -2,7 +2,7 @@ using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tools.Cli.Guests;
 
 namespace Vmm.Tests.Unit.Kvm;

@@ -7,7 +7,7 @@ using Vmm.Core.Pci;
 using Vmm.Devices.Vfio.User.Backend;
 using Vmm.Devices.Vfio.User.Server;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 using Vmm.Tools.Cli.Guests;
 using Vmm.Tools.Devices;

@@ -7,7 +7,7 @@ using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 using Vmm.Migration;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration;
@@ -386,19 +386,11 @@ public class EngineTests
     {
         public void SaveState(QemuFileWriter f) => f.WriteByte(1);
 
-        public void LoadSetup(QemuFileReader f)
-        {
-        }
-
         public void LoadState(QemuFileReader f, int versionId)
         {
             f.ReadByte();
             reached?.Set();
             open?.Wait();
-        }
-
-        public void LoadCleanup()
-        {
         }
     }
 }

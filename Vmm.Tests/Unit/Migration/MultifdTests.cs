@@ -2,10 +2,11 @@ using System.Net;
 using System.Net.Sockets;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Multifd;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 

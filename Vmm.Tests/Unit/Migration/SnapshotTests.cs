@@ -5,7 +5,7 @@ using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
 using Vmm.Migration;
 using Vmm.Migration.Snapshot;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration;
@@ -110,6 +110,51 @@ public class SnapshotTests
     }
 
     [Test]
+    public void AFileThatIsDeletedAfterTheCheckIsLoadedAllTheSame()
+    {
+        using TestVm vm = Make();
+        vm.FilledRandom(7);
+        byte[] content = Content(vm);
+        vm.Vm.Cont();
+        Save(vm, "gone");
+        vm.FilledRandom(8);
+        LoadAnd(vm, "gone", () => Directory.Delete(Path.Combine(_folder.Path, "store", "gone"), recursive: true));
+        Assert.That(Content(vm), Is.EqualTo(content));
+        Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.Running));
+    }
+
+    [Test]
+    public void ALoadThatFailsAfterTheCheckNeverRunsTheHalfState([Values("cut", "changed")] string what, [Values] bool running, [Values("load", "reset")] string wayOut)
+    {
+        using TestVm vm = Make();
+        vm.FilledRandom(9);
+        byte[] content = Content(vm);
+        if (running) vm.Vm.Cont();
+        Save(vm, "good");
+        Save(vm, "bad");
+        vm.FilledRandom(10);
+        string file = Path.Combine(_folder.Path, "store", "bad", "vmstate");
+        Assert.That(
+            () => LoadAnd(vm, "bad", () =>
+            {
+                using FileStream stream = File.OpenWrite(file);
+                if (what == "cut") stream.SetLength(stream.Length / 2);
+                else stream.Position = stream.Length / 2;
+                if (what == "changed") stream.Write([1, 2, 3, 4, 5, 6, 7, 8]);
+            }),
+            Throws.TypeOf<DeviceStateException>().With.Message.Contains("loading snapshot 'bad' failed after it had changed the VM").And.Message.Contains(what == "cut" ? "the stream ended" : "checksum differs"));
+        Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.InternalError));
+        Assert.That(vm.Vm.Cont, Throws.TypeOf<DeviceStateException>().With.Message.EqualTo("Resetting the Virtual Machine is required"));
+        Assert.That(() => Save(vm, "worse"), Throws.TypeOf<DeviceStateException>().With.Message.Contains("internal-error"));
+        if (wayOut == "reset") vm.Vm.Reset();
+        else vm.Vm.Snapshots().Load("good", null, CancellationToken.None);
+        Assert.That(vm.Vm.RunState.State, Is.EqualTo(wayOut == "reset" ? RunState.PreLaunch : RunState.Paused));
+        if (wayOut == "load") Assert.That(Content(vm), Is.EqualTo(content));
+        vm.Vm.Cont();
+        Assert.That(vm.Vm.RunState.IsRunning);
+    }
+
+    [Test]
     public void ACancelledSaveLeavesNothing()
     {
         using TestVm vm = Make();
@@ -119,6 +164,16 @@ public class SnapshotTests
         Assert.That(() => vm.Vm.Snapshots().Save("c", false, (_, _) => cancel.Cancel(), cancel.Token), Throws.InstanceOf<OperationCanceledException>());
         Assert.That(Directory.GetFileSystemEntries(Path.Combine(_folder.Path, "store")), Is.Empty);
         Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.Running));
+    }
+
+    private static byte[] Content(TestVm vm) => vm.Ram.ReadOnlySlice(0, (int)vm.Ram.SizeBytes).ToArray();
+
+    /// <summary>Loads, and does something once the check has read the file to its end.</summary>
+    private static void LoadAnd(TestVm vm, string name, Action atEndOfCheck)
+    {
+        Action? once = atEndOfCheck;
+        vm.Vm.Snapshots().Load(name, (done, total) => { if (done == total) Interlocked.Exchange(ref once, null)?.Invoke(); }, CancellationToken.None);
+        Assert.That(once, Is.Null);
     }
 
     private static SnapshotManifest Save(TestVm vm, string name) => vm.Vm.Snapshots().Save(name, overwrite: false, null, CancellationToken.None);

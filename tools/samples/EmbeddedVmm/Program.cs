@@ -2,9 +2,10 @@ using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Channels;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
 using Vmm.Core.VmStates;
 using Vmm.Migration;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 
 return await Vmm.Samples.EmbeddedVmm.Sample.RunAsync(Console.Out);
 

@@ -10,7 +10,7 @@ using Vmm.Migration;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Cpr;
 using Vmm.Migration.Qmp;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tools.Cli.Guests;
 using Vmm.Tools.Devices;
 

@@ -1,6 +1,6 @@
 using System.Text.Json.Nodes;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tools.Cli.Client;
 
 namespace Vmm.Tools.Cli.Migrate;

@@ -1,5 +1,5 @@
 using System.Text;
-using Vmm.Migration.Stream.Viewer;
+using Vmm.Migration.Viewer;
 using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Streams;

@@ -4,7 +4,7 @@ using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Core.Devices;

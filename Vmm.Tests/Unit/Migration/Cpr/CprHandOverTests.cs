@@ -10,7 +10,8 @@ using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Cpr;
-using Vmm.Migration.State;
+using Vmm.Migration.Outgoing;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Cpr;
@@ -200,15 +201,7 @@ internal sealed class CprHandOverTests
     {
         public void SaveState(QemuFileWriter f) => f.WriteByte(1);
 
-        public void LoadSetup(QemuFileReader f)
-        {
-        }
-
         public void LoadState(QemuFileReader f, int versionId) => throw new DeviceStateException("it does not load");
-
-        public void LoadCleanup()
-        {
-        }
     }
 
     /// <summary>Holds the source up right behind each of its writes.</summary>

@@ -3,7 +3,8 @@ using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.SaveVm;
 using Vmm.Migration.Channels;
-using Vmm.Migration.State;
+using Vmm.Migration.Cpr;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Cpr;

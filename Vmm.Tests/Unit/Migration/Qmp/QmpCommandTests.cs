@@ -3,7 +3,7 @@ using NUnit.Framework;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
 using Vmm.Migration.Qmp;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Qmp;

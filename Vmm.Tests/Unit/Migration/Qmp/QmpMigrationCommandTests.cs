@@ -1,8 +1,11 @@
 using System.Text.Json.Nodes;
 using NUnit.Framework;
 using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
+using Vmm.Migration.Channels;
+using Vmm.Migration.Parameters;
 using Vmm.Migration.Qmp;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Qmp;

@@ -1,6 +1,7 @@
 using System.Text.Json.Nodes;
 using NUnit.Framework;
 using Vmm.Migration.Qmp;
+using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Qmp;
@@ -166,7 +167,7 @@ public sealed class QmpProtocolTests
         using var host = new QmpHost();
         using QmpWire wire = host.Client(oob: true);
         wire.Send("{\"execute\":\"human-monitor-command\",\"arguments\":{\"command-line\":\"migrate tcp:127.0.0.1:1\"},\"id\":\"slow\"}");
-        Assert.That(() => host.Engine.Status, Is.EqualTo(Vmm.Migration.State.MigrationStatus.Setup).After(20_000, 1));
+        Assert.That(() => host.Engine.Status, Is.EqualTo(Vmm.Migration.Status.MigrationStatus.Setup).After(20_000, 1));
         for (int i = 0; i < QmpSession.MaxQueuedRequests - 1; i++) wire.Send($"{{\"execute\":\"query-status\",\"id\":{i}}}");
         long start = Environment.TickCount64;
         wire.Send("{\"exec-oob\":\"yank\",\"arguments\":{\"instances\":[{\"type\":\"migration\"}]},\"id\":\"oob\"}");
@@ -177,7 +178,7 @@ public sealed class QmpProtocolTests
             Assert.That(elapsedMs, Is.LessThan(1000), "50 ms on an idle machine; this one may be busy");
             Assert.That(host.Engine.Calls, Does.Contain("yank"));
         }
-        host.Engine.Move(Vmm.Migration.State.MigrationStatus.Failed);
+        host.Engine.Move(Vmm.Migration.Status.MigrationStatus.Failed);
         Assert.That(wire.Read()["id"]!.ToString(), Is.EqualTo("slow"));
         for (int i = 0; i < QmpSession.MaxQueuedRequests - 1; i++) Assert.That(wire.Read()["id"]!.GetValue<int>(), Is.EqualTo(i));
     }

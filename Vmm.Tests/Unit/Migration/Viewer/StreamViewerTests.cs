@@ -2,8 +2,8 @@ using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.Wire;
-using Vmm.Migration.State;
-using Vmm.Migration.Stream.Viewer;
+using Vmm.Migration.Status;
+using Vmm.Migration.Viewer;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Viewer;

@@ -2,7 +2,8 @@ using NUnit.Framework;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Devices.Vfio.Abstractions;
-using Vmm.Migration.State;
+using Vmm.Migration.Channels;
+using Vmm.Migration.Status;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 

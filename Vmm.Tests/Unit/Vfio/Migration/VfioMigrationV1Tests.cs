@@ -2,7 +2,7 @@ using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Migration;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 

@@ -1,5 +1,6 @@
 using System.Buffers.Binary;
 using Vmm.Core.Errors;
+using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
@@ -27,9 +28,9 @@ public sealed class VfioMultifdTests
         using var to = new Side(incoming: true, new FakeVfioDevice("b", VfioMigrationFlags.StopCopy));
         to.BeginLoad();
         // Some packets come before the switchover command, the others on four threads after it.
-        foreach (byte[] packet in packets[..5]) to.Buffers.LoadStateBuffer(packet);
+        foreach (byte[] packet in packets[..5]) to.Buffers.LoadStateBuffer(Owned(packet));
         using (to.Vm.Vm.Bql.Acquire()) to.Buffers.SwitchoverStart();
-        Parallel.ForEach(packets[5..], new ParallelOptions { MaxDegreeOfParallelism = 4 }, p => to.Buffers.LoadStateBuffer(p));
+        Parallel.ForEach(packets[5..], new ParallelOptions { MaxDegreeOfParallelism = 4 }, p => to.Buffers.LoadStateBuffer(Owned(p)));
         to.Buffers.WaitLoaded(CancellationToken.None);
         to.EndLoad();
         Assert.That(to.Device.Io.State, Is.EqualTo(pair.Device.Io.State));
@@ -103,7 +104,7 @@ public sealed class VfioMultifdTests
         using var to = new Side(incoming: true, new FakeVfioDevice("b", VfioMigrationFlags.StopCopy));
         to.BeginLoad();
         byte[] body = [0xff, 0xff, 0xff, 0xff, 0xef, 0x10, 0, 2, .. new byte[284]];
-        Assert.That(Assert.Throws<StreamFormatException>(() => to.Handlers.Load!.LoadState(new QemuFileReader(new MemoryChannel(body)), 1))!.Message, Does.Contain("comes as a packet"));
+        Assert.That(Assert.Throws<StreamFormatException>(() => to.Load.State!.LoadState(new QemuFileReader(new MemoryChannel(body)), 1))!.Message, Does.Contain("comes as a packet"));
         to.EndLoad();
     }
 
@@ -111,22 +112,32 @@ public sealed class VfioMultifdTests
     public void APacketOutsideTheModeIsRefused()
     {
         using var to = new Side(incoming: true, new FakeVfioDevice("b", VfioMigrationFlags.StopCopy));
-        Assert.Throws<DeviceStateException>(() => to.Buffers.LoadStateBuffer(Packet(0, 0, 0, 10)));
+        to.BeginLoad(hasChannels: false);
+        Assert.That(to.Load.Buffers, Is.Null);
+        to.EndLoad();
     }
 
     [Test]
     public void AskedForWithoutAChannelThatTakesItTheMigrationIsRefused()
     {
         using var from = new Side(incoming: false, new FakeVfioDevice("a", VfioMigrationFlags.StopCopy), new VfioMigrationOptions { MultifdTransfer = true });
-        Assert.That(Assert.Throws<VfioException>(() => from.Handlers.Setup!.SavePrepare())!.Message, Does.Contain("x-migration-multifd-transfer=on"));
+        Assert.That(Assert.Throws<VfioException>(() => from.Handlers.Save!.SavePrepare(new SaveContext()))!.Message, Does.Contain("x-migration-multifd-transfer=on"));
     }
 
-    private static byte[] Packet(uint version, uint index, uint flags, int bytes)
+    private static StateBuffer Owned(byte[] bytes)
     {
-        byte[] packet = new byte[12 + bytes];
-        BinaryPrimitives.WriteUInt32BigEndian(packet, version);
-        BinaryPrimitives.WriteUInt32BigEndian(packet.AsSpan(4), index);
-        BinaryPrimitives.WriteUInt32BigEndian(packet.AsSpan(8), flags);
+        StateBuffer buffer = StateBuffer.Rent(bytes.Length);
+        bytes.CopyTo(buffer.Span);
+        return buffer;
+    }
+
+    private static StateBuffer Packet(uint version, uint index, uint flags, int bytes)
+    {
+        StateBuffer packet = StateBuffer.Rent(12 + bytes);
+        packet.Span.Clear();
+        BinaryPrimitives.WriteUInt32BigEndian(packet.Span, version);
+        BinaryPrimitives.WriteUInt32BigEndian(packet.Span[4..], index);
+        BinaryPrimitives.WriteUInt32BigEndian(packet.Span[8..], flags);
         return packet;
     }
 
@@ -148,45 +159,57 @@ public sealed class VfioMultifdTests
 
         internal SaveVmHandlers Handlers { get; }
 
-        internal ILoadStateBuffer Buffers => Handlers.LoadBuffer!;
+        internal LoadRoles Load { get; private set; } = new();
 
-        public void Send(ReadOnlySpan<byte> buffer) => _sent.Add(buffer.ToArray());
+        internal ILoadStateBuffer Buffers => Load.Buffers!;
+
+        public void Send(StateBuffer buffer)
+        {
+            _sent.Add(buffer.Span.ToArray());
+            buffer.Dispose();
+        }
 
         internal List<byte[]> SavePackets(out byte[] main)
         {
             var channel = new MemoryChannel();
             using var f = new QemuFileWriter(channel);
-            Handlers.CompleteThread!.UsesCompleteThread = true;
+            SaveRoles save;
             using (Vm.Vm.Bql.Acquire())
             {
-                Handlers.Setup!.SavePrepare();
-                Handlers.Setup.SaveSetup(new QemuFileWriter(new MemoryChannel()), CancellationToken.None);
+                save = Handlers.Save!.SavePrepare(new SaveContext { DataChannels = new NoChannels() });
+                save.Setup!.SaveSetup(new QemuFileWriter(new MemoryChannel()));
                 Vm.Vm.RunState.Start();
                 Vm.Vm.RunState.Stop(RunState.FinishMigrate);
                 f.Write(new byte[5]);
-                Handlers.Live!.SaveLiveCompletePrecopy(f);
+                save.Live!.SaveLiveCompletePrecopy(f);
                 f.Flush();
             }
-            Handlers.CompleteThread.SaveLiveCompletePrecopyThread(this, CancellationToken.None);
-            using (Vm.Vm.Bql.Acquire()) Handlers.Setup.SaveCleanup();
+            save.CompleteThread!.SaveLiveCompletePrecopyThread(this, CancellationToken.None);
+            using (Vm.Vm.Bql.Acquire()) save.Cleanup!.SaveCleanup();
             main = channel.Written;
             return _sent;
         }
 
-        internal void BeginLoad()
+        internal void BeginLoad(bool hasChannels = true)
         {
-            using (Vm.Vm.Bql.Acquire())
-            {
-                Buffers.UsesLoadBuffers = true;
-                Handlers.Load!.LoadSetup(new QemuFileReader(new MemoryChannel([])));
-            }
+            using (Vm.Vm.Bql.Acquire()) Load = Handlers.Load!.LoadSetup(new LoadContext { HasDataChannels = hasChannels });
         }
 
         internal void EndLoad()
         {
-            using (Vm.Vm.Bql.Acquire()) Handlers.Load!.LoadCleanup();
+            using (Vm.Vm.Bql.Acquire()) Load.Cleanup!.LoadCleanup();
         }
 
         public void Dispose() => Vm.Dispose();
+    }
+
+    /// <summary>Says that there are channels; the test takes what would go over them itself.</summary>
+    private sealed class NoChannels : IDataChannels
+    {
+        public void AddPage(RamBlock block, long page) => throw new InvalidOperationException();
+
+        public bool Sync(bool always) => throw new InvalidOperationException();
+
+        public void SendState(string idStr, int instanceId, StateBuffer buffer) => throw new InvalidOperationException();
     }
 }

@@ -1,7 +1,8 @@
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio.Abstractions;
-using Vmm.Migration.State;
+using Vmm.Migration.Status;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 

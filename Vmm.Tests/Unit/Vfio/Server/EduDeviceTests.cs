@@ -157,7 +157,7 @@ internal sealed class EduDeviceTests
         (InMemoryChannel ours, InMemoryChannel theirs) = InMemoryChannel.CreatePair();
         using (var writer = new QemuFileWriter(ours)) HostedStream.Save(source, writer);
         ours.Shutdown(ChannelShutdown.Write);
-        new HostedStreamReader(target, new QemuFileReader(theirs)).Load();
+        HostedStream.Load(target, new QemuFileReader(theirs));
     }
 
     private static void Program(Vm vm)

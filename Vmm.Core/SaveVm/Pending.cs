@@ -1,0 +1,64 @@
+namespace Vmm.Core.SaveVm;
+
+/// <summary>What is still to be sent (QEMU: <c>state_pending_estimate</c>, <c>state_pending_exact</c>).</summary>
+/// <param name="PrecopyBytes">Can be sent while the VM runs.</param>
+/// <param name="StopCopyBytes">Can only be sent after the VM has stopped.</param>
+/// <param name="PostcopyBytes">Could also be sent after the destination runs.</param>
+public readonly record struct PendingBytes(long PrecopyBytes, long StopCopyBytes = 0, long PostcopyBytes = 0)
+{
+    /// <summary>Everything that must move before the destination can run, postcopy aside.</summary>
+    public long TotalBytes => PrecopyBytes + StopCopyBytes + PostcopyBytes;
+
+    /// <summary>Adds two.</summary>
+    /// <param name="a">One.</param>
+    /// <param name="b">Other.</param>
+    /// <returns>The sum by member.</returns>
+    public static PendingBytes operator +(PendingBytes a, PendingBytes b) =>
+        new(a.PrecopyBytes + b.PrecopyBytes, a.StopCopyBytes + b.StopCopyBytes, a.PostcopyBytes + b.PostcopyBytes);
+
+    /// <summary>Adds two.</summary>
+    /// <param name="other">Other.</param>
+    /// <returns>The sum by member.</returns>
+    public PendingBytes Add(PendingBytes other) => this + other;
+}
+
+/// <summary>How an iteration ended.</summary>
+public enum SaveProgress
+{
+    /// <summary>The budget ran out; there is more to send.</summary>
+    More,
+    /// <summary>Nothing is left to send until something becomes dirty.</summary>
+    Done,
+}
+
+/// <summary>How much one iteration may send (QEMU: <c>migration_rate_exceeded</c> and the 50 ms slice of <c>ram_save_iterate</c>).</summary>
+public sealed class IterateBudget
+{
+    private readonly long _limitPosition;
+    private readonly long _deadline;
+    private readonly CancellationToken _cancel;
+
+    /// <summary>Makes a budget.</summary>
+    /// <param name="limitPosition">Stream offset at which to stop; <see cref="long.MaxValue"/> for none.</param>
+    /// <param name="duration">Longest time.</param>
+    /// <param name="cancel">Ends the iteration early.</param>
+    public IterateBudget(long limitPosition, TimeSpan duration, CancellationToken cancel)
+    {
+        _limitPosition = limitPosition;
+        _deadline = Environment.TickCount64 + (long)duration.TotalMilliseconds;
+        _cancel = cancel;
+    }
+
+    /// <summary>An unlimited budget.</summary>
+    public static IterateBudget Unlimited { get; } = new(long.MaxValue, TimeSpan.FromDays(1000), CancellationToken.None);
+
+    /// <summary>True when the iteration should end after the present record.</summary>
+    /// <param name="position">Stream offset now.</param>
+    /// <returns>Whether to stop; checks the clock, so ask once in some dozens of pages.</returns>
+    public bool IsExhausted(long position) => position >= _limitPosition || _cancel.IsCancellationRequested || Environment.TickCount64 >= _deadline;
+
+    /// <summary>True when the byte limit is reached; cheap.</summary>
+    /// <param name="position">Stream offset now.</param>
+    /// <returns>Whether to stop.</returns>
+    public bool IsOverBytes(long position) => position >= _limitPosition;
+}

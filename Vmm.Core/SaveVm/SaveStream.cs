@@ -1,0 +1,275 @@
+using Vmm.Core.Channels;
+using Vmm.Core.Errors;
+using Vmm.Core.RunStates;
+using Vmm.Core.Threading;
+using Vmm.Core.Wire;
+
+namespace Vmm.Core.SaveVm;
+
+/// <summary>
+/// One attempt's saving half: makes the object of every section, writes headers and footers around the bodies in QEMU's order (spec 1.3), and takes
+/// the BQL as each role demands. Every stream is written here: migrations, snapshots, rehearsals and the state of served devices. One thread, but for
+/// the threads that it starts for devices itself.
+/// <code>
+/// { u8 1 START | 4 FULL, be32 section id, counted string name, be32 instance, be32 version, body, footer }
+/// { u8 2 PART | 3 END, be32 section id, body, footer }
+/// footer: u8 0x7e, be32 section id
+/// u8 0 EOF
+/// </code>
+/// </summary>
+/// <param name="registry">The VM's sections.</param>
+/// <param name="f">The stream.</param>
+/// <param name="context">What the attempt is asked to do.</param>
+public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveContext context)
+{
+    private readonly List<(SaveVmEntry Entry, SaveRoles Roles)> _attempts = [];
+    private readonly List<Task> _threads = [];
+
+    /// <summary>What the attempt is asked to do.</summary>
+    public SaveContext Context => context;
+
+    /// <summary>The section being saved, for error records; null between sections.</summary>
+    public string? Section { get; private set; }
+
+    /// <summary>Description of the FULL sections written so far, for VMDESC.</summary>
+    public VmDescJson Devices { get; } = new(context.Compat.LegacyDescriptions ? VmDescOptions.Qemu72 : VmDescOptions.Qemu111);
+
+    /// <summary>Some device sends its final state over data channels.</summary>
+    public bool UsesThreads => _attempts.Exists(static a => a.Roles.CompleteThread is not null);
+
+    /// <summary>The sections that take part; null for all.</summary>
+    internal Func<SaveVmEntry, bool>? Only { get; init; }
+
+    private Bql Bql => registry.Bql;
+
+    private IEnumerable<SaveVmEntry> Entries => Only is null ? registry.Entries() : registry.Entries().Where(Only);
+
+    /// <summary>Begins the attempt: every active section makes its object, and may veto (QEMU: <c>qemu_savevm_state_prepare</c>). BQL: held.</summary>
+    /// <exception cref="MigrationBlockedException">A device cannot be saved at all.</exception>
+    public void SavePrepare()
+    {
+        Bql.AssertHeld();
+        foreach (SaveVmEntry entry in Entries)
+        {
+            if (entry.VmState is { IsMigratable: false }) throw new MigrationBlockedException($"device '{entry.IdStr}' is not migratable");
+            if (entry.Handlers is not { Save: { } save } handlers || handlers.IsActive is { } active && !active()) continue;
+            Guard(entry, () => _attempts.Add((entry, save.SavePrepare(context))));
+        }
+        Section = null;
+    }
+
+    /// <summary>The object of that type that a section made for this attempt, or null.</summary>
+    /// <typeparam name="T">Type of the object behind a role.</typeparam>
+    /// <returns>The object.</returns>
+    public T? Find<T>() where T : class
+    {
+        foreach ((_, SaveRoles roles) in _attempts)
+        {
+            if ((roles.Live as T ?? roles.VmState as T ?? roles.State as T ?? roles.Setup as T) is { } found) return found;
+        }
+        return null;
+    }
+
+    /// <summary>Early FULL sections, then the START section of every iterable (QEMU: <c>qemu_savevm_state_setup</c>). BQL: held.</summary>
+    public void SaveSetup()
+    {
+        Bql.AssertHeld();
+        foreach (SaveVmEntry entry in Entries)
+            if (entry.VmState is { IsEarlySetup: true } state) WriteFull(entry, state, null);
+        foreach ((SaveVmEntry entry, SaveRoles roles) in Iterables())
+        {
+            WriteHeader(entry, SectionType.Start);
+            Guard(entry, () => roles.Setup?.SaveSetup(f));
+            WriteFooter(entry);
+        }
+    }
+
+    /// <summary>What is left, from what is known. BQL: not held.</summary>
+    /// <returns>The sum over all iterables.</returns>
+    public PendingBytes EstimatePending() => Sum(static live => live.EstimatePending());
+
+    /// <summary>What is left, after a synchronisation with all sources. Takes the BQL.</summary>
+    /// <returns>The sum over all iterables.</returns>
+    public PendingBytes ExactPending()
+    {
+        using (Bql.Acquire()) return Sum(static live => live.ExactPending());
+    }
+
+    /// <summary>One PART section of every iterable that has something to send (QEMU: <c>qemu_savevm_state_iterate</c>). BQL: not held.</summary>
+    /// <param name="budget">When to stop.</param>
+    /// <returns>Whether something is left.</returns>
+    public SaveProgress SaveLiveIterate(IterateBudget budget)
+    {
+        Bql.AssertNotHeld();
+        foreach ((SaveVmEntry entry, SaveRoles roles) in Iterables())
+        {
+            if (roles.Live is not { IsActiveIterate: true } live) continue;
+            WriteShortHeader(entry, SectionType.Part);
+            SaveProgress one = SaveProgress.Done;
+            Guard(entry, () => one = live.SaveLiveIterate(f, budget));
+            WriteFooter(entry);
+            // Strict priority, as in QEMU: a handler that has more to send keeps later ones waiting.
+            if (one == SaveProgress.More) return SaveProgress.More;
+        }
+        return SaveProgress.Done;
+    }
+
+    /// <summary>END sections (QEMU: <c>qemu_savevm_state_complete_precopy_iterable</c>). BQL: held.</summary>
+    public void SaveLiveCompletePrecopy()
+    {
+        Bql.AssertHeld();
+        foreach ((SaveVmEntry entry, SaveRoles roles) in Iterables())
+        {
+            WriteShortHeader(entry, SectionType.End);
+            Guard(entry, () => roles.Live?.SaveLiveCompletePrecopy(f));
+            WriteFooter(entry);
+        }
+    }
+
+    /// <summary>
+    /// FULL sections (QEMU: <c>qemu_savevm_state_complete_precopy_non_iterable</c>). An iterable may have one too, as VFIO's config. BQL: held.
+    /// </summary>
+    public void SaveState()
+    {
+        Bql.AssertHeld();
+        foreach (SaveVmEntry entry in Entries)
+        {
+            if (entry.VmState is { IsEarlySetup: false } state) WriteFull(entry, state, null);
+            else if (_attempts.Find(a => a.Entry == entry).Roles is { } roles) WriteFull(entry, roles.VmState, roles.State);
+        }
+    }
+
+    /// <summary>One thread for each device that sends its final state over data channels (QEMU: <c>save_complete_precopy_thread</c>).</summary>
+    /// <param name="latch">Is told what a thread failed with.</param>
+    public void StartThreads(FaultLatch latch)
+    {
+        ArgumentNullException.ThrowIfNull(latch);
+        foreach ((SaveVmEntry entry, SaveRoles roles) in _attempts)
+        {
+            if (roles.CompleteThread is not { } thread || context.DataChannels is not { } channels) continue;
+            _threads.Add(WorkerThread.Run($"mig/src/save_{entry.IdStr}", () =>
+            {
+                try
+                {
+                    thread.SaveLiveCompletePrecopyThread(new StateSink(channels, entry), context.Cancel);
+                }
+#pragma warning disable CA1031 // The attempt's reason, which whoever joins asks the latch for.
+                catch (Exception e)
+#pragma warning restore CA1031
+                {
+                    latch.Set(e);
+                }
+            }));
+        }
+    }
+
+    /// <summary>Waits for the devices' threads, which end early once the latch is set. Never throws.</summary>
+    public void JoinThreads()
+    {
+        Task.WaitAll([.. _threads]);
+        _threads.Clear();
+    }
+
+    /// <summary>The end of the sections.</summary>
+    public void WriteEof() => f.WriteByte((byte)SectionType.Eof);
+
+    /// <summary>Acknowledgements that devices have begun to wait for since the last call.</summary>
+    /// <returns>Their number.</returns>
+    public int TakeSwitchoverAckRequests()
+    {
+        int n = 0;
+        foreach ((_, SaveRoles roles) in _attempts) n += roles.SwitchoverAck?.TakeSwitchoverAckRequests() ?? 0;
+        return n;
+    }
+
+    /// <summary>Ends every section's part in the attempt, well or not (QEMU: <c>qemu_savevm_state_cleanup</c>). Takes the BQL.</summary>
+    /// <exception cref="Exception">What a section threw although it must not; the others have had their call.</exception>
+    public void SaveCleanup()
+    {
+        using (Bql.Acquire()) Each.Call(_attempts, static a => a.Roles.Cleanup?.SaveCleanup());
+        _attempts.Clear();
+    }
+
+    private IEnumerable<(SaveVmEntry Entry, SaveRoles Roles)> Iterables() => _attempts.Where(static a => a.Roles.IsIterable);
+
+    private PendingBytes Sum(Func<ISaveLive, PendingBytes> query)
+    {
+        PendingBytes sum = default;
+        foreach ((_, SaveRoles roles) in _attempts)
+            if (roles.Live is { } live) sum += query(live);
+        return sum;
+    }
+
+    private void WriteFull(SaveVmEntry entry, IVmStateSection? state, ISaveState? code)
+    {
+        if ((state is null && code is null) || (state is not null && !state.IsNeeded())) return;
+        WriteHeader(entry, SectionType.Full);
+        Devices.StartObject();
+        Devices.Member("name", entry.IdStr);
+        Devices.Member("instance_id", entry.InstanceId);
+        Guard(entry, () =>
+        {
+            if (state is not null) state.Save(f, Devices);
+            else WriteCode(code!);
+        });
+        Devices.EndObject();
+        WriteFooter(entry);
+    }
+
+    private void WriteCode(ISaveState code)
+    {
+        long start = f.Position;
+        code.SaveState(f);
+        Devices.Member("size", f.Position - start);
+        Devices.StartArray("fields");
+        Devices.StartObject();
+        Devices.Member("name", "data");
+        Devices.Member("size", f.Position - start);
+        Devices.Member("type", "buffer");
+        Devices.EndObject();
+        Devices.EndArray();
+    }
+
+    private void WriteHeader(SaveVmEntry entry, SectionType type)
+    {
+        WriteShortHeader(entry, type);
+        f.WriteCountedString(entry.IdStr);
+        f.WriteUInt32((uint)entry.InstanceId);
+        f.WriteUInt32((uint)entry.VersionId);
+    }
+
+    private void WriteShortHeader(SaveVmEntry entry, SectionType type)
+    {
+        Section = entry.ToString();
+        f.WriteByte((byte)type);
+        f.WriteUInt32(entry.SectionId);
+    }
+
+    private void WriteFooter(SaveVmEntry entry)
+    {
+        if (context.Compat.SendSectionFooter)
+        {
+            f.WriteByte((byte)SectionType.Footer);
+            f.WriteUInt32(entry.SectionId);
+        }
+        Section = null;
+    }
+
+    private void Guard(SaveVmEntry entry, Action body)
+    {
+        Section = entry.ToString();
+        try
+        {
+            body();
+        }
+        catch (Exception e) when (e is not (VmmException or OperationCanceledException))
+        {
+            throw new DeviceStateException($"device '{entry.IdStr}' failed to save: {e.Message}", e);
+        }
+    }
+
+    private sealed class StateSink(IDataChannels channels, SaveVmEntry entry) : IDeviceStateSink
+    {
+        public void Send(StateBuffer buffer) => channels.SendState(entry.IdStr, entry.InstanceId, buffer);
+    }
+}

@@ -1,0 +1,56 @@
+using Vmm.Core.Channels;
+using Vmm.Core.Wire;
+
+namespace Vmm.Core.SaveVm;
+
+/// <summary>
+/// A copy of what a check overwrites (<see cref="LoadContext.ValidateOnly"/>): declared states, and one-piece states that load in place. A section
+/// that makes an object per attempt leaves itself alone during a check. BQL: held.
+/// </summary>
+public sealed class StateCopy : IDisposable
+{
+    private readonly SaveVmRegistry _registry;
+    private readonly MemoryStreamChannel _channel = new();
+
+    private StateCopy(SaveVmRegistry registry) => _registry = registry;
+
+    /// <summary>Takes the copy.</summary>
+    /// <param name="registry">The VM's sections.</param>
+    /// <returns>The copy.</returns>
+    /// <exception cref="Errors.VmmException">A device failed to save; nothing has changed.</exception>
+    public static StateCopy Take(SaveVmRegistry registry)
+    {
+        ArgumentNullException.ThrowIfNull(registry);
+        var copy = new StateCopy(registry);
+        try
+        {
+            using var f = new QemuFileWriter(copy._channel);
+            var stream = new SaveStream(registry, f, new SaveContext { Purpose = StreamPurpose.Snapshot }) { Only = IsOverwritten };
+            stream.SavePrepare();
+            stream.SaveState();
+            stream.WriteEof();
+            f.Flush();
+            return copy;
+        }
+        catch
+        {
+            copy.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Loads it back; the devices have been reset (<c>ResetType.UndoCheck</c>).</summary>
+    /// <exception cref="Errors.VmmException">A device does not take its own state.</exception>
+    public void PutBack()
+    {
+        _channel.Rewind();
+        var stream = new LoadStream(_registry, new QemuFileReader(_channel), new LoadContext { Purpose = StreamPurpose.Snapshot }) { Only = IsOverwritten };
+        stream.LoadSetup();
+        stream.ReadSections();
+    }
+
+    /// <summary>Frees the copy.</summary>
+    public void Dispose() => _channel.Dispose();
+
+    private static bool IsOverwritten(SaveVmEntry entry) => entry.VmState is not null || entry.Handlers is { LoadsInPlace: true };
+}

@@ -1,0 +1,88 @@
+using Vmm.Core.Channels;
+using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Threading;
+using Vmm.Core.Wire;
+
+namespace Vmm.Devices.Vfio.Migration;
+
+/// <summary>
+/// A device's final state from data channels, in one attempt to load: puts the packets in order and writes them to the device on a thread of its own
+/// (spec vfio-migration 3.7; QEMU: <c>vfio_load_bufs_thread</c>). Precopy data stay on the stream.
+/// </summary>
+internal sealed class VfioLoadThread : IDisposable
+{
+    private readonly VfioMigration _migration;
+    private readonly Action<QemuFileReader> _readConfig;
+    private readonly VfioStateBuffers _buffers;
+    private Task? _loader;
+    private byte[] _config = [];
+
+    /// <param name="migration">The device.</param>
+    /// <param name="readConfig">Reads the config record; called with the BQL held.</param>
+    internal VfioLoadThread(VfioMigration migration, Action<QemuFileReader> readConfig)
+    {
+        (_migration, _readConfig) = (migration, readConfig);
+        _buffers = new VfioStateBuffers(migration.Io.Name, migration.Options.MaxQueuedBuffersBytes);
+    }
+
+    /// <summary>Takes a packet, which is the queue's from here on. Any thread.</summary>
+    internal void Insert(StateBuffer packet) => _buffers.Insert(packet);
+
+    /// <summary>Starts to write packets to the device; the VM of the source stands still from now on.</summary>
+    internal void Start() => _loader ??= WorkerThread.Run($"vfio_load_{_migration.Id}", Load);
+
+    /// <summary>Nothing comes any more; what waits is still loaded.</summary>
+    internal void EndInput() => _buffers.Abort(new StreamTruncatedException($"the channels ended before the last packet of device '{_migration.Id}'"));
+
+    /// <summary>Waits until the device has everything, then reads the config record. BQL: not held.</summary>
+    internal void Wait(CancellationToken cancel)
+    {
+        Start();
+        using CancellationTokenRegistration abort = cancel.Register(() => _buffers.Abort(new OperationCanceledException("the load was given up")));
+        _loader!.GetAwaiter().GetResult();
+        // Not on the loader: it must never wait for the BQL, whose holder may be waiting for it.
+        (InMemoryChannel from, InMemoryChannel to) = InMemoryChannel.CreatePair(VfioSave.MaxConfigBytes);
+        using (from)
+        using (to)
+        {
+            from.Write(_config);
+            from.Shutdown(ChannelShutdown.Write);
+            var f = new QemuFileReader(to) { Section = $"{_migration.Path}/vfio" };
+            using (_migration.Services.Bql.Acquire()) _readConfig(f);
+        }
+    }
+
+    /// <summary>Ends the thread, well or not.</summary>
+    public void Dispose()
+    {
+        _buffers.Abort(new OperationCanceledException("the load has ended"));
+        if (_loader is not null) Task.WhenAny(_loader).GetAwaiter().GetResult();
+        _buffers.Dispose();
+    }
+
+    private void Load()
+    {
+        try
+        {
+            while (!_buffers.Take(LoadOne)) { }
+        }
+        catch (Exception e)
+        {
+            _buffers.Abort(e);
+            throw;
+        }
+    }
+
+    private void LoadOne(ReadOnlySpan<byte> data, bool isConfig)
+    {
+        if (!isConfig)
+        {
+            _migration.Protocol!.LoadBytes(data);
+            return;
+        }
+        if (data.Length > VfioSave.MaxConfigBytes)
+            throw new StreamLimitException($"device '{_migration.Id}': config of {data.Length} bytes is over {VfioSave.MaxConfigBytes}");
+        _config = data.ToArray();
+    }
+}

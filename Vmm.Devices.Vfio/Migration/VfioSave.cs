@@ -1,0 +1,119 @@
+using Vmm.Core.Channels;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
+using Vmm.Devices.Vfio.Abstractions;
+
+namespace Vmm.Devices.Vfio.Migration;
+
+/// <summary>
+/// One attempt to save a device: writes the tags around what the protocol moves (spec vfio-migration 4). Both protocols write the same records.
+/// </summary>
+/// <param name="migration">The device.</param>
+/// <param name="usesThread">The final state goes over data channels (spec vfio-migration 3.7); END and FULL sections are then empty.</param>
+/// <param name="hasSwitchoverAck">The destination acknowledges first data.</param>
+internal sealed class VfioSave(VfioMigration migration, bool usesThread, bool hasSwitchoverAck) : ISaveSetup, ISaveLive, ISaveState, ISaveCompleteThread, ISwitchoverAck, ISaveCleanup
+{
+    /// <summary>Longest config record: a PCI express function's, with a full MSI-X table.</summary>
+    internal const int MaxConfigBytes = 1 << 17;
+
+    private IVfioMigrationProtocol Protocol => migration.Protocol!;
+
+    public bool IsActiveIterate => Protocol.IsActiveIterate;
+
+    public int TakeSwitchoverAckRequests() => Protocol.TakeSwitchoverAckRequests();
+
+    public void SaveSetup(QemuFileWriter f)
+    {
+        f.WriteUInt64(VfioStreamFlags.DevSetupState);
+        Protocol.SaveSetup(hasSwitchoverAck);
+        f.WriteUInt64(VfioStreamFlags.EndOfState);
+    }
+
+    public PendingBytes EstimatePending() => Protocol.EstimatePending();
+
+    public PendingBytes ExactPending() => Protocol.ExactPending();
+
+    public SaveProgress SaveLiveIterate(QemuFileWriter f, IterateBudget budget)
+    {
+        (SaveProgress progress, ulong endTag) = Protocol.SaveIterate(f);
+        f.WriteUInt64(endTag);
+        return progress;
+    }
+
+    public void SaveLiveCompletePrecopy(QemuFileWriter f)
+    {
+        if (Protocol.State != VfioDeviceState.StopCopy) migration.Config.ReadShadow();
+        if (!usesThread) Protocol.SaveComplete(f);
+        f.WriteUInt64(VfioStreamFlags.EndOfState);
+    }
+
+    /// <summary>Sends numbered packets; the last one is the config record (QEMU: <c>vfio_multifd_save_complete_precopy_thread</c>).</summary>
+    public void SaveLiveCompletePrecopyThread(IDeviceStateSink sink, CancellationToken cancel)
+    {
+        uint index = 0;
+        Protocol.EnterStopCopy();
+        while (true)
+        {
+            cancel.ThrowIfCancellationRequested();
+            StateBuffer packet = StateBuffer.Rent(VfioStatePacket.HeaderBytes + VfioMigrationV2.MaxBufferBytes);
+            int n = Read(packet);
+            if (n == 0) break;
+            VfioStatePacket.WriteHeader(packet.Span, index++, flags: 0);
+            packet.Trim(VfioStatePacket.HeaderBytes + n);
+            sink.Send(packet);
+        }
+        StateBuffer config = ConfigPacket();
+        VfioStatePacket.WriteHeader(config.Span, index, VfioStatePacket.ConfigState);
+        cancel.ThrowIfCancellationRequested();
+        sink.Send(config);
+    }
+
+    public void SaveState(QemuFileWriter f)
+    {
+        if (usesThread) f.WriteUInt64(VfioStreamFlags.EndOfState);
+        else WriteConfig(f);
+    }
+
+    public void SaveCleanup()
+    {
+        if (Protocol.SaveCleanup() is { } failure) VfioMigrationLog.CleanupFailed(migration.Logger, migration.Id, failure.Message);
+    }
+
+    /// <summary>The CONFIG record (spec vfio-migration 3.4).</summary>
+    private void WriteConfig(QemuFileWriter f)
+    {
+        f.WriteUInt64(VfioStreamFlags.DevConfigState);
+        migration.Config.SaveConfig(f);
+        f.WriteUInt64(VfioStreamFlags.EndOfState);
+    }
+
+    /// <returns>Bytes of device data behind the header; at 0 the packet has been given back.</returns>
+    private int Read(StateBuffer packet)
+    {
+        int n = 0;
+        try
+        {
+            n = Protocol.ReadStopCopy(packet.Span[VfioStatePacket.HeaderBytes..]);
+            return n;
+        }
+        finally
+        {
+            if (n == 0) packet.Dispose();
+        }
+    }
+
+    private StateBuffer ConfigPacket()
+    {
+        (InMemoryChannel from, InMemoryChannel to) = InMemoryChannel.CreatePair(MaxConfigBytes);
+        using (from)
+        using (to)
+        using (var f = new QemuFileWriter(from))
+        {
+            WriteConfig(f);
+            f.Flush();
+            StateBuffer packet = StateBuffer.Rent(VfioStatePacket.HeaderBytes + (int)f.Position);
+            new QemuFileReader(to).Read(packet.Span[VfioStatePacket.HeaderBytes..]);
+            return packet;
+        }
+    }
+}

@@ -1,0 +1,36 @@
+using Vmm.Core.Devices;
+using Vmm.Core.RunStates;
+
+namespace Vmm.Migration.Attempts;
+
+/// <summary>A guest that one attempt stops, and the way back to what it did before. BQL: held for every call.</summary>
+/// <param name="vm">The VM.</param>
+internal sealed class StoppedGuest(Vm vm)
+{
+    private RunState? _entered;
+
+    /// <summary>The run state before the stop.</summary>
+    internal RunState Before { get; private set; } = vm.RunState.State;
+
+    /// <summary>The suspended mark before the stop (QEMU: <c>vm_was_suspended</c>).</summary>
+    internal bool WasSuspended { get; private set; } = vm.RunState.WasSuspended;
+
+    /// <summary>Stops the guest; one that does not run only changes its state.</summary>
+    /// <exception cref="Core.Errors.DeviceStateException">A device failed to stop; the guest is stopped, and <see cref="GoOn"/> starts it again.</exception>
+    internal void Stop(RunState state)
+    {
+        (Before, WasSuspended, _entered) = (vm.RunState.State, vm.RunState.WasSuspended, state);
+        vm.RunState.Stop(state);
+    }
+
+    /// <summary>Puts the guest back into the state that it had (QEMU: the tail of <c>migration_iteration_finish</c>); does nothing if it was not stopped.</summary>
+    /// <exception cref="Core.Errors.DeviceStateException">A device refused; the guest stays stopped.</exception>
+    internal void GoOn()
+    {
+        if (_entered is not { } entered) return;
+        if (RunStateTable.IsRunning(Before)) vm.RunState.Start();
+        else if (vm.RunState.State == entered) vm.RunState.Set(Before);
+        // The stop noted that the guest was suspended; it is again, so there is nothing left to note.
+        if (Before == RunState.Suspended) vm.RunState.WasSuspended = false;
+    }
+}

@@ -1,0 +1,336 @@
+using Microsoft.Extensions.Logging;
+using Vmm.Core.Channels;
+using Vmm.Core.Devices;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Threading;
+using Vmm.Migration.Attempts;
+using Vmm.Migration.Channels;
+using Vmm.Migration.Cpr;
+using Vmm.Migration.Diagnostics;
+using Vmm.Migration.Incoming;
+using Vmm.Migration.Multifd;
+using Vmm.Migration.Outgoing;
+using Vmm.Migration.Parameters;
+using Vmm.Migration.Rehearsals;
+using Vmm.Migration.Status;
+
+namespace Vmm.Migration.Engine;
+
+/// <summary>The engine of one VM: at most one migration at a time. Disposing it cancels what runs and waits for it.</summary>
+internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
+{
+    private static readonly TimeSpan s_tailLimit = TimeSpan.FromSeconds(1);
+
+    private readonly MigrationContext _context;
+    private readonly Lock _gate = new();
+    private volatile OutgoingMigration? _outgoing;
+    private volatile IncomingMigration? _incoming;
+    private MigrationListener? _listener;
+    private Task<MigrationStatus>? _running;
+    private IDisposable? _frozen;
+    private IncomingRecord _incomingRecord = new();
+    private volatile bool _isIncoming;
+    private bool _exclusive;
+    private volatile bool _keepsListening;
+
+    public MigrationEngine(Vm vm, MigrationBlockers blockers, MigrationNotifiers notifiers, ILoggerFactory loggers)
+    {
+        _context = new MigrationContext(vm, blockers, notifiers, new MigrationStateMachine(), Parameters, Capabilities, loggers.CreateLogger("Vmm.Migration"))
+        {
+            Rehearsal = WorkerThread.Run("mig/rehearsal", Rehearsal.Run),
+        };
+        vm.Disposing += Dispose;
+        _context.Machine.Changed += status =>
+        {
+            MigrationLog.StatusChanged(_context.Logger, status.ToWireName());
+            StatusChanged?.Invoke(status);
+        };
+    }
+
+    public event Action<MigrationStatus>? StatusChanged;
+
+    public event Action<long>? PassCompleted;
+
+    public MigrationStatus Status => _context.Machine.Status;
+
+    public MigrationParameterSet Parameters { get; } = new();
+
+    public MigrationCapabilitySet Capabilities { get; } = new();
+
+    public Func<string, OwnedFd?>? TakeNamedFd { get; set; }
+
+    public Func<long, int, OwnedFd?>? OpenFdSet { get; set; }
+
+    public void Yank()
+    {
+        // Out-of-band: no lock, so that a control call that waits for something cannot hold it up.
+        var reason = new ChannelException("the migration's channels were shut by yank", Errno.ECONNABORTED);
+        if (!_isIncoming) _outgoing?.Abort(reason);
+        _incoming?.Abort(reason);
+    }
+
+    /// <summary>Framing choices for migrations started from now on.</summary>
+    public MigrationCompat Compat
+    {
+        get => _context.Compat;
+        set => _context.Compat = value;
+    }
+
+    public MigrationContext Context => _context;
+
+    public MigrationInfo Query()
+    {
+        lock (_gate)
+        {
+            MigrationStatus status = Status;
+            MigrationInfo info = _isIncoming || _outgoing is null
+                ? new MigrationInfo
+                {
+                    Status = status, IsIncoming = _isIncoming,
+                    Error = status is MigrationStatus.Failed or MigrationStatus.Failing ? _incomingRecord.Error : null,
+                    Downtime = _incomingRecord.Downtime,
+                    SocketAddresses = _listener is { } l && status != MigrationStatus.Completed ? [l.Address] : [],
+                }
+                : _outgoing.Progress.Info(status, Parameters.Current);
+            if (!info.IsIncoming && _context.Vm.DeviceTransfer is { IsUsed: true } transfer) info = info with { VfioTransferredBytes = transfer.Bytes };
+            return info with { BlockedReasons = _context.Blockers.Reasons(Parameters.Current.Mode) };
+        }
+    }
+
+    public Task<MigrationStatus> Migrate(MigrationAddress address, MigrationAddress? cpr = null)
+    {
+        ArgumentNullException.ThrowIfNull(address);
+        return StartOutgoing(address, null, cpr);
+    }
+
+    public Task<MigrationStatus> Migrate(IMigrationChannel channel)
+    {
+        ArgumentNullException.ThrowIfNull(channel);
+        return StartOutgoing(null, channel, null);
+    }
+
+    public Task<MigrationStatus> MigrateIncoming(MigrationAddress address, bool keepListening = false)
+    {
+        ArgumentNullException.ThrowIfNull(address);
+        WaitForTail();
+        lock (_gate)
+        {
+            CheckIncoming();
+            _keepsListening = keepListening && address.IsSocket;
+            if (address.IsSocket)
+            {
+                var listener = MigrationListener.Listen(address);
+                _listener?.Dispose();
+                _listener = listener;
+                MigrationLog.IncomingStarted(_context.Logger, $"{address} {listener.Address.Port}");
+                return StartIncoming(() => AcceptLoop(listener, keepListening));
+            }
+            IMigrationChannel channel = MigrationConnector.OpenAtOnce(address, outgoing: false, TakeNamedFd, OpenFdSet)!;
+            return StartIncoming(() => LoadOnce(channel, []));
+        }
+    }
+
+    public Task<MigrationStatus> MigrateIncoming(IMigrationChannel channel)
+    {
+        ArgumentNullException.ThrowIfNull(channel);
+        WaitForTail();
+        lock (_gate)
+        {
+            CheckIncoming();
+            _keepsListening = false;
+            return StartIncoming(() => LoadOnce(channel, []));
+        }
+    }
+
+    public void Cancel()
+    {
+        OutgoingMigration? outgoing;
+        IncomingMigration? incoming;
+        lock (_gate)
+        {
+            outgoing = _isIncoming ? null : _outgoing;
+            incoming = _incoming;
+            _listener?.Stop();
+        }
+        outgoing?.Cancel();
+        incoming?.Abort(new OperationCanceledException("the incoming migration was cancelled"));
+    }
+
+    public void Continue(MigrationStatus state)
+    {
+        lock (_gate)
+        {
+            if (Status != state || state != MigrationStatus.PreSwitchover || _outgoing is null)
+                throw new ConfigurationException($"Migration not in expected state: {Status.ToWireName()}");
+            _outgoing.Continue();
+        }
+    }
+
+    public IDisposable BeginExclusive()
+    {
+        WaitForTail();
+        lock (_gate)
+        {
+            ThrowIfBusy();
+            _exclusive = true;
+            IDisposable frozen = _context.Blockers.Freeze();
+            return new Release(() =>
+            {
+                frozen.Dispose();
+                lock (_gate) _exclusive = false;
+            });
+        }
+    }
+
+    public void Dispose()
+    {
+        Task? running;
+        lock (_gate) running = _running;
+        Cancel();
+        lock (_gate) _outgoing?.Abort(new OperationCanceledException("the VM is going away"));
+        running?.Wait();
+        _context.Rehearsal.Wait();
+        lock (_gate)
+        {
+            _listener?.Dispose();
+            _listener = null;
+            _outgoing?.Dispose();
+            _outgoing = null;
+        }
+    }
+
+    private Task<MigrationStatus> StartOutgoing(MigrationAddress? address, IMigrationChannel? channel, MigrationAddress? cpr)
+    {
+        WaitForTail();
+        lock (_gate)
+        {
+            ThrowIfBusy();
+            RunState state = _context.Vm.RunState.State;
+            if (state == RunState.InMigrate) throw new DeviceStateException("Guest is waiting for an incoming migration");
+            if (state == RunState.PostMigrate) throw new DeviceStateException("Can't migrate the vm that was paused due to previous migration");
+            MigrationMode mode = Parameters.Current.Mode;
+            CprRules.Check(mode, address, cpr, Parameters.Current.CprExecCommand);
+            _context.Blockers.ThrowIfBlocked(mode);
+            if (address is not null) channel = MigrationConnector.OpenAtOnce(address, outgoing: true, TakeNamedFd, OpenFdSet);
+            OutgoingMigration outgoing;
+            try
+            {
+                outgoing = new OutgoingMigration(_context, OutgoingPlan.Make(_context, address, channel, cpr), channel);
+            }
+            catch
+            {
+                if (channel is FileChannel file) file.Abandon();
+                channel?.Dispose();
+                throw;
+            }
+            _outgoing?.Dispose();
+            _outgoing = outgoing;
+            _isIncoming = false;
+            outgoing.Progress.Pass += n => PassCompleted?.Invoke(n);
+            _frozen = _context.Blockers.Freeze();
+            MigrationLog.OutgoingStarted(_context.Logger, address?.ToString() ?? channel!.Name);
+            _context.Machine.TryMoveTo(MigrationStatus.Setup);
+            Task<MigrationStatus> task = outgoing.Start();
+            _running = task.ContinueWith(
+                t =>
+                {
+                    _frozen.Dispose();
+                    return t.GetAwaiter().GetResult();
+                },
+                CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
+            return _running;
+        }
+    }
+
+    // Whoever has just seen a terminal status may start again at once, although the thread that reported it is still on its way out. A handler of
+    // StatusChanged is on that very thread, hence the limit.
+    private void WaitForTail()
+    {
+        Task? last = Volatile.Read(ref _running);
+        if (last is { IsCompleted: false } && Status.IsTerminal() && !_keepsListening) Task.WaitAny([last], s_tailLimit);
+    }
+
+    private void CheckIncoming()
+    {
+        ThrowIfBusy();
+        if (_context.Vm.RunState.State != RunState.InMigrate) throw new DeviceStateException("'-incoming' was not specified on the command line");
+    }
+
+    private void ThrowIfBusy()
+    {
+        if (_exclusive) throw new MigrationBlockedException("a snapshot is being saved or loaded");
+        if (_running is { IsCompleted: false })
+            throw new MigrationBlockedException(_isIncoming ? "The incoming migration has already been started" : "There's a migration process in progress");
+    }
+
+    private Task<MigrationStatus> StartIncoming(Func<MigrationStatus> body)
+    {
+        _isIncoming = true;
+        _incomingRecord = new IncomingRecord();
+        _context.Machine.TryMoveTo(MigrationStatus.Setup);
+        MigrationStatus end = MigrationStatus.Failed;
+        Task thread = WorkerThread.Run("mig/dst/main", () => end = body());
+        _running = thread.ContinueWith(
+            t =>
+            {
+                t.GetAwaiter().GetResult();
+                return end;
+            },
+            CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
+        return _running;
+    }
+
+    private MigrationStatus AcceptLoop(MigrationListener listener, bool keepListening)
+    {
+        try
+        {
+            while (true)
+            {
+                using var accepting = new MultifdAccepting(listener, () => Capabilities.IsOn(MigrationCapability.Multifd));
+                if (!accepting.TryAccept(out SocketChannel? peer, out IReadOnlyList<SocketChannel> data)) return StopWaiting();
+                if (Status.IsTerminal()) _context.Machine.TryMoveTo(MigrationStatus.Setup);
+                MigrationStatus end = LoadOnce(peer, data);
+                if (end != MigrationStatus.Failed || !keepListening || _context.Vm.RunState.State != RunState.InMigrate) return end;
+            }
+        }
+        finally
+        {
+            lock (_gate)
+            {
+                if (ReferenceEquals(_listener, listener)) _listener = null;
+            }
+            listener.Dispose();
+        }
+    }
+
+    private MigrationStatus StopWaiting()
+    {
+        if (Status == MigrationStatus.Failed) return MigrationStatus.Failed;
+        _context.Machine.TryMoveTo(MigrationStatus.Cancelling);
+        _context.Machine.TryMoveTo(MigrationStatus.Cancelled);
+        return MigrationStatus.Cancelled;
+    }
+
+    private MigrationStatus LoadOnce(IMigrationChannel channel, IReadOnlyList<IMigrationChannel> dataChannels)
+    {
+        using var incoming = new IncomingMigration(_context, channel, dataChannels);
+        lock (_gate)
+        {
+            _incoming = incoming;
+            _incomingRecord = incoming.Record;
+        }
+        MigrationStatus end = incoming.Run();
+        lock (_gate) _incoming = null;
+        return end;
+    }
+
+    private sealed class Release(Action undo) : IDisposable
+    {
+        private Action? _undo = undo;
+
+        public void Dispose() => Interlocked.Exchange(ref _undo, null)?.Invoke();
+    }
+}

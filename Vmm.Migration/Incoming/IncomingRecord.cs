@@ -1,0 +1,24 @@
+using Vmm.Migration.Status;
+
+namespace Vmm.Migration.Incoming;
+
+/// <summary>What is known of how one incoming migration ended; written before its status says so, read by any thread.</summary>
+internal sealed class IncomingRecord
+{
+    private volatile MigrationError? _error;
+    private volatile DowntimeReport? _downtime;
+
+    /// <summary>Why it failed, or null.</summary>
+    internal MigrationError? Error
+    {
+        get => _error;
+        set => _error = value;
+    }
+
+    /// <summary>This side's part of the downtime, or null.</summary>
+    internal DowntimeReport? Downtime
+    {
+        get => _downtime;
+        set => _downtime = value;
+    }
+}

@@ -1,0 +1,46 @@
+using Vmm.Core.Channels;
+using Vmm.Core.Interop;
+using Vmm.Migration.Attempts;
+
+namespace Vmm.Migration.Outgoing;
+
+/// <summary>What the phases of one outgoing migration share. The first reason to end is kept in the latch.</summary>
+internal sealed class OutgoingAttempt : IDisposable
+{
+    private readonly CancellationTokenSource _cancel = new();
+
+    internal OutgoingAttempt(MigrationContext vm, OutgoingPlan plan)
+    {
+        (Vm, Plan) = (vm, plan);
+        Latch.OnSet(() =>
+        {
+            _cancel.Cancel();
+            Posix.SignalEventFd(Wake);
+        });
+    }
+
+    internal MigrationContext Vm { get; }
+
+    internal OutgoingPlan Plan { get; }
+
+    internal FaultLatch Latch { get; } = new();
+
+    /// <summary>Ends a wait for a socket; signalled with the latch.</summary>
+    internal OwnedFd Wake { get; } = Posix.EventFd();
+
+    internal OutgoingProgress Progress { get; } = new();
+
+    internal HandOver HandOver { get; } = new();
+
+    /// <summary>Set with the latch.</summary>
+    internal CancellationToken Cancel => _cancel.Token;
+
+    /// <summary>For error records.</summary>
+    internal string Phase { get; set; } = "connect";
+
+    public void Dispose()
+    {
+        _cancel.Dispose();
+        Wake.Dispose();
+    }
+}

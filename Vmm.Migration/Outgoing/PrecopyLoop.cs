@@ -1,0 +1,102 @@
+using System.Diagnostics;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
+using Vmm.Migration.Channels;
+using Vmm.Migration.Diagnostics;
+using Vmm.Migration.Stream;
+
+namespace Vmm.Migration.Outgoing;
+
+/// <summary>
+/// The second phase: sends what is dirty, again and again while the VM runs, until the rest fits into the downtime (spec 12; QEMU:
+/// <c>migration_iteration_run</c>). One thread.
+/// </summary>
+internal sealed class PrecopyLoop
+{
+    /// <summary>Below this nothing worth draining is under way.</summary>
+    private const long DrainFromBytes = 1 << 20;
+
+    /// <summary>How long to wait when nothing can be sent and the VM cannot be stopped yet.</summary>
+    private const int IdleWaitMs = 5;
+
+    private static readonly TimeSpan s_drainTimeout = TimeSpan.FromSeconds(1);
+
+    private readonly OutgoingAttempt _attempt;
+    private readonly OutgoingLink _link;
+    private readonly SwitchoverAcks _acks;
+    private readonly SendWindow _window;
+    private long _drainedAt = Stopwatch.GetTimestamp();
+    private long _drainedBytes;
+    private uint _ping = 1;
+
+    internal PrecopyLoop(OutgoingAttempt attempt, OutgoingLink link, SwitchoverAcks acks)
+    {
+        (_attempt, _link, _acks) = (attempt, link, acks);
+        _window = new SendWindow(link.File, attempt.Progress, attempt.Cancel);
+        _drainedBytes = link.File.FlushedBytes;
+    }
+
+    private MigrationParameters Parameters => _attempt.Vm.Parameters.Current;
+
+    internal void Run()
+    {
+        QemuFileWriter f = _link.File;
+        while (!IsReadyToStop())
+        {
+            var budget = new IterateBudget(_window.BudgetPosition(Parameters), _attempt.Vm.IterateLimit, _attempt.Cancel);
+            _link.Stream.SaveLiveIterate(budget);
+            f.Flush();
+            _window.Pace(Parameters, _link.Ram);
+        }
+    }
+
+    private bool IsReadyToStop()
+    {
+        _attempt.Latch.ThrowIfSet();
+        PendingBytes pending = _link.Stream.EstimatePending();
+        _acks.Take();
+        if (pending.TotalBytes <= _window.ThresholdBytes || pending.PrecopyBytes == 0)
+        {
+            // What is still in buffers would count as downtime, so it goes out before the VM is asked to stop.
+            Drain();
+            pending = _link.Stream.ExactPending();
+            _attempt.Progress.PendingBytes = pending.TotalBytes;
+            MigrationLog.Pending(_attempt.Vm.Logger, pending.TotalBytes, _window.ThresholdBytes);
+            _attempt.Progress.OnPass(_link.Ram.SyncCount);
+            _acks.Take();
+            if (pending.TotalBytes <= _window.ThresholdBytes && _acks.AreThere) return true;
+            if (pending.PrecopyBytes == 0)
+            {
+                // All that is left can only go after the stop, and is too much for the downtime or not yet acknowledged.
+                _window.NoteIdle();
+                _attempt.Cancel.WaitHandle.WaitOne(IdleWaitMs);
+            }
+        }
+        _attempt.Progress.PendingBytes = pending.TotalBytes;
+        return false;
+    }
+
+    private void Drain()
+    {
+        QemuFileWriter f = _link.File;
+        if (f.Position < DrainFromBytes) return;
+        long start = Stopwatch.GetTimestamp();
+        if (_link.ReturnPath is { } returnPath)
+        {
+            // A PONG comes from behind everything sent so far: the destination has loaded it.
+            f.WritePing(++_ping);
+            f.Flush();
+            returnPath.WaitPong(_ping, s_drainTimeout);
+        }
+        else
+        {
+            f.Flush();
+            if (_link.Channel is SocketChannel) _link.Channel.Drain(s_drainTimeout);
+        }
+        _attempt.Latch.ThrowIfSet();
+        _attempt.Progress.DrainMs = Stopwatch.GetElapsedTime(start).TotalMilliseconds;
+        long delivered = f.FlushedBytes - _drainedBytes;
+        if (delivered >= DrainFromBytes) _window.OnDelivered(Parameters, delivered / Stopwatch.GetElapsedTime(_drainedAt).TotalSeconds);
+        (_drainedAt, _drainedBytes) = (Stopwatch.GetTimestamp(), f.FlushedBytes);
+    }
+}

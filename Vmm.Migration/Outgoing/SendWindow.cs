@@ -1,0 +1,70 @@
+using System.Diagnostics;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
+using Vmm.Migration.Ram;
+
+namespace Vmm.Migration.Outgoing;
+
+/// <summary>
+/// Paces an outgoing migration in windows of 100 ms (QEMU: <c>migration_rate_limit</c>, BUFFER_DELAY), measures what the wire takes, and says how many
+/// bytes fit into the downtime. One thread.
+/// </summary>
+/// <param name="f">The stream.</param>
+/// <param name="progress">Is told the figures of each window.</param>
+/// <param name="cancel">Ends a wait.</param>
+internal sealed class SendWindow(QemuFileWriter f, OutgoingProgress progress, CancellationToken cancel)
+{
+    private static readonly TimeSpan s_length = TimeSpan.FromMilliseconds(100);
+
+    /// <summary>Taken for a wire that has not been measured because there was nothing to send: QEMU's default max-bandwidth.</summary>
+    private const double AssumedBandwidthBytesPerSecond = 128 << 20;
+
+    private long _start = Stopwatch.GetTimestamp();
+    private long _startBytes = f.FlushedBytes;
+    private double _busyBandwidth;
+    private bool _wasIdle;
+
+    /// <summary>Bytes that the downtime limit allows to be sent after the stop (QEMU: <c>threshold_size</c>).</summary>
+    internal long ThresholdBytes { get; private set; }
+
+    /// <summary>There was nothing to send for a moment: the window says nothing about what the wire takes.</summary>
+    internal void NoteIdle() => _wasIdle = true;
+
+    /// <summary>Stream offset at which this window's share of max-bandwidth is used up.</summary>
+    internal long BudgetPosition(MigrationParameters parameters)
+    {
+        ulong limit = parameters.MaxBandwidthBytesPerSecond;
+        if (limit == 0) return long.MaxValue;
+        long left = _startBytes + (long)Math.Min(limit / 10, long.MaxValue / 2) - f.FlushedBytes;
+        return f.Position + Math.Max(left, 1);
+    }
+
+    /// <summary>Ends the window when it is over; waits for its end when its budget is used up.</summary>
+    internal void Pace(MigrationParameters parameters, RamFigures ram)
+    {
+        TimeSpan spent = Stopwatch.GetElapsedTime(_start);
+        ulong limit = parameters.MaxBandwidthBytesPerSecond;
+        if (spent < s_length && limit != 0 && (ulong)(f.FlushedBytes - _startBytes) >= limit / 10)
+        {
+            // Rounded up: a wait that ends a fraction of a millisecond early would let a page a turn slip through until the window is over.
+            cancel.WaitHandle.WaitOne((int)Math.Ceiling((s_length - spent).TotalMilliseconds));
+            spent = Stopwatch.GetElapsedTime(_start);
+        }
+        if (spent < s_length) return;
+        double bandwidth = (f.FlushedBytes - _startBytes) / spent.TotalSeconds;
+        if (!_wasIdle) _busyBandwidth = bandwidth;
+        double expected = _wasIdle ? Math.Max(bandwidth, _busyBandwidth > 0 ? _busyBandwidth : AssumedBandwidthBytesPerSecond) : bandwidth;
+        _wasIdle = false;
+        double forSwitchover = parameters.AvailSwitchoverBandwidthBytesPerSecond > 0 ? parameters.AvailSwitchoverBandwidthBytesPerSecond : expected;
+        ThresholdBytes = (long)Math.Min(forSwitchover * parameters.DowntimeLimitMs / 1000, long.MaxValue / 2);
+        progress.OnWindow(bandwidth, ram, forSwitchover);
+        (_start, _startBytes) = (Stopwatch.GetTimestamp(), f.FlushedBytes);
+    }
+
+    /// <summary>What was measured at our end filled buffers too; from drain to drain the figure is what the destination really took.</summary>
+    internal void OnDelivered(MigrationParameters parameters, double bytesPerSecond)
+    {
+        if (parameters.AvailSwitchoverBandwidthBytesPerSecond == 0)
+            ThresholdBytes = Math.Min(ThresholdBytes, (long)(bytesPerSecond * parameters.DowntimeLimitMs / 1000));
+    }
+}

@@ -1,0 +1,116 @@
+using System.Diagnostics;
+using Vmm.Core.Errors;
+using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Threading;
+using Vmm.Migration.Attempts;
+using Vmm.Migration.Status;
+using Vmm.Migration.Stream;
+
+namespace Vmm.Migration.Outgoing;
+
+/// <summary>
+/// The third phase: stops the VM and sends the rest (QEMU: <c>migration_completion</c>). Who made it puts the guest back where the attempt fails.
+/// </summary>
+/// <param name="attempt">The attempt.</param>
+/// <param name="link">Its channels.</param>
+/// <param name="acks">Acknowledgements that the switchover waited for.</param>
+/// <param name="guest">The guest, which is stopped here.</param>
+internal sealed class Switchover(OutgoingAttempt attempt, OutgoingLink link, SwitchoverAcks acks, StoppedGuest guest)
+{
+    private long _stopAt;
+
+    /// <summary>With mode cpr-transfer, <c>CprFdTable.Changes</c> when the new process was given its descriptors.</summary>
+    internal long HandedOver { get; init; }
+
+    /// <summary>Waits for <c>migrate-continue</c> in pre-switchover; set by it and by the latch.</summary>
+    internal required ManualResetEventSlim MayGoOn { get; init; }
+
+    /// <summary>Where the downtime goes, as far as it is known.</summary>
+    internal DowntimeReport Downtime { get; private set; } = new();
+
+    /// <summary>Stop of the VM to now, ms.</summary>
+    internal double StoppedMs => Ms(_stopAt);
+
+    private MigrationContext Vm => attempt.Vm;
+
+    private MigrationStateMachine Machine => attempt.Vm.Machine;
+
+    internal void Run()
+    {
+        var bql = Vm.Vm.Bql.Acquire();
+        try
+        {
+            Stop();
+            if (Vm.Capabilities.IsOn(MigrationCapability.PauseBeforeSwitchover) && Machine.TryMove(MigrationStatus.Active, MigrationStatus.PreSwitchover))
+            {
+                bql.Dispose();
+                MayGoOn.Wait();
+                bql = Vm.Vm.Bql.Acquire();
+                attempt.Latch.ThrowIfSet();
+                if (!Machine.TryMove(MigrationStatus.PreSwitchover, MigrationStatus.Device)) attempt.Latch.ThrowIfSet();
+            }
+            else if (!Machine.TryMove(MigrationStatus.Active, MigrationStatus.Device))
+            {
+                attempt.Latch.ThrowIfSet();
+            }
+            SendRam();
+            SendState();
+        }
+        finally
+        {
+            bql.Dispose();
+        }
+        long sendAt = Stopwatch.GetTimestamp();
+        link.File.Flush();
+        Downtime = Downtime with { SendMs = Ms(sendAt) };
+    }
+
+    private void Stop()
+    {
+        attempt.Phase = "stop";
+        _stopAt = Stopwatch.GetTimestamp();
+        attempt.Progress.OnStop(link.File.Position);
+        guest.Stop(RunState.FinishMigrate);
+        Downtime = new DowntimeReport { DrainMs = attempt.Progress.DrainMs, DeviceStopMs = StoppedMs, AtNs = MonotonicClock.ToNs(_stopAt) };
+        link.Stream.Find<GlobalState>()?.Store(guest.Before, guest.WasSuspended);
+        if (attempt.Plan.Mode == MigrationMode.CprTransfer) LeaveProcess();
+        Downtime = Downtime with { GuestAtNs = RunStateTable.IsRunning(guest.Before) ? Vm.Vm.Accelerator?.RunTimes.LeftAtNs ?? 0 : 0 };
+        acks.ThrowIfMore();
+    }
+
+    /// <summary>The guest may have set up interrupts since the new process was given its descriptors: there they would be dead. BQL: held.</summary>
+    private void LeaveProcess()
+    {
+        if (Vm.Vm.CprFds.Changes != HandedOver)
+            throw new DeviceStateException("descriptors of the VM changed after the new process was given them, as when a guest sets its interrupts up; try again");
+        Vm.Vm.CprFds.IsLeaving = true;
+    }
+
+    private void SendRam()
+    {
+        attempt.Phase = "complete";
+        long at = Stopwatch.GetTimestamp();
+        if (attempt.Plan.Context.Compat.SendSwitchoverStart || link.Stream.UsesThreads) link.File.WriteCommand(MigCommand.SwitchoverStart);
+        link.Stream.SaveLiveCompletePrecopy();
+        // After the END sections: with them the last registers have been read.
+        link.Stream.StartThreads(attempt.Latch);
+        Downtime = Downtime with { FinalRamMs = Ms(at) };
+    }
+
+    private void SendState()
+    {
+        attempt.Phase = "device-state";
+        long at = Stopwatch.GetTimestamp();
+        link.Stream.SaveState();
+        attempt.HandOver.BeforeEnd(attempt.Latch, attempt.Plan.HasReturnPath);
+        StreamEnd.Write(link.File, link.Stream, Vm.Identity);
+        Downtime = Downtime with { DeviceStateMs = Ms(at), TotalMs = StoppedMs };
+        link.File.Flush();
+        link.Stream.JoinThreads();
+        attempt.Latch.ThrowIfSet();
+        link.Sender?.Finish();
+    }
+
+    private static double Ms(long since) => Stopwatch.GetElapsedTime(since).TotalMilliseconds;
+}

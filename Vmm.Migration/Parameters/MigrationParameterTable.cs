@@ -1,0 +1,200 @@
+using System.Globalization;
+using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
+
+namespace Vmm.Migration.Parameters;
+
+/// <summary>What kind of value a parameter takes.</summary>
+public enum MigrationParameterKind
+{
+    /// <summary>An unsigned 64-bit number.</summary>
+    UInt64,
+    /// <summary>An unsigned 64-bit number of bytes, or of bytes a second.</summary>
+    Size,
+    /// <summary>An unsigned 32-bit number.</summary>
+    UInt32,
+    /// <summary>An unsigned 8-bit number.</summary>
+    UInt8,
+    /// <summary>True or false.</summary>
+    Bool,
+    /// <summary>One of <see cref="MigrationParameter.Values"/>.</summary>
+    Enum,
+    /// <summary>A string; null is the same as the empty one.</summary>
+    StringOrNull,
+    /// <summary>A list of strings.</summary>
+    StringList,
+}
+
+/// <summary>
+/// One migration parameter as QEMU knows it (qmp.md 8.6). Values are <see cref="ulong"/> for all numbers, <see cref="bool"/>,
+/// <see cref="string"/> for enum values and strings, and an array of strings for lists.
+/// </summary>
+public sealed record MigrationParameter
+{
+    /// <summary>Wire name.</summary>
+    public required string Name { get; init; }
+    /// <summary>Kind of value.</summary>
+    public required MigrationParameterKind Kind { get; init; }
+    /// <summary>QEMU's default.</summary>
+    public required object Default { get; init; }
+    /// <summary>Smallest number.</summary>
+    public ulong Min { get; init; }
+    /// <summary>Largest number.</summary>
+    public ulong Max { get; init; } = ulong.MaxValue;
+    /// <summary>The end of QEMU's range error, after <c>Option NAME expects</c>; made from the range when null.</summary>
+    public string? RangeText { get; init; }
+    /// <summary>QEMU's whole range error where it has another form, or null.</summary>
+    public string? RangeError { get; init; }
+    /// <summary>All values of an enum; empty for other kinds.</summary>
+    public IReadOnlyList<string> Values { get; init; } = [];
+    /// <summary>Unit shown to people: <c>ms</c>, <c>bytes/second</c>, ...; empty for none.</summary>
+    public string Unit { get; init; } = string.Empty;
+    /// <summary>In HMP a bare number means MiB (QEMU: <c>migrate_set_parameter max-bandwidth</c>).</summary>
+    public bool IsMiBInHmp { get; init; }
+    /// <summary>QEMU marks it unstable.</summary>
+    public bool IsUnstable { get; init; }
+
+    /// <summary>Reads the value in a set; null when vmm does not honour the parameter yet, so that it always has its default.</summary>
+    internal Func<MigrationParameters, object>? Read { get; init; }
+    /// <summary>Makes a set with another value.</summary>
+    internal Func<MigrationParameters, object, MigrationParameters>? Write { get; init; }
+    /// <summary>Enum values that are honoured; null means all of them.</summary>
+    internal IReadOnlyList<string>? HonouredValues { get; init; }
+    /// <summary>A further condition on a number, e.g. a power of two.</summary>
+    internal Func<ulong, bool> IsValid { get; init; } = static _ => true;
+
+    /// <summary>True if vmm honours other values than the default.</summary>
+    public bool IsImplemented => Read is not null;
+
+    /// <summary>The value in a set.</summary>
+    /// <param name="parameters">The set.</param>
+    /// <returns>The value.</returns>
+    public object Get(MigrationParameters parameters) => Read?.Invoke(parameters) ?? Default;
+
+    /// <summary>A set with another value of this parameter.</summary>
+    /// <param name="parameters">The set to change.</param>
+    /// <param name="value">The value, of the type that the kind wants.</param>
+    /// <returns>The new set.</returns>
+    /// <exception cref="ConfigurationException">Out of range (QEMU's text) or not implemented (names the parameter).</exception>
+    public MigrationParameters With(MigrationParameters parameters, object value)
+    {
+        ArgumentNullException.ThrowIfNull(value);
+        if (value is ulong n && (n < Min || n > Max || !IsValid(n)))
+            throw new ConfigurationException(RangeError ?? $"Option {Name} expects {RangeText ?? $"a value between {Min} and {Max}"}");
+        if (value is string s && Values.Count > 0 && !Values.Contains(s))
+            throw new ConfigurationException($"Parameter '{Name}' does not accept value '{s}'");
+        if (Write is not null && (HonouredValues is null || HonouredValues.Contains((string)value))) return Write(parameters, value);
+        bool isDefault = value is string[] list ? list.SequenceEqual((string[])Default) : value.Equals(Default);
+        if (isDefault) return parameters;
+        throw new ConfigurationException($"parameter '{Name}' is not implemented in this version of vmm")
+        {
+            Hint = $"only its default is accepted: {Format(Default)}",
+        };
+    }
+
+    /// <summary>A value as text.</summary>
+    /// <param name="value">A value of this parameter.</param>
+    /// <returns>Numbers in decimal, switches as on and off, strings as they are.</returns>
+    public static string Format(object value) => value switch
+    {
+        bool b => b ? "on" : "off",
+        string[] list => string.Join(' ', list),
+        string { Length: 0 } => "''",
+        _ => Convert.ToString(value, CultureInfo.InvariantCulture)!,
+    };
+}
+
+/// <summary>All migration parameters, in the order in which QEMU 11.1 shows them.</summary>
+public static class MigrationParameterTable
+{
+    private static readonly string[] s_modes = ["normal", "cpr-reboot", "cpr-transfer", "cpr-exec"];
+    private static readonly string[] s_detection = ["none", "legacy", "multifd"];
+
+    /// <summary>Every parameter; <c>block-bitmap-mapping</c> is not one of them, vmm has no block devices.</summary>
+    public static IReadOnlyList<MigrationParameter> All { get; } =
+    [
+        Number("announce-initial", 50, 0, 100_000, "ms"),
+        Number("announce-max", 550, 0, 100_000, "ms"),
+        Number("announce-rounds", 5, 0, 1000, ""),
+        Number("announce-step", 100, 1, 10_000, "ms") with { RangeText = "a value between 0 and 10000" },
+        UInt8("throttle-trigger-threshold", 50, 1, 100),
+        UInt8("cpu-throttle-initial", 20, 1, 99),
+        UInt8("cpu-throttle-increment", 10, 1, 99),
+        Switch("cpu-throttle-tailslow"),
+        UInt8("max-cpu-throttle", 99, 20, 99) with { RangeText = "an integer in the range of cpu-throttle-initial to 99" },
+        Text("tls-creds"),
+        Text("tls-hostname"),
+        Text("tls-authz"),
+        Number("max-bandwidth", 128 << 20, 0, ulong.MaxValue, "bytes/second") with
+        {
+            Kind = MigrationParameterKind.Size, IsMiBInHmp = true,
+            Read = static p => p.MaxBandwidthBytesPerSecond, Write = static (p, v) => p with { MaxBandwidthBytesPerSecond = (ulong)v },
+        },
+        Number("avail-switchover-bandwidth", 0, 0, ulong.MaxValue, "bytes/second") with
+        {
+            Kind = MigrationParameterKind.Size, IsMiBInHmp = true,
+            Read = static p => p.AvailSwitchoverBandwidthBytesPerSecond, Write = static (p, v) => p with { AvailSwitchoverBandwidthBytesPerSecond = (ulong)v },
+        },
+        Number("max-postcopy-bandwidth", 0, 0, ulong.MaxValue, "bytes/second") with { Kind = MigrationParameterKind.Size },
+        Number("downtime-limit", 300, 0, MigrationParameterSet.MaxDowntimeLimitMs, "ms") with
+        {
+            RangeText = "an integer in the range of 0 to (2000 * 1000) ms",
+            Read = static p => p.DowntimeLimitMs, Write = static (p, v) => p with { DowntimeLimitMs = (ulong)v },
+        },
+        Number("x-checkpoint-delay", 20_000, 0, uint.MaxValue, "ms") with { Kind = MigrationParameterKind.UInt32, IsUnstable = true },
+        UInt8("multifd-channels", 2, 1, 255) with { Unit = "" },
+        Choice("multifd-compression", "none", ["none", "zlib", "zstd"]),
+        UInt8("multifd-zlib-level", 1, 0, 9) with { Unit = "" },
+        UInt8("multifd-qatzip-level", 1, 1, 9) with { Unit = "" },
+        UInt8("multifd-zstd-level", 1, 0, 20) with { Unit = "" },
+        Choice("zero-page-detection", "multifd", s_detection) with
+        {
+            Read = static p => s_detection[(int)p.ZeroPageDetection],
+            Write = static (p, v) => p with { ZeroPageDetection = (ZeroPageDetection)Array.IndexOf(s_detection, (string)v) },
+        },
+        Number("xbzrle-cache-size", 64 << 20, 4096, ulong.MaxValue, "bytes") with
+        {
+            Kind = MigrationParameterKind.Size, IsValid = ulong.IsPow2, RangeText = "a power of two no less than the target page size",
+        },
+        Number("x-vcpu-dirty-limit-period", 1000, 1, 1000, "ms") with { IsUnstable = true },
+        Number("vcpu-dirty-limit", 1, 1, ulong.MaxValue, "MB/s") with { RangeError = "Parameter 'vcpu-dirty-limit' must be greater than 1 MB/s" },
+        Choice("mode", "normal", s_modes) with
+        {
+            Read = static p => s_modes[(int)p.Mode], Write = static (p, v) => p with { Mode = (MigrationMode)Array.IndexOf(s_modes, (string)v) },
+        },
+        Switch("direct-io"),
+        Number("x-rdma-chunk-size", 1 << 20, 1 << 20, 1 << 30, "bytes") with
+        {
+            Kind = MigrationParameterKind.Size, IsUnstable = true, IsValid = ulong.IsPow2,
+            RangeError = "Option x_rdma_chunk_size expects a power of 2 in the range 1MiB to 1024MiB",
+        },
+        new()
+        {
+            Name = "cpr-exec-command", Kind = MigrationParameterKind.StringList, Default = Array.Empty<string>(),
+            Read = static p => p.CprExecCommand.ToArray(), Write = static (p, v) => p with { CprExecCommand = (string[])v },
+        },
+    ];
+
+    /// <summary>Finds a parameter by its wire name.</summary>
+    /// <param name="name">The name.</param>
+    /// <returns>The parameter, or null.</returns>
+    public static MigrationParameter? Find(string name) => All.FirstOrDefault(p => p.Name == name);
+
+    private static MigrationParameter Number(string name, ulong value, ulong min, ulong max, string unit) => new()
+    {
+        Name = name, Kind = MigrationParameterKind.UInt64, Default = value, Min = min, Max = max, Unit = unit,
+    };
+
+    private static MigrationParameter UInt8(string name, ulong value, ulong min, ulong max) => new()
+    {
+        Name = name, Kind = MigrationParameterKind.UInt8, Default = value, Min = min, Max = max,
+        RangeText = max is 99 or 100 ? $"an integer in the range of {min} to {max}" : null,
+    };
+
+    private static MigrationParameter Switch(string name) => new() { Name = name, Kind = MigrationParameterKind.Bool, Default = false };
+
+    private static MigrationParameter Text(string name) => new() { Name = name, Kind = MigrationParameterKind.StringOrNull, Default = string.Empty };
+
+    private static MigrationParameter Choice(string name, string value, string[] values) =>
+        new() { Name = name, Kind = MigrationParameterKind.Enum, Default = value, Values = values };
+}

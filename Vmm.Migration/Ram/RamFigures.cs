@@ -1,0 +1,62 @@
+using System.Diagnostics;
+using Vmm.Core.Memory;
+
+namespace Vmm.Migration.Ram;
+
+/// <summary>Figures of one <see cref="RamSave"/>: written by its thread, read by any (QEMU: <c>RAMState</c>, <c>mig_stats</c>).</summary>
+/// <param name="totalBytes">Bytes that the attempt may have to send.</param>
+internal sealed class RamFigures(long totalBytes)
+{
+    private long _periodStart;
+    private long _periodDirtyPages;
+    private long _normalPages;
+    private long _zeroPages;
+    private long _dirtyPages;
+    private long _dirtyPagesRate;
+    private long _syncCount;
+
+    /// <summary>Of an attempt that has not come to its RAM.</summary>
+    internal static RamFigures None { get; } = new(0);
+
+    internal long TotalBytes => totalBytes;
+
+    internal long NormalPages => Volatile.Read(ref _normalPages);
+
+    internal long ZeroPages => Volatile.Read(ref _zeroPages);
+
+    internal long RemainingBytes => Volatile.Read(ref _dirtyPages) * RamBlock.PageSize;
+
+    /// <summary>Pages a second that became dirty in the last period.</summary>
+    internal long DirtyPagesRate => Volatile.Read(ref _dirtyPagesRate);
+
+    /// <summary>Dirty bitmap synchronisations; the setup counts as the first.</summary>
+    internal long SyncCount => Volatile.Read(ref _syncCount);
+
+    internal void Begin(long pages)
+    {
+        Volatile.Write(ref _dirtyPages, pages);
+        Volatile.Write(ref _syncCount, 1);
+        _periodStart = Stopwatch.GetTimestamp();
+    }
+
+    internal void OnPage(bool zero)
+    {
+        Volatile.Write(ref _dirtyPages, _dirtyPages - 1);
+        if (zero) Volatile.Write(ref _zeroPages, _zeroPages + 1);
+        else Volatile.Write(ref _normalPages, _normalPages + 1);
+    }
+
+    internal void OnSync(long dirtyPages)
+    {
+        _periodDirtyPages += dirtyPages - _dirtyPages;
+        Volatile.Write(ref _dirtyPages, dirtyPages);
+        Volatile.Write(ref _syncCount, _syncCount + 1);
+        TimeSpan period = Stopwatch.GetElapsedTime(_periodStart);
+        if (period < TimeSpan.FromSeconds(1)) return;
+        Volatile.Write(ref _dirtyPagesRate, (long)(_periodDirtyPages / period.TotalSeconds));
+        _periodDirtyPages = 0;
+        _periodStart = Stopwatch.GetTimestamp();
+    }
+
+    internal void End() => Volatile.Write(ref _dirtyPages, 0);
+}

@@ -1,0 +1,145 @@
+using Vmm.Core.Errors;
+using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
+
+namespace Vmm.Migration.Ram;
+
+/// <summary>
+/// One attempt to load guest RAM (spec 3, receiver rules; QEMU: <c>ram_load_precopy</c>). The stream's records come on one thread; pages from data
+/// channels on any.
+/// </summary>
+internal sealed class RamLoad : ILoadState, ILoadPages
+{
+    private const int PageSize = RamBlock.PageSize;
+
+    private readonly GuestMemory _memory;
+    private readonly LoadContext _context;
+    private readonly Dictionary<RamBlock, DirtyBitmap> _knownZero = [];
+    private RamBlock? _block;
+    private long _loadedPages;
+
+    internal RamLoad(GuestMemory memory, LoadContext context)
+    {
+        (_memory, _context) = (memory, context);
+        // Fresh memory is zero already: a zero page that was not written in this load is skipped, so that it is not even touched.
+        foreach (RamBlock block in memory.Blocks)
+            if (block.IsKnownZero) _knownZero[block] = new DirtyBitmap(block.PageCount);
+    }
+
+    /// <summary>Pages that have come, by the stream and by data channels.</summary>
+    internal long LoadedPages => Volatile.Read(ref _loadedPages);
+
+    private bool ValidateOnly => _context.ValidateOnly;
+
+    public RamBlock? FindBlock(string name) => _memory.FindBlock(name);
+
+    public void NoteLoaded(RamBlock block, ulong offset)
+    {
+        if (_knownZero.Count > 0 && _knownZero.TryGetValue(block, out DirtyBitmap? written)) written.Set((long)(offset / PageSize));
+        Interlocked.Increment(ref _loadedPages);
+    }
+
+    public void LoadZeroPage(RamBlock block, ulong offset)
+    {
+        Interlocked.Increment(ref _loadedPages);
+        long page = (long)(offset / PageSize);
+        if (_knownZero.TryGetValue(block, out DirtyBitmap? written) && !written.IsSet(page)) return;
+        if (!block.IsZeroPage(page)) block.Slice(offset, PageSize).Clear();
+    }
+
+    public void LoadState(QemuFileReader f, int versionId)
+    {
+        while (true)
+        {
+            RamRecord record = RamRecord.Read(f);
+            switch (record.Kind)
+            {
+                case RamSaveFlags.Page: LoadPage(f, record); break;
+                case RamSaveFlags.Zero: LoadZero(f, record); break;
+                case RamSaveFlags.Xbzrle: LoadXbzrle(f, record); break;
+                case RamSaveFlags.MemSize: LoadBlockList(f, record.Offset); break;
+                case RamSaveFlags.Eos: return;
+                default: _context.SyncDataChannels?.Invoke(); break; // MULTIFD_FLUSH, harmless without multifd, as in QEMU 11.1 (spec 3).
+            }
+        }
+    }
+
+    private void LoadPage(QemuFileReader f, in RamRecord record)
+    {
+        RamBlock block = Block(f, record);
+        ulong offset = record.Offset;
+        if (ValidateOnly)
+        {
+            f.Skip(PageSize);
+        }
+        else
+        {
+            f.ReadGuest(block, offset, PageSize);
+        }
+        NoteLoaded(block, offset);
+    }
+
+    private void LoadZero(QemuFileReader f, in RamRecord record)
+    {
+        RamBlock block = Block(f, record);
+        ulong offset = record.Offset;
+        byte fill = f.ReadByte(); // 7.2 fills with any byte, 11.1 insists on 0 (spec 3).
+        if (fill == 0 && !ValidateOnly)
+        {
+            LoadZeroPage(block, offset);
+            return;
+        }
+        if (!ValidateOnly) block.Slice(offset, PageSize).Fill(fill);
+        NoteLoaded(block, offset);
+    }
+
+    private RamBlock Block(QemuFileReader f, in RamRecord record)
+    {
+        if (!record.IsContinue)
+        {
+            string name = f.ReadCountedString();
+            // Names repeat for long stretches; look up only when the name changes.
+            if (_block?.Name != name)
+                _block = _memory.FindBlock(name) ?? throw f.Bad("RAM block", $"one of {BlockNames()}", $"'{name}'");
+        }
+        RamBlock block = _block ?? throw f.Bad("RAM record", "a block name before CONTINUE", "CONTINUE");
+        if (record.Offset >= block.SizeBytes) throw f.Bad($"page offset in RAM block '{block.Name}'", $"below 0x{block.SizeBytes:x}", $"0x{record.Offset:x}");
+        return block;
+    }
+
+    private void LoadBlockList(QemuFileReader f, ulong total)
+    {
+        var list = new RamBlockListReader(f, total, new RamBlockLayout(HasAddress: _context.Capabilities.IsOn(MigrationCapability.XIgnoreShared)));
+        while (list.TryRead(out RamBlockEntry? entry))
+        {
+            (string name, ulong length) = (entry!.Name, entry.UsedLength);
+            RamBlock? block = _memory.FindBlock(name);
+            if (block is null)
+                throw Mismatch(f, $"RAM block '{name}' of 0x{length:x} bytes does not exist here", BlockNames(), $"'{name}'");
+            if (block.SizeBytes != length)
+                throw Mismatch(f, $"RAM block '{name}': size differs, 0x{block.SizeBytes:x} here, 0x{length:x} in the stream", $"0x{block.SizeBytes:x}", $"0x{length:x}");
+            if (entry.Address is { } address && block.FilePath is not null && address != block.Address.Value)
+                throw Mismatch(f, $"RAM block '{name}': address differs, {block.Address} here, 0x{address:x} in the stream", $"{block.Address}", $"0x{address:x}");
+        }
+    }
+
+    private IncompatibleStateException Mismatch(QemuFileReader f, string message, string expected, string found) => new(message)
+    {
+        Section = f.Section, Offset = f.Position, Expected = expected, Found = found,
+        Hint = $"give both sides the same --memory; here: {string.Join(", ", _memory.Blocks.Select(static b => $"{b.Name}={b.SizeBytes >> 20}M"))}",
+    };
+
+    private string BlockNames() => _memory.Blocks.Count == 0 ? "no blocks" : string.Join(", ", _memory.Blocks.Select(static b => $"'{b.Name}'"));
+
+    /// <summary>Delta record: u8 1, u16 n, n bytes of runs (spec 3.4).</summary>
+    private void LoadXbzrle(QemuFileReader f, in RamRecord record)
+    {
+        RamBlock block = Block(f, record);
+        ulong offset = record.Offset;
+        Span<byte> delta = RamRecord.ReadXbzrle(f, stackalloc byte[WireLimits.XbzrleBytes]);
+        Span<byte> page = ValidateOnly ? new byte[PageSize] : block.Slice(offset, PageSize);
+        if (!Xbzrle.TryDecode(delta, page)) throw f.Bad("XBZRLE runs", "runs inside one page", $"{delta.Length} bytes that do not decode");
+        NoteLoaded(block, offset);
+    }
+}

@@ -1,0 +1,199 @@
+using Vmm.Core.Memory;
+using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
+using Vmm.Migration.Cpr;
+
+namespace Vmm.Migration.Ram;
+
+/// <summary>
+/// One attempt to save guest RAM (spec 3; QEMU: <c>RAMState</c>). Calls come one after the other; <see cref="Figures"/> may be read by any thread.
+/// </summary>
+internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
+{
+    private const int PageSize = RamBlock.PageSize;
+    private const int PagesPerClockCheck = 64;
+
+    private readonly GuestMemory _memory;
+    private readonly Bql _bql;
+    private readonly IDataChannels? _channels;
+    private readonly IgnoredRam _ignored;
+    private readonly bool _detectZeroPages;
+    private RamBlockScan[] _blocks = [];
+    private RamBlock? _lastNamed;
+    private int _scanBlock;
+    private int _scanWord;
+    private bool _logging;
+    private bool _harvested;
+
+    internal RamSave(GuestMemory memory, Bql bql, SaveContext context)
+    {
+        (_memory, _bql, _channels) = (memory, bql, context.DataChannels);
+        _ignored = context.Mode is MigrationMode.CprTransfer or MigrationMode.CprExec ? IgnoredRam.All
+            : context.Capabilities.IsOn(MigrationCapability.XIgnoreShared) ? IgnoredRam.SharedFiles : IgnoredRam.None;
+        _detectZeroPages = context.Parameters.ZeroPageDetection != ZeroPageDetection.None;
+        Figures = new RamFigures(memory.Blocks.Sum(b => IsIgnored(b) ? 0 : (long)b.SizeBytes));
+    }
+
+    /// <summary>What has been sent and what is left.</summary>
+    internal RamFigures Figures { get; }
+
+    public bool IsActiveIterate => true;
+
+    /// <summary>Setup record: u64 total|MEM_SIZE, then per block cs name, u64 length; u64 EOS (spec 3.2). BQL: held.</summary>
+    public void SaveSetup(QemuFileWriter f)
+    {
+        // QEMU lists the largest block first; the order also decides which pages go first.
+        RamBlock[] all = [.. _memory.Blocks.OrderByDescending(static b => b.SizeBytes)];
+        _blocks = [.. all.Where(b => !IsIgnored(b)).Select(static b => new RamBlockScan(b))];
+        if (_blocks.Length > 0)
+        {
+            _memory.StartDirtyLog();
+            _logging = true;
+        }
+        // Behind the start of the log: a page that gets its memory from here on is marked there and sent again.
+        foreach (RamBlockScan block in _blocks) block.MarkAll();
+        Figures.Begin(_blocks.Sum(static b => b.Block.PageCount));
+
+        // The list is of all blocks, ignored or not, so that the other side can compare.
+        f.WriteUInt64(_memory.TotalBytes | (ulong)RamSaveFlags.MemSize);
+        foreach (RamBlock block in all)
+        {
+            f.WriteCountedString(block.Name);
+            f.WriteUInt64(block.SizeBytes);
+            if (_ignored == IgnoredRam.SharedFiles) f.WriteUInt64(block.Address.Value);
+        }
+        SyncChannels(f, always: true);
+        f.WriteUInt64((ulong)RamSaveFlags.Eos);
+    }
+
+    public PendingBytes EstimatePending() => new(Figures.RemainingBytes);
+
+    public PendingBytes ExactPending()
+    {
+        _bql.AssertHeld();
+        Synchronise();
+        return new(Figures.RemainingBytes);
+    }
+
+    public SaveProgress SaveLiveIterate(QemuFileWriter f, IterateBudget budget)
+    {
+        bool done = SendDirtyPages(f, budget);
+        f.WriteUInt64((ulong)RamSaveFlags.Eos);
+        return done ? SaveProgress.Done : SaveProgress.More;
+    }
+
+    public void SaveLiveCompletePrecopy(QemuFileWriter f)
+    {
+        _bql.AssertHeld();
+        Synchronise();
+        SendDirtyPages(f, IterateBudget.Unlimited);
+        SyncChannels(f, always: true);
+        f.WriteUInt64((ulong)RamSaveFlags.Eos);
+    }
+
+    public void SaveCleanup()
+    {
+        if (!_logging) return;
+        _logging = false;
+        _memory.StopDirtyLog();
+        _blocks = [];
+        Figures.End();
+    }
+
+    private bool IsIgnored(RamBlock block) => _ignored switch
+    {
+        IgnoredRam.All => true,
+        IgnoredRam.SharedFiles => block is { IsShared: true, FilePath: not null },
+        _ => false,
+    };
+
+    private void Synchronise()
+    {
+        long dirty = 0;
+        foreach (RamBlockScan block in _blocks) dirty += block.Harvest(_memory);
+        _harvested = true;
+        Figures.OnSync(dirty);
+    }
+
+    /// <summary>
+    /// Between two harvests of dirty marks a page goes at most once, so it is enough that nothing of one harvest overtakes the one before.
+    /// (QEMU syncs at the end of each pass for the same end.)
+    /// </summary>
+    private void SyncChannels(QemuFileWriter f, bool always)
+    {
+        if (_channels is not { } channels || !channels.Sync(always)) return;
+        f.WriteUInt64((ulong)RamSaveFlags.MultifdFlush);
+        // The channels wait for this mark.
+        f.Flush();
+    }
+
+    /// <summary>Scans from the last place, word by word; a word's marks are cleared before its pages are read. True when nothing is dirty any more.</summary>
+    private bool SendDirtyPages(QemuFileWriter f, IterateBudget budget)
+    {
+        int sinceCheck = 0;
+        if (_harvested) SyncChannels(f, always: false);
+        _harvested = false;
+        for (int visited = 0; visited <= _blocks.Length;)
+        {
+            if (_blocks.Length == 0) return true;
+            RamBlockScan block = _blocks[_scanBlock];
+            DirtyBitmap bitmap = block.Bitmap;
+            while (_scanWord < bitmap.WordCount)
+            {
+                ulong marks = bitmap.TakeWord(_scanWord);
+                if (marks == 0) { _scanWord++; continue; }
+                ulong holes = block.Holes.TakeWord(_scanWord);
+                long basePage = (long)_scanWord << 6;
+                while (marks != 0)
+                {
+                    int bit = System.Numerics.BitOperations.TrailingZeroCount(marks);
+                    marks &= marks - 1;
+                    SendPage(f, block.Block, basePage + bit, (holes >> bit & 1) != 0);
+                    if (!budget.IsOverBytes(f.Position) && (++sinceCheck < PagesPerClockCheck || !budget.IsExhausted(f.Position)))
+                    {
+                        if (sinceCheck >= PagesPerClockCheck) sinceCheck = 0;
+                        continue;
+                    }
+                    bitmap.OrWord(_scanWord, marks);
+                    block.Holes.OrWord(_scanWord, holes & marks);
+                    return false;
+                }
+                _scanWord++;
+            }
+            _scanWord = 0;
+            _scanBlock = (_scanBlock + 1) % _blocks.Length;
+            visited++;
+        }
+        return true;
+    }
+
+    private void SendPage(QemuFileWriter f, RamBlock block, long page, bool isHole)
+    {
+        ulong record = (ulong)page * PageSize;
+        bool zero = _detectZeroPages && (isHole || block.IsZeroPage(page));
+        Figures.OnPage(zero);
+        if (!zero && _channels is { } channels)
+        {
+            channels.AddPage(block, page);
+            f.NoteMoved(PageSize);
+            return;
+        }
+        record |= (ulong)(zero ? RamSaveFlags.Zero : RamSaveFlags.Page);
+        bool named = !ReferenceEquals(block, _lastNamed);
+        if (!named) record |= (ulong)RamSaveFlags.Continue;
+        if (!zero && !named)
+        {
+            f.WriteGuestPage(record, block, page);
+            return;
+        }
+        f.WriteUInt64(record);
+        if (named)
+        {
+            f.WriteCountedString(block.Name);
+            _lastNamed = block;
+        }
+        if (zero) f.WriteByte(0);
+        else f.WriteGuest(block, (ulong)page * PageSize, PageSize);
+    }
+}

@@ -1,0 +1,125 @@
+using Vmm.Migration.Channels;
+
+namespace Vmm.Migration.Status;
+
+/// <summary>RAM counters of a migration (QEMU: MigrationStats; qmp.md 8.7).</summary>
+public sealed record RamStats
+{
+    /// <summary>Bytes sent, RAM and device stream together.</summary>
+    public long TransferredBytes { get; init; }
+    /// <summary>Bytes of RAM still to send.</summary>
+    public long RemainingBytes { get; init; }
+    /// <summary>Bytes of RAM in all.</summary>
+    public long TotalBytes { get; init; }
+    /// <summary>Zero pages sent.</summary>
+    public long DuplicatePages { get; init; }
+    /// <summary>Data pages sent.</summary>
+    public long NormalPages { get; init; }
+    /// <summary>Pages a second that the guest dirtied in the last period.</summary>
+    public long DirtyPagesRate { get; init; }
+    /// <summary>Throughput, 10^6 bit/s.</summary>
+    public double Mbps { get; init; }
+    /// <summary>Pages a second sent.</summary>
+    public long PagesPerSecond { get; init; }
+    /// <summary>Dirty bitmap synchronisations.</summary>
+    public long DirtySyncCount { get; init; }
+    /// <summary>Bytes sent before the VM stopped.</summary>
+    public long PrecopyBytes { get; init; }
+    /// <summary>Bytes sent while the VM was stopped.</summary>
+    public long DowntimeBytes { get; init; }
+    /// <summary>Bytes sent over channels of multifd, pages and device state with their headers.</summary>
+    public long MultifdBytes { get; init; }
+}
+
+/// <summary>
+/// Where the downtime went; all in ms with fractions. On the source it runs from the stop of the VM to the destination's confirmation, on
+/// the destination from the first byte after the source's stop that it can see to the running VM.
+/// </summary>
+public sealed record DowntimeReport
+{
+    /// <summary>Before the stop: draining what was queued while the VM still ran. Not part of <see cref="TotalMs"/>.</summary>
+    public double DrainMs { get; init; }
+    /// <summary>Stopping devices and vCPUs.</summary>
+    public double DeviceStopMs { get; init; }
+    /// <summary>Last RAM: final dirty sync and END sections.</summary>
+    public double FinalRamMs { get; init; }
+    /// <summary>Writing device state sections.</summary>
+    public double DeviceStateMs { get; init; }
+    /// <summary>Until everything had left this side.</summary>
+    public double SendMs { get; init; }
+    /// <summary>Loading on the destination (on the source: waiting for the confirmation).</summary>
+    public double LoadMs { get; init; }
+    /// <summary>Starting devices and vCPUs on the destination.</summary>
+    public double StartMs { get; init; }
+    /// <summary>Stop to running.</summary>
+    public double TotalMs { get; init; }
+    /// <summary>CLOCK_MONOTONIC, ns: when the source began to stop the VM, or when the destination ran it. One clock for all processes of a host.</summary>
+    public long AtNs { get; init; }
+    /// <summary>
+    /// CLOCK_MONOTONIC, ns: when the guest's last vCPU left it on the source, or its first one entered it on the destination; 0 without vCPUs or
+    /// when it did not run. Between two processes of one host the difference is what the guest itself can notice.
+    /// </summary>
+    public long GuestAtNs { get; init; }
+}
+
+/// <summary>
+/// The one record of a failed migration. The same text appears in QMP, CLI and log, and travels to the other side when the return path is open.
+/// </summary>
+public sealed record MigrationError
+{
+    /// <summary>Which side failed first: <c>source</c> or <c>destination</c>.</summary>
+    public required string Side { get; init; }
+    /// <summary>Phase: connect, setup, iterate, stop, complete, device-state, load, start, ...</summary>
+    public required string Phase { get; init; }
+    /// <summary>The cause in one line.</summary>
+    public required string Message { get; init; }
+    /// <summary>Section or device, or null.</summary>
+    public string? Section { get; init; }
+    /// <summary>Stream offset, or null.</summary>
+    public long? Offset { get; init; }
+    /// <summary>What was expected, or null.</summary>
+    public string? Expected { get; init; }
+    /// <summary>What was found, or null.</summary>
+    public string? Found { get; init; }
+    /// <summary>What to do, or null.</summary>
+    public string? Hint { get; init; }
+
+    /// <summary>The one line shown everywhere.</summary>
+    /// <returns>E.g. <c>destination, load: section 'ram/0': ...</c>.</returns>
+    public override string ToString()
+    {
+        string hint = Hint is null ? string.Empty : $" (hint: {Hint})";
+        return $"{Side}, {Phase}: {Message}{hint}";
+    }
+}
+
+/// <summary>A snapshot of a migration's progress, as <c>query-migrate</c> shows it (qmp.md 8.7).</summary>
+public sealed record MigrationInfo
+{
+    /// <summary>Status; none before the first migration.</summary>
+    public MigrationStatus Status { get; init; }
+    /// <summary>True when the figures are those of an incoming migration.</summary>
+    public bool IsIncoming { get; init; }
+    /// <summary>Time since the start, or the final time, ms.</summary>
+    public long TotalTimeMs { get; init; }
+    /// <summary>Setup time, ms.</summary>
+    public long SetupTimeMs { get; init; }
+    /// <summary>Expected downtime, ms; null after the switchover began.</summary>
+    public long? ExpectedDowntimeMs { get; init; }
+    /// <summary>Downtime so far or final, ms; null before the switchover.</summary>
+    public double? DowntimeMs { get; init; }
+    /// <summary>Bytes left, RAM and devices; null when completed.</summary>
+    public long? RemainingBytes { get; init; }
+    /// <summary>RAM counters; null in setup, failed and cancelled, and on the destination.</summary>
+    public RamStats? Ram { get; init; }
+    /// <summary>Bytes of device data sent by VFIO devices; null without such a device.</summary>
+    public long? VfioTransferredBytes { get; init; }
+    /// <summary>The breakdown; null before the switchover.</summary>
+    public DowntimeReport? Downtime { get; init; }
+    /// <summary>The failure; only in failing and failed.</summary>
+    public MigrationError? Error { get; init; }
+    /// <summary>Reasons that block a migration now.</summary>
+    public IReadOnlyList<string> BlockedReasons { get; init; } = [];
+    /// <summary>Addresses the destination listens on, until completed.</summary>
+    public IReadOnlyList<MigrationSocketAddress> SocketAddresses { get; init; } = [];
+}

@@ -1,0 +1,96 @@
+using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
+
+namespace Vmm.Migration.Stream;
+
+/// <summary>
+/// Reads commands of an incoming stream and carries them out (spec 6.1; QEMU: <c>loadvm_process_command</c>). Where no return path can be had, as in a
+/// snapshot, the commands that need one are refused. One thread.
+/// </summary>
+/// <param name="f">The stream.</param>
+/// <param name="openReturnPath">Opens the return path; null where none can be had.</param>
+internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? openReturnPath)
+{
+    private bool _isInPackage;
+
+    /// <summary>The stream whose sections a package carries; set before the first command is read.</summary>
+    internal LoadStream? Sections { get; set; }
+
+    /// <summary>The open return path, or null.</summary>
+    internal ReturnPathWriter? ReturnPath { get; private set; }
+
+    /// <summary>Called when the return path has been opened.</summary>
+    internal Action? Opened { get; init; }
+
+    /// <summary>
+    /// Commands before the first section, which open the return path: a device that then refuses to begin can tell the source why. (QEMU sets
+    /// its devices up first, and the source learns only that the connection ended.)
+    /// </summary>
+    internal void ReadLeading()
+    {
+        while (f.Peek(1) is [(byte)SectionType.Command])
+        {
+            f.ReadByte();
+            Read();
+        }
+    }
+
+    /// <summary>be16 command, be16 length, payload; the type byte has been read.</summary>
+    internal void Read()
+    {
+        f.Section = "command";
+        var command = (MigCommand)f.ReadUInt16();
+        int length = f.ReadUInt16();
+        int expected = command switch
+        {
+            MigCommand.OpenReturnPath or MigCommand.SwitchoverStart or MigCommand.PostcopyListen or MigCommand.PostcopyRun or MigCommand.PostcopyResume => 0,
+            MigCommand.Ping or MigCommand.Packaged => 4,
+            _ => -1,
+        };
+        if (expected >= 0 && length != expected) throw f.Bad($"length of command {command}", expected.ToString(), length.ToString());
+        switch (command)
+        {
+            case MigCommand.OpenReturnPath:
+                // A second one is ignored, as in QEMU (spec 1.7).
+                if (ReturnPath is not null) break;
+                ReturnPath = openReturnPath?.Invoke() ?? throw f.Bad("return path", "a channel that goes both ways", f.Channel.Name);
+                Opened?.Invoke();
+                break;
+            case MigCommand.Ping:
+                uint value = f.ReadUInt32();
+                (ReturnPath ?? throw f.Bad("PING", "an open return path", "none")).SendPong(value);
+                break;
+            case MigCommand.SwitchoverStart:
+                Sections!.OnSwitchover?.Invoke();
+                Sections.SwitchoverStart();
+                break;
+            case MigCommand.PostcopyAdvise when length == 0:
+                break; // dirty-bitmaps only; nothing follows from it here.
+            case MigCommand.Packaged:
+                ReadPackage();
+                break;
+            case MigCommand.PostcopyAdvise or MigCommand.PostcopyListen or MigCommand.PostcopyRun or MigCommand.PostcopyRamDiscard
+                or MigCommand.PostcopyResume or MigCommand.RecvBitmap:
+                throw new IncompatibleStateException($"the source uses postcopy (command {command}), which is not implemented in this version of vmm")
+                {
+                    Section = f.Section, Offset = f.Position, Hint = "switch capability postcopy-ram off on the source",
+                };
+            default:
+                throw f.Bad("command", "a known command", $"{(ushort)command} of {length} bytes");
+        }
+    }
+
+    /// <summary>A package is a stream of its own inside the stream; it is read in place, as it carries the same sections. QEMU sends none inside another.</summary>
+    private void ReadPackage()
+    {
+        uint length = f.ReadUInt32();
+        if (length > WireLimits.PackagedBytes) throw new StreamLimitException($"package of {length} bytes is over {WireLimits.PackagedBytes} (WireLimits.PackagedBytes)");
+        if (_isInPackage) throw f.Bad("command in a package", "no other package", "PACKAGED");
+        _isInPackage = true;
+        long end = f.Position + length;
+        while (f.Position < end && Sections!.ReadSection()) { }
+        if (f.Position != end) throw f.Bad("end of package", $"offset {end}", f.Position.ToString());
+        _isInPackage = false;
+    }
+}

@@ -1,0 +1,133 @@
+using System.Text;
+using Vmm.Core.Errors;
+using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
+using Vmm.Migration.Parameters;
+
+namespace Vmm.Migration.Stream;
+
+/// <summary>Who sends or takes a stream.</summary>
+/// <param name="Machine">Machine type.</param>
+/// <param name="Uuid">UUID; all zero when not set.</param>
+internal sealed record MachineIdentity(string Machine, Guid Uuid);
+
+/// <summary>
+/// The beginning of a stream (spec 1.1, 1.2):
+/// <code>
+/// "QEVM" be32 3
+/// u8 7 CONFIGURATION, be32 length, machine name, *subsection
+/// subsection: u8 5, counted string name, be32 version, body
+/// </code>
+/// </summary>
+internal static class StreamHeader
+{
+    internal static void Write(QemuFileWriter f, MachineIdentity machine, SaveContext context)
+    {
+        f.WriteUInt32(StreamConstants.Magic);
+        f.WriteUInt32(StreamConstants.Version);
+        if (!context.Compat.SendConfiguration) return;
+        f.WriteByte((byte)SectionType.Configuration);
+        f.WriteUInt32((uint)machine.Machine.Length);
+        f.Write(Encoding.ASCII.GetBytes(machine.Machine));
+        if (!SendsUuid(machine, context)) return;
+        f.WriteByte((byte)SectionType.Subsection);
+        f.WriteCountedString("configuration/uuid");
+        f.WriteUInt32(1);
+        f.Write(machine.Uuid.ToByteArray(bigEndian: true));
+    }
+
+    internal static bool SendsUuid(MachineIdentity machine, SaveContext context) =>
+        context.Capabilities.IsOn(MigrationCapability.ValidateUuid) && machine.Uuid != Guid.Empty;
+
+    /// <exception cref="VmmException">Not a stream, or one of another machine.</exception>
+    internal static void Read(QemuFileReader f, MachineIdentity machine, LoadContext context)
+    {
+        f.Section = "header";
+        uint magic = f.ReadUInt32();
+        if (magic != StreamConstants.Magic)
+            throw new StreamFormatException($"not a migration stream: it starts with 0x{magic:x8}, expected 0x{StreamConstants.Magic:x8} ('QEVM')")
+            {
+                Section = f.Section, Offset = 0, Expected = "QEVM", Found = $"0x{magic:x8}",
+            };
+        uint version = f.ReadUInt32();
+        if (version == StreamConstants.ObsoleteVersion) throw f.Bad("stream version", "3", "2, which is obsolete");
+        if (version != StreamConstants.Version) throw f.Bad("stream version", "3", version.ToString());
+        if (context.Compat.SendConfiguration) ReadConfiguration(f, machine, context);
+    }
+
+    private static void ReadConfiguration(QemuFileReader f, MachineIdentity machine, LoadContext context)
+    {
+        f.Section = "configuration";
+        byte type = f.ReadByte();
+        if (type != (byte)SectionType.Configuration) throw f.Bad("section type", "CONFIGURATION (0x07)", $"0x{type:x2}");
+        uint length = f.ReadUInt32();
+        if (length > WireLimits.MachineNameBytes) throw new StreamLimitException($"machine name of {length} bytes is over {WireLimits.MachineNameBytes} (WireLimits.MachineNameBytes)");
+        byte[] name = new byte[length];
+        f.Read(name);
+        string text = Encoding.Latin1.GetString(name);
+        // QEMU compares as many bytes as were sent, so a prefix passes (spec 1.2).
+        if (!machine.Machine.StartsWith(text, StringComparison.Ordinal))
+            throw new IncompatibleStateException($"machine type differs: '{machine.Machine}' here, '{text}' in the stream")
+            {
+                Section = f.Section, Offset = f.Position, Expected = machine.Machine, Found = text, Hint = "start both sides with the same --machine",
+            };
+        while (TryReadSubsection(f, out string subsection))
+        {
+            uint version = f.ReadUInt32();
+            if ((byte)version > 1) throw f.Bad($"version of subsection '{subsection}'", "1", version.ToString());
+            switch (subsection)
+            {
+                case "configuration/target-page-bits":
+                    uint bits = f.ReadUInt32();
+                    if (bits != 12) throw f.Bad("target page bits", "12", bits.ToString());
+                    break;
+                case "configuration/capabilities":
+                    ReadCapabilities(f);
+                    break;
+                case "configuration/uuid":
+                    CheckUuid(f, machine, context);
+                    break;
+                default:
+                    throw f.Bad("subsection of configuration", "target-page-bits, capabilities or uuid", $"'{subsection}'");
+            }
+        }
+    }
+
+    private static void ReadCapabilities(QemuFileReader f)
+    {
+        uint count = f.ReadUInt32();
+        if (count > WireLimits.Capabilities) throw new StreamLimitException($"{count} capabilities are over {WireLimits.Capabilities} (WireLimits.Capabilities)");
+        for (uint i = 0; i < count; i++)
+        {
+            string name = f.ReadCountedString();
+            if (!MigrationCapabilityNames.TryParse(name, out MigrationCapability capability)) throw f.Bad("capability", "a known name", $"'{name}'");
+            // Of the known ones QEMU validates only these two; neither is implemented here, so the stream cannot be read.
+            if (capability is MigrationCapability.XIgnoreShared or MigrationCapability.MappedRam)
+                throw new IncompatibleStateException($"the stream uses capability '{name}', which is off here and not implemented in this version of vmm")
+                {
+                    Section = f.Section, Offset = f.Position, Expected = "off", Found = "on",
+                };
+        }
+    }
+
+    private static void CheckUuid(QemuFileReader f, MachineIdentity machine, LoadContext context)
+    {
+        Span<byte> bytes = stackalloc byte[16];
+        f.Read(bytes);
+        var uuid = new Guid(bytes, bigEndian: true);
+        if (machine.Uuid == uuid || (machine.Uuid == Guid.Empty && !context.Capabilities.IsOn(MigrationCapability.ValidateUuid))) return;
+        throw new IncompatibleStateException($"UUID differs: {machine.Uuid} here, {uuid} in the stream")
+        {
+            Section = f.Section, Offset = f.Position, Expected = machine.Uuid.ToString(), Found = uuid.ToString(), Hint = "start both sides with the same --uuid",
+        };
+    }
+
+    private static bool TryReadSubsection(QemuFileReader f, out string name)
+    {
+        name = string.Empty;
+        if (f.Peek(1) is not [(byte)SectionType.Subsection]) return false;
+        f.ReadByte();
+        name = f.ReadCountedString();
+        return true;
+    }
+}

@@ -1,0 +1,36 @@
+using Vmm.Core.Channels;
+using Vmm.Core.Errors;
+using Vmm.Migration.Channels;
+
+namespace Vmm.Migration.Viewer;
+
+/// <summary>
+/// Reads any QEMU migration stream or VM state file, of any machine type, without a machine: <c>vmm stream show</c> and <c>vmm stream check</c>.
+/// The outcome is a <see cref="StreamDocument"/>; its <see cref="StreamDocument.Findings"/> say what breaks the format and where. Memory is
+/// bounded by <see cref="Core.Wire.WireLimits"/> whatever the file holds. Thread-safe: there is no state.
+/// </summary>
+public static class StreamViewer
+{
+    /// <summary>Reads a file.</summary>
+    /// <param name="path">Its path.</param>
+    /// <param name="options">What to keep; null for the defaults.</param>
+    /// <returns>The stream, taken apart as far as it goes.</returns>
+    /// <exception cref="ChannelException">The file cannot be opened or read.</exception>
+    public static StreamDocument ReadFile(string path, StreamViewOptions? options = null)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(path);
+        using FileChannel file = FileChannel.Open(path, 0);
+        return StreamParser.Parse(file, path, options ?? new StreamViewOptions());
+    }
+
+    /// <summary>Reads a seekable channel from its start.</summary>
+    /// <param name="file">The channel; its position moves.</param>
+    /// <param name="options">What to keep; null for the defaults.</param>
+    /// <returns>The stream, taken apart as far as it goes.</returns>
+    /// <exception cref="ChannelException">The channel cannot be read.</exception>
+    public static StreamDocument Read(ISeekableChannel file, StreamViewOptions? options = null)
+    {
+        ArgumentNullException.ThrowIfNull(file);
+        return StreamParser.Parse(file, file.Name, options ?? new StreamViewOptions());
+    }
+}
