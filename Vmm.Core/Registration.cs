@@ -1,10 +1,11 @@
 namespace Vmm.Core;
 
-/// <summary>An undo action that runs once.</summary>
-/// <param name="undo">Runs on the first dispose.</param>
-internal sealed class Registration(Action undo) : IDisposable
+/// <summary>What a method that registers something returns: the first <see cref="Dispose"/> undoes it, a later one does nothing. Thread-safe.</summary>
+/// <param name="undo">Runs once, on the disposing thread.</param>
+public sealed class Registration(Action undo) : IDisposable
 {
     private Action? _undo = undo;
 
+    /// <summary>Undoes.</summary>
     public void Dispose() => Interlocked.Exchange(ref _undo, null)?.Invoke();
 }

@@ -70,8 +70,12 @@ public interface IFdPassingChannel : IMigrationChannel
     bool TryTakeFd(out OwnedFd? fd);
 }
 
-/// <summary>A channel that is nothing but a socket: bytes may be moved to and from it past this process's memory, in order with what is read and written.</summary>
-internal interface IDescriptorChannel : IMigrationChannel
+/// <summary>
+/// A channel that is nothing but a socket. A device may let the kernel move its bytes between this socket and its own (splice(2)), and they never
+/// enter this process's memory. Before it writes to <see cref="Descriptor"/> it flushes what is queued; it moves on the thread that reads or writes
+/// the channel.
+/// </summary>
+public interface IDescriptorChannel : IMigrationChannel
 {
     /// <summary>The socket, in blocking mode; the channel's.</summary>
     OwnedFd Descriptor { get; }

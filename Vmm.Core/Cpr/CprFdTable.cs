@@ -10,18 +10,18 @@ namespace Vmm.Core.Cpr;
 /// <param name="Fd">The descriptor.</param>
 public sealed record CprFd(string Name, int Id, OwnedFd Fd);
 
-/// <summary>An IOMMUFD device's objects, which descriptors alone do not tell (QEMU: <c>CprVFIODevice</c>).</summary>
+/// <summary>An IOMMUFD device's objects, which descriptors alone do not tell (<c>iommufd</c>).</summary>
 /// <param name="Name">Device name, as the PCI address.</param>
 /// <param name="DevId">Id of the bound device.</param>
 /// <param name="IoasId">Id of the address space.</param>
 /// <param name="HwptId">Id of the page table.</param>
-public sealed record CprVfioDevice(string Name, int DevId, uint IoasId, uint HwptId);
+public sealed record CprIommufdDevice(string Name, int DevId, uint IoasId, uint HwptId);
 
 /// <summary>What a process was handed by the one before it. Owns the descriptors until a VM takes it over.</summary>
 /// <param name="Mode">How.</param>
 /// <param name="Fds">The descriptors.</param>
 /// <param name="Devices">IOMMUFD devices.</param>
-public sealed record CprIncoming(MigrationMode Mode, IReadOnlyList<CprFd> Fds, IReadOnlyList<CprVfioDevice> Devices) : IDisposable
+public sealed record CprIncoming(MigrationMode Mode, IReadOnlyList<CprFd> Fds, IReadOnlyList<CprIommufdDevice> Devices) : IDisposable
 {
     /// <summary>For another VM, should the first that is made of it fail: that one's descriptors are closed then.</summary>
     /// <returns>The same with descriptors of its own; the caller's.</returns>
@@ -57,8 +57,8 @@ public sealed class CprFdTable : IDisposable
     private readonly Lock _gate = new();
     private readonly Dictionary<(string Name, int Id), OwnedFd> _saved = [];
     private readonly Dictionary<(string Name, int Id), OwnedFd> _received = [];
-    private readonly Dictionary<string, CprVfioDevice> _devices = [];
-    private readonly Dictionary<string, CprVfioDevice> _receivedDevices = [];
+    private readonly Dictionary<string, CprIommufdDevice> _devices = [];
+    private readonly Dictionary<string, CprIommufdDevice> _receivedDevices = [];
     private long _changes;
 
     /// <summary>Grows with every descriptor that enters or leaves: who handed out <see cref="Entries"/> sees whether they still hold.</summary>
@@ -89,7 +89,7 @@ public sealed class CprFdTable : IDisposable
             IncomingMode = incoming.Mode;
             foreach (CprFd one in incoming.Fds)
                 if (!_received.TryAdd((one.Name, one.Id), one.Fd)) one.Fd.Dispose();
-            foreach (CprVfioDevice device in incoming.Devices) _receivedDevices.TryAdd(device.Name, device);
+            foreach (CprIommufdDevice device in incoming.Devices) _receivedDevices.TryAdd(device.Name, device);
         }
     }
 
@@ -116,7 +116,7 @@ public sealed class CprFdTable : IDisposable
     /// <summary>The received ids of an IOMMUFD device, or null.</summary>
     /// <param name="name">Device name.</param>
     /// <returns>The ids.</returns>
-    public CprVfioDevice? FindDevice(string name)
+    public CprIommufdDevice? FindDevice(string name)
     {
         lock (_gate) return _receivedDevices.GetValueOrDefault(name);
     }
@@ -150,7 +150,7 @@ public sealed class CprFdTable : IDisposable
     /// <summary>Enters the ids of an IOMMUFD device.</summary>
     /// <param name="device">The ids.</param>
     /// <returns>Dispose to remove them.</returns>
-    public IDisposable Save(CprVfioDevice device)
+    public IDisposable Save(CprIommufdDevice device)
     {
         ArgumentNullException.ThrowIfNull(device);
         lock (_gate) _devices[device.Name] = device;
@@ -166,7 +166,7 @@ public sealed class CprFdTable : IDisposable
 
     /// <summary>IOMMUFD devices that the next process is to get.</summary>
     /// <returns>Their ids.</returns>
-    public IReadOnlyList<CprVfioDevice> Devices()
+    public IReadOnlyList<CprIommufdDevice> Devices()
     {
         lock (_gate) return [.. _devices.Values];
     }

@@ -88,7 +88,7 @@ public interface IDeviceServices
     /// <summary>Events for the management.</summary>
     DeviceEvents Events { get; }
 
-    /// <summary>Bytes of device data sent by VFIO devices.</summary>
+    /// <summary>Bytes of state that devices have sent themselves in the present migration.</summary>
     DeviceTransferCounter DeviceTransfer { get; }
 
     /// <summary>What runs the guest, and its short ways for devices; null without one.</summary>

@@ -1,7 +1,7 @@
 namespace Vmm.Core.Devices;
 
 /// <summary>Something a device tells the management, as a QMP event.</summary>
-/// <param name="Name">Event name, e.g. <c>VFIO_MIGRATION</c>.</param>
+/// <param name="Name">Event name, e.g. <c>RTC_CHANGE</c>.</param>
 /// <param name="Data">Members, all strings, in order.</param>
 public sealed record DeviceEvent(string Name, IReadOnlyList<KeyValuePair<string, string>> Data);
 

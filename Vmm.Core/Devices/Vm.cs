@@ -146,7 +146,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     /// <summary>Events of its devices.</summary>
     public DeviceEvents Events => deviceServices.Events;
 
-    /// <summary>Bytes of device data sent by VFIO devices.</summary>
+    /// <summary>Bytes of state that devices have sent themselves in the present migration.</summary>
     public DeviceTransferCounter DeviceTransfer => deviceServices.DeviceTransfer;
 
     /// <summary>Devices in the order they were made.</summary>

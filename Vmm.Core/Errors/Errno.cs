@@ -55,7 +55,7 @@ public enum Errno
     EDEADLK = 35,
     /// <summary>Function not implemented.</summary>
     ENOSYS = 38,
-    /// <summary>No message of desired type; VFIO: no more precopy data.</summary>
+    /// <summary>No message of desired type.</summary>
     ENOMSG = 42,
     /// <summary>Protocol error.</summary>
     EPROTO = 71,

@@ -3,10 +3,16 @@ namespace Vmm.Core.Errors;
 /// <summary>
 /// Root of every failure the product reports. <see cref="Errno"/> is what a wire protocol answers and <see cref="QmpClass"/> what QMP
 /// reports; both are fixed by the subtype (table in ERRORS.md). Messages are short and name the object; the top prints the chain once.
+/// A plugin derives its own failures.
 /// </summary>
 public abstract class VmmException : Exception
 {
-    private protected VmmException(string message, Exception? inner, Errno errno, QmpErrorClass qmpClass = QmpErrorClass.GenericError)
+    /// <summary>Makes a failure.</summary>
+    /// <param name="message">The object's name first, then what failed; no full stop.</param>
+    /// <param name="inner">The cause, or null.</param>
+    /// <param name="errno">What a wire protocol answers.</param>
+    /// <param name="qmpClass">What QMP reports.</param>
+    protected VmmException(string message, Exception? inner, Errno errno, QmpErrorClass qmpClass = QmpErrorClass.GenericError)
         : base(message, inner)
     {
         Errno = errno;

@@ -4,7 +4,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.Interop;
 
-/// <summary>ioctl with the three argument forms that VFIO, iommufd and KVM use; EINTR retried. Nothing here throws for a refusal.</summary>
+/// <summary>ioctl with the three argument forms that device nodes of the kernel use; EINTR retried. Nothing here throws for a refusal.</summary>
 internal static class Ioctl
 {
     /// <summary>The argument is a plain number.</summary>

@@ -1,7 +1,7 @@
 namespace Vmm.Core.Memory;
 
 /// <summary>
-/// Somebody who knows which guest pages were written: the VMM itself, KVM, a VFIO container, a vfio-user server. Sources add up: a page is
+/// Somebody who knows which guest pages were written: the VMM itself, KVM, the IOMMU, another process. Sources add up: a page is
 /// dirty when any source says so (QEMU: memory listeners' <c>log_start</c>, <c>log_sync</c>, <c>log_stop</c>).
 /// </summary>
 public interface IDirtyLogSource

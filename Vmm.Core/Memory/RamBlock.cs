@@ -90,7 +90,7 @@ public sealed unsafe class RamBlock : IDisposable
     /// <summary>The guest-physical range.</summary>
     public GuestRange Range => new(Address, SizeBytes);
 
-    /// <summary>The memfd or file, for mapping elsewhere (vfio-user, CPR). Owned by this block.</summary>
+    /// <summary>The memfd or file, for mapping elsewhere (another process, CPR). Owned by this block.</summary>
     public OwnedFd Fd { get; }
 
     /// <summary>
@@ -99,8 +99,8 @@ public sealed unsafe class RamBlock : IDisposable
     /// </summary>
     public bool IsKnownZero { get; private set; }
 
-    /// <summary>Where the block is mapped in this process, for kernels that are told addresses (VFIO, KVM); never dereferenced outside this folder.</summary>
-    internal nint HostAddress => (nint)_region.Address;
+    /// <summary>Where the block is mapped in this process, to be told to the kernel (IOMMU, KVM), which takes addresses. Use <see cref="Slice"/> to read or write.</summary>
+    public nint HostAddress => (nint)_region.Address;
 
     /// <summary>Writable view of part of the block. The caller must <see cref="MarkDirty"/> what it wrote, after writing it.</summary>
     /// <param name="offset">Offset in the block.</param>
@@ -261,7 +261,7 @@ public sealed unsafe class RamBlock : IDisposable
     private static OwnedFd Sized(OwnedFd fd, RamBlockOptions options, string? path)
     {
         Errno errno = Posix.Truncate(fd, (long)options.SizeBytes);
-        // Whoever is given the descriptor (a vfio-user server) could shrink the file, and our next touch would end this process.
+        // Another process that is given the descriptor could shrink the file, and our next touch would end this process.
         if (errno == Errno.None && path is null) errno = Posix.SealSize(fd);
         if (errno == Errno.None) return fd;
         fd.Dispose();

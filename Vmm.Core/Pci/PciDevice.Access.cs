@@ -11,8 +11,15 @@ public abstract partial class PciDevice
         Split,
     }
 
-    /// <summary>Reads a BAR. BQL: not needed.</summary>
-    internal ulong Read(int bar, ulong offset, int size)
+    /// <summary>
+    /// Reads a BAR as a guest does: the MSI-X table and PBA from the core, the rest from the device. For who serves the function to a guest of its
+    /// own. BQL: not needed.
+    /// </summary>
+    /// <param name="bar">BAR, 0 to 5.</param>
+    /// <param name="offset">Offset in the BAR; the access ends inside it.</param>
+    /// <param name="size">1, 2, 4 or 8 bytes.</param>
+    /// <returns>The value, little-endian.</returns>
+    public ulong Read(int bar, ulong offset, int size)
     {
         switch (Find(bar, offset, size, out int at))
         {
@@ -31,8 +38,12 @@ public abstract partial class PciDevice
         }
     }
 
-    /// <summary>Writes a BAR. BQL: not needed.</summary>
-    internal void Write(int bar, ulong offset, int size, ulong value)
+    /// <summary>Writes a BAR as a guest does; see <see cref="Read"/>. BQL: not needed.</summary>
+    /// <param name="bar">BAR, 0 to 5.</param>
+    /// <param name="offset">Offset in the BAR; the access ends inside it.</param>
+    /// <param name="size">1, 2, 4 or 8 bytes.</param>
+    /// <param name="value">The value, little-endian.</param>
+    public void Write(int bar, ulong offset, int size, ulong value)
     {
         switch (Find(bar, offset, size, out int at))
         {

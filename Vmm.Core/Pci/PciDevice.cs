@@ -201,10 +201,10 @@ public abstract partial class PciDevice : INamedPart, IDisposable
         return !IsBusMaster ? Errno.ENODEV : Host.Dma?.Write(address, source) ?? Errno.EFAULT;
     }
 
-    /// <summary>Sends vectors by their number instead of as messages, for a function whose client keeps the messages (vfio-user). BQL: held.</summary>
+    /// <summary>Sends vectors by their number instead of as messages, for a function whose client keeps the messages. BQL: held.</summary>
     /// <param name="msi">Takes vectors of MSI.</param>
     /// <param name="msix">Takes vectors of MSI-X.</param>
-    internal void RedirectVectors(Action<int> msi, Action<int> msix)
+    public void RedirectVectors(Action<int> msi, Action<int> msix)
     {
         if (Msi is not null) Msi.Redirect = v => Redirect(msi, v);
         if (_msix is not null) _msix.Redirect = v => Redirect(msix, v);

@@ -78,8 +78,8 @@ public sealed partial class PciHost(Bql bql, SaveVmRegistry saveVm, IInterruptCo
 
     internal Bql Bql => bql;
 
-    /// <summary>The memory that functions master. Set before the VM first runs.</summary>
-    internal IPciDma? Dma { get; set; } = dma;
+    /// <summary>The memory that functions master; null: none, and they master nothing. Set before the VM first runs, and cleared when that memory goes away.</summary>
+    public IPciDma? Dma { get; set; } = dma;
 
     internal IInterruptController Interrupts => interrupts;
 

@@ -30,8 +30,22 @@ public interface INamedPart
 /// <summary>The VM's run state, for devices.</summary>
 public interface IRunStateNotifier
 {
-    /// <summary>The present state.</summary>
+    /// <summary>The present state. Any thread.</summary>
     RunState State { get; }
+
+    /// <summary>True while the guest runs. Any thread.</summary>
+    bool IsRunning { get; }
+
+    /// <summary>The guest was suspended before it was stopped, so a later start leads to suspended (QEMU: <c>vm_was_suspended</c>).</summary>
+    bool WasSuspended { get; }
+
+    /// <summary>
+    /// Stops the VM into a state, for a device with which the guest must not go on (QEMU: <c>vm_stop</c>). A VM that does not run only changes
+    /// its state. BQL: held.
+    /// </summary>
+    /// <param name="state">The state to enter, such as <see cref="RunState.InternalError"/>.</param>
+    /// <exception cref="DeviceStateException">The state cannot be reached from the present one; or handlers failed, and the VM is stopped all the same.</exception>
+    void Stop(RunState state);
 
     /// <summary>Adds a handler. On start handlers run in ascending priority, on stop in descending; equal ones in order of registration, on stop reversed.</summary>
     /// <param name="handler">The handler.</param>
@@ -60,7 +74,7 @@ public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
     /// <inheritdoc/>
     public RunState State => _state;
 
-    /// <summary>True while the guest runs.</summary>
+    /// <inheritdoc/>
     public bool IsRunning => RunStateTable.IsRunning(_state);
 
     /// <summary>The guest was suspended before it was stopped, so a later start leads to suspended (QEMU: <c>vm_was_suspended</c>).</summary>
@@ -108,9 +122,7 @@ public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
         throw Collected("start", errors);
     }
 
-    /// <summary>Stops the VM into a state (QEMU: <c>vm_stop</c>). A VM that does not run only changes its state. BQL: held.</summary>
-    /// <param name="state">The state to enter.</param>
-    /// <exception cref="DeviceStateException">Handlers failed; the VM is stopped all the same.</exception>
+    /// <inheritdoc/>
     public void Stop(RunState state)
     {
         bql.AssertHeld();

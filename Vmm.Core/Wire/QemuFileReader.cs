@@ -39,7 +39,7 @@ public sealed class QemuFileReader
     /// Most bytes that one read of the channel may bring beyond what is wanted; smaller while bytes are moved from the channel's descriptor past
     /// this buffer (<see cref="IDescriptorChannel"/>).
     /// </summary>
-    internal int ReadAheadBytes { get; set; } = BufferBytes;
+    public int ReadAheadBytes { get; set; } = BufferBytes;
 
     /// <summary>What is being read, for error texts; e.g. <c>ram/0</c>.</summary>
     public string Section { get; set; } = "header";
@@ -123,7 +123,7 @@ public sealed class QemuFileReader
     /// <summary>Takes bytes that are in the buffer already.</summary>
     /// <param name="max">At most so many.</param>
     /// <returns>The bytes, perhaps none; valid until the next call.</returns>
-    internal ReadOnlySpan<byte> TakeBuffered(int max)
+    public ReadOnlySpan<byte> TakeBuffered(int max)
     {
         int n = Math.Min(max, _end - _start);
         _start += n;
@@ -132,7 +132,7 @@ public sealed class QemuFileReader
 
     /// <summary>Counts bytes that were moved from the channel's descriptor; the buffer must be empty.</summary>
     /// <param name="count">Bytes.</param>
-    internal void NoteMoved(long count) => _received += count;
+    public void NoteMoved(long count) => _received += count;
 
     /// <summary>Skips bytes.</summary>
     /// <param name="count">How many.</param>

@@ -127,7 +127,7 @@ public sealed class QemuFileWriter : IDisposable
 
     /// <summary>Counts bytes that were, or will be, moved to the channel's descriptor behind what was flushed (<see cref="IDescriptorChannel"/>).</summary>
     /// <param name="count">Bytes.</param>
-    internal void NoteMoved(long count) => Position += count;
+    public void NoteMoved(long count) => Position += count;
 
     /// <summary>Hands everything queued to the channel.</summary>
     public void Flush()

@@ -7,7 +7,7 @@ namespace Vmm.Devices.Vfio.Abstractions;
 /// One DMA address space with the devices in it: a type1 container, an iommufd address space, or the one device of a vfio-user connection.
 /// It follows the guest's RAM and maps all of it at its guest-physical addresses. BQL: held for every call.
 /// </summary>
-public interface IVfioContainer : IGuestMemoryListener
+internal interface IVfioContainer : IGuestMemoryListener
 {
     /// <summary>For logs and errors.</summary>
     string Name { get; }

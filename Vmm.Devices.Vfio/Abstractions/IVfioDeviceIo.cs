@@ -9,7 +9,7 @@ namespace Vmm.Devices.Vfio.Abstractions;
 /// unchanged; exceptions are for a backend that is gone or broke its protocol. Thread-safe: region accesses, features and the migration data
 /// may be used from several threads at once; state changes, interrupts and reset come with the BQL held.
 /// </summary>
-public interface IVfioDeviceIo : IDisposable
+internal interface IVfioDeviceIo : IDisposable
 {
     /// <summary>For logs and errors: <c>0000:01:00.0</c>, an mdev's UUID, or the socket's path.</summary>
     string Name { get; }
@@ -116,25 +116,4 @@ public interface IVfioDeviceIo : IDisposable
     /// <summary>Tells a backend that carries DMA by messages whether the guest allows the device to master the bus; refused while it does not. BQL: held.</summary>
     /// <param name="enabled">Bit 2 of the command register.</param>
     void SetBusMaster(bool enabled);
-}
-
-/// <summary>The data of one saving or resuming session: a stream, read or written in order by one thread at a time.</summary>
-public interface IVfioMigrationData : IDisposable
-{
-    /// <summary>Reads the next part of the device's state.</summary>
-    /// <param name="destination">Where to; not empty.</param>
-    /// <param name="errno">ENOMSG: nothing now, while the device runs. Anything else is a failure.</param>
-    /// <returns>Bytes read; 0 at the end, or when there is nothing now and the device runs; -1 with an errno.</returns>
-    int Read(Span<byte> destination, out Errno errno);
-
-    /// <summary>Writes the next part of the device's state.</summary>
-    /// <param name="source">Bytes.</param>
-    /// <param name="errno">Why it failed.</param>
-    /// <returns>Bytes taken, perhaps fewer; -1 with an errno.</returns>
-    int Write(ReadOnlySpan<byte> source, out Errno errno);
-
-    /// <summary>What is left while the device runs (uapi: <c>VFIO_MIG_GET_PRECOPY_INFO</c>).</summary>
-    /// <param name="info">The figures.</param>
-    /// <returns>EINVAL outside the precopy states; ENOTTY when the backend has no such figures.</returns>
-    Errno PrecopyInfo(out VfioPrecopyInfo info);
 }

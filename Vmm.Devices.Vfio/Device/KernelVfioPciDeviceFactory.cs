@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.Kernel;
 namespace Vmm.Devices.Vfio.Device;
 
 /// <summary>Makes devices of the host: <c>vfio-pci,host=0000:01:00.0</c> or <c>vfio-pci,sysfsdev=PATH</c> (mediated devices too).</summary>
-public sealed class KernelVfioPciDeviceFactory : IDeviceFactory
+internal sealed class KernelVfioPciDeviceFactory : IDeviceFactory
 {
     /// <inheritdoc/>
     public string TypeName => "vfio-pci";

@@ -113,7 +113,7 @@ internal sealed class VfioCprPci : ISaveState, ILoadState, IDisposable
     /// <summary>Its driver must have put the device to sleep: nothing of it is in the state (QEMU: <c>vfio_cpr_reboot_notifier</c>).</summary>
     private void OnReboot(MigrationEvent what, string id)
     {
-        if (what != MigrationEvent.PrecopySetup || _services.RunState is { State: RunState.Suspended } or RunStateNotifier { WasSuspended: true }) return;
+        if (what != MigrationEvent.PrecopySetup || _services.RunState is { State: RunState.Suspended } or { WasSuspended: true }) return;
         throw new MigrationBlockedException($"device '{id}': a VFIO device supports cpr-reboot only while the guest is suspended");
     }
 

@@ -1,5 +1,4 @@
 using Microsoft.Extensions.Logging;
-using Vmm.Core.Diagnostics;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Devices.Vfio.Abstractions;

@@ -14,7 +14,7 @@ namespace Vmm.Devices.Vfio.Device;
 /// A PCI device of the host, or of a vfio-user server, as a device of the VM: its function on the VM's bus, its interrupts, its reset. How it
 /// is reached is the io's affair. BQL: held for every call, except where the function's BARs are accessed (QEMU: <c>vfio-pci</c>).
 /// </summary>
-public sealed class VfioPciDevice : IVmDevice, IResetByType, IVfioConfigState
+internal sealed class VfioPciDevice : IVmDevice, IResetByType, IVfioConfigState
 {
     private readonly VfioDeviceAccess _access;
     private readonly VfioPciFunction? _function;
@@ -177,10 +177,10 @@ public sealed class VfioPciDevice : IVmDevice, IResetByType, IVfioConfigState
     private void OnError()
     {
         VfioLog.ErrorInterrupt(_access.Logger, Id);
-        if (_services.RunState is not RunStateNotifier { IsRunning: true } vm) return;
+        if (!_services.RunState.IsRunning) return;
         try
         {
-            vm.Stop(RunState.InternalError);
+            _services.RunState.Stop(RunState.InternalError);
         }
         catch (DeviceStateException e)
         {

@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.User.Client;
 namespace Vmm.Devices.Vfio.Device;
 
 /// <summary>Makes devices of a vfio-user server: <c>vfio-user-pci,socket=PATH</c> (spec vfio-user 10.5).</summary>
-public sealed class VfioUserPciDeviceFactory : IDeviceFactory
+internal sealed class VfioUserPciDeviceFactory : IDeviceFactory
 {
     /// <inheritdoc/>
     public string TypeName => "vfio-user-pci";

@@ -4,6 +4,7 @@ using Microsoft.Extensions.Logging;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Devices.Vfio.Kernel;

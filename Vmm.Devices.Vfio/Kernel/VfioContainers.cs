@@ -5,6 +5,7 @@ using Vmm.Core.Cpr;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Devices.Vfio.Kernel;

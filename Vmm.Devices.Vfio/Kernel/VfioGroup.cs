@@ -4,6 +4,7 @@ using System.Text;
 using Vmm.Core.Cpr;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Devices.Vfio.Kernel;

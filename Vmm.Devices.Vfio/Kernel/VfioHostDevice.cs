@@ -1,5 +1,6 @@
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
+using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Kernel;
 

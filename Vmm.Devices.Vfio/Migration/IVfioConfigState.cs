@@ -6,7 +6,7 @@ namespace Vmm.Devices.Vfio.Migration;
 /// The guest-visible PCI function, as the migration code needs it: what travels in the CONFIG record (spec vfio-migration 6) and what must be
 /// told to the device again after it was reset. BQL: held.
 /// </summary>
-public interface IVfioConfigState
+internal interface IVfioConfigState
 {
     /// <summary>Brings the shadow of config space up to date with the device; called before STOP_COPY, in which the device must not be touched.</summary>
     void ReadShadow();

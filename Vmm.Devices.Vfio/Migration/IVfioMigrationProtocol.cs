@@ -8,7 +8,7 @@ namespace Vmm.Devices.Vfio.Migration;
 /// <summary>
 /// One generation of the migration protocol, below the handlers that write the tags. It is probed once when the device is realized. State
 /// changes come with the BQL held; reading and writing data may run without it, on the migration thread. Failures are
-/// <see cref="Core.Errors.VfioException"/>s that say where the device was left.
+/// <see cref="VfioException"/>s that say where the device was left.
 /// </summary>
 internal interface IVfioMigrationProtocol : IDisposable
 {
@@ -27,7 +27,7 @@ internal interface IVfioMigrationProtocol : IDisposable
     /// <summary>Moves the device.</summary>
     /// <param name="target">Where to.</param>
     /// <param name="recoverTo">Where to go when that fails; ERROR to reset at once. A failed recovery resets too.</param>
-    /// <exception cref="Core.Errors.VfioException">The target was not reached; carries the first refusal and what became of the device.</exception>
+    /// <exception cref="VfioException">The target was not reached; carries the first refusal and what became of the device.</exception>
     void SetState(VfioDeviceState target, VfioDeviceState recoverTo);
 
     /// <summary>The device was reset by its owner: it runs, sessions are over.</summary>

@@ -10,7 +10,7 @@ namespace Vmm.Devices.Vfio.Migration;
 /// Scoped: one per VM. BQL: held.
 /// </summary>
 /// <param name="services">The VM's services.</param>
-public sealed class VfioMigrationHost(IDeviceServices services)
+internal sealed class VfioMigrationHost(IDeviceServices services)
 {
     private readonly List<VfioMigration> _devices = [];
     private readonly Dictionary<IVfioContainer, (ContainerDirtyLog Log, IDisposable Registration)> _logs = [];

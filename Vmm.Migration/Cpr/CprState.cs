@@ -25,7 +25,7 @@ internal static class CprState
 
     /// <summary>The state as parts to send in order, each in a call of its own.</summary>
     /// <exception cref="StreamLimitException">More descriptors or bytes than a reader takes.</exception>
-    internal static IReadOnlyList<Part> ToParts(IReadOnlyList<CprFd> fds, IReadOnlyList<CprVfioDevice> devices)
+    internal static IReadOnlyList<Part> ToParts(IReadOnlyList<CprFd> fds, IReadOnlyList<CprIommufdDevice> devices)
     {
         var parts = new List<Part>();
         var bytes = new List<byte>();
@@ -46,7 +46,7 @@ internal static class CprState
 
     /// <summary>The state for the same process after an exec: descriptors by number.</summary>
     /// <exception cref="StreamLimitException">More descriptors or bytes than a reader takes.</exception>
-    internal static byte[] ToBytes(IReadOnlyList<CprFd> fds, IReadOnlyList<CprVfioDevice> devices)
+    internal static byte[] ToBytes(IReadOnlyList<CprFd> fds, IReadOnlyList<CprIommufdDevice> devices)
     {
         var bytes = new List<byte>();
         UInt32(bytes, Magic);
@@ -87,7 +87,7 @@ internal static class CprState
                 OwnedFd fd = takeFd(number) ?? throw Bad($"descriptor '{name}' {id}", at, "a descriptor", mode == MigrationMode.CprExec ? $"{number}, which is not open" : "none with these bytes");
                 fds.Add(new CprFd(name, id, fd));
             }
-            IReadOnlyList<CprVfioDevice> devices = r.Remaining == 0 ? [] : ReadDevices(ref r);
+            IReadOnlyList<CprIommufdDevice> devices = r.Remaining == 0 ? [] : ReadDevices(ref r);
             if (r.Remaining != 0) throw Bad("end", r.Position, "the end", $"{r.Remaining} more bytes");
             return new CprIncoming(mode, fds, devices);
         }
@@ -98,7 +98,7 @@ internal static class CprState
         }
     }
 
-    private static List<CprVfioDevice> ReadDevices(ref WireReader r)
+    private static List<CprIommufdDevice> ReadDevices(ref WireReader r)
     {
         int at = r.Position;
         byte mark = One(ref r, "subsection mark"), length = One(ref r, "subsection name");
@@ -106,11 +106,11 @@ internal static class CprState
             throw Bad("subsection", at, "'CprState/vfio devices'", $"mark {mark} with a name of {length} bytes");
         uint version = Number(ref r, "subsection version");
         if (version != 1) throw Bad("subsection version", r.Position - 4, "1", $"{version}");
-        var devices = new List<CprVfioDevice>();
+        var devices = new List<CprIommufdDevice>();
         while (Follows(ref r, "device list"))
         {
             if (devices.Count == WireLimits.CprFds) throw new StreamLimitException($"CPR state: more than {WireLimits.CprFds} devices (WireLimits.CprFds)");
-            devices.Add(new CprVfioDevice(Name(ref r), (int)Number(ref r, "device id"), Number(ref r, "IOAS id"), Number(ref r, "page table id")));
+            devices.Add(new CprIommufdDevice(Name(ref r), (int)Number(ref r, "device id"), Number(ref r, "IOAS id"), Number(ref r, "page table id")));
         }
         return devices;
     }
@@ -129,14 +129,14 @@ internal static class CprState
         UInt32(bytes, (uint)fd.Id);
     }
 
-    private static void Devices(List<byte> bytes, IReadOnlyList<CprVfioDevice> devices)
+    private static void Devices(List<byte> bytes, IReadOnlyList<CprIommufdDevice> devices)
     {
         bytes.Add(0);
         bytes.Add(SubsectionMark);
         bytes.Add((byte)s_devices.Length);
         bytes.AddRange(s_devices);
         UInt32(bytes, 1);
-        foreach (CprVfioDevice device in devices)
+        foreach (CprIommufdDevice device in devices)
         {
             bytes.Add(1);
             NameWithNul(bytes, device.Name);

@@ -11,7 +11,7 @@ public sealed class FakeKernelDeviceIoContract : VfioDeviceIoContract
     private FakeVfioHost _host = null!;
     private KernelVfioDeviceIo _device = null!;
 
-    protected override IVfioDeviceIo Device => _device;
+    private protected override IVfioDeviceIo Device => _device;
 
     protected override bool Resets => true;
 

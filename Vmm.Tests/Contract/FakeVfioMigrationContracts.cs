@@ -16,9 +16,9 @@ public sealed class FakeVfioMigrationContract(VfioMigrationFlags flags) : VfioMi
 
     protected override VfioMigrationFlags Flags => flags;
 
-    protected override IVfioDeviceIo Source => _source;
+    private protected override IVfioDeviceIo Source => _source;
 
-    protected override IVfioDeviceIo Destination => _destination;
+    private protected override IVfioDeviceIo Destination => _destination;
 
     [SetUp]
     public void Open() => (_source, _destination) = (New("source"), New("destination"));
@@ -30,9 +30,9 @@ public sealed class FakeVfioMigrationContract(VfioMigrationFlags flags) : VfioMi
         _destination.Dispose();
     }
 
-    protected override byte[] Change(IVfioDeviceIo device) => ((FakeVfioDevice)device).State = [.. s_magic, 9, 8, 7, 6];
+    private protected override byte[] Change(IVfioDeviceIo device) => ((FakeVfioDevice)device).State = [.. s_magic, 9, 8, 7, 6];
 
-    protected override byte[] Observe(IVfioDeviceIo device) => ((FakeVfioDevice)device).State;
+    private protected override byte[] Observe(IVfioDeviceIo device) => ((FakeVfioDevice)device).State;
 
     private FakeVfioDevice New(string name) => new(name, flags)
     {

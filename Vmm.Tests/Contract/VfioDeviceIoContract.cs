@@ -7,7 +7,7 @@ namespace Vmm.Tests.Contract;
 public abstract class VfioDeviceIoContract
 {
     /// <summary>The device.</summary>
-    protected abstract IVfioDeviceIo Device { get; }
+    private protected abstract IVfioDeviceIo Device { get; }
 
     /// <summary>Whether it answers VFIO_DEVICE_RESET.</summary>
     protected abstract bool Resets { get; }

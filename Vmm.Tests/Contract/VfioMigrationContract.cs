@@ -17,16 +17,16 @@ public abstract class VfioMigrationContract
     protected abstract VfioMigrationFlags Flags { get; }
 
     /// <summary>The device that is saved; RUNNING before each test.</summary>
-    protected abstract IVfioDeviceIo Source { get; }
+    private protected abstract IVfioDeviceIo Source { get; }
 
     /// <summary>The device that is loaded; RUNNING before each test.</summary>
-    protected abstract IVfioDeviceIo Destination { get; }
+    private protected abstract IVfioDeviceIo Destination { get; }
 
     /// <summary>Works on a device as a guest would and returns what <see cref="Observe"/> shall then find.</summary>
-    protected abstract byte[] Change(IVfioDeviceIo device);
+    private protected abstract byte[] Change(IVfioDeviceIo device);
 
     /// <summary>What a guest sees of a device.</summary>
-    protected abstract byte[] Observe(IVfioDeviceIo device);
+    private protected abstract byte[] Observe(IVfioDeviceIo device);
 
     /// <summary>What a device without PRE_COPY does instead: it refuses the state and goes on.</summary>
     protected bool RefusesPreCopy()

@@ -170,7 +170,7 @@ public sealed class CprFuzz
     {
         using OwnedFd fd = Posix.EventFd();
         CprFd[] fds = [new("m", 0, fd), new("d_vfio-user", 2, fd)];
-        CprVfioDevice[] devices = [new("0000:00:01.0", 1, 2, 3)];
+        CprIommufdDevice[] devices = [new("0000:00:01.0", 1, 2, 3)];
         return mode == MigrationMode.CprExec ? CprState.ToBytes(fds, devices) : [.. CprState.ToParts(fds, devices).SelectMany(static p => p.Bytes)];
     }
 

@@ -13,7 +13,7 @@ public abstract class LabDeviceIoContract(bool iommufd) : VfioDeviceIoContract
     private LabVfio _lab = null!;
     private KernelVfioDeviceIo _device = null!;
 
-    protected override IVfioDeviceIo Device => _device;
+    private protected override IVfioDeviceIo Device => _device;
 
     protected abstract string Path { get; }
 

@@ -19,9 +19,9 @@ public sealed class ModuleMigrationContract(string type, VfioMigrationFlags flag
 
     protected override VfioMigrationFlags Flags => flags;
 
-    protected override IVfioDeviceIo Source => _source;
+    private protected override IVfioDeviceIo Source => _source;
 
-    protected override IVfioDeviceIo Destination => _destination;
+    private protected override IVfioDeviceIo Destination => _destination;
 
     [OneTimeSetUp]
     public void Open()
@@ -45,9 +45,9 @@ public sealed class ModuleMigrationContract(string type, VfioMigrationFlags flag
         _second?.Dispose();
     }
 
-    protected override byte[] Change(IVfioDeviceIo device) => LabMemory.Fill(device, 7);
+    private protected override byte[] Change(IVfioDeviceIo device) => LabMemory.Fill(device, 7);
 
-    protected override byte[] Observe(IVfioDeviceIo device) => LabMemory.Read(device);
+    private protected override byte[] Observe(IVfioDeviceIo device) => LabMemory.Read(device);
 
     [Test]
     public void Spec2_EnomsgInPrecopyIsNoEnd()

@@ -16,9 +16,9 @@ public sealed class MttyMigrationContract(bool iommufd) : VfioMigrationContract
 
     protected override VfioMigrationFlags Flags => VfioMigrationFlags.StopCopy | VfioMigrationFlags.P2P | VfioMigrationFlags.PreCopy;
 
-    protected override IVfioDeviceIo Source => _source;
+    private protected override IVfioDeviceIo Source => _source;
 
-    protected override IVfioDeviceIo Destination => _destination;
+    private protected override IVfioDeviceIo Destination => _destination;
 
     [OneTimeSetUp]
     public void Open()
@@ -34,7 +34,7 @@ public sealed class MttyMigrationContract(bool iommufd) : VfioMigrationContract
     [OneTimeTearDown]
     public void Close() => _lab?.Dispose();
 
-    protected override byte[] Change(IVfioDeviceIo device) => Uart.Change(device);
+    private protected override byte[] Change(IVfioDeviceIo device) => Uart.Change(device);
 
-    protected override byte[] Observe(IVfioDeviceIo device) => Uart.Observe(device);
+    private protected override byte[] Observe(IVfioDeviceIo device) => Uart.Observe(device);
 }

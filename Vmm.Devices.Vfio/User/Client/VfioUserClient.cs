@@ -2,6 +2,7 @@ using System.Runtime.InteropServices;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Threading;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.User.Client;

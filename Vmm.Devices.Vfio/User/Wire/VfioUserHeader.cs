@@ -3,47 +3,6 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Devices.Vfio.User.Wire;
 
-/// <summary>vfio-user commands (spec vfio-user 1).</summary>
-public enum VfioUserCommand : ushort
-{
-    /// <summary>Version negotiation, first message.</summary>
-    Version = 1,
-    /// <summary>Guest memory the server may use.</summary>
-    DmaMap = 2,
-    /// <summary>Takes it back.</summary>
-    DmaUnmap = 3,
-    /// <summary>Device info.</summary>
-    DeviceGetInfo = 4,
-    /// <summary>Region info.</summary>
-    DeviceGetRegionInfo = 5,
-    /// <summary>ioeventfds of a region.</summary>
-    DeviceGetRegionIoFds = 6,
-    /// <summary>Interrupt info.</summary>
-    DeviceGetIrqInfo = 7,
-    /// <summary>Interrupt setup.</summary>
-    DeviceSetIrqs = 8,
-    /// <summary>Register read.</summary>
-    RegionRead = 9,
-    /// <summary>Register write.</summary>
-    RegionWrite = 10,
-    /// <summary>Server reads guest memory.</summary>
-    DmaRead = 11,
-    /// <summary>Server writes guest memory.</summary>
-    DmaWrite = 12,
-    /// <summary>Reset.</summary>
-    DeviceReset = 13,
-    /// <summary>Dirty log of the v1 era.</summary>
-    DirtyPages = 14,
-    /// <summary>Several register writes.</summary>
-    RegionWriteMulti = 15,
-    /// <summary>Device feature.</summary>
-    DeviceFeature = 16,
-    /// <summary>Reads migration data.</summary>
-    MigDataRead = 17,
-    /// <summary>Writes migration data.</summary>
-    MigDataWrite = 18,
-}
-
 /// <summary>
 /// The 16 bytes before every message, little-endian (spec vfio-user 1):
 /// <c>u16 id, u16 command, u32 size, u32 flags (bits 0-3 type, 4 no-reply, 5 error), u32 errno</c>.
@@ -53,7 +12,7 @@ public enum VfioUserCommand : ushort
 /// <param name="SizeBytes">Whole message, this header included.</param>
 /// <param name="Flags">Type and bits.</param>
 /// <param name="Errno">Of an error reply.</param>
-public readonly record struct VfioUserHeader(ushort Id, VfioUserCommand Command, uint SizeBytes, uint Flags, Errno Errno)
+internal readonly record struct VfioUserHeader(ushort Id, VfioUserCommand Command, uint SizeBytes, uint Flags, Errno Errno)
 {
     /// <summary>Bytes of a header.</summary>
     public const int Length = 16;

@@ -1,6 +1,7 @@
 using System.Buffers.Binary;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Kernel;
 using Vmm.Devices.Vfio.Uapi;
 using Vmm.Tests.Fakes;

@@ -1,6 +1,7 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Kernel;
 using Vmm.Devices.Vfio.Probe;
 using Vmm.Tests.Fakes;

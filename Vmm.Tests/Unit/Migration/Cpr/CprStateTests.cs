@@ -43,7 +43,7 @@ public class CprStateTests
     {
         using var fd = new OwnedFd(0x13, ownsFd: false);
         using CprIncoming read = CprState.Parse(s_exec, MigrationMode.CprExec, n => n == 0x13 ? fd : null);
-        Assert.That(read.Devices, Is.EqualTo(new[] { new CprVfioDevice("0000:00:01.0", 1, 2, 3) }));
+        Assert.That(read.Devices, Is.EqualTo(new[] { new CprIommufdDevice("0000:00:01.0", 1, 2, 3) }));
         Assert.That(CprState.ToBytes(read.Fds, read.Devices), Is.EqualTo(s_exec));
     }
 

@@ -1,5 +1,6 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
+using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.User.Wire;
 using Vmm.Tests.Support;
 using static Vmm.Tests.Support.ScriptedVfioUserServer;

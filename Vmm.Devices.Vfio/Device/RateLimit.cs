@@ -1,4 +1,4 @@
-namespace Vmm.Core.Diagnostics;
+namespace Vmm.Devices.Vfio.Device;
 
 /// <summary>Lets one message an interval through and counts the others, for what a guest or a peer can trigger. Thread-safe.</summary>
 /// <param name="time">The clock.</param>

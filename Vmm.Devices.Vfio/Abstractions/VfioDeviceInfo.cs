@@ -1,0 +1,8 @@
+namespace Vmm.Devices.Vfio.Abstractions;
+
+/// <summary>Device info (spec vfio-migration 1.4).</summary>
+/// <param name="SupportsReset">The flag; advisory, some devices reset without it.</param>
+/// <param name="IsPci">A PCI function.</param>
+/// <param name="RegionCount">Regions, absent ones counted.</param>
+/// <param name="IrqCount">Interrupt indices.</param>
+public readonly record struct VfioDeviceInfo(bool SupportsReset, bool IsPci, uint RegionCount, uint IrqCount);
