@@ -1,5 +1,5 @@
 using System.Text.Json.Nodes;
-using Vmm.Tools.Cli.Client;
+using Vmm.Tools.Cli;
 using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Fakes;

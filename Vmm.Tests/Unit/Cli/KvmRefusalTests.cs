@@ -6,7 +6,7 @@ using Vmm.Core.Kvm;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 using Vmm.Tests.Unit.Kvm;
-using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Guests;
 using Vmm.Tools.Cli.Shell;
 

@@ -5,7 +5,7 @@ using Vmm.Migration.Qmp;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 using Vmm.Tests.Unit.Kvm;
-using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Hosting;
 using Vmm.Tools.Cli.Shell;
 

@@ -1,5 +1,4 @@
 using System.Text.Json.Nodes;
-using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Registry;
 using Vmm.Tools.Cli.Shell;
 

@@ -1,7 +1,7 @@
 using System.ComponentModel;
 using System.Diagnostics;
 using Vmm.Core.Errors;
-using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Registry;
 
 namespace Vmm.Tools.Cli.Hosting;

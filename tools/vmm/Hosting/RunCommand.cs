@@ -9,7 +9,6 @@ using Vmm.Migration.Channels;
 using Vmm.Migration.Cpr;
 using Vmm.Migration.Qmp;
 using Vmm.Migration.State;
-using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Registry;
 using Vmm.Tools.Cli.Shell;
 

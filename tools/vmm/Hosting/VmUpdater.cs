@@ -9,7 +9,6 @@ using Vmm.Migration;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Qmp;
 using Vmm.Migration.State;
-using Vmm.Tools.Cli.Demo;
 using Vmm.Tools.Cli.Registry;
 using Vmm.Tools.Cli.Shell;
 

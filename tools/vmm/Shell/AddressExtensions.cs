@@ -1,9 +1,8 @@
 using System.Text.Json.Nodes;
 using Vmm.Migration.Channels;
 using Vmm.Migration.State;
-using Vmm.Tools.Cli.Client;
 
-namespace Vmm.Tools.Cli.Migrate;
+namespace Vmm.Tools.Cli.Shell;
 
 /// <summary>Addresses as a user of a shell means them.</summary>
 internal static class AddressExtensions

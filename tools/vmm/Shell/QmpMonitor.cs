@@ -1,9 +1,8 @@
 using System.Text.Json.Nodes;
 using Vmm.Core.Errors;
 using Vmm.Migration.Qmp;
-using Vmm.Tools.Cli.Shell;
 
-namespace Vmm.Tools.Cli.Client;
+namespace Vmm.Tools.Cli.Shell;
 
 /// <summary>A session over <see cref="QmpClient"/>.</summary>
 internal sealed class QmpMonitor : IMonitor
