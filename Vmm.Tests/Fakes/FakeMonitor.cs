@@ -64,6 +64,8 @@ internal sealed class FakeMonitor : IMonitor
         return Task.FromResult((queue.Count > 1 ? queue.Dequeue() : queue.Peek())(arguments));
     }
 
+    public Task WaitForEvent(CancellationToken cancel) => Task.CompletedTask;
+
     public Task WaitForEnd(TimeSpan deadline) => Task.CompletedTask;
 
     public ValueTask DisposeAsync()

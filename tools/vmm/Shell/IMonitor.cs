@@ -10,6 +10,9 @@ internal interface IMonitor : IAsyncDisposable
     /// <exception cref="CliException">The VM went away.</exception>
     Task<JsonNode?> Execute(string command, JsonObject? arguments, CancellationToken cancel);
 
+    /// <summary>Waits until the VM has sent an event since the session began or the last wait ended, or has closed the session.</summary>
+    Task WaitForEvent(CancellationToken cancel);
+
     /// <summary>Waits for the VM to close the session.</summary>
     Task WaitForEnd(TimeSpan deadline);
 }
