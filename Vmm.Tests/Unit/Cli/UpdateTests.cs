@@ -311,7 +311,7 @@ internal sealed class UpdateTests : EndToEnd
     [TestCase("--paused", "true")]
     [TestCase("-S", "False")]
     public void WhatConcernedTheStartOfAProcessIsNotHandedOn(params string[] start) => Assert.That(
-        VmUpdater.Own(["run", "--name", "true", .. start, "--memory", "1M"]), Is.EqualTo(new[] { "run", "--name", "true", "--memory", "1M" }));
+        CommandLineUpdate.Own(["run", "--name", "true", .. start, "--memory", "1M"]), Is.EqualTo(new[] { "run", "--name", "true", "--memory", "1M" }));
 
     [TestCase("--paused=true")]
     [TestCase("--paused", "true")]

@@ -6,7 +6,9 @@ using Vmm.Core.VmStates;
 using Vmm.Migration;
 using Vmm.Migration.State;
 
-return await Vmm.Samples.EmbeddedVmm.Sample.RunAsync(Console.Out);
+return args is ["update", ..]
+    ? await Vmm.Samples.EmbeddedVmm.UpdateSample.RunAsync(args, Console.Out)
+    : await Vmm.Samples.EmbeddedVmm.Sample.RunAsync(Console.Out);
 
 namespace Vmm.Samples.EmbeddedVmm
 {
