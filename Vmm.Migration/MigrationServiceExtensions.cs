@@ -5,13 +5,14 @@ using Vmm.Migration.Attempts;
 using Vmm.Migration.Engine;
 using Vmm.Migration.Ram;
 using Vmm.Migration.Snapshot;
+using Vmm.Migration.Update;
 
 namespace Vmm.Migration;
 
 /// <summary>Adds the migration engine to a VMM host.</summary>
 public static class MigrationServiceExtensions
 {
-    /// <summary>Adds the sections <c>ram</c> and <c>globalstate</c> and one <see cref="IMigrationEngine"/> per VM.</summary>
+    /// <summary>Adds the sections <c>ram</c> and <c>globalstate</c> and one <see cref="IMigrationEngine"/>, <see cref="ISnapshotService"/> and <see cref="IVmUpdater"/> per VM.</summary>
     /// <param name="builder">The host's builder.</param>
     /// <returns>The builder.</returns>
     public static VmmBuilder AddMigration(this VmmBuilder builder)
@@ -23,6 +24,9 @@ public static class MigrationServiceExtensions
         builder.Services.TryAddScoped<IAttempts>(static s => s.GetRequiredService<MigrationEngine>());
         builder.Services.TryAddSingleton(new SnapshotOptions());
         builder.Services.TryAddScoped<ISnapshotService, SnapshotService>();
+        builder.Services.TryAddSingleton(new MoveRehearsalOptions());
+        builder.Services.TryAddSingleton<MoveRehearsal>();
+        builder.Services.TryAddScoped<IVmUpdater, VmUpdater>();
         return builder;
     }
 
@@ -33,6 +37,24 @@ public static class MigrationServiceExtensions
     {
         ArgumentNullException.ThrowIfNull(vm);
         return vm.Services.GetRequiredService<ISnapshotService>();
+    }
+
+    /// <summary>Carries the VM into a new process on this host.</summary>
+    /// <param name="vm">A VM of a host with <see cref="AddMigration"/>.</param>
+    /// <returns>The updater; lives as long as the VM.</returns>
+    public static IVmUpdater Updater(this Vm vm)
+    {
+        ArgumentNullException.ThrowIfNull(vm);
+        return vm.Services.GetRequiredService<IVmUpdater>();
+    }
+
+    /// <summary>Rehearses a move of the VM, so that its first migration or update finds its code compiled. An update does so by itself.</summary>
+    /// <param name="vm">A VM of a host with <see cref="AddMigration"/>.</param>
+    /// <returns>As <see cref="MoveRehearsal.RunAsync"/>.</returns>
+    public static Task<string?> RehearseMoveAsync(this Vm vm)
+    {
+        ArgumentNullException.ThrowIfNull(vm);
+        return vm.Services.GetRequiredService<MoveRehearsal>().RunAsync(vm.Options);
     }
 
     /// <summary>The VM's migration engine.</summary>

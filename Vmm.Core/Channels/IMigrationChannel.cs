@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using Vmm.Core.Buffers;
 using Vmm.Core.Interop;
 
@@ -54,20 +53,6 @@ public interface IMigrationChannel : IDisposable
 
     /// <summary>True if the peer has ended or reset its direction and nothing of it is left to read. Never blocks; false where the transport cannot tell.</summary>
     bool PeerHasClosed { get; }
-}
-
-/// <summary>A channel that can carry descriptors (UNIX sockets).</summary>
-public interface IFdPassingChannel : IMigrationChannel
-{
-    /// <summary>Writes bytes together with descriptors.</summary>
-    /// <param name="source">At least one byte.</param>
-    /// <param name="fds">At most 16; they stay the caller's.</param>
-    void WriteWithFds(ReadOnlySpan<byte> source, ReadOnlySpan<SafeHandle> fds);
-
-    /// <summary>Takes the next descriptor that came with bytes read so far.</summary>
-    /// <param name="fd">The descriptor, now the caller's.</param>
-    /// <returns>False when none is queued.</returns>
-    bool TryTakeFd(out OwnedFd? fd);
 }
 
 /// <summary>

@@ -2,18 +2,6 @@ using static Vmm.Core.Devices.Serial16550Bits;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>The far end of a serial line (QEMU: a chardev).</summary>
-public interface ISerialLine
-{
-    /// <summary>Takes one byte from the port. BQL: held.</summary>
-    /// <param name="value">The byte.</param>
-    /// <returns>False for "not now"; the port keeps the byte until <see cref="Serial16550.RetryTransmit"/>.</returns>
-    bool TryWrite(byte value);
-
-    /// <summary>The guest has made room: see <see cref="Serial16550.ReceiveRoom"/>. BQL: held.</summary>
-    void OnReceiveRoom();
-}
-
 /// <summary>
 /// A 16550A serial port: registers 0 to 7, two FIFOs of 16 bytes, loopback, one interrupt line. Its behaviour and its state are those of QEMU's
 /// <c>serial</c>, so a guest notices no difference after a move either way. All members need the BQL.

@@ -1,5 +1,4 @@
 using Microsoft.Extensions.Logging;
-using Vmm.Core.Diagnostics;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.RunStates;
@@ -168,69 +167,5 @@ public sealed class SerialPlugin : IVmmPlugin
     {
         ArgumentNullException.ThrowIfNull(builder);
         builder.AddDevice<SerialDeviceFactory>();
-    }
-}
-
-/// <summary>A file at the far end of a serial line. A failing disk must not fail the guest: it is logged once, then output is dropped.</summary>
-internal sealed class SerialFileLine : ISerialLine, IDisposable
-{
-    private readonly string _device;
-    private readonly string _path;
-    private readonly ILogger _logger;
-    private readonly FileStream _file;
-    private bool _failed;
-
-    internal SerialFileLine(string device, string path, ILogger logger)
-    {
-        _device = device;
-        _path = path;
-        _logger = logger;
-        try
-        {
-            // Appending and sharing: source and destination of a migration on one host may name the same file.
-            _file = new FileStream(path, FileMode.Append, FileAccess.Write, FileShare.ReadWrite);
-        }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException or NotSupportedException or ArgumentException)
-        {
-            throw new ConfigurationException($"device '{device}': option 'output': cannot open '{path}': {e.Message}", e);
-        }
-    }
-
-    public bool TryWrite(byte value)
-    {
-        Do(() =>
-        {
-            _file.WriteByte(value);
-            if (value == (byte)'\n' || !_file.CanSeek) _file.Flush();
-        });
-        return true;
-    }
-
-    public void OnReceiveRoom()
-    {
-    }
-
-    public void Flush() => Do(_file.Flush);
-
-    /// <summary>The other side of a migration may have written since the file was opened here.</summary>
-    public void SeekToEnd()
-    {
-        if (_file.CanSeek) Do(() => _file.Seek(0, SeekOrigin.End));
-    }
-
-    public void Dispose() => Do(_file.Dispose);
-
-    private void Do(Action action)
-    {
-        if (_failed) return;
-        try
-        {
-            action();
-        }
-        catch (IOException e)
-        {
-            _failed = true;
-            CoreLog.SerialOutputLost(_logger, _device, _path, e.Message);
-        }
     }
 }

@@ -8,75 +8,6 @@ using Vmm.Core.SaveVm;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>What to make a VM from.</summary>
-public sealed record VmOptions
-{
-    /// <summary>Name, or null.</summary>
-    public string? Name { get; init; }
-
-    /// <summary>UUID; all zero when not set.</summary>
-    public Guid Uuid { get; init; }
-
-    /// <summary>Machine type in the configuration section.</summary>
-    public string Machine { get; init; } = "none";
-
-    /// <summary>RAM blocks, in order.</summary>
-    public IReadOnlyList<RamBlockOptions> Memory { get; init; } = [];
-
-    /// <summary>Devices, in order.</summary>
-    public IReadOnlyList<DeviceOptions> Devices { get; init; } = [];
-
-    /// <summary>What runs the guest: <c>none</c>, an accelerator's name, or <c>auto</c>: for a kernel the first that works on this host, else none.</summary>
-    public string Accelerator { get; init; } = "none";
-
-    /// <summary>Number of vCPUs; only with an accelerator.</summary>
-    public int Cpus { get; init; } = 1;
-
-    /// <summary>Entries of each vCPU's ring of written pages; 0 for bitmaps. Only for accelerators that have rings (QEMU: <c>-accel kvm,dirty-ring-size=</c>).</summary>
-    public int DirtyRingEntries { get; init; }
-
-    /// <summary>The program to start with, or null; only with an accelerator.</summary>
-    public KernelOptions? Kernel { get; init; }
-
-    /// <summary>Whether an accelerator runs the guest, whichever it is.</summary>
-    public bool HasCpus => Accelerator != "none" && (Accelerator != "auto" || Kernel is not null);
-
-    /// <summary>Whether the VM waits for an incoming migration.</summary>
-    public bool IsIncoming { get; init; }
-
-    /// <summary>Descriptors from the process that ran this VM before, or null; owned by the VM from here on.</summary>
-    public CprIncoming? Cpr { get; init; }
-
-    /// <summary>Whether the VM starts by itself (QEMU: no <c>-S</c>).</summary>
-    public bool AutoStart { get; init; } = true;
-}
-
-/// <summary>Makes VMs, each in a DI scope of its own.</summary>
-/// <param name="scopes">The container.</param>
-public sealed class VmFactory(IServiceScopeFactory scopes)
-{
-    /// <summary>Makes a VM in state prelaunch or inmigrate. It owns its scope; dispose it last.</summary>
-    /// <param name="options">The parts.</param>
-    /// <returns>The VM.</returns>
-    /// <exception cref="VmmException">An option is refused or memory cannot be had; nothing is left behind.</exception>
-    public Vm Create(VmOptions options)
-    {
-        ArgumentNullException.ThrowIfNull(options);
-        IServiceScope scope = scopes.CreateScope();
-        try
-        {
-            Vm vm = scope.ServiceProvider.GetRequiredService<Vm>();
-            vm.Realize(options, scope);
-            return vm;
-        }
-        catch
-        {
-            scope.Dispose();
-            throw;
-        }
-    }
-}
-
 /// <summary>
 /// One virtual machine: memory, run state, devices and its DI scope. Control calls take the BQL themselves; any thread may make them.
 /// </summary>
@@ -101,6 +32,9 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     private IServiceScope? _scope;
     private VmOptions _options = new();
     private bool _disposed;
+
+    /// <summary>What it was made from. <see cref="VmOptions.Cpr"/> is used up.</summary>
+    public VmOptions Options => _options;
 
     /// <summary>Name, or null.</summary>
     public string? Name => _options.Name;

@@ -12,7 +12,7 @@ internal static partial class Posix
     internal const int AF_UNIX = 1, AF_INET = 2, AF_INET6 = 10, SOCK_STREAM = 1, SOCK_NONBLOCK = 0x800, SOCK_CLOEXEC = 0x80000;
     internal const int SHUT_RD = 0, SHUT_WR = 1, SHUT_RDWR = 2;
     internal const int MSG_PEEK = 2, MSG_NOSIGNAL = 0x4000, MSG_DONTWAIT = 0x40, MSG_CMSG_CLOEXEC = 0x40000000, MSG_CTRUNC = 8;
-    private const int SOL_SOCKET = 1, SO_REUSEADDR = 2, SO_ERROR = 4, SO_SNDBUF = 7, SO_RCVBUF = 8, SO_KEEPALIVE = 9, SO_SNDBUFFORCE = 32, IPPROTO_TCP = 6, TCP_NODELAY = 1;
+    private const int SOL_SOCKET = 1, SO_REUSEADDR = 2, SO_ERROR = 4, SO_SNDBUF = 7, SO_KEEPALIVE = 9, SO_SNDBUFFORCE = 32, IPPROTO_TCP = 6, TCP_NODELAY = 1;
     private const uint SIOCOUTQ = 0x5411;
 
     internal static OwnedFd Socket(int family)
@@ -117,12 +117,6 @@ internal static partial class Posix
     {
         if (tcp) SetOption(fd, IPPROTO_TCP, TCP_NODELAY, 1);
         if (keepAlive) SetOption(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-    }
-
-    internal static void SetSocketBuffers(OwnedFd fd, int sendBytes, int receiveBytes)
-    {
-        if (sendBytes > 0) SetOption(fd, SOL_SOCKET, SO_SNDBUF, sendBytes);
-        if (receiveBytes > 0) SetOption(fd, SOL_SOCKET, SO_RCVBUF, receiveBytes);
     }
 
     /// <summary>Lets more bytes wait in a socket, past the system's limit where this process may; a refusal leaves what there is.</summary>

@@ -217,6 +217,4 @@ internal static partial class Posix
         const long kcmp = 312, file = 0;
         return LibC.syscall(kcmp, Environment.ProcessId, Environment.ProcessId, file, a.Number, b.Number) == 0;
     }
-
-    internal static bool ProcessExists(int pid) => LibC.kill(pid, 0) == 0 || LastError == Errno.EPERM;
 }

@@ -36,7 +36,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     internal KvmAccelerator(VmOptions options, IDeviceServices services)
     {
         if (options.Kernel is null && !options.IsIncoming)
-            throw new ConfigurationException("accelerator 'kvm' has no firmware: give the guest a program with --kernel, or let it come with --incoming");
+            throw new ConfigurationException("accelerator 'kvm' has no firmware: the guest needs a program, unless it comes from another process");
         if (options.Cpus is < 1 or > 64) throw new ConfigurationException($"{options.Cpus} vCPUs: expected 1 to 64");
         _services = services;
         _logger = services.Loggers.CreateLogger<KvmAccelerator>();
@@ -122,7 +122,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     {
         if (running)
         {
-            if (_hasNoProgram) throw new DeviceStateException("the guest was reset, and this process has no program to start it with: give the incoming side --kernel too");
+            if (_hasNoProgram) throw new DeviceStateException("the guest was reset, and this process has no program to start it with: an incoming VM needs the kernel too");
             Clock.StartClock();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.TellPaused();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.Start();

@@ -113,7 +113,7 @@ internal sealed class KvmCpuState
         {
             throw new IncompatibleStateException($"vCPU {_vcpu.Index}: KVM_SET_CPUID2: {Posix.Describe(refused)}")
             {
-                Hint = "a guest that has run keeps its CPU: load a state with another one in a new process, with --incoming",
+                Hint = "a guest that has run keeps its CPU: load a state with another one in a new process",
             };
         }
         _shown = theirs;

@@ -62,7 +62,7 @@ internal static class KvmCpuid
     {
         // First: their number shows in feature bits as well, and those would blame the host.
         uint cpus = Find(ours, TopologyLeaf, 1, static e => e.Ebx), saved = Find(theirs, TopologyLeaf, 1, static e => e.Ebx);
-        if (saved != cpus) throw new IncompatibleStateException($"vCPU {vcpu}: the guest has {saved} vCPUs, this VM {cpus}") { Expected = $"{cpus}", Found = $"{saved}", Hint = $"give this VM --cpus {saved}" };
+        if (saved != cpus) throw new IncompatibleStateException($"vCPU {vcpu}: the guest has {saved} vCPUs, this VM {cpus}") { Expected = $"{cpus}", Found = $"{saved}", Hint = $"make this VM with {saved} vCPUs" };
         foreach ((uint function, uint index, string register, Func<CpuidEntry2, uint> bits) in s_features)
         {
             uint wanted = Find(theirs, function, index, bits), have = Find(ours, function, index, bits), missing = wanted & ~have;

@@ -9,7 +9,7 @@ namespace Vmm.Core.Kvm;
 internal sealed class KvmSystem : IDisposable
 {
     internal const string DefaultPath = "/dev/kvm";
-    private const string WithoutHint = "run without KVM: --accel none, and a --workload instead of a --kernel";
+    private const string WithoutHint = "run without KVM";
     private const int MaxCpuidEntries = 256, MaxMsrs = 4096;
 
     private readonly OwnedFd _fd;

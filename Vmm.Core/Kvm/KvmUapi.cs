@@ -119,14 +119,6 @@ internal static partial class KvmUapi
         internal ulong DirtyBitmap;
     }
 
-    [StructLayout(LayoutKind.Sequential)]
-    internal struct DirtyGfn
-    {
-        internal uint Flags;
-        internal uint Slot;
-        internal ulong Offset;
-    }
-
     [StructLayout(LayoutKind.Sequential, Size = 104)]
     internal struct EnableCap
     {
@@ -148,14 +140,6 @@ internal static partial class KvmUapi
     internal struct MpState
     {
         internal uint ReservedMpState;
-    }
-
-    [StructLayout(LayoutKind.Sequential)]
-    internal struct MsrEntry
-    {
-        internal uint Index;
-        internal uint Reserved;
-        internal ulong Data;
     }
 
     [StructLayout(LayoutKind.Sequential, Size = 40)]

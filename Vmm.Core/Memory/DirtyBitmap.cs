@@ -82,17 +82,6 @@ public sealed class DirtyBitmap
         if (PageCount > 0) SetRange(0, PageCount);
     }
 
-    /// <summary>Clears all marks.</summary>
-    public void ClearAll()
-    {
-        for (int i = 0; i < _words.Length; i++) Interlocked.Exchange(ref _words[i], 0);
-    }
-
-    /// <summary>The 64 pages from <paramref name="word"/> x 64 on, as bits.</summary>
-    /// <param name="word">Word index.</param>
-    /// <returns>The marks.</returns>
-    public ulong ReadWord(int word) => Volatile.Read(ref _words[word]);
-
     /// <summary>Takes and clears the marks of 64 pages at once.</summary>
     /// <param name="word">Word index.</param>
     /// <returns>The marks taken.</returns>

@@ -10,7 +10,7 @@ namespace Vmm.Core.Memory;
 public sealed unsafe partial class MappedRegion : SafeHandle
 {
     private const int ProtRead = 1, ProtWrite = 2, MapShared = 1, MapPrivate = 2, MapNoReserve = 0x4000;
-    private const int MadvHugePage = 14, MadvNoHugePage = 15, MadvPopulateWrite = 23, MadvDontNeed = 4, MadvRemove = 9;
+    private const int MadvHugePage = 14, MadvNoHugePage = 15, MadvPopulateWrite = 23;
 
     private MappedRegion(nint address, ulong lengthBytes, bool writable) : base(0, ownsHandle: true)
     {
@@ -85,16 +85,6 @@ public sealed unsafe partial class MappedRegion : SafeHandle
             // SAFETY: at is inside the mapping. Kernels before 5.14 lack MADV_POPULATE_WRITE; an atomic add of 0 touches without changing.
             Interlocked.Add(ref *(int*)(Address + at), 0);
         }
-    }
-
-    /// <summary>Gives the backing pages of a range back; it reads as zero afterwards (shared memfd and file mappings, anonymous ones too).</summary>
-    /// <param name="offset">Page-aligned offset.</param>
-    /// <param name="lengthBytes">Page multiple.</param>
-    /// <returns>False when the kernel refused; the caller then writes zeros.</returns>
-    public bool TryDiscard(ulong offset, ulong lengthBytes)
-    {
-        if (offset > LengthBytes || lengthBytes > LengthBytes - offset) throw new ArgumentOutOfRangeException(nameof(offset));
-        return LibC.madvise(handle + (nint)offset, (nuint)lengthBytes, MadvRemove) == 0;
     }
 
     /// <inheritdoc/>

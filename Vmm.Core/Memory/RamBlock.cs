@@ -201,13 +201,6 @@ public sealed unsafe class RamBlock : IDisposable
     /// <summary>Harvests the software write log.</summary>
     internal void HarvestLog(DirtyBitmap into) => _log?.HarvestInto(into);
 
-    /// <summary>Gives all backing memory back: the block reads as zero. For a reset before another incoming attempt.</summary>
-    public void DiscardAll()
-    {
-        if (FilePath is null && IsShared && _region.TryDiscard(0, SizeBytes)) { IsKnownZero = true; return; }
-        for (ulong at = 0; at < SizeBytes; at += 1 << 30) _region.Slice(at, (int)Math.Min(1 << 30, SizeBytes - at)).Clear();
-    }
-
     /// <summary>Unmaps the block and closes its descriptor.</summary>
     public void Dispose()
     {

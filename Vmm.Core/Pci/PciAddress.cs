@@ -11,11 +11,6 @@ public readonly record struct PciAddress(int Slot, int Function)
     /// <summary>Slot and function in one byte; with bus 0 also the requester id.</summary>
     public byte DevFn => (byte)(Slot << 3 | Function);
 
-    /// <summary>From a byte with slot and function.</summary>
-    /// <param name="devFn">The byte.</param>
-    /// <returns>The address.</returns>
-    public static PciAddress FromDevFn(byte devFn) => new(devFn >> 3, devFn & 7);
-
     /// <summary>Parses QEMU's <c>addr=</c>: a hexadecimal slot, optionally followed by a dot and the function.</summary>
     /// <param name="text">E.g. <c>5</c>, <c>0x1f.3</c>.</param>
     /// <returns>The address.</returns>

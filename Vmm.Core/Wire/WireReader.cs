@@ -1,5 +1,4 @@
 using System.Buffers.Binary;
-using System.Text;
 
 namespace Vmm.Core.Wire;
 
@@ -35,16 +34,6 @@ public ref struct WireReader(ReadOnlySpan<byte> bytes)
         return WireStatus.Ok;
     }
 
-    /// <summary>Reads a u16.</summary>
-    /// <param name="value">The value.</param>
-    /// <returns>Ok or Truncated.</returns>
-    public WireStatus TryReadUInt16(out ushort value)
-    {
-        if (!BinaryPrimitives.TryReadUInt16BigEndian(_bytes[Position..], out value)) return WireStatus.Truncated;
-        Position += 2;
-        return WireStatus.Ok;
-    }
-
     /// <summary>Reads a u32.</summary>
     /// <param name="value">The value.</param>
     /// <returns>Ok or Truncated.</returns>
@@ -52,16 +41,6 @@ public ref struct WireReader(ReadOnlySpan<byte> bytes)
     {
         if (!BinaryPrimitives.TryReadUInt32BigEndian(_bytes[Position..], out value)) return WireStatus.Truncated;
         Position += 4;
-        return WireStatus.Ok;
-    }
-
-    /// <summary>Reads a u64.</summary>
-    /// <param name="value">The value.</param>
-    /// <returns>Ok or Truncated.</returns>
-    public WireStatus TryReadUInt64(out ulong value)
-    {
-        if (!BinaryPrimitives.TryReadUInt64BigEndian(_bytes[Position..], out value)) return WireStatus.Truncated;
-        Position += 8;
         return WireStatus.Ok;
     }
 
@@ -75,19 +54,6 @@ public ref struct WireReader(ReadOnlySpan<byte> bytes)
         if (count < 0 || Remaining < count) return WireStatus.Truncated;
         value = _bytes.Slice(Position, count);
         Position += count;
-        return WireStatus.Ok;
-    }
-
-    /// <summary>Reads a counted string: one length byte, then Latin-1 bytes (spec: <c>cs</c>).</summary>
-    /// <param name="value">The text.</param>
-    /// <returns>Ok or Truncated.</returns>
-    public WireStatus TryReadCountedString(out string value)
-    {
-        value = string.Empty;
-        if (Remaining < 1 || Remaining < 1 + _bytes[Position]) return WireStatus.Truncated;
-        int n = _bytes[Position];
-        value = Encoding.Latin1.GetString(_bytes.Slice(Position + 1, n));
-        Position += 1 + n;
         return WireStatus.Ok;
     }
 }

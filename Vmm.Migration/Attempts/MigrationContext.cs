@@ -3,7 +3,6 @@ using Vmm.Core.Devices;
 using Vmm.Core.SaveVm;
 using Vmm.Migration.Diagnostics;
 using Vmm.Migration.Parameters;
-using Vmm.Migration.Rehearsals;
 using Vmm.Migration.Status;
 using Vmm.Migration.Stream;
 
@@ -27,7 +26,7 @@ internal sealed record MigrationContext(Vm Vm, MigrationBlockers Blockers, Migra
     internal TimeSpan IterateLimit { get; set; } = TimeSpan.FromMilliseconds(50);
 
     /// <summary>The rehearsal of the switchover's code; begun with the engine, waited for before it counts. Never faults.</summary>
-    internal Task Rehearsal { get; init; } = Task.CompletedTask;
+    internal Task Rehearsed { get; init; } = Task.CompletedTask;
 
     /// <summary>Who sends or takes a stream.</summary>
     internal MachineIdentity Identity => new(Vm.Machine, Vm.Uuid);

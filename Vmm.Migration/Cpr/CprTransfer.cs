@@ -91,15 +91,17 @@ public sealed class CprTransferReceiver : IDisposable
     /// <summary>Listens, takes one connection and reads the whole state from it.</summary>
     /// <param name="address">A UNIX socket.</param>
     /// <param name="cancel">Ends the waiting.</param>
+    /// <param name="listening">Called once connections are taken, on this thread; or null.</param>
     /// <returns>The state; the old process waits until this is disposed.</returns>
     /// <exception cref="ConfigurationException">Not a UNIX socket.</exception>
     /// <exception cref="VmmException">The address cannot be listened on, or what came is not a CPR state.</exception>
-    public static CprTransferReceiver Receive(MigrationAddress address, CancellationToken cancel)
+    public static CprTransferReceiver Receive(MigrationAddress address, CancellationToken cancel, Action? listening = null)
     {
         ArgumentNullException.ThrowIfNull(address);
         if (address.Transport != MigrationTransport.Unix) throw new ConfigurationException($"bad cpr channel address {address}; must be unix");
         using var listener = MigrationListener.Listen(address);
         using CancellationTokenRegistration stop = cancel.Register(listener.Stop);
+        listening?.Invoke();
         OwnedFd fd = listener.AcceptFd() ?? throw new OperationCanceledException(cancel);
         try
         {

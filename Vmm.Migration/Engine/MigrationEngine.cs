@@ -40,7 +40,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
     {
         _context = new MigrationContext(vm, blockers, notifiers, new MigrationStateMachine(), Parameters, Capabilities, loggers.CreateLogger("Vmm.Migration"))
         {
-            Rehearsal = WorkerThread.Run("mig/rehearsal", Rehearsal.Run),
+            Rehearsed = WorkerThread.Run("mig/rehearsal", Rehearsal.Run),
         };
         vm.Disposing += Dispose;
         _context.Machine.Changed += status =>
@@ -192,7 +192,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
         Cancel();
         lock (_gate) _outgoing?.Abort(new OperationCanceledException("the VM is going away"));
         running?.Wait();
-        _context.Rehearsal.Wait();
+        _context.Rehearsed.Wait();
         lock (_gate)
         {
             _listener?.Dispose();

@@ -10,7 +10,6 @@ using Vmm.Migration.Attempts;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Diagnostics;
 using Vmm.Migration.Multifd;
-using Vmm.Migration.Rehearsals;
 using Vmm.Migration.Status;
 using Vmm.Migration.Stream;
 
@@ -91,7 +90,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
 
     private IncomingStream Load()
     {
-        context.Rehearsal.Wait();
+        context.Rehearsed.Wait();
         MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Vm.Uuid, _latch);
         var incoming = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
         // The source of an update has no other channels.

@@ -8,7 +8,6 @@ using Vmm.Core.Threading;
 using Vmm.Migration.Attempts;
 using Vmm.Migration.Cpr;
 using Vmm.Migration.Diagnostics;
-using Vmm.Migration.Rehearsals;
 using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Outgoing;
@@ -97,7 +96,7 @@ internal sealed class OutgoingMigration : IDisposable
             OutgoingSetup.Run(_attempt, link);
             if (!_vm.Machine.TryMove(MigrationStatus.Setup, MigrationStatus.Active)) _attempt.Latch.ThrowIfSet();
             _attempt.Phase = "iterate";
-            _vm.Rehearsal.Wait();
+            _vm.Rehearsed.Wait();
             var acks = new SwitchoverAcks(_attempt, link);
             // CPR sends no pages while the VM runs: there are none, or they go after the stop (spec vfio-migration 7).
             if (_plan.Mode == MigrationMode.Normal) new PrecopyLoop(_attempt, link, acks).Run();

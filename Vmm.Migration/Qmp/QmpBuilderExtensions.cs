@@ -4,6 +4,7 @@ using Microsoft.Extensions.Logging;
 using Vmm.Core.Devices;
 using Vmm.Migration.Engine;
 using Vmm.Migration.Snapshot;
+using Vmm.Migration.Update;
 
 namespace Vmm.Migration.Qmp;
 
@@ -12,7 +13,7 @@ public static class QmpBuilderExtensions
 {
     /// <summary>
     /// Adds a <see cref="QmpServer"/> per VM; get it from <see cref="Vm.Services"/>. Needs an <see cref="IMigrationEngine"/> in the VM's scope;
-    /// an <see cref="ISnapshotService"/> is used when there is one. The scope disposes the server with the VM.
+    /// an <see cref="ISnapshotService"/> and an <see cref="IVmUpdater"/> are used when there are. The scope disposes the server with the VM.
     /// </summary>
     /// <param name="builder">The host's builder.</param>
     /// <returns>The builder.</returns>
@@ -20,7 +21,7 @@ public static class QmpBuilderExtensions
     {
         ArgumentNullException.ThrowIfNull(builder);
         builder.Services.TryAddScoped(static s => new QmpServer(s.GetRequiredService<Vm>(), s.GetRequiredService<IMigrationEngine>(),
-            s.GetService<ISnapshotService>(), s.GetService<ILoggerFactory>()));
+            s.GetService<ISnapshotService>(), s.GetService<ILoggerFactory>(), s.GetService<IVmUpdater>()));
         return builder;
     }
 }

@@ -9,6 +9,7 @@ using Vmm.Core.SaveVm;
 using Vmm.Migration.Engine;
 using Vmm.Migration.Snapshot;
 using Vmm.Migration.Status;
+using Vmm.Migration.Update;
 
 namespace Vmm.Migration.Qmp;
 
@@ -51,7 +52,8 @@ public sealed class QmpServer : IDisposable
     /// <param name="engine">Its migration engine; gets this server's descriptor look-ups.</param>
     /// <param name="snapshots">Its snapshots, or null when it has no store.</param>
     /// <param name="loggers">Loggers, or null.</param>
-    public QmpServer(Vm vm, IMigrationEngine engine, ISnapshotService? snapshots = null, ILoggerFactory? loggers = null)
+    /// <param name="updater">Its updater, or null for a host that starts no other process.</param>
+    public QmpServer(Vm vm, IMigrationEngine engine, ISnapshotService? snapshots = null, ILoggerFactory? loggers = null, IVmUpdater? updater = null)
     {
         ArgumentNullException.ThrowIfNull(vm);
         ArgumentNullException.ThrowIfNull(engine);
@@ -67,7 +69,7 @@ public sealed class QmpServer : IDisposable
             [
                 .. control.Commands(), .. migration.Commands(), .. Fds.Commands(), .. _dirtyRate.Commands(), .. _jobs.Commands(),
                 .. new HumanMonitor(vm, engine, snapshots, migration).Commands(), .. new QmpWorkloadCommands(this, vm).Commands(),
-                .. new QmpUpdateCommand(this).Commands(),
+                .. new QmpUpdateCommand(this, updater).Commands(),
             ],
             QmpEvents.All);
         engine.TakeNamedFd = Fds.TakeNamed;
@@ -86,8 +88,8 @@ public sealed class QmpServer : IDisposable
     /// <summary>Number of connected clients.</summary>
     public int ClientCount => _clients.Length;
 
-    /// <summary>Carries the VM into a new process, or null where the host cannot. Blocks; failure is a <see cref="VmmException"/> and the VM goes on here.</summary>
-    public Func<VmUpdateRequest, VmUpdateResult>? Updater { get; set; }
+    /// <summary>Says how this host starts another process for its VM, for clients that ask for an update; null refuses them.</summary>
+    public Func<QmpUpdateRequest, UpdateOptions>? UpdateOptions { get; set; }
 
     internal QmpLog Log { get; }
 

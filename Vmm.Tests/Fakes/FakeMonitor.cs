@@ -1,5 +1,5 @@
 using System.Text.Json.Nodes;
-using Vmm.Tools.Cli.Client;
+using Vmm.Tools.Cli;
 using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Fakes;
@@ -63,6 +63,8 @@ internal sealed class FakeMonitor : IMonitor
         if (!_answers.TryGetValue(command, out var queue)) throw new MonitorException("CommandNotFound", $"The command {command} has not been found");
         return Task.FromResult((queue.Count > 1 ? queue.Dequeue() : queue.Peek())(arguments));
     }
+
+    public Task WaitForEvent(CancellationToken cancel) => Task.CompletedTask;
 
     public Task WaitForEnd(TimeSpan deadline) => Task.CompletedTask;
 

@@ -2,8 +2,7 @@ using System.Text.Json.Nodes;
 using Vmm.Tests.Support;
 using Vmm.Tests.Unit.Cli;
 using Vmm.Tests.Unit.Kvm;
-using Vmm.Tools.Cli.Client;
-using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Interop;
 

@@ -2,7 +2,7 @@ using System.Text.Json.Nodes;
 using Vmm.Migration.Qmp;
 using Vmm.Tests.Support;
 using Vmm.Tests.Unit.Cli;
-using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Client;
 
 namespace Vmm.Tests.Interop;
 

@@ -4,7 +4,7 @@ using System.Text;
 using System.Text.Json.Nodes;
 using System.Text.RegularExpressions;
 using Vmm.Tests.Support;
-using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Client;
 
 namespace Vmm.Tests.Lab;
 

@@ -1,7 +1,7 @@
 using System.Text.Json.Nodes;
 using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Tests.Support;
-using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Client;
 
 namespace Vmm.Tests.Lab;
 

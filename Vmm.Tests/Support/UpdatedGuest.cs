@@ -1,8 +1,8 @@
 using System.Text.Json.Nodes;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
-using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Guests;
+using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Support;
 

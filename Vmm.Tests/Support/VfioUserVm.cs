@@ -2,6 +2,7 @@ using System.Globalization;
 using System.Text.Json.Nodes;
 using Vmm.Migration.Qmp;
 using Vmm.Migration.Status;
+using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Demo;
 using Vmm.Tools.Devices;
 using static Vmm.Tools.Devices.DmaTestRegisters;

@@ -3,7 +3,6 @@ using System.Text;
 using Vmm.Core.Interop;
 using Vmm.Tests.Fakes;
 using Vmm.Tools.Cli.Client;
-using Vmm.Tools.Cli.Demo;
 using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Support;

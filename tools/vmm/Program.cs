@@ -1,3 +1,4 @@
+using Vmm.Tools.Cli;
 using Vmm.Tools.Cli.Shell;
 
 using var interrupts = new Interrupts();

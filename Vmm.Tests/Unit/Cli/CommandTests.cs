@@ -1,5 +1,6 @@
 using System.Text.Json.Nodes;
 using Vmm.Tests.Fakes;
+using Vmm.Tools.Cli;
 using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Unit.Cli;

@@ -1,5 +1,5 @@
 using Vmm.Tests.Support;
-using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Client;
 
 namespace Vmm.Tests.Unit.Cli;
 

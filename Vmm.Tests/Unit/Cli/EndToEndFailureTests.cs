@@ -1,7 +1,7 @@
 using Vmm.Core.Interop;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
-using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Unit.Cli;

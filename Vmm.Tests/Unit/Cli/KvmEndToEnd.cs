@@ -1,9 +1,8 @@
 using System.Text.Json.Nodes;
 using Vmm.Tests.Unit.Kvm;
 using Vmm.Tools.Cli.Client;
-using Vmm.Tools.Cli.Demo;
 using Vmm.Tools.Cli.Guests;
-using Vmm.Tools.Cli.Migrate;
+using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Unit.Cli;
 

@@ -3,7 +3,6 @@ using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 using Vmm.Tests.Unit.Kvm;
 using Vmm.Tools.Cli.Client;
-using Vmm.Tools.Cli.Demo;
 using Vmm.Tools.Cli.Guests;
 using Vmm.Tools.Cli.Shell;
 

@@ -6,7 +6,7 @@ using Vmm.Core.Kvm;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 using Vmm.Tests.Unit.Kvm;
-using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Guests;
 using Vmm.Tools.Cli.Shell;
 
@@ -99,7 +99,7 @@ internal sealed class KvmRefusalTests : KvmEndToEnd
         }
         CliResult twice = await Vmm.Run("run", "--accel", "kvm", "--cpus", "2", "--memory", "3M", "--device", $"serial,output={Vmm["serial"]}", "--incoming", $"file:{saved}");
         Assert.That((twice.Code, twice.Error), Is.EqualTo((ExitCode.Failed, twice.Error)));
-        Assert.That(twice.Error, Does.Contain("vCPU 0: the guest has 1 vCPUs, this VM 2").And.Contains("give this VM --cpus 1"));
+        Assert.That(twice.Error, Does.Contain("vCPU 0: the guest has 1 vCPUs, this VM 2").And.Contains("make this VM with 1 vCPUs"));
         // A host that has it all: the state as it was.
         PeerProcess elsewhere = await Vmm.StartVmOf("elsewhere", "3M", "--accel", "kvm", "--device", $"serial,output={Vmm["serial"]}", "--incoming", $"file:{saved}");
         found = await Past(elsewhere, found.Rounds + 2);

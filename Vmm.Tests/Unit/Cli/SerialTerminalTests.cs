@@ -2,7 +2,7 @@ using Vmm.Core.Interop;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 using Vmm.Tests.Unit.Kvm;
-using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Registry;
 using static Iced.Intel.AssemblerRegisters;
 

@@ -5,7 +5,7 @@ using Vmm.Migration.Qmp;
 using Vmm.Tests.Fakes;
 using Vmm.Tests.Support;
 using Vmm.Tests.Unit.Kvm;
-using Vmm.Tools.Cli.Demo;
+using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Hosting;
 using Vmm.Tools.Cli.Shell;
 
@@ -311,7 +311,7 @@ internal sealed class UpdateTests : EndToEnd
     [TestCase("--paused", "true")]
     [TestCase("-S", "False")]
     public void WhatConcernedTheStartOfAProcessIsNotHandedOn(params string[] start) => Assert.That(
-        VmUpdater.Own(["run", "--name", "true", .. start, "--memory", "1M"]), Is.EqualTo(new[] { "run", "--name", "true", "--memory", "1M" }));
+        CommandLineUpdate.Own(["run", "--name", "true", .. start, "--memory", "1M"]), Is.EqualTo(new[] { "run", "--name", "true", "--memory", "1M" }));
 
     [TestCase("--paused=true")]
     [TestCase("--paused", "true")]

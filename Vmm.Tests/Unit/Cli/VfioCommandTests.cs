@@ -3,6 +3,7 @@ using Vmm.Core.Errors;
 using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Probe;
 using Vmm.Tests.Fakes;
+using Vmm.Tools.Cli;
 using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Unit.Cli;

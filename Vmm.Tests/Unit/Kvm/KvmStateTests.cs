@@ -167,7 +167,7 @@ internal sealed class KvmStateTests
         byte[] wire = SectionBytes.Save(KvmCpuState.Description.Bind(source.Kvm.CpuStates[0]));
         Exception e = Assert.Catch(() => SectionBytes.Load(KvmCpuState.Description.Bind(destination.Kvm.CpuStates[0]), wire))!;
         Assert.That(e.GetBaseException(), Is.TypeOf<IncompatibleStateException>().With.Message.EqualTo($"vCPU 0: the guest has {saved} vCPUs, this VM {ours}"));
-        Assert.That(((IncompatibleStateException)e.GetBaseException()).Hint, Is.EqualTo($"give this VM --cpus {saved}"));
+        Assert.That(((IncompatibleStateException)e.GetBaseException()).Hint, Is.EqualTo($"make this VM with {saved} vCPUs"));
     }
 
     [Test]

@@ -7,7 +7,9 @@ using Vmm.Core.VmStates;
 using Vmm.Migration;
 using Vmm.Migration.Status;
 
-return await Vmm.Samples.EmbeddedVmm.Sample.RunAsync(Console.Out);
+return args is ["update", ..]
+    ? await Vmm.Samples.EmbeddedVmm.UpdateSample.RunAsync(args, Console.Out)
+    : await Vmm.Samples.EmbeddedVmm.Sample.RunAsync(Console.Out);
 
 namespace Vmm.Samples.EmbeddedVmm
 {

@@ -1,5 +1,4 @@
 using System.Text.Json.Nodes;
-using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Registry;
 using Vmm.Tools.Cli.Shell;
 
@@ -74,6 +73,7 @@ internal sealed class SimpleCommands(CliContext context, VmTarget target)
             if (report.Status == "completed") throw new CliException(ExitCode.Refused, "the migration was complete before it could be cancelled");
             if (report.IsTerminal) return ExitCode.Ok;
             if (context.Time.GetUtcNow() > end) throw new CliException(ExitCode.Timeout, $"the migration is still '{report.Status}' after {s_settle.TotalSeconds:0} s");
+            // A VM sends migration events only if they were switched on before it began to migrate.
             await Task.Delay(s_poll, context.Time, context.Interrupted);
         }
     }

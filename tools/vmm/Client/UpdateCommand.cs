@@ -10,8 +10,6 @@ namespace Vmm.Tools.Cli.Client;
 /// <summary><c>vmm update</c>: asks the VM's process to carry the VM into a new one, and prints how long the guest stood still.</summary>
 internal sealed class UpdateCommand(CliContext context, VmTarget target)
 {
-    private static readonly TimeSpan s_poll = TimeSpan.FromMilliseconds(20);
-
     /// <summary>The new program, or null for the VM's own.</summary>
     public string? Binary { get; init; }
 
@@ -26,15 +24,23 @@ internal sealed class UpdateCommand(CliContext context, VmTarget target)
     /// <summary>A process that replaces itself cannot answer; its entry says when the VM runs again.</summary>
     private async Task<JsonNode> FindAgain(VmDirectory directory, int pid, long asked)
     {
-        DateTimeOffset end = context.Time.GetUtcNow() + Timeout;
-        while (context.Time.GetUtcNow() < end)
+        using var watch = new DirectoryWatch(directory.DirectoryPath);
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(context.Interrupted);
+        limit.CancelAfter(Timeout);
+        try
         {
-            VmEntry entry = directory.FindPid(pid) ?? throw new CliException(ExitCode.Failed, $"update failed: process {pid} has ended, and the VM with it");
-            if (entry.RunningAtNs > asked)
-                return new JsonObject { ["pid"] = pid, ["pause-ms"] = entry.PauseMs, ["total-ms"] = (entry.RunningAtNs - asked) / 1e6, ["bytes"] = 0 };
-            await Task.Delay(s_poll, context.Time, context.Interrupted);
+            while (true)
+            {
+                VmEntry entry = directory.FindPid(pid) ?? throw new CliException(ExitCode.Failed, $"update failed: process {pid} has ended, and the VM with it");
+                if (entry.RunningAtNs > asked)
+                    return new JsonObject { ["pid"] = pid, ["pause-ms"] = entry.PauseMs, ["total-ms"] = (entry.RunningAtNs - asked) / 1e6, ["bytes"] = 0 };
+                await watch.WaitAsync(limit.Token);
+            }
         }
-        throw new CliException(ExitCode.Timeout, $"process {pid} has replaced itself and does not run the VM after {Timeout.TotalSeconds:0} s");
+        catch (OperationCanceledException e) when (!context.Interrupted.IsCancellationRequested)
+        {
+            throw new CliException(ExitCode.Timeout, $"process {pid} has replaced itself and does not run the VM after {Timeout.TotalSeconds:0} s", e);
+        }
     }
 
     public async Task<ExitCode> Run()

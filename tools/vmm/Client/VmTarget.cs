@@ -1,5 +1,4 @@
-using System.Text.Json.Nodes;
-using Vmm.Tools.Cli.Hosting;
+using Vmm.Core.Devices;
 using Vmm.Tools.Cli.Registry;
 using Vmm.Tools.Cli.Shell;
 
@@ -11,19 +10,14 @@ internal sealed record VmTarget(string? Vm, string? Qmp)
     public async Task<IMonitor> Connect(CliContext context, CancellationToken cancel)
     {
         if (Vm is not null && Qmp is not null) throw CliException.Usage("--vm and --qmp exclude each other");
-        string path = Qmp is not null ? RunOptions.SocketPath(Qmp) : VmDirectory.Open(context.GetVariable).Resolve(Vm).QmpPath;
+        string path = Qmp is not null ? SocketPath(Qmp) : VmDirectory.Open(context.GetVariable).Resolve(Vm).QmpPath;
         return await context.Connect(path, cancel);
     }
-}
 
-/// <summary>Typed reads of QMP answers.</summary>
-internal static class MonitorExtensions
-{
-    public static async Task<JsonObject> Query(this IMonitor monitor, string command, CancellationToken cancel) =>
-        await monitor.Execute(command, null, cancel) as JsonObject ?? [];
-
-    public static string? Text(this JsonNode? node, string key) => node?[key] is JsonValue v && v.TryGetValue(out string? s) ? s : null;
-
-    public static double? Number(this JsonNode? node, string key) =>
-        node?[key] is not JsonValue v ? null : v.TryGetValue(out double d) ? d : v.TryGetValue(out long n) ? n : v.TryGetValue(out int i) ? i : null;
+    /// <summary>Takes a path, or QEMU's <c>unix:PATH</c>.</summary>
+    public static string SocketPath(string text)
+    {
+        string path = text.StartsWith("unix:", StringComparison.Ordinal) ? OptionList.Split(text[5..])[0] : text;
+        return path.Length > 0 ? Path.GetFullPath(path) : throw CliException.Usage("--qmp needs a path");
+    }
 }

@@ -1,5 +1,5 @@
 using System.Text.Json.Nodes;
-using Vmm.Tools.Cli.Client;
+using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Demo;
 

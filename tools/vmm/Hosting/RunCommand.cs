@@ -10,6 +10,7 @@ using Vmm.Migration.Cpr;
 using Vmm.Migration.Engine;
 using Vmm.Migration.Qmp;
 using Vmm.Migration.Status;
+using Vmm.Migration.Update;
 using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Registry;
 using Vmm.Tools.Cli.Shell;
@@ -19,7 +20,6 @@ namespace Vmm.Tools.Cli.Hosting;
 /// <summary><c>vmm run</c>: one VM with its QMP socket, until quit or a signal.</summary>
 internal sealed class RunCommand(CliContext context, RunOptions options, bool verbose)
 {
-    private readonly Lock _rehearsal = new();
     private readonly TaskCompletionSource<ExitCode> _end = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
     public async Task<ExitCode> Run()
@@ -28,35 +28,35 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         long memoryBytes = (long)options.Vm.Memory.Aggregate(0UL, static (sum, b) => sum + b.SizeBytes);
         var directory = VmDirectory.Open(context.GetVariable);
         CprIncoming? inherited = CprExec.TakeFromEnvironment();
+        using UpdateArrival? arrival = Arrival();
         using VmRegistration registration = directory.Register(options.Vm.Name, options.QmpPath, memoryBytes, options.Replaces, isAgain: inherited is not null);
         await using ServiceProvider services = VmHost.Build(verbose,
-            options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name));
-        using OldProcess? old = options.Replaces is { } pid ? new OldProcess(pid) : null;
+            options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name), Rehearsal(directory));
+        MoveRehearsal rehearsal = services.GetRequiredService<MoveRehearsal>();
         // Who waits for a VM has the time, and the VM then stands still for less.
         bool waits = options.Replaces is not null || options.Incoming is { IsSocket: true };
-        if (waits) Rehearse(services, directory);
+        if (waits) await rehearsal.RunAsync(options.Vm);
         if (inherited is not null && options.Cpr is not null) context.Note("the cpr channel is not used: this process has replaced itself");
-        using CprTransferReceiver? cpr = options.Cpr is null || inherited is not null ? null : Receive(options.Cpr, old);
+        using CprTransferReceiver? cpr = options.Cpr is null || inherited is not null ? null : Receive(options.Cpr, arrival);
         using Vm vm = CreateVm(services, inherited ?? cpr?.Incoming);
         using QmpServer server = vm.Services.GetRequiredService<QmpServer>();
         server.Listen(registration.ListenPath);
-        server.Updater = new VmUpdater(context, directory, registration, vm, () => Rehearse(services, directory)).Update;
-        if (registration.Replaces is not null || inherited is not null) TakeOverWhenHere(vm, server, registration);
+        server.UpdateOptions = request => CommandLineUpdate.Describe(request, context.CommandLine, directory, registration);
+        if (registration.Replaces is not null || inherited is not null) TakeOverWhenHere(vm, server, registration, arrival);
         string incoming = StartIncoming(vm, registration);
-        if (old is not null) EndWithout(old, vm);
+        if (arrival is not null) EndWithout(arrival, vm);
         cpr?.Dispose();
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
         context.Note($"ready: pid {Environment.ProcessId}, qmp {registration.Entry.QmpPath}{incoming}");
         // Most of what a stop costs the first time is the vCPUs' state; beside a guest that starts there is time too.
-        Task rehearsal = waits || inherited is not null || vm.Accelerator is null ? Task.CompletedTask
-            : Task.Factory.StartNew(() => Rehearse(services, directory), CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default);
+        Task rehearsing = waits || inherited is not null || vm.Accelerator is null ? Task.CompletedTask : rehearsal.RunAsync(options.Vm);
         try
         {
             return await WaitForEnd(server);
         }
         finally
         {
-            await rehearsal;
+            await rehearsing;
         }
     }
 
@@ -81,27 +81,34 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         return ExitCode.Ok;
     }
 
-    private void Rehearse(ServiceProvider services, VmDirectory directory)
+    /// <summary>How the VM gets here if this process was started for an update, or null.</summary>
+    private UpdateArrival? Arrival()
     {
-        // One at a time: an update may ask while the one of the start still runs.
-        lock (_rehearsal)
-        {
-            string? problem = MoveRehearsal.Run(services.GetRequiredService<VmFactory>(), Path.Combine(directory.DirectoryPath, $"{Environment.ProcessId}.try"),
-                options.Vm);
-            if (problem is not null) context.Note($"the rehearsal of a move failed, the guest may stand still for longer: {problem}");
-        }
+        UpdateArrival? told = UpdateArrival.TakeFromEnvironment();
+        if (told is not null && told.OldPid == (options.Replaces ?? Environment.ProcessId)) return told;
+        told?.Dispose();
+        return options.Replaces is { } pid ? new UpdateArrival(pid) : null;
     }
 
+    private MoveRehearsalOptions Rehearsal(VmDirectory directory) => new()
+    {
+        CreateStandIn = static (real, socketPath) => new VmmStandIn(real, socketPath),
+        Directory = directory.DirectoryPath,
+        Failed = problem => context.Note($"the rehearsal of a move failed, the guest may stand still for longer: {problem}"),
+    };
+
     /// <summary>The name and the socket move after the VM does: until then they are the old process's, which may have to go on.</summary>
-    private void TakeOverWhenHere(Vm vm, QmpServer server, VmRegistration registration) => vm.Migration().StatusChanged += status =>
+    private void TakeOverWhenHere(Vm vm, QmpServer server, VmRegistration registration, UpdateArrival? arrival) => vm.Migration().StatusChanged += status =>
     {
         if (status != MigrationStatus.Completed || vm.Migration().Query() is not { IsIncoming: true } info) return;
         // The stream of a process that replaced itself is of no use to anybody else.
         if (registration.Replaces is null && options.Incoming is { Transport: MigrationTransport.File } file) Try("its state stays", () => File.Delete(file.Path));
         string listens = registration.ListenPath, place = registration.Entry.QmpPath;
         if (listens != place && Try($"its QMP socket stays at '{listens}'", () => server.MoveListener(listens, place))) listens = place;
-        if (Try($"it is not in the VM directory, its QMP socket is '{listens}'", () => registration.TakeOver(info.Downtime?.AtNs ?? 0, listens)))
-            context.Note($"update: the VM of process {registration.Replaces ?? Environment.ProcessId} runs here, pid {Environment.ProcessId}");
+        long runningAtNs = info.Downtime?.AtNs ?? 0;
+        if (!Try($"it is not in the VM directory, its QMP socket is '{listens}'", () => registration.TakeOver(runningAtNs, listens, arrival?.StoppedAtNs ?? 0))) return;
+        arrival?.ReportRunning(runningAtNs);
+        context.Note($"update: the VM of process {registration.Replaces ?? Environment.ProcessId} runs here, pid {Environment.ProcessId}");
     };
 
     /// <summary>The guest runs here already: what fails now is told, and nothing else.</summary>
@@ -119,36 +126,36 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         }
     }
 
-    private CprTransferReceiver Receive(MigrationAddress address, OldProcess? old)
+    private CprTransferReceiver Receive(MigrationAddress address, UpdateArrival? arrival)
     {
-        using var limit = CancellationTokenSource.CreateLinkedTokenSource(context.Interrupted, old?.Ended ?? CancellationToken.None);
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(context.Interrupted, arrival?.OldEnded ?? CancellationToken.None);
         try
         {
-            return CprTransferReceiver.Receive(address, limit.Token);
+            return CprTransferReceiver.Receive(address, limit.Token, arrival is null ? null : arrival.ReportListening);
         }
-        catch (OperationCanceledException e) when (old is { Ended.IsCancellationRequested: true })
+        catch (OperationCanceledException e) when (arrival is { OldEnded.IsCancellationRequested: true })
         {
-            throw new CliException(ExitCode.Failed, Gone(old), e);
+            throw new CliException(ExitCode.Failed, Gone(arrival), e);
         }
     }
 
-    private void EndWithout(OldProcess old, Vm vm)
+    private void EndWithout(UpdateArrival arrival, Vm vm)
     {
         IMigrationEngine engine = vm.Migration();
         void Look(MigrationStatus status)
         {
             // A stream that has begun may be whole, or else it fails.
             bool waits = status == MigrationStatus.Setup || status.IsTerminal();
-            if (!old.Ended.IsCancellationRequested || !waits || vm.RunState.State != RunState.InMigrate) return;
-            context.Note(Gone(old));
+            if (!arrival.OldEnded.IsCancellationRequested || !waits || vm.RunState.State != RunState.InMigrate) return;
+            context.Note(Gone(arrival));
             _end.TrySetResult(ExitCode.Failed);
         }
 
         engine.StatusChanged += Look;
-        old.Ended.Register(() => Look(engine.Status));
+        arrival.OldEnded.Register(() => Look(engine.Status));
     }
 
-    private static string Gone(OldProcess old) => $"process {old.Pid} has ended, and its VM has not arrived";
+    private static string Gone(UpdateArrival arrival) => $"process {arrival.OldPid} has ended, and its VM has not arrived";
 
     private Vm CreateVm(ServiceProvider services, CprIncoming? cpr)
     {
@@ -168,11 +175,12 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         }
         catch (ConfigurationException e)
         {
-            throw new CliException(ExitCode.Usage, VmmException.Describe(e), e) { Hint = e.Hint };
+            bool lacksProgram = options.Vm is { HasCpus: true, Kernel: null, IsIncoming: false };
+            throw new CliException(ExitCode.Usage, VmmException.Describe(e), e) { Hint = e.Hint ?? (lacksProgram ? "--kernel gives the guest a program, --incoming waits for a guest" : null) };
         }
         catch (KvmException e)
         {
-            throw new CliException(ExitCode.Failed, VmmException.Describe(e), e) { Hint = e.Hint };
+            throw new CliException(ExitCode.Failed, VmmException.Describe(e), e) { Hint = e.Hint is null ? null : $"{e.Hint}: --accel none, and a --workload instead of a --kernel" };
         }
     }
 

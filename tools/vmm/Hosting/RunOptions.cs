@@ -4,8 +4,8 @@ using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Qmp;
+using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Guests;
-using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Registry;
 using Vmm.Tools.Cli.Shell;
 
@@ -88,7 +88,7 @@ internal sealed record RunOptions
                 Incoming = Channel(texts.Incoming),
                 Cpr = Channel(texts.Cpr),
                 Replaces = texts.Replaces,
-                QmpPath = texts.Qmp is null ? null : SocketPath(texts.Qmp),
+                QmpPath = texts.Qmp is null ? null : VmTarget.SocketPath(texts.Qmp),
                 SnapshotDirectory = texts.SnapshotDir is null ? null
                     : texts.SnapshotDir.Length > 0 ? Path.GetFullPath(texts.SnapshotDir) : throw CliException.Usage("--snapshot-dir needs a path"),
             };
@@ -116,13 +116,6 @@ internal sealed record RunOptions
 
     private static MigrationAddress? Channel(string? text) =>
         text is null ? null : Named("--incoming", text, () => MigrationChannelArgument.Parse(text)).Address?.Rooted();
-
-    /// <summary>Takes a path, or QEMU's <c>unix:PATH</c>.</summary>
-    public static string SocketPath(string text)
-    {
-        string path = text.StartsWith("unix:", StringComparison.Ordinal) ? OptionList.Split(text[5..])[0] : text;
-        return path.Length > 0 ? Path.GetFullPath(path) : throw CliException.Usage("--qmp needs a path");
-    }
 
     /// <summary><c>auto|kvm|none</c>, the first two with <c>,dirty-ring-size=ENTRIES</c> as in QEMU.</summary>
     private static (string Name, int DirtyRingEntries) Accelerator(string text)

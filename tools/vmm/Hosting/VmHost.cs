@@ -7,6 +7,7 @@ using Vmm.Devices.Vfio;
 using Vmm.Migration;
 using Vmm.Migration.Qmp;
 using Vmm.Migration.Snapshot;
+using Vmm.Migration.Update;
 using Vmm.Tools.Devices;
 
 namespace Vmm.Tools.Cli.Hosting;
@@ -25,9 +26,11 @@ internal static class VmHost
     /// <summary>Builds the container.</summary>
     /// <param name="verbose">Log everything from Debug up to stderr; otherwise nothing.</param>
     /// <param name="snapshotDirectory">Where snapshots are kept, or null for a host that takes none.</param>
-    public static ServiceProvider Build(bool verbose, string? snapshotDirectory = null)
+    /// <param name="rehearsal">How moves are rehearsed, or null for a host that moves no VM.</param>
+    public static ServiceProvider Build(bool verbose, string? snapshotDirectory = null, MoveRehearsalOptions? rehearsal = null)
     {
         var services = new ServiceCollection();
+        if (rehearsal is not null) services.AddSingleton(rehearsal);
         if (snapshotDirectory is not null) services.AddSingleton(new SnapshotOptions { Directory = snapshotDirectory });
         if (verbose) AddLog(services, LogLevel.Debug);
         services.AddVmm().AddMigration().AddQmp().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<WorkloadPlugin>().AddPlugin<VfioPlugin>().AddPlugin<EduPlugin>().AddPlugin<EduGuestPlugin>().AddPlugin<KvmPlugin>();

@@ -7,6 +7,7 @@ namespace Vmm.Tools.Cli.Migrate;
 /// <summary>Watches an outgoing migration to its end; cancels it on Ctrl-C or after a deadline, and then waits until it has settled.</summary>
 internal static class MigrateFollower
 {
+    // The figures that are shown come in no event, so the end is found by looking too.
     private static readonly TimeSpan s_poll = TimeSpan.FromMilliseconds(100), s_settle = TimeSpan.FromSeconds(30);
 
     /// <summary>How a migration ended.</summary>

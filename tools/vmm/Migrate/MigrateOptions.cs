@@ -3,7 +3,6 @@ using System.Text.Json.Nodes;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Migration.Channels;
-using Vmm.Tools.Cli.Hosting;
 using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Migrate;

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using Spectre.Console;
+using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Migrate;

@@ -18,7 +18,7 @@ internal sealed class VmDirectory
     private static readonly TimeSpan s_lockDeadline = TimeSpan.FromSeconds(5);
 
     /// <summary>Sockets of an update, named for the process that made them.</summary>
-    private static readonly string[] s_perProcess = [".next", ".main", ".cpr", ".try.main", ".try.cpr", ".try.dev"];
+    private static readonly string[] s_perProcess = [".next", ".main", ".cpr", ".report", ".try.main", ".try.cpr", ".try.dev"];
 
     private VmDirectory(string path) => DirectoryPath = path;
 
@@ -82,7 +82,7 @@ internal sealed class VmDirectory
     }
 
     /// <summary>
-    /// The entry of a process, once it is there; null before. Takes no lock and removes nothing: who waits asks again and again, and the process that
+    /// The entry of a process, or null. Takes no lock and removes nothing: a caller that waits for a change asks again after each, and the process that
     /// it waits for needs the lock.
     /// </summary>
     public VmEntry? FindPid(int pid)
@@ -245,20 +245,16 @@ internal sealed class VmRegistration(VmDirectory directory, VmEntry entry) : IDi
     /// <summary>Where this process listens until it has the VM.</summary>
     public string ListenPath => Replaces is null ? Entry.QmpPath : NextPath(Entry.Pid);
 
-    /// <summary>When the VM stopped, for a process that replaces itself: CLOCK_MONOTONIC, ns.</summary>
-    internal const string StoppedVariable = "VMM_UPDATE_STOPPED_AT";
-
     /// <summary>Where a process listens that is to take this VM over: beside the VM's socket, whose place is taken by a rename.</summary>
     public string NextPath(int pid) => Path.Combine(Path.GetDirectoryName(Entry.QmpPath)!, $"{pid}.next");
 
     /// <summary>The VM runs here now.</summary>
     /// <param name="runningAtNs">Since when, CLOCK_MONOTONIC.</param>
     /// <param name="qmpPath">Where this process listens.</param>
-    public void TakeOver(long runningAtNs, string qmpPath)
+    /// <param name="stoppedAtNs">When the VM stopped in the program that this one has replaced, CLOCK_MONOTONIC; 0 if it did not.</param>
+    public void TakeOver(long runningAtNs, string qmpPath, long stoppedAtNs)
     {
-        long stopped = long.TryParse(Environment.GetEnvironmentVariable(StoppedVariable), CultureInfo.InvariantCulture, out long at) ? at : 0;
-        Environment.SetEnvironmentVariable(StoppedVariable, null);
-        Entry = Entry with { QmpPath = qmpPath, RunningAtNs = runningAtNs, PauseMs = stopped == 0 ? 0 : (runningAtNs - stopped) / 1e6 };
+        Entry = Entry with { QmpPath = qmpPath, RunningAtNs = runningAtNs, PauseMs = stoppedAtNs == 0 ? 0 : (runningAtNs - stoppedAtNs) / 1e6 };
         directory.TakeOver(Entry);
     }
 

@@ -1,5 +1,4 @@
 using Vmm.Devices.Vfio.Probe;
-using Vmm.Tools.Cli.Client;
 
 namespace Vmm.Tools.Cli.Shell;
 

@@ -8,7 +8,8 @@ namespace Vmm.Tools.Cli.Snapshots;
 /// <summary><c>vmm savevm</c>, <c>loadvm</c>, <c>delvm</c> and <c>snapshots</c>, over QMP's snapshot jobs.</summary>
 internal sealed class SnapshotCommands(CliContext context, VmTarget target)
 {
-    private static readonly TimeSpan s_poll = TimeSpan.FromMilliseconds(20);
+    /// <summary>A job's changes come as events; a look now and then costs little and needs none.</summary>
+    private static readonly TimeSpan s_lookAgain = TimeSpan.FromSeconds(1);
 
     public Task<ExitCode> Save(string name, bool json) => RunJob("snapshot-save", name, withState: true, "saved", json);
 
@@ -99,7 +100,21 @@ internal sealed class SnapshotCommands(CliContext context, VmTarget target)
                 cancelSent = true;
                 await monitor.Execute("job-cancel", new JsonObject { ["id"] = id }, CancellationToken.None);
             }
-            await Task.Delay(s_poll, context.Time, CancellationToken.None);
+            await WaitForChange(monitor, cancelSent);
+        }
+    }
+
+    private async Task WaitForChange(IMonitor monitor, bool cancelSent)
+    {
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(cancelSent ? CancellationToken.None : context.Interrupted);
+        limit.CancelAfter(s_lookAgain);
+        try
+        {
+            await monitor.WaitForEvent(limit.Token);
+        }
+        catch (OperationCanceledException)
+        {
+            // Ctrl-C, or time to look: the caller does so next.
         }
     }
 }

@@ -1,9 +1,8 @@
 using System.Text.Json.Nodes;
 using Vmm.Core.Errors;
 using Vmm.Migration.Qmp;
-using Vmm.Tools.Cli.Shell;
 
-namespace Vmm.Tools.Cli.Client;
+namespace Vmm.Tools.Cli.Shell;
 
 /// <summary>A session over <see cref="QmpClient"/>.</summary>
 internal sealed class QmpMonitor : IMonitor
@@ -11,8 +10,13 @@ internal sealed class QmpMonitor : IMonitor
     private static readonly TimeSpan s_connectDeadline = TimeSpan.FromSeconds(5), s_answerDeadline = TimeSpan.FromSeconds(60);
     private readonly QmpClient _client;
     private readonly string _path;
+    private readonly SemaphoreSlim _event = new(0);
 
-    private QmpMonitor(QmpClient client, string path) => (_client, _path) = (client, path);
+    private QmpMonitor(QmpClient client, string path)
+    {
+        (_client, _path) = (client, path);
+        client.EventReceived += _ => _event.Release();
+    }
 
     public static Task<IMonitor> Connect(string path, CancellationToken cancel) => Connect(path, s_connectDeadline, cancel);
 
@@ -54,6 +58,19 @@ internal sealed class QmpMonitor : IMonitor
         {
             throw new CliException(ExitCode.Timeout, $"'{_path}' did not answer '{command}' within {deadline.TotalSeconds:0} s", e);
         }
+    }
+
+    public async Task WaitForEvent(CancellationToken cancel)
+    {
+        using var waits = CancellationTokenSource.CreateLinkedTokenSource(cancel);
+        Task arrives = _event.WaitAsync(waits.Token);
+        await Task.WhenAny(arrives, _client.Closed);
+        await waits.CancelAsync();
+        while (_event.Wait(0))
+        {
+            // The caller looks at the VM's state next, which holds what these have told.
+        }
+        cancel.ThrowIfCancellationRequested();
     }
 
     public async Task WaitForEnd(TimeSpan deadline)

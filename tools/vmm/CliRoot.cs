@@ -8,11 +8,12 @@ using Vmm.Tools.Cli.Demo;
 using Vmm.Tools.Cli.Devices;
 using Vmm.Tools.Cli.Hosting;
 using Vmm.Tools.Cli.Migrate;
+using Vmm.Tools.Cli.Shell;
 using Vmm.Tools.Cli.Snapshots;
 using Vmm.Tools.Cli.Streams;
 using Vmm.Tools.Cli.Vfio;
 
-namespace Vmm.Tools.Cli.Shell;
+namespace Vmm.Tools.Cli;
 
 /// <summary>The command tree, and the one place where exceptions become exit codes.</summary>
 internal sealed class CliRoot

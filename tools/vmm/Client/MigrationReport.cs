@@ -1,9 +1,8 @@
 using System.Text.Json.Nodes;
 using Vmm.Migration.Qmp;
-using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Shell;
 
-namespace Vmm.Tools.Cli.Migrate;
+namespace Vmm.Tools.Cli.Client;
 
 /// <summary>What query-migrate says, for a person. Works on QEMU's answers too, which have no breakdown.</summary>
 /// <param name="Answer">The answer of query-migrate.</param>

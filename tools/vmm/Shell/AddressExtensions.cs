@@ -3,7 +3,7 @@ using Vmm.Migration.Channels;
 using Vmm.Migration.Status;
 using Vmm.Tools.Cli.Client;
 
-namespace Vmm.Tools.Cli.Migrate;
+namespace Vmm.Tools.Cli.Shell;
 
 /// <summary>Addresses as a user of a shell means them.</summary>
 internal static class AddressExtensions

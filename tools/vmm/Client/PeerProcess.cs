@@ -1,9 +1,8 @@
 using System.Diagnostics;
 using System.Reflection;
-using Vmm.Tools.Cli.Client;
 using Vmm.Tools.Cli.Shell;
 
-namespace Vmm.Tools.Cli.Demo;
+namespace Vmm.Tools.Cli.Client;
 
 /// <summary>A VM in a process of its own, ours or QEMU's, with a QMP session. Disposing it ends the process, by force if need be.</summary>
 internal sealed class PeerProcess : IAsyncDisposable

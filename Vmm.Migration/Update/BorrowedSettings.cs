@@ -1,0 +1,45 @@
+using Vmm.Core.SaveVm;
+using Vmm.Migration.Engine;
+using Vmm.Migration.Parameters;
+
+namespace Vmm.Migration.Update;
+
+/// <summary>
+/// The engine's settings for an update; <see cref="Dispose"/> puts back what was set for migrations. The new process knows nothing of those settings,
+/// and would wait for no channels of multifd, for example.
+/// </summary>
+internal sealed class BorrowedSettings : IDisposable
+{
+    private readonly IMigrationEngine _engine;
+    private readonly MigrationParameters _parameters;
+    private readonly KeyValuePair<MigrationCapability, bool>[] _capabilities;
+
+    private BorrowedSettings(IMigrationEngine engine)
+    {
+        _engine = engine;
+        _parameters = engine.Parameters.Current;
+        _capabilities = [.. MigrationCapabilitySet.Implemented.Select(c => KeyValuePair.Create(c, engine.Capabilities.IsOn(c)))];
+    }
+
+    internal static BorrowedSettings Take(IMigrationEngine engine, MigrationMode mode, bool returnPath, IReadOnlyList<string>? execCommand = null)
+    {
+        var settings = new BorrowedSettings(engine);
+        try
+        {
+            engine.Capabilities.Apply(settings._capabilities.Select(c => KeyValuePair.Create(c.Key, returnPath && c.Key == MigrationCapability.ReturnPath)));
+            engine.Parameters.Replace(settings._parameters with { Mode = mode, CprExecCommand = execCommand ?? settings._parameters.CprExecCommand });
+            return settings;
+        }
+        catch
+        {
+            settings.Dispose();
+            throw;
+        }
+    }
+
+    public void Dispose()
+    {
+        _engine.Parameters.Replace(_parameters);
+        _engine.Capabilities.Apply(_capabilities);
+    }
+}

@@ -1,0 +1,88 @@
+using System.ComponentModel;
+using System.Diagnostics;
+using Vmm.Core.Errors;
+
+namespace Vmm.Migration.Update;
+
+/// <summary>The process that is to take a VM over. Disposing this object leaves the process running.</summary>
+internal sealed class NextProcess : IDisposable
+{
+    private readonly Process _process;
+
+    private NextProcess(Process process)
+    {
+        _process = process;
+        Exited = Exit();
+    }
+
+    internal int Pid => _process.Id;
+
+    /// <summary>Completes with the exit code.</summary>
+    internal Task<int> Exited { get; }
+
+    /// <summary>Starts a program with this process's directory and environment.</summary>
+    /// <param name="command">Program and arguments.</param>
+    /// <param name="ticket">What it finds in its environment, or null.</param>
+    /// <param name="quiet">Its streams are pipes that this process reads, instead of this process's own.</param>
+    /// <exception cref="ConfigurationException">The program cannot be started.</exception>
+    internal static NextProcess Start(IReadOnlyList<string> command, UpdateTicket? ticket, bool quiet = false)
+    {
+        var info = new ProcessStartInfo(command[0], [.. command.Skip(1)]) { RedirectStandardInput = quiet, RedirectStandardOutput = quiet, RedirectStandardError = quiet };
+        if (ticket is not null) info.Environment[UpdateTicket.Variable] = ticket.ToText();
+        try
+        {
+            return new NextProcess(Process.Start(info)!);
+        }
+        catch (Win32Exception e)
+        {
+            throw new ConfigurationException($"update: cannot start '{command[0]}': {e.Message}", e);
+        }
+    }
+
+    /// <summary>Runs a program to its end.</summary>
+    /// <returns>Its exit code and what it wrote to stderr.</returns>
+    /// <exception cref="ConfigurationException">The program cannot be started.</exception>
+    /// <exception cref="OperationCanceledException">It did not end in time; it has been killed.</exception>
+    internal static async Task<(int ExitCode, string Errors)> RunAsync(IReadOnlyList<string> command, CancellationToken limit)
+    {
+        using NextProcess next = Start(command, null, quiet: true);
+        try
+        {
+            // Both pipes must be read: a full one would stop the program.
+            Task<string> errors = next._process.StandardError.ReadToEndAsync(limit), output = next._process.StandardOutput.ReadToEndAsync(limit);
+            int code = await next.Exited.WaitAsync(limit).ConfigureAwait(false);
+            await output.ConfigureAwait(false);
+            return (code, await errors.ConfigureAwait(false));
+        }
+        finally
+        {
+            next.End();
+        }
+    }
+
+    /// <summary>Waits for an event of the process's, or for its end, whichever is first.</summary>
+    /// <returns>Null after the event; the exit code when the process ended without.</returns>
+    /// <exception cref="OperationCanceledException">Out of time.</exception>
+    internal async Task<int?> EndsBefore(Task happened, CancellationToken limit)
+    {
+        await Task.WhenAny(happened, Exited).WaitAsync(limit).ConfigureAwait(false);
+        if (!happened.IsCompleted) return await Exited.ConfigureAwait(false);
+        await happened.ConfigureAwait(false);
+        return null;
+    }
+
+    /// <summary>Kills it unless it has ended, and waits until it is gone.</summary>
+    internal void End()
+    {
+        if (!_process.HasExited) _process.Kill();
+        _process.WaitForExit();
+    }
+
+    public void Dispose() => _process.Dispose();
+
+    private async Task<int> Exit()
+    {
+        await _process.WaitForExitAsync().ConfigureAwait(false);
+        return _process.ExitCode;
+    }
+}

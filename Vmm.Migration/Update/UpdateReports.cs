@@ -1,0 +1,104 @@
+using System.Globalization;
+using System.Text;
+using Vmm.Core.Errors;
+using Vmm.Core.Interop;
+using Vmm.Core.Threading;
+using Vmm.Migration.Channels;
+
+namespace Vmm.Migration.Update;
+
+/// <summary>
+/// The old process's ear: the new process connects to this UNIX socket and says in one line, one connection a line, that it listens on the CPR channel
+/// (<c>listening</c>) and later that it runs the VM (<c>running PID NS</c>, CLOCK_MONOTONIC). One thread, which <see cref="Dispose"/> ends.
+/// </summary>
+internal sealed class UpdateReports : IDisposable
+{
+    private const string ListeningLine = "listening", RunningWord = "running";
+    private const int MaxLineBytes = 64, LineTimeoutMs = 5000;
+
+    private readonly MigrationListener _listener;
+    private readonly TaskCompletionSource _listening = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly TaskCompletionSource<(int Pid, long AtNs)> _running = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly Task _thread;
+
+    /// <summary>Listens.</summary>
+    /// <exception cref="ChannelException">The path cannot be listened on.</exception>
+    internal UpdateReports(string path)
+    {
+        _listener = MigrationListener.Listen(UpdateTicket.Unix(path));
+        _thread = WorkerThread.Run("update/reports", Run);
+    }
+
+    /// <summary>Completes when the new process takes descriptors; faults with what came instead of a report.</summary>
+    internal Task Listening => _listening.Task;
+
+    /// <summary>Completes when the new process runs the VM: its pid, and since when (CLOCK_MONOTONIC, ns).</summary>
+    internal Task<(int Pid, long AtNs)> Running => _running.Task;
+
+    /// <summary>The new process's side: reports that it listens.</summary>
+    internal static void SendListening(string path) => Send(path, ListeningLine);
+
+    /// <summary>The new process's side: reports that it runs the VM.</summary>
+    internal static void SendRunning(string path, long atNs) => Send(path, string.Create(CultureInfo.InvariantCulture, $"{RunningWord} {Environment.ProcessId} {atNs}"));
+
+    public void Dispose()
+    {
+        _listener.Stop();
+        _thread.GetAwaiter().GetResult();
+        _listener.Dispose();
+        _listening.TrySetCanceled();
+        _running.TrySetCanceled();
+    }
+
+    /// <summary>An old process that has ended needs no report, and one that does not take it must not hold the VM up.</summary>
+    private static void Send(string path, string line)
+    {
+        using OwnedFd fd = Posix.Socket(Posix.AF_UNIX);
+        if (Posix.Connect(fd, Posix.UnixAddress(path), null, LineTimeoutMs) == Errno.None) Posix.SendWithFds(fd, Encoding.ASCII.GetBytes(line + "\n"), [], out _);
+    }
+
+    private void Run()
+    {
+        try
+        {
+            while (_listener.AcceptFd() is { } peer)
+            {
+                using (peer) Take(ReadLine(peer));
+            }
+        }
+        catch (VmmException e)
+        {
+            Fail(e);
+        }
+    }
+
+    private void Take(string? line)
+    {
+        string[] words = line?.Split(' ') ?? [];
+        if (words is [ListeningLine]) _listening.TrySetResult();
+        else if (words is [RunningWord, var pid, var at] && int.TryParse(pid, NumberStyles.None, CultureInfo.InvariantCulture, out int p)
+            && long.TryParse(at, NumberStyles.None, CultureInfo.InvariantCulture, out long ns)) _running.TrySetResult((p, ns));
+        // A peer that leaves without a word, as a probe for stale sockets does, says nothing about the update.
+        else if (line is not null) Fail(new MigrationFailedException($"update: the new process reported '{line}'; expected '{ListeningLine}' or '{RunningWord} PID NS'"));
+    }
+
+    private void Fail(VmmException error)
+    {
+        _listening.TrySetException(error);
+        _running.TrySetException(error);
+    }
+
+    private static string? ReadLine(OwnedFd peer)
+    {
+        byte[] bytes = new byte[MaxLineBytes];
+        int length = 0;
+        while (length < bytes.Length && !bytes.AsSpan(0, length).Contains((byte)'\n'))
+        {
+            if (Posix.Poll(peer, Posix.POLLIN, null, LineTimeoutMs, out _) == 0) break;
+            int n = Posix.Receive(peer, bytes.AsSpan(length), Posix.MSG_DONTWAIT, out _);
+            if (n <= 0) break;
+            length += n;
+        }
+        return length == 0 ? null : Encoding.ASCII.GetString(bytes, 0, length).TrimEnd('\n');
+    }
+}

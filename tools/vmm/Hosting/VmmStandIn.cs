@@ -1,0 +1,70 @@
+using Microsoft.Extensions.DependencyInjection;
+using Vmm.Core.Devices;
+using Vmm.Core.Memory;
+using Vmm.Devices.Vfio.User.Backend;
+using Vmm.Devices.Vfio.User.Server;
+using Vmm.Migration.Qmp;
+using Vmm.Migration.Update;
+using Vmm.Tools.Cli.Guests;
+using Vmm.Tools.Devices;
+
+namespace Vmm.Tools.Cli.Hosting;
+
+/// <summary>
+/// The VM that rehearses a move in place of one of <c>vmm run</c>: with a guest that is busy, a QMP server, devices of our own, and a vfio-user device,
+/// served from this process, if the real VM has one.
+/// </summary>
+internal sealed class VmmStandIn : MoveStandIn
+{
+    private const ulong RamBytes = 64 << 10, BootBytes = 3 << 20;
+    private readonly IVfioUserBackend? _backend;
+    private readonly VfioUserServer? _server;
+
+    internal VmmStandIn(VmOptions real, string socketPath) : base(real)
+    {
+        bool isServed = real.Devices.Any(static d => d.TypeName == "vfio-user-pci");
+        Options = base.Options with
+        {
+            Memory = [.. real.HasCpus ? (RamBlockOptions[])[Block("boot", BootBytes)] : [], Block("edu", RamBytes), Block("ram", RamBytes), Block("ticks", RamBytes)],
+            Devices =
+            [
+                new DeviceOptions("pattern", [new("block", "ram")]), new DeviceOptions("scratch", []), new DeviceOptions("ticker", [new("block", "ticks")]),
+                .. isServed ? (DeviceOptions[])[new DeviceOptions("vfio-user-pci", [new("id", "dev0"), new("socket", socketPath)])] : [],
+                // With CPUs, these drive the function.
+                .. isServed && !real.HasCpus ? (DeviceOptions[])[new DeviceOptions("edu-guest", [])] : [],
+            ],
+            Kernel = real.HasCpus ? new KernelOptions { KernelPath = "busy", Image = BusyGuest.Build([BootBytes]) } : null,
+        };
+        if (!isServed) return;
+        _backend = DeviceTypes.All.Single(static t => t.TypeName == "edu").Create(new DeviceOptions("edu", []));
+        _server = new VfioUserServer(_backend);
+        try
+        {
+            _server.Listen(socketPath);
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    public override VmOptions Options { get; }
+
+    /// <summary>The server listens nowhere, but is told of every change as the real VM's is. It ends with the VM.</summary>
+    public override void OnCreated(Vm vm) => vm.Services.GetRequiredService<QmpServer>();
+
+    public override void WaitUntilUsed(Vm vm, CancellationToken limit)
+    {
+        // The guest says it in its memory, and memory raises no event.
+        if (_server is not null && Options.HasCpus) SpinWait.SpinUntil(() => limit.IsCancellationRequested || BusyGuest.Read(vm.Memory).Interrupts > 0);
+    }
+
+    protected override void Dispose(bool disposing)
+    {
+        _server?.Dispose();
+        _backend?.Dispose();
+    }
+
+    private static RamBlockOptions Block(string name, ulong bytes) => new() { Name = name, SizeBytes = bytes };
+}

@@ -1,0 +1,40 @@
+namespace Vmm.Tools.Cli.Registry;
+
+/// <summary>Tells when something changes in a directory. Where the system has no watch to give (inotify), a look once a second takes its place.</summary>
+internal sealed class DirectoryWatch : IDisposable
+{
+    private static readonly TimeSpan s_lookAgain = TimeSpan.FromSeconds(1);
+    private readonly SemaphoreSlim _changed = new(0);
+    private readonly FileSystemWatcher? _watcher;
+
+    internal DirectoryWatch(string path)
+    {
+        try
+        {
+            _watcher = new FileSystemWatcher(path);
+            _watcher.Created += (_, _) => _changed.Release();
+            _watcher.Changed += (_, _) => _changed.Release();
+            _watcher.Deleted += (_, _) => _changed.Release();
+            _watcher.Renamed += (_, _) => _changed.Release();
+            _watcher.EnableRaisingEvents = true;
+        }
+        catch (IOException)
+        {
+            _watcher?.Dispose();
+            _watcher = null;
+        }
+    }
+
+    /// <summary>Waits for a change since the watch began or the last wait ended, a second at most.</summary>
+    internal async Task WaitAsync(CancellationToken cancel)
+    {
+        await _changed.WaitAsync(s_lookAgain, cancel);
+        while (_changed.Wait(0, CancellationToken.None))
+        {
+            // The caller looks at the directory next, which shows these changes too.
+        }
+    }
+
+    // The semaphore is left to the collector: a handler may still be running.
+    public void Dispose() => _watcher?.Dispose();
+}
