@@ -49,7 +49,7 @@ public sealed record CprIncoming(MigrationMode Mode, IReadOnlyList<CprFd> Fds, I
 }
 
 /// <summary>
-/// The descriptors of one VM that outlive its process (spec vfio-migration 7.2; QEMU: <c>cpr_state.fds</c>). A descriptor enters when it is opened,
+/// The descriptors of one VM that outlive its process (vfio-migration 7.2; QEMU: <c>cpr_state.fds</c>). A descriptor enters when it is opened,
 /// and every open asks <see cref="Take"/> first, so that one code path serves a cold start and a restart. Thread-safe.
 /// </summary>
 public sealed class CprFdTable : IDisposable

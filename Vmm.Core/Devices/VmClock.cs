@@ -20,7 +20,7 @@ public sealed class VmClock(Bql? bql = null, TimeProvider? time = null) : IVmSta
 
     private const int NsPerTick = (int)(1_000_000_000 / TicksPerSecond);
 
-    /// <summary>The <c>timer</c> section (QEMU: <c>vmstate_timers</c>; spec 10.1).</summary>
+    /// <summary>The <c>timer</c> section (QEMU: <c>vmstate_timers</c>; stream 10.1).</summary>
     public static VmStateDescription<VmClock> Description { get; } = new()
     {
         Name = "timer",

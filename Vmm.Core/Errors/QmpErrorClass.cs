@@ -1,6 +1,6 @@
 namespace Vmm.Core.Errors;
 
-/// <summary>QMP error classes (qmp.md section 3).</summary>
+/// <summary>QMP error classes (qmp 3).</summary>
 public enum QmpErrorClass
 {
     /// <summary>Almost every error.</summary>

@@ -1,7 +1,7 @@
 namespace Vmm.Core.Errors;
 
 /// <summary>
-/// A QMP error: what a server answers for a command, and what a client throws for such an answer (qmp.md section 3). The errno is EINVAL,
+/// A QMP error: what a server answers for a command, and what a client throws for such an answer (qmp 3). The errno is EINVAL,
 /// whatever the class.
 /// </summary>
 public sealed class QmpErrorException : VmmException

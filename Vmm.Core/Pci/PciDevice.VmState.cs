@@ -3,7 +3,7 @@ using Vmm.Core.Wire;
 
 namespace Vmm.Core.Pci;
 
-// body = be32:version 2, byte[256 or 4096]:config, be32[4]:level of each pin (spec vfio-migration 6.1)
+// body = be32:version 2, byte[256 or 4096]:config, be32[4]:level of each pin (vfio-migration 6.1)
 public abstract partial class PciDevice
 {
     private static readonly VmStateType<PciConfigSpace> s_config = ConfigType(PciConfigSpace.LegacyBytes);

@@ -5,7 +5,7 @@ using Vmm.Core.Wire;
 namespace Vmm.Core.SaveVm;
 
 /// <summary>
-/// One attempt's loading half: makes the object of every section and gives each body to it (spec 1; QEMU: <c>qemu_loadvm_state_main</c>). The bytes
+/// One attempt's loading half: makes the object of every section and gives each body to it (stream 1; QEMU: <c>qemu_loadvm_state_main</c>). The bytes
 /// are those that <see cref="SaveStream"/> draws. One thread. FULL sections load under the BQL, the parts of iterables without it.
 /// </summary>
 /// <param name="registry">The VM's sections.</param>

@@ -1,7 +1,7 @@
 namespace Vmm.Core.SaveVm;
 
 /// <summary>
-/// Framing choices that QEMU keeps in properties of its <c>migration</c> object and of machine types (spec 16). The defaults write what every
+/// Framing choices that QEMU keeps in properties of its <c>migration</c> object and of machine types (stream 16). The defaults write what every
 /// QEMU from 7.2 to 11.1 loads; both ends must agree on configuration and footers.
 /// </summary>
 public sealed record MigrationCompat
@@ -15,18 +15,18 @@ public sealed record MigrationCompat
     /// <summary><c>migration.store-global-state</c>.</summary>
     public bool StoreGlobalState { get; init; } = true;
 
-    /// <summary><c>migration.send-switchover-start</c>. Off: peers before 10.0 die on it, and later ones do without (spec trap 2).</summary>
+    /// <summary><c>migration.send-switchover-start</c>. Off: peers before 10.0 die on it, and later ones do without (stream 17.2).</summary>
     public bool SendSwitchoverStart { get; init; }
 
     /// <summary><c>suppress-vmdesc</c>.</summary>
     public bool SuppressVmDesc { get; init; }
 
     /// <summary>
-    /// Switchover-ack works as with machine types up to 11.0: one acknowledgement for all devices together (spec vfio-migration 3.6;
+    /// Switchover-ack works as with machine types up to 11.0: one acknowledgement for all devices together (vfio-migration 3.6;
     /// QEMU: <c>switchover-ack-legacy</c>). Both ends must agree.
     /// </summary>
     public bool LegacySwitchoverAck { get; init; }
 
-    /// <summary>VMDESC and <c>globalstate</c> have the form of QEMU before 9.0 (spec 10.2, 16).</summary>
+    /// <summary>VMDESC and <c>globalstate</c> have the form of QEMU before 9.0 (stream 10.2, 16).</summary>
     public bool LegacyDescriptions { get; init; }
 }

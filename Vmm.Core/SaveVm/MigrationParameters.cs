@@ -12,7 +12,7 @@ public enum ZeroPageDetection
 }
 
 /// <summary>
-/// Migration parameters by QEMU's names (qmp.md 8.6). Immutable: an attempt keeps the record that it was started with, and the
+/// Migration parameters by QEMU's names (qmp 8.6). Immutable: an attempt keeps the record that it was started with, and the
 /// engine checks a changed one as a whole before it takes it.
 /// </summary>
 public sealed record MigrationParameters
@@ -36,7 +36,7 @@ public sealed record MigrationParameters
     public IReadOnlyList<string> CprExecCommand { get; init; } = [];
 }
 
-/// <summary>Migration capabilities by QEMU's names, in its order (qmp.md 8.5).</summary>
+/// <summary>Migration capabilities by QEMU's names, in its order (qmp 8.5).</summary>
 public enum MigrationCapability
 {
     /// <summary><c>xbzrle</c>.</summary>

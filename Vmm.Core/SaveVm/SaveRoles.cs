@@ -109,7 +109,7 @@ public interface ISaveCompleteThread
 
 /// <summary>
 /// A device whose first precopy data the destination loads before the source switches over (QEMU: <c>switchover_ack_needed</c>, capability
-/// switchover-ack; spec vfio-migration 3.6).
+/// switchover-ack; vfio-migration 3.6).
 /// </summary>
 public interface ISwitchoverAck
 {

@@ -7,7 +7,7 @@ using Vmm.Core.Wire;
 namespace Vmm.Core.SaveVm;
 
 /// <summary>
-/// One attempt's saving half: makes the object of every section, writes headers and footers around the bodies in QEMU's order (spec 1.3), and takes
+/// One attempt's saving half: makes the object of every section, writes headers and footers around the bodies in QEMU's order (stream 1.3), and takes
 /// the BQL as each role demands. Every stream is written here: migrations, snapshots, rehearsals and the state of served devices. One thread, but for
 /// the threads that it starts for devices itself.
 /// <code>

@@ -143,7 +143,7 @@ public sealed class SaveVmRegistry(Bql bql)
         using (bql.Acquire()) return [.. _entries];
     }
 
-    /// <summary>Finds the entry that an incoming section belongs to (spec 1.5: instance, alias, bare name of path-qualified entries).</summary>
+    /// <summary>Finds the entry that an incoming section belongs to (stream 1.5: instance, alias, bare name of path-qualified entries).</summary>
     /// <param name="idStr">Name from the stream.</param>
     /// <param name="instanceId">Instance from the stream.</param>
     /// <returns>The entry, or null.</returns>

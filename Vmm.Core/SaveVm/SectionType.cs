@@ -1,6 +1,6 @@
 namespace Vmm.Core.SaveVm;
 
-/// <summary>Section type bytes (spec 1.1; QEMU: <c>QEMU_VM_*</c>).</summary>
+/// <summary>Section type bytes (stream 1.1; QEMU: <c>QEMU_VM_*</c>).</summary>
 public enum SectionType : byte
 {
     /// <summary>End of the stream or of a package.</summary>

@@ -2,7 +2,7 @@ using System.Text;
 
 namespace Vmm.Core.SaveVm;
 
-/// <summary>What differs between the VMDESC forms of QEMU versions (spec 2.6). Receivers discard VMDESC; only tools see the difference.</summary>
+/// <summary>What differs between the VMDESC forms of QEMU versions (stream 2.6). Receivers discard VMDESC; only tools see the difference.</summary>
 public sealed record VmDescOptions
 {
     /// <summary>The form of QEMU 11.1, our default.</summary>
@@ -23,7 +23,7 @@ public sealed record VmDescOptions
 
 /// <summary>
 /// Writes JSON in the form of QEMU's VMDESC: one line, <c>", "</c> and <c>": "</c> as separators, keys in call order, repeated keys allowed
-/// (spec 1.6). No general JSON writer produces that form.
+/// (stream 1.6). No general JSON writer produces that form.
 /// </summary>
 /// <param name="options">Which QEMU's form; null for 11.1's.</param>
 public sealed class VmDescJson(VmDescOptions? options = null)

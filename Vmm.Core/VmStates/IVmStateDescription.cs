@@ -36,7 +36,7 @@ public interface IVmStateFieldInfo
     /// <summary>Name as in VMDESC.</summary>
     string Name { get; }
 
-    /// <summary>Type name as in VMDESC, e.g. <c>uint32</c> (spec 2.1).</summary>
+    /// <summary>Type name as in VMDESC, e.g. <c>uint32</c> (stream 2.1).</summary>
     string TypeName { get; }
 
     /// <summary>First version that has the field (QEMU: <c>version_id</c>); 0 for always.</summary>

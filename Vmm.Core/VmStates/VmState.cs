@@ -2,7 +2,7 @@ namespace Vmm.Core.VmStates;
 
 /// <summary>
 /// Makes fields of a <see cref="VmStateDescription{T}"/>; names follow QEMU's VMSTATE_ macros. In every factory <c>since</c> is the first
-/// version with the field, and <c>exists</c>, when given, decides about presence alone (spec 2.3): it gets owner and version.
+/// version with the field, and <c>exists</c>, when given, decides about presence alone (stream 2.3): it gets owner and version.
 /// </summary>
 public static partial class VmState
 {

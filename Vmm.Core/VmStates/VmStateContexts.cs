@@ -112,7 +112,7 @@ internal static class VmStateHooks
     }
 }
 
-/// <summary>Bytes that stand for elements of pointer arrays (spec 2.5).</summary>
+/// <summary>Bytes that stand for elements of pointer arrays (stream 2.5).</summary>
 internal static class VmStatePointers
 {
     internal const byte Null = 0x30;

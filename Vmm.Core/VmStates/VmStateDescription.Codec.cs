@@ -4,8 +4,8 @@ using Vmm.Core.SaveVm;
 
 namespace Vmm.Core.VmStates;
 
-// body       = field* subsection*                      (nothing names fields or gives lengths; spec 2.2, 2.3)
-// subsection = 05 u8:n byte[n]:name u32:version body   (spec 2.4)
+// body       = field* subsection*                      (nothing names fields or gives lengths; stream 2.2, 2.3)
+// subsection = 05 u8:n byte[n]:name u32:version body   (stream 2.4)
 public sealed partial class VmStateDescription<T>
 {
     private const byte SubsectionType = 5;
@@ -83,7 +83,7 @@ public sealed partial class VmStateDescription<T>
         saver.Path.Leave();
     }
 
-    /// <summary>Pointer arrays are described in runs of null and of real elements, each like an array of its own (spec 2.6).</summary>
+    /// <summary>Pointer arrays are described in runs of null and of real elements, each like an array of its own (stream 2.6).</summary>
     private static int RunLength(VmStateField<T> field, T owner, int start, int count, VmDescJson desc)
     {
         if (desc.Options.NullMarkerType is null) return count - start;
@@ -186,7 +186,7 @@ public sealed partial class VmStateDescription<T>
     }
 
     /// <summary>
-    /// Spec 2.4: looks ahead, and leaves what is not named after this description to an outer one (QEMU: <c>vmstate_subsection_load</c>).
+    /// Looks ahead (stream 2.4), and leaves what is not named after this description to an outer one (QEMU: <c>vmstate_subsection_load</c>).
     /// </summary>
     private void LoadSubsections(T owner, VmStateLoader loader)
     {

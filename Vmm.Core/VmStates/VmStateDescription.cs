@@ -7,7 +7,7 @@ namespace Vmm.Core.VmStates;
 /// <summary>
 /// Declared state of a type: name, versions, ordered fields and subsections, hooks. One declaration serves save, load, VMDESC and
 /// <see cref="VmStateDump"/>. Make one as a static member of the owner, so its accessors reach private fields. Immutable; hooks run on the
-/// thread that saves or loads, BQL held, and fail by throwing (QEMU: <c>VMStateDescription</c>; spec section 2).
+/// thread that saves or loads, BQL held, and fail by throwing (QEMU: <c>VMStateDescription</c>; stream 2).
 /// </summary>
 /// <typeparam name="T">Owner.</typeparam>
 public sealed partial class VmStateDescription<T> : IVmStateDescription where T : class
@@ -104,7 +104,7 @@ public sealed partial class VmStateDescription<T> : IVmStateDescription where T 
     }
 }
 
-/// <summary>Rules a description must keep so that QEMU and we can read it (spec 2.4).</summary>
+/// <summary>Rules a description must keep so that QEMU and we can read it (stream 2.4).</summary>
 internal static class VmStateRules
 {
     internal static void Check(IVmStateDescription description) => Check(description, []);

@@ -5,7 +5,7 @@ using System.Text.Json;
 namespace Vmm.Core.VmStates;
 
 /// <summary>
-/// Writes descriptions in the form of QEMU's <c>-dump-vmstate</c> (spec 2.7), so that QEMU's <c>vmstate-static-checker.py</c> can tell whether
+/// Writes descriptions in the form of QEMU's <c>-dump-vmstate</c> (stream 2.7), so that QEMU's <c>vmstate-static-checker.py</c> can tell whether
 /// two builds of this product still understand each other. Deterministic: entries keep the caller's order.
 /// </summary>
 public static class VmStateDump

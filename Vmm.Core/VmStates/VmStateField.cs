@@ -62,7 +62,7 @@ public abstract class VmStateField<T> : IVmStateFieldInfo where T : class
     /// <summary>True if each element's pointer is announced by a byte (QEMU: VMS_ARRAY_OF_POINTER_AUTO_ALLOC).</summary>
     internal virtual bool HasPresenceBytes => false;
 
-    /// <summary>Spec 2.3: a predicate decides alone; without one, the version does.</summary>
+    /// <summary>A predicate decides alone; without one, the version does (stream 2.3).</summary>
     internal bool IsPresent(T owner, int version) => _exists is null ? VersionId <= version : _exists(owner, version);
 
     /// <summary>Whether VMDESC describes an array by its first element (QEMU: <c>vmsd_can_compress</c>).</summary>

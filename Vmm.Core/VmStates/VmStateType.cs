@@ -27,7 +27,7 @@ public sealed class VmStateType<TValue>(string name, int sizeBytes, Action<QemuF
     internal void Get(VmStateLoader loader, ref TValue value) => get(loader, ref value);
 }
 
-/// <summary>The leaf types of spec 2.1. Integers are big-endian on the wire whatever their name says.</summary>
+/// <summary>The leaf types of stream 2.1. Integers are big-endian on the wire whatever their name says.</summary>
 public static class VmStateTypes
 {
     /// <summary>One byte; written as 0 or 1, any other value reads as true.</summary>

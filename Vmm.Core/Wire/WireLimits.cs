@@ -9,7 +9,7 @@ public static class WireLimits
     /// <summary>Longest VMDESC we hold. Ours: QEMU 11.1's q35 writes 110 KiB.</summary>
     public const int VmDescBytes = 64 << 20;
 
-    /// <summary>Longest return path payload (QEMU: MAX_RP_MESSAGE_LEN-like bound, spec 6.2).</summary>
+    /// <summary>Longest return path payload (stream 6.2).</summary>
     public const int ReturnPathPayloadBytes = 512;
 
     /// <summary>Most RAM blocks in one setup record. Ours: QEMU machines have under 100.</summary>
@@ -21,7 +21,7 @@ public static class WireLimits
     /// <summary>Largest PACKAGED blob (QEMU: MAX_VM_CMD_PACKAGED_SIZE, 4 GiB - 1; ours is what device state needs).</summary>
     public const int PackagedBytes = 1 << 30;
 
-    /// <summary>Largest XBZRLE record (spec 3.4: one page).</summary>
+    /// <summary>Largest XBZRLE record (stream 3.4: one page).</summary>
     public const int XbzrleBytes = 4096;
 
     /// <summary>Deepest nesting of subsections and structs. Ours: QEMU's deepest is 6.</summary>

@@ -3,7 +3,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Devices.Vfio.Abstractions;
 
-/// <summary>A device's io that can change process with its session (spec vfio-migration 7). BQL: held for every call.</summary>
+/// <summary>A device's io that can change process with its session (vfio-migration 7). BQL: held for every call.</summary>
 internal interface IVfioCprIo
 {
     /// <summary>Why the device cannot change process, or null.</summary>

@@ -64,7 +64,7 @@ internal interface IVfioDeviceIo : IDisposable
     /// <returns>The device's answer.</returns>
     Errno GetMigrationState(out VfioDeviceState state);
 
-    /// <summary>Asks for a migration state; the device walks there by itself (spec vfio-migration 2). After a failure it may be anywhere on the way.</summary>
+    /// <summary>Asks for a migration state; the device walks there by itself (vfio-migration 2). After a failure it may be anywhere on the way.</summary>
     /// <param name="state">Target.</param>
     /// <param name="data">A new session's data when the final step opened one, else null. The caller's to dispose.</param>
     /// <returns>The device's answer.</returns>

@@ -1,6 +1,6 @@
 namespace Vmm.Devices.Vfio.Abstractions;
 
-/// <summary>DEVICE_FEATURE numbers (spec vfio-migration 1.11).</summary>
+/// <summary>DEVICE_FEATURE numbers (vfio-migration 1.11).</summary>
 internal enum VfioDeviceFeature : ushort
 {
     /// <summary>u64 <see cref="VfioMigrationFlags"/>.</summary>

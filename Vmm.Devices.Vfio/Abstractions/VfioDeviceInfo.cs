@@ -1,6 +1,6 @@
 namespace Vmm.Devices.Vfio.Abstractions;
 
-/// <summary>Device info (spec vfio-migration 1.4).</summary>
+/// <summary>Device info (vfio-migration 1.4).</summary>
 /// <param name="SupportsReset">The flag; advisory, some devices reset without it.</param>
 /// <param name="IsPci">A PCI function.</param>
 /// <param name="RegionCount">Regions, absent ones counted.</param>

@@ -1,6 +1,6 @@
 namespace Vmm.Devices.Vfio.Abstractions;
 
-/// <summary>Migration states of a device (uapi: <c>enum vfio_device_mig_state</c>; spec vfio-migration 2).</summary>
+/// <summary>Migration states of a device (uapi: <c>enum vfio_device_mig_state</c>; vfio-migration 2).</summary>
 public enum VfioDeviceState : uint
 {
     /// <summary>Broken; only a reset leaves it. As a recovery target: reset.</summary>

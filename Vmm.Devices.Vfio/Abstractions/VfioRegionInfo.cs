@@ -23,7 +23,7 @@ public readonly record struct VfioRegionArea(ulong OffsetBytes, ulong SizeBytes)
     public ulong End => OffsetBytes + SizeBytes;
 }
 
-/// <summary>Region info with its capabilities decoded (spec vfio-migration 1.5). Everything was bounds-checked by the backend.</summary>
+/// <summary>Region info with its capabilities decoded (vfio-migration 1.5). Everything was bounds-checked by the backend.</summary>
 public sealed record VfioRegionInfo
 {
     /// <summary>Index.</summary>

@@ -6,7 +6,7 @@ namespace Vmm.Devices.Vfio.Abstractions;
 internal readonly record struct VfioStateArc(VfioDeviceState From, VfioDeviceState To);
 
 /// <summary>
-/// The migration state machine as data (spec vfio-migration 2; kernel: <c>vfio_mig_get_next_state</c>). A request walks the shortest path of
+/// The migration state machine as data (vfio-migration 2; kernel: <c>vfio_mig_get_next_state</c>). A request walks the shortest path of
 /// arcs between the states the device has; the data stream of a session never starts in the middle of a path.
 /// </summary>
 internal static class VfioStateArcs

@@ -9,7 +9,7 @@ using Vmm.Devices.Vfio.Kernel;
 namespace Vmm.Devices.Vfio.Device;
 
 /// <summary>
-/// A device that changes process: its function's state travels, the device itself goes on (spec vfio-migration 7.5 to 7.7; QEMU:
+/// A device that changes process: its function's state travels, the device itself goes on (vfio-migration 7.5 to 7.7; QEMU:
 /// <c>vfio_cpr_pci_vmstate</c>). The section exists in modes cpr-transfer and cpr-exec only; the section <c>/vfio</c> does not exist then, and
 /// the device's migration state is left alone. BQL: held for every call.
 /// </summary>

@@ -120,7 +120,7 @@ internal sealed class VfioDeviceAccess : IDisposable
         {
             errno = e.Errno;
         }
-        // The flag is advisory: devices without it are tried too, and their refusal is no news (spec vfio-migration 1.4).
+        // The flag is advisory: devices without it are tried too, and their refusal is no news (vfio-migration 1.4).
         if (errno != Errno.None && !_lost && Io.Info.SupportsReset) VfioLog.ResetFailed(Logger, Id, errno);
         return errno == Errno.None;
     }

@@ -224,7 +224,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         DisableAll();
         _vectors = new VfioIrqEvent?[function.Msix!.Vectors];
         _used = 0;
-        // The device signals these already, masked or not (spec vfio-migration 7.6, claim).
+        // The device signals these already, masked or not (vfio-migration 7.6, claim).
         for (int v = 0; v < _vectors.Length; v++)
         {
             int vector = v;
@@ -241,7 +241,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
 
     private void BindMsix()
     {
-        // With no vector in use, binding nothing to vector 0 still sets the device's own enable bit (spec vfio-migration 6).
+        // With no vector in use, binding nothing to vector 0 still sets the device's own enable bit (vfio-migration 6).
         if (_used > 0) BindVectors(VfioPciIrq.Msix);
         else access.SetIrqs(Bind, VfioPciIrq.Msix, 0, 1, (OwnedFd?)null);
     }

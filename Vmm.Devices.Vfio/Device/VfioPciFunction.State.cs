@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.Migration;
 
 namespace Vmm.Devices.Vfio.Device;
 
-// CONFIG record = PCIDevice, then with MSI-X: byte[16 n]:table, byte[ceil(n / 8)]:pending bits (spec vfio-migration 6)
+// CONFIG record = PCIDevice, then with MSI-X: byte[16 n]:table, byte[ceil(n / 8)]:pending bits (vfio-migration 6)
 internal sealed partial class VfioPciFunction : IVfioConfigState
 {
     /// <summary>QEMU: <c>PCI_INTX_DISABLED</c>; there is no irqfd here whose route would have to be found again.</summary>
@@ -58,7 +58,7 @@ internal sealed partial class VfioPciFunction : IVfioConfigState
     }
 
     /// <summary>
-    /// State for the next process: as <see cref="SaveConfig"/>, then <c>vfio-cpr-intx</c> inline: u8 pending, u32 route mode, u32 line (spec 7.6).
+    /// State for the next process: as <see cref="SaveConfig"/>, then <c>vfio-cpr-intx</c> inline: u8 pending, u32 route mode, u32 line (vfio-migration 7.6).
     /// </summary>
     internal void SaveCpr(QemuFileWriter f)
     {

@@ -4,7 +4,7 @@ using Vmm.Devices.Vfio.User.Client;
 
 namespace Vmm.Devices.Vfio.Device;
 
-/// <summary>Makes devices of a vfio-user server: <c>vfio-user-pci,socket=PATH</c> (spec vfio-user 10.5).</summary>
+/// <summary>Makes devices of a vfio-user server: <c>vfio-user-pci,socket=PATH</c> (vfio-user 10.5).</summary>
 internal sealed class VfioUserPciDeviceFactory : IDeviceFactory
 {
     /// <inheritdoc/>

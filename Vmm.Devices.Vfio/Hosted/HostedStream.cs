@@ -7,7 +7,7 @@ namespace Vmm.Devices.Vfio.Hosted;
 
 /// <summary>
 /// The state of a hosted VM: the sections that a migration of it would have, framed as <see cref="SaveStream"/> frames them, EOF, and nothing else.
-/// Iterables give all they have while the VM is stopped: a snapshot is complete by itself (spec vfio-user S-37).
+/// Iterables give all they have while the VM is stopped: a snapshot is complete by itself (vfio-user S-37).
 /// </summary>
 internal static class HostedStream
 {

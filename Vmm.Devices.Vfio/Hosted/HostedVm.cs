@@ -10,7 +10,7 @@ namespace Vmm.Devices.Vfio.Hosted;
 
 /// <summary>
 /// A VM without RAM or CPUs around one PCI function that is served to another VMM: its memory is the client's, its interrupts go to the
-/// client's eventfds. A running state of its own (spec vfio-user S-58), and nothing shared with another one (S-51).
+/// client's eventfds. A running state of its own (vfio-user S-58), and nothing shared with another one (vfio-user S-51).
 /// </summary>
 internal sealed class HostedVm : IDisposable
 {

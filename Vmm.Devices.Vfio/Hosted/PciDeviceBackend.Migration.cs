@@ -28,7 +28,7 @@ public sealed partial class PciDeviceBackend
         return new Session(new VfioUserStateReader(TypeName, LimitBytes, incoming), incoming);
     }
 
-    /// <summary>The save code runs on a thread of its own, as far ahead as the pipe has room (S-44, S-45). Ends with the session.</summary>
+    /// <summary>The save code runs on a thread of its own, as far ahead as the pipe has room (vfio-user S-44, S-45). Ends with the session.</summary>
     private IEnumerable<VfioUserStateSection> Snapshot()
     {
         yield return VfioUserStateSection.Of(IrqSection, _host.Irqs.SaveState());

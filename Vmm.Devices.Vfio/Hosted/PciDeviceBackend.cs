@@ -12,7 +12,7 @@ namespace Vmm.Devices.Vfio.Hosted;
 /// Serves any PCI function of the core, one that was written for a VM here, to another VMM over vfio-user: its registers and configuration
 /// space by the PCI seam, its DMA into the client's memory, its interrupts by the client's eventfds, its state from the same sections that a
 /// migration of a VM saves. The function lives in a VM of its own, which runs while the migration state is one that runs. A state is loaded
-/// into a second such VM, which takes the first one's place when all of it is good (spec vfio-user S-53): a failed load leaves nothing.
+/// into a second such VM, which takes the first one's place when all of it is good (vfio-user S-53): a failed load leaves nothing.
 /// </summary>
 public sealed partial class PciDeviceBackend : IVfioUserBackend
 {
@@ -58,7 +58,7 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
     /// <inheritdoc/>
     public VfioMigrationFlags MigrationFlags { get; }
 
-    /// <summary>Most bytes of its state; more is refused on both sides (S-56).</summary>
+    /// <summary>Most bytes of its state; more is refused on both sides (vfio-user S-56).</summary>
     public ulong LimitBytes { get; init; } = DefaultLimitBytes;
 
     /// <summary>The function as it is now; another object after a state was loaded. For tests and management; its BQL is its host's.</summary>
@@ -104,7 +104,7 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
     {
         bool ran = Runs(from), runs = Runs(to);
         if (ran && !runs) return OnVm(Stop, opensGate: true);
-        // On a start devices take what they share with their other end, and one that cannot have it stays stopped (S-52).
+        // On a start devices take what they share with their other end, and one that cannot have it stays stopped (vfio-user S-52).
         if (runs && !ran) return OnVm(static vm => vm.Cont());
         MigrationEvent? what = (from, to) switch
         {

@@ -111,7 +111,7 @@ internal static class VfioKernelExtensions
 
     /// <summary>
     /// ioctl that answers with a structure and capabilities behind it. Asks again when the answer says in its <c>argsz</c>, the first word, that it
-    /// needs more room (spec vfio-migration 1.1).
+    /// needs more room (vfio-migration 1.1).
     /// </summary>
     /// <param name="kernel">System calls.</param>
     /// <param name="fd">Descriptor.</param>

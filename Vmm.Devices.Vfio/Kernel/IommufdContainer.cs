@@ -9,7 +9,7 @@ using Vmm.Devices.Vfio.Uapi;
 namespace Vmm.Devices.Vfio.Kernel;
 
 /// <summary>
-/// One iommufd address space (IOAS) and the hardware page tables over it (spec vfio-migration 1.3, 1.10). Mediated devices sit in the address
+/// One iommufd address space (IOAS) and the hardware page tables over it (vfio-migration 1.3, 1.10). Mediated devices sit in the address
 /// space itself and pin by their own; the hardware sees nothing of what they write.
 /// </summary>
 internal sealed class IommufdContainer : KernelContainer
@@ -50,7 +50,7 @@ internal sealed class IommufdContainer : KernelContainer
 
     /// <summary>
     /// Why its devices cannot change process. Asks the kernel to change it to the process that it has, which does nothing and fails where a change to
-    /// another would (spec vfio-migration 7.5; QEMU: <c>vfio_cpr_supported</c>).
+    /// another would (vfio-migration 7.5; QEMU: <c>vfio_cpr_supported</c>).
     /// </summary>
     internal string CprBlockedReason
     {

@@ -25,7 +25,7 @@ internal abstract class KernelContainer(string name, ILogger logger) : IVfioCont
     /// <param name="OffsetBytes">Where in it.</param>
     protected sealed record Mapping(GuestRange Range, RamBlock Block, ulong OffsetBytes);
 
-    /// <summary>The mappings were made by another process and stay as they are: RAM is only noted, and nothing is unmapped (spec vfio-migration 7.6).</summary>
+    /// <summary>The mappings were made by another process and stay as they are: RAM is only noted, and nothing is unmapped (vfio-migration 7.6).</summary>
     protected bool LeavesMappingsAlone { get; set; }
 
     /// <summary>What is mapped, with where it is here.</summary>

@@ -6,7 +6,7 @@ using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Devices.Vfio.Kernel;
 
-/// <summary>The data descriptor of one saving or resuming session (spec vfio-migration 2). After the session it only answers ENODEV.</summary>
+/// <summary>The data descriptor of one saving or resuming session (vfio-migration 2). After the session it only answers ENODEV.</summary>
 /// <param name="kernel">System calls.</param>
 /// <param name="fd">The descriptor; owned from here on.</param>
 /// <param name="hasFlags">Feature MIG_PRECOPY_INFOv2 is on; else the kernel leaves garbage in the precopy info's flags.</param>

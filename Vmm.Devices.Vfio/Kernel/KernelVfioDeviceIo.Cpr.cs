@@ -4,7 +4,7 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Kernel;
 
-/// <summary>The device's descriptors change process; its DMA goes on (spec vfio-migration 7.5, 7.6).</summary>
+/// <summary>The device's descriptors change process; its DMA goes on (vfio-migration 7.5, 7.6).</summary>
 internal sealed partial class KernelVfioDeviceIo : IVfioCprIo
 {
     private IDisposable? _entered;
@@ -17,7 +17,7 @@ internal sealed partial class KernelVfioDeviceIo : IVfioCprIo
     private bool IsUntouchable => IsArriving && !_arrived;
 
     /// <inheritdoc/>
-    /// <remarks>Spec vfio-migration 7.5.</remarks>
+    /// <remarks>The reasons are those of vfio-migration 7.5.</remarks>
     public string? CprBlockedReason =>
         IsMediated ? "it is a mediated device: its emulated IOMMU cannot suspend the addresses of guest memory"
         : Container is IommufdContainer iommufd ? iommufd.CprBlockedReason

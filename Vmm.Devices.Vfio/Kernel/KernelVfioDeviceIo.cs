@@ -13,7 +13,7 @@ namespace Vmm.Devices.Vfio.Kernel;
 
 /// <summary>
 /// A device of the host's kernel, by its device descriptor: from a group or a character device, or inherited from the process before a
-/// restart (spec vfio-migration 1.4 to 1.7, 1.11). The kernel serialises; this class keeps only caches.
+/// restart (vfio-migration 1.4 to 1.7, 1.11). The kernel serialises; this class keeps only caches.
 /// </summary>
 internal sealed partial class KernelVfioDeviceIo : IVfioDeviceIo
 {
@@ -181,7 +181,7 @@ internal sealed partial class KernelVfioDeviceIo : IVfioDeviceIo
         _membership?.Dispose();
     }
 
-    /// <summary>The widest access that the offset's alignment and the length allow (spec vfio-migration 5.1).</summary>
+    /// <summary>The widest access that the offset's alignment and the length allow (vfio-migration 5.1).</summary>
     private static int Width(ulong offset, int length)
     {
         int width = 8;

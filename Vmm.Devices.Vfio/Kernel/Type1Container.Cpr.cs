@@ -10,7 +10,7 @@ namespace Vmm.Devices.Vfio.Kernel;
 
 /// <summary>
 /// A container that changes process: its mappings stay, the addresses behind them are taken back by the old process and given anew by the next
-/// (spec vfio-migration 7.5, 7.6; QEMU: <c>vfio_cpr_unmap_vaddr_all</c>, <c>vfio_legacy_cpr_dma_map</c>). BQL: held for every call.
+/// (vfio-migration 7.5, 7.6; QEMU: <c>vfio_cpr_unmap_vaddr_all</c>, <c>vfio_legacy_cpr_dma_map</c>). BQL: held for every call.
 /// </summary>
 internal sealed partial class Type1Container
 {

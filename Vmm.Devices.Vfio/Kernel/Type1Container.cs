@@ -10,7 +10,7 @@ using Vmm.Devices.Vfio.Uapi;
 namespace Vmm.Devices.Vfio.Kernel;
 
 /// <summary>
-/// A <c>/dev/vfio/vfio</c> container with the type1v2 IOMMU and one or more groups (spec vfio-migration 1.2, 1.8, 1.9). Its dirty log has no
+/// A <c>/dev/vfio/vfio</c> container with the type1v2 IOMMU and one or more groups (vfio-migration 1.2, 1.8, 1.9). Its dirty log has no
 /// hardware behind it: every mapped page is dirty on every query, unless the devices' drivers pin by themselves.
 /// </summary>
 internal sealed partial class Type1Container : KernelContainer

@@ -8,7 +8,7 @@ namespace Vmm.Devices.Vfio.Kernel;
 
 /// <summary>
 /// The capability chain behind an info structure: <c>u16 id, u16 version, u32 next</c>, next counted from the start of the structure, 0 ends
-/// it (spec vfio-migration 1.1). Every offset is checked before it is used.
+/// it (vfio-migration 1.1). Every offset is checked before it is used.
 /// </summary>
 /// <param name="info">The whole answer, structure first.</param>
 /// <param name="owner">For errors, e.g. <c>0000:01:00.0: region 2</c>.</param>
@@ -55,7 +55,7 @@ internal readonly struct VfioCapabilities(byte[] info, string owner)
         return pairs;
     }
 
-    /// <summary>Decodes a region's info (spec vfio-migration 1.5).</summary>
+    /// <summary>Decodes a region's info (vfio-migration 1.5).</summary>
     /// <param name="region">The structure.</param>
     /// <returns>The info; only whole pages are offered for mapping, so a BAR below a page is reached by calls.</returns>
     /// <exception cref="VfioException">The capabilities are malformed.</exception>

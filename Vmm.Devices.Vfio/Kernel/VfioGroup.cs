@@ -9,7 +9,7 @@ using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Devices.Vfio.Kernel;
 
-/// <summary>One open IOMMU group; the kernel lets one process at a time have it (spec vfio-migration 1.2).</summary>
+/// <summary>One open IOMMU group; the kernel lets one process at a time have it (vfio-migration 1.2).</summary>
 internal sealed class VfioGroup : IDisposable
 {
     private readonly IVfioKernel _kernel;

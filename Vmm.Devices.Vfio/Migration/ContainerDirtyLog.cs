@@ -17,7 +17,7 @@ internal enum DirtyTrackingMethod
 }
 
 /// <summary>
-/// The dirty pages of all devices of one container (spec vfio-migration 3.10): the devices' own logs if every device has one, else the
+/// The dirty pages of all devices of one container (vfio-migration 3.10): the devices' own logs if every device has one, else the
 /// container's, else all pages. A log that fails while it runs is lost; from then on all pages count as written. BQL: held.
 /// </summary>
 /// <param name="container">The container.</param>
@@ -139,7 +139,7 @@ internal sealed class ContainerDirtyLog(IVfioContainer container, Func<IReadOnly
         if (errno != Errno.None) VfioMigrationLog.DirtyLogStopFailed(logger, name, errno.ToString());
     }
 
-    /// <summary>At most one range below 4 GiB and one above: a device may take only a few (spec 3.10).</summary>
+    /// <summary>At most one range below 4 GiB and one above: a device may take only a few (vfio-migration 3.10).</summary>
     private static List<GuestRange> Join(IReadOnlyList<GuestRange> ranges)
     {
         var joined = new List<GuestRange>();

@@ -3,7 +3,7 @@ using Vmm.Core.Wire;
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
-/// The guest-visible PCI function, as the migration code needs it: what travels in the CONFIG record (spec vfio-migration 6) and what must be
+/// The guest-visible PCI function, as the migration code needs it: what travels in the CONFIG record (vfio-migration 6) and what must be
 /// told to the device again after it was reset. BQL: held.
 /// </summary>
 internal interface IVfioConfigState

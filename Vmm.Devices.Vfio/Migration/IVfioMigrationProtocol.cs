@@ -38,7 +38,7 @@ internal interface IVfioMigrationProtocol : IDisposable
     /// <returns>STOP or STOP_COPY.</returns>
     VfioDeviceState StopTarget(RunState state);
 
-    /// <summary>The VM is about to stop while first data may still appear (spec 3.3).</summary>
+    /// <summary>The VM is about to stop while first data may still appear (vfio-migration 3.3).</summary>
     void BeforePrecopyStops();
 
     /// <summary>Begins a saving session as far as the device's state allows.</summary>

@@ -5,7 +5,7 @@ using Vmm.Core.Wire;
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
-/// One attempt to load a device: reads the tags around what the protocol moves (spec vfio-migration 4). What happens when data of one protocol meet a
+/// One attempt to load a device: reads the tags around what the protocol moves (vfio-migration 4). What happens when data of one protocol meet a
 /// device of the other is up to the device, and fails the load by name.
 /// </summary>
 internal sealed class VfioLoad : ILoadState, ILoadStateBuffer, ILoadCleanup, IDisposable

@@ -8,7 +8,7 @@ namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
 /// A device's final state from data channels, in one attempt to load: puts the packets in order and writes them to the device on a thread of its own
-/// (spec vfio-migration 3.7; QEMU: <c>vfio_load_bufs_thread</c>). Precopy data stay on the stream.
+/// (vfio-migration 3.7; QEMU: <c>vfio_load_bufs_thread</c>). Precopy data stay on the stream.
 /// </summary>
 internal sealed class VfioLoadThread : IDisposable
 {

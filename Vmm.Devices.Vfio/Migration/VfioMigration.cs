@@ -12,7 +12,7 @@ namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
 /// The migration of one VFIO device: finds out what it can do, registers the <c>/vfio</c> section, the run-state handler, the notifier and the
-/// dirty log, or a blocker that says why not (spec vfio-migration 3.1; QEMU: <c>vfio_migration_realize</c>). BQL: held unless said otherwise.
+/// dirty log, or a blocker that says why not (vfio-migration 3.1; QEMU: <c>vfio_migration_realize</c>). BQL: held unless said otherwise.
 /// </summary>
 internal sealed class VfioMigration : IDisposable
 {
@@ -74,7 +74,7 @@ internal sealed class VfioMigration : IDisposable
         }
     }
 
-    /// <summary>Whether the device changes process as it is, so that its migration state is nobody's to drive (spec 7.7).</summary>
+    /// <summary>Whether the device changes process as it is, so that its migration state is nobody's to drive (vfio-migration 7.7).</summary>
     internal Func<bool> IsBypassed { get; set; } = static () => false;
 
     /// <summary>The device came from another process in whatever state it was.</summary>
@@ -116,7 +116,7 @@ internal sealed class VfioMigration : IDisposable
         VfioMigrationLog.MigrationReady(Logger, Id, protocol.Version, protocol.Flags.ToString(), CanLogDma);
     }
 
-    /// <summary>Feature MIGRATION, else a v1 region, else the reason (spec 3.1 and 5).</summary>
+    /// <summary>Feature MIGRATION, else a v1 region, else the reason (vfio-migration 3.1 and 5).</summary>
     private (IVfioMigrationProtocol? Protocol, string Reason) FindProtocol()
     {
         Span<byte> data = stackalloc byte[8];
@@ -151,7 +151,7 @@ internal sealed class VfioMigration : IDisposable
         return null;
     }
 
-    /// <summary>A device that another process left in some state begins with a reset; RUNNING must not be assumed (spec 1.7).</summary>
+    /// <summary>A device that another process left in some state begins with a reset; RUNNING must not be assumed (vfio-migration 1.7).</summary>
     private void LeaveLeftOverState()
     {
         if (Protocol!.Version != 2 || Io.GetMigrationState(out VfioDeviceState state) != Errno.None || state == VfioDeviceState.Running) return;
@@ -162,7 +162,7 @@ internal sealed class VfioMigration : IDisposable
         VfioMigrationLog.LeftOverState(Logger, Id);
     }
 
-    /// <summary>Without any log of DMA writes all RAM would be sent again and again; only who asked for migration gets that (spec 3.1 item 6).</summary>
+    /// <summary>Without any log of DMA writes all RAM would be sent again and again; only who asked for migration gets that (vfio-migration 3.1.6).</summary>
     private bool CheckDirtyTracking()
     {
         if (CanLogDma) return true;
@@ -205,7 +205,7 @@ internal sealed class VfioMigration : IDisposable
         Services.Events.Raise("VFIO_MIGRATION", new("device-id", Id), new("qom-path", $"/machine/peripheral/{Id}"), new("device-state", state));
 
     /// <summary>
-    /// A failed or cancelled migration gives the device back before the guest runs (spec 3.9). With the VM stopped it goes to STOP: the start of
+    /// A failed or cancelled migration gives the device back before the guest runs (vfio-migration 3.9). With the VM stopped it goes to STOP: the start of
     /// the VM takes it to RUNNING, and a VM that stays paused has no business doing DMA.
     /// </summary>
     private void OnMigration(MigrationEvent what)

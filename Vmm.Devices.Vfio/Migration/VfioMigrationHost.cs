@@ -49,7 +49,7 @@ internal sealed class VfioMigrationHost(IDeviceServices services)
         UpdateBlocker();
     }
 
-    /// <summary>Devices that may do DMA to each other cannot be stopped one by one (spec 3.1 item 7; QEMU: <c>vfio_block_multiple_devices_migration</c>).</summary>
+    /// <summary>Devices that may do DMA to each other cannot be stopped one by one (vfio-migration 3.1.7; QEMU: <c>vfio_block_multiple_devices_migration</c>).</summary>
     private void UpdateBlocker()
     {
         VfioMigration? without = _devices.Count > 1 ? _devices.Find(static d => (d.Protocol!.Flags & VfioMigrationFlags.P2P) == 0) : null;

@@ -14,7 +14,7 @@ internal enum VfioEnableMigration
     Off,
 }
 
-/// <summary>A device's migration properties, named as QEMU's (spec vfio-migration 3.1).</summary>
+/// <summary>A device's migration properties, named as QEMU's (vfio-migration 3.1).</summary>
 internal sealed record VfioMigrationOptions
 {
     /// <summary><c>enable-migration</c>.</summary>

@@ -7,7 +7,7 @@ namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
 /// The v1 migration region: <c>u32 device_state@0, u32 reserved@4, u64 pending_bytes@8, u64 data_offset@16, u64 data_size@24</c>, then the data
-/// section wherever data_offset says (spec vfio-migration 5.1). The header is always accessed by call, at native width; the data section through
+/// section wherever data_offset says (vfio-migration 5.1). The header is always accessed by call, at native width; the data section through
 /// its mapped areas where there are any. What the device says about places and sizes is checked before it is used.
 /// </summary>
 /// <param name="io">The device; not owned.</param>
@@ -24,7 +24,7 @@ internal sealed class VfioMigrationRegion(IVfioDeviceIo io, VfioRegionInfo info)
     /// <summary>Size of the region.</summary>
     internal ulong SizeBytes => info.SizeBytes;
 
-    /// <summary>Whether one may write a state: RESUMING alone, or not at all (spec 5.2; QEMU: <c>VFIO_DEVICE_STATE_VALID</c>).</summary>
+    /// <summary>Whether one may write a state: RESUMING alone, or not at all (vfio-migration 5.2; QEMU: <c>VFIO_DEVICE_STATE_VALID</c>).</summary>
     /// <param name="state">All 32 bits.</param>
     /// <returns>The verdict.</returns>
     internal static bool IsValid(uint state) => (state & Resuming) == 0 || (state & StateMask) == Resuming;

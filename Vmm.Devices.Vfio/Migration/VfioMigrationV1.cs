@@ -7,7 +7,7 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
-/// Protocol v1: state bits and data in a region (spec vfio-migration 5; QEMU 5.2 to 7.2's <c>hw/vfio/migration.c</c>). Its states are named
+/// Protocol v1: state bits and data in a region (vfio-migration 5; QEMU 5.2 to 7.2's <c>hw/vfio/migration.c</c>). Its states are named
 /// with v2's words: 0 STOP, 1 RUNNING, 2 STOP_COPY, 3 PRE_COPY, 4 RESUMING. A lock of its own keeps run-state changes out of a data copy.
 /// </summary>
 internal sealed class VfioMigrationV1 : IVfioMigrationProtocol
@@ -179,7 +179,7 @@ internal sealed class VfioMigrationV1 : IVfioMigrationProtocol
         byte[] buffer = _buffer ?? throw new VfioException($"device '{_io.Name}' got data outside a load", Errno.EINVAL);
         while (lengthBytes > 0)
         {
-            // A chunk that is longer than the data section here goes in parts, each committed; shorter ones are not joined (spec 5.4).
+            // A chunk that is longer than the data section here goes in parts, each committed; shorter ones are not joined (vfio-migration 5.4).
             ulong offset = _region.ReadDataOffset();
             ulong room = Math.Min(lengthBytes, _region.SizeBytes - offset);
             if (room == 0) throw new VfioException($"device '{_io.Name}': data_offset 0x{offset:x} leaves no room in the region of 0x{_region.SizeBytes:x} bytes", Errno.ENOSPC);
@@ -241,7 +241,7 @@ internal sealed class VfioMigrationV1 : IVfioMigrationProtocol
             Enter((state & Running) != 0 ? VfioDeviceState.Running : VfioDeviceState.Stop);
     }
 
-    /// <summary>Read-modify-write of the state (spec 5.2): reserved bits stay, what is invalid is not written.</summary>
+    /// <summary>Read-modify-write of the state (vfio-migration 5.2): reserved bits stay, what is invalid is not written.</summary>
     private Errno Write(uint mask, uint value, out bool isBroken)
     {
         isBroken = false;

@@ -7,7 +7,7 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Migration;
 
-/// <summary>The data of a session: sizes, precopy, stop-copy and resuming (spec vfio-migration 3.4, 3.5).</summary>
+/// <summary>The data of a session: sizes, precopy, stop-copy and resuming (vfio-migration 3.4, 3.5).</summary>
 internal sealed partial class VfioMigrationV2
 {
     private const int DirectReadAheadBytes = 4096;
@@ -58,7 +58,7 @@ internal sealed partial class VfioMigrationV2
     public void BeforePrecopyStops()
     {
         if (!_precopyInfoV2 || !_switchoverAck || !IsActiveIterate) return;
-        // A first part that appears now can no longer be acknowledged; not knowing counts as one (spec 3.6).
+        // A first part that appears now can no longer be acknowledged; not knowing counts as one (vfio-migration 3.6).
         if (!QueryPrecopy()) Interlocked.Increment(ref _ackRequests);
     }
 
@@ -235,7 +235,7 @@ internal sealed partial class VfioMigrationV2
             : _io.AssumedStopCopyBytes;
     }
 
-    /// <summary>Reads the precopy figures; a failure counts as nothing left (spec 3.4).</summary>
+    /// <summary>Reads the precopy figures; a failure counts as nothing left (vfio-migration 3.4).</summary>
     private bool QueryPrecopy()
     {
         VfioPrecopyInfo info;

@@ -7,7 +7,7 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
-/// Protocol v2: states by DEVICE_FEATURE, data by descriptor or message (spec vfio-migration 2 and 3; QEMU 8.0 to 11.1's
+/// Protocol v2: states by DEVICE_FEATURE, data by descriptor or message (vfio-migration 2 and 3; QEMU 8.0 to 11.1's
 /// <c>hw/vfio/migration.c</c>). A lock of its own keeps a read from meeting the end of its session; it is taken after the BQL and nothing is
 /// called under it but the device. Moves from socket to socket do without: nobody changes the state of a device in STOP_COPY or RESUMING meanwhile.
 /// </summary>
@@ -16,7 +16,7 @@ internal sealed partial class VfioMigrationV2 : IVfioMigrationProtocol
     /// <summary>Longest data record (QEMU: <c>VFIO_MIG_DEFAULT_DATA_BUFFER_SIZE</c>).</summary>
     internal const int MaxBufferBytes = 1 << 20;
 
-    /// <summary>A device that answers 0 to the size query still needs room for a read (spec 3.4).</summary>
+    /// <summary>A device that answers 0 to the size query still needs room for a read (vfio-migration 3.4).</summary>
     internal const int MinBufferBytes = 64 << 10;
 
     private readonly IVfioDeviceIo _io;

@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
-/// Stops and starts the device with the VM (spec vfio-migration 3.3; QEMU: <c>vfio_vmstate_change_prepare</c>, <c>vfio_vmstate_change</c>). With
+/// Stops and starts the device with the VM (vfio-migration 3.3; QEMU: <c>vfio_vmstate_change_prepare</c>, <c>vfio_vmstate_change</c>). With
 /// P2P all devices first cease to start DMA to each other, then stop. What fails makes the device be reset and the change report an error, so that
 /// a migration in flight fails.
 /// </summary>

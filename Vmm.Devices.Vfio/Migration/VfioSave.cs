@@ -6,10 +6,10 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
-/// One attempt to save a device: writes the tags around what the protocol moves (spec vfio-migration 4). Both protocols write the same records.
+/// One attempt to save a device: writes the tags around what the protocol moves (vfio-migration 4). Both protocols write the same records.
 /// </summary>
 /// <param name="migration">The device.</param>
-/// <param name="usesThread">The final state goes over data channels (spec vfio-migration 3.7); END and FULL sections are then empty.</param>
+/// <param name="usesThread">The final state goes over data channels (vfio-migration 3.7); END and FULL sections are then empty.</param>
 /// <param name="hasSwitchoverAck">The destination acknowledges first data.</param>
 internal sealed class VfioSave(VfioMigration migration, bool usesThread, bool hasSwitchoverAck) : ISaveSetup, ISaveLive, ISaveState, ISaveCompleteThread, ISwitchoverAck, ISaveCleanup
 {
@@ -79,7 +79,7 @@ internal sealed class VfioSave(VfioMigration migration, bool usesThread, bool ha
         if (Protocol.SaveCleanup() is { } failure) VfioMigrationLog.CleanupFailed(migration.Logger, migration.Id, failure.Message);
     }
 
-    /// <summary>The CONFIG record (spec vfio-migration 3.4).</summary>
+    /// <summary>The CONFIG record (vfio-migration 3.4).</summary>
     private void WriteConfig(QemuFileWriter f)
     {
         f.WriteUInt64(VfioStreamFlags.DevConfigState);

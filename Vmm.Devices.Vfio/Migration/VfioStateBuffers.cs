@@ -4,7 +4,7 @@ using Vmm.Core.SaveVm;
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
-/// Puts a device's packets back in order: they come from several threads in any order and leave one by one (spec vfio-migration 3.7; QEMU:
+/// Puts a device's packets back in order: they come from several threads in any order and leave one by one (vfio-migration 3.7; QEMU:
 /// <c>VFIOStateBuffers</c>). What waits is bounded in bytes. Thread-safe.
 /// </summary>
 /// <param name="device">For errors.</param>

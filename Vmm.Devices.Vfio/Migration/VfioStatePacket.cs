@@ -4,7 +4,7 @@ using Vmm.Core.Errors;
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
-/// One buffer of a device's state on a data channel: be32 <c>version 0, idx, flags (bit 0: config)</c>, then data (spec vfio-migration 3.7; QEMU:
+/// One buffer of a device's state on a data channel: be32 <c>version 0, idx, flags (bit 0: config)</c>, then data (vfio-migration 3.7; QEMU:
 /// <c>VFIODeviceStatePacket</c>).
 /// </summary>
 internal static class VfioStatePacket

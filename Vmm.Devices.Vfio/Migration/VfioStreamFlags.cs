@@ -1,6 +1,6 @@
 namespace Vmm.Devices.Vfio.Migration;
 
-/// <summary>Tags of the <c>/vfio</c> sections, be64; both protocols write the same (spec vfio-migration 4.1; QEMU: <c>VFIO_MIG_FLAG_*</c>).</summary>
+/// <summary>Tags of the <c>/vfio</c> sections, be64; both protocols write the same (vfio-migration 4.1; QEMU: <c>VFIO_MIG_FLAG_*</c>).</summary>
 internal static class VfioStreamFlags
 {
     /// <summary>Ends a section.</summary>

@@ -4,7 +4,7 @@ namespace Vmm.Devices.Vfio.Uapi;
 
 /// <summary>
 /// Structures and numbers of <c>&lt;linux/iommufd.h&gt;</c>: C names are <c>iommu_</c> and ours in lower case with underscores, numbers carry
-/// their C names. Every structure begins with its own size (spec vfio-migration 1.1, 1.3, 1.10).
+/// their C names. Every structure begins with its own size (vfio-migration 1.1, 1.3, 1.10).
 /// </summary>
 internal static class IommufdUapi
 {

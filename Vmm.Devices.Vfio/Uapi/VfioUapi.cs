@@ -4,7 +4,7 @@ namespace Vmm.Devices.Vfio.Uapi;
 
 /// <summary>
 /// Structures of <c>&lt;linux/vfio.h&gt;</c>: their C names are <c>vfio_</c> and ours in lower case with underscores, fields alike; a flexible
-/// array at the end is left out. A test compares all of it with a C compiler's view (spec vfio-migration 1).
+/// array at the end is left out. A test compares all of it with a C compiler's view (vfio-migration 1).
 /// </summary>
 internal static partial class VfioUapi
 {

@@ -6,7 +6,7 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Attempts;
 
 /// <summary>
-/// One attempt's <c>globalstate</c> section: the run state before the stop (spec 10.2; QEMU: <c>vmstate_globalstate</c>).
+/// One attempt's <c>globalstate</c> section: the run state before the stop (stream 10.2; QEMU: <c>vmstate_globalstate</c>).
 /// Layout, 104 bytes: u32 strlen+1, 32 bytes of name, u8 has_vm_was_suspended, u8 vm_was_suspended, 66 zero bytes.
 /// </summary>
 /// <param name="compat">Framing choices of the attempt.</param>

@@ -19,7 +19,7 @@ public enum MigrationTransport
     File,
 }
 
-/// <summary>A parsed migration URI or QMP channel address (spec 14.1, qmp.md 8.2).</summary>
+/// <summary>A parsed migration URI or QMP channel address (stream 14.1, qmp 8.2).</summary>
 public sealed record MigrationAddress
 {
     /// <summary>Kind.</summary>

@@ -67,7 +67,7 @@ internal static class MigrationConnector
 
     private static ChannelException Unreachable(string where, Errno errno) => new($"Failed to connect to '{where}': {Posix.Describe(errno)}", errno);
 
-    /// <summary>A descriptor set must hold one opened with exactly the access that is needed (qmp.md 8.2).</summary>
+    /// <summary>A descriptor set must hold one opened with exactly the access that is needed (qmp 8.2).</summary>
     private static FileChannel FromFdSet(MigrationAddress address, bool outgoing, Func<long, int, OwnedFd?>? openFdSet)
     {
         int access = outgoing ? Posix.O_WRONLY : Posix.O_RDONLY;

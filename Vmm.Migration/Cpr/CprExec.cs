@@ -9,7 +9,7 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Cpr;
 
 /// <summary>
-/// Mode cpr-exec (spec vfio-migration 7.3; QEMU: <c>cpr_exec_cb</c>, <c>cpr_exec_input</c>): the process replaces itself. The descriptors stay open
+/// Mode cpr-exec (vfio-migration 7.3; QEMU: <c>cpr_exec_cb</c>, <c>cpr_exec_input</c>): the process replaces itself. The descriptors stay open
 /// over the exec, and a memfd, whose number is in the environment, says which is which.
 /// </summary>
 public static class CprExec

@@ -4,7 +4,7 @@ using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Cpr;
 
-/// <summary>Which channels go with which mode (spec vfio-migration 7; QEMU: <c>migration_channels_and_transport_compatible</c>).</summary>
+/// <summary>Which channels go with which mode (vfio-migration 7; QEMU: <c>migration_channels_and_transport_compatible</c>).</summary>
 internal static class CprRules
 {
     /// <summary>Checks before anything is started.</summary>

@@ -9,7 +9,7 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Cpr;
 
 /// <summary>
-/// The CPR state's bytes (spec vfio-migration 7.2; QEMU: <c>vmstate_cpr_state</c>): u32 magic, u32 version 1; per descriptor u8 1, u32 length of the
+/// The CPR state's bytes (vfio-migration 7.2; QEMU: <c>vmstate_cpr_state</c>): u32 magic, u32 version 1; per descriptor u8 1, u32 length of the
 /// name with its NUL, name, i32 id, descriptor; u8 0; then optionally the subsection of IOMMUFD devices. A descriptor is one byte 0x20 that carries
 /// it as SCM_RIGHTS, or with cpr-exec its number as u32.
 /// </summary>

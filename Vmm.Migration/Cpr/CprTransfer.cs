@@ -9,7 +9,7 @@ using Vmm.Migration.Channels;
 namespace Vmm.Migration.Cpr;
 
 /// <summary>
-/// The old process's side of the CPR channel (spec vfio-migration 7.4; QEMU: <c>cpr_transfer_output</c>): sends the state, ends its direction and waits
+/// The old process's side of the CPR channel (vfio-migration 7.4; QEMU: <c>cpr_transfer_output</c>): sends the state, ends its direction and waits
 /// until the new process closes, which says that it has made its VM and listens on the main channel. One thread.
 /// </summary>
 internal static class CprTransferSender

@@ -175,7 +175,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         Record.Downtime = downtime;
     }
 
-    /// <summary>The table of spec 10.2. BQL: held.</summary>
+    /// <summary>The table of stream 10.2. BQL: held.</summary>
     private void EnterRunState(GlobalState? global)
     {
         RunStateNotifier runState = context.Vm.RunState;

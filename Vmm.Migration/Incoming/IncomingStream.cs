@@ -88,7 +88,7 @@ internal sealed class IncomingStream
         if (_stream.Context is { ApproveSwitchover: not null, Compat.LegacySwitchoverAck: true } && _isSetUp && _acksMissing == 0) ReturnPath?.SendSwitchoverAck();
     }
 
-    /// <summary>A device has loaded its first data: each is acknowledged, or with older peers the last one only (spec vfio-migration 3.6).</summary>
+    /// <summary>A device has loaded its first data: each is acknowledged, or with older peers the last one only (vfio-migration 3.6).</summary>
     private void Approved()
     {
         if (_stream.Context.Compat.LegacySwitchoverAck && --_acksMissing != 0) return;

@@ -7,7 +7,7 @@ namespace Vmm.Migration.Multifd;
 
 /// <summary>
 /// Takes the connections of one incoming migration: a main channel and, with multifd, others, told apart by their first four bytes and in any
-/// order (spec 14.3). What is not handed on is closed on dispose.
+/// order (stream 14.3). What is not handed on is closed on dispose.
 /// </summary>
 /// <param name="listener">Where they come in.</param>
 /// <param name="isOn">Whether capability multifd is on; asked at each connection, since it may be switched on after the listening began.</param>

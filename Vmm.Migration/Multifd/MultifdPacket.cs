@@ -19,7 +19,7 @@ internal enum MultifdFlags : uint
 }
 
 /// <summary>
-/// What goes over the channels of multifd, big-endian (spec 4.1, 4.2, 4.6; QEMU: <c>MultiFDInit_t</c>, <c>MultiFDPacket_t</c>,
+/// What goes over the channels of multifd, big-endian (stream 4.1, 4.2, 4.6; QEMU: <c>MultiFDInit_t</c>, <c>MultiFDPacket_t</c>,
 /// <c>MultiFDPacketDeviceState_t</c>).
 /// </summary>
 internal static class MultifdPacket

@@ -10,7 +10,7 @@ using Vmm.Migration.Channels;
 namespace Vmm.Migration.Multifd;
 
 /// <summary>
-/// The destination's channels, one thread each (spec 4; QEMU: <c>multifd_recv_thread</c>). A thread that fails ends the whole load at once. A
+/// The destination's channels, one thread each (stream 4; QEMU: <c>multifd_recv_thread</c>). A thread that fails ends the whole load at once. A
 /// thread stops at each SYNC until the main channel has come to it, so that what follows cannot overtake what went before.
 /// </summary>
 internal sealed class MultifdReceiver : IDisposable

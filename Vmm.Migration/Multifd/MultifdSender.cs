@@ -8,7 +8,7 @@ using Vmm.Core.Threading;
 namespace Vmm.Migration.Multifd;
 
 /// <summary>
-/// The source's channels: pages of RAM, syncs and buffers of device state, one thread a channel (spec 4; QEMU: <c>multifd_send_thread</c>). Pages
+/// The source's channels: pages of RAM, syncs and buffers of device state, one thread a channel (stream 4; QEMU: <c>multifd_send_thread</c>). Pages
 /// and syncs come from one thread, buffers of devices from any. Memory is bounded: a channel holds two packets that wait.
 /// </summary>
 internal sealed class MultifdSender : IDataChannels, IDisposable

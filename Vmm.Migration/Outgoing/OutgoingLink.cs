@@ -38,7 +38,7 @@ internal sealed class OutgoingLink : IDisposable
     /// <summary>The attempt's figures of RAM; those of nothing before it was prepared.</summary>
     internal RamFigures Ram => Stream.Find<RamSave>()?.Figures ?? RamFigures.None;
 
-    /// <summary>Connects all channels to the same address; each sends its first bytes at once, since a destination waits for them (spec 14.2, 14.3).</summary>
+    /// <summary>Connects all channels to the same address; each sends its first bytes at once, since a destination waits for them (stream 14.2, 14.3).</summary>
     /// <param name="attempt">The attempt.</param>
     /// <param name="channel">The main channel, if there is one already; the link's from here on, also on failure.</param>
     internal static OutgoingLink Open(OutgoingAttempt attempt, IMigrationChannel? channel)

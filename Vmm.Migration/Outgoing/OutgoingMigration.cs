@@ -98,7 +98,7 @@ internal sealed class OutgoingMigration : IDisposable
             _attempt.Phase = "iterate";
             _vm.Rehearsed.Wait();
             var acks = new SwitchoverAcks(_attempt, link);
-            // CPR sends no pages while the VM runs: there are none, or they go after the stop (spec vfio-migration 7).
+            // CPR sends no pages while the VM runs: there are none, or they go after the stop (vfio-migration 7).
             if (_plan.Mode == MigrationMode.Normal) new PrecopyLoop(_attempt, link, acks).Run();
             switchover = new Switchover(_attempt, link, acks, _guest) { HandedOver = handedOver, MayGoOn = _continue };
             RealtimeBoost.During(_plan.IsUpdate, () => Complete(switchover, link));

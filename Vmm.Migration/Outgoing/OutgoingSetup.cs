@@ -25,7 +25,7 @@ internal static class OutgoingSetup
             link.File.WritePing(1);
         }
         using (attempt.Vm.Vm.Bql.Acquire()) link.Stream.SaveSetup();
-        // The first bytes leave at once: a QEMU destination blocks its monitor until it has seen four of them (spec 14.3).
+        // The first bytes leave at once: a QEMU destination blocks its monitor until it has seen four of them (stream 14.3).
         link.File.Flush();
         attempt.Progress.SetupMs = (long)Stopwatch.GetElapsedTime(start).TotalMilliseconds;
         attempt.Latch.ThrowIfSet();

@@ -8,7 +8,7 @@ using Vmm.Migration.Stream;
 namespace Vmm.Migration.Outgoing;
 
 /// <summary>
-/// The second phase: sends what is dirty, again and again while the VM runs, until the rest fits into the downtime (spec 12; QEMU:
+/// The second phase: sends what is dirty, again and again while the VM runs, until the rest fits into the downtime (stream 12; QEMU:
 /// <c>migration_iteration_run</c>). One thread.
 /// </summary>
 internal sealed class PrecopyLoop

@@ -3,7 +3,7 @@ using Vmm.Core.SaveVm;
 
 namespace Vmm.Migration.Outgoing;
 
-/// <summary>Counts the acknowledgements that the switchover waits for (capability switchover-ack; spec vfio-migration 3.6). One thread.</summary>
+/// <summary>Counts the acknowledgements that the switchover waits for (capability switchover-ack; vfio-migration 3.6). One thread.</summary>
 /// <param name="attempt">The attempt.</param>
 /// <param name="link">Its channels.</param>
 internal sealed class SwitchoverAcks(OutgoingAttempt attempt, OutgoingLink link)

@@ -26,7 +26,7 @@ public enum MigrationParameterKind
 }
 
 /// <summary>
-/// One migration parameter as QEMU knows it (qmp.md 8.6). Values are <see cref="ulong"/> for all numbers, <see cref="bool"/>,
+/// One migration parameter as QEMU knows it (qmp 8.6). Values are <see cref="ulong"/> for all numbers, <see cref="bool"/>,
 /// <see cref="string"/> for enum values and strings, and an array of strings for lists.
 /// </summary>
 public sealed record MigrationParameter

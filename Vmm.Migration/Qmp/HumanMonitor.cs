@@ -13,7 +13,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>human-monitor-command for the lines that scripts use (qmp.md section 10). Errors are text in the answer, never QMP errors.</summary>
+/// <summary>human-monitor-command for the lines that scripts use (qmp 10). Errors are text in the answer, never QMP errors.</summary>
 internal sealed class HumanMonitor
 {
     private readonly Vm _vm;

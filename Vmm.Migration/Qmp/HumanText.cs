@@ -9,7 +9,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>What the human monitor prints, laid out as QEMU 11.1 does (qmp.md section 10). Lines end in LF here.</summary>
+/// <summary>What the human monitor prints, laid out as QEMU 11.1 does (qmp 10). Lines end in LF here.</summary>
 internal static class HumanText
 {
     private static readonly CultureInfo s_culture = CultureInfo.InvariantCulture;

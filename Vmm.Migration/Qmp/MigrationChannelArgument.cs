@@ -5,7 +5,7 @@ using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>What stands behind <c>--incoming</c>: a URI, or QMP's MigrationChannel as JSON (qmp.md 8.2).</summary>
+/// <summary>What stands behind <c>--incoming</c>: a URI, or QMP's MigrationChannel as JSON (qmp 8.2).</summary>
 /// <param name="IsCpr">Channel type cpr, where descriptors come first; else main.</param>
 /// <param name="Address">Where; null for <c>defer</c>.</param>
 public sealed record MigrationChannelArgument(bool IsCpr, MigrationAddress? Address)

@@ -14,7 +14,7 @@ namespace Vmm.Migration.Qmp;
 public sealed record QmpEvent(string Name, JsonObject Data, DateTimeOffset? Timestamp);
 
 /// <summary>
-/// A QMP client for vmm and QEMU alike (qmp.md sections 1 to 5). Thread-safe; commands may overlap. One reader thread runs until
+/// A QMP client for vmm and QEMU alike (qmp 1 to 5). Thread-safe; commands may overlap. One reader thread runs until
 /// <see cref="Dispose"/> or the end of the connection, which fails all commands in flight.
 /// </summary>
 public sealed class QmpClient : IDisposable

@@ -3,7 +3,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>All commands of a server by name, and the commands about commands (qmp.md sections 2 and 6). Immutable after construction.</summary>
+/// <summary>All commands of a server by name, and the commands about commands (qmp 2 and 6). Immutable after construction.</summary>
 internal sealed class QmpCommandTable
 {
     internal const string Negotiate = "qmp_capabilities";

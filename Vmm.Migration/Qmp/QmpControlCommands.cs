@@ -6,7 +6,7 @@ using Vmm.Core.RunStates;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>Commands about the VM as such (qmp.md section 7).</summary>
+/// <summary>Commands about the VM as such (qmp 7).</summary>
 internal sealed class QmpControlCommands(QmpServer server, Vm vm)
 {
     private static readonly QmpEnum s_runState = new([.. RunStateNames.All]);

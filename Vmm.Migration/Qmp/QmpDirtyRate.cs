@@ -11,7 +11,7 @@ using Vmm.Migration.Status;
 namespace Vmm.Migration.Qmp;
 
 /// <summary>
-/// calc-dirty-rate and query-dirty-rate (qmp.md 8.9). A measurement gives way to a migration, whose dirty log it would otherwise disturb.
+/// calc-dirty-rate and query-dirty-rate (qmp 8.9). A measurement gives way to a migration, whose dirty log it would otherwise disturb.
 /// Thread-safe.
 /// </summary>
 internal sealed class QmpDirtyRate(Vm vm, IMigrationEngine engine) : IDisposable

@@ -3,7 +3,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>The declared events (qmp.md section 5).</summary>
+/// <summary>The declared events (qmp 5).</summary>
 internal static class QmpEvents
 {
     internal static readonly QmpEnum ShutdownCause = new("none", "host-error", "host-qmp-quit", "host-qmp-system-reset", "host-signal", "host-ui",

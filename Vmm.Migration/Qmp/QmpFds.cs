@@ -6,7 +6,7 @@ using Vmm.Core.Interop;
 namespace Vmm.Migration.Qmp;
 
 /// <summary>
-/// Descriptors that clients passed (qmp.md section 11): named ones belong to their client, fd sets to the VM. Thread-safe.
+/// Descriptors that clients passed (qmp 11): named ones belong to their client, fd sets to the VM. Thread-safe.
 /// </summary>
 internal sealed class QmpFds(Func<IReadOnlyList<QmpSession>> sessions) : IDisposable
 {

@@ -5,7 +5,7 @@ using Vmm.Migration.Snapshot;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>Snapshot jobs (qmp.md section 9): each runs on a thread of its own and stays listed until it is dismissed. Thread-safe.</summary>
+/// <summary>Snapshot jobs (qmp 9): each runs on a thread of its own and stays listed until it is dismissed. Thread-safe.</summary>
 internal sealed class QmpJobs(QmpServer server, ISnapshotService? snapshots) : IDisposable
 {
     private readonly Lock _gate = new();

@@ -10,7 +10,7 @@ namespace Vmm.Migration.Qmp;
 internal readonly record struct QmpInput(JsonNode? Value, string? Error);
 
 /// <summary>
-/// Cuts a byte stream into JSON values as QMP peers write them (qmp.md section 1): any number of values a read, values split over reads,
+/// Cuts a byte stream into JSON values as QMP peers write them (qmp 1): any number of values a read, values split over reads,
 /// QEMU's single-quoted strings, duplicate keys refused, and resynchronisation at control bytes. A limit that is exceeded is a parse error,
 /// never the end of the connection. Not thread-safe (QEMU: JSONMessageParser).
 /// </summary>

@@ -4,7 +4,7 @@ using Vmm.Core.Threading;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>A listening UNIX socket with its accept thread (qmp.md section 1). Disposing it ends the thread and removes the file if it is ours.</summary>
+/// <summary>A listening UNIX socket with its accept thread (qmp 1). Disposing it ends the thread and removes the file if it is ours.</summary>
 internal sealed class QmpListener : IDisposable
 {
     private const int Backlog = 16, OPath = 0x200000, AfterFailureMs = 100;

@@ -11,7 +11,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>The migration commands (qmp.md section 8). What a migration may and may not do is the engine's to say; this maps names and texts.</summary>
+/// <summary>The migration commands (qmp 8). What a migration may and may not do is the engine's to say; this maps names and texts.</summary>
 internal sealed class QmpMigrationCommands(QmpServer server, Vm vm, IMigrationEngine engine)
 {
     private readonly Lock _gate = new();

@@ -6,7 +6,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>Migration figures and parameter values as QMP shows them (qmp.md 8.6 and 8.7).</summary>
+/// <summary>Migration figures and parameter values as QMP shows them (qmp 8.6 and 8.7).</summary>
 internal static class QmpMigrationInfo
 {
     internal static JsonObject ToJson(MigrationInfo info)

@@ -4,7 +4,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>QAPI types of the migration commands (qmp.md 8.2 to 8.7), declared once for checking and for the schema.</summary>
+/// <summary>QAPI types of the migration commands (qmp 8.2 to 8.7), declared once for checking and for the schema.</summary>
 internal static class QmpMigrationTypes
 {
     // First, because later initializers use it.

@@ -3,7 +3,7 @@ using System.Text.Json.Nodes;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>Makes the answer of query-qmp-schema from the declarations (qmp.md section 6; QEMU: <c>qapi-introspect</c>).</summary>
+/// <summary>Makes the answer of query-qmp-schema from the declarations (qmp 6; QEMU: <c>qapi-introspect</c>).</summary>
 internal static class QmpSchema
 {
     internal static JsonArray Build(IEnumerable<QmpCommand> commands, IEnumerable<QmpEventType> events)

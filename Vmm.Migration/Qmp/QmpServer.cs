@@ -19,7 +19,7 @@ namespace Vmm.Migration.Qmp;
 public sealed record QmpQuitRequest(int ExitCode, string? Reason);
 
 /// <summary>
-/// The QMP control plane of one VM (qmp.md): any number of clients on any number of sockets, each with its own negotiation, ids, named
+/// The QMP control plane of one VM (docs/spec/qmp.md): any number of clients on any number of sockets, each with its own negotiation, ids, named
 /// descriptors and event feed. Thread-safe. <see cref="Dispose"/> ends clients, jobs, threads and sockets; the VM and a migration go on.
 /// </summary>
 public sealed class QmpServer : IDisposable

@@ -7,7 +7,7 @@ using Vmm.Core.Threading;
 namespace Vmm.Migration.Qmp;
 
 /// <summary>
-/// One client (qmp.md sections 1 to 5): negotiation, in-band commands one at a time in order, out-of-band ones on the reader thread, and its
+/// One client (qmp 1 to 5): negotiation, in-band commands one at a time in order, out-of-band ones on the reader thread, and its
 /// named descriptors. Three threads: reader, dispatcher, writer; <see cref="RunAsync"/> ends them all and owns the transport.
 /// </summary>
 #pragma warning disable CA1001 // RunAsync disposes what this owns, in its order.

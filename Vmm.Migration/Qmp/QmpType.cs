@@ -5,7 +5,7 @@ using Vmm.Core.Errors;
 namespace Vmm.Migration.Qmp;
 
 /// <summary>
-/// A QAPI type. One declaration checks arguments and makes the schema (qmp.md sections 3 and 6), so the two cannot drift. Immutable.
+/// A QAPI type. One declaration checks arguments and makes the schema (qmp 3 and 6), so the two cannot drift. Immutable.
 /// </summary>
 internal abstract class QmpType
 {
@@ -62,7 +62,7 @@ internal sealed class QmpAny : QmpType
     internal override JsonObject Describe(Func<QmpType, string> nameOf) => new() { ["json-type"] = "value", ["meta-type"] = "builtin" };
 }
 
-/// <summary>An integer; all widths are <c>int</c> in the schema. A negative number for an unsigned type is refused where QEMU wraps it (qmp.md 3).</summary>
+/// <summary>An integer; all widths are <c>int</c> in the schema. A negative number for an unsigned type is refused where QEMU wraps it (qmp 3).</summary>
 internal sealed class QmpInteger(string? cName, long min, ulong max) : QmpType
 {
     internal override string SchemaName => "int";

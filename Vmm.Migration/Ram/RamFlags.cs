@@ -1,6 +1,6 @@
 namespace Vmm.Migration.Ram;
 
-/// <summary>Flags in the low bits of a RAM record's first word (spec 3; QEMU: <c>RAM_SAVE_FLAG_*</c>).</summary>
+/// <summary>Flags in the low bits of a RAM record's first word (stream 3; QEMU: <c>RAM_SAVE_FLAG_*</c>).</summary>
 [Flags]
 public enum RamSaveFlags : uint
 {

@@ -6,7 +6,7 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Ram;
 
 /// <summary>
-/// One attempt to load guest RAM (spec 3, receiver rules; QEMU: <c>ram_load_precopy</c>). The stream's records come on one thread; pages from data
+/// One attempt to load guest RAM (stream 3, receiver rules; QEMU: <c>ram_load_precopy</c>). The stream's records come on one thread; pages from data
 /// channels on any.
 /// </summary>
 internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
@@ -95,7 +95,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
     private void LoadZero(QemuFileReader f, in RamRecord record)
     {
         RamBlock block = Block(f, record);
-        byte fill = f.ReadByte(); // 7.2 fills with any byte, 11.1 insists on 0 (spec 3).
+        byte fill = f.ReadByte(); // 7.2 fills with any byte, 11.1 insists on 0 (stream 3).
         if (ValidateOnly) return;
         if (fill == 0)
         {
@@ -166,7 +166,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
 
     private string BlockNames() => _memory.Blocks.Count == 0 ? "no blocks" : string.Join(", ", _memory.Blocks.Select(static b => $"'{b.Name}'"));
 
-    /// <summary>Delta record: u8 1, u16 n, n bytes of runs (spec 3.4).</summary>
+    /// <summary>Delta record: u8 1, u16 n, n bytes of runs (stream 3.4).</summary>
     private void LoadXbzrle(QemuFileReader f, in RamRecord record)
     {
         RamBlock block = Block(f, record);

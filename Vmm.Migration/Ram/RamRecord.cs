@@ -4,7 +4,7 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Ram;
 
 /// <summary>
-/// The grammar of the <c>ram</c> section's records, shared by the engine and the stream viewer (spec 3): u64 offset|flags, then, unless
+/// The grammar of the <c>ram</c> section's records, shared by the engine and the stream viewer (stream 3): u64 offset|flags, then, unless
 /// CONTINUE is set, cs block name, then what the kind asks for.
 /// </summary>
 /// <param name="Kind">The one record flag that is set.</param>
@@ -31,7 +31,7 @@ internal readonly record struct RamRecord(RamSaveFlags Kind, bool IsContinue, ul
         return new RamRecord(kind, kind != flags, offset);
     }
 
-    /// <summary>Reads the payload of an XBZRLE record: u8 1, u16 n, n bytes of runs (spec 3.4).</summary>
+    /// <summary>Reads the payload of an XBZRLE record: u8 1, u16 n, n bytes of runs (stream 3.4).</summary>
     /// <param name="f">The stream.</param>
     /// <param name="buffer">At least <see cref="WireLimits.XbzrleBytes"/>.</param>
     /// <returns>The runs, in the buffer.</returns>
@@ -47,13 +47,13 @@ internal readonly record struct RamRecord(RamSaveFlags Kind, bool IsContinue, ul
     }
 }
 
-/// <summary>What else a setup record carries for each block; depends on what came before it (spec 3.2).</summary>
+/// <summary>What else a setup record carries for each block; depends on what came before it (stream 3.2).</summary>
 /// <param name="PageSizeSummary">From POSTCOPY_ADVISE; 0 without it.</param>
 /// <param name="HasAddress">Capability x-ignore-shared.</param>
 /// <param name="IsMappedRam">Capability mapped-ram.</param>
 internal readonly record struct RamBlockLayout(ulong PageSizeSummary = 0, bool HasAddress = false, bool IsMappedRam = false);
 
-/// <summary>The header of a block in a mapped-ram file (spec 5.1).</summary>
+/// <summary>The header of a block in a mapped-ram file (stream 5.1).</summary>
 /// <param name="PageSize">Bytes of a page.</param>
 /// <param name="BitmapOffset">File offset of the bitmap; 0 for an ignored block.</param>
 /// <param name="PagesOffset">File offset of page 0; 0 for an ignored block.</param>
@@ -78,7 +78,7 @@ internal readonly record struct MappedRamHeader(ulong PageSize, ulong BitmapOffs
 internal sealed record RamBlockEntry(string Name, ulong UsedLength, ulong? PageSize, ulong? Address, MappedRamHeader? Mapped);
 
 /// <summary>
-/// Reads the block list of a setup record (spec 3.2): per block cs name, u64 length, [u64 page size], [u64 address], [mapped-ram header],
+/// Reads the block list of a setup record (stream 3.2): per block cs name, u64 length, [u64 page size], [u64 address], [mapped-ram header],
 /// until the lengths add up to the total.
 /// </summary>
 /// <param name="f">The stream.</param>

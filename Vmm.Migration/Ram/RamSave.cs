@@ -7,7 +7,7 @@ using Vmm.Migration.Cpr;
 namespace Vmm.Migration.Ram;
 
 /// <summary>
-/// One attempt to save guest RAM (spec 3; QEMU: <c>RAMState</c>). Calls come one after the other; <see cref="Figures"/> may be read by any thread.
+/// One attempt to save guest RAM (stream 3; QEMU: <c>RAMState</c>). Calls come one after the other; <see cref="Figures"/> may be read by any thread.
 /// </summary>
 internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
 {
@@ -39,7 +39,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
 
     public bool IsActiveIterate => true;
 
-    /// <summary>Setup record: u64 total|MEM_SIZE, then per block cs name, u64 length; u64 EOS (spec 3.2). BQL: held.</summary>
+    /// <summary>Setup record: u64 total|MEM_SIZE, then per block cs name, u64 length; u64 EOS (stream 3.2). BQL: held.</summary>
     public void SaveSetup(QemuFileWriter f)
     {
         // QEMU lists the largest block first; the order also decides which pages go first.

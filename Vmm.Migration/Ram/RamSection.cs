@@ -5,7 +5,7 @@ using Vmm.Core.SaveVm;
 
 namespace Vmm.Migration.Ram;
 
-/// <summary>The <c>ram</c> section of one VM (spec 3; QEMU: <c>savevm_ram_handlers</c>): makes a <see cref="RamSave"/> or a <see cref="RamLoad"/> per attempt.</summary>
+/// <summary>The <c>ram</c> section of one VM (stream 3; QEMU: <c>savevm_ram_handlers</c>): makes a <see cref="RamSave"/> or a <see cref="RamLoad"/> per attempt.</summary>
 /// <param name="memory">The VM's RAM.</param>
 /// <param name="bql">The VM's lock.</param>
 internal sealed class RamSection(GuestMemory memory, Bql bql) : IMachineComponent, ISavePrepare, ILoadSetup

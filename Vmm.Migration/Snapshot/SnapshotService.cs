@@ -18,7 +18,7 @@ public sealed record SnapshotOptions
 }
 
 /// <summary>
-/// Saves and loads whole-VM snapshots in the stream format of an ordinary migration (spec 15). A load first runs through the whole file with
+/// Saves and loads whole-VM snapshots in the stream format of an ordinary migration (stream 15). A load first runs through the whole file with
 /// RAM left alone, so that a snapshot that cannot be loaded is found before anything has changed. Meanwhile the VM's state is held still; the BQL is
 /// taken only where a section needs it.
 /// </summary>

@@ -2,7 +2,7 @@ using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Status;
 
-/// <summary>RAM counters of a migration (QEMU: MigrationStats; qmp.md 8.7).</summary>
+/// <summary>RAM counters of a migration (QEMU: MigrationStats; qmp 8.7).</summary>
 public sealed record RamStats
 {
     /// <summary>Bytes sent, RAM and device stream together.</summary>
@@ -93,7 +93,7 @@ public sealed record MigrationError
     }
 }
 
-/// <summary>A snapshot of a migration's progress, as <c>query-migrate</c> shows it (qmp.md 8.7).</summary>
+/// <summary>A snapshot of a migration's progress, as <c>query-migrate</c> shows it (qmp 8.7).</summary>
 public sealed record MigrationInfo
 {
     /// <summary>Status; none before the first migration.</summary>

@@ -3,7 +3,7 @@ using static Vmm.Migration.Status.MigrationStatus;
 namespace Vmm.Migration.Status;
 
 /// <summary>
-/// Legal moves between statuses as data (spec 11.1, 11.2) and the present one. <see cref="TryMove"/> answers; callers must use the answer.
+/// Legal moves between statuses as data (stream 11.1, 11.2) and the present one. <see cref="TryMove"/> answers; callers must use the answer.
 /// Thread-safe (QEMU: <c>migrate_set_state</c>).
 /// </summary>
 public sealed class MigrationStateMachine

@@ -5,7 +5,7 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Stream;
 
 /// <summary>
-/// Reads commands of an incoming stream and carries them out (spec 6.1; QEMU: <c>loadvm_process_command</c>). Where no return path can be had, as in a
+/// Reads commands of an incoming stream and carries them out (stream 6.1; QEMU: <c>loadvm_process_command</c>). Where no return path can be had, as in a
 /// snapshot, the commands that need one are refused. One thread.
 /// </summary>
 /// <param name="f">The stream.</param>
@@ -52,7 +52,7 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
         switch (command)
         {
             case MigCommand.OpenReturnPath:
-                // A second one is ignored, as in QEMU (spec 1.7).
+                // A second one is ignored, as in QEMU (stream 1.7).
                 if (ReturnPath is not null) break;
                 ReturnPath = openReturnPath?.Invoke() ?? throw f.Bad("return path", "a channel that goes both ways", f.Channel.Name);
                 Opened?.Invoke();

@@ -4,7 +4,7 @@ using Vmm.Core.Wire;
 
 namespace Vmm.Migration.Stream;
 
-/// <summary>Writes commands: <c>u8 8 COMMAND, be16 command, be16 length, payload</c> (spec 6.1; QEMU: <c>qemu_savevm_command_send</c>).</summary>
+/// <summary>Writes commands: <c>u8 8 COMMAND, be16 command, be16 length, payload</c> (stream 6.1; QEMU: <c>qemu_savevm_command_send</c>).</summary>
 internal static class CommandWriter
 {
     internal static void WriteCommand(this QemuFileWriter f, MigCommand command, ReadOnlySpan<byte> payload = default)

@@ -4,13 +4,12 @@ using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Threading;
 using Vmm.Core.Wire;
-using Vmm.Migration.Outgoing;
 using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Stream;
 
 /// <summary>
-/// Destination's end of the return path: u16 type, u16 length, payload (spec 6.2). Thread-safe.
+/// Destination's end of the return path: u16 type, u16 length, payload (stream 6.2). Thread-safe.
 /// </summary>
 /// <param name="channel">The migration channel.</param>
 internal sealed class ReturnPathWriter(IMigrationChannel channel)
@@ -168,7 +167,7 @@ internal sealed class ReturnPathReader
                     }
                     break;
                 case ReturnPathMessage.SwitchoverAck when length == 0:
-                    Interlocked.Increment(ref _switchoverAcks); // Not waited for without the capability; a surplus one is tolerated (spec 6.3).
+                    Interlocked.Increment(ref _switchoverAcks); // Not waited for without the capability; a surplus one is tolerated (stream 6.3).
                     break;
                 default:
                     throw new StreamFormatException($"return path: unexpected message type {(ushort)type} of {length} bytes");

@@ -1,6 +1,6 @@
 namespace Vmm.Migration.Stream;
 
-/// <summary>Commands from source to destination (spec 6.1; QEMU: <c>MIG_CMD_*</c>).</summary>
+/// <summary>Commands from source to destination (stream 6.1; QEMU: <c>MIG_CMD_*</c>).</summary>
 public enum MigCommand : ushort
 {
     /// <summary>Illegal.</summary>
@@ -29,7 +29,7 @@ public enum MigCommand : ushort
     SwitchoverStart = 11,
 }
 
-/// <summary>Messages from destination to source (spec 6.2; QEMU: <c>MIG_RP_MSG_*</c>).</summary>
+/// <summary>Messages from destination to source (stream 6.2; QEMU: <c>MIG_RP_MSG_*</c>).</summary>
 public enum ReturnPathMessage : ushort
 {
     /// <summary>Illegal.</summary>
@@ -54,7 +54,7 @@ public enum ReturnPathMessage : ushort
     VmmErrorRecord = 0x7601,
 }
 
-/// <summary>Fixed values of the framing (spec 1.1).</summary>
+/// <summary>Fixed values of the framing (stream 1.1).</summary>
 public static class StreamConstants
 {
     /// <summary><c>QEVM</c>.</summary>

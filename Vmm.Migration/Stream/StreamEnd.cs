@@ -2,11 +2,10 @@ using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
-using Vmm.Migration.Viewer;
 
 namespace Vmm.Migration.Stream;
 
-/// <summary>The end of a stream (spec 1.6): <c>u8 0 EOF, u8 6 VMDESC, be32 length, JSON</c>.</summary>
+/// <summary>The end of a stream (stream 1.6): <c>u8 0 EOF, u8 6 VMDESC, be32 length, JSON</c>.</summary>
 internal static class StreamEnd
 {
     internal static void Write(QemuFileWriter f, SaveStream stream, MachineIdentity machine)

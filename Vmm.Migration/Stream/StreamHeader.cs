@@ -12,7 +12,7 @@ namespace Vmm.Migration.Stream;
 internal sealed record MachineIdentity(string Machine, Guid Uuid);
 
 /// <summary>
-/// The beginning of a stream (spec 1.1, 1.2):
+/// The beginning of a stream (stream 1.1, 1.2):
 /// <code>
 /// "QEVM" be32 3
 /// u8 7 CONFIGURATION, be32 length, machine name, *subsection
@@ -65,7 +65,7 @@ internal static class StreamHeader
         byte[] name = new byte[length];
         f.Read(name);
         string text = Encoding.Latin1.GetString(name);
-        // QEMU compares as many bytes as were sent, so a prefix passes (spec 1.2).
+        // QEMU compares as many bytes as were sent, so a prefix passes (stream 1.2).
         if (!machine.Machine.StartsWith(text, StringComparison.Ordinal))
             throw new IncompatibleStateException($"machine type differs: '{machine.Machine}' here, '{text}' in the stream")
             {

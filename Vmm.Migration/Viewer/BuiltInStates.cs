@@ -1,7 +1,7 @@
 namespace Vmm.Migration.Viewer;
 
 /// <summary>
-/// Forms of the two sections that every machine has, for streams without VMDESC, e.g. postcopy and packages (spec 10.1, 10.2).
+/// Forms of the two sections that every machine has, for streams without VMDESC, e.g. postcopy and packages (stream 10.1, 10.2).
 /// </summary>
 internal static class BuiltInStates
 {

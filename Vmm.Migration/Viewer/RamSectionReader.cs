@@ -5,7 +5,7 @@ using Vmm.Migration.Ram;
 namespace Vmm.Migration.Viewer;
 
 /// <summary>
-/// Reads the bodies of the <c>ram</c> section (spec 3, 5) with the engine's grammar, counts pages and reports what a receiver would refuse.
+/// Reads the bodies of the <c>ram</c> section (stream 3, 5) with the engine's grammar, counts pages and reports what a receiver would refuse.
 /// </summary>
 /// <param name="f">The stream; its positions are file offsets.</param>
 /// <param name="file">The file under it.</param>
@@ -128,7 +128,7 @@ internal sealed class RamSectionReader(QemuFileReader f, ISeekableChannel file, 
         }
     }
 
-    /// <summary>Reads a block's bitmap and goes on behind its pages (spec 5.1).</summary>
+    /// <summary>Reads a block's bitmap and goes on behind its pages (stream 5.1).</summary>
     private void ReadMapped(RamBlockSummary block, MappedRamHeader header)
     {
         long at = f.Position - MappedRamHeader.SizeBytes;

@@ -5,7 +5,7 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Viewer;
 
 /// <summary>
-/// Reads the body of a section by its description (spec 2.6) and makes fields with values. Whatever the description says, at most the file's
+/// Reads the body of a section by its description (stream 2.6) and makes fields with values. Whatever the description says, at most the file's
 /// bytes are read and <see cref="WireLimits.ViewerFields"/> fields kept.
 /// </summary>
 /// <param name="f">The stream.</param>
@@ -199,7 +199,7 @@ internal sealed class StateReader(QemuFileReader f, Action<long, string> report)
     private static string Printable(string text) => string.Concat(text.Select(static c => c is < ' ' or > '~' ? '.' : c));
 }
 
-/// <summary>Values of the leaf types (spec 2.1).</summary>
+/// <summary>Values of the leaf types (stream 2.1).</summary>
 internal static class LeafValue
 {
     /// <summary>Bytes kept of an opaque field.</summary>

@@ -6,7 +6,7 @@ using Vmm.Migration.Stream;
 
 namespace Vmm.Migration.Viewer;
 
-/// <summary>Header, configuration (spec 1.2) and commands (spec 6.1).</summary>
+/// <summary>Header, configuration (stream 1.2) and commands (stream 6.1).</summary>
 internal sealed partial class StreamParser
 {
     private void ReadHeader()
@@ -174,7 +174,7 @@ internal sealed partial class StreamParser
         }
     }
 
-    /// <summary>A stream of its own inside the stream; EOF or its length ends it (spec 6.1).</summary>
+    /// <summary>A stream of its own inside the stream; EOF or its length ends it (stream 6.1).</summary>
     private void ReadPackage(StreamEntry entry, uint length)
     {
         if (_depth > 0) throw _f.Bad("command", "no package inside a package", "PACKAGED", entry.Offset);

@@ -8,7 +8,7 @@ using Vmm.Migration.Stream;
 namespace Vmm.Migration.Viewer;
 
 /// <summary>
-/// Takes a stream apart without a machine (spec 1): the framing by its grammar, RAM by the engine's, device sections by the VMDESC at the
+/// Takes a stream apart without a machine (stream 1): the framing by its grammar, RAM by the engine's, device sections by the VMDESC at the
 /// end. One use. Whatever the file holds, memory stays within the viewer's limits in <see cref="WireLimits"/> and the outcome is a document
 /// with findings; only a file that cannot be read throws.
 /// </summary>
@@ -76,7 +76,7 @@ internal sealed partial class StreamParser
         }
         else
         {
-            // The new connection of a postcopy recovery: no header, return path open (spec 7.6).
+            // The new connection of a postcopy recovery: no header, return path open (stream 7.6).
             Note(_f.Position, "the stream has no header, as on the connection of a postcopy recovery");
             _hasReturnPath = true;
         }
@@ -85,7 +85,7 @@ internal sealed partial class StreamParser
         _document.IsComplete = true;
     }
 
-    /// <summary>A stream written with <c>file:PATH,offset=N</c> has a hole before it (spec 5.1).</summary>
+    /// <summary>A stream written with <c>file:PATH,offset=N</c> has a hole before it (stream 5.1).</summary>
     private void FindStart()
     {
         long start = _options.StartOffset ?? FirstNonZero();
@@ -269,7 +269,7 @@ internal sealed partial class StreamParser
         if (found != id) Violation(at, $"section footer has id {found}, the section has {id}");
     }
 
-    /// <summary>VMDESC and what follows (spec 1.6).</summary>
+    /// <summary>VMDESC and what follows (stream 1.6).</summary>
     private void ReadEnd()
     {
         long at = _f.Position;

@@ -3,7 +3,7 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Viewer;
 
 /// <summary>
-/// Reads the records of a VFIO device's iterable sections (spec vfio-migration 4.1): be64 tags, DATA with be64 length and bytes, an end. Its FULL
+/// Reads the records of a VFIO device's iterable sections (vfio-migration 4.1): be64 tags, DATA with be64 length and bytes, an end. Its FULL
 /// section is read by VMDESC.
 /// </summary>
 /// <param name="f">The stream.</param>

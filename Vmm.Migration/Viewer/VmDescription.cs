@@ -4,7 +4,7 @@ using Vmm.Core.Wire;
 
 namespace Vmm.Migration.Viewer;
 
-/// <summary>Fields and subsections of one state, as VMDESC lists them (spec 2.6).</summary>
+/// <summary>Fields and subsections of one state, as VMDESC lists them (stream 2.6).</summary>
 internal sealed class DescribedState
 {
     /// <summary>u8 05, u8 name length, u32 version.</summary>
@@ -64,7 +64,7 @@ internal sealed class DescribedDevice
 }
 
 /// <summary>
-/// The VMDESC of a stream (spec 1.6). Keys may repeat: a list writes its element's keys inline, once for each element, so the text is read in
+/// The VMDESC of a stream (stream 1.6). Keys may repeat: a list writes its element's keys inline, once for each element, so the text is read in
 /// order and never through a map.
 /// </summary>
 internal sealed class VmDescription

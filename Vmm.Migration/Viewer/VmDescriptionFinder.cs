@@ -6,7 +6,7 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Viewer;
 
 /// <summary>
-/// Finds VMDESC from the end of a file (spec 1.6): <c>06 u32:length</c> whose text reaches exactly the end. When bytes follow it, the last
+/// Finds VMDESC from the end of a file (stream 1.6): <c>06 u32:length</c> whose text reaches exactly the end. When bytes follow it, the last
 /// place counts where <c>00 06 u32:length</c> frames a text in braces.
 /// </summary>
 internal static class VmDescriptionFinder

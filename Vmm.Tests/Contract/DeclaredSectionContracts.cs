@@ -82,7 +82,7 @@ public sealed class SerialDeviceContract : SaveVmContract<SerialDevice>
 
     protected override void Reset(SerialDevice device) => device.Reset();
 
-    /// <summary>The section's version 2 says nothing about the struct inside, whose own version 3 has fcr_vmstate (spec 2.3).</summary>
+    /// <summary>The section's version 2 says nothing about the struct inside, whose own version 3 has fcr_vmstate (stream 2.3).</summary>
     protected override (byte[], byte[]) OldestVersion() => (Hex("0001 41 01 c4 03 0b 61 b0 00 81"), Hex("0001 41 01 c4 03 0b 61 b0 00 81"));
 }
 

@@ -3,7 +3,7 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Tests.Contract;
 
-/// <summary>What every device answers apart from its migration (spec vfio-migration 1.4 to 1.7, 1.11), whoever plays it.</summary>
+/// <summary>What every device answers apart from its migration (vfio-migration 1.4 to 1.7, 1.11), whoever plays it.</summary>
 public abstract class VfioDeviceIoContract
 {
     /// <summary>The device.</summary>

@@ -5,8 +5,8 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Tests.Contract;
 
 /// <summary>
-/// What every device with migration states does (spec vfio-migration 1.7, 1.11 and 2), whoever plays it: a fake, the kernel in the lab. Names
-/// carry the spec's sections. A type under test says how to open two devices of one kind, and how to put into one what a guest would.
+/// What every device with migration states does (vfio-migration 1.7, 1.11 and 2), whoever plays it: a fake, the kernel in the lab. Names
+/// carry the sections of vfio-migration. A type under test says how to open two devices of one kind, and how to put into one what a guest would.
 /// </summary>
 public abstract class VfioMigrationContract
 {

@@ -2,7 +2,7 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Tests.Contract;
 
-/// <summary>The state table of spec vfio-migration 2, letter by letter, so that what judges a device is not what the product believes.</summary>
+/// <summary>The state table of vfio-migration 2, letter by letter, so that what judges a device is not what the product believes.</summary>
 internal static class VfioMigrationTable
 {
     private const string Letters = "RrPpSCU";

@@ -7,7 +7,7 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Tests.Fakes;
 
 /// <summary>
-/// A v1 migration region (spec vfio-migration 5): staged chunks on the saving side, committed ones on the resuming side. The data section may be
+/// A v1 migration region (vfio-migration 5): staged chunks on the saving side, committed ones on the resuming side. The data section may be
 /// covered by mappable areas in any order; those are a memfd that the device shares.
 /// </summary>
 internal sealed class FakeV1Region : IDisposable

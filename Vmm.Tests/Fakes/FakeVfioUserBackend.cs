@@ -116,7 +116,7 @@ internal sealed class FakeVfioUserBackend : IVfioUserBackend
         public int ReadState(Span<byte> destination, out Errno errno)
         {
             errno = Errno.None;
-            // Short reads on purpose: the server fills its replies (S-36).
+            // Short reads on purpose: the server fills its replies (vfio-user S-36).
             int n = Math.Min(Math.Min(destination.Length, 1000), device.State.Length - _at);
             device.State.AsSpan(_at, n).CopyTo(destination);
             _at += n;

@@ -14,7 +14,7 @@ namespace Vmm.Tests.Fuzz;
 
 /// <summary>
 /// The vfio-user server under hostile clients: wrong sizes, orders, fields and descriptors. It never faults or hangs, answers or closes, and the
-/// next client finds it whole (spec vfio-user 12, 14).
+/// next client finds it whole (vfio-user 12, 14).
 /// </summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 internal sealed class VfioUserServerFuzz

@@ -133,7 +133,7 @@ public class GoldenStreamTests
         [Range(0, PrefixParts - 1)] int part)
     {
         byte[] stream = Golden.Read(name);
-        // VMDESC may be missing, as in QEMU: the stream is whole once EOF has been read (spec 1.6).
+        // VMDESC may be missing, as in QEMU: the stream is whole once EOF has been read (stream 1.6).
         int whole = stream.AsSpan().LastIndexOf("{\"configuration\""u8);
         if (whole < 0) whole = stream.AsSpan().LastIndexOf("{\"page_size\""u8);
         int end = whole - 5;

@@ -79,7 +79,7 @@ public sealed class VfioGoldenTests
         Assert.That(Assert.Throws<StreamFormatException>(() => without.Load(Read("v2-switchover-ack.hex"), switchoverAck: true))!.Message, Does.Contain("INIT_DATA_SENT"));
     }
 
-    /// <summary>The stream does not say which protocol made it; what follows is what the device answers (spec 5.6).</summary>
+    /// <summary>The stream does not say which protocol made it; what follows is what the device answers (vfio-migration 5.6).</summary>
     [Test]
     public void DataOfTheOtherProtocolFailAsTheDeviceSays()
     {

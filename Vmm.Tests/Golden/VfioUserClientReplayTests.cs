@@ -204,7 +204,7 @@ public sealed class VfioUserClientReplayTests : IDisposable
                 return () => Assert.That(_io.StopDmaLog(), Is.EqualTo(expected));
             case VfioDeviceFeature.DmaLoggingReport:
                 VfioUserLogReport.TryRead(body.AsSpan(8), out VfioUserLogReport report);
-                if (report.PageSize != 4096) return null; // Forbidden to us by C-15.
+                if (report.PageSize != 4096) return null; // Forbidden to us by vfio-user C-15.
                 return () =>
                 {
                     ulong[] bits = new ulong[VfioUserBitmap.BytesFor(report.Size, report.PageSize) / 8];

@@ -125,7 +125,7 @@ internal sealed class VfioUserServerReplayTests : IDisposable
             case VfioUserCommand.Version:
                 return "the JSON is each server's own";
             case VfioUserCommand.RegionWrite when step.Reply!.Header.IsError && body[8] == VfioPciRegion.Config:
-                return "libvfio-user refuses writes to config bits it does not know; an access inside a region must not fail (S-15)";
+                return "libvfio-user refuses writes to config bits it does not know; an access inside a region must not fail (vfio-user S-15)";
             case VfioUserCommand.MigDataWrite when step.Reply!.Header.IsError:
                 return "the GPIO sample refuses the data that it applies";
             case VfioUserCommand.DeviceGetRegionInfo when body[8] == VfioPciRegion.FirstDeviceSpecific:
@@ -146,7 +146,7 @@ internal sealed class VfioUserServerReplayTests : IDisposable
             // libvfio-user says I/O in the registers of BARs that are not there.
             if (access is { Region: VfioPciRegion.Config, Offset: 0, Count: > 0x28 })
                 for (int i = 0; i < 6; i++) copy[16 + 0x10 + (4 * i)] &= 0xfe;
-            // The reference's chunk is its BAR1 itself, still being written to; ours does not change once it was told of (S-46).
+            // The reference's chunk is its BAR1 itself, still being written to; ours does not change once it was told of (vfio-user S-46).
             if (access is { Region: VfioPciRegion.FirstDeviceSpecific, Offset: 0x1000 }) copy.AsSpan(16).Clear();
             // Seconds since a moment.
             if (access.Region == 0 && _name.StartsWith("sample", StringComparison.Ordinal)) copy.AsSpan(16).Clear();

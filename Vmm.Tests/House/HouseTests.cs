@@ -15,7 +15,7 @@ public partial class HouseTests
     /// <summary>Top folder of the sources.</summary>
     internal static string Root => s_root;
 
-    /// <summary>Inside Core a folder may use those before it in this list (style 3.1); folders of one entry may use each other.</summary>
+    /// <summary>Inside Core a folder may use those before it in this list; folders of one entry may use each other.</summary>
     private static readonly string[][] s_coreLayers =
     [
         ["Errors"], ["Interop"], ["Buffers", "Threading"], ["Memory"], ["Channels", "Wire"], ["RunStates", "SaveVm", "VmStates"], ["Pci", "Cpr"], ["Devices"], ["Kvm"], ["Diagnostics"],

@@ -13,7 +13,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Interop;
 
-/// <summary>RAM changes hands between QEMU 11.1 and vmm by cpr-transfer: the memfd goes over, no page is copied (spec vfio-migration 7.4).</summary>
+/// <summary>RAM changes hands between QEMU 11.1 and vmm by cpr-transfer: the memfd goes over, no page is copied (vfio-migration 7.4).</summary>
 [TestFixture, Category(QemuVersions.Category)]
 public class CprQemuTests
 {

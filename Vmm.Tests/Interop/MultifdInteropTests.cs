@@ -6,7 +6,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Interop;
 
-/// <summary>Multifd with real QEMUs that synchronise once a round (9.0 and later), both directions (spec 4).</summary>
+/// <summary>Multifd with real QEMUs that synchronise once a round (9.0 and later), both directions (stream 4).</summary>
 [TestFixture, Category(QemuVersions.Category)]
 public sealed class MultifdInteropTests
 {

@@ -11,7 +11,7 @@ namespace Vmm.Tests.Lab;
 
 /// <summary>
 /// The interop layer's structures and numbers against a kernel: each ioctl is issued with our structure and must come back with what only the
-/// right layout gives, or with the errno that spec vfio-migration names. The layouts themselves are checked against a compiler in UapiLayoutTests.
+/// right layout gives, or with the errno that docs/spec/vfio-migration.md names. The layouts themselves are checked against a compiler in UapiLayoutTests.
 /// </summary>
 [TestFixture]
 public sealed class InteropStructsTests : LabFixture

@@ -12,7 +12,7 @@ namespace Vmm.Tests.Lab;
 
 /// <summary>
 /// QEMU's edu behind an emulated Intel IOMMU changes hands by its descriptors, while it does DMA: addresses suspended and taken anew, the
-/// interrupt's eventfd kept (spec vfio-migration 7.5, 7.6). Both hands are in this process, with mappings of their own of one memory.
+/// interrupt's eventfd kept (vfio-migration 7.5, 7.6). Both hands are in this process, with mappings of their own of one memory.
 /// </summary>
 [TestFixture]
 public sealed class LabCprTests : LabFixture

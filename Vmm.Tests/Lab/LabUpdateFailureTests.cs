@@ -9,7 +9,7 @@ namespace Vmm.Tests.Lab;
 
 /// <summary>
 /// The new process of an update fails at each of its steps: the old one has its device as before, tells the kernel where memory is when that had been
-/// taken back, and goes on; DMA and interrupts with it (spec vfio-migration 7.5).
+/// taken back, and goes on; DMA and interrupts with it (vfio-migration 7.5).
 /// </summary>
 [TestFixture]
 public sealed class LabUpdateFailureTests : LabUpdateFixture

@@ -8,7 +8,7 @@ namespace Vmm.Tests.Lab;
 
 /// <summary>
 /// <c>vmm update</c> with a device of the kernel under DMA: what each process asks of the kernel, that its files stay open, that DMA goes on while no
-/// process has addresses, and that no interrupt is lost (spec vfio-migration 7.5, 7.6).
+/// process has addresses, and that no interrupt is lost (vfio-migration 7.5, 7.6).
 /// </summary>
 [TestFixture]
 public sealed class LabUpdateTests : LabUpdateFixture

@@ -4,7 +4,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>The failure table (spec vfio-migration 3.9, with 3.2 and 3.10), row by row, on devices that fail where they are told to.</summary>
+/// <summary>The failure table (vfio-migration 3.9, 3.2 and 3.10), row by row, on devices that fail where they are told to.</summary>
 public sealed class MigrationFailureTests : LabDeviceFixture
 {
     [TestCase("v2", VfioDeviceState.Running, VfioDeviceState.PreCopy)]

@@ -5,7 +5,7 @@ using Vmm.Tests.Contract;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>What the kernel's core does with a device's states, as our module's log and knobs show it (spec vfio-migration 1.7, 1.11 and 2).</summary>
+/// <summary>What the kernel's core does with a device's states, as our module's log and knobs show it (vfio-migration 1.7, 1.11 and 2).</summary>
 public sealed class ModuleStateTests : LabFixture
 {
     private LabDevice? _lab;

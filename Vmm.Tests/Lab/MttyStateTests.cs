@@ -6,7 +6,7 @@ using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>What mtty, the kernel's own sample of a device that migrates, does in each state (spec vfio-migration 1.7, 1.11 and 2).</summary>
+/// <summary>What mtty, the kernel's own sample of a device that migrates, does in each state (vfio-migration 1.7, 1.11 and 2).</summary>
 [TestFixture(false, TestName = "MttyState(group)")]
 [TestFixture(true, TestName = "MttyState(iommufd)")]
 public sealed class MttyStateTests(bool iommufd) : LabFixture

@@ -12,7 +12,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>What a VM makes of real devices: who blocks its migration, and which states stop and start walk through (spec vfio-migration 3.1 to 3.5, 3.8).</summary>
+/// <summary>What a VM makes of real devices: who blocks its migration, and which states stop and start walk through (vfio-migration 3.1 to 3.5, 3.8).</summary>
 public sealed class VmDeviceTests : LabDeviceFixture
 {
     [Test]

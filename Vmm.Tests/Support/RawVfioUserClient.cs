@@ -153,7 +153,7 @@ internal sealed class RawVfioUserClient(OwnedFd socket) : IDisposable
         return reply[8..(8 + n)];
     }
 
-    /// <summary>Reads until there is nothing (C-10).</summary>
+    /// <summary>Reads until there is nothing (vfio-user C-10).</summary>
     internal byte[] MigReadAll(int size = 4096)
     {
         var all = new List<byte>();

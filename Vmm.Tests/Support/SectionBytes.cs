@@ -57,7 +57,7 @@ internal static class SectionBytes
 
     public static byte[] Frame(byte[] body) => [.. body, 0x7e, 0, 0, 0, 0];
 
-    /// <summary>Length of a body by its VMDESC (spec 2.6).</summary>
+    /// <summary>Length of a body by its VMDESC (stream 2.6).</summary>
     public static long DescribedLength(string desc)
     {
         using JsonDocument json = JsonDocument.Parse(desc);

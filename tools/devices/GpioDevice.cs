@@ -7,7 +7,7 @@ using Vmm.Devices.Vfio.User.Backend;
 namespace Vmm.Tools.Devices;
 
 /// <summary>
-/// A PCI-IDIO-16 GPIO as libvfio-user's sample shows it, byte for byte (spec vfio-user 15): BAR2, 256 ports; each bit written to byte 0 or 4
+/// A PCI-IDIO-16 GPIO as libvfio-user's sample shows it, byte for byte (vfio-user 15): BAR2, 256 ports; each bit written to byte 0 or 4
 /// counts its pin, bytes 1 and 5 have a bit set where a pin's count is divisible by 3. Linux has a driver for it. Its state is 16 counters as
 /// i32 without framing, as the sample's is, given once and again after a change.
 /// </summary>

@@ -65,7 +65,7 @@ public sealed partial class SampleDevice
         public void Dispose() => device._save = null;
     }
 
-    /// <summary>What counts is the end of the stream: some clients send what they read before the stop too (spec vfio-user 8.2).</summary>
+    /// <summary>What counts is the end of the stream: some clients send what they read before the stop too (vfio-user 8.2).</summary>
     private sealed class Load(SampleDevice device) : IVfioUserLoad
     {
         private readonly byte[] _last = new byte[StateBytes];

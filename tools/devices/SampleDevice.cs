@@ -10,7 +10,7 @@ using Vmm.Devices.Vfio.User.Backend;
 namespace Vmm.Tools.Devices;
 
 /// <summary>
-/// The device that libvfio-user's sample client expects (spec vfio-user 10.3). BAR0: a write of a UNIX time arms a timer, a read gives the
+/// The device that libvfio-user's sample client expects (vfio-user 10.3). BAR0: a write of a UNIX time arms a timer, a read gives the
 /// seconds since. BAR1: 12 KiB of memory, two parts of which can be mapped. When the timer fires: INTx, then 4 KiB to the second range of guest
 /// memory through its descriptor, then 4 KiB to the first and back by messages. The state is BAR1 and BAR0 raw, as the reference server has it.
 /// </summary>

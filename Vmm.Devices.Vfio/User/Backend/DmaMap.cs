@@ -7,8 +7,8 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Backend;
 
 /// <summary>
-/// The client's memory as a hosted device sees it: DMA by address, whatever way the client gave the memory (spec vfio-user 3.8 to 3.11).
-/// Any thread may read and write; maps and unmaps wait until accesses through a descriptor have ended (S-21). A transfer that fails may have
+/// The client's memory as a hosted device sees it: DMA by address, whatever way the client gave the memory (vfio-user 3.8 to 3.11).
+/// Any thread may read and write; maps and unmaps wait until accesses through a descriptor have ended (vfio-user S-21). A transfer that fails may have
 /// moved its first part.
 /// </summary>
 public sealed class DmaMap : IDisposable
@@ -46,7 +46,7 @@ public sealed class DmaMap : IDisposable
     /// <summary>The way to the client for ranges without a descriptor; null while there is none.</summary>
     internal IDmaMessages? Messages { get => _messages; set => _messages = value; }
 
-    /// <summary>Reads guest memory. In ranges without a descriptor it waits for the client: not from a register access (S-30).</summary>
+    /// <summary>Reads guest memory. In ranges without a descriptor it waits for the client: not from a register access (vfio-user S-30).</summary>
     /// <param name="address">DMA address.</param>
     /// <param name="destination">Filled on success.</param>
     /// <returns>
@@ -75,7 +75,7 @@ public sealed class DmaMap : IDisposable
         return Errno.None;
     }
 
-    /// <summary>Writes guest memory; as <see cref="Read"/>. Pages written through a descriptor are logged for the client (S-25).</summary>
+    /// <summary>Writes guest memory; as <see cref="Read"/>. Pages written through a descriptor are logged for the client (vfio-user S-25).</summary>
     /// <param name="address">DMA address.</param>
     /// <param name="source">Bytes.</param>
     /// <returns>As <see cref="Read"/>; EPERM: not writable.</returns>
@@ -111,7 +111,7 @@ public sealed class DmaMap : IDisposable
         return errno == Errno.None ? _messages?.Read(address, destination) ?? Errno.ENOTCONN : errno;
     }
 
-    /// <summary>Writes guest memory by DMA_WRITE, also where there is a descriptor; the client tracks these writes itself (S-25).</summary>
+    /// <summary>Writes guest memory by DMA_WRITE, also where there is a descriptor; the client tracks these writes itself (vfio-user S-25).</summary>
     /// <param name="address">DMA address.</param>
     /// <param name="source">Bytes.</param>
     /// <returns>As <see cref="Write"/>.</returns>
@@ -142,7 +142,7 @@ public sealed class DmaMap : IDisposable
         {
             Errno errno = Posix.Stat(fd, out file);
             if (errno != Errno.None) return errno;
-            // A touch behind the end of the file would be a SIGBUS, which ends this process (S-18).
+            // A touch behind the end of the file would be a SIGBUS, which ends this process (vfio-user S-18).
             if (file.SizeBytes < 0 || request.Offset > (ulong)file.SizeBytes || request.Size > (ulong)file.SizeBytes - request.Offset) return Errno.EINVAL;
         }
         int at = FirstEndingAfter(_regions, request.Address);
@@ -151,7 +151,7 @@ public sealed class DmaMap : IDisposable
         return Add(at, request, fd, file);
     }
 
-    /// <summary>Gives one range back; it must be exactly one that was mapped (S-21). With a bitmap, its last report.</summary>
+    /// <summary>Gives one range back; it must be exactly one that was mapped (vfio-user S-21). With a bitmap, its last report.</summary>
     internal Errno Unmap(ulong address, ulong sizeBytes, ulong pageSizeBytes, Span<byte> bitmap)
     {
         int at = FirstEndingAfter(_regions, address);
@@ -171,7 +171,7 @@ public sealed class DmaMap : IDisposable
         foreach (DmaRegion region in gone) region.Dispose();
     }
 
-    /// <summary>Starts the log of writes through descriptors (S-25); again with the same size it goes on.</summary>
+    /// <summary>Starts the log of writes through descriptors (vfio-user S-25); again with the same size it goes on.</summary>
     internal Errno StartLog(ulong pageSizeBytes)
     {
         if (pageSizeBytes < 4096 || pageSizeBytes > 1UL << 30 || !BitOperations.IsPow2(pageSizeBytes)) return Errno.EINVAL;
@@ -193,7 +193,7 @@ public sealed class DmaMap : IDisposable
         _lock.ExitWriteLock();
     }
 
-    /// <summary>Reads and clears the log of any range: parts of maps, several maps, holes, which report 0 (S-24).</summary>
+    /// <summary>Reads and clears the log of any range: parts of maps, several maps, holes, which report 0 (vfio-user S-24).</summary>
     /// <returns>ENOENT: nothing is mapped there. EINVAL: only ranges whose writes the client sees itself.</returns>
     internal Errno Report(ulong iova, ulong lengthBytes, ulong pageSizeBytes, Span<byte> bitmap)
     {

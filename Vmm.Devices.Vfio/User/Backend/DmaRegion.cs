@@ -8,7 +8,7 @@ namespace Vmm.Devices.Vfio.User.Backend;
 /// <summary>How the server reaches one range of the client's memory.</summary>
 internal enum DmaAccess
 {
-    /// <summary>DMA_READ and DMA_WRITE messages: it came without a descriptor (S-19).</summary>
+    /// <summary>DMA_READ and DMA_WRITE messages: it came without a descriptor (vfio-user S-19).</summary>
     Messages,
     /// <summary>mmap of the descriptor.</summary>
     Mapped,
@@ -16,7 +16,7 @@ internal enum DmaAccess
     File,
 }
 
-/// <summary>One range of the client's memory (S-20). Writes through it are logged here while the log is on (S-25). Guarded by <see cref="DmaMap"/>'s lock.</summary>
+/// <summary>One range of the client's memory (vfio-user S-20). Writes through it are logged here while the log is on (vfio-user S-25). Guarded by <see cref="DmaMap"/>'s lock.</summary>
 internal sealed class DmaRegion : IDisposable
 {
     private const ulong PageBytes = VfioUserLimits.PageBytes;

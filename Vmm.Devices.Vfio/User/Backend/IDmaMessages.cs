@@ -3,7 +3,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Devices.Vfio.User.Backend;
 
-/// <summary>DMA by messages to the client (spec vfio-user 3.10). Any thread.</summary>
+/// <summary>DMA by messages to the client (vfio-user 3.10). Any thread.</summary>
 internal interface IDmaMessages
 {
     /// <summary>DMA_READ, in parts the client takes.</summary>

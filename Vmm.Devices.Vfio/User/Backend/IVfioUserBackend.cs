@@ -9,12 +9,12 @@ namespace Vmm.Devices.Vfio.User.Backend;
 /// <see cref="VfioUserHost.Dma"/> and <see cref="VfioUserHost.Irqs"/>.
 /// <para>
 /// Threads: every member is called on the session's thread, one call at a time. A device with a thread of its own guards what both touch.
-/// An errno returned here is the client's answer, unchanged (spec vfio-user S-54).
+/// An errno returned here is the client's answer, unchanged (vfio-user S-54).
 /// </para>
 /// </summary>
 public interface IVfioUserBackend : IDisposable
 {
-    /// <summary>Device type, up to 64 ASCII characters; a stream of another type is refused when it is loaded (S-41).</summary>
+    /// <summary>Device type, up to 64 ASCII characters; a stream of another type is refused when it is loaded (vfio-user S-41).</summary>
     string TypeName { get; }
 
     /// <summary>The regions it has, 0 to 8 (<see cref="VfioPciRegion"/>), config space included. Constant.</summary>
@@ -32,7 +32,7 @@ public interface IVfioUserBackend : IDisposable
     /// <param name="host">The server's side; lives as long as the device.</param>
     void Realize(VfioUserHost host);
 
-    /// <summary>Reads registers. The range is inside the region; undefined registers read as 0. It never fails (S-15), and never waits for DMA (S-30).</summary>
+    /// <summary>Reads registers. The range is inside the region; undefined registers read as 0. It never fails (vfio-user S-15), and never waits for DMA (vfio-user S-30).</summary>
     /// <param name="index">One of <see cref="Regions"/>.</param>
     /// <param name="offset">From its start.</param>
     /// <param name="destination">1, 2, 4 or 8 bytes of a guest's access, or any bulk; filled completely, starts as zeros.</param>
@@ -46,7 +46,7 @@ public interface IVfioUserBackend : IDisposable
 
     /// <summary>
     /// Stops touching guest memory and waits until what was begun has ended; called before maps, unmaps, resets and state changes
-    /// (spec 7). It may complete later, within 3 s; the client's replies to DMA are delivered meanwhile.
+    /// (vfio-user 7). It may complete later, within 3 s; the client's replies to DMA are delivered meanwhile.
     /// </summary>
     /// <returns>Not None: the request that needed it is refused with EIO.</returns>
     ValueTask<Errno> Quiesce();
@@ -59,12 +59,12 @@ public interface IVfioUserBackend : IDisposable
     /// <returns>Not None: the device is broken, its migration state becomes ERROR.</returns>
     ValueTask<Errno> Reset(VfioUserResetReason reason);
 
-    /// <summary>The client is gone, its memory and eventfds with it. The device's state stays (S-33).</summary>
+    /// <summary>The client is gone, its memory and eventfds with it. The device's state stays (vfio-user S-33).</summary>
     void ClientLost();
 
     /// <summary>
-    /// Walks one arc of the migration state machine (spec 8, direct arcs); acquiring and releasing what a device shares with its other end
-    /// belongs into STOP to RUNNING and STOP_COPY to STOP (S-52). Called while quiesced.
+    /// Walks one arc of the migration state machine (vfio-user 8, direct arcs); acquiring and releasing what a device shares with its other end
+    /// belongs into STOP to RUNNING and STOP_COPY to STOP (vfio-user S-52). Called while quiesced.
     /// </summary>
     /// <param name="from">State it is in.</param>
     /// <param name="to">The next one.</param>

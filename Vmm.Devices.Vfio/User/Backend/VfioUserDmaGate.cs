@@ -4,7 +4,7 @@ namespace Vmm.Devices.Vfio.User.Backend;
 
 /// <summary>
 /// What a device's own threads pass before they touch guest memory, so that <see cref="IVfioUserBackend.Quiesce"/> has something to close
-/// (spec vfio-user 7). Thread-safe. Nobody holds a lock inside that a register access or a state change needs.
+/// (vfio-user 7). Thread-safe. Nobody holds a lock inside that a register access or a state change needs.
 /// </summary>
 public sealed class VfioUserDmaGate : IDisposable
 {

@@ -19,6 +19,6 @@ public sealed class VfioUserHost
     /// <summary>For the device's own messages.</summary>
     public ILogger Logger { get; }
 
-    /// <summary>The migration state, kept by the server alone (S-57). Any thread.</summary>
+    /// <summary>The migration state, kept by the server alone (vfio-user S-57). Any thread.</summary>
     public VfioDeviceState State => _state();
 }

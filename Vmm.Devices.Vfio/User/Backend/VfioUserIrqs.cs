@@ -5,8 +5,8 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.User.Backend;
 
 /// <summary>
-/// A hosted device's interrupts: which eventfds the client has bound, what is masked, and what waits (spec vfio-user 3.5 and 5). Raising works
-/// from any thread at any time; without an eventfd a vector stays pending and is signalled when one is bound (S-14).
+/// A hosted device's interrupts: which eventfds the client has bound, what is masked, and what waits (vfio-user 3.5 and 5). Raising works
+/// from any thread at any time; without an eventfd a vector stays pending and is signalled when one is bound (vfio-user S-14).
 /// </summary>
 public sealed class VfioUserIrqs : IDisposable
 {
@@ -33,7 +33,7 @@ public sealed class VfioUserIrqs : IDisposable
     /// <summary>Interrupts that reached an eventfd.</summary>
     public long RaisedCount => Interlocked.Read(ref _raised);
 
-    /// <summary>Drives the INTx line. While it is asserted it is signalled once, and again after the client unmasked it (S-27).</summary>
+    /// <summary>Drives the INTx line. While it is asserted it is signalled once, and again after the client unmasked it (vfio-user S-27).</summary>
     /// <param name="asserted">The level.</param>
     public void SetIntx(bool asserted)
     {
@@ -45,7 +45,7 @@ public sealed class VfioUserIrqs : IDisposable
         }
     }
 
-    /// <summary>Raises a vector of MSI, MSI-X or REQ. ERR stops a QEMU guest: it is not for ordinary device errors (S-28).</summary>
+    /// <summary>Raises a vector of MSI, MSI-X or REQ. ERR stops a QEMU guest: it is not for ordinary device errors (vfio-user S-28).</summary>
     /// <param name="index">See <see cref="VfioPciIrq"/>; INTx is a line, see <see cref="SetIntx"/>.</param>
     /// <param name="vector">Vector.</param>
     public void Raise(uint index, uint vector)
@@ -81,7 +81,7 @@ public sealed class VfioUserIrqs : IDisposable
         }
     }
 
-    /// <summary>What belongs into a device's state: INTx level, then one byte a vector of MSI and MSI-X, bit 0 pending, bit 1 masked (S-41).</summary>
+    /// <summary>What belongs into a device's state: INTx level, then one byte a vector of MSI and MSI-X, bit 0 pending, bit 1 masked (vfio-user S-41).</summary>
     /// <returns>The bytes.</returns>
     public byte[] SaveState()
     {
@@ -96,7 +96,7 @@ public sealed class VfioUserIrqs : IDisposable
         }
     }
 
-    /// <summary>Takes what <see cref="SaveState"/> gave; eventfds stay bound (S-39), and what waits is signalled through them.</summary>
+    /// <summary>Takes what <see cref="SaveState"/> gave; eventfds stay bound (vfio-user S-39), and what waits is signalled through them.</summary>
     /// <param name="state">The bytes.</param>
     /// <returns>False when the bytes do not fit this device.</returns>
     public bool LoadState(ReadOnlySpan<byte> state)

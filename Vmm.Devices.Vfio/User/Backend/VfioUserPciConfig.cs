@@ -4,7 +4,7 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Backend;
 
 /// <summary>
-/// Config space of a hosted PCI function (spec vfio-user 5): the core's space with BARs to be sized, read-only fields, and a ROM register that
+/// Config space of a hosted PCI function (vfio-user 5): the core's space with BARs to be sized, read-only fields, and a ROM register that
 /// is not there. Writes on the session's thread; the flags may be read from any.
 /// </summary>
 public sealed class VfioUserPciConfig

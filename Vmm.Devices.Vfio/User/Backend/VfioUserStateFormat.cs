@@ -4,7 +4,7 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Backend;
 
 /// <summary>
-/// The framing of a hosted device's state (spec vfio-user S-37, S-41). A sequence of records, all little-endian, each with a head of 16 bytes:
+/// The framing of a hosted device's state (vfio-user S-37, S-41). A sequence of records, all little-endian, each with a head of 16 bytes:
 /// <code>
 /// u32 kind, u32 argument, u64 length, then length bytes
 /// 'VMMH'  argument: format version 1   u32 flags (1 full snapshot), u32 0, u64 limit, type name in ASCII (1 to 64 bytes)

@@ -4,7 +4,7 @@ using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.User.Backend;
 
-/// <summary>A resuming session over the framing of <see cref="VfioUserStateWriter"/>: any splitting of the bytes, every bound checked before anything is kept (S-40, S-41, S-55, S-56).</summary>
+/// <summary>A resuming session over the framing of <see cref="VfioUserStateWriter"/>: any splitting of the bytes, every bound checked before anything is kept (vfio-user S-40, S-41, S-55, S-56).</summary>
 /// <param name="typeName">Device type; a stream of another type is EINVAL.</param>
 /// <param name="limitBytes">Most bytes of sections and previews together this device takes; more is EFBIG.</param>
 /// <param name="sink">The device.</param>

@@ -45,7 +45,7 @@ public sealed class VfioUserStateWriter : IVfioUserSave
     public int ReadState(Span<byte> destination, out Errno errno)
     {
         errno = Errno.None;
-        // While the device runs nothing is cut: the snapshot begins where a record would, also for a reader without the part before (S-37).
+        // While the device runs nothing is cut: the snapshot begins where a record would, also for a reader without the part before (vfio-user S-37).
         if (!_isStopped && _recordAt == 0 && destination.Length < _record.Length) return 0;
         int have = Take(destination);
         return have > 0 ? have : _isStopped ? ReadSnapshot(destination) : ReadPreview(destination);

@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.User.Client;
 
-/// <summary>A connection that changes process: who has it receives, and nobody else touches it (spec vfio-migration 7.4).</summary>
+/// <summary>A connection that changes process: who has it receives, and nobody else touches it (vfio-migration 7.4).</summary>
 internal sealed partial class VfioUserClient
 {
     private readonly OwnedFd _pause = Posix.EventFd();

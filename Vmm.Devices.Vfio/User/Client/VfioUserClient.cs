@@ -24,8 +24,8 @@ internal interface IVfioUserDma
 }
 
 /// <summary>
-/// Client end of one vfio-user connection (spec vfio-user 1, 2, 6). Any thread may make requests, also at the same time; one thread a socket
-/// receives, gives replies to their requests by id and serves the server's DMA commands (C-8). The first failure ends the connection: its
+/// Client end of one vfio-user connection (vfio-user 1, 2, 6). Any thread may make requests, also at the same time; one thread a socket
+/// receives, gives replies to their requests by id and serves the server's DMA commands (vfio-user C-8). The first failure ends the connection: its
 /// reason is stored, the sockets are shut, every request, now and later, ends with ENODEV.
 /// </summary>
 internal sealed partial class VfioUserClient : IDisposable
@@ -106,7 +106,7 @@ internal sealed partial class VfioUserClient : IDisposable
         Errno errno = Posix.Connect(fd, address, null, timeoutMs);
         if (errno == Errno.None) return new VfioUserClient(fd, path, dma, timeoutMs);
         fd.Dispose();
-        // A UNIX socket whose backlog is full answers EAGAIN: the server has a client already, and serves one at a time (spec 7).
+        // A UNIX socket whose backlog is full answers EAGAIN: the server has a client already, and serves one at a time (vfio-user 7).
         throw errno == Errno.EAGAIN
             ? new ChannelException($"vfio-user '{path}': the server is busy with another client", Errno.EBUSY)
             : Posix.Error($"vfio-user '{path}': connect", errno);

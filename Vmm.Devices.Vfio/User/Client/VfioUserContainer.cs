@@ -7,7 +7,7 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Client;
 
 /// <summary>
-/// The DMA address space of one vfio-user server (spec vfio-user 3.8-3.10): maps guest RAM with each block's descriptor, and serves the
+/// The DMA address space of one vfio-user server (vfio-user 3.8 to 3.10): maps guest RAM with each block's descriptor, and serves the
 /// server's DMA messages from the same map. BQL: held, but for the DMA itself, which runs on a receiver thread.
 /// </summary>
 internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUserDma
@@ -31,7 +31,7 @@ internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUser
 
     /// <summary>
     /// Whether nothing escapes us: all DMA writes come as messages, which mark what they write; or the server is of the v1 era and logs for
-    /// us by DIRTY_PAGES (spec 8.5, 9). A server with DMA logging (feature 6) logs as a device, not here.
+    /// us by DIRTY_PAGES (vfio-user 8.5, 9). A server with DMA logging (feature 6) logs as a device, not here.
     /// </summary>
     public bool CanLogDirty => LogsByMessages || IsV1;
 
@@ -269,7 +269,7 @@ internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUser
         return Errno.None;
     }
 
-    /// <summary>A report covers one mapping and must fit into one reply (C-6), so mappings are that long at most: a power of two, at least 2 MiB.</summary>
+    /// <summary>A report covers one mapping and must fit into one reply (vfio-user C-6), so mappings are that long at most: a power of two, at least 2 MiB.</summary>
     private static ulong LargestMap(int maxDataBytes)
     {
         ulong bitmapBytes = (ulong)Math.Max(maxDataBytes - VfioUserFeature.Length - VfioUserLogReport.Length - VfioUserDirtyRange.Length, 64);

@@ -6,7 +6,7 @@ using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.User.Client;
 
-/// <summary>Migration states, reset and the device's DMA log (spec vfio-user 4, 8).</summary>
+/// <summary>Migration states, reset and the device's DMA log (vfio-user 4, 8).</summary>
 internal sealed partial class VfioUserDeviceIo
 {
     private VfioDeviceState? _state = VfioDeviceState.Running;
@@ -38,7 +38,7 @@ internal sealed partial class VfioUserDeviceIo
             GetMigrationState(out _);
             return errno;
         }
-        // The kernel's rule for its data descriptors (spec vfio-migration 2): a session begins where saving or resuming is entered from outside.
+        // The kernel's rule for its data descriptors (vfio-migration 2): a session begins where saving or resuming is entered from outside.
         bool begins = (IsSaving(state) && !(before is { } b && IsSaving(b))) || (state == VfioDeviceState.Resuming && before != state);
         if (begins) EndSession();
         Entered(state);
@@ -51,7 +51,7 @@ internal sealed partial class VfioUserDeviceIo
     public Errno Reset()
     {
         Errno errno = SendReset();
-        // libvfio-user refuses a reset in STOP and STOP_COPY, and a reset leaves its migration state alone (spec 8).
+        // libvfio-user refuses a reset in STOP and STOP_COPY, and a reset leaves its migration state alone (vfio-user 8).
         if (errno == Errno.EINVAL && _state != VfioDeviceState.Running && SetState(VfioDeviceState.Running) == Errno.None) errno = SendReset();
         if (errno != Errno.None) return errno;
         EndSession();
@@ -88,7 +88,7 @@ internal sealed partial class VfioUserDeviceIo
     /// <inheritdoc/>
     public Errno ReportDmaLog(GuestRange range, ulong pageSizeBytes, Span<ulong> bitmap)
     {
-        // libvfio-user gets other page sizes than that of the start wrong, or hangs (C-15, spec 4).
+        // libvfio-user gets other page sizes than that of the start wrong, or hangs (vfio-user C-15, 4).
         if (pageSizeBytes == 0 || pageSizeBytes != _logPageBytes) return Errno.EINVAL;
         if ((ulong)bitmap.Length * 8 < VfioUserBitmap.BytesFor(range.LengthBytes, pageSizeBytes)) return Errno.EINVAL;
         foreach (VfioUserMapping map in _container.Mappings)

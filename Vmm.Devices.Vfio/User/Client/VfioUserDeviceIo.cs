@@ -8,7 +8,7 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Client;
 
 /// <summary>
-/// A device behind a vfio-user server (spec vfio-user 10.5). Everything that the server may refuse later, in STOP or STOP_COPY, is asked for
+/// A device behind a vfio-user server (vfio-user 10.5). Everything that the server may refuse later, in STOP or STOP_COPY, is asked for
 /// when the device is opened. Once the server is gone every call answers ENODEV at once; why, <see cref="Lost"/> and <see cref="LostReason"/> tell.
 /// </summary>
 internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
@@ -146,7 +146,7 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     /// <inheritdoc/>
     public Errno RegionWrite(uint index, ulong offset, ReadOnlySpan<byte> source, bool posted = false)
     {
-        // Posting is for BARs, and only while no direct access could overtake it (spec 10.5).
+        // Posting is for BARs, and only while no direct access could overtake it (vfio-user 10.5).
         posted = posted && _mayPost && index <= VfioPciRegion.Bar0 + 5;
         while (source.Length > 0)
         {
@@ -234,7 +234,7 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
         }
         catch (VfioException e) when (e.Errno == Errno.EINVAL && _client.Fault is null && SetMigrationState(VfioDeviceState.Running, out _) == Errno.None)
         {
-            // libvfio-user keeps the migration state of a client that died, and refuses everything in STOP_COPY until it is told to run (spec 7).
+            // libvfio-user keeps the migration state of a client that died, and refuses everything in STOP_COPY until it is told to run (vfio-user 7).
             _container.Attach(_client, _features, memory);
         }
     }

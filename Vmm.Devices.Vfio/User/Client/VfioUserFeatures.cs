@@ -4,7 +4,7 @@ using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.User.Client;
 
-/// <summary>DEVICE_FEATURE towards one server (spec vfio-user 4). Thread-safe.</summary>
+/// <summary>DEVICE_FEATURE towards one server (vfio-user 4). Thread-safe.</summary>
 internal sealed class VfioUserFeatures(VfioUserClient client)
 {
     private readonly Lock _gate = new();

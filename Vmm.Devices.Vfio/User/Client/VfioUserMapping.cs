@@ -31,7 +31,7 @@ internal sealed record VfioUserMapping(GuestMemorySection Section, GuestRange Ra
 
     /// <summary>
     /// Cuts a section into pieces. A block that is mapped privately here keeps its descriptor: through it, neither side would see what the
-    /// other writes (spec 10.1).
+    /// other writes (vfio-user 10.1).
     /// </summary>
     internal static List<VfioUserMapping> Split(GuestMemorySection section, ulong maxBytes, bool canPassFds)
     {

@@ -11,7 +11,7 @@ internal sealed partial class VfioUserMigrationData
     private VfioUserExchange? _unanswered;
 
     /// <inheritdoc/>
-    /// <remarks>A message leaves in several pieces then, which a foreign server may take for short (spec 1.1); a larger chunk says that it is ours.</remarks>
+    /// <remarks>A message leaves in several pieces then, which a foreign server may take for short (vfio-user 1.1); a larger chunk says that it is ours.</remarks>
     public bool CanMove => _chunkBytes > VfioUserLimits.SafeDataBytes;
 
     /// <inheritdoc/>

@@ -16,10 +16,10 @@ internal sealed record VfioUserOptions
     /// <summary><c>x-mig-timeout</c>, ms: limit of a change of the migration state, in which a server may write out or check everything.</summary>
     internal int MigrationTimeoutMs { get; init; } = 60_000;
 
-    /// <summary><c>x-mig-chunk</c>: most data of one message that we send or, of migration data, ask for (C-3); more only towards our own server, with which stopped state also goes from socket to socket (<see cref="IVfioDirectData"/>).</summary>
+    /// <summary><c>x-mig-chunk</c>: most data of one message that we send or, of migration data, ask for (vfio-user C-3); more only towards our own server, with which stopped state also goes from socket to socket (<see cref="IVfioDirectData"/>).</summary>
     internal int ChunkBytes { get; init; } = VfioUserLimits.SafeDataBytes;
 
-    /// <summary><c>discard-pre-copy</c>: what the device gives before STOP_COPY is no part of its state (C-11; libvfio-user's sample server).</summary>
+    /// <summary><c>discard-pre-copy</c>: what the device gives before STOP_COPY is no part of its state (vfio-user C-11; libvfio-user's sample server).</summary>
     internal bool DiscardPreCopy { get; init; }
 
     /// <summary><c>x-no-mmap</c>: every access by message (QEMU: <c>x-no-mmap</c>).</summary>

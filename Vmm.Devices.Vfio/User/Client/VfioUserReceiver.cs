@@ -5,8 +5,8 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Client;
 
 /// <summary>
-/// Body of a receiver thread: reads one socket until it ends, gives replies to their requests and serves DMA commands (spec vfio-user 3.10).
-/// It never takes the BQL, so a server may do DMA while a vCPU waits for its register access (spec 6, deadlock).
+/// Body of a receiver thread: reads one socket until it ends, gives replies to their requests and serves DMA commands (vfio-user 3.10).
+/// It never takes the BQL, so a server may do DMA while a vCPU waits for its register access (vfio-user 6, deadlock).
 /// </summary>
 internal sealed class VfioUserReceiver(VfioUserClient client, VfioUserSocket socket, IVfioUserDma dma)
 {
@@ -62,7 +62,7 @@ internal sealed class VfioUserReceiver(VfioUserClient client, VfioUserSocket soc
             exchange.Complete(Errno.ENODEV, 0);
             throw;
         }
-        // An error reply is a bare header; what a server adds to one is dropped. Errno 0 with the error bit set happens (spec 1).
+        // An error reply is a bare header; what a server adds to one is dropped. Errno 0 with the error bit set happens (vfio-user 1).
         if (header.IsError) exchange.Complete(header.Errno == Errno.None ? Errno.EIO : header.Errno, 0, _fds);
         else exchange.Complete(Errno.None, length, _fds);
     }

@@ -33,7 +33,7 @@ internal sealed record VfioUserClientRegion(VfioRegionInfo Info, OwnedFd? Fd = n
     }
 }
 
-/// <summary>Asks a server for its regions (spec vfio-user 3.2) and believes nothing: sizes, capability chain, areas are all bounded (spec 14).</summary>
+/// <summary>Asks a server for its regions (vfio-user 3.2) and believes nothing: sizes, capability chain, areas are all bounded (vfio-user 14).</summary>
 internal static class VfioUserRegionQuery
 {
     private const ushort CapSparse = 1, CapType = 2, CapMsixMappable = 3;

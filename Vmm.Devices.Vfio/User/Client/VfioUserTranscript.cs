@@ -7,7 +7,7 @@ namespace Vmm.Devices.Vfio.User.Client;
 
 /// <summary>
 /// What a server answered while its device was opened. The process that takes the connection over opens the device in the same way and gets
-/// the same answers from here, so that the server hears nothing of it: no reset, no write, no second map (spec vfio-migration 7.6). Recorded
+/// the same answers from here, so that the server hears nothing of it: no reset, no write, no second map (vfio-migration 7.6). Recorded
 /// by one thread; answered under a lock. Bytes, little-endian: u32 magic, u32 length and bytes of the VERSION reply, u32 count; per answer u16
 /// command, u32 errno, u32 length and bytes of the request, the same of the reply, u32 number of descriptors.
 /// </summary>

@@ -6,7 +6,7 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Server;
 
 /// <summary>
-/// DMA_READ and DMA_WRITE to the client (spec vfio-user 3.10). Device threads ask and wait; whoever reads the socket delivers the replies.
+/// DMA_READ and DMA_WRITE to the client (vfio-user 3.10). Device threads ask and wait; whoever reads the socket delivers the replies.
 /// Ids are our own number space. A client that does not answer in time has lost the connection: a late reply could not be told from a
 /// stray one.
 /// </summary>
@@ -26,7 +26,7 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
     private int _asking;
     private bool _ended;
 
-    /// <summary>The thread that delivers replies; it must not wait for one itself (S-30).</summary>
+    /// <summary>The thread that delivers replies; it must not wait for one itself (vfio-user S-30).</summary>
     internal int DeliveringThread { get; set; }
 
     /// <summary>Called when a request has been sent: whoever should be reading the socket may be waiting for something else.</summary>
@@ -117,7 +117,7 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
             socket.SkipBody(body);
             return header.Errno == Errno.None ? Errno.EIO : header.Errno;
         }
-        // Older clients answer a write with the bare header (S-22).
+        // Older clients answer a write with the bare header (vfio-user S-22).
         if (body == 0 && pending.Command == VfioUserCommand.DmaWrite) return Errno.None;
         if (body != VfioUserDmaAccess.Length + pending.DataBytes)
         {

@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.User.Backend;
 namespace Vmm.Devices.Vfio.User.Server;
 
 /// <summary>
-/// The migration state of one hosted device, and the session of the attempt that runs (spec vfio-user 8; S-49, S-57, S-58). The arcs are data
+/// The migration state of one hosted device, and the session of the attempt that runs (vfio-user 8, S-49, S-57, S-58). The arcs are data
 /// (<see cref="VfioStateArcs"/>); a failed arc leaves the state that was completed last. Session's thread; <see cref="State"/> from any.
 /// </summary>
 /// <param name="backend">The device.</param>
@@ -40,7 +40,7 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
         VfioDeviceState from = _state;
         if (from == VfioDeviceState.Resuming)
         {
-            // S-38, S-53: the end of the data, whatever state is asked for behind it.
+            // The end of the data, whatever state is asked for behind it (vfio-user S-38, S-53).
             Errno errno = _sessionError;
             if (errno == Errno.None) errno = await _load!.Commit();
             if (errno != Errno.None)
@@ -60,7 +60,7 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
         return Errno.None;
     }
 
-    /// <summary>Reads the saving session's next bytes; as many as fit, until there are none (S-36).</summary>
+    /// <summary>Reads the saving session's next bytes; as many as fit, until there are none (vfio-user S-36).</summary>
     internal int Read(Span<byte> destination, out Errno errno)
     {
         errno = _save is null ? Errno.EINVAL : _sessionError;
@@ -101,7 +101,7 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
         return count > 0 && _save is not null && _sessionError == Errno.None && _save.TryTake(count, out bytes);
     }
 
-    /// <summary>Hands bytes to the resuming session; after a refusal it takes no more (S-56).</summary>
+    /// <summary>Hands bytes to the resuming session; after a refusal it takes no more (vfio-user S-56).</summary>
     internal Errno Write(ReadOnlySpan<byte> source)
     {
         if (_load is null) return Errno.EINVAL;
@@ -109,7 +109,7 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
         return _sessionError;
     }
 
-    /// <summary>DEVICE_RESET: whatever was under way is given up and the device runs (S-35).</summary>
+    /// <summary>DEVICE_RESET: whatever was under way is given up and the device runs (vfio-user S-35).</summary>
     internal async ValueTask<Errno> Reset(VfioUserResetReason reason)
     {
         Discard();
@@ -118,7 +118,7 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
         return errno;
     }
 
-    /// <summary>The client is gone: cancels, and the device runs again (S-33, S-50). Device state stays, except one half loaded.</summary>
+    /// <summary>The client is gone: cancels, and the device runs again (vfio-user S-33, S-50). Device state stays, except one half loaded.</summary>
     internal async ValueTask<Errno> Recover()
     {
         if (_state is VfioDeviceState.Resuming or VfioDeviceState.Error) return await Reset(VfioUserResetReason.LoadAborted);

@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.User.Server;
 
 /// <summary>
-/// Region 9: the migration protocol of before September 2023 as an adapter over the session that v2 uses (spec vfio-user 9, S-42 to S-48).
+/// Region 9: the migration protocol of before September 2023 as an adapter over the session that v2 uses (vfio-user 9, S-42 to S-48).
 /// <code>
 /// 0  u32 device_state   rw   1 running, 2 saving, 4 resuming; 6 error
 /// 8  u64 pending_bytes  ro   reading it ends an iteration and starts the next
@@ -38,7 +38,7 @@ internal sealed class VfioUserLegacyMigration(VfioUserFsm fsm, bool hasPrecopy, 
         Initial,
         /// <summary>pending_bytes told of a chunk that nobody has asked for yet.</summary>
         Started,
-        /// <summary>The chunk can be read, as often and in such parts as the client likes (S-46).</summary>
+        /// <summary>The chunk can be read, as often and in such parts as the client likes (vfio-user S-46).</summary>
         Prepared,
         /// <summary>There was nothing.</summary>
         Finished,
@@ -105,7 +105,7 @@ internal sealed class VfioUserLegacyMigration(VfioUserFsm fsm, bool hasPrecopy, 
         };
     }
 
-    /// <summary>Spec 9's table; a paused machine that saves goes 0 to 2, which QEMU's driver of that time does.</summary>
+    /// <summary>The table of vfio-user 9; a paused machine that saves goes 0 to 2, which QEMU's driver of that time does.</summary>
     private static bool IsAllowed(uint from, uint to) => from == to || (from, to) switch
     {
         (Stopped, Running or StopCopy) => true,
@@ -138,7 +138,7 @@ internal sealed class VfioUserLegacyMigration(VfioUserFsm fsm, bool hasPrecopy, 
         return Errno.None;
     }
 
-    /// <summary>The previous chunk is consumed; repeated reads have no effect (S-47). What is there now is all that is promised (S-48).</summary>
+    /// <summary>The previous chunk is consumed; repeated reads have no effect (vfio-user S-47). What is there now is all that is promised (vfio-user S-48).</summary>
     private Errno ReadPending(out ulong value)
     {
         value = 0;

@@ -11,7 +11,7 @@ namespace Vmm.Devices.Vfio.User.Server;
 
 /// <summary>
 /// Serves one device behind the vfio-user protocol on a UNIX socket: one client at a time, the next one waits; a client that goes leaves the
-/// device running with its state (spec vfio-user 2 to 9). Several servers in one process share nothing (S-51). Thread-safe.
+/// device running with its state (vfio-user 2 to 9). Several servers in one process share nothing (vfio-user S-51). Thread-safe.
 /// </summary>
 public sealed class VfioUserServer : IDisposable
 {
@@ -50,7 +50,7 @@ public sealed class VfioUserServer : IDisposable
 
     internal VfioUserDevice Device => _device;
 
-    /// <summary>Binds the socket, mode 0600, and serves from a thread of its own (S-59).</summary>
+    /// <summary>Binds the socket, mode 0600, and serves from a thread of its own (vfio-user S-59).</summary>
     /// <param name="path">At most 107 bytes. A socket that nobody serves any more is replaced.</param>
     /// <exception cref="ConfigurationException">The path is too long, taken, or not a socket.</exception>
     /// <exception cref="ChannelException">The system refused it.</exception>

@@ -7,7 +7,7 @@ namespace Vmm.Devices.Vfio.User.Server;
 /// <summary>How a <see cref="VfioUserServer"/> serves.</summary>
 public sealed record VfioUserServerOptions
 {
-    /// <summary>Descriptors we take with one message; 8 to 16 (S-8).</summary>
+    /// <summary>Descriptors we take with one message; 8 to 16 (vfio-user S-8).</summary>
     public int MaxMsgFds { get; init; } = 8;
 
     /// <summary>Largest count in a data message towards us; up to 64 MiB, which is what QEMU accepts.</summary>
@@ -24,7 +24,7 @@ public sealed record VfioUserServerOptions
 
     /// <summary>
     /// Map the client's descriptors. A client that truncates its memory file afterwards ends this process by SIGBUS: with false, for clients
-    /// that are not trusted, every access is a pread or pwrite (S-18).
+    /// that are not trusted, every access is a pread or pwrite (vfio-user S-18).
     /// </summary>
     public bool MapClientMemory { get; init; } = true;
 
@@ -34,10 +34,10 @@ public sealed record VfioUserServerOptions
     /// </summary>
     public bool MapOnlySealed { get; init; }
 
-    /// <summary>Show region 9, the migration protocol of before 2023 (spec 9).</summary>
+    /// <summary>Show region 9, the migration protocol of before 2023 (vfio-user 9).</summary>
     public bool LegacyMigrationRegion { get; init; }
 
-    /// <summary>How long a device may take to become quiet before the request is refused (S-31, S-34).</summary>
+    /// <summary>How long a device may take to become quiet before the request is refused (vfio-user S-31, S-34).</summary>
     public TimeSpan QuiesceTimeout { get; init; } = TimeSpan.FromSeconds(3);
 
     /// <summary>End after the first client.</summary>

@@ -8,7 +8,7 @@ internal sealed partial class VfioUserSession
 {
     private const uint MaxUnmapArgSz = 1 << 20;
 
-    /// <summary>Spec 3.8; the reply is a bare header.</summary>
+    /// <summary>DMA_MAP (vfio-user 3.8); the reply is a bare header.</summary>
     private Errno DmaMapCommand(ReadOnlySpan<byte> body)
     {
         if (!VfioUserDmaMap.TryRead(body, out VfioUserDmaMap request) || request.ArgSz < VfioUserDmaMap.Length || _fds.Count > 1) return Errno.EINVAL;
@@ -25,7 +25,7 @@ internal sealed partial class VfioUserSession
         }
     }
 
-    /// <summary>Spec 3.9: the 24 bytes come back, with flag 1 the bitmap's 16 and the bitmap behind them.</summary>
+    /// <summary>DMA_UNMAP (vfio-user 3.9): the 24 bytes come back, with flag 1 the bitmap's 16 and the bitmap behind them.</summary>
     private Errno DmaUnmapCommand(ReadOnlySpan<byte> body)
     {
         if (!VfioUserDmaUnmap.TryRead(body, out VfioUserDmaUnmap request) || request.ArgSz is < VfioUserDmaUnmap.Length or > MaxUnmapArgSz) return Errno.EINVAL;
@@ -68,12 +68,12 @@ internal sealed partial class VfioUserSession
         return Errno.None;
     }
 
-    /// <summary>Whether a bitmap is what its range needs, and no more than we ever send (S-26).</summary>
+    /// <summary>Whether a bitmap is what its range needs, and no more than we ever send (vfio-user S-26).</summary>
     private bool IsBitmap(in VfioUserBitmap bitmap, ulong lengthBytes) =>
         ulong.IsPow2(bitmap.PageSize) && lengthBytes > 0 && bitmap.Bytes <= (ulong)_device.Options.MaxDataXferBytes
         && bitmap.Bytes == VfioUserBitmap.BytesFor(lengthBytes, bitmap.PageSize);
 
-    /// <summary>Spec 9, DIRTY_PAGES of the v1 era over the same log; the page size is VERSION's.</summary>
+    /// <summary>DIRTY_PAGES of protocol v1 (vfio-user 9), over the same log; the page size is VERSION's.</summary>
     private Errno DirtyPages(ReadOnlySpan<byte> body)
     {
         if (!_device.Options.LegacyMigrationRegion || !VfioUserDirtyPages.TryRead(body, out VfioUserDirtyPages request) || request.ArgSz < VfioUserDirtyPages.Length) return Errno.EINVAL;

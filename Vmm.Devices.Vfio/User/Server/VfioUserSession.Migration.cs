@@ -7,7 +7,7 @@ namespace Vmm.Devices.Vfio.User.Server;
 
 internal sealed partial class VfioUserSession
 {
-    /// <summary>DEVICE_RESET (3.11) works in every state and cancels what was under way (S-35).</summary>
+    /// <summary>DEVICE_RESET (vfio-user 3.11) works in every state and cancels what was under way (vfio-user S-35).</summary>
     private Errno Reset()
     {
         if (!Quiesce()) return Errno.EIO;
@@ -22,7 +22,7 @@ internal sealed partial class VfioUserSession
         }
     }
 
-    /// <summary>Spec 4: which feature, which of its operations, then the feature itself. SET and PROBE give the request back.</summary>
+    /// <summary>DEVICE_FEATURE (vfio-user 4): which feature, which of its operations, then the feature itself. SET and PROBE give the request back.</summary>
     private Errno Feature(ReadOnlySpan<byte> body)
     {
         if (!_device.Fsm.IsMigratable || !VfioUserFeature.TryRead(body, out VfioUserFeature request)) return Errno.EINVAL;
@@ -79,7 +79,7 @@ internal sealed partial class VfioUserSession
         return errno == Errno.None ? Echo(body) : errno;
     }
 
-    /// <summary>Walks to a state, arc by arc; a failed arc's errno is the answer and the last completed state stays (S-54).</summary>
+    /// <summary>Walks to a state, arc by arc; a failed arc's errno is the answer and the last completed state stays (vfio-user S-54).</summary>
     private Errno SetState(VfioDeviceState target)
     {
         if (!IsFsmFree()) return Errno.EIO;
@@ -121,7 +121,7 @@ internal sealed partial class VfioUserSession
         if (!VfioUserLogReport.TryRead(data, out VfioUserLogReport report) || !ulong.IsPow2(report.PageSize) || report.Size == 0) return Errno.EINVAL;
         const int head = VfioUserFeature.Length + VfioUserLogReport.Length;
         ulong bytes = VfioUserBitmap.BytesFor(report.Size, report.PageSize);
-        // S-26: before anything is sized by it.
+        // Before anything is sized by it (vfio-user S-26).
         if (bytes > (ulong)_device.Options.MaxDataXferBytes || request.ArgSz < head + bytes) return Errno.EINVAL;
         Span<byte> payload = Payload(head + (int)bytes);
         (request with { ArgSz = head + (uint)bytes }).Write(payload);
@@ -130,7 +130,7 @@ internal sealed partial class VfioUserSession
     }
 
     /// <summary>
-    /// Spec 8.1. Every reply is full until the last one, and padded to what was asked for: some clients trust the one, some the other (S-36).
+    /// MIG_DATA_READ (vfio-user 8.1). Every reply is full until the last one, and padded to what was asked for: some clients trust the one, some the other (vfio-user S-36).
     /// </summary>
     private Errno MigDataRead(ReadOnlySpan<byte> body)
     {
@@ -153,7 +153,7 @@ internal sealed partial class VfioUserSession
         return Errno.None;
     }
 
-    /// <summary>Spec 8.1; pieces of any size (S-40). The reply is a bare header.</summary>
+    /// <summary>MIG_DATA_WRITE (vfio-user 8.1); pieces of any size (vfio-user S-40). The reply is a bare header.</summary>
     private Errno MigDataWrite(ReadOnlySpan<byte> body)
     {
         Errno errno = CheckMigData(body, out int size);
@@ -167,7 +167,7 @@ internal sealed partial class VfioUserSession
     private Errno CheckMigData(ReadOnlySpan<byte> body, out int size)
     {
         size = 0;
-        // The client's own limit holds in both directions (spec 8.1); ours bounds the reply's buffer.
+        // The client's own limit holds in both directions (vfio-user 8.1); ours bounds the reply's buffer.
         if (!VfioUserMigData.TryRead(body, out VfioUserMigData request) || request.Size > (uint)Math.Min(_client.MaxDataXferBytes, _device.Options.MaxDataXferBytes)
             || request.ArgSz < VfioUserMigData.Length + request.Size) return Errno.EINVAL;
         size = (int)request.Size;

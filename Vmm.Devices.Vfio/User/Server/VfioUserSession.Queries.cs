@@ -10,7 +10,7 @@ internal sealed partial class VfioUserSession
     private const uint CapSparseMmap = 1, CapType = 2, SparseHeadBytes = 16, AreaBytes = 16, TypeCapBytes = 16;
     private const uint MaxIoFdsBytes = 1 << 20;
 
-    /// <summary>Spec 3.1; the reset flag is set and DEVICE_RESET works for clients that read it the other way round too (S-10).</summary>
+    /// <summary>DEVICE_GET_INFO (vfio-user 3.1); the reset flag is set and DEVICE_RESET works for clients that read it the other way round too (vfio-user S-10).</summary>
     private Errno GetInfo(ReadOnlySpan<byte> body)
     {
         if (!VfioUserDeviceInfo.TryRead(body, out VfioUserDeviceInfo request) || request.ArgSz < VfioUserDeviceInfo.Length) return Errno.EINVAL;
@@ -20,8 +20,8 @@ internal sealed partial class VfioUserSession
     }
 
     /// <summary>
-    /// Spec 3.2. The first, short reply of a region with areas says how long the full one is and carries no descriptor; a wholly mappable
-    /// region needs no capability and has its descriptor at once. Never longer than asked for (S-12).
+    /// DEVICE_GET_REGION_INFO (vfio-user 3.2). The first, short reply of a region with areas says how long the full one is and carries no descriptor; a wholly mappable
+    /// region needs no capability and has its descriptor at once. Never longer than asked for (vfio-user S-12).
     /// </summary>
     private Errno GetRegionInfo(ReadOnlySpan<byte> body)
     {
@@ -31,7 +31,7 @@ internal sealed partial class VfioUserSession
         VfioUserRegion? region = _device.Region(request.Index);
         if (region is null)
         {
-            // S-11: absent, and no error.
+            // Absent, and no error (vfio-user S-11).
             new VfioUserRegionInfo(VfioUserRegionInfo.Length, 0, request.Index, 0, 0, 0).Write(Payload(VfioUserRegionInfo.Length));
             return Errno.None;
         }
@@ -61,7 +61,7 @@ internal sealed partial class VfioUserSession
         }
     }
 
-    /// <summary>Spec 9: region 9 is told by its type, capability 2: <c>u32 type, u32 subtype</c>.</summary>
+    /// <summary>Region 9 (vfio-user 9) is known by its type, capability 2: <c>u32 type, u32 subtype</c>.</summary>
     private Errno LegacyRegionInfo(in VfioUserRegionInfo request)
     {
         const uint full = VfioUserRegionInfo.Length + TypeCapBytes;
@@ -83,7 +83,7 @@ internal sealed partial class VfioUserSession
         LittleEndian.U32(cap, 4, 0);
     }
 
-    /// <summary>Spec 3.3: no ioeventfds (S-13).</summary>
+    /// <summary>DEVICE_GET_REGION_IO_FDS (vfio-user 3.3): no ioeventfds (vfio-user S-13).</summary>
     private Errno GetRegionIoFds(ReadOnlySpan<byte> body)
     {
         if (!VfioUserRegionIoFds.TryRead(body, out VfioUserRegionIoFds request) || request.ArgSz is < VfioUserRegionIoFds.Length or > MaxIoFdsBytes || request.Flags != 0
@@ -92,7 +92,7 @@ internal sealed partial class VfioUserSession
         return Errno.None;
     }
 
-    /// <summary>Spec 3.4.</summary>
+    /// <summary>DEVICE_GET_IRQ_INFO (vfio-user 3.4).</summary>
     private Errno GetIrqInfo(ReadOnlySpan<byte> body)
     {
         if (!VfioUserIrqInfo.TryRead(body, out VfioUserIrqInfo request) || request.ArgSz < VfioUserIrqInfo.Length || request.Index >= VfioUserIrqs.IndexCount) return Errno.EINVAL;
@@ -100,7 +100,7 @@ internal sealed partial class VfioUserSession
         return Errno.None;
     }
 
-    /// <summary>Spec 3.5, every check of its list (S-14). The reply is a bare header.</summary>
+    /// <summary>DEVICE_SET_IRQS (vfio-user 3.5), every check of its list (vfio-user S-14). The reply is a bare header.</summary>
     private Errno SetIrqs(ReadOnlySpan<byte> body)
     {
         if (!VfioUserIrqSet.TryRead(body, out VfioUserIrqSet request) || request.ArgSz < VfioUserIrqSet.Length || request.Index >= VfioUserIrqs.IndexCount) return Errno.EINVAL;

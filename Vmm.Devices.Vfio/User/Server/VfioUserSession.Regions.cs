@@ -8,7 +8,7 @@ namespace Vmm.Devices.Vfio.User.Server;
 
 internal sealed partial class VfioUserSession
 {
-    /// <summary>Spec 3.6: the request's 16 bytes and the data. An access inside a region never fails (S-15).</summary>
+    /// <summary>REGION_READ (vfio-user 3.6): the reply is the request's 16 bytes and the data. An access inside a region never fails (vfio-user S-15).</summary>
     private Errno RegionRead(ReadOnlySpan<byte> body)
     {
         if (!VfioUserRegionAccess.TryRead(body, out VfioUserRegionAccess request) || !IsInside(request, out VfioUserRegion? region)) return Errno.EINVAL;
@@ -30,7 +30,7 @@ internal sealed partial class VfioUserSession
         return Errno.None;
     }
 
-    /// <summary>Spec 3.6: the reply is the request's 16 bytes.</summary>
+    /// <summary>REGION_WRITE (vfio-user 3.6): the reply is the request's 16 bytes.</summary>
     private Errno RegionWrite(ReadOnlySpan<byte> body)
     {
         if (!VfioUserRegionAccess.TryRead(body, out VfioUserRegionAccess request)) return Errno.EINVAL;
@@ -43,7 +43,7 @@ internal sealed partial class VfioUserSession
         return Errno.None;
     }
 
-    /// <summary>Spec 3.7: <c>u64 n</c> and n entries, applied in order; the reply counts those done (S-17).</summary>
+    /// <summary>REGION_WRITE_MULTI (vfio-user 3.7): <c>u64 n</c> and n entries, applied in order; the reply counts those done (vfio-user S-17).</summary>
     private Errno RegionWriteMulti(ReadOnlySpan<byte> body)
     {
         if (body.Length < VfioUserWriteMulti.HeadBytes) return Errno.EINVAL;
@@ -77,13 +77,13 @@ internal sealed partial class VfioUserSession
 
     private Errno Write(VfioUserRegion region, ulong offset, ReadOnlySpan<byte> data)
     {
-        // S-35: the state is being read and must not change; an error would stop some clients for good (S-15).
+        // The state is being read and must not change (vfio-user S-35); an error would stop some clients for good (vfio-user S-15).
         if (_device.Fsm.State == VfioDeviceState.StopCopy) VfioUserLog.WriteDropped(_logger, _socket.Name, region.Index, offset);
         else if (region.IsWritable) _backend.RegionWrite(region.Index, offset, data);
         return region.Index == VfioPciRegion.Config && IsFunctionReset(offset, data) ? Reset() : Errno.None;
     }
 
-    /// <summary>Whether a write to config space asks for a function-level reset (spec 7): bit 15 of device control of a function that has one.</summary>
+    /// <summary>Whether a write to config space asks for a function-level reset (vfio-user 7): bit 15 of device control of a function that has one.</summary>
     private bool IsFunctionReset(ulong offset, ReadOnlySpan<byte> data)
     {
         if (offset < PciRegisters.HeaderBytes) return false;

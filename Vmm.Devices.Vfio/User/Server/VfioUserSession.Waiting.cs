@@ -28,7 +28,7 @@ internal sealed partial class VfioUserSession
     }
 
     /// <summary>
-    /// Waits for the device. Its threads may be waiting for the client's answers to DMA meanwhile, which only this thread can read (S-32);
+    /// Waits for the device. Its threads may be waiting for the client's answers to DMA meanwhile, which only this thread can read (vfio-user S-32);
     /// commands that come first are kept for later, in order.
     /// </summary>
     private Errno Await(ValueTask<Errno> work)
@@ -39,7 +39,7 @@ internal sealed partial class VfioUserSession
         return task.GetAwaiter().GetResult();
     }
 
-    /// <summary>What is left of the time in which the present request must be answered (S-31).</summary>
+    /// <summary>What is left of the time in which the present request must be answered (vfio-user S-31).</summary>
     private TimeSpan Remaining
     {
         get
@@ -52,7 +52,7 @@ internal sealed partial class VfioUserSession
     /// <summary>Whether the migration state may be looked into and changed: a step that came too late for its request has ended.</summary>
     private bool IsFsmFree() => _device.LateStep is not { IsCompleted: false } late || WaitFor(late, Remaining);
 
-    /// <summary>Waits for a step of the migration state as long as its client may have to wait (S-31). A step that takes longer goes on, and is in nobody's way.</summary>
+    /// <summary>Waits for a step of the migration state as long as its client may have to wait (vfio-user S-31). A step that takes longer goes on, and is in nobody's way.</summary>
     private Errno AwaitStep(Func<ValueTask<Errno>> step)
     {
         if (!IsFsmFree()) return Errno.EIO;
@@ -65,7 +65,7 @@ internal sealed partial class VfioUserSession
         return Errno.EIO;
     }
 
-    /// <summary>Makes the device leave guest memory alone (spec 7); false: it did not, and the request is refused with EIO (S-34).</summary>
+    /// <summary>Makes the device leave guest memory alone (vfio-user 7); false: it did not, and the request is refused with EIO (vfio-user S-34).</summary>
     private bool Quiesce()
     {
         TimeSpan limit = Remaining;
@@ -152,7 +152,7 @@ internal sealed partial class VfioUserSession
         _dmaRequests!.End();
     }
 
-    /// <summary>The end of the connection, whatever ended it (S-33): DMA stops, maps and eventfds go, the device runs and keeps its state.</summary>
+    /// <summary>The end of the connection, whatever ended it (vfio-user S-33): DMA stops, maps and eventfds go, the device runs and keeps its state.</summary>
     private void End()
     {
         _requestStart = Stopwatch.GetTimestamp();

@@ -10,8 +10,8 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Server;
 
 /// <summary>
-/// One connection of one client: receives commands, executes them in order, replies (spec vfio-user 6). One thread runs it; the device's
-/// threads send DMA messages beside it. Everything that belongs to the connection ends with it (S-33).
+/// One connection of one client: receives commands, executes them in order, replies (vfio-user 6). One thread runs it; the device's
+/// threads send DMA messages beside it. Everything that belongs to the connection ends with it (vfio-user S-33).
 /// </summary>
 internal sealed partial class VfioUserSession : IDisposable
 {
@@ -66,7 +66,7 @@ internal sealed partial class VfioUserSession : IDisposable
         }
         catch (ChannelException e)
         {
-            // A client that ends without a word is the ordinary end (spec 7).
+            // A client that ends without a word is the ordinary end (vfio-user 7).
             reason = $" ({VmmException.Describe(e)})";
         }
         finally
@@ -87,7 +87,7 @@ internal sealed partial class VfioUserSession : IDisposable
         _wake.Dispose();
     }
 
-    /// <summary>First message (spec 2): anything but a good VERSION is answered with EINVAL and the end (S-9).</summary>
+    /// <summary>First message (vfio-user 2): anything but a good VERSION is answered with EINVAL and the end (vfio-user S-9).</summary>
     private bool Negotiate(out string reason)
     {
         reason = "";
@@ -148,7 +148,7 @@ internal sealed partial class VfioUserSession : IDisposable
         _device.Dma.Messages = _dmaRequests;
     }
 
-    /// <summary>Receives a message and its body; a size that cannot be right is answered once and ends the connection (S-4).</summary>
+    /// <summary>Receives a message and its body; a size that cannot be right is answered once and ends the connection (vfio-user S-4).</summary>
     private bool Receive(out VfioUserHeader header, out Span<byte> body)
     {
         while (true)
@@ -174,7 +174,7 @@ internal sealed partial class VfioUserSession : IDisposable
 
     private bool IsDueReply(in VfioUserHeader header) => header.IsReply && _twin is null && _dmaRequests?.TryDeliver(header) == true;
 
-    /// <summary>Executes one command and replies, if a reply is wanted (S-29).</summary>
+    /// <summary>Executes one command and replies, if a reply is wanted (vfio-user S-29).</summary>
     private void Serve(in VfioUserHeader header, Span<byte> body)
     {
         long start = _requestStart = Stopwatch.GetTimestamp();

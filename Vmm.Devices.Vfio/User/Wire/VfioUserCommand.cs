@@ -1,6 +1,6 @@
 namespace Vmm.Devices.Vfio.User.Wire;
 
-/// <summary>vfio-user commands (spec vfio-user 1).</summary>
+/// <summary>vfio-user commands (vfio-user 1).</summary>
 internal enum VfioUserCommand : ushort
 {
     /// <summary>Version negotiation, first message.</summary>

@@ -1,6 +1,6 @@
 namespace Vmm.Devices.Vfio.User.Wire;
 
-/// <summary>DMA_MAP request (spec 3.8): <c>u32 argsz 32, u32 flags, u64 file offset, u64 address, u64 size</c>, 0 or 1 fd; the reply is a bare header.</summary>
+/// <summary>DMA_MAP request (vfio-user 3.8): <c>u32 argsz 32, u32 flags, u64 file offset, u64 address, u64 size</c>, 0 or 1 fd; the reply is a bare header.</summary>
 internal readonly record struct VfioUserDmaMap(uint ArgSz, uint Flags, ulong Offset, ulong Address, ulong Size)
 {
     internal const int Length = 32;
@@ -23,7 +23,7 @@ internal readonly record struct VfioUserDmaMap(uint ArgSz, uint Flags, ulong Off
     }
 }
 
-/// <summary>DMA_UNMAP (spec 3.9): <c>u32 argsz, u32 flags, u64 address, u64 size</c>, echoed; with flag 1 a <see cref="VfioUserBitmap"/> and, in the reply, the bitmap.</summary>
+/// <summary>DMA_UNMAP (vfio-user 3.9): <c>u32 argsz, u32 flags, u64 address, u64 size</c>, echoed; with flag 1 a <see cref="VfioUserBitmap"/> and, in the reply, the bitmap.</summary>
 internal readonly record struct VfioUserDmaUnmap(uint ArgSz, uint Flags, ulong Address, ulong Size)
 {
     internal const int Length = 24;
@@ -45,7 +45,7 @@ internal readonly record struct VfioUserDmaUnmap(uint ArgSz, uint Flags, ulong A
     }
 }
 
-/// <summary>DMA_READ, DMA_WRITE, server to client (spec 3.10): <c>u64 address, u64 count</c>, then data in the write request and the read reply.</summary>
+/// <summary>DMA_READ, DMA_WRITE, server to client (vfio-user 3.10): <c>u64 address, u64 count</c>, then data in the write request and the read reply.</summary>
 internal readonly record struct VfioUserDmaAccess(ulong Address, ulong Count)
 {
     internal const int Length = 16;

@@ -4,7 +4,7 @@ using Vmm.Core.Errors;
 namespace Vmm.Devices.Vfio.User.Wire;
 
 /// <summary>
-/// The 16 bytes before every message, little-endian (spec vfio-user 1):
+/// The 16 bytes before every message, little-endian (vfio-user 1):
 /// <c>u16 id, u16 command, u32 size, u32 flags (bits 0-3 type, 4 no-reply, 5 error), u32 errno</c>.
 /// </summary>
 /// <param name="Id">Chosen by the sender of the command, echoed in the reply.</param>

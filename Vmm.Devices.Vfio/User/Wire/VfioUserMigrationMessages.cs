@@ -2,7 +2,7 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.User.Wire;
 
-/// <summary>DEVICE_FEATURE head (spec 4): <c>u32 argsz, u32 flags (bits 0-15 feature, 16 GET, 17 SET, 18 PROBE)</c>, then the feature's data.</summary>
+/// <summary>DEVICE_FEATURE head (vfio-user 4): <c>u32 argsz, u32 flags (bits 0-15 feature, 16 GET, 17 SET, 18 PROBE)</c>, then the feature's data.</summary>
 internal readonly record struct VfioUserFeature(uint ArgSz, VfioDeviceFeature Feature, VfioFeatureOp Op)
 {
     internal const int Length = 8;
@@ -81,7 +81,7 @@ internal readonly record struct VfioUserLogReport(ulong Iova, ulong Size, ulong 
     }
 }
 
-/// <summary>MIG_DATA_READ, MIG_DATA_WRITE (spec 8.1): <c>u32 argsz (8 + size), u32 size</c>, then data in the read reply and the write request; a write's reply is a bare header.</summary>
+/// <summary>MIG_DATA_READ, MIG_DATA_WRITE (vfio-user 8.1): <c>u32 argsz (8 + size), u32 size</c>, then data in the read reply and the write request; a write's reply is a bare header.</summary>
 internal readonly record struct VfioUserMigData(uint ArgSz, uint Size)
 {
     internal const int Length = 8;
@@ -100,7 +100,7 @@ internal readonly record struct VfioUserMigData(uint ArgSz, uint Size)
     }
 }
 
-/// <summary>Head of DIRTY_PAGES (spec 9, v1 era): <c>u32 argsz, u32 flags (1 start, 2 stop, 4 get)</c>; start and stop are answered with a bare header.</summary>
+/// <summary>Head of DIRTY_PAGES (vfio-user 9, v1 era): <c>u32 argsz, u32 flags (1 start, 2 stop, 4 get)</c>; start and stop are answered with a bare header.</summary>
 internal readonly record struct VfioUserDirtyPages(uint ArgSz, uint Flags)
 {
     internal const int Length = 8;
@@ -159,7 +159,7 @@ internal readonly record struct VfioUserBitmap(ulong PageSize, ulong Bytes)
         LittleEndian.U64(b, 8, Bytes);
     }
 
-    /// <summary>Bytes of a bitmap: one bit a page, rounded up to whole u64s (spec 4).</summary>
+    /// <summary>Bytes of a bitmap: one bit a page, rounded up to whole u64s (vfio-user 4).</summary>
     /// <param name="lengthBytes">Of the range.</param>
     /// <param name="pageSizeBytes">A power of two.</param>
     internal static ulong BytesFor(ulong lengthBytes, ulong pageSizeBytes)

@@ -2,7 +2,7 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.User.Wire;
 
-/// <summary>DEVICE_GET_INFO (spec 3.1): <c>u32 argsz, u32 flags (1 reset, 2 PCI), u32 num_regions, u32 num_irqs</c>, both ways.</summary>
+/// <summary>DEVICE_GET_INFO (vfio-user 3.1): <c>u32 argsz, u32 flags (1 reset, 2 PCI), u32 num_regions, u32 num_irqs</c>, both ways.</summary>
 internal readonly record struct VfioUserDeviceInfo(uint ArgSz, uint Flags, uint NumRegions, uint NumIrqs)
 {
     internal const int Length = 16;
@@ -25,7 +25,7 @@ internal readonly record struct VfioUserDeviceInfo(uint ArgSz, uint Flags, uint 
 }
 
 /// <summary>
-/// DEVICE_GET_REGION_INFO (spec 3.2): <c>u32 argsz, u32 flags (1 r, 2 w, 4 mmap, 8 caps), u32 index, u32 cap_offset, u64 size, u64 offset</c>, both ways.
+/// DEVICE_GET_REGION_INFO (vfio-user 3.2): <c>u32 argsz, u32 flags (1 r, 2 w, 4 mmap, 8 caps), u32 index, u32 cap_offset, u64 size, u64 offset</c>, both ways.
 /// </summary>
 internal readonly record struct VfioUserRegionInfo(uint ArgSz, uint Flags, uint Index, uint CapOffset, ulong Size, ulong Offset)
 {
@@ -50,7 +50,7 @@ internal readonly record struct VfioUserRegionInfo(uint ArgSz, uint Flags, uint 
     }
 }
 
-/// <summary>DEVICE_GET_REGION_IO_FDS (spec 3.3): <c>u32 argsz, u32 flags, u32 index, u32 count</c>, then entries in the reply.</summary>
+/// <summary>DEVICE_GET_REGION_IO_FDS (vfio-user 3.3): <c>u32 argsz, u32 flags, u32 index, u32 count</c>, then entries in the reply.</summary>
 internal readonly record struct VfioUserRegionIoFds(uint ArgSz, uint Flags, uint Index, uint Count)
 {
     internal const int Length = 16;
@@ -71,7 +71,7 @@ internal readonly record struct VfioUserRegionIoFds(uint ArgSz, uint Flags, uint
     }
 }
 
-/// <summary>DEVICE_GET_IRQ_INFO (spec 3.4): <c>u32 argsz, u32 flags, u32 index, u32 count</c>, both ways.</summary>
+/// <summary>DEVICE_GET_IRQ_INFO (vfio-user 3.4): <c>u32 argsz, u32 flags, u32 index, u32 count</c>, both ways.</summary>
 internal readonly record struct VfioUserIrqInfo(uint ArgSz, uint Flags, uint Index, uint Count)
 {
     internal const int Length = 16;
@@ -86,7 +86,7 @@ internal readonly record struct VfioUserIrqInfo(uint ArgSz, uint Flags, uint Ind
     internal void Write(Span<byte> b) => new VfioUserRegionIoFds(ArgSz, Flags, Index, Count).Write(b);
 }
 
-/// <summary>DEVICE_SET_IRQS request (spec 3.5): <c>u32 argsz (20, or 20 + bools), u32 flags, u32 index, u32 start, u32 count</c>, then bools; the reply is a bare header.</summary>
+/// <summary>DEVICE_SET_IRQS request (vfio-user 3.5): <c>u32 argsz (20, or 20 + bools), u32 flags, u32 index, u32 start, u32 count</c>, then bools; the reply is a bare header.</summary>
 internal readonly record struct VfioUserIrqSet(uint ArgSz, VfioIrqSetFlags Flags, uint Index, uint Start, uint Count)
 {
     internal const int Length = 20;

@@ -5,7 +5,7 @@ using Vmm.Core.Interop;
 namespace Vmm.Devices.Vfio.User.Wire;
 
 /// <summary>
-/// Framing of vfio-user over one UNIX stream socket, for clients and servers (spec vfio-user 1.1). One thread receives; any thread sends, and
+/// Framing of vfio-user over one UNIX stream socket, for clients and servers (vfio-user 1.1). One thread receives; any thread sends, and
 /// messages never mix. A message goes out in one sendmsg; what comes in may arrive in pieces of any size.
 /// </summary>
 /// <param name="fd">A connected socket; owned.</param>

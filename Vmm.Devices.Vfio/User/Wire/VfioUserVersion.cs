@@ -17,7 +17,7 @@ internal sealed record VfioUserTwinSocket(bool Supported, int? FdIndex = null);
 
 /// <summary>
 /// Payload of VERSION, request and reply: <c>u16 major, u16 minor</c>, then optional UTF-8 JSON <c>{"capabilities":{...}}</c> with a NUL that
-/// counts (spec vfio-user 2). What is absent has its default; unknown members are ignored, known ones must have their type and limits.
+/// counts (vfio-user 2). What is absent has its default; unknown members are ignored, known ones must have their type and limits.
 /// </summary>
 internal sealed record VfioUserVersion
 {
@@ -42,7 +42,7 @@ internal sealed record VfioUserVersion
     /// <summary>REGION_WRITE_MULTI is understood.</summary>
     internal bool WriteMultiple { get; init; }
 
-    /// <summary>What our client proposes (C-5): QEMU's figures and a twin socket.</summary>
+    /// <summary>What our client proposes (vfio-user C-5): QEMU's figures and a twin socket.</summary>
     internal static VfioUserVersion ClientProposal => new()
     {
         MaxMsgFds = VfioUserSocket.MaxFds,
@@ -98,12 +98,12 @@ internal sealed record VfioUserVersion
     }
 
     /// <summary>
-    /// The answer to a request, never longer than it (S-5: QEMU reads it into the request's buffer); offers are left out, in the order of
+    /// The answer to a request, never longer than it (vfio-user S-5: QEMU reads it into the request's buffer); offers are left out, in the order of
     /// their worth, until it fits. A request without JSON takes any length.
     /// </summary>
     /// <param name="request">What the client sent.</param>
     /// <param name="requestPayloadBytes">Its length without header.</param>
-    /// <returns>The payload; the minor is the lesser of both (S-6), the twin socket is dropped unless asked for (S-7).</returns>
+    /// <returns>The payload; the minor is the lesser of both (vfio-user S-6), the twin socket is dropped unless asked for (vfio-user S-7).</returns>
     /// <exception cref="VfioUserProtocolException">Even our restrictions do not fit.</exception>
     internal byte[] ToReply(VfioUserVersion request, int requestPayloadBytes)
     {

@@ -12,7 +12,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration;
 
-/// <summary>Pages and device state over channels of their own (spec 4; spec vfio-migration 3.7).</summary>
+/// <summary>Pages and device state over channels of their own (stream 4; vfio-migration 3.7).</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class MultifdTests
 {

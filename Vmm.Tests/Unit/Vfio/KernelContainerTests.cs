@@ -8,7 +8,7 @@ using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Unit.Vfio;
 
-/// <summary>DMA mappings that follow guest RAM, and the containers' dirty logs (spec vfio-migration 1.8 to 1.10).</summary>
+/// <summary>DMA mappings that follow guest RAM, and the containers' dirty logs (vfio-migration 1.8 to 1.10).</summary>
 internal sealed class KernelContainerTests
 {
     private const string Address = "0000:00:01.0";

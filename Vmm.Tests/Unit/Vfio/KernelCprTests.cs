@@ -16,7 +16,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio;
 
-/// <summary>A device of the kernel changes process: what is asked of the kernel on either side, and after a failure (spec vfio-migration 7.5, 7.6).</summary>
+/// <summary>A device of the kernel changes process: what is asked of the kernel on either side, and after a failure (vfio-migration 7.5, 7.6).</summary>
 internal sealed class KernelCprTests
 {
     private const string Name = "0000:00:01.0", Uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";

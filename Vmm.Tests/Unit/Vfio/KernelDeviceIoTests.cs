@@ -8,7 +8,7 @@ using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Unit.Vfio;
 
-/// <summary>What the kernel backend asks a device and makes of its answers (spec vfio-migration 1.4 to 1.7, 1.11).</summary>
+/// <summary>What the kernel backend asks a device and makes of its answers (vfio-migration 1.4 to 1.7, 1.11).</summary>
 internal sealed class KernelDeviceIoTests
 {
     private const string Address = "0000:00:01.0";

@@ -88,7 +88,7 @@ internal sealed class SimpleCommands(CliContext context, VmTarget target)
         }
         catch (CliException e) when (e.Code == ExitCode.Unreachable)
         {
-            // A VM may close the socket before its answer is out (qmp.md section 7); it is gone, as asked.
+            // A VM may close the socket before its answer is out (qmp 7); it is gone, as asked.
         }
         await monitor.WaitForEnd(s_settle);
         return ExitCode.Ok;

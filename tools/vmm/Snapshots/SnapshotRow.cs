@@ -1,6 +1,6 @@
 namespace Vmm.Tools.Cli.Snapshots;
 
-/// <summary>One line of <c>info snapshots</c> (qmp.md section 10).</summary>
+/// <summary>One line of <c>info snapshots</c> (qmp 10).</summary>
 internal sealed record SnapshotRow(string Name, string Size, string Date, string VmClock)
 {
     /// <summary>Reads the table: a title, a head line <c>ID TAG ...</c>, then <c>ID TAG SIZE UNIT DATE TIME CLOCK ICOUNT</c>.</summary>

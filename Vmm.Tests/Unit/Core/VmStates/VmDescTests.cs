@@ -5,7 +5,7 @@ using static Vmm.Tests.Support.SectionBytes;
 
 namespace Vmm.Tests.Unit.Core.VmStates;
 
-/// <summary>Spec 2.6 and trap 20: what VMDESC says of fields, in the forms of 7.2, 10.0 and 11.1.</summary>
+/// <summary>What VMDESC says of fields (stream 2.6, 17.20), in the forms of 7.2, 10.0 and 11.1.</summary>
 [TestFixture]
 public sealed class VmDescTests
 {
@@ -110,7 +110,7 @@ public sealed class VmDescTests
         Fields([VmState.PointerArray<Device, Cell>("slots", Cell.Plain, 6, static d => d.Slots)], VmDescOptions.Qemu72),
         Is.EqualTo($"{{\"name\": \"slots\", \"array_len\": 6, \"type\": \"struct\", \"struct\": {PlainCell}, \"size\": 1}}"));
 
-    /// <summary>Trap 20: a list repeats the keys of its elements in one object, and the text must still be JSON.</summary>
+    /// <summary>A list repeats the keys of its elements in one object (stream 17.20), and the text must still be JSON.</summary>
     [Test]
     public void AListRepeatsItsKeys()
     {

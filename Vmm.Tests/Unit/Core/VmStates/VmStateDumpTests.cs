@@ -5,7 +5,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Core.VmStates;
 
-/// <summary>Spec 2.7: our dump has the shape of QEMU's, and QEMU's own checker compares two of ours.</summary>
+/// <summary>Our dump has the shape of QEMU's (stream 2.7), and QEMU's own checker compares two of ours.</summary>
 [TestFixture]
 public sealed class VmStateDumpTests
 {

@@ -5,7 +5,7 @@ using static Vmm.Tests.Support.SectionBytes;
 
 namespace Vmm.Tests.Unit.Core.VmStates;
 
-/// <summary>Spec 2.2 and 2.3: presence, arrays, buffers.</summary>
+/// <summary>Presence, arrays, buffers (stream 2.2, 2.3).</summary>
 [TestFixture]
 public sealed class VmStateFieldTests
 {

@@ -4,7 +4,7 @@ using static Vmm.Tests.Support.SectionBytes;
 
 namespace Vmm.Tests.Unit.Core.VmStates;
 
-/// <summary>Spec 2.2 and 2.5: nested objects, pointers, lists.</summary>
+/// <summary>Nested objects, pointers, lists (stream 2.2, 2.5).</summary>
 [TestFixture]
 public sealed class VmStateStructTests
 {
@@ -55,7 +55,7 @@ public sealed class VmStateStructTests
 
     private static VmStateDescription<Device> Of(params VmStateField<Device>[] fields) => new() { Name = "dev", VersionId = 9, MinimumVersionId = 1, Fields = fields };
 
-    /// <summary>Trap 15: the section's version says nothing about a nested object's.</summary>
+    /// <summary>The section's version says nothing about a nested object's (stream 17.15).</summary>
     [TestCase(1)]
     [TestCase(9)]
     public void AStructCarriesNoVersionAndUsesItsOwn(int sectionVersion)

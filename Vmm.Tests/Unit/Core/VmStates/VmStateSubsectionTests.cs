@@ -4,7 +4,7 @@ using static Vmm.Tests.Support.SectionBytes;
 
 namespace Vmm.Tests.Unit.Core.VmStates;
 
-/// <summary>Spec 2.4 and trap 15: subsections are found by lookahead and prefix.</summary>
+/// <summary>Subsections are found by lookahead and prefix (stream 2.4, 17.15).</summary>
 [TestFixture]
 public sealed class VmStateSubsectionTests
 {
@@ -98,7 +98,7 @@ public sealed class VmStateSubsectionTests
         Assert.That((loaded.C, loaded.Inner!.B), Is.EqualTo(((byte)3, (byte)2)));
     }
 
-    /// <summary>Trap 15: prefixes are plain, so these streams load nowhere; they are refused before any is written.</summary>
+    /// <summary>Prefixes are plain (stream 17.15), so these streams load nowhere; they are refused before any is written.</summary>
     [Test]
     public void ADescriptionThatWouldTakeAnothersSubsectionIsRefused()
     {

@@ -4,7 +4,7 @@ using static Vmm.Tests.Support.SectionBytes;
 
 namespace Vmm.Tests.Unit.Core.VmStates;
 
-/// <summary>Spec 2.1: the wire form of every leaf type.</summary>
+/// <summary>The wire form of every leaf type (stream 2.1).</summary>
 [TestFixture]
 public sealed class VmStateTypeTests
 {
@@ -125,7 +125,7 @@ public sealed class VmStateTypeTests
         Assert.That(Save(description, d), Is.EqualTo(Hex(same)), "a refused value must not stick");
     }
 
-    /// <summary>Trap 16: "le" is less-or-equal, and big-endian.</summary>
+    /// <summary>"le" is less-or-equal, and big-endian (stream 17.16).</summary>
     [TestCase("00000000", true)]
     [TestCase("00000007", true)]
     [TestCase("00000008", false)]

@@ -6,14 +6,14 @@ using Vmm.Migration.Cpr;
 
 namespace Vmm.Tests.Unit.Migration.Cpr;
 
-/// <summary>The bytes of the CPR state (spec vfio-migration 7.2).</summary>
+/// <summary>The bytes of the CPR state (vfio-migration 7.2).</summary>
 [TestFixture]
 public class CprStateTests
 {
     /// <summary>As QEMU 11.1.3 sent it for <c>-M none,memory-backend=m</c>; the 0x20 carried the memfd.</summary>
     private const string Qemu111 = "514350520000000101000000026d000000000020" + "00051543707253746174652f7666696f20646576696365730000000100";
 
-    /// <summary>The layout that the spec shows for cpr-exec with an IOMMUFD device.</summary>
+    /// <summary>The layout that vfio-migration 7.2 shows for cpr-exec with an IOMMUFD device.</summary>
     private static readonly byte[] s_exec =
     [
         .. "QCPR"u8, 0, 0, 0, 1, 1, 0, 0, 0, 9, .. "iommufd0\0"u8, 0, 0, 0, 0, 0, 0, 0, 0x13, 0, 5, 0x15, .. "CprState/vfio devices"u8, 0, 0, 0, 1,

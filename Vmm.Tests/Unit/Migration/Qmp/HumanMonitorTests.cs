@@ -5,7 +5,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Qmp;
 
-/// <summary>qmp.md section 10.</summary>
+/// <summary>The lines of the human monitor (qmp 10).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]

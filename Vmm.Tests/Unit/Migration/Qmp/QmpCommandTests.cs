@@ -8,7 +8,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Qmp;
 
-/// <summary>qmp.md sections 6, 7, 8.9, 9 and 11.</summary>
+/// <summary>Introspection, run state, dirty rate, jobs, descriptors (qmp 6, 7, 8.9, 9 and 11).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]

@@ -10,7 +10,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Qmp;
 
-/// <summary>qmp.md section 8.</summary>
+/// <summary>The migration commands (qmp 8).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]

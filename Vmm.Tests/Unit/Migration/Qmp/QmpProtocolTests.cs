@@ -6,7 +6,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Qmp;
 
-/// <summary>qmp.md sections 1 to 6, byte for byte where it says so.</summary>
+/// <summary>Framing, negotiation, errors, events (qmp 1 to 6), byte for byte where they are given.</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]

@@ -25,7 +25,7 @@ public sealed class VfioConfigStateTests
             "0000000000000000 00000000 01000000" + "0000e0fe00000000 41000000 00000000" + "0000000000000000 00000000 01000000" + "0000000000000000 00000000 01000000" + "00")));
     }
 
-    /// <summary>A 256-byte device without MSI-X, every byte written by hand from the spec.</summary>
+    /// <summary>A 256-byte device without MSI-X, every byte written by hand from vfio-migration 6.</summary>
     [Test]
     public void AHandMadeRecord()
     {

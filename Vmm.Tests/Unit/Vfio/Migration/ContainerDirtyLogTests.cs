@@ -7,7 +7,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Migration;
 
-/// <summary>Who logs DMA writes, and what happens when a log fails (spec vfio-migration 3.10).</summary>
+/// <summary>Who logs DMA writes, and what happens when a log fails (vfio-migration 3.10).</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class ContainerDirtyLogTests
 {

@@ -7,7 +7,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Migration;
 
-/// <summary>When a device keeps its VM from migrating, and that it says why (spec vfio-migration 3.1).</summary>
+/// <summary>When a device keeps its VM from migrating, and that it says why (vfio-migration 3.1).</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class VfioBlockerTests
 {

@@ -8,7 +8,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Migration;
 
-/// <summary>Protocol v1 over a fake region: QEMU 7.2's behaviour (spec vfio-migration 5).</summary>
+/// <summary>Protocol v1 over a fake region: QEMU 7.2's behaviour (vfio-migration 5).</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class VfioMigrationV1Tests
 {

@@ -11,7 +11,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Migration;
 
-/// <summary>The final state over data channels: packets in any order, loaded in theirs (spec vfio-migration 3.7).</summary>
+/// <summary>The final state over data channels: packets in any order, loaded in theirs (vfio-migration 3.7).</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class VfioMultifdTests
 {

@@ -8,7 +8,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Migration;
 
-/// <summary>Capability switchover-ack: the source waits until the destination has loaded the first data (spec vfio-migration 3.6).</summary>
+/// <summary>Capability switchover-ack: the source waits until the destination has loaded the first data (vfio-migration 3.6).</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class VfioSwitchoverAckTests
 {

@@ -12,7 +12,7 @@ using static Vmm.Tests.Support.RawVfioUserClient;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>What a client gets from a device that hangs, and function-level reset (spec vfio-user 6 and 7).</summary>
+/// <summary>What a client gets from a device that hangs, and function-level reset (vfio-user 6 and 7).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]

@@ -281,7 +281,7 @@ internal sealed class DmaTestDeviceTests
         type[32]++;
         version[4] = 2;
         Assert.That((Load(type, "state-size=100"), Load(version, "state-size=100"), Load(stream, "state-size=101")), Is.EqualTo((Errno.EINVAL, Errno.EINVAL, Errno.EINVAL)));
-        Assert.That(Load(StreamOf("state-size=200"), "state-size=100"), Is.EqualTo(Errno.EFBIG), "S-56");
+        Assert.That(Load(StreamOf("state-size=200"), "state-size=100"), Is.EqualTo(Errno.EFBIG), "vfio-user S-56");
         BinaryPrimitives.WriteUInt64LittleEndian(stream.AsSpan(40 + 8), ulong.MaxValue);
         Assert.That(Load(stream, "state-size=100"), Is.EqualTo(Errno.EFBIG));
     }

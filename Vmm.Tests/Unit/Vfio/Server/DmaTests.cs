@@ -10,7 +10,7 @@ using static Vmm.Tests.Support.RawVfioUserClient;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>The client's memory: maps, DMA by descriptor and by message, dirty logging (spec vfio-user 3.8 to 3.10, 4).</summary>
+/// <summary>The client's memory: maps, DMA by descriptor and by message, dirty logging (vfio-user 3.8 to 3.10, 4).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]

@@ -8,7 +8,7 @@ using static Vmm.Tests.Support.RawVfioUserClient;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>Framing and version negotiation of the vfio-user server (spec vfio-user 1 and 2).</summary>
+/// <summary>Framing and version negotiation of the vfio-user server (vfio-user 1 and 2).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]

@@ -12,7 +12,7 @@ using Vmm.Tools.Devices;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>Any PCI function of the core behind the server: what the bridge does with registers, interrupts and state (spec vfio-user 13).</summary>
+/// <summary>Any PCI function of the core behind the server: what the bridge does with registers, interrupts and state (vfio-user 13).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 internal sealed class HostedDeviceTests
@@ -60,7 +60,7 @@ internal sealed class HostedDeviceTests
         RawVfioUserClient.WaitSignalled(line);
         client.RegionWrite(0, 0x64, 0x10);
         client.SetIrqs(0x11, 0, 0, 1);
-        Assert.That(RawVfioUserClient.IsSignalled(line), Is.False, "S-27: acknowledged");
+        Assert.That(RawVfioUserClient.IsSignalled(line), Is.False, "acknowledged (vfio-user S-27)");
         client.RegionWrite(7, 4, (ushort)6);
         client.RegionWrite(7, 0x42, (ushort)1);
         client.SetIrqs(0x24, 1, 0, 1, msi);

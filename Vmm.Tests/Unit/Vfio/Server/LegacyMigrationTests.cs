@@ -9,7 +9,7 @@ using static Vmm.Tests.Support.RawVfioUserClient;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>Region 9, the protocol of before 2023, over the same sessions (spec vfio-user 9).</summary>
+/// <summary>Region 9, the protocol of before 2023, over the same sessions (vfio-user 9).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]

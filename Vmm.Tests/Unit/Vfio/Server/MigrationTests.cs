@@ -8,7 +8,7 @@ using static Vmm.Tests.Support.RawVfioUserClient;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>The migration states and data of the vfio-user server (spec vfio-user 8).</summary>
+/// <summary>The migration states and data of the vfio-user server (vfio-user 8).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
@@ -19,7 +19,7 @@ internal sealed class MigrationTests : FakeServerFixture
 
     private static IEnumerable<object[]> Pairs() => from a in s_states from b in s_states select new object[] { a, b };
 
-    /// <summary>The table of spec 8, requested to next step.</summary>
+    /// <summary>The table of vfio-user 8, requested to next step.</summary>
     private static VfioDeviceState? Next(VfioDeviceState from, VfioDeviceState to) => (from, to) switch
     {
         (VfioDeviceState.StopCopy, VfioDeviceState.PreCopy) => null,

@@ -9,7 +9,7 @@ using static Vmm.Tests.Support.RawVfioUserClient;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>Device, region and interrupt queries, and interrupts (spec vfio-user 3.1 to 3.5, 5).</summary>
+/// <summary>Device, region and interrupt queries, and interrupts (vfio-user 3.1 to 3.5, 5).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]

@@ -10,7 +10,7 @@ using static Vmm.Tests.Support.RawVfioUserClient;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>Listening, clients that come and go, and what they leave behind (spec vfio-user 7, S-33, S-59). Alone, because it counts descriptors.</summary>
+/// <summary>Listening, clients that come and go, and what they leave behind (vfio-user 7, S-33, S-59). Alone, because it counts descriptors.</summary>
 [TestFixture]
 [NonParallelizable]
 internal sealed class ServerLifeTests

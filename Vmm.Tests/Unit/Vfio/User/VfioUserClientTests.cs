@@ -9,7 +9,7 @@ using static Vmm.Tests.Support.ScriptedVfioUserServer;
 
 namespace Vmm.Tests.Unit.Vfio.User;
 
-/// <summary>Requirements C-1 to C-8 of the vfio-user spec: framing, negotiation, the connection.</summary>
+/// <summary>Framing, negotiation, the connection (vfio-user C-1 to C-8).</summary>
 [TestFixture]
 public class VfioUserClientTests
 {

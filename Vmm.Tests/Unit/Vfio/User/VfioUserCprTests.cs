@@ -7,7 +7,7 @@ using static Vmm.Tests.Support.ScriptedVfioUserServer;
 
 namespace Vmm.Tests.Unit.Vfio.User;
 
-/// <summary>A connection is left alone for another process to take, whatever its server does meanwhile (spec vfio-migration 7.4).</summary>
+/// <summary>A connection is left alone for another process to take, whatever its server does meanwhile (vfio-migration 7.4).</summary>
 [TestFixture]
 public sealed class VfioUserCprTests
 {

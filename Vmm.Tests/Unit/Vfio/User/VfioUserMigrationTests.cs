@@ -8,7 +8,7 @@ using static Vmm.Tests.Support.ScriptedVfioUserServer;
 
 namespace Vmm.Tests.Unit.Vfio.User;
 
-/// <summary>Requirements C-9 to C-15 of the vfio-user spec, and when a migration session begins and ends.</summary>
+/// <summary>What a client must do in a migration (vfio-user C-9 to C-15), and when a session begins and ends.</summary>
 [TestFixture]
 public class VfioUserMigrationTests
 {

@@ -4,7 +4,7 @@ using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Tests.Unit.Vfio.User;
 
-/// <summary>The VERSION payload (spec vfio-user 2).</summary>
+/// <summary>The VERSION payload (vfio-user 2).</summary>
 [TestFixture]
 public class VfioUserVersionTests
 {
