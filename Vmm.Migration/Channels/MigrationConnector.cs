@@ -87,16 +87,12 @@ internal static class MigrationConnector
         {
             fd = takeNamedFd?.Invoke(address.Path) ?? throw new ConfigurationException($"File descriptor named '{address.Path}' has not been found");
         }
-        Posix.Stat(fd, out LibC.StatBuffer stat);
+        Posix.Stat(fd, out FileStatus stat);
         string name = address.ToString();
-        switch (stat.Mode & Posix.S_IFMT)
-        {
-            case Posix.S_IFSOCK: return new SocketChannel(fd, name, tcp: false);
-            case Posix.S_IFREG:
-                fd.Dispose();
-                throw new ConfigurationException("fd: migration to a file is not supported. Use file: instead.");
-            default: return outgoing ? new PipeChannel(null, fd, name) : new PipeChannel(fd, null, name);
-        }
+        if (stat.IsSocket) return new SocketChannel(fd, name, tcp: false);
+        if (!stat.IsRegularFile) return outgoing ? new PipeChannel(null, fd, name) : new PipeChannel(fd, null, name);
+        fd.Dispose();
+        throw new ConfigurationException("fd: migration to a file is not supported. Use file: instead.");
     }
 }
 

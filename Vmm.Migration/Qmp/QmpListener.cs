@@ -13,7 +13,7 @@ internal sealed class QmpListener : IDisposable
     private readonly QmpLog _log;
     private readonly OwnedFd _socket;
     private readonly OwnedFd _wake;
-    private readonly LibC.StatBuffer _made;
+    private readonly FileStatus _made;
     private readonly Task _accepting;
 
     internal QmpListener(string path, Action<OwnedFd> serve, QmpLog log)
@@ -84,17 +84,17 @@ internal sealed class QmpListener : IDisposable
     private static void ClearPlace(string path, byte[] address)
     {
         if (Look(path) is not { } found) return;
-        if ((found.Mode & Posix.S_IFMT) != Posix.S_IFSOCK) throw new ConfigurationException($"QMP socket '{path}': the path exists and is not a socket");
+        if (!found.IsSocket) throw new ConfigurationException($"QMP socket '{path}': the path exists and is not a socket");
         using OwnedFd probe = Posix.Socket(Posix.AF_UNIX);
         if (Posix.Connect(probe, address, null, 0) != Errno.ECONNREFUSED) throw new ConfigurationException($"QMP socket '{path}' is in use");
         File.Delete(path);
     }
 
     /// <summary>What is at a path itself, symbolic links not followed; null if nothing.</summary>
-    private static LibC.StatBuffer? Look(string path)
+    private static FileStatus? Look(string path)
     {
         using OwnedFd? fd = Posix.Open(path, OPath | Posix.O_NOFOLLOW, 0, out Errno errno);
         if (fd is null && errno != Errno.ENOENT) throw Posix.Error($"cannot use QMP socket path '{path}'", errno);
-        return fd is not null && Posix.Stat(fd, out LibC.StatBuffer stat) == Errno.None ? stat : null;
+        return fd is not null && Posix.Stat(fd, out FileStatus stat) == Errno.None ? stat : null;
     }
 }
