@@ -3,7 +3,7 @@ using Tmds.Linux;
 namespace Vmm.Core.Interop;
 
 /// <summary>What fstat(2) says of an open file.</summary>
-internal readonly record struct FileStatus(ulong Device, ulong Inode, uint Mode, uint UserId, ulong SpecialDevice, long SizeBytes)
+internal readonly record struct FileStatus(ulong Device, ulong Inode, uint Mode, uint UserId, ulong SpecialDevice, long SizeBytes, long BlockBytes)
 {
     internal bool IsSocket => IsKind(LibC.S_IFSOCK);
 

@@ -209,9 +209,9 @@ internal static partial class Posix
     internal static unsafe int SendWithFds(OwnedFd fd, ReadOnlySpan<byte> data, ReadOnlySpan<byte> more, ReadOnlySpan<SafeHandle> fds, out Errno errno)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan(fds.Length, MaxFds);
-        byte* control = stackalloc byte[LibC.CMSG_SPACE(MaxFds * sizeof(int))];
+        byte* control = stackalloc byte[ControlBytes(MaxFds)];
         var header = (cmsghdr*)control;
-        var numbers = new Span<int>(LibC.CMSG_DATA(header), MaxFds);
+        var numbers = new Span<int>(header + 1, MaxFds);
         int added = 0;
         try
         {
@@ -230,10 +230,9 @@ internal static partial class Posix
                 msghdr message = new() { msg_iov = iov, msg_iovlen = 2 };
                 if (fds.Length > 0)
                 {
-                    int payload = sizeof(int) * fds.Length;
-                    *header = new() { cmsg_len = LibC.CMSG_LEN(payload), cmsg_level = LibC.SOL_SOCKET, cmsg_type = LibC.SCM_RIGHTS };
+                    *header = new() { cmsg_len = sizeof(cmsghdr) + (fds.Length * sizeof(int)), cmsg_level = LibC.SOL_SOCKET, cmsg_type = LibC.SCM_RIGHTS };
                     message.msg_control = control;
-                    message.msg_controllen = LibC.CMSG_SPACE(payload);
+                    message.msg_controllen = ControlBytes(fds.Length);
                 }
                 while (true)
                 {
@@ -252,7 +251,7 @@ internal static partial class Posix
     /// <summary>Receives bytes and the descriptors that came with them (close-on-exec). A truncated control message closes all and reports EMFILE.</summary>
     internal static unsafe int ReceiveWithFds(OwnedFd fd, Span<byte> into, List<OwnedFd> received, bool wait, out Errno errno)
     {
-        int controlBytes = LibC.CMSG_SPACE(MaxReceivedFds * sizeof(int));
+        int controlBytes = ControlBytes(MaxReceivedFds);
         byte* control = stackalloc byte[controlBytes];
         // SAFETY: as in SendWithFds; the kernel writes at most controlBytes bytes of control data and sets msg_controllen to what it wrote.
         fixed (byte* bytes = into)
@@ -268,12 +267,17 @@ internal static partial class Posix
                 if (n < 0) return -1;
                 break;
             }
-            for (cmsghdr* part = LibC.CMSG_FIRSTHDR(&message); part is not null; part = LibC.CMSG_NXTHDR(&message, part))
+            for (int at = 0, end = (int)message.msg_controllen; end - at >= sizeof(cmsghdr);)
             {
-                if (part->cmsg_level != LibC.SOL_SOCKET || part->cmsg_type != LibC.SCM_RIGHTS) continue;
-                var numbers = (int*)LibC.CMSG_DATA(part);
-                int count = ((int)part->cmsg_len - LibC.CMSG_LEN(0)) / sizeof(int);
-                for (int i = 0; i < count; i++) received.Add(new OwnedFd(numbers[i]));
+                var part = (cmsghdr*)(control + at);
+                int length = (int)part->cmsg_len;
+                if (length < sizeof(cmsghdr) || length > end - at) break;
+                if (part->cmsg_level == LibC.SOL_SOCKET && part->cmsg_type == LibC.SCM_RIGHTS)
+                {
+                    var numbers = new ReadOnlySpan<int>(part + 1, (length - sizeof(cmsghdr)) / sizeof(int));
+                    foreach (int number in numbers) received.Add(new OwnedFd(number));
+                }
+                at += Align(length);
             }
             if ((message.msg_flags & LibC.MSG_CTRUNC) != 0)
             {
@@ -288,4 +292,12 @@ internal static partial class Posix
 
     // More are received than sent, so that the reader of a message can refuse the ones that are too many by number.
     private const int MaxFds = 16, MaxReceivedFds = 20;
+
+    /// <summary>
+    /// Bytes of a control message with descriptors. The macros of Tmds.LibC do not serve: its CMSG_LEN rounds up, which would send one descriptor as
+    /// two, and its CMSG_NXTHDR does not find a second message.
+    /// </summary>
+    private static unsafe int ControlBytes(int fds) => Align(sizeof(cmsghdr) + (fds * sizeof(int)));
+
+    private static int Align(int bytes) => (bytes + 7) & ~7;
 }

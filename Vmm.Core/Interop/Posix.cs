@@ -179,7 +179,7 @@ internal static partial class Posix
         stat found;
         // SAFETY: the kernel fills in one structure on this frame.
         bool ok = LibC.fstat(use.Number, &found) == 0;
-        status = ok ? new FileStatus(found.st_dev, found.st_ino, (ushort)found.st_mode, found.st_uid, found.st_rdev, found.st_size) : default;
+        status = ok ? new FileStatus(found.st_dev, found.st_ino, (ushort)found.st_mode, found.st_uid, found.st_rdev, found.st_size, found.st_blksize) : default;
         return ok ? Errno.None : LastError;
     }
 
