@@ -4,6 +4,7 @@ using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 
 namespace Vmm.Core.Threading;
+using Nito.AsyncEx.Synchronous;
 
 /// <summary>
 /// One thread that waits for the eventfds of a VM's devices and calls their handlers. It holds no lock while it calls; a handler takes what it
@@ -61,7 +62,7 @@ public sealed class EventFdLoop(ILoggerFactory loggers) : IDisposable
             _disposed = true;
             if (_wake is not null) Posix.SignalEventFd(_wake);
         }
-        _thread?.GetAwaiter().GetResult();
+        _thread?.WaitAndUnwrapException();
         _epoll?.Dispose();
         _wake?.Dispose();
     }

@@ -14,6 +14,7 @@ using Vmm.Tools.Cli.Guests;
 using Vmm.Tools.Devices;
 
 namespace Vmm.Tools.Cli.Hosting;
+using Nito.AsyncEx.Synchronous;
 
 /// <summary>
 /// Carries a VM of two pages' worth from one side of this process to the other, before the real one is stopped: code that runs for the first
@@ -53,13 +54,13 @@ internal static class MoveRehearsal
             while (!File.Exists(cpr.Path) && !receiving.IsCompleted) limit.Token.WaitHandle.WaitOne(1);
             using CancellationTokenRegistration cancel = limit.Token.Register(from.Migration().Cancel);
             Task<MigrationStatus> outgoing = from.Migration().Migrate(main, cpr);
-            using CprTransferReceiver receiver = receiving.GetAwaiter().GetResult();
+            using CprTransferReceiver receiver = receiving.WaitAndUnwrapException();
             using Vm to = factory.Create(Options(real, receiver.Incoming, server is null ? null : pathPrefix + ".dev"));
             using QmpServer toQmp = to.Services.GetRequiredService<QmpServer>();
             Task<MigrationStatus> incoming = to.Migration().MigrateIncoming(main);
             from.Cont();
             receiver.Dispose();
-            MigrationStatus sent = outgoing.GetAwaiter().GetResult();
+            MigrationStatus sent = outgoing.WaitAndUnwrapException();
             return sent == MigrationStatus.Completed && incoming.Wait(s_limit) ? null : $"{from.Migration().Query().Error}";
         }
         catch (Exception e) when (e is VmmException or OperationCanceledException)

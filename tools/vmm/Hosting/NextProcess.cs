@@ -5,6 +5,7 @@ using Vmm.Tools.Cli.Demo;
 using Vmm.Tools.Cli.Registry;
 
 namespace Vmm.Tools.Cli.Hosting;
+using Nito.AsyncEx.Synchronous;
 
 /// <summary>The process that is to take a VM over; has this one's streams, directory and environment. Disposing it leaves it running.</summary>
 internal sealed class NextProcess : IDisposable
@@ -59,10 +60,10 @@ internal sealed class NextProcess : IDisposable
         {
             Task<string> errors = next._process.StandardError.ReadToEndAsync(limit), output = next._process.StandardOutput.ReadToEndAsync(limit);
             meanwhile();
-            next._process.WaitForExitAsync(limit).GetAwaiter().GetResult();
+            next._process.WaitForExitAsync(limit).WaitAndUnwrapException(limit);
             if (next._process.ExitCode != 0)
-                throw new MigrationFailedException($"update failed, the VM goes on in process {Environment.ProcessId}: '{binary ?? "vmm"}' does not take its options, exit code {next._process.ExitCode}: {errors.GetAwaiter().GetResult().Trim()}");
-            output.GetAwaiter().GetResult();
+                throw new MigrationFailedException($"update failed, the VM goes on in process {Environment.ProcessId}: '{binary ?? "vmm"}' does not take its options, exit code {next._process.ExitCode}: {errors.WaitAndUnwrapException(CancellationToken.None).Trim()}");
+            output.WaitAndUnwrapException(CancellationToken.None);
         }
         finally
         {
