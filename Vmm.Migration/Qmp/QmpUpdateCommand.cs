@@ -37,7 +37,7 @@ internal sealed class QmpUpdateCommand(QmpServer server)
         int timeoutMs = (int)Math.Clamp(call.TryInt("timeout-ms") ?? DefaultTimeoutMs, 1, int.MaxValue);
         VmUpdateResult result = update(new VmUpdateRequest(call.TryStr("binary"), call.Bool("exec", false), timeoutMs, call.Stopping));
         // The VM runs elsewhere; what is left here ends once the client knows.
-        call.Session.AfterAnswer = () => server.RequestQuit(new QmpQuitRequest(0, $"the VM runs in process {result.Pid} now"));
+        call.AfterAnswer = () => server.RequestQuit(new QmpQuitRequest(0, $"the VM runs in process {result.Pid} now"));
         return new JsonObject { ["pid"] = result.Pid, ["pause-ms"] = result.PauseMs, ["total-ms"] = result.TotalMs, ["bytes"] = result.Bytes };
     }
 }

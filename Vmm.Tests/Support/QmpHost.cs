@@ -88,6 +88,12 @@ internal sealed class QmpWire(OwnedFd socket, Task served) : IDisposable
         }
     }
 
+    /// <summary>Sends until all is taken or the server has hung up.</summary>
+    internal void TrySend(ReadOnlySpan<byte> bytes)
+    {
+        while (bytes.Length > 0 && Posix.SendWithFds(socket, bytes, [], out _) is > 0 and var n) bytes = bytes[n..];
+    }
+
     /// <summary>The next line without its CRLF; null at the end of the connection.</summary>
     internal string? ReadLine()
     {
@@ -144,6 +150,9 @@ internal sealed class QmpWire(OwnedFd socket, Task served) : IDisposable
 
     internal static string Describe(JsonObject message) =>
         message["data"] is JsonObject data ? $"{message["event"]} {string.Join(' ', data.Select(static d => d.Value!.ToString()))}" : $"{message["event"]}";
+
+    /// <summary>Whether bytes from the server wait to be read.</summary>
+    internal bool HasUnread => Posix.Poll(socket, Posix.POLLIN, null, 0, out _) != 0;
 
     internal void CloseWriting() => Posix.ShutdownSocket(socket, Posix.SHUT_WR);
 
