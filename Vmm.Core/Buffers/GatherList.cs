@@ -13,7 +13,7 @@ public sealed unsafe class GatherList : IDisposable
     /// <summary>Most ranges in one list (IOV_MAX of Linux).</summary>
     public const int MaxSegments = 1024;
 
-    private readonly LibC.IoVec* _segments;
+    private readonly IoVector _segments = new(MaxSegments);
     private readonly byte* _arena;
     private readonly int _arenaBytes;
     private int _arenaUsed;
@@ -26,8 +26,7 @@ public sealed unsafe class GatherList : IDisposable
     public GatherList(int arenaBytes = 64 * 1024)
     {
         _arenaBytes = arenaBytes;
-        // SAFETY: freed in Dispose; sizes are constants of this type.
-        _segments = (LibC.IoVec*)NativeMemory.Alloc(MaxSegments, (nuint)sizeof(LibC.IoVec));
+        // SAFETY: freed in Dispose.
         _arena = (byte*)NativeMemory.Alloc((nuint)arenaBytes);
     }
 
@@ -78,8 +77,8 @@ public sealed unsafe class GatherList : IDisposable
         // SAFETY: room for two entries and eight arena bytes was checked above.
         byte* at = _arena + _arenaUsed;
         *(ulong*)at = BitConverter.IsLittleEndian ? System.Buffers.Binary.BinaryPrimitives.ReverseEndianness(header) : header;
-        _segments[_count] = new LibC.IoVec { Base = (nint)at, Length = 8 };
-        _segments[_count + 1] = new LibC.IoVec { Base = (nint)address, Length = (nuint)length };
+        _segments.Set(_count, at, 8);
+        _segments.Set(_count + 1, address, length);
         _arenaUsed += 8;
         _count += 2;
         PendingBytes += 8 + length;
@@ -92,8 +91,7 @@ public sealed unsafe class GatherList : IDisposable
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((uint)index, (uint)Count);
         // SAFETY: index checked; the range was valid when added and stays so until Clear.
-        LibC.IoVec* v = _segments + _next + index;
-        return new ReadOnlySpan<byte>((void*)v->Base, checked((int)v->Length));
+        return new ReadOnlySpan<byte>(_segments.Start(_next + index), checked((int)_segments.Length(_next + index)));
     }
 
     /// <summary>Forgets all ranges.</summary>
@@ -110,30 +108,17 @@ public sealed unsafe class GatherList : IDisposable
     /// <returns>Bytes written, or -1.</returns>
     internal long WriteOnce(OwnedFd fd, long offset, out Errno errno)
     {
-        while (true)
-        {
-            // SAFETY: _next.._count are valid entries.
-            nint n = offset < 0
-                ? LibC.writev(fd, (nint)(_segments + _next), Count)
-                : LibC.pwritev(fd, (nint)(_segments + _next), Count, offset);
-            if (n >= 0) { errno = Errno.None; Advance(n); return n; }
-            errno = Posix.LastError;
-            if (errno != Errno.EINTR) return -1;
-        }
+        long n = _segments.Write(fd, _next, Count, offset, out errno);
+        if (n >= 0) Advance(n);
+        return n;
     }
 
     /// <summary>Like <see cref="WriteOnce"/> for a socket: never raises SIGPIPE.</summary>
     internal long SendOnce(OwnedFd fd, out Errno errno)
     {
-        while (true)
-        {
-            // SAFETY: the message and the entries it points to outlive the call.
-            LibC.MsgHdr message = new() { Iov = (nint)(_segments + _next), IovLength = (nuint)Count };
-            nint n = LibC.sendmsg(fd, (nint)(&message), Posix.MSG_NOSIGNAL);
-            if (n >= 0) { errno = Errno.None; Advance(n); return n; }
-            errno = Posix.LastError;
-            if (errno != Errno.EINTR) return -1;
-        }
+        long n = _segments.Send(fd, _next, Count, out errno);
+        if (n >= 0) Advance(n);
+        return n;
     }
 
     /// <inheritdoc/>
@@ -142,7 +127,7 @@ public sealed unsafe class GatherList : IDisposable
         if (_disposed) return;
         _disposed = true;
         // SAFETY: allocated in the constructor, freed once.
-        NativeMemory.Free(_segments);
+        _segments.Dispose();
         NativeMemory.Free(_arena);
     }
 
@@ -152,23 +137,24 @@ public sealed unsafe class GatherList : IDisposable
         if (_count > _next)
         {
             // SAFETY: _count - 1 is a valid entry. Neighbouring ranges join, so runs of header bytes cost one entry.
-            LibC.IoVec* last = _segments + _count - 1;
-            if (last->Base + (nint)last->Length == (nint)at) { last->Length += (nuint)length; return; }
+            byte* last = _segments.Start(_count - 1);
+            long lastLength = _segments.Length(_count - 1);
+            if (last + lastLength == at) { _segments.Set(_count - 1, last, lastLength + length); return; }
         }
         if (_count == MaxSegments) throw new InvalidOperationException("gather list is full");
         // SAFETY: _count < MaxSegments.
-        _segments[_count++] = new LibC.IoVec { Base = (nint)at, Length = (nuint)length };
+        _segments.Set(_count++, at, length);
     }
 
-    private void Advance(nint written)
+    private void Advance(long written)
     {
         PendingBytes -= written;
         while (written > 0)
         {
             // SAFETY: the kernel never reports more than it was given, so _next stays below _count.
-            LibC.IoVec* v = _segments + _next;
-            if ((nuint)written < v->Length) { v->Base += written; v->Length -= (nuint)written; return; }
-            written -= (nint)v->Length;
+            long length = _segments.Length(_next);
+            if (written < length) { _segments.Set(_next, _segments.Start(_next) + written, length - written); return; }
+            written -= length;
             _next++;
         }
         if (_next == _count) Clear();

@@ -10,12 +10,12 @@ namespace Vmm.Core.Devices;
 /// </summary>
 internal sealed class SerialSocketLine : ISerialLine, IDisposable
 {
-    private const int UnixFamily = 1, ListenerFd = 0, ClientFd = 1;
+    private const int ListenerFd = 0, ClientFd = 1;
     private const MigrationModes Modes = MigrationModes.CprTransfer | MigrationModes.CprExec;
 
     private readonly IDeviceServices _services;
-    private readonly string _path, _cprName;
-    private readonly OwnedFd _listener;
+    private readonly string _cprName;
+    private readonly UnixListener _listener;
     private readonly List<IDisposable> _registrations = [];
     private IDisposable? _accepts, _clientEntry;
     private Serial16550? _port;
@@ -27,15 +27,15 @@ internal sealed class SerialSocketLine : ISerialLine, IDisposable
 
     internal SerialSocketLine(string device, string path, IDeviceServices services)
     {
-        (_services, _path, _cprName) = (services, path, $"{device}_chardev");
+        (_services, _cprName) = (services, $"{device}_chardev");
         OwnedFd? inherited = services.CprFds.Take(_cprName, ListenerFd);
         _elsewhere = inherited is not null;
-        _listener = inherited ?? Listen(device, path);
+        _listener = inherited is null ? Listen(device, path) : UnixListener.Adopt(inherited, path);
         try
         {
             // Two processes may be told of one connection.
-            Posix.SetNonBlocking(_listener, true);
-            _registrations.Add(services.CprFds.Save(_cprName, ListenerFd, _listener));
+            Posix.SetNonBlocking(_listener.Socket, true);
+            _registrations.Add(services.CprFds.Save(_cprName, ListenerFd, _listener.Socket));
             _registrations.Add(services.Notifiers.Add(OnMigration, Modes));
             services.CprFds.Arrived += OnArrived;
             if (!_elsewhere) Accept(true);
@@ -65,8 +65,8 @@ internal sealed class SerialSocketLine : ISerialLine, IDisposable
         Accept(false);
         // Closed, not shut down: the client may be another process's.
         Drop();
+        _listener.RemovesFile = !_elsewhere;
         _listener.Dispose();
-        if (!_elsewhere) File.Delete(_path);
     }
 
     internal void Attach(Serial16550 port)
@@ -81,26 +81,15 @@ internal sealed class SerialSocketLine : ISerialLine, IDisposable
         _input?.SetRunning(running && !_elsewhere);
     }
 
-    private static OwnedFd Listen(string device, string path)
+    private static UnixListener Listen(string device, string path)
     {
-        OwnedFd listener = Posix.Socket(UnixFamily);
         try
         {
-            byte[] address = Posix.UnixAddress(path);
-            Errno errno = Posix.Bind(listener, address);
-            if (errno == Errno.EADDRINUSE && IsLeftBehind(address))
-            {
-                File.Delete(path);
-                errno = Posix.Bind(listener, address);
-            }
-            if (errno == Errno.None) errno = Posix.Listen(listener, 1);
-            if (errno != Errno.None) throw new ConfigurationException($"device '{device}': option 'socket': cannot listen at '{path}': {Posix.Describe(errno)}");
-            return listener;
+            return UnixListener.Listen(path, backlog: 1);
         }
-        catch
+        catch (VmmException e)
         {
-            listener.Dispose();
-            throw;
+            throw new ConfigurationException($"device '{device}': option 'socket': {e.Message}", e);
         }
     }
 
@@ -121,7 +110,7 @@ internal sealed class SerialSocketLine : ISerialLine, IDisposable
 
     private void Accept(bool on)
     {
-        if (on) _accepts ??= _services.EventFds.Add(_listener, OnConnection);
+        if (on) _accepts ??= _services.EventFds.Add(_listener.Socket, OnConnection);
         else
         {
             _accepts?.Dispose();
@@ -133,7 +122,7 @@ internal sealed class SerialSocketLine : ISerialLine, IDisposable
     {
         using (_services.Bql.Acquire())
         {
-            if (_disposed || _accepts is null || Posix.Accept(_listener, out _) is not { } client) return;
+            if (_disposed || _accepts is null || Posix.Accept(_listener.Socket, out _) is not { } client) return;
             if (_client is not null || _port is null)
             {
                 client.Dispose();
@@ -150,13 +139,6 @@ internal sealed class SerialSocketLine : ISerialLine, IDisposable
         _clientEntry = _services.CprFds.Save(_cprName, ClientFd, client);
         _input = new SerialInput(_services, _port!, client, Drop);
         _input.SetRunning(_running && !_elsewhere);
-    }
-
-    /// <summary>A socket that nobody listens at.</summary>
-    private static bool IsLeftBehind(byte[] address)
-    {
-        using OwnedFd probe = Posix.Socket(UnixFamily);
-        return Posix.Connect(probe, address, null, 1000) == Errno.ECONNREFUSED;
     }
 
     private void Drop()

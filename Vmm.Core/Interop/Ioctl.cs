@@ -17,7 +17,7 @@ internal static class Ioctl
     {
         while (true)
         {
-            int result = LibC.ioctl_value(fd, request, value);
+            int result = LibCExtra.ioctl(fd, request, value);
             errno = result >= 0 ? Errno.None : Posix.LastError;
             if (errno != Errno.EINTR) return result;
         }
@@ -30,7 +30,7 @@ internal static class Ioctl
     /// <returns>The result, or -1.</returns>
     internal static int InvokeOnce(OwnedFd fd, uint request, out Errno errno)
     {
-        int result = LibC.ioctl_value(fd, request, 0);
+        int result = LibCExtra.ioctl(fd, request, 0);
         errno = result >= 0 ? Errno.None : Posix.LastError;
         return result;
     }

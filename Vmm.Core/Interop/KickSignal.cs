@@ -1,3 +1,4 @@
+using Tmds.Linux;
 using Vmm.Core.Errors;
 
 namespace Vmm.Core.Interop;
@@ -9,37 +10,46 @@ namespace Vmm.Core.Interop;
 internal static class KickSignal
 {
     /// <summary>SIGUSR1: the runtime does not use it, and repeated ones merge, so that no queue overflows.</summary>
-    internal const int Number = 10;
+    internal static int Number => LibC.SIGUSR1;
 
-    private const int SIG_BLOCK = 0;
-    private const ulong Mask = 1UL << (Number - 1);
+    private static ulong Mask => 1UL << (Number - 1);
 
     /// <summary>Blocks the signal on the calling thread.</summary>
     /// <param name="callMask">Signals to be blocked during the call: those blocked now, without this one.</param>
     /// <returns>The thread's id, for <see cref="Send"/>.</returns>
-    internal static int Block(out ulong callMask)
+    internal static unsafe int Block(out ulong callMask)
     {
-        var set = new LibC.SignalSet { Signals = Mask };
-        var old = default(LibC.SignalSet);
-        int status = LibC.pthread_sigmask(SIG_BLOCK, in set, ref old);
+        sigset_t set = Alone(), old;
+        // SAFETY: both sets are on this frame; the kernel's 64 signals are the first word of one.
+        int status = LibC.pthread_sigmask(LibC.SIG_BLOCK, &set, &old);
         if (status != 0) throw Posix.Error("pthread_sigmask", (Errno)status);
-        callMask = old.Signals & ~Mask;
-        return LibC.gettid();
+        callMask = *(ulong*)&old & ~Mask;
+        return Posix.ThreadId;
     }
 
     /// <summary>Makes the signal pending for a thread of this process.</summary>
     /// <param name="threadId">From <see cref="Block"/>; the thread must still exist.</param>
     /// <returns>Why it failed.</returns>
-    internal static Errno Send(int threadId) => LibC.tgkill(Environment.ProcessId, threadId, Number) == 0 ? Errno.None : Posix.LastError;
+    internal static Errno Send(int threadId) => LibCExtra.tgkill(Environment.ProcessId, threadId, Number) == 0 ? Errno.None : Posix.LastError;
 
     /// <summary>Takes a pending signal off the calling thread.</summary>
-    internal static void Drain()
+    internal static unsafe void Drain()
     {
-        var set = new LibC.SignalSet { Signals = Mask };
-        var now = default(LibC.TimeSpec);
-        while (LibC.sigtimedwait(in set, 0, in now) >= 0 || Posix.LastError == Errno.EINTR)
+        sigset_t set = Alone();
+        timespec now = default;
+        // SAFETY: both structures are on this frame; no siginfo is asked for.
+        while (LibC.sigtimedwait(&set, null, &now) >= 0 || Posix.LastError == Errno.EINTR)
         {
             // Standard signals merge, so one round is the rule.
         }
+    }
+
+    private static unsafe sigset_t Alone()
+    {
+        sigset_t set;
+        // SAFETY: the set is on this frame.
+        _ = LibC.sigemptyset(&set);
+        _ = LibC.sigaddset(&set, Number);
+        return set;
     }
 }

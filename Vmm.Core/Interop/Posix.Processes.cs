@@ -10,8 +10,8 @@ internal static partial class Posix
     /// <returns>The descriptor, or null with ESRCH when there is no such process.</returns>
     internal static OwnedFd? OpenProcess(int pid, out Errno errno)
     {
-        long number = LibC.syscall(SYS_pidfd_open, pid, 0, 0, 0, 0);
+        int number = SystemCall(SYS_pidfd_open, pid, 0, 0);
         errno = number < 0 ? LastError : Errno.None;
-        return number < 0 ? null : new OwnedFd((int)number);
+        return number < 0 ? null : new OwnedFd(number);
     }
 }

@@ -3,28 +3,24 @@ using System.Net;
 using System.Net.Sockets;
 using System.Runtime.InteropServices;
 using System.Text;
+using Tmds.Linux;
 using Vmm.Core.Errors;
 
 namespace Vmm.Core.Interop;
 
 internal static partial class Posix
 {
-    internal const int AF_UNIX = 1, AF_INET = 2, AF_INET6 = 10, SOCK_STREAM = 1, SOCK_NONBLOCK = 0x800, SOCK_CLOEXEC = 0x80000;
-    internal const int SHUT_RD = 0, SHUT_WR = 1, SHUT_RDWR = 2;
-    internal const int MSG_PEEK = 2, MSG_NOSIGNAL = 0x4000, MSG_DONTWAIT = 0x40, MSG_CMSG_CLOEXEC = 0x40000000, MSG_CTRUNC = 8;
-    private const int SOL_SOCKET = 1, SO_REUSEADDR = 2, SO_ERROR = 4, SO_SNDBUF = 7, SO_KEEPALIVE = 9, SO_SNDBUFFORCE = 32, IPPROTO_TCP = 6, TCP_NODELAY = 1;
-    private const uint SIOCOUTQ = 0x5411;
-
     internal static OwnedFd Socket(int family)
     {
-        OwnedFd fd = LibC.socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        return fd.IsInvalid ? throw Error("socket", LastError) : fd;
+        int fd = LibC.socket(family, LibC.SOCK_STREAM | LibC.SOCK_CLOEXEC, 0);
+        return fd >= 0 ? new OwnedFd(fd) : throw Error("socket", LastError);
     }
 
-    internal static (OwnedFd First, OwnedFd Second) SocketPair()
+    internal static unsafe (OwnedFd First, OwnedFd Second) SocketPair()
     {
-        int[] fds = new int[2];
-        if (LibC.socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0) throw Error("socketpair", LastError);
+        // SAFETY: the kernel writes two numbers into this frame.
+        int* fds = stackalloc int[2];
+        if (LibC.socketpair(AF_UNIX, LibC.SOCK_STREAM | LibC.SOCK_CLOEXEC, 0, fds) != 0) throw Error("socketpair", LastError);
         return (new OwnedFd(fds[0]), new OwnedFd(fds[1]));
     }
 
@@ -55,22 +51,31 @@ internal static partial class Posix
         byte[] name = Encoding.UTF8.GetBytes(path);
         if (name.Length is 0 or > MaxUnixPathBytes) throw new ConfigurationException($"UNIX socket path '{path}' must have 1 to {MaxUnixPathBytes} bytes, it has {name.Length}");
         byte[] bytes = new byte[2 + name.Length + 1];
-        bytes[0] = AF_UNIX;
+        bytes[0] = (byte)AF_UNIX;
         name.CopyTo(bytes, 2);
         return bytes;
     }
 
-    internal static Errno Bind(OwnedFd fd, byte[] address) => LibC.bind(fd, in address[0], (uint)address.Length) == 0 ? Errno.None : LastError;
+    internal static unsafe Errno Bind(OwnedFd fd, byte[] address)
+    {
+        using FdInUse use = fd.Use();
+        // SAFETY: the address is pinned for the call.
+        fixed (byte* bytes = address) return LibC.bind(use.Number, (sockaddr*)bytes, address.Length) == 0 ? Errno.None : LastError;
+    }
 
-    internal static Errno Listen(OwnedFd fd, int backlog) => LibC.listen(fd, backlog) == 0 ? Errno.None : LastError;
+    internal static Errno Listen(OwnedFd fd, int backlog)
+    {
+        using FdInUse use = fd.Use();
+        return LibC.listen(use.Number, backlog) == 0 ? Errno.None : LastError;
+    }
 
     /// <summary>Connects; a blocked connect ends with <see cref="Errno.ECANCELED"/> when <paramref name="wake"/> fires or ETIMEDOUT after the timeout.</summary>
     internal static Errno Connect(OwnedFd fd, byte[] address, OwnedFd? wake, int timeoutMs)
     {
         SetNonBlocking(fd, true);
-        if (LibC.connect(fd, in address[0], (uint)address.Length) != 0)
+        Errno errno = StartConnect(fd, address);
+        if (errno != Errno.None)
         {
-            Errno errno = LastError;
             if (errno is not (Errno.EINPROGRESS or Errno.EINTR)) return errno;
             short events = Poll(fd, POLLOUT, wake, timeoutMs, out bool woken);
             if (woken) return Errno.ECANCELED;
@@ -82,59 +87,66 @@ internal static partial class Posix
         return Errno.None;
     }
 
-    internal static OwnedFd? Accept(OwnedFd listener, out Errno errno)
+    internal static unsafe OwnedFd? Accept(OwnedFd listener, out Errno errno)
     {
+        using FdInUse use = listener.Use();
         while (true)
         {
-            OwnedFd fd = LibC.accept4(listener, 0, 0, SOCK_CLOEXEC);
-            if (!fd.IsInvalid) { errno = Errno.None; return fd; }
-            errno = LastError;
-            fd.Dispose();
-            if (errno is not (Errno.EINTR or Errno.ECONNABORTED)) return null;
+            // SAFETY: no address is asked for.
+            int fd = LibC.accept4(use.Number, null, null, LibC.SOCK_CLOEXEC);
+            errno = fd >= 0 ? Errno.None : LastError;
+            if (errno is not (Errno.EINTR or Errno.ECONNABORTED)) return fd >= 0 ? new OwnedFd(fd) : null;
         }
     }
 
     /// <summary>The address a socket is bound to; null for UNIX sockets.</summary>
-    internal static IPEndPoint? LocalEndPoint(OwnedFd fd)
+    internal static unsafe IPEndPoint? LocalEndPoint(OwnedFd fd)
     {
-        byte[] address = new byte[128];
-        uint length = 128;
-        if (LibC.getsockname(fd, ref address[0], ref length) != 0) return null;
-        int port = BinaryPrimitives.ReadUInt16BigEndian(address.AsSpan(2));
-        return BinaryPrimitives.ReadUInt16LittleEndian(address) switch
+        Span<byte> address = stackalloc byte[128];
+        socklen_t length = address.Length;
+        using FdInUse use = fd.Use();
+        // SAFETY: the kernel writes at most length bytes, and the span is on this frame.
+        fixed (byte* bytes = address)
         {
-            AF_INET => new IPEndPoint(new IPAddress(address.AsSpan(4, 4)), port),
-            AF_INET6 => new IPEndPoint(new IPAddress(address.AsSpan(8, 16)), port),
-            _ => null,
-        };
+            if (LibC.getsockname(use.Number, (sockaddr*)bytes, &length) != 0) return null;
+        }
+        int family = BinaryPrimitives.ReadUInt16LittleEndian(address), port = BinaryPrimitives.ReadUInt16BigEndian(address[2..]);
+        return family == AF_INET ? new IPEndPoint(new IPAddress(address.Slice(4, 4)), port)
+            : family == AF_INET6 ? new IPEndPoint(new IPAddress(address.Slice(8, 16)), port)
+            : null;
     }
 
-    internal static Errno SocketError(OwnedFd fd) => (Errno)GetOption(fd, SOL_SOCKET, SO_ERROR);
+    internal static Errno SocketError(OwnedFd fd) => (Errno)GetOption(fd, LibC.SOL_SOCKET, LibC.SO_ERROR);
 
-    internal static bool IsSocket(OwnedFd fd) => Stat(fd, out LibC.StatBuffer stat) == Errno.None && (stat.Mode & S_IFMT) == S_IFSOCK;
+    internal static bool IsSocket(OwnedFd fd) => Stat(fd, out FileStatus status) == Errno.None && status.IsSocket;
 
     internal static void TuneStream(OwnedFd fd, bool tcp, bool keepAlive)
     {
-        if (tcp) SetOption(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-        if (keepAlive) SetOption(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+        if (tcp) SetOption(fd, LibC.IPPROTO_TCP, LibC.TCP_NODELAY, 1);
+        if (keepAlive) SetOption(fd, LibC.SOL_SOCKET, LibC.SO_KEEPALIVE, 1);
     }
 
     /// <summary>Lets more bytes wait in a socket, past the system's limit where this process may; a refusal leaves what there is.</summary>
     internal static void WidenSendBuffer(OwnedFd fd, int bytes)
     {
-        SetOption(fd, SOL_SOCKET, SO_SNDBUF, bytes);
-        SetOption(fd, SOL_SOCKET, SO_SNDBUFFORCE, bytes);
+        SetOption(fd, LibC.SOL_SOCKET, LibC.SO_SNDBUF, bytes);
+        SetOption(fd, LibC.SOL_SOCKET, LibC.SO_SNDBUFFORCE, bytes);
     }
 
-    internal static void ReuseAddress(OwnedFd fd) => SetOption(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+    internal static void ReuseAddress(OwnedFd fd) => SetOption(fd, LibC.SOL_SOCKET, LibC.SO_REUSEADDR, 1);
 
-    internal static Errno ShutdownSocket(OwnedFd fd, int how) => LibC.shutdown(fd, how) == 0 ? Errno.None : LastError;
+    internal static Errno ShutdownSocket(OwnedFd fd, int how)
+    {
+        using FdInUse use = fd.Use();
+        return LibC.shutdown(use.Number, how) == 0 ? Errno.None : LastError;
+    }
 
     /// <summary>Bytes written to a TCP socket that its peer has not acknowledged yet; -1 where the socket cannot tell.</summary>
     internal static int UnacknowledgedBytes(OwnedFd fd)
     {
         int bytes = 0;
-        return LibC.ioctl(fd, SIOCOUTQ, ref bytes) == 0 ? bytes : -1;
+        // Of a socket the ioctl is called SIOCOUTQ.
+        return Ioctl.Invoke(fd, (uint)LibC.TIOCOUTQ, ref bytes, out _) == 0 ? bytes : -1;
     }
 
     /// <summary>Looks at a socket without blocking: true after an orderly end with nothing left to read, or after an error.</summary>
@@ -147,25 +159,42 @@ internal static partial class Posix
         return false;
     }
 
-    internal static int Receive(OwnedFd fd, Span<byte> into, int flags, out Errno errno)
+    internal static unsafe int Receive(OwnedFd fd, Span<byte> into, int flags, out Errno errno)
     {
-        while (true)
+        // SAFETY: the bytes are pinned for the call, and the kernel is told how many there are.
+        fixed (byte* bytes = into)
         {
-            nint n = LibC.recv(fd, ref MemoryMarshal.GetReference(into), (nuint)into.Length, flags);
-            if (n >= 0) { errno = Errno.None; return (int)n; }
-            errno = LastError;
-            if (errno != Errno.EINTR) return -1;
+            while (true)
+            {
+                nint n = LibCExtra.recv(fd, bytes, (nuint)into.Length, flags);
+                errno = n >= 0 ? Errno.None : LastError;
+                if (errno != Errno.EINTR) return (int)n;
+            }
         }
     }
 
-    private static int GetOption(OwnedFd fd, int level, int name)
+    private static unsafe Errno StartConnect(OwnedFd fd, byte[] address)
     {
-        int value = 0;
-        uint length = 4;
-        return LibC.getsockopt(fd, level, name, ref value, ref length) == 0 ? value : (int)LastError;
+        using FdInUse use = fd.Use();
+        // SAFETY: the address is pinned for the call.
+        fixed (byte* bytes = address) return LibC.connect(use.Number, (sockaddr*)bytes, address.Length) == 0 ? Errno.None : LastError;
     }
 
-    private static void SetOption(OwnedFd fd, int level, int name, int value) => LibC.setsockopt(fd, level, name, in value, 4);
+    private static unsafe int GetOption(OwnedFd fd, int level, int name)
+    {
+        using FdInUse use = fd.Use();
+        int value = 0;
+        socklen_t length = sizeof(int);
+        // SAFETY: the kernel writes at most length bytes into the value on this frame.
+        return LibC.getsockopt(use.Number, level, name, &value, &length) == 0 ? value : (int)LastError;
+    }
+
+    private static unsafe void SetOption(OwnedFd fd, int level, int name, int value)
+    {
+        using FdInUse use = fd.Use();
+        // SAFETY: the kernel reads the value on this frame.
+        _ = LibC.setsockopt(use.Number, level, name, &value, sizeof(int));
+    }
 
     /// <summary>Sends bytes with descriptors as SCM_RIGHTS on a UNIX socket; at most 16 descriptors.</summary>
     internal static int SendWithFds(OwnedFd fd, ReadOnlySpan<byte> data, ReadOnlySpan<SafeHandle> fds, out Errno errno) => SendWithFds(fd, data, default, fds, out errno);
@@ -174,8 +203,9 @@ internal static partial class Posix
     internal static unsafe int SendWithFds(OwnedFd fd, ReadOnlySpan<byte> data, ReadOnlySpan<byte> more, ReadOnlySpan<SafeHandle> fds, out Errno errno)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan(fds.Length, MaxFds);
-        byte* control = stackalloc byte[ControlBytes];
-        var numbers = new Span<int>(control + 16, MaxFds);
+        byte* control = stackalloc byte[ControlBytes(MaxFds)];
+        var header = (cmsghdr*)control;
+        var numbers = new Span<int>(header + 1, MaxFds);
         int added = 0;
         try
         {
@@ -185,27 +215,24 @@ internal static partial class Posix
                 fds[added].DangerousAddRef(ref ok);
                 numbers[added] = (int)fds[added].DangerousGetHandle();
             }
-            // SAFETY: both parts stay pinned for the call; control is on this frame and holds one cmsghdr (16 bytes) and the descriptors.
+            // SAFETY: both parts stay pinned for the call; control is on this frame and has room for a header and MaxFds descriptors.
             fixed (byte* bytes = data, moreBytes = more)
             {
-                LibC.IoVec* iov = stackalloc LibC.IoVec[2];
-                iov[0] = new() { Base = (nint)bytes, Length = (nuint)data.Length };
-                iov[1] = new() { Base = (nint)moreBytes, Length = (nuint)more.Length };
-                LibC.MsgHdr message = new() { Iov = (nint)iov, IovLength = 2 };
+                iovec* iov = stackalloc iovec[2];
+                iov[0] = new() { iov_base = bytes, iov_len = data.Length };
+                iov[1] = new() { iov_base = moreBytes, iov_len = more.Length };
+                msghdr message = new() { msg_iov = iov, msg_iovlen = 2 };
                 if (fds.Length > 0)
                 {
-                    *(nuint*)control = (nuint)(16 + (4 * fds.Length));
-                    *(int*)(control + 8) = SOL_SOCKET;
-                    *(int*)(control + 12) = 1;
-                    message.Control = (nint)control;
-                    message.ControlLength = (nuint)(16 + (((4 * fds.Length) + 7) & ~7));
+                    *header = new() { cmsg_len = sizeof(cmsghdr) + (fds.Length * sizeof(int)), cmsg_level = LibC.SOL_SOCKET, cmsg_type = LibC.SCM_RIGHTS };
+                    message.msg_control = control;
+                    message.msg_controllen = ControlBytes(fds.Length);
                 }
                 while (true)
                 {
-                    nint n = LibC.sendmsg(fd, (nint)(&message), MSG_NOSIGNAL);
-                    if (n >= 0) { errno = Errno.None; return (int)n; }
-                    errno = LastError;
-                    if (errno != Errno.EINTR) return -1;
+                    nint n = LibCExtra.sendmsg(fd, &message, MSG_NOSIGNAL);
+                    errno = n >= 0 ? Errno.None : LastError;
+                    if (errno != Errno.EINTR) return (int)n;
                 }
             }
         }
@@ -218,41 +245,53 @@ internal static partial class Posix
     /// <summary>Receives bytes and the descriptors that came with them (close-on-exec). A truncated control message closes all and reports EMFILE.</summary>
     internal static unsafe int ReceiveWithFds(OwnedFd fd, Span<byte> into, List<OwnedFd> received, bool wait, out Errno errno)
     {
-        byte* control = stackalloc byte[ControlBytes];
-        // SAFETY: as in SendWithFds; the kernel writes at most ControlLength bytes of control data.
+        int controlBytes = ControlBytes(MaxReceivedFds);
+        byte* control = stackalloc byte[controlBytes];
+        // SAFETY: as in SendWithFds; the kernel writes at most controlBytes bytes of control data and sets msg_controllen to what it wrote.
         fixed (byte* bytes = into)
         {
-            LibC.IoVec iov = new() { Base = (nint)bytes, Length = (nuint)into.Length };
-            LibC.MsgHdr message = new() { Iov = (nint)(&iov), IovLength = 1, Control = (nint)control, ControlLength = ControlBytes };
+            iovec iov = new() { iov_base = bytes, iov_len = into.Length };
+            msghdr message = new() { msg_iov = &iov, msg_iovlen = 1, msg_control = control, msg_controllen = controlBytes };
             nint n;
             while (true)
             {
-                n = LibC.recvmsg(fd, (nint)(&message), MSG_CMSG_CLOEXEC | (wait ? 0 : MSG_DONTWAIT));
-                if (n >= 0) break;
-                errno = LastError;
-                if (errno != Errno.EINTR) return -1;
+                n = LibCExtra.recvmsg(fd, &message, LibC.MSG_CMSG_CLOEXEC | (wait ? 0 : MSG_DONTWAIT));
+                errno = n >= 0 ? Errno.None : LastError;
+                if (errno == Errno.EINTR) continue;
+                if (n < 0) return -1;
+                break;
             }
-            nuint at = 0;
-            while (message.ControlLength >= at + 16)
+            for (int at = 0, end = (int)message.msg_controllen; end - at >= sizeof(cmsghdr);)
             {
-                nuint length = *(nuint*)(control + at);
-                if (length < 16 || at + length > message.ControlLength) break;
-                if (*(int*)(control + at + 8) == SOL_SOCKET && *(int*)(control + at + 12) == 1)
-                    for (nuint i = 16; i + 4 <= length; i += 4) received.Add(new OwnedFd(*(int*)(control + at + i)));
-                at += (length + 7) & ~(nuint)7;
+                var part = (cmsghdr*)(control + at);
+                int length = (int)part->cmsg_len;
+                if (length < sizeof(cmsghdr) || length > end - at) break;
+                if (part->cmsg_level == LibC.SOL_SOCKET && part->cmsg_type == LibC.SCM_RIGHTS)
+                {
+                    var numbers = new ReadOnlySpan<int>(part + 1, (length - sizeof(cmsghdr)) / sizeof(int));
+                    foreach (int number in numbers) received.Add(new OwnedFd(number));
+                }
+                at += Align(length);
             }
-            if ((message.Flags & MSG_CTRUNC) != 0)
+            if ((message.msg_flags & LibC.MSG_CTRUNC) != 0)
             {
                 foreach (OwnedFd one in received) one.Dispose();
                 received.Clear();
                 errno = Errno.EMFILE;
                 return -1;
             }
-            errno = Errno.None;
             return (int)n;
         }
     }
 
-    private const int MaxFds = 16;
-    private const int ControlBytes = 16 + (4 * MaxFds) + 16;
+    // More are received than sent, so that the reader of a message can refuse the ones that are too many by number.
+    private const int MaxFds = 16, MaxReceivedFds = 20;
+
+    /// <summary>
+    /// Bytes of a control message with descriptors. The macros of Tmds.LibC do not serve: its CMSG_LEN rounds up, which would send one descriptor as
+    /// two, and its CMSG_NXTHDR does not find a second message.
+    /// </summary>
+    private static unsafe int ControlBytes(int fds) => Align(sizeof(cmsghdr) + (fds * sizeof(int)));
+
+    private static int Align(int bytes) => (bytes + 7) & ~7;
 }

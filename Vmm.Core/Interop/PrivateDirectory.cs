@@ -1,3 +1,4 @@
+using Tmds.Linux;
 using Vmm.Core.Errors;
 
 namespace Vmm.Core.Interop;
@@ -7,7 +8,7 @@ namespace Vmm.Core.Interop;
 /// </summary>
 public static class PrivateDirectory
 {
-    private const uint PermissionBits = 0xFFF, OwnerOnly = 0x1C0;
+    private const uint OwnerOnly = 0x1C0; // 0700
 
     /// <summary>The effective user id of this process.</summary>
     public static uint CurrentUserId => LibC.geteuid();
@@ -18,7 +19,7 @@ public static class PrivateDirectory
     public static void Ensure(string path)
     {
         // An existing entry of any kind is left alone here and judged by the check.
-        if (LibC.mkdir(path, OwnerOnly) != 0 && Posix.LastError is not Errno.EEXIST and var errno)
+        if (Posix.MakeDirectory(path, OwnerOnly) is not (Errno.None or Errno.EEXIST) and var errno)
             throw new ConfigurationException($"directory '{path}' cannot be made: {Posix.Describe(errno)}");
         Check(path);
     }
@@ -34,14 +35,14 @@ public static class PrivateDirectory
             string why = errno is Errno.ENOTDIR or (Errno)40 ? "it is a symbolic link or not a directory" : Posix.Describe(errno);
             throw new ConfigurationException($"directory '{path}' is not safe to use: {why}");
         }
-        errno = Posix.Stat(fd, out LibC.StatBuffer stat);
+        errno = Posix.Stat(fd, out FileStatus status);
         if (errno != Errno.None) throw Posix.Error($"directory '{path}'", errno);
-        if (stat.UserId != CurrentUserId)
-            throw new ConfigurationException($"directory '{path}' is not safe to use: it belongs to user {stat.UserId}, not to {CurrentUserId}");
-        if ((stat.Mode & PermissionBits) != OwnerOnly)
+        if (status.UserId != CurrentUserId)
+            throw new ConfigurationException($"directory '{path}' is not safe to use: it belongs to user {status.UserId}, not to {CurrentUserId}");
+        if (status.Permissions != OwnerOnly)
         {
             throw new ConfigurationException(
-                $"directory '{path}' is not safe to use: its mode is {Convert.ToString(stat.Mode & PermissionBits, 8)}, not 700") { Hint = $"chmod 700 '{path}'" };
+                $"directory '{path}' is not safe to use: its mode is {Convert.ToString(status.Permissions, 8)}, not 700") { Hint = $"chmod 700 '{path}'" };
         }
     }
 }

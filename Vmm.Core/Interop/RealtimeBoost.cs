@@ -1,3 +1,5 @@
+using Tmds.Linux;
+
 namespace Vmm.Core.Interop;
 
 /// <summary>
@@ -6,7 +8,7 @@ namespace Vmm.Core.Interop;
 /// </summary>
 internal sealed class RealtimeBoost
 {
-    private const int Fifo = 1, ResetOnFork = 0x40000000, LowestPriority = 1;
+    private const int LowestPriority = 1;
 
     private readonly int _threadId, _policy;
     private bool _raised;
@@ -14,9 +16,9 @@ internal sealed class RealtimeBoost
     private RealtimeBoost(int threadId, int policy)
     {
         (_threadId, _policy) = (threadId, policy);
-        var priority = new LibC.SchedParam { Priority = LowestPriority };
+        var priority = new LibCExtra.SchedParam { Priority = LowestPriority };
         // Threads that it starts meanwhile are ordinary ones.
-        _raised = LibC.sched_setscheduler(threadId, Fifo | ResetOnFork, in priority) == 0;
+        _raised = LibCExtra.sched_setscheduler(threadId, LibC.SCHED_FIFO | LibC.SCHED_RESET_ON_FORK, in priority) == 0;
     }
 
     /// <summary>Whether the thread was raised.</summary>
@@ -44,8 +46,9 @@ internal sealed class RealtimeBoost
     internal static RealtimeBoost? Raise(int threadId)
     {
         int policy = LibC.sched_getscheduler(threadId);
-        // SCHED_OTHER, SCHED_BATCH and SCHED_IDLE have no priority that would be lost.
-        return policy is 0 or 3 or 5 ? new RealtimeBoost(threadId, policy) : null;
+        // These have no priority that would be lost.
+        bool ordinary = policy == LibC.SCHED_OTHER || policy == LibC.SCHED_BATCH || policy == LibC.SCHED_IDLE;
+        return ordinary ? new RealtimeBoost(threadId, policy) : null;
     }
 
     /// <summary>Gives the thread its own policy back. A thread that has ended is no loss.</summary>
@@ -53,7 +56,7 @@ internal sealed class RealtimeBoost
     {
         if (!_raised) return;
         _raised = false;
-        var none = default(LibC.SchedParam);
-        _ = LibC.sched_setscheduler(_threadId, _policy, in none);
+        var none = default(LibCExtra.SchedParam);
+        _ = LibCExtra.sched_setscheduler(_threadId, _policy, in none);
     }
 }

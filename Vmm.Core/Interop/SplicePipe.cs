@@ -1,3 +1,4 @@
+using Tmds.Linux;
 using Vmm.Core.Errors;
 
 namespace Vmm.Core.Interop;
@@ -24,7 +25,6 @@ internal readonly record struct SpliceResult(int TakenBytes, int DeliveredBytes,
 internal sealed class SplicePipe : IDisposable
 {
     private const int CapacityBytes = 1 << 20;
-    private const uint Move = 1, More = 4;
 
     private OwnedFd _read, _write;
 
@@ -75,13 +75,15 @@ internal sealed class SplicePipe : IDisposable
         return pipe;
     }
 
-    private static int Splice(OwnedFd from, OwnedFd to, int count, out Errno errno)
+    private static unsafe int Splice(OwnedFd from, OwnedFd to, int count, out Errno errno)
     {
+        using FdInUse source = from.Use(), target = to.Use();
         while (true)
         {
-            nint n = LibC.splice(from, 0, to, 0, (nuint)count, Move | More);
+            // SAFETY: no offsets are given.
+            int n = (int)LibC.splice(source.Number, null, target.Number, null, count, (uint)(LibC.SPLICE_F_MOVE | LibC.SPLICE_F_MORE));
             errno = n >= 0 ? Errno.None : Posix.LastError;
-            if (errno != Errno.EINTR) return (int)n;
+            if (errno != Errno.EINTR) return n;
         }
     }
 }

@@ -8,6 +8,7 @@ using Vmm.Core.Threading;
 using static Vmm.Core.Kvm.KvmUapi;
 
 namespace Vmm.Core.Kvm;
+using Nito.AsyncEx.Synchronous;
 
 /// <summary>What a vCPU asks of the machine when it cannot go on by itself. Called on the vCPU's thread or on that of whoever stops it.</summary>
 internal interface IKvmVcpuHost
@@ -76,7 +77,7 @@ internal sealed partial class KvmVcpu : IDisposable
             while (_phase == Phase.Starting) Monitor.Wait(_gate);
         }
         // The signal mask could not be set: the body ended at once.
-        if (_thread.IsFaulted) { Dispose(); _thread.GetAwaiter().GetResult(); }
+        if (_thread.IsFaulted) { Dispose(); _thread.WaitAndUnwrapException(); }
     }
 
     /// <summary>Number, from 0; also the APIC id.</summary>
@@ -190,7 +191,7 @@ internal sealed partial class KvmVcpu : IDisposable
             _end = true;
             Monitor.PulseAll(_gate);
         }
-        Task.WhenAny(_thread).GetAwaiter().GetResult();
+        _thread.WaitWithoutException();
         Ring?.Dispose();
         _run.Dispose();
         _fd.Dispose();

@@ -9,9 +9,6 @@ namespace Vmm.Core.Memory;
 /// </summary>
 public sealed unsafe partial class MappedRegion : SafeHandle
 {
-    private const int ProtRead = 1, ProtWrite = 2, MapShared = 1, MapPrivate = 2, MapNoReserve = 0x4000;
-    private const int MadvHugePage = 14, MadvNoHugePage = 15, MadvPopulateWrite = 23;
-
     private MappedRegion(nint address, ulong lengthBytes, bool writable) : base(0, ownsHandle: true)
     {
         SetHandle(address);
@@ -42,17 +39,8 @@ public sealed unsafe partial class MappedRegion : SafeHandle
     public static MappedRegion Map(OwnedFd fd, ulong lengthBytes, bool shared, long offset, string name, bool writable = true)
     {
         ArgumentNullException.ThrowIfNull(fd);
-        bool held = false;
-        try
-        {
-            fd.DangerousAddRef(ref held);
-            nint address = LibC.mmap(0, (nuint)lengthBytes, writable ? ProtRead | ProtWrite : ProtRead, (shared ? MapShared : MapPrivate) | MapNoReserve, fd.Number, offset);
-            return address == -1 ? throw Posix.Error($"cannot map {lengthBytes} bytes of {name}", Posix.LastError) : new MappedRegion(address, lengthBytes, writable);
-        }
-        finally
-        {
-            if (held) fd.DangerousRelease();
-        }
+        nint address = Posix.Map(fd, lengthBytes, writable, shared, offset, out Errno errno);
+        return address == 0 ? throw Posix.Error($"cannot map {lengthBytes} bytes of {name}", errno) : new MappedRegion(address, lengthBytes, writable);
     }
 
     /// <summary>A view of part of the mapping; at most 2 GiB - 1 bytes.</summary>
@@ -71,14 +59,14 @@ public sealed unsafe partial class MappedRegion : SafeHandle
 
     /// <summary>Asks for huge pages, or against them. The kernel may decline; that is no error.</summary>
     /// <param name="huge">True for MADV_HUGEPAGE.</param>
-    public void AdviseHugePages(bool huge) => LibC.madvise(handle, (nuint)LengthBytes, huge ? MadvHugePage : MadvNoHugePage);
+    public void AdviseHugePages(bool huge) => Posix.Advise(handle, LengthBytes, huge ? MemoryAdvice.HugePages : MemoryAdvice.NoHugePages);
 
     /// <summary>Touches every page so that later accesses do not fault.</summary>
     /// <exception cref="ChannelException">The kernel could not provide the memory.</exception>
     public void Populate()
     {
-        if (LibC.madvise(handle, (nuint)LengthBytes, MadvPopulateWrite) == 0) return;
-        Errno errno = Posix.LastError;
+        Errno errno = Posix.Advise(handle, LengthBytes, MemoryAdvice.PopulateWrite);
+        if (errno == Errno.None) return;
         if (errno != Errno.EINVAL) throw Posix.Error($"cannot preallocate {LengthBytes} bytes", errno);
         for (ulong at = 0; at < LengthBytes; at += 4096)
         {
@@ -88,5 +76,5 @@ public sealed unsafe partial class MappedRegion : SafeHandle
     }
 
     /// <inheritdoc/>
-    protected override bool ReleaseHandle() => LibC.munmap(handle, (nuint)LengthBytes) == 0;
+    protected override bool ReleaseHandle() => Posix.Unmap(handle, LengthBytes);
 }

@@ -224,13 +224,11 @@ public sealed unsafe class RamBlock : IDisposable
         }
         if (options.FilePath is null)
         {
-            OwnedFd memfd = LibC.memfd_create($"vmm-ram-{options.Name}", 3 /* MFD_CLOEXEC | MFD_ALLOW_SEALING */);
-            if (memfd.IsInvalid) throw Posix.Error($"RAM block '{options.Name}': memfd_create", Posix.LastError);
-            return Sized(memfd, options, null);
+            return Sized(Posix.MemFd($"vmm-ram-{options.Name}"), options, null);
         }
         OwnedFd fd = Posix.Open(options.FilePath, Posix.O_RDWR | Posix.O_CREAT, 0x180 /* 0600 */, out Errno errno)
             ?? throw Posix.Error($"RAM block '{options.Name}': cannot open '{options.FilePath}'", errno);
-        Posix.Stat(fd, out LibC.StatBuffer stat);
+        Posix.Stat(fd, out FileStatus stat);
         fresh = stat.SizeBytes == 0;
         if (stat.SizeBytes == 0) return Sized(fd, options, options.FilePath);
         if ((ulong)stat.SizeBytes >= options.SizeBytes) return fd;
@@ -241,7 +239,7 @@ public sealed unsafe class RamBlock : IDisposable
     /// <summary>A mapping past the end of a file would end this process at the first touch.</summary>
     private static OwnedFd Inherited(RamBlockOptions options, OwnedFd fd)
     {
-        Errno errno = Posix.Stat(fd, out LibC.StatBuffer stat);
+        Errno errno = Posix.Stat(fd, out FileStatus stat);
         // A file of the user's may be larger than the block; a memfd was made for it.
         bool fits = options.FilePath is null ? (ulong)stat.SizeBytes == options.SizeBytes : (ulong)stat.SizeBytes >= options.SizeBytes;
         if (errno == Errno.None && fits) return fd;

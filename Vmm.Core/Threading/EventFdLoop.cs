@@ -4,6 +4,7 @@ using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 
 namespace Vmm.Core.Threading;
+using Nito.AsyncEx.Synchronous;
 
 /// <summary>
 /// One thread that waits for the eventfds of a VM's devices and calls their handlers. It holds no lock while it calls; a handler takes what it
@@ -13,12 +14,11 @@ namespace Vmm.Core.Threading;
 /// <param name="loggers">For handlers that fail.</param>
 public sealed class EventFdLoop(ILoggerFactory loggers) : IDisposable
 {
-    private const int EPOLL_CTL_ADD = 1, EPOLL_CTL_DEL = 2, EPOLLIN = 1;
-
     private readonly Lock _gate = new();
     private readonly Dictionary<ulong, (OwnedFd Fd, Action Handler)> _handlers = [];
     private readonly ILogger _logger = loggers.CreateLogger<EventFdLoop>();
-    private OwnedFd? _epoll, _wake;
+    private Epoll? _epoll;
+    private OwnedFd? _wake;
     private Task? _thread;
     private ulong _nextKey = 1;
     private bool _disposed;
@@ -37,7 +37,7 @@ public sealed class EventFdLoop(ILoggerFactory loggers) : IDisposable
             ObjectDisposedException.ThrowIf(_disposed, this);
             Start();
             ulong key = _nextKey++;
-            Control(EPOLL_CTL_ADD, fd, key);
+            _epoll!.Add(fd, key);
             _handlers.Add(key, (fd, handler));
             return new Registration(() => Remove(key));
         }
@@ -62,7 +62,7 @@ public sealed class EventFdLoop(ILoggerFactory loggers) : IDisposable
             _disposed = true;
             if (_wake is not null) Posix.SignalEventFd(_wake);
         }
-        _thread?.GetAwaiter().GetResult();
+        _thread?.WaitAndUnwrapException();
         _epoll?.Dispose();
         _wake?.Dispose();
     }
@@ -71,42 +71,29 @@ public sealed class EventFdLoop(ILoggerFactory loggers) : IDisposable
     {
         if (_thread is not null) return;
         _wake = Posix.EventFd();
-        _epoll = LibC.epoll_create1(Posix.O_CLOEXEC);
-        if (_epoll.IsInvalid) throw Posix.Error("epoll_create1", Posix.LastError);
-        Control(EPOLL_CTL_ADD, _wake, 0);
+        _epoll = new Epoll();
+        _epoll.Add(_wake, 0);
         _thread = WorkerThread.Run("vmm-eventfd", Run);
-    }
-
-    private void Control(int operation, OwnedFd fd, ulong key)
-    {
-        var e = new LibC.EpollEvent { Events = EPOLLIN, Data = key };
-        if (LibC.epoll_ctl(_epoll!, operation, fd, ref e) != 0) throw Posix.Error("epoll_ctl", Posix.LastError);
     }
 
     private void Remove(ulong key)
     {
         lock (_gate)
         {
-            if (_handlers.Remove(key, out var entry) && !_disposed) Control(EPOLL_CTL_DEL, entry.Fd, key);
+            if (_handlers.Remove(key, out var entry) && !_disposed) _epoll!.Remove(entry.Fd);
         }
     }
 
     private void Run()
     {
-        var events = new LibC.EpollEvent[64];
+        Span<ulong> keys = stackalloc ulong[64];
         while (true)
         {
-            int n = LibC.epoll_wait(_epoll!, ref events[0], events.Length, -1);
-            if (n < 0)
+            int count = _epoll!.Wait(keys);
+            foreach (ulong key in keys[..count])
             {
-                Errno errno = Posix.LastError;
-                if (errno == Errno.EINTR) continue;
-                throw Posix.Error("epoll_wait", errno);
-            }
-            for (int i = 0; i < n; i++)
-            {
-                if (events[i].Data == 0) return;
-                Call(events[i].Data);
+                if (key == 0) return;
+                Call(key);
             }
         }
     }

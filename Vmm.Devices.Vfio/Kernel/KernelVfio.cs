@@ -11,7 +11,7 @@ internal sealed class KernelVfio : IVfioKernel
 
     public Errno DeviceNumber(OwnedFd fd, out string number)
     {
-        Errno errno = Posix.Stat(fd, out LibC.StatBuffer stat);
+        Errno errno = Posix.Stat(fd, out FileStatus stat);
         ulong device = stat.SpecialDevice;
         // The layout of dev_t in the C library: 12 low and 20 high bits of the major number, 8 low and 12 high of the minor one.
         ulong major = ((device >> 8) & 0xfff) | ((device >> 32) & 0xfffff000), minor = (device & 0xff) | ((device >> 12) & 0xffffff00);

@@ -32,7 +32,7 @@ internal sealed class FileChannel : ISeekableChannel
 
     public long Position { get; set; }
 
-    public long LengthBytes => Posix.Stat(_fd, out LibC.StatBuffer stat) == Errno.None ? stat.SizeBytes : 0;
+    public long LengthBytes => Posix.Stat(_fd, out FileStatus stat) == Errno.None ? stat.SizeBytes : 0;
 
     /// <summary>Opens for writing; the file is cut at the offset, bytes before it are left alone (QEMU: <c>file_start_outgoing_migration</c>).</summary>
     internal static FileChannel Create(string path, long offset)

@@ -89,32 +89,32 @@ internal static class MigrationConnector
         {
             fd = takeNamedFd?.Invoke(address.Path) ?? throw new ConfigurationException($"File descriptor named '{address.Path}' has not been found");
         }
-        Posix.Stat(fd, out LibC.StatBuffer stat);
+        Posix.Stat(fd, out FileStatus stat);
         string name = address.ToString();
-        switch (stat.Mode & Posix.S_IFMT)
-        {
-            case Posix.S_IFSOCK: return new SocketChannel(fd, name, tcp: false);
-            case Posix.S_IFREG:
-                fd.Dispose();
-                throw new ConfigurationException("fd: migration to a file is not supported. Use file: instead.");
-            default: return outgoing ? new PipeChannel(null, fd, name) : new PipeChannel(fd, null, name);
-        }
+        if (stat.IsSocket) return new SocketChannel(fd, name, tcp: false);
+        if (!stat.IsRegularFile) return outgoing ? new PipeChannel(null, fd, name) : new PipeChannel(fd, null, name);
+        fd.Dispose();
+        throw new ConfigurationException("fd: migration to a file is not supported. Use file: instead.");
     }
 }
 
 /// <summary>A listening socket for incoming migrations. Disposing it wakes an accept and removes a UNIX path it made.</summary>
 internal sealed class MigrationListener : IDisposable
 {
+    private const int Backlog = 16;
+
     private readonly OwnedFd _fd;
+    private readonly UnixListener? _unix;
     private readonly OwnedFd _wake = Posix.EventFd();
     private readonly MigrationAddress _address;
     private readonly bool _keepAlive;
     private readonly ConcurrentQueue<SocketChannel> _givenBack = new();
     private volatile bool _stopped;
 
-    private MigrationListener(OwnedFd fd, MigrationAddress address)
+    private MigrationListener(OwnedFd fd, MigrationAddress address, UnixListener? unix = null)
     {
         _fd = fd;
+        _unix = unix;
         _address = address;
         _keepAlive = address.KeepAlive;
         Posix.SetNonBlocking(fd, true);
@@ -138,7 +138,7 @@ internal sealed class MigrationListener : IDisposable
                 OwnedFd fd = Posix.Socket(ip.AddressFamily == AddressFamily.InterNetworkV6 ? Posix.AF_INET6 : Posix.AF_INET);
                 Posix.ReuseAddress(fd);
                 errno = Posix.Bind(fd, Posix.InetAddress(ip, port));
-                if (errno == Errno.None) errno = Posix.Listen(fd, 16);
+                if (errno == Errno.None) errno = Posix.Listen(fd, Backlog);
                 if (errno == Errno.None) return new MigrationListener(fd, address);
                 fd.Dispose();
             }
@@ -197,40 +197,21 @@ internal sealed class MigrationListener : IDisposable
     {
         Stop();
         while (_givenBack.TryDequeue(out SocketChannel? peer)) peer.Dispose();
+        _unix?.Dispose();
         _fd.Dispose();
         _wake.Dispose();
-        if (_address.Transport == MigrationTransport.Unix) File.Delete(_address.Path);
     }
-
-    private const string AsideSuffix = ".new";
 
     private static MigrationListener ListenUnix(MigrationAddress address)
     {
-        byte[] name = Posix.UnixAddress(address.Path);
-        if (Path.Exists(address.Path)) RemoveStaleSocket(address.Path, name);
-        OwnedFd fd = Posix.Socket(Posix.AF_UNIX);
-        // Whoever sees the path may connect at once, so it is there only when connections are taken; a long one goes without that.
-        string aside = address.Path + AsideSuffix;
-        bool isShort = System.Text.Encoding.UTF8.GetByteCount(aside) <= Posix.MaxUnixPathBytes;
-        if (isShort) File.Delete(aside);
-        Errno errno = Posix.Bind(fd, isShort ? Posix.UnixAddress(aside) : name);
-        if (errno == Errno.None) errno = Posix.Listen(fd, 16);
-        if (errno == Errno.None && isShort)
+        try
         {
-            errno = Posix.Link(aside, address.Path);
-            File.Delete(aside);
+            var unix = UnixListener.Listen(address.Path, Backlog);
+            return new MigrationListener(unix.Socket, address, unix);
         }
-        if (errno == Errno.None) return new MigrationListener(fd, address);
-        fd.Dispose();
-        if (errno == Errno.EEXIST) errno = Errno.EADDRINUSE;
-        throw new ChannelException($"Failed to listen on '{address.Path}': {Posix.Describe(errno)}", errno);
-    }
-
-    private static void RemoveStaleSocket(string path, byte[] name)
-    {
-        // A socket nobody answers on is left over from a dead process; anything else is somebody's.
-        using OwnedFd probe = Posix.Socket(Posix.AF_UNIX);
-        if (Posix.Connect(probe, name, null, 1000) == Errno.ECONNREFUSED) File.Delete(path);
-        else throw new ChannelException($"Failed to listen on '{path}': {Posix.Describe(Errno.EADDRINUSE)}", Errno.EADDRINUSE);
+        catch (ConfigurationException e)
+        {
+            throw new ChannelException($"Failed to listen on '{address.Path}': {e.Message}", Errno.EADDRINUSE, e);
+        }
     }
 }

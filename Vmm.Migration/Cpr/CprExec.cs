@@ -28,7 +28,7 @@ public static class CprExec
         if (!int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int number) || !Posix.IsOpen(number))
             throw new ConfigurationException($"{StateVariable}='{text}' is not an open descriptor");
         using var memory = new OwnedFd(number);
-        Posix.Stat(memory, out LibC.StatBuffer stat);
+        Posix.Stat(memory, out FileStatus stat);
         if (stat.SizeBytes is <= 0 or > WireLimits.CprStateBytes)
             throw new StreamLimitException($"CPR state: {stat.SizeBytes} bytes, at most {WireLimits.CprStateBytes} are taken (WireLimits.CprStateBytes)");
         byte[] bytes = new byte[stat.SizeBytes];
@@ -60,16 +60,14 @@ public static class CprExec
         byte[] state = CprState.ToBytes(fds, table.Devices());
         using OwnedFd memory = Posix.MemFd(StateVariable, state.Length);
         if (Posix.PWrite(memory, state, 0, out Errno errno) != state.Length) throw Posix.Error("CPR state", errno);
-        var environment = new List<string?>();
+        var environment = new List<string>();
         foreach (DictionaryEntry one in Environment.GetEnvironmentVariables())
             if ((string)one.Key != StateVariable) environment.Add($"{one.Key}={one.Value}");
         environment.Add($"{StateVariable}={memory.Number}");
-        environment.Add(null);
         OwnedFd[] kept = [memory, .. fds.Select(static f => f.Fd)];
         // Not earlier: other children that this process starts must not inherit them.
         foreach (OwnedFd fd in kept) Posix.SetCloseOnExec(fd, false);
-        LibC.execvpe(command[0], [.. command, null], [.. environment]);
-        errno = Posix.LastError;
+        errno = Posix.Execute(command, environment);
         foreach (OwnedFd fd in kept) Posix.SetCloseOnExec(fd, true);
         throw new ChannelException($"execvp {command[0]} failed: {Posix.Describe(errno)}", errno);
     }

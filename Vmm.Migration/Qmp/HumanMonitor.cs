@@ -12,6 +12,7 @@ using Vmm.Migration.Snapshot;
 using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
+using Nito.AsyncEx.Synchronous;
 
 /// <summary>human-monitor-command for the lines that scripts use (qmp 10). Errors are text in the answer, never QMP errors.</summary>
 internal sealed class HumanMonitor
@@ -172,7 +173,7 @@ internal sealed class HumanMonitor
         Task<MigrationStatus> end = _migration.Start(MigrationAddress.Parse(call.Words[0]));
         if (call.Has('d')) return string.Empty;
         // Waits here as QEMU's monitor does; the other clients and the events are not held up.
-        Task.WhenAny(end.WaitAsync(call.Request.Gone)).GetAwaiter().GetResult();
+        end.WaitAsync(call.Request.Gone).WaitWithoutException();
         return end.IsCompletedSuccessfully && end.Result == MigrationStatus.Failed ? $"Error: {_engine.Query().Error}" : string.Empty;
     }
 

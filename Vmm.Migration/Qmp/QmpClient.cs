@@ -1,9 +1,10 @@
 using System.Runtime.CompilerServices;
 using System.Text.Json.Nodes;
 using System.Threading.Channels;
+using Nito.AsyncEx;
+using Nito.AsyncEx.Synchronous;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
-using Vmm.Core.Threading;
 
 namespace Vmm.Migration.Qmp;
 
@@ -14,7 +15,7 @@ namespace Vmm.Migration.Qmp;
 public sealed record QmpEvent(string Name, JsonObject Data, DateTimeOffset? Timestamp);
 
 /// <summary>
-/// A QMP client for vmm and QEMU alike (qmp 1 to 5). Thread-safe; commands may overlap. One reader thread runs until
+/// A QMP client for vmm and QEMU alike (qmp 1 to 5). Thread-safe; commands may overlap. It reads until
 /// <see cref="Dispose"/> or the end of the connection, which fails all commands in flight.
 /// </summary>
 public sealed class QmpClient : IDisposable
@@ -24,7 +25,7 @@ public sealed class QmpClient : IDisposable
 
     private readonly IQmpTransport _transport;
     private readonly string _peer;
-    private readonly Lock _writeGate = new();
+    private readonly AsyncLock _writeGate = new();
     private readonly Lock _gate = new();
     private readonly SortedDictionary<long, TaskCompletionSource<JsonNode?>> _pending = [];
     private readonly TaskCompletionSource<JsonObject> _greeting = new(TaskCreationOptions.RunContinuationsAsynchronously);
@@ -33,11 +34,11 @@ public sealed class QmpClient : IDisposable
     private Task _reader = Task.CompletedTask;
     private Exception? _ended;
     private long _nextId;
-    private volatile int _readerThreadId;
+    private volatile int _callbackThreadId;
 
     private QmpClient(IQmpTransport transport, string peer) => (_transport, _peer) = (transport, peer);
 
-    /// <summary>Raised for each event on the reader thread, before the event is in <see cref="Events"/>. Handlers must not wait for commands.</summary>
+    /// <summary>Raised for each event, one after the other on threads of the pool, before the event is in <see cref="Events"/>. Handlers must not wait for commands.</summary>
     public event Action<QmpEvent>? EventReceived;
 
     /// <summary>The <c>QMP</c> member of the greeting: version and capabilities.</summary>
@@ -95,7 +96,7 @@ public sealed class QmpClient : IDisposable
             _pending.Add(id, answer);
         }
         bool sent;
-        lock (_writeGate) sent = _transport.Write(QmpJsonText.Line(request), fd);
+        using (await _writeGate.LockAsync(CancellationToken.None).ConfigureAwait(false)) sent = await _transport.WriteAsync(QmpJsonText.Line(request), fd).ConfigureAwait(false);
         if (!sent) _transport.Shutdown();
         try
         {
@@ -123,7 +124,7 @@ public sealed class QmpClient : IDisposable
         using var cancel = new CancellationTokenSource(deadline ?? TimeSpan.FromSeconds(30));
         try
         {
-            return ExecuteAsync(command, arguments, cancel: cancel.Token).GetAwaiter().GetResult();
+            return ExecuteAsync(command, arguments, cancel: cancel.Token).WaitAndUnwrapException();
         }
         catch (OperationCanceledException)
         {
@@ -156,19 +157,19 @@ public sealed class QmpClient : IDisposable
     public void Dispose()
     {
         _transport.Shutdown();
-        // The reader thread uses the transport until it has seen the end; on that thread itself there is nothing to wait for.
-        if (Environment.CurrentManagedThreadId != _readerThreadId) Task.WhenAny(_reader).GetAwaiter().GetResult();
+        // The reader uses the transport until it has seen the end; an event handler would wait for itself.
+        if (Environment.CurrentManagedThreadId != _callbackThreadId) _reader.WaitWithoutException();
         _transport.Dispose();
     }
 
     private static QmpClient Negotiate(IQmpTransport transport, string peer, TimeSpan deadline)
     {
         var client = new QmpClient(transport, peer);
-        client._reader = WorkerThread.Run("qmp-client", client.ReadLoop);
+        client._reader = Task.Run(client.ReadAsync);
         try
         {
             using var cancel = new CancellationTokenSource(deadline > TimeSpan.Zero ? deadline : TimeSpan.Zero);
-            client.NegotiateAsync(cancel.Token).GetAwaiter().GetResult();
+            client.NegotiateAsync(cancel.Token).WaitAndUnwrapException();
             return client;
         }
         catch (OperationCanceledException)
@@ -190,13 +191,12 @@ public sealed class QmpClient : IDisposable
         await ExecuteAsync("qmp_capabilities", oob ? new JsonObject { ["enable"] = new JsonArray("oob") } : null, cancel: cancel).ConfigureAwait(false);
     }
 
-    private void ReadLoop()
+    private async Task ReadAsync()
     {
-        _readerThreadId = Environment.CurrentManagedThreadId;
         string why = "closed the connection";
         try
         {
-            Pump(ref why);
+            why = await PumpAsync().ConfigureAwait(false) ?? why;
         }
         finally
         {
@@ -204,12 +204,15 @@ public sealed class QmpClient : IDisposable
         }
     }
 
-    private void Pump(ref string why)
+    /// <summary>Handles messages up to the end of the connection.</summary>
+    /// <returns>What the server did wrong, or null.</returns>
+    private async Task<string?> PumpAsync()
     {
+        string? wrong = null;
         var reader = new QmpJsonReader();
         var fds = new List<OwnedFd>();
         byte[] buffer = new byte[32 << 10];
-        for (int n; (n = _transport.Read(buffer, fds)) > 0;)
+        for (int n; (n = await _transport.ReadAsync(buffer, fds).ConfigureAwait(false)) > 0;)
         {
             foreach (OwnedFd fd in fds) fd.Dispose();
             fds.Clear();
@@ -217,9 +220,24 @@ public sealed class QmpClient : IDisposable
             while (reader.TryTake(out QmpInput input))
             {
                 if (input.Value is JsonObject message && Handle(message)) continue;
-                why = $"sent something that is not QMP: {input.Error ?? input.Value?.ToJsonString() ?? "null"}";
+                wrong = $"sent something that is not QMP: {input.Error ?? input.Value?.ToJsonString() ?? "null"}";
                 _transport.Shutdown();
             }
+        }
+        return wrong;
+    }
+
+    private void Raise(QmpEvent one)
+    {
+        if (EventReceived is not { } handlers) return;
+        _callbackThreadId = Environment.CurrentManagedThreadId;
+        try
+        {
+            handlers(one);
+        }
+        finally
+        {
+            _callbackThreadId = 0;
         }
     }
 
@@ -228,7 +246,7 @@ public sealed class QmpClient : IDisposable
         if (message["event"] is JsonValue name)
         {
             var one = new QmpEvent(name.ToString(), message["data"] as JsonObject ?? [], Timestamp(message["timestamp"] as JsonObject));
-            EventReceived?.Invoke(one);
+            Raise(one);
             _events.Writer.TryWrite(one);
             return true;
         }

@@ -7,14 +7,14 @@ namespace Vmm.Migration.Qmp;
 /// <param name="Name">The name.</param>
 /// <param name="Arguments">The arguments' type.</param>
 /// <param name="Returns">The returned type; a null result stands for the empty object.</param>
-/// <param name="Run">The work. In-band: on the client's dispatcher thread, may block, takes the BQL itself. Failure is a VmmException.</param>
+/// <param name="Run">The work. In-band: on a thread of its own, may block, takes the BQL itself. Failure is a VmmException.</param>
 internal sealed record QmpCommand(string Name, QmpObject Arguments, QmpType Returns, Func<QmpCall, JsonNode?> Run)
 {
     internal QmpCommand(string name, Func<QmpCall, JsonNode?> run) : this(name, QmpObject.Empty, QmpObject.Empty, run)
     {
     }
 
-    /// <summary>May run out-of-band: on the client's reader thread; must not block or take the BQL.</summary>
+    /// <summary>May run out-of-band: on a thread of the pool; must not block or take the BQL.</summary>
     internal bool AllowOob { get; init; }
 
     /// <summary>Works but is neither listed nor in the schema.</summary>
@@ -35,6 +35,9 @@ internal sealed record QmpEventType(string Name, QmpObject Data);
 /// <param name="Fds">Descriptors that came with it; whoever takes one owns it, the others are closed afterwards.</param>
 internal sealed record QmpCall(QmpSession Session, JsonObject Arguments, List<OwnedFd> Fds)
 {
+    /// <summary>Something to do once the answer has been written, or null; not done after an error.</summary>
+    internal Action? AfterAnswer { get; set; }
+
     /// <summary>Fires when the client has gone or the server ends.</summary>
     internal CancellationToken Gone => Session.Gone;
 

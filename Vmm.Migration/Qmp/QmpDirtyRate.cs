@@ -14,7 +14,7 @@ namespace Vmm.Migration.Qmp;
 /// calc-dirty-rate and query-dirty-rate (qmp 8.9). A measurement gives way to a migration, whose dirty log it would otherwise disturb.
 /// Thread-safe.
 /// </summary>
-internal sealed class QmpDirtyRate(Vm vm, IMigrationEngine engine) : IDisposable
+internal sealed class QmpDirtyRate(Vm vm, IMigrationEngine engine) : IAsyncDisposable
 {
     private const long MinTimeMs = 50, MaxTimeMs = 60_000, MinSamplePages = 128, MaxSamplePages = 16384, DefaultSamplePages = 512;
 
@@ -40,12 +40,12 @@ internal sealed class QmpDirtyRate(Vm vm, IMigrationEngine engine) : IDisposable
     }
 
     /// <summary>Ends a measurement that runs.</summary>
-    public void Dispose()
+    public async ValueTask DisposeAsync()
     {
         _stop.Set();
         Task running;
         lock (_gate) running = _running;
-        Task.WhenAny(running).GetAwaiter().GetResult();
+        await running.ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
         _stop.Dispose();
     }
 

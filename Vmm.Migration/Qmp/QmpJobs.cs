@@ -6,7 +6,7 @@ using Vmm.Migration.Snapshot;
 namespace Vmm.Migration.Qmp;
 
 /// <summary>Snapshot jobs (qmp 9): each runs on a thread of its own and stays listed until it is dismissed. Thread-safe.</summary>
-internal sealed class QmpJobs(QmpServer server, ISnapshotService? snapshots) : IDisposable
+internal sealed class QmpJobs(QmpServer server, ISnapshotService? snapshots) : IAsyncDisposable
 {
     private readonly Lock _gate = new();
     private readonly Dictionary<string, Job> _jobs = [];
@@ -40,7 +40,7 @@ internal sealed class QmpJobs(QmpServer server, ISnapshotService? snapshots) : I
     }
 
     /// <summary>Cancels what runs and waits for it.</summary>
-    public void Dispose()
+    public async ValueTask DisposeAsync()
     {
         Job[] jobs;
         lock (_gate)
@@ -52,7 +52,7 @@ internal sealed class QmpJobs(QmpServer server, ISnapshotService? snapshots) : I
         foreach (Job job in jobs) job.Cancel.Cancel();
         foreach (Job job in jobs)
         {
-            job.Running.GetAwaiter().GetResult();
+            await job.Running.ConfigureAwait(false);
             job.Cancel.Dispose();
         }
     }
@@ -78,6 +78,7 @@ internal sealed class QmpJobs(QmpServer server, ISnapshotService? snapshots) : I
 
     private void Run(Job job, string tag, string? vmstate, string[] devices)
     {
+        using QmpServer.WorkScope work = server.EnterWork();
         try
         {
             Perform(job, tag, vmstate, devices);

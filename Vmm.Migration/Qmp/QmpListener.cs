@@ -1,3 +1,4 @@
+using Nito.AsyncEx.Synchronous;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Threading;
@@ -7,70 +8,66 @@ namespace Vmm.Migration.Qmp;
 /// <summary>A listening UNIX socket with its accept thread (qmp 1). Disposing it ends the thread and removes the file if it is ours.</summary>
 internal sealed class QmpListener : IDisposable
 {
-    private const int Backlog = 16, OPath = 0x200000, AfterFailureMs = 100;
+    private const int Backlog = 16, AfterFailureMs = 100;
 
     private readonly Action<OwnedFd> _serve;
     private readonly QmpLog _log;
-    private readonly OwnedFd _socket;
+    private readonly UnixListener _listener;
     private readonly OwnedFd _wake;
-    private readonly LibC.StatBuffer _made;
     private readonly Task _accepting;
 
     internal QmpListener(string path, Action<OwnedFd> serve, QmpLog log)
     {
-        (Path, _serve, _log) = (path, serve, log);
-        byte[] address = Posix.UnixAddress(path);
-        ClearPlace(path, address);
-        _socket = Posix.Socket(Posix.AF_UNIX);
+        (_serve, _log) = (serve, log);
+        _listener = UnixListener.Listen(path, Backlog);
         try
         {
-            Errno errno = Posix.Bind(_socket, address);
-            if (errno == Errno.EADDRINUSE) throw new ConfigurationException($"QMP socket '{path}' is in use");
-            if (errno != Errno.None) throw Posix.Error($"cannot bind QMP socket '{path}'", errno);
-            // Nobody can connect before listen(), so there is no moment with wider permissions that matters.
-            errno = Posix.Chmod(path, 0x180 /* 0600 */);
-            if (errno == Errno.None) errno = Posix.Listen(_socket, Backlog);
-            if (errno != Errno.None) throw Posix.Error($"cannot listen on QMP socket '{path}'", errno);
-            _made = Look(path) ?? throw new ConfigurationException($"QMP socket '{path}' vanished");
-            Posix.SetNonBlocking(_socket, true);
+            Posix.SetNonBlocking(_listener.Socket, true);
             _wake = Posix.EventFd();
         }
         catch
         {
-            _socket.Dispose();
+            _listener.Dispose();
             throw;
         }
         _accepting = WorkerThread.Run("qmp-accept", AcceptLoop);
     }
 
-    internal string Path { get; private set; }
+    internal string Path => _listener.Path;
 
-    /// <summary>A rename keeps the socket; who connects to the old name's place finds what was there before.</summary>
-    internal void MoveTo(string path)
-    {
-        File.Move(Path, path, overwrite: true);
-        Path = path;
-    }
+    /// <summary>A rename keeps the socket, so clients that are connected, or are just connecting, are not disturbed.</summary>
+    internal void MoveTo(string path) => _listener.MoveTo(path);
 
     public void Dispose()
     {
         Posix.SignalEventFd(_wake);
-        _accepting.GetAwaiter().GetResult();
-        if (Look(Path) is { } now && now.Device == _made.Device && now.Inode == _made.Inode) File.Delete(Path);
-        _socket.Dispose();
+        _accepting.WaitAndUnwrapException();
+        _listener.Dispose();
         _wake.Dispose();
+    }
+
+    private void Serve(OwnedFd client)
+    {
+        try
+        {
+            _serve(client);
+        }
+        catch (ChannelException e)
+        {
+            _log.CannotAccept(e.Message);
+        }
     }
 
     private void AcceptLoop()
     {
         while (true)
         {
-            Posix.Poll(_socket, Posix.POLLIN, _wake, -1, out bool woken);
+            Posix.Poll(_listener.Socket, Posix.POLLIN, _wake, -1, out bool woken);
             if (woken) return;
-            OwnedFd? client = Posix.Accept(_socket, out Errno errno);
+            OwnedFd? client = Posix.Accept(_listener.Socket, out Errno errno);
             if (client is not null)
             {
-                _serve(client);
+                Serve(client);
             }
             else if (errno != Errno.EAGAIN)
             {
@@ -79,22 +76,5 @@ internal sealed class QmpListener : IDisposable
                 Posix.Poll(_wake, Posix.POLLIN, null, AfterFailureMs, out _);
             }
         }
-    }
-
-    private static void ClearPlace(string path, byte[] address)
-    {
-        if (Look(path) is not { } found) return;
-        if ((found.Mode & Posix.S_IFMT) != Posix.S_IFSOCK) throw new ConfigurationException($"QMP socket '{path}': the path exists and is not a socket");
-        using OwnedFd probe = Posix.Socket(Posix.AF_UNIX);
-        if (Posix.Connect(probe, address, null, 0) != Errno.ECONNREFUSED) throw new ConfigurationException($"QMP socket '{path}' is in use");
-        File.Delete(path);
-    }
-
-    /// <summary>What is at a path itself, symbolic links not followed; null if nothing.</summary>
-    private static LibC.StatBuffer? Look(string path)
-    {
-        using OwnedFd? fd = Posix.Open(path, OPath | Posix.O_NOFOLLOW, 0, out Errno errno);
-        if (fd is null && errno != Errno.ENOENT) throw Posix.Error($"cannot use QMP socket path '{path}'", errno);
-        return fd is not null && Posix.Stat(fd, out LibC.StatBuffer stat) == Errno.None ? stat : null;
     }
 }

@@ -1,16 +1,18 @@
+using Nito.AsyncEx;
+
 namespace Vmm.Migration.Qmp;
 
 /// <summary>
 /// What is still to be written to one client, bounded. Events never wait: they come from threads that hold the BQL, so a client that does not
 /// read loses its connection instead. Answers wait for room. Thread-safe.
 /// </summary>
-internal sealed class QmpOutbox(IQmpTransport transport) : IDisposable
+internal sealed class QmpOutbox(IQmpTransport transport)
 {
     internal const int MaxMessages = 1024, MaxBytes = 16 << 20;
 
     private readonly Lock _gate = new();
     private readonly Queue<byte[]> _queue = new();
-    private readonly ManualResetEventSlim _work = new(), _room = new(initialState: true), _idle = new(initialState: true);
+    private readonly AsyncManualResetEvent _work = new(), _room = new(set: true), _idle = new(set: true);
     private int _bytes;
     private bool _completed;
 
@@ -21,7 +23,7 @@ internal sealed class QmpOutbox(IQmpTransport transport) : IDisposable
     }
 
     /// <summary>Adds an answer, waiting for room; dropped after <see cref="Complete"/>.</summary>
-    internal void PostAnswer(byte[] line)
+    internal async Task PostAnswerAsync(byte[] line)
     {
         while (true)
         {
@@ -30,12 +32,12 @@ internal sealed class QmpOutbox(IQmpTransport transport) : IDisposable
                 if (_completed || (HasRoom && Add(line))) return;
                 _room.Reset();
             }
-            _room.Wait();
+            await _room.WaitAsync().ConfigureAwait(false);
         }
     }
 
-    /// <summary>Waits until all that was added has been handed to the operating system.</summary>
-    internal bool Flush(TimeSpan limit) => _idle.Wait(limit);
+    /// <summary>Completes when all that was added has been handed to the operating system, or cannot be.</summary>
+    internal Task FlushAsync() => _idle.WaitAsync();
 
     /// <summary>Nothing more is added; the writer ends once the queue is empty.</summary>
     internal void Complete()
@@ -48,12 +50,12 @@ internal sealed class QmpOutbox(IQmpTransport transport) : IDisposable
         }
     }
 
-    /// <summary>The writer thread's body.</summary>
-    internal void WriteLoop()
+    /// <summary>Writes what is added until <see cref="Complete"/> or the end of the connection.</summary>
+    internal async Task WriteAsync()
     {
         while (true)
         {
-            _work.Wait();
+            await _work.WaitAsync().ConfigureAwait(false);
             byte[]? line;
             lock (_gate)
             {
@@ -67,7 +69,7 @@ internal sealed class QmpOutbox(IQmpTransport transport) : IDisposable
                 _bytes -= line.Length;
                 _room.Set();
             }
-            if (transport.Write(line)) continue;
+            if (await transport.WriteAsync(line).ConfigureAwait(false)) continue;
             lock (_gate)
             {
                 _queue.Clear();
@@ -75,15 +77,6 @@ internal sealed class QmpOutbox(IQmpTransport transport) : IDisposable
             }
             Complete();
         }
-    }
-
-    /// <summary>Once no thread uses it; late events are dropped as after <see cref="Complete"/>.</summary>
-    public void Dispose()
-    {
-        Complete();
-        _work.Dispose();
-        _room.Dispose();
-        _idle.Dispose();
     }
 
     private bool HasRoom => _queue.Count < MaxMessages && _bytes < MaxBytes;

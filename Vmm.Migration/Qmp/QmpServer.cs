@@ -1,6 +1,7 @@
 using System.Text.Json.Nodes;
 using Microsoft.Extensions.Logging;
 using Microsoft.Extensions.Logging.Abstractions;
+using Nito.AsyncEx.Synchronous;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
@@ -20,7 +21,7 @@ public sealed record QmpQuitRequest(int ExitCode, string? Reason);
 
 /// <summary>
 /// The QMP control plane of one VM (docs/spec/qmp.md): any number of clients on any number of sockets, each with its own negotiation, ids, named
-/// descriptors and event feed. Thread-safe. <see cref="Dispose"/> ends clients, jobs, threads and sockets; the VM and a migration go on.
+/// descriptors and event feed. Thread-safe. <see cref="Dispose"/> ends clients, jobs and sockets; the VM and a migration go on.
 /// </summary>
 public sealed class QmpServer : IDisposable
 {
@@ -43,7 +44,8 @@ public sealed class QmpServer : IDisposable
     private readonly QmpJobs _jobs;
     private readonly QmpDirtyRate _dirtyRate;
     private volatile QmpSession[] _clients = [];
-    private bool _disposed;
+    private readonly ThreadLocal<bool> _inWork = new();
+    private Task? _ended;
     // Set and read with the BQL held.
     private bool _resetting;
 
@@ -99,7 +101,7 @@ public sealed class QmpServer : IDisposable
 
     internal CancellationToken Stopping => _stopping.Token;
 
-    /// <summary>Listens on a UNIX socket, mode 0600, until disposed; the file is removed then if it is still the one made here.</summary>
+    /// <summary>Listens on a UNIX socket, mode 0600, until disposed; the file is removed then if it is still the one made here. Folders that are missing are made, mode 0700.</summary>
     /// <param name="path">At most 107 bytes. A stale socket file is replaced; anything else in its place is refused, a symbolic link too.</param>
     /// <exception cref="ConfigurationException">The path is unfit or in use.</exception>
     /// <exception cref="ChannelException">The socket cannot be made.</exception>
@@ -108,7 +110,7 @@ public sealed class QmpServer : IDisposable
         ArgumentException.ThrowIfNullOrEmpty(path);
         lock (_gate)
         {
-            ObjectDisposedException.ThrowIf(_disposed, this);
+            ObjectDisposedException.ThrowIf(_ended is not null, this);
             _listeners.Add(new QmpListener(path, fd => Serve(new SocketQmpTransport(fd)), Log));
         }
     }
@@ -136,37 +138,49 @@ public sealed class QmpServer : IDisposable
     /// <param name="reason">QEMU's ShutdownCause, e.g. <c>host-signal</c>.</param>
     public void Shutdown(string reason) => Broadcast("SHUTDOWN", new JsonObject { ["guest"] = false, ["reason"] = reason });
 
-    /// <summary>Disconnects all clients and ends everything this server started. Idempotent; the VM's disposal does it too. Not from an event or a command.</summary>
+    /// <summary>
+    /// Disconnects all clients, ends everything this server started, and waits for that; not with the BQL held, which a command may be waiting for.
+    /// Called by a command or a job, it does not wait: the rest ends once that returns. Idempotent; the VM's disposal calls it too.
+    /// </summary>
     public void Dispose()
     {
-        QmpListener[] listeners;
-        lock (_gate)
-        {
-            if (_disposed) return;
-            _disposed = true;
-            listeners = [.. _listeners];
-        }
+        Task ended;
+        lock (_gate) ended = _ended ??= Task.Run(EndAsync);
+        if (!_inWork.Value) ended.WaitAndUnwrapException();
+    }
+
+    private async Task EndAsync()
+    {
         _engine.StatusChanged -= OnMigrationStatus;
         _engine.PassCompleted -= OnMigrationPass;
         _vm.RunState.Changed -= OnRunState;
         _vm.ResetDone -= OnReset;
         _vm.Events.Raised -= OnDeviceEvent;
         _vm.Disposing -= Dispose;
-        foreach (QmpListener listener in listeners) listener.Dispose();
-        _stopping.Cancel();
-        Task[] clients;
-        lock (_gate)
-        {
-            foreach (QmpSession session in _sessions.Keys) session.Abort();
-            clients = [.. _sessions.Values];
-        }
-        _jobs.Dispose();
-        _dirtyRate.Dispose();
-        Task.WhenAll(clients).GetAwaiter().GetResult();
+        // Nobody adds to these any more: both need the gate and look at _ended.
+        foreach (QmpListener listener in _listeners) listener.Dispose();
+        await _stopping.CancelAsync().ConfigureAwait(false);
+        KeyValuePair<QmpSession, Task>[] sessions;
+        lock (_gate) sessions = [.. _sessions];
+        foreach ((QmpSession session, _) in sessions) session.Abort();
+        await Task.WhenAll([.. sessions.Select(static s => s.Value), _jobs.DisposeAsync().AsTask(), _dirtyRate.DisposeAsync().AsTask()]).ConfigureAwait(false);
         if (_engine.TakeNamedFd == Fds.TakeNamed) _engine.TakeNamedFd = null;
         if (_engine.OpenFdSet == Fds.OpenSet) _engine.OpenFdSet = null;
         Fds.Dispose();
         _stopping.Dispose();
+    }
+
+    /// <summary>Marks the calling thread as one that <see cref="Dispose"/> would otherwise wait for, until the result is disposed.</summary>
+    internal WorkScope EnterWork() => new(_inWork);
+
+    /// <summary>Ends <see cref="EnterWork"/>.</summary>
+    internal readonly struct WorkScope : IDisposable
+    {
+        private readonly ThreadLocal<bool> _mark;
+
+        internal WorkScope(ThreadLocal<bool> mark) => (_mark = mark).Value = true;
+
+        public void Dispose() => _mark.Value = false;
     }
 
     /// <summary>The version object of greeting and query-version: the QEMU level whose wire behaviour this is, and our own name and version.</summary>
@@ -217,7 +231,7 @@ public sealed class QmpServer : IDisposable
     {
         lock (_gate)
         {
-            if (_disposed || _sessions.Count >= MaxClients)
+            if (_ended is not null || _sessions.Count >= MaxClients)
             {
                 transport.Dispose();
                 return Task.CompletedTask;

@@ -1,5 +1,6 @@
 using System.Collections.Concurrent;
 using System.Text.Json.Nodes;
+using System.Threading.Channels;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Threading;
@@ -7,10 +8,10 @@ using Vmm.Core.Threading;
 namespace Vmm.Migration.Qmp;
 
 /// <summary>
-/// One client (qmp 1 to 5): negotiation, in-band commands one at a time in order, out-of-band ones on the reader thread, and its
-/// named descriptors. Three threads: reader, dispatcher, writer; <see cref="RunAsync"/> ends them all and owns the transport.
+/// One client (qmp 1 to 5): negotiation, in-band commands one at a time in order, out-of-band ones as soon as they are read, and its
+/// named descriptors. Reading, dispatching and writing wait without a thread; only an in-band command has one while it runs, because it may block.
 /// </summary>
-#pragma warning disable CA1001 // RunAsync disposes what this owns, in its order.
+#pragma warning disable CA1001 // RunAsync ends what this owns, in its order.
 internal sealed class QmpSession
 #pragma warning restore CA1001
 {
@@ -22,7 +23,7 @@ internal sealed class QmpSession
     private readonly QmpServer _server;
     private readonly IQmpTransport _transport;
     private readonly QmpOutbox _outbox;
-    private readonly BlockingCollection<Request> _inBand = new(MaxQueuedRequests);
+    private readonly Channel<Request> _inBand = Channel.CreateBounded<Request>(new BoundedChannelOptions(MaxQueuedRequests) { SingleWriter = true });
     private readonly CancellationTokenSource _gone = new();
     private readonly ConcurrentDictionary<string, OwnedFd> _namedFds = new();
     private readonly List<OwnedFd> _arrivedFds = [];
@@ -38,25 +39,23 @@ internal sealed class QmpSession
 
     private sealed record Request(QmpInput Input, List<OwnedFd> Fds);
 
+    /// <summary>The answer to a request, and what follows once the client has it.</summary>
+    private readonly record struct Answer(byte[] Line, Action? Then);
+
     /// <summary>Fires when the client has gone or is being disconnected.</summary>
     internal CancellationToken Gone => _gone.Token;
 
     /// <summary>Fires when the server ends.</summary>
     internal CancellationToken Stopping => _server.Stopping;
 
-    /// <summary>Something to do after the answer of the present command has been written, or null.</summary>
-    internal Action? AfterAnswer { get; set; }
-
     /// <summary>Serves the client until it leaves or <see cref="Abort"/>; afterwards nothing of it is left.</summary>
     internal async Task RunAsync()
     {
-        _outbox.PostAnswer(QmpJsonText.Line(new JsonObject
+        await _outbox.PostAnswerAsync(QmpJsonText.Line(new JsonObject
         {
             ["QMP"] = new JsonObject { ["version"] = QmpServer.Version(), ["capabilities"] = new JsonArray("oob") },
-        }));
-        Task writer = WorkerThread.Run("qmp-writer", _outbox.WriteLoop);
-        Task dispatcher = WorkerThread.Run("qmp-dispatch", Dispatch);
-        Task reader = WorkerThread.Run("qmp-reader", ReadLoop);
+        })).ConfigureAwait(false);
+        Task writer = _outbox.WriteAsync(), dispatcher = DispatchAsync(), reader = ReadAsync();
         const ConfigureAwaitOptions quiet = ConfigureAwaitOptions.SuppressThrowing;
         await reader.ConfigureAwait(quiet);
         await dispatcher.ConfigureAwait(quiet);
@@ -68,8 +67,6 @@ internal sealed class QmpSession
         if ((reader.Exception ?? dispatcher.Exception ?? writer.Exception) is { } fault) _server.Log.CommandFault(fault);
         _transport.Dispose();
         foreach (OwnedFd fd in _namedFds.Values) fd.Dispose();
-        _inBand.Dispose();
-        _outbox.Dispose();
     }
 
     /// <summary>Disconnects the client from any thread; never waits.</summary>
@@ -107,14 +104,14 @@ internal sealed class QmpSession
     /// <summary>Takes a named descriptor out, or null.</summary>
     internal OwnedFd? TakeNamedFd(string name) => _namedFds.TryRemove(name, out OwnedFd? fd) ? fd : null;
 
-    private void ReadLoop()
+    private async Task ReadAsync()
     {
         try
         {
             var reader = new QmpJsonReader();
             var received = new List<OwnedFd>();
             byte[] buffer = new byte[16 << 10];
-            for (int n; (n = _transport.Read(buffer, received)) > 0;)
+            for (int n; (n = await _transport.ReadAsync(buffer, received).ConfigureAwait(false)) > 0;)
             {
                 if (received.Count > 0)
                 {
@@ -125,30 +122,30 @@ internal sealed class QmpSession
                 }
                 reader.Feed(buffer.AsSpan(0, n));
                 while (reader.TryTake(out QmpInput input))
-                    if (!Accept(input)) return;
+                    if (!await AcceptAsync(input).ConfigureAwait(false)) return;
             }
         }
         finally
         {
             Close(_arrivedFds);
-            _inBand.CompleteAdding();
-            while (_inBand.TryTake(out Request? dropped)) Close(dropped.Fds);
+            _inBand.Writer.TryComplete();
+            while (_inBand.Reader.TryRead(out Request? dropped)) Close(dropped.Fds);
             _gone.Cancel();
         }
     }
 
-    private bool Accept(QmpInput input)
+    private async Task<bool> AcceptAsync(QmpInput input)
     {
         var request = new Request(input, TakesFd(input.Value) ? [.. _arrivedFds] : []);
         if (request.Fds.Count > 0) _arrivedFds.Clear();
         if (input.Value is JsonObject o && o.ContainsKey("exec-oob") && !o.ContainsKey("execute"))
         {
-            Answer(request);
+            await SendAsync(Run(request)).ConfigureAwait(false);
             return true;
         }
         try
         {
-            _inBand.Add(request, Gone);
+            await _inBand.Writer.WriteAsync(request, Gone).ConfigureAwait(false);
             return true;
         }
         catch (OperationCanceledException)
@@ -162,18 +159,33 @@ internal sealed class QmpSession
     private bool TakesFd(JsonNode? value) =>
         (value as JsonObject)?["execute"] is JsonValue name && name.TryGetValue(out string? command) && _server.Commands.Find(command)?.TakesFd == true;
 
-    private void Dispatch()
+    private async Task DispatchAsync()
     {
-        foreach (Request request in _inBand.GetConsumingEnumerable()) Answer(request);
+        await foreach (Request request in _inBand.Reader.ReadAllAsync().ConfigureAwait(false))
+        {
+            // A thread of its own: commands that block must not use up the pool, on which the other clients and out-of-band commands depend.
+            Answer answer = default;
+            await WorkerThread.Run("qmp-command", () => answer = Run(request)).ConfigureAwait(false);
+            await SendAsync(answer).ConfigureAwait(false);
+        }
     }
 
-    private void Answer(Request request)
+    private async Task SendAsync(Answer answer)
     {
+        await _outbox.PostAnswerAsync(answer.Line).ConfigureAwait(false);
+        if (answer.Then is null) return;
+        await _outbox.FlushAsync().WaitAsync(s_drainLimit).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+        answer.Then();
+    }
+
+    private Answer Run(Request request)
+    {
+        Action? then = null;
         JsonObject answer;
         try
         {
             if (request.Input.Error is not null) throw new QmpErrorException(request.Input.Error);
-            answer = new JsonObject { ["return"] = Execute(request) ?? new JsonObject() };
+            answer = new JsonObject { ["return"] = Execute(request, ref then) ?? new JsonObject() };
         }
         catch (QmpErrorException e)
         {
@@ -196,14 +208,10 @@ internal sealed class QmpSession
         }
         Close(request.Fds);
         if (request.Input.Value is JsonObject o && o.TryGetPropertyValue("id", out JsonNode? id)) answer["id"] = id?.DeepClone();
-        _outbox.PostAnswer(QmpJsonText.Line(answer));
-        if (AfterAnswer is not { } after) return;
-        AfterAnswer = null;
-        _outbox.Flush(s_drainLimit);
-        after();
+        return new Answer(QmpJsonText.Line(answer), then);
     }
 
-    private JsonNode? Execute(Request request)
+    private JsonNode? Execute(Request request, ref Action? then)
     {
         if (request.Input.Value is not JsonObject message) throw new QmpErrorException("QMP input must be a JSON object");
         string verb = Verb(message);
@@ -215,7 +223,13 @@ internal sealed class QmpSession
         if (verb == "exec-oob" && !command.AllowOob) throw new QmpErrorException($"The command {name} does not support OOB");
         var call = new QmpCall(this, message["arguments"] as JsonObject ?? [], request.Fds);
         command.Arguments.Check(call.Arguments, "arguments", string.Empty);
-        using (_server.Fds.Serving(this)) return command.Run(call);
+        using (_server.Fds.Serving(this))
+        using (_server.EnterWork())
+        {
+            JsonNode? result = command.Run(call);
+            then = call.AfterAnswer;
+            return result;
+        }
     }
 
     private string Verb(JsonObject message)

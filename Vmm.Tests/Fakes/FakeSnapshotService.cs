@@ -11,6 +11,7 @@ internal sealed class FakeSnapshotService : ISnapshotService
     internal ManualResetEventSlim Release { get; } = new();
     internal ManualResetEventSlim Entered { get; } = new();
     internal bool Hold { get; set; }
+    internal Action? Saving { get; set; }
     internal string? Failure { get; set; }
     internal List<string> Calls { get; } = [];
 
@@ -21,6 +22,7 @@ internal sealed class FakeSnapshotService : ISnapshotService
         Calls.Add($"save {name} {overwrite}");
         progress?.Invoke(50, 100);
         Entered.Set();
+        Saving?.Invoke();
         if (Hold) Release.Wait(cancel);
         if (Failure is not null) throw new ConfigurationException(Failure);
         Delete(name);

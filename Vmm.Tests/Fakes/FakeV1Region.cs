@@ -25,7 +25,7 @@ internal sealed class FakeV1Region : IDisposable
         _dataOffset = dataOffset;
         ulong size = dataOffset + (ulong)dataBytes;
         ulong mapped = (size + 4095) & ~4095UL;
-        _memory = LibC.memfd_create("fake-v1", 1);
+        _memory = Posix.MemFd("fake-v1");
         Posix.Truncate(_memory, (long)mapped);
         _own = MappedRegion.Map(_memory, mapped, shared: true, 0, "fake region");
         Info = new VfioRegionInfo

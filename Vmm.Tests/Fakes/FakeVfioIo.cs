@@ -100,7 +100,7 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
         _memory[(uint)number] = new byte[size];
         foreach (VfioRegionArea area in areas)
         {
-            OwnedFd fd = LibC.memfd_create("fake-bar", 1);
+            OwnedFd fd = Posix.MemFd("fake-bar");
             Posix.Truncate(fd, (long)area.SizeBytes);
             _areas[((uint)number, area.OffsetBytes)] = fd;
         }

@@ -158,7 +158,7 @@ internal sealed partial class FakeVfioKernel : IVfioKernel
     public MappedRegion Map(OwnedFd fd, ulong lengthBytes, long offset, string name, bool writable)
     {
         if (Refused($"mmap {offset:x}+{lengthBytes:x} {(writable ? "rw" : "r")}", out Errno errno)) throw new ChannelException(name, errno);
-        using OwnedFd memory = LibC.memfd_create("fake-region", 1);
+        using OwnedFd memory = Posix.MemFd("fake-region");
         Posix.Truncate(memory, (long)lengthBytes);
         return MappedRegion.Map(memory, lengthBytes, shared: true, 0, name, writable);
     }
@@ -173,7 +173,7 @@ internal sealed partial class FakeVfioKernel : IVfioKernel
     private static bool IsOpen(int number, (ulong Device, ulong Inode) file)
     {
         using var fd = new OwnedFd(number, ownsFd: false);
-        return Posix.Stat(fd, out LibC.StatBuffer stat) == Errno.None && (stat.Device, stat.Inode) == file;
+        return Posix.Stat(fd, out FileStatus stat) == Errno.None && (stat.Device, stat.Inode) == file;
     }
 
     /// <summary>The C name of a request without its prefix; the same number means different things on different nodes.</summary>
@@ -279,8 +279,8 @@ internal sealed partial class FakeVfioKernel : IVfioKernel
 
     private OwnedFd Hand(Node node)
     {
-        OwnedFd fd = LibC.memfd_create("fake-vfio", 1);
-        Posix.Stat(fd, out LibC.StatBuffer stat);
+        OwnedFd fd = Posix.MemFd("fake-vfio");
+        Posix.Stat(fd, out FileStatus stat);
         _handed.Add((fd.Number, (stat.Device, stat.Inode)));
         _nodes[fd.Number] = node;
         return fd;

@@ -87,7 +87,7 @@ public class CprQemuTests
 
     private static ulong Inode(OwnedFd fd)
     {
-        Posix.Stat(fd, out LibC.StatBuffer stat);
+        Posix.Stat(fd, out FileStatus stat);
         return stat.Inode;
     }
 

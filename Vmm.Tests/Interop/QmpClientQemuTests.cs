@@ -57,7 +57,7 @@ public sealed class QmpClientQemuTests
         {
             await client.ExecuteAsync("getfd", new JsonObject { ["fdname"] = "f1" }, write);
             await client.ExecuteAsync("closefd", new JsonObject { ["fdname"] = "f1" });
-            Assert.ThrowsAsync<QmpErrorException>(() => client.ExecuteAsync("closefd", new JsonObject { ["fdname"] = "f1" }));
+            await Assert.ThrowsAsync<QmpErrorException>(() => client.ExecuteAsync("closefd", new JsonObject { ["fdname"] = "f1" }));
         }
         await client.ExecuteAsync("quit");
         await client.Closed.WaitAsync(TimeSpan.FromSeconds(30));

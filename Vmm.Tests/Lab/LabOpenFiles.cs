@@ -9,7 +9,7 @@ namespace Vmm.Tests.Lab;
 /// <summary>The open files of another process: which they are, and whether another has the same.</summary>
 internal static class LabOpenFiles
 {
-    private const long PidfdOpen = 434, PidfdGetFd = 438, Kcmp = 312, KcmpFile = 0;
+    private const int PidfdOpen = 434, PidfdGetFd = 438, Kcmp = 312, KcmpFile = 0;
 
     /// <summary>Numbers of a process's descriptors whose name in /proc contains a text.</summary>
     internal static int[] Numbers(int pid, string name) =>
@@ -20,13 +20,13 @@ internal static class LabOpenFiles
     internal static OwnedFd Duplicate(int pid, string name)
     {
         int number = Numbers(pid, name) is [var first, ..] ? first : throw new InvalidDataException($"process {pid} has no '{name}' open");
-        using var process = new OwnedFd(Checked(LibC.syscall(PidfdOpen, pid, 0, 0, 0, 0)));
-        return new OwnedFd(Checked(LibC.syscall(PidfdGetFd, process.Number, number, 0, 0, 0)));
+        using var process = new OwnedFd(Checked(Posix.SystemCall(PidfdOpen, pid, 0, 0, 0, 0)));
+        return new OwnedFd(Checked(Posix.SystemCall(PidfdGetFd, process.Number, number, 0, 0, 0)));
     }
 
     /// <summary>Whether a process has that very open file.</summary>
     internal static bool Has(int pid, string name, OwnedFd file) =>
-        Numbers(pid, name).Any(n => LibC.syscall(Kcmp, pid, Environment.ProcessId, KcmpFile, n, file.Number) == 0);
+        Numbers(pid, name).Any(n => Posix.SystemCall(Kcmp, pid, Environment.ProcessId, KcmpFile, n, file.Number) == 0);
 
     /// <summary>The eventfds of a process by their numbers in the kernel, with what has collected in them.</summary>
     internal static SortedDictionary<int, ulong> EventFds(int pid)
@@ -92,7 +92,7 @@ internal static class LabOpenFiles
         }
     }
 
-    private static int Checked(long result) => result >= 0 ? (int)result : throw new IOException($"system call: {Posix.Describe(Posix.LastError)}");
+    private static int Checked(int result) => result >= 0 ? result : throw new IOException($"system call: {Posix.Describe(Posix.LastError)}");
 }
 
 /// <summary>A RAM block of another process, read by its memfd: also while no process has its address.</summary>

@@ -64,7 +64,7 @@ public sealed class LabUpdateFailureTests : LabUpdateFixture
             }
             Trace.Clear();
             long from = Ram.Word(Steps), start = Stopwatch.GetTimestamp();
-            LibC.kill(next, SigKill);
+            Posix.Kill(next, SigKill);
             Assert.That(SpinWait.SpinUntil(() => Ram.Word(Steps) > from, Deadline), "an interrupt was lost");
             await TestContext.Out.WriteLineAsync($"the guest runs {Stopwatch.GetElapsedTime(start).TotalMilliseconds:0} ms after the new process was killed");
             CliResult result = await updating;

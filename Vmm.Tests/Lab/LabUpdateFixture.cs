@@ -57,7 +57,7 @@ public abstract class LabUpdateFixture : LabFixture
         // One that a failed test left behind would keep the device; all that has this test's folder in its command line is this test's.
         foreach (int pid in LabOpenFiles.Processes(Path.GetDirectoryName(Vmm["a"])!))
         {
-            LibC.kill(pid, 9);
+            Posix.Kill(pid, 9);
             SpinWait.SpinUntil(() => !LabOpenFiles.IsAlive(pid), Deadline);
         }
         await Vmm.DisposeAsync();

@@ -18,7 +18,7 @@ internal static class LeakCheck
         foreach (string fd in Directory.GetFiles($"/proc/{pid?.ToString() ?? "self"}/fd"))
         {
             string? target = new FileInfo(fd).LinkTarget;
-            if (target is null || target.EndsWith(".dll", StringComparison.Ordinal) || target.EndsWith(".so", StringComparison.Ordinal)) continue;
+            if (target is null || target.EndsWith(".dll", StringComparison.Ordinal) || target.EndsWith(".so", StringComparison.Ordinal) || target.EndsWith(".pdb", StringComparison.Ordinal)) continue;
             if (s_runtimes.Any(r => target.StartsWith(r, StringComparison.Ordinal))) continue;
             list.Add(target);
         }

@@ -7,6 +7,9 @@ namespace Vmm.Tests.Support;
 internal sealed class Pty : IDisposable
 {
     private const uint SetLock = 0x40045431, GetNumber = 0x80045430; // TIOCSPTLCK, TIOCGPTN
+    private const uint GetMode = 0x5401; // TCGETS
+    private const int ModeBytes = 36, LocalFlagsOffset = 12;
+
     private readonly OwnedFd _master, _terminal;
 
     internal Pty()
@@ -27,14 +30,14 @@ internal sealed class Pty : IDisposable
     {
         get
         {
-            byte[] mode = new byte[TerminalMode.Bytes];
-            Assert.That(Ioctl.Invoke(_terminal, TerminalMode.TCGETS, mode, out _), Is.Zero);
+            byte[] mode = new byte[ModeBytes];
+            Assert.That(Ioctl.Invoke(_terminal, GetMode, mode, out _), Is.Zero);
             return mode;
         }
     }
 
     /// <summary>c_lflag.</summary>
-    internal uint LocalFlags => BitConverter.ToUInt32(Mode, TerminalMode.LocalFlagsOffset);
+    internal uint LocalFlags => BitConverter.ToUInt32(Mode, LocalFlagsOffset);
 
     /// <summary>Types.</summary>
     internal void Type(byte key) => Assert.That(Posix.Write(_master, [key], out _), Is.EqualTo(1));

@@ -9,6 +9,7 @@ using Vmm.Core.Memory;
 using Vmm.Migration.Engine;
 using Vmm.Migration.Qmp;
 using Vmm.Migration.Snapshot;
+using Vmm.Migration.Update;
 using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Support;
@@ -18,12 +19,13 @@ internal sealed class QmpHost : IDisposable
 {
     private readonly ServiceProvider _services;
 
-    internal QmpHost(bool incoming = false, bool snapshots = true, string? name = "vm1")
+    internal QmpHost(bool incoming = false, bool snapshots = true, string? name = "vm1", IVmUpdater? updater = null)
     {
         var services = new ServiceCollection();
         services.AddVmm().AddQmp();
         services.AddScoped<IMigrationEngine>(_ => Engine);
         if (snapshots) services.AddScoped<ISnapshotService>(_ => Snapshots);
+        if (updater is not null) services.AddScoped(_ => updater);
         _services = services.BuildServiceProvider();
         Vm = _services.GetRequiredService<VmFactory>().Create(new VmOptions
         {
@@ -88,6 +90,12 @@ internal sealed class QmpWire(OwnedFd socket, Task served) : IDisposable
         }
     }
 
+    /// <summary>Sends until all is taken or the server has hung up.</summary>
+    internal void TrySend(ReadOnlySpan<byte> bytes)
+    {
+        while (bytes.Length > 0 && Posix.SendWithFds(socket, bytes, [], out _) is > 0 and var n) bytes = bytes[n..];
+    }
+
     /// <summary>The next line without its CRLF; null at the end of the connection.</summary>
     internal string? ReadLine()
     {
@@ -144,6 +152,9 @@ internal sealed class QmpWire(OwnedFd socket, Task served) : IDisposable
 
     internal static string Describe(JsonObject message) =>
         message["data"] is JsonObject data ? $"{message["event"]} {string.Join(' ', data.Select(static d => d.Value!.ToString()))}" : $"{message["event"]}";
+
+    /// <summary>Whether bytes from the server wait to be read.</summary>
+    internal bool HasUnread => Posix.Poll(socket, Posix.POLLIN, null, 0, out _) != 0;
 
     internal void CloseWriting() => Posix.ShutdownSocket(socket, Posix.SHUT_WR);
 

@@ -24,7 +24,7 @@ internal sealed class VfioUserReplay : IDisposable
     {
         _capture = VfioUserCapture.Read(name);
         _dmaMemory = dmaMemory;
-        _region = LibC.memfd_create("region", 1);
+        _region = Posix.MemFd("region");
         Posix.Truncate(_region, 1 << 20);
         Server = new ScriptedVfioUserServer(Run).Start();
     }

@@ -111,7 +111,7 @@ internal sealed class VmmCommands : IAsyncDisposable
             try
             {
                 int pid = System.Text.Json.Nodes.JsonNode.Parse(File.ReadAllText(file))!["Pid"]!.GetValue<int>();
-                if (!_vms.Exists(v => v.Pid == pid)) LibC.kill(pid, 9);
+                if (!_vms.Exists(v => v.Pid == pid)) Posix.Kill(pid, 9);
             }
             catch (FileNotFoundException)
             {
@@ -140,7 +140,7 @@ internal sealed class VmmCommands : IAsyncDisposable
 
         internal int Pid => _process.Id;
 
-        internal void Signal(int number) => LibC.kill(_process.Id, number);
+        internal void Signal(int number) => Posix.Kill(_process.Id, number);
 
         /// <summary>Waits for a line on stderr.</summary>
         internal async Task Line(string part, TimeSpan? deadline = null)

@@ -7,6 +7,7 @@ using Vmm.Core.Pci;
 using Vmm.Core.Threading;
 
 namespace Vmm.Tools.Bench;
+using Nito.AsyncEx.Synchronous;
 
 /// <summary>
 /// A device that does nothing but move memory, and times itself: by DMA, or, for comparison, from RAM of its own process.
@@ -86,7 +87,7 @@ internal sealed class CopyDevice : PciDevice, IVmDevice
             _ends = true;
             Monitor.PulseAll(_gate);
         }
-        _worker.GetAwaiter().GetResult();
+        _worker.WaitAndUnwrapException();
         _ownMemory.Dispose();
         base.Dispose(disposing);
     }

@@ -5,6 +5,7 @@ using Vmm.Devices.Vfio.Abstractions;
 using static Vmm.Tools.Devices.DmaTestRegisters;
 
 namespace Vmm.Tools.Devices;
+using Nito.AsyncEx.Synchronous;
 
 public sealed partial class DmaTestDevice
 {
@@ -51,7 +52,7 @@ public sealed partial class DmaTestDevice
             _ends = true;
             Monitor.PulseAll(_gate);
         }
-        _engine.GetAwaiter().GetResult();
+        _engine.WaitAndUnwrapException();
     }
 
     private void RestartPace() => (_paceStart, _paceBytes) = (Stopwatch.GetTimestamp(), 0);

@@ -7,6 +7,7 @@ using Vmm.Core.Threading;
 using Vmm.Core.VmStates;
 
 namespace Vmm.Tools.Devices;
+using Nito.AsyncEx.Synchronous;
 
 /// <summary>
 /// QEMU's teaching device (QEMU: <c>edu</c>, docs/specs/edu): a register that is inverted, a factorial, interrupts at will, and a DMA engine
@@ -144,7 +145,7 @@ public sealed class EduDevice : PciDevice, IVmDevice, IVmStateHandler
         _section.Dispose();
         base.Dispose(disposing);
         // The worker may be waiting for the lock that whoever disposes holds; it looks at _ends before it touches anything.
-        if (!_bql.IsHeld) _worker.GetAwaiter().GetResult();
+        if (!_bql.IsHeld) _worker.WaitAndUnwrapException();
     }
 
     private bool IsDmaRunning => (_dmaCommand & DmaRun) != 0;

@@ -8,6 +8,7 @@ using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.User.Backend;
 
 namespace Vmm.Tools.Devices;
+using Nito.AsyncEx.Synchronous;
 
 /// <summary>
 /// The device that libvfio-user's sample client expects (vfio-user 10.3). BAR0: a write of a UNIX time arms a timer, a read gives the
@@ -142,7 +143,7 @@ public sealed partial class SampleDevice : IVfioUserBackend
             _ends = true;
             Monitor.PulseAll(_gate);
         }
-        _worker.GetAwaiter().GetResult();
+        _worker.WaitAndUnwrapException();
         _memory.Dispose();
     }
 

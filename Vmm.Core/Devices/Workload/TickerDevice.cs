@@ -7,6 +7,7 @@ using Vmm.Core.Threading;
 using Vmm.Core.VmStates;
 
 namespace Vmm.Core.Devices;
+using Nito.AsyncEx.Synchronous;
 
 /// <summary>
 /// A guest's clock for machines without a CPU: while the VM runs, about once a millisecond, it reads the host's monotonic clock and keeps in guest
@@ -65,7 +66,7 @@ public sealed class TickerDevice : IVmDevice, IVmStateHandler
         _handler.Dispose();
         _end.Set();
         _go.Set();
-        _thread.GetAwaiter().GetResult();
+        _thread.WaitAndUnwrapException();
         _end.Dispose();
         _go.Dispose();
     }

@@ -3,6 +3,7 @@ using Vmm.Core.Errors;
 using Vmm.Core.Threading;
 
 namespace Vmm.Core.Devices;
+using Nito.AsyncEx.Synchronous;
 
 /// <summary>
 /// The thread of a workload: runs steps at a rate while it is told to, and is quiet when a stop or a pause returns, at most one step later.
@@ -90,7 +91,7 @@ internal sealed class WorkloadThread : IDisposable
             _ended = true;
             Signal();
         }
-        _task.Wait();
+        _task.WaitAndUnwrapException();
     }
 
     private void Signal()

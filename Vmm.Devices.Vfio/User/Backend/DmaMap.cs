@@ -137,7 +137,7 @@ public sealed class DmaMap : IDisposable
         uint how = request.Flags & (VfioUserDmaMap.FlagMmapFd | VfioUserDmaMap.FlagFileIo);
         if (how != 0 && (fd is null || how == (VfioUserDmaMap.FlagMmapFd | VfioUserDmaMap.FlagFileIo))) return Errno.EINVAL;
         if (request.Size > MaxMapBytes) return Errno.ENOSPC;
-        LibC.StatBuffer file = default;
+        FileStatus file = default;
         if (fd is not null)
         {
             Errno errno = Posix.Stat(fd, out file);
@@ -228,7 +228,7 @@ public sealed class DmaMap : IDisposable
         return low;
     }
 
-    private Errno Add(int at, VfioUserDmaMap request, OwnedFd? fd, in LibC.StatBuffer file)
+    private Errno Add(int at, VfioUserDmaMap request, OwnedFd? fd, in FileStatus file)
     {
         DmaRegion region;
         try

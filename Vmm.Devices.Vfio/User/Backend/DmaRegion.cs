@@ -35,7 +35,7 @@ internal sealed class DmaRegion : IDisposable
     /// <param name="file">The descriptor's stat.</param>
     /// <param name="mayMap">False: pread and pwrite even where mmap was asked for.</param>
     /// <exception cref="ChannelException">mmap failed.</exception>
-    internal DmaRegion(VfioUserDmaMap request, OwnedFd? fd, in LibC.StatBuffer file, bool mayMap)
+    internal DmaRegion(VfioUserDmaMap request, OwnedFd? fd, in FileStatus file, bool mayMap)
     {
         _request = request with { ArgSz = 0 };
         if (fd is null) return;
@@ -72,7 +72,7 @@ internal sealed class DmaRegion : IDisposable
     internal ulong LogBytes(int pageShift) => Access == DmaAccess.Messages ? 0 : ((LogPages(pageShift) + 63) / 64) * 8;
 
     /// <summary>Whether a map is this one again, which is no error.</summary>
-    internal bool Is(VfioUserDmaMap request, bool hasFd, in LibC.StatBuffer file) =>
+    internal bool Is(VfioUserDmaMap request, bool hasFd, in FileStatus file) =>
         request with { ArgSz = 0 } == _request && hasFd == (Access != DmaAccess.Messages) && (!hasFd || (file.Device == _device && file.Inode == _inode));
 
     internal Errno Read(ulong address, Span<byte> destination)

@@ -23,7 +23,7 @@ internal sealed record VfioUserHandover(OwnedFd Socket, OwnedFd? Twin, VfioUserT
         try
         {
             using OwnedFd memory = table.Require(name, 2);
-            Posix.Stat(memory, out LibC.StatBuffer stat);
+            Posix.Stat(memory, out FileStatus stat);
             if (stat.SizeBytes is <= 0 or > VfioUserTranscript.MaxBytes)
                 throw new StreamLimitException($"device '{id}': a transcript of {stat.SizeBytes} bytes, at most {VfioUserTranscript.MaxBytes} are taken");
             byte[] bytes = new byte[stat.SizeBytes];

@@ -20,8 +20,8 @@ internal sealed record VfioUserClientRegion(VfioRegionInfo Info, OwnedFd? Fd = n
     {
         if (Fd is null || !Info.Areas.Contains(area)) return null;
         ulong start = FdOffset + area.OffsetBytes;
-        if (start % VfioUserLimits.PageBytes != 0 || Posix.Stat(Fd, out LibC.StatBuffer stat) != Errno.None) return null;
-        if ((stat.Mode & Posix.S_IFMT) == Posix.S_IFREG && (stat.SizeBytes < 0 || (ulong)stat.SizeBytes < start + area.SizeBytes)) return null;
+        if (start % VfioUserLimits.PageBytes != 0 || Posix.Stat(Fd, out FileStatus stat) != Errno.None) return null;
+        if (stat.IsRegularFile && (stat.SizeBytes < 0 || (ulong)stat.SizeBytes < start + area.SizeBytes)) return null;
         try
         {
             return MappedRegion.Map(Fd, area.SizeBytes, true, (long)start, $"vfio-user '{name}' region {Info.Index}", Info.Flags.HasFlag(VfioRegionFlags.Write));

@@ -1,4 +1,3 @@
-using System.Text;
 using Microsoft.Extensions.Logging;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
@@ -15,14 +14,11 @@ namespace Vmm.Devices.Vfio.User.Server;
 /// </summary>
 public sealed class VfioUserServer : IDisposable
 {
-    private const uint OwnerOnly = 0x180; // rw-------
-
     private readonly Lock _gate = new();
     private readonly VfioUserDevice _device;
     private readonly VfioUserServerOptions _options;
     private readonly OwnedFd _wake = Posix.EventFd();
-    private OwnedFd? _listener;
-    private string? _path;
+    private UnixListener? _listener;
     private VfioUserSession? _session;
     private bool _stopping;
 
@@ -50,17 +46,14 @@ public sealed class VfioUserServer : IDisposable
 
     internal VfioUserDevice Device => _device;
 
-    /// <summary>Binds the socket, mode 0600, and serves from a thread of its own (vfio-user S-59).</summary>
+    /// <summary>Binds the socket, mode 0600, and serves from a thread of its own (vfio-user S-59). Folders that are missing are made, mode 0700.</summary>
     /// <param name="path">At most 107 bytes. A socket that nobody serves any more is replaced.</param>
     /// <exception cref="ConfigurationException">The path is too long, taken, or not a socket.</exception>
     /// <exception cref="ChannelException">The system refused it.</exception>
     public void Listen(string path)
     {
         ArgumentNullException.ThrowIfNull(path);
-        byte[] address = Posix.UnixAddress(path);
-        RemoveStale(path, address);
-        _listener = Listener(path, address);
-        _path = path;
+        _listener = UnixListener.Listen(path, backlog: 1);
         VfioUserLog.Listening(_options.Logger, path, _device.Backend.TypeName);
         Completed = WorkerThread.Run("vfu-server", AcceptLoop);
     }
@@ -108,61 +101,20 @@ public sealed class VfioUserServer : IDisposable
         _wake.Dispose();
     }
 
-    /// <summary>
-    /// A socket whose file has its name only when it takes connections: clients wait for the file and connect at once, libvfio-user's sample among them.
-    /// </summary>
-    private static OwnedFd Listener(string path, byte[] address)
-    {
-        string early = Path.Combine(Path.GetDirectoryName(path) ?? "", "." + Path.GetRandomFileName());
-        bool fits = Encoding.UTF8.GetByteCount(early) <= Posix.MaxUnixPathBytes;
-        if (!fits) early = path;
-        OwnedFd listener = Posix.Socket(Posix.AF_UNIX);
-        Errno errno = Posix.Bind(listener, fits ? Posix.UnixAddress(early) : address);
-        if (errno == Errno.None)
-        {
-            // Before listen nobody can connect, so there is no moment in which others could.
-            errno = Posix.Chmod(early, OwnerOnly);
-            if (errno == Errno.None) errno = Posix.Listen(listener, 1);
-            if (errno == Errno.None && fits) errno = Posix.Link(early, path);
-            if (errno != Errno.None || fits) File.Delete(early);
-        }
-        if (errno == Errno.None) return listener;
-        listener.Dispose();
-        throw Posix.Error($"vfio-user '{path}': listen", errno);
-    }
-
-    private static void RemoveStale(string path, byte[] address)
-    {
-        if (!Path.Exists(path)) return;
-        using OwnedFd probe = Posix.Socket(Posix.AF_UNIX);
-        Errno errno = Posix.Connect(probe, address, null, 1000);
-        if (errno != Errno.ECONNREFUSED)
-        {
-            throw new ConfigurationException($"socket '{path}' " + (errno == Errno.None ? "is served by another process" : $"cannot be replaced: {Posix.Describe(errno)}"));
-        }
-        // Connecting to a plain file is refused too.
-        using (OwnedFd? file = Posix.Open(path, Posix.O_RDONLY, 0, out errno))
-        {
-            if (file is not null) throw new ConfigurationException($"'{path}' is not a socket");
-        }
-        File.Delete(path);
-    }
-
     private void AcceptLoop()
     {
         try
         {
             while (!_stopping && !(_options.Once && Stats.Sessions > 0))
             {
-                if (Posix.Poll(_listener!, Posix.POLLIN, _wake, -1, out _) == 0) continue;
-                OwnedFd? connection = Posix.Accept(_listener!, out Errno errno);
-                if (connection is null) throw Posix.Error($"vfio-user '{_path}': accept", errno);
-                Serve(connection, _path!);
+                if (Posix.Poll(_listener!.Socket, Posix.POLLIN, _wake, -1, out _) == 0) continue;
+                OwnedFd? connection = Posix.Accept(_listener.Socket, out Errno errno);
+                if (connection is null) throw Posix.Error($"vfio-user '{_listener.Path}': accept", errno);
+                Serve(connection, _listener.Path);
             }
         }
         finally
         {
-            File.Delete(_path!);
             _listener!.Dispose();
         }
     }

@@ -103,7 +103,7 @@ internal sealed class EndToEndFailureTests : EndToEnd
     {
         using VmmCommands.Running migration = Vmm.Start(Slow(destination));
         await migration.Line("active: round 1");
-        LibC.kill(victim.Pid, SigKill);
+        Posix.Kill(victim.Pid, SigKill);
         return await migration.Finish();
     }
 

@@ -37,7 +37,7 @@ internal sealed class EndToEndTests : EndToEnd
     {
         PeerProcess vm = await Vmm.StartVm("alpha", "--paused");
         Assert.That(await Vmm.State(vm), Is.EqualTo("prelaunch"));
-        LibC.kill(vm.Pid, signal);
+        Posix.Kill(vm.Pid, signal);
         Assert.That(await Exit(vm), Is.Zero);
         Assert.That(Vmm.Registered, Is.Empty);
     }
@@ -46,7 +46,7 @@ internal sealed class EndToEndTests : EndToEnd
     public async Task The_socket_of_a_killed_VM_is_recognised_and_removed()
     {
         PeerProcess vm = await Vmm.StartVm("alpha");
-        LibC.kill(vm.Pid, SigKill);
+        Posix.Kill(vm.Pid, SigKill);
         await Exit(vm);
         Assert.That(Vmm.Registered, Is.EqualTo(new[] { "alpha.json", "alpha.qmp" }));
         Assert.That((await Vmm.Run("list")).Error, Does.Contain("no VM runs"));

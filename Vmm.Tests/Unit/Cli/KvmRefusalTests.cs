@@ -186,7 +186,7 @@ internal sealed class KvmRefusalTests : KvmEndToEnd
     private static string[] Namespace()
     {
         if (!File.Exists(KvmSystem.DefaultPath)) KvmGuest.Require();
-        string flags = LibC.geteuid() == 0 ? "-m" : "-rm";
+        string flags = PrivateDirectory.CurrentUserId == 0 ? "-m" : "-rm";
         (int status, _, string errors) = Shell.Run("unshare", flags, "mount", "--bind", "/dev/null", "/dev/null");
         if (status == 0) return ["unshare", flags, "sh"];
         string why = $"no mount namespace here: {errors.Trim()}";

@@ -11,7 +11,7 @@ namespace Vmm.Tests.Unit.Cli;
 /// <summary>A serial console on a terminal: raw while the guest runs, and the user's again however that ends.</summary>
 internal sealed class SerialTerminalTests : EndToEnd
 {
-    private const uint Isig = 1;
+    private const uint Isig = 1, Icanon = 2, Echo = 8;
 
     [Test]
     public async Task The_terminal_is_raw_while_the_guest_runs_and_the_users_after([Values("quit", "SIGTERM", "SIGINT", "SIGHUP", "SIGTERM twice")] string end)
@@ -19,15 +19,15 @@ internal sealed class SerialTerminalTests : EndToEnd
         using var pty = new Pty();
         byte[] usual = pty.Mode;
         PeerProcess vm = await Vmm.StartVmOf("vm", "4M", "--device", $"serial,input={pty.Path}");
-        Assert.That(pty.LocalFlags & (TerminalMode.ICANON | TerminalMode.ECHO | Isig), Is.EqualTo(Isig), "raw, and Ctrl-C still a signal");
+        Assert.That(pty.LocalFlags & (Icanon | Echo | Isig), Is.EqualTo(Isig), "raw, and Ctrl-C still a signal");
         switch (end)
         {
             case "quit": await Vmm.Ok("quit", "--vm", "vm"); break;
             case "SIGTERM twice":
-                LibC.kill(vm.Pid, SigTerm);
-                LibC.kill(vm.Pid, SigTerm);
+                Posix.Kill(vm.Pid, SigTerm);
+                Posix.Kill(vm.Pid, SigTerm);
                 break;
-            default: LibC.kill(vm.Pid, end switch { "SIGTERM" => SigTerm, "SIGINT" => SigInt, _ => 1 }); break;
+            default: Posix.Kill(vm.Pid, end switch { "SIGTERM" => SigTerm, "SIGINT" => SigInt, _ => 1 }); break;
         }
         using var limit = new CancellationTokenSource(VmmCommands.Deadline);
         await vm.WaitForExit(limit.Token);

@@ -177,7 +177,7 @@ internal sealed class UpdateTests : EndToEnd
             ["run", "--name", "a", "--memory", "64M", "--replaces", $"{old.Pid}", "--incoming", $"unix:{Vmm["main"]}", .. cpr ? (string[])["--incoming", MigrationChannelArgument.Unix("cpr", Vmm["cpr"])] : []]);
         if (cpr) Assert.That(SpinWait.SpinUntil(() => File.Exists(Vmm["cpr"]), VmmCommands.Deadline), "it waits");
         else await next.Line("ready:");
-        LibC.kill(old.Pid, SigKill);
+        Posix.Kill(old.Pid, SigKill);
         CliResult result = await next.Finish();
         Assert.That((result.Code, result.Error), Is.EqualTo((ExitCode.Failed, result.Error)));
         Assert.That(result.Error, Does.Contain($"process {old.Pid} has ended, and its VM has not arrived"));

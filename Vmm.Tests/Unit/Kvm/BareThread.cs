@@ -33,7 +33,7 @@ internal sealed class BareThread(TimeSpan pause)
     /// <summary>Runs for a while, as a vCPU does.</summary>
     internal void Watch(TimeSpan time)
     {
-        string schedstat = $"/proc/self/task/{LibC.gettid()}/schedstat";
+        string schedstat = $"/proc/self/task/{Posix.ThreadId}/schedstat";
         ulong waited = VcpuDelay.WaitNs(schedstat);
         long start = Stopwatch.GetTimestamp(), last = Stopwatch.GetTimestamp();
         while (Stopwatch.GetElapsedTime(start, last) < time)

@@ -25,7 +25,7 @@ internal sealed class SpinFloor : IDisposable
             OwnedFd go = Posix.EventFd();
             var thread = new Thread(() =>
             {
-                _ids[index] = LibC.gettid();
+                _ids[index] = Posix.ThreadId;
                 ready.Signal();
                 while (true)
                 {

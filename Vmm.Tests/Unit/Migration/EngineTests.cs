@@ -204,7 +204,7 @@ public class EngineTests
         File.WriteAllText(folder["old"], "header");
         Assert.That(await source.Engine.Migrate(MigrationAddress.Parse($"file:{folder["old"]},offset=6")), Is.EqualTo(MigrationStatus.Failed));
         Assert.That(File.ReadAllText(folder["old"]), Is.EqualTo("header"));
-        Assert.That(Assert.ThrowsAsync<ChannelException>(() => source.Engine.Migrate(MigrationAddress.Parse("file:/nonexistent/x")))!.Message,
+        Assert.That((await Assert.ThrowsAsync<ChannelException>(() => source.Engine.Migrate(MigrationAddress.Parse("file:/nonexistent/x"))))!.Message,
             Is.EqualTo("Could not create '/nonexistent/x': No such file or directory"));
     }
 

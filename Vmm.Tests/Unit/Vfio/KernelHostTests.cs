@@ -54,7 +54,7 @@ internal sealed class KernelHostTests
         Assert.That((kernel.Ioctl(zero, 0x3b75, new byte[48], 40, new byte[8], out errno), errno), Is.EqualTo((-1, Errno.ENOTTY)));
         Assert.That((kernel.Read(zero, new byte[3], out errno), kernel.Write(zero, new byte[4], out errno)), Is.EqualTo((3, 4)));
 
-        using OwnedFd file = LibC.memfd_create("vfio-test", 1);
+        using OwnedFd file = Posix.MemFd("vfio-test");
         Assert.That((kernel.PWrite(file, [1, 2, 3], 4096, out errno), kernel.PRead(file, new byte[8], 4097, out errno)), Is.EqualTo((3, 2)));
         Posix.Truncate(file, 8192);
         using MappedRegion map = kernel.Map(file, 4096, 4096, "test", writable: false);

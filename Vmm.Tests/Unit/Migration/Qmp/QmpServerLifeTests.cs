@@ -1,8 +1,10 @@
 using System.IO.Pipes;
+using System.Text;
 using NUnit.Framework;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Migration.Qmp;
+using Vmm.Migration.Update;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Qmp;
@@ -113,6 +115,60 @@ public sealed class QmpServerLifeTests
         }
         client.Dispose();
         LeakCheck.NoMoreThan(before);
+    }
+
+    [Test]
+    public void Clients_that_wait_have_no_thread()
+    {
+        using var host = new QmpHost();
+        using QmpWire first = host.Client(), second = host.Client(oob: true);
+        first.Return("query-name");
+        LeakCheck.WaitFor(() => !LeakCheck.ThreadNames().Exists(static t => t.Name.StartsWith("qmp-", StringComparison.Ordinal)), "no thread of the control plane");
+    }
+
+    [Test]
+    public async Task A_command_that_disposes_the_server_is_not_waited_for_and_the_rest_ends()
+    {
+        var updater = new Moq.Mock<IVmUpdater>();
+        using var host = new QmpHost(updater: updater.Object);
+        using QmpWire wire = host.Client(), other = host.Client();
+        host.Server.UpdateOptions = _ => new UpdateOptions();
+        updater.Setup(static u => u.UpdateAsync(Moq.It.IsAny<UpdateOptions>(), Moq.It.IsAny<CancellationToken>())).Returns(() =>
+        {
+            host.Server.Dispose();
+            return Task.FromResult(new UpdateResult(1, 0, 0, 0));
+        });
+        wire.Send($"{{\"execute\":\"{QmpServer.ExtensionPrefix}update\"}}");
+        await wire.Served.WaitAsync(s_deadline);
+        await other.Served.WaitAsync(s_deadline);
+        await Task.Run(host.Server.Dispose).WaitAsync(s_deadline);
+        Assert.That(() => host.Server.Listen("/x"), Throws.TypeOf<ObjectDisposedException>());
+    }
+
+    [Test]
+    public async Task A_job_that_disposes_the_server_is_not_waited_for_and_the_rest_ends()
+    {
+        using var host = new QmpHost();
+        using QmpWire wire = host.Client();
+        host.Snapshots.Saving = host.Server.Dispose;
+        wire.Send($"{{\"execute\":\"snapshot-save\",\"arguments\":{{\"job-id\":\"j\",\"tag\":\"t\",\"vmstate\":\"{QmpServer.SnapshotNodeName}\",\"devices\":[\"{QmpServer.SnapshotNodeName}\"]}}}}");
+        await wire.Served.WaitAsync(s_deadline);
+        await Task.Run(host.Server.Dispose).WaitAsync(s_deadline);
+        Assert.That(host.Snapshots.Calls, Has.Count.EqualTo(1));
+    }
+
+    [Test]
+    public async Task Dispose_ends_a_client_that_does_not_read_its_answers()
+    {
+        var host = new QmpHost();
+        using QmpWire deaf = host.Client();
+        byte[] burst = Encoding.ASCII.GetBytes(string.Concat(Enumerable.Repeat("{\"execute\":\"query-migrate-capabilities\"}", 2000)));
+        // The server stops reading once its queue is full and its writer waits for room, so not all of this may fit.
+        Task sending = Task.Run(() => deaf.TrySend(burst));
+        LeakCheck.WaitFor(() => sending.IsCompleted || deaf.HasUnread, "answers");
+        await Task.Run(host.Dispose).WaitAsync(s_deadline);
+        await deaf.Served.WaitAsync(s_deadline);
+        await sending.WaitAsync(s_deadline);
     }
 
     [Test]

@@ -94,7 +94,7 @@ public sealed class VfioMultifdTests
         using var cancel = new CancellationTokenSource();
         Task wait = Task.Run(() => to.Buffers.WaitLoaded(cancel.Token));
         await cancel.CancelAsync();
-        Assert.ThrowsAsync<DeviceStateException>(() => wait.WaitAsync(VfioPair.Deadline));
+        await Assert.ThrowsAsync<DeviceStateException>(() => wait.WaitAsync(VfioPair.Deadline));
         to.EndLoad();
     }
 

@@ -65,7 +65,7 @@ public class VfioUserClientTests
     public void C04_AnyFragmentationIsAcceptedAndStrayDescriptorsAreClosed()
     {
         using OwnedFd stray = Posix.EventFd();
-        Posix.Stat(stray, out LibC.StatBuffer before);
+        Posix.Stat(stray, out FileStatus before);
         var server = new ScriptedVfioUserServer { Fragments = true };
         server.On(VfioUserCommand.RegionRead, m => server.Reply(m, [.. m.Body, .. Enumerable.Range(0, (int)m.Access.Count).Select(static i => (byte)i)], stray, stray))
             .On(VfioUserCommand.DeviceGetIrqInfo, m => server.Reply(m, Bytes(16, b => new VfioUserIrqInfo(16, 1, m.Body[8], 1).Write(b)), stray));

@@ -96,7 +96,7 @@ public class VfioUserDeviceIoTests
     [Test]
     public void AreasAreMappedByTheDescriptorOfTheSecondReply([Values] bool noMmap)
     {
-        using OwnedFd file = LibC.memfd_create("bar", 1);
+        using OwnedFd file = Posix.MemFd("bar");
         Posix.Truncate(file, 0x6000);
         Posix.PWrite(file, [0xab, 0xcd], 0x4000, out _);
         ScriptedVfioUserServer server = SparseServer(file, (0x1000, 0x1000), (0x3000, 0), (0x3000, 0x1000));
@@ -151,14 +151,14 @@ public class VfioUserDeviceIoTests
     [TestCase(0xfffffffffffff000ul, 0x2000ul)]
     public void AreasOutsideTheRegionOrItsPagesAreRefused(ulong offset, ulong size)
     {
-        using OwnedFd file = LibC.memfd_create("bar", 1);
+        using OwnedFd file = Posix.MemFd("bar");
         Assert.That(() => new VfioUserRig(SparseServer(file, (offset, size))), Throws.TypeOf<VfioUserProtocolException>().With.Message.Contains("region 0"));
     }
 
     [Test]
     public void MoreThan64AreasAreRefused()
     {
-        using OwnedFd file = LibC.memfd_create("bar", 1);
+        using OwnedFd file = Posix.MemFd("bar");
         Assert.That(() => new VfioUserRig(SparseServer(file, [.. Enumerable.Repeat((0ul, 0x1000ul), 65)])), Throws.TypeOf<VfioUserProtocolException>());
     }
 

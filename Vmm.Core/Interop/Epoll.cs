@@ -1,0 +1,53 @@
+using Tmds.Linux;
+using Vmm.Core.Errors;
+
+namespace Vmm.Core.Interop;
+
+/// <summary>Waits until one of many descriptors is readable (epoll(7), level-triggered). Adding and removing are thread-safe, waiting is for one thread.</summary>
+internal sealed unsafe class Epoll : IDisposable
+{
+    private const int MaxEvents = 64;
+
+    private readonly OwnedFd _epoll;
+
+    internal Epoll()
+    {
+        int fd = LibC.epoll_create1(LibC.EPOLL_CLOEXEC);
+        _epoll = fd >= 0 ? new OwnedFd(fd) : throw Posix.Error("epoll_create1", Posix.LastError);
+    }
+
+    internal void Add(OwnedFd fd, ulong key) => Control(LibC.EPOLL_CTL_ADD, fd, key);
+
+    internal void Remove(OwnedFd fd) => Control(LibC.EPOLL_CTL_DEL, fd, 0);
+
+    /// <summary>Waits without limit.</summary>
+    /// <param name="keys">Receives the keys of readable descriptors; at most 64 are written.</param>
+    internal int Wait(Span<ulong> keys)
+    {
+        using FdInUse epoll = _epoll.Use();
+        // SAFETY: the kernel writes at most MaxEvents entries into this frame.
+        epoll_event* events = stackalloc epoll_event[MaxEvents];
+        while (true)
+        {
+            int count = LibC.epoll_wait(epoll.Number, events, Math.Min(MaxEvents, keys.Length), -1);
+            if (count >= 0)
+            {
+                for (int i = 0; i < count; i++) keys[i] = events[i].data.u64;
+                return count;
+            }
+            Errno errno = Posix.LastError;
+            if (errno != Errno.EINTR) throw Posix.Error("epoll_wait", errno);
+        }
+    }
+
+    public void Dispose() => _epoll.Dispose();
+
+    private void Control(int operation, OwnedFd fd, ulong key)
+    {
+        using FdInUse epoll = _epoll.Use(), watched = fd.Use();
+        var wanted = new epoll_event { events = LibC.EPOLLIN };
+        wanted.data.u64 = key;
+        // SAFETY: the event is on this frame.
+        if (LibC.epoll_ctl(epoll.Number, operation, watched.Number, &wanted) != 0) throw Posix.Error("epoll_ctl", Posix.LastError);
+    }
+}

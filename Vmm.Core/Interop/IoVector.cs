@@ -1,0 +1,56 @@
+using System.Runtime.InteropServices;
+using Tmds.Linux;
+using Vmm.Core.Errors;
+
+namespace Vmm.Core.Interop;
+
+/// <summary>
+/// A fixed number of ranges of memory for one gather write. Not thread-safe; whoever sets a range keeps its memory mapped until the write is done.
+/// Indexes are not checked here: the owner counts its ranges.
+/// </summary>
+internal readonly unsafe struct IoVector(int capacity) : IDisposable
+{
+    // SAFETY: freed in Dispose, once, by the owner of the vector.
+    private readonly iovec* _ranges = (iovec*)NativeMemory.Alloc((nuint)capacity, (nuint)sizeof(iovec));
+
+    internal byte* Start(int index) => (byte*)_ranges[index].iov_base;
+
+    internal long Length(int index) => (long)(ulong)_ranges[index].iov_len;
+
+    internal void Set(int index, byte* start, long length)
+    {
+        // SAFETY: the owner's index is below the capacity.
+        _ranges[index].iov_base = start;
+        _ranges[index].iov_len = (size_t)(ulong)length;
+    }
+
+    /// <summary>One writev, or pwritev if the offset is not negative; EINTR retried.</summary>
+    /// <returns>Bytes written, or -1.</returns>
+    internal long Write(OwnedFd fd, int first, int count, long offset, out Errno errno)
+    {
+        while (true)
+        {
+            // SAFETY: the owner set the ranges first..first+count.
+            nint n = offset < 0 ? LibCExtra.writev(fd, _ranges + first, count) : LibCExtra.pwritev(fd, _ranges + first, count, offset);
+            errno = n >= 0 ? Errno.None : Posix.LastError;
+            if (errno != Errno.EINTR) return n;
+        }
+    }
+
+    /// <summary>One sendmsg that never raises SIGPIPE; EINTR retried.</summary>
+    /// <returns>Bytes sent, or -1.</returns>
+    internal long Send(OwnedFd fd, int first, int count, out Errno errno)
+    {
+        // SAFETY: as in Write; the message is on this frame.
+        var message = new msghdr { msg_iov = _ranges + first, msg_iovlen = count };
+        while (true)
+        {
+            nint n = LibCExtra.sendmsg(fd, &message, Posix.MSG_NOSIGNAL);
+            errno = n >= 0 ? Errno.None : Posix.LastError;
+            if (errno != Errno.EINTR) return n;
+        }
+    }
+
+    // SAFETY: see the field.
+    public void Dispose() => NativeMemory.Free(_ranges);
+}

@@ -1,0 +1,60 @@
+using System.Runtime.InteropServices;
+using Tmds.Linux;
+
+namespace Vmm.Core.Interop;
+
+/// <summary>
+/// C library functions that Tmds.LibC lacks, or declares in a way that does not serve here. All others come from Tmds.LibC; wrappers with EINTR
+/// handling are in <see cref="Posix"/>.
+/// </summary>
+internal static unsafe partial class LibCExtra
+{
+    private const string Library = "libc";
+
+    // Tmds.LibC lacks these.
+
+    [LibraryImport(Library, SetLastError = true)]
+    internal static partial nint writev(OwnedFd fd, iovec* iov, int count);
+
+    [LibraryImport(Library, SetLastError = true)]
+    internal static partial nint pwritev(OwnedFd fd, iovec* iov, int count, long offset);
+
+    /// <summary>Returns only on failure. Both lists end with a null.</summary>
+    [LibraryImport(Library, SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    internal static partial int execvpe(string file, [In] string?[] argv, [In] string?[] envp);
+
+    [LibraryImport(Library)]
+    internal static partial int gettid();
+
+    [LibraryImport(Library, SetLastError = true)]
+    internal static partial int tgkill(int process, int thread, int signal);
+
+    [LibraryImport(Library, SetLastError = true)]
+    internal static partial int sched_setscheduler(int threadId, int policy, ref readonly SchedParam param);
+
+    // Tmds.LibC's poll does not keep errno, so EINTR would look like any other failure.
+
+    [LibraryImport(Library, SetLastError = true)]
+    internal static partial int poll(pollfd* fds, nuint count, int timeoutMs);
+
+    // These run once per buffer or per vCPU exit, and a call through Tmds.LibC costs about 20 ns more than one through generated code.
+
+    [LibraryImport(Library, SetLastError = true)]
+    internal static partial nint sendmsg(OwnedFd fd, msghdr* message, int flags);
+
+    [LibraryImport(Library, SetLastError = true)]
+    internal static partial nint recvmsg(OwnedFd fd, msghdr* message, int flags);
+
+    [LibraryImport(Library, SetLastError = true)]
+    internal static partial nint recv(OwnedFd fd, byte* buffer, nuint count, int flags);
+
+    [LibraryImport(Library, SetLastError = true)]
+    internal static partial int ioctl(OwnedFd fd, nuint request, nint argument);
+
+    /// <summary>struct sched_param.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    internal struct SchedParam
+    {
+        internal int Priority;
+    }
+}

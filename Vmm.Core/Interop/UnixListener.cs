@@ -1,0 +1,125 @@
+using Vmm.Core.Errors;
+
+namespace Vmm.Core.Interop;
+
+/// <summary>
+/// A listening UNIX socket at a path. The path appears only when connections are taken, so whoever waits for it may connect at once. The socket has
+/// mode 0600, and folders that were missing have mode 0700. Dispose removes the file only if it is still the one made here. One owner; not thread-safe.
+/// </summary>
+internal sealed class UnixListener : IDisposable
+{
+    private const uint OwnerOnly = 0x180, OwnerOnlyFolder = 0x1C0; // 0600, 0700
+    private const int ProbeMs = 1000;
+
+    private readonly FileStatus? _file;
+    private bool _disposed;
+
+    private UnixListener(OwnedFd socket, string path, FileStatus? file) => (Socket, Path, _file) = (socket, path, file);
+
+    /// <summary>The listening socket, in blocking mode.</summary>
+    internal OwnedFd Socket { get; }
+
+    /// <summary>Where clients find the socket.</summary>
+    internal string Path { get; private set; }
+
+    /// <summary>False to leave the file on dispose: another process listens there now.</summary>
+    internal bool RemovesFile { get; set; } = true;
+
+    /// <summary>Listens. A socket that nobody listens at any more is replaced; anything else at the path is refused, a symbolic link too.</summary>
+    /// <param name="path">1 to 107 bytes of UTF-8.</param>
+    /// <param name="backlog">Connections that may wait to be accepted.</param>
+    /// <exception cref="ConfigurationException">The path is too long, in use, or not a socket.</exception>
+    /// <exception cref="ChannelException">The system refused.</exception>
+    internal static UnixListener Listen(string path, int backlog)
+    {
+        byte[] address = Posix.UnixAddress(path);
+        string folder = System.IO.Path.GetDirectoryName(path) is { Length: > 0 } name ? name : ".";
+        MakeFolder(folder, path);
+        RemoveStale(path, address);
+        OwnedFd socket = Posix.Socket(Posix.AF_UNIX);
+        try
+        {
+            return new UnixListener(socket, path, Publish(socket, folder, path, backlog));
+        }
+        catch
+        {
+            socket.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Takes over a listening socket that another process made at a path, and the duty to remove its file.</summary>
+    internal static UnixListener Adopt(OwnedFd socket, string path) => new(socket, path, Look(path));
+
+    /// <summary>Moves the file to another path of the same file system, in place of whoever listened there. Connections are not disturbed.</summary>
+    internal void MoveTo(string path)
+    {
+        File.Move(Path, path, overwrite: true);
+        Path = path;
+    }
+
+    public void Dispose()
+    {
+        if (_disposed) return;
+        _disposed = true;
+        // Before the socket is closed: until then no other file can have the same inode.
+        if (RemovesFile && _file is { } made && Look(Path) is { } now && now.IsSameFile(made)) File.Delete(Path);
+        Socket.Dispose();
+    }
+
+    /// <summary>Binds under a name that nobody knows, listens, and then gives the socket its own name.</summary>
+    private static FileStatus Publish(OwnedFd socket, string folder, string path, int backlog)
+    {
+        string temporary = "." + System.IO.Path.GetRandomFileName(), hidden = System.IO.Path.Combine(folder, temporary);
+        using OwnedFd directory = Posix.Open(folder, Posix.O_PATH | Posix.O_DIRECTORY, 0, out Errno errno) ?? throw Refused(path, errno);
+        // An address has room for 107 bytes; this one is short however long the folder's name is.
+        errno = Posix.Bind(socket, Posix.UnixAddress($"/proc/self/fd/{directory.Number}/{temporary}"));
+        if (errno != Errno.None) throw Refused(path, errno);
+        try
+        {
+            // Nobody can connect before listen, so nobody could while the mode was wider.
+            errno = Posix.Chmod(hidden, OwnerOnly);
+            if (errno == Errno.None) errno = Posix.Listen(socket, backlog);
+            FileStatus? file = Look(hidden);
+            // A link, because a rename would replace a socket that another process has put there meanwhile.
+            if (errno == Errno.None) errno = Posix.Link(hidden, path);
+            if (errno == Errno.EEXIST) throw InUse(path);
+            return errno == Errno.None && file is { } made ? made : throw Refused(path, errno);
+        }
+        finally
+        {
+            File.Delete(hidden);
+        }
+    }
+
+    private static void MakeFolder(string folder, string path)
+    {
+        if (Directory.Exists(folder)) return;
+        if (System.IO.Path.GetDirectoryName(folder) is { Length: > 0 } parent) MakeFolder(parent, path);
+        Errno errno = Posix.MakeDirectory(folder, OwnerOnlyFolder);
+        // Another process may have been faster.
+        if (errno != Errno.None && !Directory.Exists(folder))
+            throw new ConfigurationException($"cannot listen at '{path}': folder '{folder}' cannot be made: {Posix.Describe(errno)}");
+    }
+
+    private static void RemoveStale(string path, byte[] address)
+    {
+        if (Look(path) is not { } found) return;
+        if (!found.IsSocket) throw new ConfigurationException($"cannot listen at '{path}': the path exists and is not a socket");
+        using OwnedFd probe = Posix.Socket(Posix.AF_UNIX);
+        if (Posix.Connect(probe, address, null, ProbeMs) != Errno.ECONNREFUSED) throw InUse(path);
+        File.Delete(path);
+    }
+
+    /// <summary>What is at a path itself, symbolic links not followed; null if nothing.</summary>
+    private static FileStatus? Look(string path)
+    {
+        using OwnedFd? fd = Posix.Open(path, Posix.O_PATH | Posix.O_NOFOLLOW, 0, out Errno errno);
+        if (fd is null && errno != Errno.ENOENT) throw Refused(path, errno);
+        return fd is not null && Posix.Stat(fd, out FileStatus status) == Errno.None ? status : null;
+    }
+
+    private static ConfigurationException InUse(string path) => new($"cannot listen at '{path}': it is in use by another process");
+
+    private static ChannelException Refused(string path, Errno errno) => Posix.Error($"cannot listen at '{path}'", errno);
+}
