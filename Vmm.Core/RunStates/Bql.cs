@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Runtime.CompilerServices;
 
 namespace Vmm.Core.RunStates;
 
@@ -8,7 +9,17 @@ namespace Vmm.Core.RunStates;
 /// </summary>
 public sealed class Bql
 {
+    /// <summary>Environment variable, 1 or 0, that switches <see cref="ChecksContracts"/> for a process and those that it starts.</summary>
+    public const string CheckVariable = "VMM_CHECK_LOCKS";
+
     private readonly Lock _lock = new();
+
+    /// <summary>
+    /// Whether the lock contracts in the documentation are checked where they matter: on in tests (<see cref="CheckVariable"/>, or the runtime
+    /// setting <c>Vmm.CheckLocks</c>), off otherwise, when a check costs nothing.
+    /// </summary>
+    public static bool ChecksContracts { get; } =
+        Environment.GetEnvironmentVariable(CheckVariable) is { } text ? text == "1" : AppContext.TryGetSwitch("Vmm.CheckLocks", out bool on) && on;
 
     /// <summary>True if the calling thread holds the lock.</summary>
     public bool IsHeld => _lock.IsHeldByCurrentThread;
@@ -25,11 +36,24 @@ public sealed class Bql
     /// <summary>Leaves the lock after <see cref="TryEnter"/>.</summary>
     public void Exit() => _lock.Exit();
 
-    /// <summary>Asserts in debug builds that the lock is held.</summary>
-    [Conditional("DEBUG")]
-    public void AssertHeld() => Debug.Assert(IsHeld, "the BQL must be held here");
+    /// <summary>Checks that the caller holds the lock, where <see cref="ChecksContracts"/> is on.</summary>
+    /// <param name="member">The caller; filled in by the compiler.</param>
+    /// <exception cref="InvalidOperationException">It does not: a bug of whoever called the caller.</exception>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void AssertHeld([CallerMemberName] string member = "")
+    {
+        if (ChecksContracts && !IsHeld) Broken(member, "held");
+    }
 
-    /// <summary>Asserts in debug builds that the lock is not held.</summary>
-    [Conditional("DEBUG")]
-    public void AssertNotHeld() => Debug.Assert(!IsHeld, "the BQL must not be held here");
+    /// <summary>Checks that the caller does not hold the lock, where <see cref="ChecksContracts"/> is on.</summary>
+    /// <param name="member">The caller; filled in by the compiler.</param>
+    /// <exception cref="InvalidOperationException">It does: a bug of whoever called the caller.</exception>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void AssertNotHeld([CallerMemberName] string member = "")
+    {
+        if (ChecksContracts && IsHeld) Broken(member, "not held");
+    }
+
+    [StackTraceHidden]
+    private static void Broken(string member, string expected) => throw new InvalidOperationException($"lock contract broken: {member} needs the BQL {expected}");
 }

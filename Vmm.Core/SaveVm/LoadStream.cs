@@ -171,6 +171,7 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         {
             if (state is null && type != SectionType.Full)
             {
+                Bql.AssertNotHeld();
                 roles!.State!.LoadState(f, version);
                 return;
             }

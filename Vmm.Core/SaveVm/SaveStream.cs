@@ -86,7 +86,11 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
 
     /// <summary>What is left, from what is known. BQL: not held.</summary>
     /// <returns>The sum over all iterables.</returns>
-    public PendingBytes EstimatePending() => Sum(static live => live.EstimatePending());
+    public PendingBytes EstimatePending()
+    {
+        Bql.AssertNotHeld();
+        return Sum(static live => live.EstimatePending());
+    }
 
     /// <summary>What is left, after a synchronisation with all sources. Takes the BQL.</summary>
     /// <returns>The sum over all iterables.</returns>
