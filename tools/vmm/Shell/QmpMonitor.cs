@@ -24,7 +24,8 @@ internal sealed class QmpMonitor : IMonitor
     {
         try
         {
-            return new QmpMonitor(await Task.Run(() => QmpClient.Connect(path, deadline), cancel), path);
+            // A thread of its own: it blocks until the greeting, which comes in on the pool.
+            return new QmpMonitor(await Task.Factory.StartNew(() => QmpClient.Connect(path, deadline), cancel, TaskCreationOptions.LongRunning, TaskScheduler.Default), path);
         }
         catch (ChannelException e) when (e.Errno == Errno.ETIMEDOUT)
         {
