@@ -3,11 +3,12 @@ using Tmds.Linux;
 namespace Vmm.Core.Interop;
 
 // What callers of Posix name; they do not see Tmds.LibC.
-internal static partial class Posix
+public static partial class Posix
 {
     internal static int O_RDONLY => LibC.O_RDONLY;
     internal static int O_WRONLY => LibC.O_WRONLY;
-    internal static int O_RDWR => LibC.O_RDWR;
+    /// <summary>Opens for reading and writing.</summary>
+    public static int O_RDWR => LibC.O_RDWR;
     internal static int O_CREAT => LibC.O_CREAT;
     internal static int O_EXCL => LibC.O_EXCL;
     internal static int O_TRUNC => LibC.O_TRUNC;
@@ -18,19 +19,22 @@ internal static partial class Posix
     internal static int O_NOFOLLOW => LibC.O_NOFOLLOW;
     internal static int O_PATH => LibC.O_PATH;
 
-    internal static short POLLIN => LibC.POLLIN;
+    /// <summary>There is something to read, or the end.</summary>
+    public static short POLLIN => LibC.POLLIN;
     internal static short POLLOUT => LibC.POLLOUT;
     internal static short POLLERR => LibC.POLLERR;
     internal static short POLLHUP => LibC.POLLHUP;
     internal static short POLLNVAL => LibC.POLLNVAL;
 
-    internal static int AF_UNIX => LibC.AF_UNIX;
+    /// <summary>Family of UNIX sockets.</summary>
+    public static int AF_UNIX => LibC.AF_UNIX;
     internal static int AF_INET => LibC.AF_INET;
     internal static int AF_INET6 => LibC.AF_INET6;
 
     internal static int SHUT_RD => LibC.SHUT_RD;
     internal static int SHUT_WR => LibC.SHUT_WR;
-    internal static int SHUT_RDWR => LibC.SHUT_RDWR;
+    /// <summary>Ends both directions.</summary>
+    public static int SHUT_RDWR => LibC.SHUT_RDWR;
 
     internal static int MSG_PEEK => LibC.MSG_PEEK;
     internal static int MSG_NOSIGNAL => LibC.MSG_NOSIGNAL;

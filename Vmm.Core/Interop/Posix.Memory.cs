@@ -12,10 +12,10 @@ internal enum MemoryAdvice
     Remove,
 }
 
-internal static partial class Posix
+public static partial class Posix
 {
     /// <summary>Makes a memfd of zeros that nobody can shrink: a mapping of it never faults.</summary>
-    internal static OwnedFd MemFd(string name, long lengthBytes)
+    public static OwnedFd MemFd(string name, long lengthBytes)
     {
         OwnedFd fd = MemFd(name);
         Errno errno = Truncate(fd, lengthBytes);
@@ -26,7 +26,7 @@ internal static partial class Posix
     }
 
     /// <summary>Makes an empty memfd, which can be sealed.</summary>
-    internal static unsafe OwnedFd MemFd(string name)
+    public static unsafe OwnedFd MemFd(string name)
     {
         // SAFETY: the name is zero-terminated and pinned for the call.
         fixed (byte* text = CString(name))

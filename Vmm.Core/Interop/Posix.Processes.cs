@@ -2,7 +2,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.Interop;
 
-internal static partial class Posix
+public static partial class Posix
 {
     private const int SYS_pidfd_open = 434;
 

@@ -8,15 +8,21 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.Interop;
 
-internal static partial class Posix
+public static partial class Posix
 {
-    internal static OwnedFd Socket(int family)
+    /// <summary>Makes a stream socket, blocking and close-on-exec.</summary>
+    /// <returns>The socket; the caller's.</returns>
+    /// <exception cref="ChannelException">The process has no room for more descriptors.</exception>
+    public static OwnedFd Socket(int family)
     {
         int fd = LibC.socket(family, LibC.SOCK_STREAM | LibC.SOCK_CLOEXEC, 0);
         return fd >= 0 ? new OwnedFd(fd) : throw Error("socket", LastError);
     }
 
-    internal static unsafe (OwnedFd First, OwnedFd Second) SocketPair()
+    /// <summary>Makes two connected UNIX stream sockets, blocking and close-on-exec.</summary>
+    /// <returns>Both ends; the caller's.</returns>
+    /// <exception cref="ChannelException">The process has no room for more descriptors.</exception>
+    public static unsafe (OwnedFd First, OwnedFd Second) SocketPair()
     {
         // SAFETY: the kernel writes two numbers into this frame.
         int* fds = stackalloc int[2];
@@ -46,7 +52,7 @@ internal static partial class Posix
     internal const int MaxUnixPathBytes = 107;
 
     /// <summary>Builds a sockaddr_un; at most <see cref="MaxUnixPathBytes"/> of path.</summary>
-    internal static byte[] UnixAddress(string path)
+    public static byte[] UnixAddress(string path)
     {
         byte[] name = Encoding.UTF8.GetBytes(path);
         if (name.Length is 0 or > MaxUnixPathBytes) throw new ConfigurationException($"UNIX socket path '{path}' must have 1 to {MaxUnixPathBytes} bytes, it has {name.Length}");
@@ -70,7 +76,7 @@ internal static partial class Posix
     }
 
     /// <summary>Connects; a blocked connect ends with <see cref="Errno.ECANCELED"/> when <paramref name="wake"/> fires or ETIMEDOUT after the timeout.</summary>
-    internal static Errno Connect(OwnedFd fd, byte[] address, OwnedFd? wake, int timeoutMs)
+    public static Errno Connect(OwnedFd fd, byte[] address, OwnedFd? wake, int timeoutMs)
     {
         SetNonBlocking(fd, true);
         Errno errno = StartConnect(fd, address);
@@ -87,7 +93,9 @@ internal static partial class Posix
         return Errno.None;
     }
 
-    internal static unsafe OwnedFd? Accept(OwnedFd listener, out Errno errno)
+    /// <summary>Waits for the next client of a listening socket; a shutdown of the socket ends the wait.</summary>
+    /// <returns>The connection, the caller's; null with an errno.</returns>
+    public static unsafe OwnedFd? Accept(OwnedFd listener, out Errno errno)
     {
         using FdInUse use = listener.Use();
         while (true)
@@ -118,7 +126,8 @@ internal static partial class Posix
 
     internal static Errno SocketError(OwnedFd fd) => (Errno)GetOption(fd, LibC.SOL_SOCKET, LibC.SO_ERROR);
 
-    internal static bool IsSocket(OwnedFd fd) => Stat(fd, out FileStatus status) == Errno.None && status.IsSocket;
+    /// <summary>Whether a descriptor is a socket.</summary>
+    public static bool IsSocket(OwnedFd fd) => Stat(fd, out FileStatus status) == Errno.None && status.IsSocket;
 
     internal static void TuneStream(OwnedFd fd, bool tcp, bool keepAlive)
     {
@@ -127,7 +136,7 @@ internal static partial class Posix
     }
 
     /// <summary>Lets more bytes wait in a socket, past the system's limit where this process may; a refusal leaves what there is.</summary>
-    internal static void WidenSendBuffer(OwnedFd fd, int bytes)
+    public static void WidenSendBuffer(OwnedFd fd, int bytes)
     {
         SetOption(fd, LibC.SOL_SOCKET, LibC.SO_SNDBUF, bytes);
         SetOption(fd, LibC.SOL_SOCKET, LibC.SO_SNDBUFFORCE, bytes);
@@ -135,7 +144,9 @@ internal static partial class Posix
 
     internal static void ReuseAddress(OwnedFd fd) => SetOption(fd, LibC.SOL_SOCKET, LibC.SO_REUSEADDR, 1);
 
-    internal static Errno ShutdownSocket(OwnedFd fd, int how)
+    /// <summary>Ends one or both directions of a connection (shutdown(2)); blocked calls on it return.</summary>
+    /// <returns>None, or why the kernel refused.</returns>
+    public static Errno ShutdownSocket(OwnedFd fd, int how)
     {
         using FdInUse use = fd.Use();
         return LibC.shutdown(use.Number, how) == 0 ? Errno.None : LastError;
@@ -159,7 +170,9 @@ internal static partial class Posix
         return false;
     }
 
-    internal static unsafe int Receive(OwnedFd fd, Span<byte> into, int flags, out Errno errno)
+    /// <summary>Receives from a socket (recv(2)).</summary>
+    /// <returns>Bytes received, 0 after the peer has ended its direction; -1 with an errno.</returns>
+    public static unsafe int Receive(OwnedFd fd, Span<byte> into, int flags, out Errno errno)
     {
         // SAFETY: the bytes are pinned for the call, and the kernel is told how many there are.
         fixed (byte* bytes = into)
@@ -197,10 +210,10 @@ internal static partial class Posix
     }
 
     /// <summary>Sends bytes with descriptors as SCM_RIGHTS on a UNIX socket; at most 16 descriptors.</summary>
-    internal static int SendWithFds(OwnedFd fd, ReadOnlySpan<byte> data, ReadOnlySpan<SafeHandle> fds, out Errno errno) => SendWithFds(fd, data, default, fds, out errno);
+    public static int SendWithFds(OwnedFd fd, ReadOnlySpan<byte> data, ReadOnlySpan<SafeHandle> fds, out Errno errno) => SendWithFds(fd, data, default, fds, out errno);
 
     /// <summary>As above, with a second part behind the first, so that a header and somebody else's buffer leave in one call.</summary>
-    internal static unsafe int SendWithFds(OwnedFd fd, ReadOnlySpan<byte> data, ReadOnlySpan<byte> more, ReadOnlySpan<SafeHandle> fds, out Errno errno)
+    public static unsafe int SendWithFds(OwnedFd fd, ReadOnlySpan<byte> data, ReadOnlySpan<byte> more, ReadOnlySpan<SafeHandle> fds, out Errno errno)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan(fds.Length, MaxFds);
         byte* control = stackalloc byte[ControlBytes(MaxFds)];
@@ -243,7 +256,7 @@ internal static partial class Posix
     }
 
     /// <summary>Receives bytes and the descriptors that came with them (close-on-exec). A truncated control message closes all and reports EMFILE.</summary>
-    internal static unsafe int ReceiveWithFds(OwnedFd fd, Span<byte> into, List<OwnedFd> received, bool wait, out Errno errno)
+    public static unsafe int ReceiveWithFds(OwnedFd fd, Span<byte> into, List<OwnedFd> received, bool wait, out Errno errno)
     {
         int controlBytes = ControlBytes(MaxReceivedFds);
         byte* control = stackalloc byte[controlBytes];

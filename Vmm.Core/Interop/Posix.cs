@@ -6,22 +6,26 @@ using Vmm.Core.Errors;
 namespace Vmm.Core.Interop;
 
 /// <summary>
-/// Safe shapes over the C library: EINTR retried, descriptors as <see cref="OwnedFd"/>, failure as <see cref="Errno"/>. Nothing here
-/// throws for an operating system failure; callers decide.
+/// Safe shapes over the C library, public as far as device plugins need them: EINTR retried, descriptors as <see cref="OwnedFd"/>, failure as
+/// <see cref="Errno"/>. Only what makes a descriptor and has nothing else to return throws for a failure; elsewhere callers decide. Thread-safe as
+/// the calls of the kernel are.
 /// </summary>
-internal static partial class Posix
+public static partial class Posix
 {
     /// <summary>The kernel's id of the calling thread.</summary>
-    internal static int ThreadId => LibCExtra.gettid();
+    public static int ThreadId => LibCExtra.gettid();
 
     internal static Errno LastError => (Errno)Marshal.GetLastPInvokeError();
 
-    internal static string Describe(Errno errno) => Marshal.GetPInvokeErrorMessage((int)errno);
+    /// <summary>The C library's text for an error, such as <c>No such device</c>.</summary>
+    public static string Describe(Errno errno) => Marshal.GetPInvokeErrorMessage((int)errno);
 
     /// <summary>Turns a failed call into an exception that names the object.</summary>
-    internal static ChannelException Error(string what, Errno errno) => new($"{what}: {Describe(errno)}", errno);
+    public static ChannelException Error(string what, Errno errno) => new($"{what}: {Describe(errno)}", errno);
 
-    internal static unsafe int Read(OwnedFd fd, Span<byte> into, out Errno errno)
+    /// <summary>Reads from a descriptor (read(2)); blocks if the descriptor does.</summary>
+    /// <returns>Bytes read, 0 at the end; -1 with an errno.</returns>
+    public static unsafe int Read(OwnedFd fd, Span<byte> into, out Errno errno)
     {
         using FdInUse use = fd.Use();
         // SAFETY: the bytes are pinned for the call, and the kernel is told how many there are.
@@ -36,7 +40,9 @@ internal static partial class Posix
         }
     }
 
-    internal static unsafe int Write(OwnedFd fd, ReadOnlySpan<byte> from, out Errno errno)
+    /// <summary>Writes to a descriptor (write(2)); blocks if the descriptor does.</summary>
+    /// <returns>Bytes written, perhaps not all; -1 with an errno.</returns>
+    public static unsafe int Write(OwnedFd fd, ReadOnlySpan<byte> from, out Errno errno)
     {
         using FdInUse use = fd.Use();
         // SAFETY: the bytes are pinned for the call, and the kernel is told how many there are.
@@ -51,7 +57,9 @@ internal static partial class Posix
         }
     }
 
-    internal static unsafe int PRead(OwnedFd fd, Span<byte> into, long offset, out Errno errno)
+    /// <summary>Reads at an offset and leaves the file position alone (pread(2)).</summary>
+    /// <returns>Bytes read, 0 at the end; -1 with an errno.</returns>
+    public static unsafe int PRead(OwnedFd fd, Span<byte> into, long offset, out Errno errno)
     {
         using FdInUse use = fd.Use();
         // SAFETY: the bytes are pinned for the call, and the kernel is told how many there are.
@@ -66,7 +74,9 @@ internal static partial class Posix
         }
     }
 
-    internal static unsafe int PWrite(OwnedFd fd, ReadOnlySpan<byte> from, long offset, out Errno errno)
+    /// <summary>Writes at an offset and leaves the file position alone (pwrite(2)).</summary>
+    /// <returns>Bytes written, perhaps not all; -1 with an errno.</returns>
+    public static unsafe int PWrite(OwnedFd fd, ReadOnlySpan<byte> from, long offset, out Errno errno)
     {
         using FdInUse use = fd.Use();
         // SAFETY: the bytes are pinned for the call, and the kernel is told how many there are.
@@ -82,7 +92,7 @@ internal static partial class Posix
     }
 
     /// <summary>Opens a file; close-on-exec always.</summary>
-    internal static unsafe OwnedFd? Open(string path, int flags, int mode, out Errno errno)
+    public static unsafe OwnedFd? Open(string path, int flags, int mode, out Errno errno)
     {
         // SAFETY: the path is zero-terminated and pinned for the call.
         fixed (byte* text = CString(path))
@@ -124,7 +134,9 @@ internal static partial class Posix
         return at >= 0 ? at : -2;
     }
 
-    internal static unsafe (OwnedFd Read, OwnedFd Write) Pipe()
+    /// <summary>Makes a pipe, both ends in blocking mode and close-on-exec.</summary>
+    /// <exception cref="ChannelException">The process has no room for more descriptors.</exception>
+    public static unsafe (OwnedFd Read, OwnedFd Write) Pipe()
     {
         // SAFETY: the kernel writes two numbers into this frame.
         int* fds = stackalloc int[2];
@@ -133,22 +145,41 @@ internal static partial class Posix
     }
 
     /// <summary>Asks for a pipe of a size; the kernel may refuse.</summary>
-    internal static void SetPipeSize(OwnedFd pipe, int bytes) => Control(pipe, LibC.F_SETPIPE_SZ, bytes);
+    public static void SetPipeSize(OwnedFd pipe, int bytes) => Control(pipe, LibC.F_SETPIPE_SZ, bytes);
 
-    internal static OwnedFd EventFd()
+    /// <summary>Moves bytes between a pipe and a socket inside the kernel (splice(2)); blocks.</summary>
+    /// <returns>Bytes moved, perhaps not all, 0 at the end of <paramref name="from"/>; -1 with an errno.</returns>
+    public static unsafe int Splice(OwnedFd from, OwnedFd to, int count, out Errno errno)
+    {
+        using FdInUse source = from.Use(), target = to.Use();
+        while (true)
+        {
+            // SAFETY: no offsets are given.
+            int n = (int)LibC.splice(source.Number, null, target.Number, null, count, (uint)(LibC.SPLICE_F_MOVE | LibC.SPLICE_F_MORE));
+            errno = n >= 0 ? Errno.None : LastError;
+            if (errno != Errno.EINTR) return n;
+        }
+    }
+
+    /// <summary>Makes an eventfd of 0, non-blocking and close-on-exec.</summary>
+    /// <returns>The descriptor; the caller's.</returns>
+    /// <exception cref="ChannelException">The process has no room for more descriptors.</exception>
+    public static OwnedFd EventFd()
     {
         int fd = LibC.eventfd(0, LibC.EFD_CLOEXEC | LibC.EFD_NONBLOCK);
         return fd >= 0 ? new OwnedFd(fd) : throw Error("eventfd", LastError);
     }
 
-    internal static void SignalEventFd(OwnedFd fd)
+    /// <summary>Adds 1 to an eventfd: whoever polls it wakes.</summary>
+    public static void SignalEventFd(OwnedFd fd)
     {
         Span<byte> one = stackalloc byte[8];
         one[0] = 1;
         Write(fd, one, out _);
     }
 
-    internal static void DrainEventFd(OwnedFd fd)
+    /// <summary>Sets an eventfd back to 0.</summary>
+    public static void DrainEventFd(OwnedFd fd)
     {
         Span<byte> value = stackalloc byte[8];
         Read(fd, value, out _);
@@ -156,7 +187,7 @@ internal static partial class Posix
 
     /// <summary>Waits for events on one descriptor, or on a second one that wakes the waiter. Negative timeout: no limit.</summary>
     /// <returns>The returned events of <paramref name="fd"/>; 0 after a timeout or when only <paramref name="wake"/> fired.</returns>
-    internal static unsafe short Poll(OwnedFd fd, short events, OwnedFd? wake, int timeoutMs, out bool woken)
+    public static unsafe short Poll(OwnedFd fd, short events, OwnedFd? wake, int timeoutMs, out bool woken)
     {
         using FdInUse use = fd.Use(), wakeUse = new(wake);
         // SAFETY: two entries on this frame, which the kernel updates.
@@ -173,7 +204,9 @@ internal static partial class Posix
         }
     }
 
-    internal static unsafe Errno Stat(OwnedFd fd, out FileStatus status)
+    /// <summary>What fstat(2) says of an open descriptor.</summary>
+    /// <returns>None, or why the kernel refused.</returns>
+    public static unsafe Errno Stat(OwnedFd fd, out FileStatus status)
     {
         using FdInUse use = fd.Use();
         stat found;
@@ -201,7 +234,7 @@ internal static partial class Posix
     internal static bool IsOpen(int fd) => LibC.fcntl(fd, LibC.F_GETFD, 0) >= 0;
 
     /// <summary>Duplicates a descriptor, close-on-exec set.</summary>
-    internal static OwnedFd Duplicate(OwnedFd fd)
+    public static OwnedFd Duplicate(OwnedFd fd)
     {
         int copy = Control(fd, LibC.F_DUPFD_CLOEXEC, 3);
         return copy < 0 ? throw Error("dup", LastError) : new OwnedFd(copy);
@@ -216,7 +249,7 @@ internal static partial class Posix
     }
 
     /// <summary>Whether a file can never become shorter.</summary>
-    internal static bool IsSealedAgainstShrinking(OwnedFd file) => Control(file, LibC.F_GET_SEALS, 0) is var seals and >= 0 && (seals & LibC.F_SEAL_SHRINK) != 0;
+    public static bool IsSealedAgainstShrinking(OwnedFd file) => Control(file, LibC.F_GET_SEALS, 0) is var seals and >= 0 && (seals & LibC.F_SEAL_SHRINK) != 0;
 
     /// <summary>Fixes the size of a memfd for good, and that no seal is added later.</summary>
     internal static Errno SealSize(OwnedFd memfd) =>
@@ -242,7 +275,7 @@ internal static partial class Posix
     }
 
     /// <summary>Whether two descriptors are one open file, as after passing one twice (kcmp(2)); false also where the kernel does not tell.</summary>
-    internal static bool IsSameFile(OwnedFd a, OwnedFd b)
+    public static bool IsSameFile(OwnedFd a, OwnedFd b)
     {
         const int kcmp = 312, file = 0;
         using FdInUse first = a.Use(), second = b.Use();

@@ -6,7 +6,7 @@ namespace Vmm.Core.Interop;
 /// Lets a thread go before all ordinary ones for the moment in which somebody waits for it: on a busy host a thread that is ready may otherwise
 /// stand in line for many milliseconds. Needs CAP_SYS_NICE or RLIMIT_RTPRIO; without them nothing happens.
 /// </summary>
-internal sealed class RealtimeBoost
+public sealed class RealtimeBoost
 {
     private const int LowestPriority = 1;
 
@@ -43,7 +43,7 @@ internal sealed class RealtimeBoost
     /// <summary>Raises a thread of this process; one that already has a realtime policy is left alone.</summary>
     /// <param name="threadId">The kernel's id, 0 for the calling thread.</param>
     /// <returns>To be given back with <see cref="Lower"/>, by any thread if an id was given.</returns>
-    internal static RealtimeBoost? Raise(int threadId)
+    public static RealtimeBoost? Raise(int threadId)
     {
         int policy = LibC.sched_getscheduler(threadId);
         // These have no priority that would be lost.
@@ -52,7 +52,7 @@ internal sealed class RealtimeBoost
     }
 
     /// <summary>Gives the thread its own policy back. A thread that has ended is no loss.</summary>
-    internal void Lower()
+    public void Lower()
     {
         if (!_raised) return;
         _raised = false;

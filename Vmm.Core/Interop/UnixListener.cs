@@ -6,7 +6,7 @@ namespace Vmm.Core.Interop;
 /// A listening UNIX socket at a path. The path appears only when connections are taken, so whoever waits for it may connect at once. The socket has
 /// mode 0600, and folders that were missing have mode 0700. Dispose removes the file only if it is still the one made here. One owner; not thread-safe.
 /// </summary>
-internal sealed class UnixListener : IDisposable
+public sealed class UnixListener : IDisposable
 {
     private const uint OwnerOnly = 0x180, OwnerOnlyFolder = 0x1C0; // 0600, 0700
     private const int ProbeMs = 1000;
@@ -17,10 +17,10 @@ internal sealed class UnixListener : IDisposable
     private UnixListener(OwnedFd socket, string path, FileStatus? file) => (Socket, Path, _file) = (socket, path, file);
 
     /// <summary>The listening socket, in blocking mode.</summary>
-    internal OwnedFd Socket { get; }
+    public OwnedFd Socket { get; }
 
     /// <summary>Where clients find the socket.</summary>
-    internal string Path { get; private set; }
+    public string Path { get; private set; }
 
     /// <summary>False to leave the file on dispose: another process listens there now.</summary>
     internal bool RemovesFile { get; set; } = true;
@@ -28,9 +28,10 @@ internal sealed class UnixListener : IDisposable
     /// <summary>Listens. A socket that nobody listens at any more is replaced; anything else at the path is refused, a symbolic link too.</summary>
     /// <param name="path">1 to 107 bytes of UTF-8.</param>
     /// <param name="backlog">Connections that may wait to be accepted.</param>
+    /// <returns>The listener; the caller's.</returns>
     /// <exception cref="ConfigurationException">The path is too long, in use, or not a socket.</exception>
     /// <exception cref="ChannelException">The system refused.</exception>
-    internal static UnixListener Listen(string path, int backlog)
+    public static UnixListener Listen(string path, int backlog)
     {
         byte[] address = Posix.UnixAddress(path);
         string folder = System.IO.Path.GetDirectoryName(path) is { Length: > 0 } name ? name : ".";
@@ -58,6 +59,7 @@ internal sealed class UnixListener : IDisposable
         Path = path;
     }
 
+    /// <summary>Stops listening and removes the file.</summary>
     public void Dispose()
     {
         if (_disposed) return;

@@ -1,7 +1,7 @@
-using Tmds.Linux;
 using Vmm.Core.Errors;
+using Vmm.Core.Interop;
 
-namespace Vmm.Core.Interop;
+namespace Vmm.Devices.Vfio.User.Wire;
 
 /// <summary>Which end of a move failed.</summary>
 internal enum SpliceSide
@@ -40,12 +40,12 @@ internal sealed class SplicePipe : IDisposable
         int taken = 0, delivered = 0;
         while (taken < count)
         {
-            int n = Splice(from, _write, count - taken, out Errno errno);
+            int n = Posix.Splice(from, _write, count - taken, out Errno errno);
             if (n <= 0) return new SpliceResult(taken, delivered, SpliceSide.From, n == 0 ? Errno.ECONNRESET : errno);
             taken += n;
             while (delivered < taken)
             {
-                n = Splice(_read, to, taken - delivered, out errno);
+                n = Posix.Splice(_read, to, taken - delivered, out errno);
                 if (n > 0) { delivered += n; continue; }
                 Reset();
                 return new SpliceResult(taken, delivered, SpliceSide.To, n == 0 ? Errno.EPIPE : errno);
@@ -73,17 +73,5 @@ internal sealed class SplicePipe : IDisposable
         // A smaller pipe works too, with more calls; an unprivileged user may be refused.
         Posix.SetPipeSize(pipe.Write, CapacityBytes);
         return pipe;
-    }
-
-    private static unsafe int Splice(OwnedFd from, OwnedFd to, int count, out Errno errno)
-    {
-        using FdInUse source = from.Use(), target = to.Use();
-        while (true)
-        {
-            // SAFETY: no offsets are given.
-            int n = (int)LibC.splice(source.Number, null, target.Number, null, count, (uint)(LibC.SPLICE_F_MOVE | LibC.SPLICE_F_MORE));
-            errno = n >= 0 ? Errno.None : Posix.LastError;
-            if (errno != Errno.EINTR) return n;
-        }
     }
 }
