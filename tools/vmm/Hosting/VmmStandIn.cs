@@ -64,6 +64,7 @@ internal sealed class VmmStandIn : MoveStandIn
     {
         _server?.Dispose();
         _backend?.Dispose();
+        base.Dispose(disposing);
     }
 
     private static RamBlockOptions Block(string name, ulong bytes) => new() { Name = name, SizeBytes = bytes };

@@ -67,7 +67,7 @@ internal sealed class QmpMonitor : IMonitor
         Task arrives = _event.WaitAsync(waits.Token);
         await Task.WhenAny(arrives, _client.Closed);
         await waits.CancelAsync();
-        while (_event.Wait(0))
+        while (_event.Wait(0, CancellationToken.None))
         {
             // The caller looks at the VM's state next, which holds what these have told.
         }

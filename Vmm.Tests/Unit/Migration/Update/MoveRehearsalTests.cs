@@ -57,6 +57,10 @@ public class MoveRehearsalTests
 
         public override VmOptions Options => base.Options with { Devices = [new DeviceOptions("no-such-device")] };
 
-        protected override void Dispose(bool disposing) => IsDisposed = true;
+        protected override void Dispose(bool disposing)
+        {
+            IsDisposed = true;
+            base.Dispose(disposing);
+        }
     }
 }
