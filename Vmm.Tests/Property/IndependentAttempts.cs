@@ -255,8 +255,28 @@ public sealed class IndependentAttempts
             var recording = new RecordingChannel(inner);
             MigrationStatus end = await Follow(() => Vm.Engine.Migrate(wrap(recording)));
             if (incoming is not null) await incoming;
-            // How far a failed one came is not the same twice.
-            return ($"{end}{(attempt.Kind == Kind.Cancel ? "" : Error())}", end == MigrationStatus.Completed ? recording.Written : []);
+            // How far a cancelled one came is not the same twice, nor which side is first to tell of a cut link.
+            bool isCertain = attempt.Kind == Kind.Migrate || (attempt.Kind == Kind.Fail && !answered);
+            return ($"{end}{(isCertain ? Error() : "")}", end == MigrationStatus.Completed ? WithoutEmptyParts(recording.Written) : []);
+        }
+
+        /// <summary>
+        /// PART sections of RAM with nothing in them: written while the device's state waits for the first measurement of the wire, so the clock decides
+        /// how many. <c>u8 2, be32 id, be64 EOS, u8 0x7e, be32 id</c>.
+        /// </summary>
+        private static byte[] WithoutEmptyParts(byte[] stream)
+        {
+            byte[] name = [3, .. "ram"u8];
+            int start = stream.AsSpan().IndexOf(name);
+            byte[] id = stream[(start - 4)..start], part = [2, .. id, 0, 0, 0, 0, 0, 0, 0, 0x10, 0x7e, .. id];
+            var kept = new MemoryStream();
+            for (ReadOnlySpan<byte> left = stream; ;)
+            {
+                int at = left.IndexOf(part);
+                kept.Write(at < 0 ? left : left[..at]);
+                if (at < 0) return kept.ToArray();
+                left = left[(at + part.Length)..];
+            }
         }
 
         private async Task<(string End, byte[] Written)> MigrateOverSockets(Attempt attempt)
