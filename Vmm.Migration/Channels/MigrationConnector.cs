@@ -5,7 +5,6 @@ using System.Net.Sockets;
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
-using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Channels;
 

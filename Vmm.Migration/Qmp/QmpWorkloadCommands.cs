@@ -1,6 +1,7 @@
 using System.Text.Json.Nodes;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
+using Vmm.Core.Workloads;
 
 namespace Vmm.Migration.Qmp;
 

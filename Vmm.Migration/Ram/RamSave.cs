@@ -2,7 +2,6 @@ using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
-using Vmm.Migration.Cpr;
 
 namespace Vmm.Migration.Ram;
 

@@ -15,12 +15,6 @@ public partial class HouseTests
     /// <summary>Top folder of the sources.</summary>
     internal static string Root => s_root;
 
-    /// <summary>Inside Core a folder may use those before it in this list; folders of one entry may use each other.</summary>
-    private static readonly string[][] s_coreLayers =
-    [
-        ["Errors"], ["Interop"], ["Buffers", "Threading"], ["Memory"], ["Channels", "Wire"], ["RunStates", "SaveVm", "VmStates"], ["Pci", "Cpr"], ["Devices"], ["Kvm"], ["Diagnostics"],
-    ];
-
     [Test]
     public void NoFileIsOverTheCap() =>
         Assert.That(Sources(s_root).Select(static f => (f, File.ReadAllLines(f).Length)).Where(static x => x.Length > MaxLines), Is.Empty);
@@ -57,24 +51,6 @@ public partial class HouseTests
         Assert.That(References(typeof(Migration.MigrationServiceExtensions)), Is.EqualTo((string[])["Vmm.Core"]));
         Assert.That(References(typeof(Devices.Vfio.VfioPlugin)), Is.SubsetOf((string[])["Vmm.Core"]));
         Assert.That(References(typeof(VmmException)), Is.Empty);
-    }
-
-    [Test]
-    public void FoldersOfCoreUseOnlyThoseBelowThem()
-    {
-        var rank = s_coreLayers.SelectMany((layer, i) => layer.Select(folder => (folder, i))).ToDictionary(x => x.folder, x => x.i);
-        var bad = new List<string>();
-        foreach (string file in Sources(Path.Combine(s_root, "Vmm.Core")))
-        {
-            string folder = Relative(file).Split('/')[1];
-            if (!rank.TryGetValue(folder, out int own)) continue;
-            foreach (Match use in UsesOfCore().Matches(File.ReadAllText(file)))
-            {
-                string used = use.Groups[1].Value + use.Groups[2].Value;
-                if (rank.TryGetValue(used, out int other) && other > own && used != "Diagnostics") bad.Add($"{Relative(file)} uses {used}");
-            }
-        }
-        Assert.That(bad.Distinct(), Is.Empty);
     }
 
     [Test]
@@ -136,9 +112,6 @@ public partial class HouseTests
 
     [GeneratedRegex(@"\bunsafe\b|LibraryImport|DllImport|\bUnsafe\.|MemoryMarshal|\bstackalloc\b.*\*")]
     private static partial Regex UnsafeWords();
-
-    [GeneratedRegex(@"^using Vmm\.Core\.(\w+)|[ (<](?=(?:Devices|Pci|Cpr|SaveVm|VmStates|RunStates)\.[A-Z])(\w+)\.", RegexOptions.Multiline)]
-    private static partial Regex UsesOfCore();
 
     [GeneratedRegex(@"`((?:[\w.-]+/)*[\w.-]+\.(?:cs|md|csproj|sln|props))`")]
     private static partial Regex NamedFiles();

@@ -3,6 +3,7 @@ using Vmm.Core.Devices;
 using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
+using Vmm.Core.Workloads;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Status;
 using Vmm.Tests.Support;

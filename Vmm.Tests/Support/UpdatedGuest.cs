@@ -1,6 +1,7 @@
 using System.Text.Json.Nodes;
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
+using Vmm.Core.Workloads;
 using Vmm.Tools.Cli.Guests;
 using Vmm.Tools.Cli.Shell;
 

@@ -67,7 +67,7 @@ internal sealed class CliRoot
         root.Add(Run());
         root.Add(Migrate());
         root.Add(Snapshot("savevm", "Save a snapshot of the VM; it stops meanwhile and goes on afterwards", static (c, name, json) => c.Save(name, json)));
-        root.Add(Snapshot("loadvm", "Put the VM into the state of a snapshot; a failure leaves it as it was", static (c, name, json) => c.Load(name, json)));
+        root.Add(Snapshot("loadvm", "Put the VM into the state of a snapshot; one that turns out to be bad leaves the VM as it was", static (c, name, json) => c.Load(name, json)));
         root.Add(Snapshot("delvm", "Delete a snapshot", static (c, name, json) => c.Delete(name, json)));
         root.Add(Json("snapshots", "List the VM's snapshots", (target, json) => new SnapshotCommands(_context, target).List(json)));
         root.Add(Json("status", "Show the VM's state and its migration", (target, json) => new SimpleCommands(_context, target).Status(json)));

@@ -11,7 +11,6 @@ using Vmm.Migration.Engine;
 using Vmm.Migration.Qmp;
 using Vmm.Migration.Status;
 using Vmm.Migration.Update;
-using Vmm.Tools.Cli.Migrate;
 using Vmm.Tools.Cli.Registry;
 using Vmm.Tools.Cli.Shell;
 

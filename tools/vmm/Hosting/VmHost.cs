@@ -3,6 +3,7 @@ using Microsoft.Extensions.Logging;
 using Microsoft.Extensions.Logging.Console;
 using Vmm.Core.Devices;
 using Vmm.Core.Kvm;
+using Vmm.Core.Workloads;
 using Vmm.Devices.Vfio;
 using Vmm.Migration;
 using Vmm.Migration.Qmp;

@@ -1,7 +1,5 @@
 using System.Text.Json.Nodes;
 using Vmm.Migration.Channels;
-using Vmm.Migration.Status;
-using Vmm.Tools.Cli.Client;
 
 namespace Vmm.Tools.Cli.Shell;
 

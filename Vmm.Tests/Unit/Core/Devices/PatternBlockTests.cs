@@ -1,5 +1,6 @@
 using Vmm.Core.Devices;
 using Vmm.Core.Memory;
+using Vmm.Core.Workloads;
 
 namespace Vmm.Tests.Unit.Core.Devices;
 

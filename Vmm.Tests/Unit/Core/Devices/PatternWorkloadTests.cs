@@ -4,6 +4,7 @@ using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
+using Vmm.Core.Workloads;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Status;
 using Vmm.Tests.Support;

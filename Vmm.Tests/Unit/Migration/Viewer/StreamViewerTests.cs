@@ -2,6 +2,7 @@ using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.Wire;
+using Vmm.Core.Workloads;
 using Vmm.Migration.Status;
 using Vmm.Migration.Viewer;
 using Vmm.Tests.Support;

@@ -1,7 +1,7 @@
 using System.Buffers.Binary;
 using Vmm.Core.Memory;
 
-namespace Vmm.Core.Devices;
+namespace Vmm.Core.Workloads;
 
 /// <summary>
 /// The workload's view of one RAM block. Data pages come first; then index pages (u32 magic, u32 number, 1022 u32 generations, one for each

@@ -2,7 +2,7 @@ using System.Buffers.Binary;
 using System.Runtime.Intrinsics;
 using Vmm.Core.Memory;
 
-namespace Vmm.Core.Devices;
+namespace Vmm.Core.Workloads;
 
 /// <summary>
 /// Content of one page as a function of seed, block, page index and generation, so that any page can be judged alone:

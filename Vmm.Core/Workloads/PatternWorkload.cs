@@ -1,9 +1,10 @@
+using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
 using Vmm.Core.VmStates;
 
-namespace Vmm.Core.Devices;
+namespace Vmm.Core.Workloads;
 
 /// <summary>
 /// A deterministic guest for machines without a CPU. While the VM runs, a thread of its own picks pages in an order that seed and position

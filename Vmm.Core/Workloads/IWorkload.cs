@@ -1,4 +1,6 @@
-namespace Vmm.Core.Devices;
+using Vmm.Core.Devices;
+
+namespace Vmm.Core.Workloads;
 
 /// <summary>A page whose content is not what the workload put there.</summary>
 /// <param name="Block">RAM block.</param>

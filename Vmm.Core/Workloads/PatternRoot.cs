@@ -1,7 +1,7 @@
 using System.Buffers.Binary;
 using Vmm.Core.Memory;
 
-namespace Vmm.Core.Devices;
+namespace Vmm.Core.Workloads;
 
 /// <summary>
 /// Head of the workload's own data in a block, at the start of the block's last page; nine little-endian u64: magic, block hash, seed, flags,

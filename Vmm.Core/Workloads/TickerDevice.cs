@@ -1,12 +1,13 @@
 using System.Buffers.Binary;
 using System.Diagnostics;
+using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
 using Vmm.Core.Threading;
 using Vmm.Core.VmStates;
 
-namespace Vmm.Core.Devices;
+namespace Vmm.Core.Workloads;
 using Nito.AsyncEx.Synchronous;
 
 /// <summary>

@@ -2,7 +2,7 @@ using System.Diagnostics;
 using Vmm.Core.Errors;
 using Vmm.Core.Threading;
 
-namespace Vmm.Core.Devices;
+namespace Vmm.Core.Workloads;
 using Nito.AsyncEx.Synchronous;
 
 /// <summary>

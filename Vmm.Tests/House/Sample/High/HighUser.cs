@@ -1,0 +1,39 @@
+using Vmm.Tests.House.Sample.Low;
+
+namespace Vmm.Tests.House.Sample.High;
+
+/// <summary>Uses every type of the folder Low, each in one way, for the test of <see cref="FolderArrows"/>. Nothing calls it.</summary>
+[Low]
+internal sealed class HighUser : LowBase, ILow
+{
+    private readonly LowField? _field = null;
+
+    internal List<LowElement[]>? Elements { get; set; }
+
+    internal LowResult? Signature(LowArgument argument) => argument is null || _field is null ? null : default(LowResult);
+
+    internal void Constrained<T>(T value) where T : ILowConstraint => _ = value;
+
+    internal object? Body(object value)
+    {
+        var local = default(LowLocal);
+        local.Value++;
+        try
+        {
+            LowStatic.Call();
+            LowStatic.CallGeneric<LowTypeArgument>();
+            if (local.Value > 0) return new LowNew();
+        }
+        catch (LowException)
+        {
+            return null;
+        }
+        return value is LowCast ? (Func<object>)(static () => new LowInLambda()) : null;
+    }
+
+    internal async Task<object> BodyAsync()
+    {
+        await Task.Yield();
+        return new LowInAsync();
+    }
+}
