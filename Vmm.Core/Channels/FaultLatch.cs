@@ -4,7 +4,7 @@ namespace Vmm.Core.Channels;
 /// Holds the first reason for which something ends, and what must be shut because of it. The reason is stored before anything is shut, so
 /// whoever wakes from a failed call consults the latch before the errno (QEMU: <c>qemu_file_shutdown</c>). Thread-safe.
 /// </summary>
-public sealed class FaultLatch
+internal sealed class FaultLatch
 {
     private readonly object _gate = new();
     private readonly List<Action> _shutdowns = [];

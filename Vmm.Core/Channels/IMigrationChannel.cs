@@ -67,7 +67,7 @@ public interface IDescriptorChannel : IMigrationChannel
 }
 
 /// <summary>A channel over a file: positioned reads and writes beside the sequential ones.</summary>
-public interface ISeekableChannel : IMigrationChannel
+internal interface ISeekableChannel : IMigrationChannel
 {
     /// <summary>Length of the file now.</summary>
     long LengthBytes { get; }

@@ -8,21 +8,30 @@ namespace Vmm.Core.Cpr;
 /// <param name="Name">Name, 1 to 1023 bytes of ASCII.</param>
 /// <param name="Id">Number that tells descriptors of one name apart.</param>
 /// <param name="Fd">The descriptor.</param>
-public sealed record CprFd(string Name, int Id, OwnedFd Fd);
+internal sealed record CprFd(string Name, int Id, OwnedFd Fd);
 
 /// <summary>An IOMMUFD device's objects, which descriptors alone do not tell (<c>iommufd</c>).</summary>
 /// <param name="Name">Device name, as the PCI address.</param>
 /// <param name="DevId">Id of the bound device.</param>
 /// <param name="IoasId">Id of the address space.</param>
 /// <param name="HwptId">Id of the page table.</param>
-public sealed record CprIommufdDevice(string Name, int DevId, uint IoasId, uint HwptId);
+internal sealed record CprIommufdDevice(string Name, int DevId, uint IoasId, uint HwptId);
 
 /// <summary>What a process was handed by the one before it. Owns the descriptors until a VM takes it over.</summary>
-/// <param name="Mode">How.</param>
-/// <param name="Fds">The descriptors.</param>
-/// <param name="Devices">IOMMUFD devices.</param>
-public sealed record CprIncoming(MigrationMode Mode, IReadOnlyList<CprFd> Fds, IReadOnlyList<CprIommufdDevice> Devices) : IDisposable
+public sealed class CprIncoming : IDisposable
 {
+    /// <param name="mode">How they came.</param>
+    /// <param name="fds">The descriptors; owned by the new object.</param>
+    /// <param name="devices">IOMMUFD devices that the other process had open.</param>
+    internal CprIncoming(MigrationMode mode, IReadOnlyList<CprFd> fds, IReadOnlyList<CprIommufdDevice> devices) => (Mode, Fds, Devices) = (mode, fds, devices);
+
+    /// <summary><see cref="MigrationMode.CprTransfer"/> or <see cref="MigrationMode.CprExec"/>.</summary>
+    public MigrationMode Mode { get; }
+
+    internal IReadOnlyList<CprFd> Fds { get; }
+
+    internal IReadOnlyList<CprIommufdDevice> Devices { get; }
+
     /// <summary>For another VM, should the first that is made of it fail: that one's descriptors are closed then.</summary>
     /// <returns>The same with descriptors of its own; the caller's.</returns>
     /// <exception cref="ChannelException">The process has no room for more descriptors.</exception>
@@ -32,7 +41,7 @@ public sealed record CprIncoming(MigrationMode Mode, IReadOnlyList<CprFd> Fds, I
         try
         {
             foreach (CprFd fd in Fds) copies.Add(fd with { Fd = Posix.Duplicate(fd.Fd) });
-            return this with { Fds = copies };
+            return new CprIncoming(Mode, copies, Devices);
         }
         catch
         {
@@ -62,7 +71,7 @@ public sealed class CprFdTable : IDisposable
     private long _changes;
 
     /// <summary>Grows with every descriptor that enters or leaves: who handed out <see cref="Entries"/> sees whether they still hold.</summary>
-    public long Changes => Volatile.Read(ref _changes);
+    internal long Changes => Volatile.Read(ref _changes);
 
     /// <summary>
     /// Set from the stop on while another process takes the VM, and for good once it has: memory and devices are not this one's to change. BQL: held
@@ -81,7 +90,7 @@ public sealed class CprFdTable : IDisposable
 
     /// <summary>Takes over what the process was handed; before anything is opened.</summary>
     /// <param name="incoming">The descriptors; owned by this table from here on. Of two with one key the first counts.</param>
-    public void Receive(CprIncoming incoming)
+    internal void Receive(CprIncoming incoming)
     {
         ArgumentNullException.ThrowIfNull(incoming);
         lock (_gate)
@@ -116,7 +125,7 @@ public sealed class CprFdTable : IDisposable
     /// <summary>The received ids of an IOMMUFD device, or null.</summary>
     /// <param name="name">Device name.</param>
     /// <returns>The ids.</returns>
-    public CprIommufdDevice? FindDevice(string name)
+    internal CprIommufdDevice? FindDevice(string name)
     {
         lock (_gate) return _receivedDevices.GetValueOrDefault(name);
     }
@@ -150,7 +159,7 @@ public sealed class CprFdTable : IDisposable
     /// <summary>Enters the ids of an IOMMUFD device.</summary>
     /// <param name="device">The ids.</param>
     /// <returns>Dispose to remove them.</returns>
-    public IDisposable Save(CprIommufdDevice device)
+    internal IDisposable Save(CprIommufdDevice device)
     {
         ArgumentNullException.ThrowIfNull(device);
         lock (_gate) _devices[device.Name] = device;
@@ -159,21 +168,21 @@ public sealed class CprFdTable : IDisposable
 
     /// <summary>What the next process is to get.</summary>
     /// <returns>Descriptors, which stay their owners'.</returns>
-    public IReadOnlyList<CprFd> Entries()
+    internal IReadOnlyList<CprFd> Entries()
     {
         lock (_gate) return [.. _saved.Select(static e => new CprFd(e.Key.Name, e.Key.Id, e.Value))];
     }
 
     /// <summary>IOMMUFD devices that the next process is to get.</summary>
     /// <returns>Their ids.</returns>
-    public IReadOnlyList<CprIommufdDevice> Devices()
+    internal IReadOnlyList<CprIommufdDevice> Devices()
     {
         lock (_gate) return [.. _devices.Values];
     }
 
     /// <summary>Closes what nobody asked for.</summary>
     /// <returns>Keys of the descriptors that were closed.</returns>
-    public IReadOnlyList<string> CloseUnclaimed()
+    internal IReadOnlyList<string> CloseUnclaimed()
     {
         lock (_gate)
         {
@@ -189,7 +198,7 @@ public sealed class CprFdTable : IDisposable
 
     /// <summary>The VM has arrived: devices own what they have and behave as ever. BQL: held.</summary>
     /// <exception cref="Exception">What a device threw; the others have arrived all the same.</exception>
-    public void EndIncoming()
+    internal void EndIncoming()
     {
         if (!IsIncoming) return;
         IncomingMode = null;

@@ -10,7 +10,7 @@ namespace Vmm.Core.Devices;
 /// BQL: held for every call.
 /// </summary>
 /// <param name="requests">Takes the wish to switch off.</param>
-public sealed class AcpiPower(GuestRequests requests) : IIoHandler
+internal sealed class AcpiPower(GuestRequests requests) : IIoHandler
 {
     /// <summary>First port.</summary>
     public const ushort Port = 0x600;

@@ -8,7 +8,7 @@ namespace Vmm.Core.Devices;
 /// that tell the RAM's size. Its section is QEMU's; the clock is the host's, so that a guest that was stopped or moved finds the true time (QEMU:
 /// <c>mc146818rtc</c>). BQL: held for every call.
 /// </summary>
-public sealed class Cmos : IIoHandler, IVmStateHandler, IDisposable
+internal sealed class Cmos : IIoHandler, IVmStateHandler, IDisposable
 {
     /// <summary>Port of the index; the next one is the data's.</summary>
     public const ushort Port = 0x70;

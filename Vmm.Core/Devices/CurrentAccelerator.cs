@@ -1,7 +1,7 @@
 namespace Vmm.Core.Devices;
 
 /// <summary>The VM's accelerator, which is made before its devices. BQL: held.</summary>
-public sealed class CurrentAccelerator
+internal sealed class CurrentAccelerator
 {
     /// <summary>The accelerator, or null.</summary>
     public IAccelerator? Value { get; internal set; }

@@ -4,7 +4,7 @@ namespace Vmm.Core.Devices;
 
 /// <summary>A ring of bytes as devices have it (QEMU: <c>Fifo8</c>). One thread at a time.</summary>
 /// <param name="capacity">Bytes it can hold.</param>
-public sealed class Fifo8(int capacity)
+internal sealed class Fifo8(int capacity)
 {
     /// <summary>The ring with its content, wherever it starts (QEMU: <c>vmstate_fifo8</c>).</summary>
     public static VmStateDescription<Fifo8> Description { get; } = new()

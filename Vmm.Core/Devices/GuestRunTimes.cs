@@ -6,4 +6,4 @@ namespace Vmm.Core.Devices;
 /// </summary>
 /// <param name="EnteredAtNs">When the first vCPU went to run the guest after the last start.</param>
 /// <param name="LeftAtNs">When the last vCPU left the guest.</param>
-public readonly record struct GuestRunTimes(long EnteredAtNs, long LeftAtNs);
+internal readonly record struct GuestRunTimes(long EnteredAtNs, long LeftAtNs);

@@ -7,7 +7,7 @@ namespace Vmm.Core.Devices;
 /// The function at 00:00.0 that shows a guest's kernel that there is a bus: QEMU's generic host bridge, section included (QEMU:
 /// <c>gpex-root</c>). It has no registers of its own. BQL: held for every call.
 /// </summary>
-public sealed class HostBridge : PciDevice
+internal sealed class HostBridge : PciDevice
 {
     /// <summary>QEMU's <c>vmstate_gpex_root</c>.</summary>
     public static VmStateDescription<HostBridge> Description { get; } = new()

@@ -8,7 +8,7 @@ namespace Vmm.Core.Devices;
 /// </summary>
 /// <param name="requests">Takes the reset.</param>
 /// <param name="irqs">Lines 1 and 12.</param>
-public sealed class I8042(GuestRequests requests, IsaIrqs irqs)
+internal sealed class I8042(GuestRequests requests, IsaIrqs irqs)
 {
     /// <summary>Port of data.</summary>
     public const ushort DataPort = 0x60;

@@ -12,7 +12,7 @@ public interface IAccelerator : IVmStateHandler, IDisposable
     string Name { get; }
 
     /// <summary>When the guest ran last. Exact while the VM is stopped or has just been started. BQL: held.</summary>
-    GuestRunTimes RunTimes { get; }
+    internal GuestRunTimes RunTimes { get; }
 
     /// <summary>Puts vCPUs and interrupt controllers into their power-on state and leaves memory alone: another state may follow. BQL: held, vCPUs stopped.</summary>
     void Reset();

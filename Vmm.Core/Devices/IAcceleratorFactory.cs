@@ -3,7 +3,7 @@ using Vmm.Core.Errors;
 namespace Vmm.Core.Devices;
 
 /// <summary>Makes accelerators of one kind.</summary>
-public interface IAcceleratorFactory
+internal interface IAcceleratorFactory
 {
     /// <summary>Its name, as in <c>--accel NAME</c>.</summary>
     string Name { get; }

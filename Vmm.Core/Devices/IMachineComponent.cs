@@ -1,7 +1,7 @@
 namespace Vmm.Core.Devices;
 
 /// <summary>When a machine component attaches, which fixes its section id.</summary>
-public enum MachinePhase
+internal enum MachinePhase
 {
     /// <summary>After <c>timer</c>, before any device.</summary>
     BeforeDevices,
@@ -10,7 +10,7 @@ public enum MachinePhase
 }
 
 /// <summary>A part of every machine that is not a device, e.g. the <c>ram</c> section. Scoped: one per VM.</summary>
-public interface IMachineComponent : IDisposable
+internal interface IMachineComponent : IDisposable
 {
     /// <summary>When to attach.</summary>
     MachinePhase Phase { get; }

@@ -1,7 +1,7 @@
 namespace Vmm.Core.Devices;
 
 /// <summary>The far end of a serial line (QEMU: a chardev).</summary>
-public interface ISerialLine
+internal interface ISerialLine
 {
     /// <summary>Takes one byte from the port. BQL: held.</summary>
     /// <param name="value">The byte.</param>

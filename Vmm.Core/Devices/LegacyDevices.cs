@@ -6,7 +6,7 @@ namespace Vmm.Core.Devices;
 /// The small devices that every PC guest touches: keyboard controller, clock and CMOS, PCI host bridge, ACPI's registers, the reset port, and an
 /// exit port for test guests. Machine parts of a VM with an accelerator.
 /// </summary>
-public sealed class LegacyDevices : IDisposable
+internal sealed class LegacyDevices : IDisposable
 {
     /// <summary>A write here ends the guest with the value as its exit code (QEMU: <c>isa-debug-exit</c>).</summary>
     public const ushort DebugExitPort = 0x501;

@@ -4,7 +4,7 @@ using Vmm.Core.VmStates;
 namespace Vmm.Core.Devices;
 
 /// <summary>A scratch register that counts how often the VM started: the example of ADDING-A-DEVICE.md.</summary>
-public sealed class ScratchDevice : IVmDevice, IVmStateHandler
+internal sealed class ScratchDevice : IVmDevice, IVmStateHandler
 {
     /// <summary>The device's state; version 2 added the count of starts.</summary>
     public static VmStateDescription<ScratchDevice> Description { get; } = new()
@@ -69,7 +69,7 @@ public sealed class ScratchDevice : IVmDevice, IVmStateHandler
 }
 
 /// <summary>Makes <see cref="ScratchDevice"/>s.</summary>
-public sealed class ScratchDeviceFactory : IDeviceFactory
+internal sealed class ScratchDeviceFactory : IDeviceFactory
 {
     /// <inheritdoc/>
     public string TypeName => "scratch";

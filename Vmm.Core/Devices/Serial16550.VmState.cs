@@ -3,7 +3,7 @@ using static Vmm.Core.Devices.Serial16550Bits;
 
 namespace Vmm.Core.Devices;
 
-public sealed partial class Serial16550
+internal sealed partial class Serial16550
 {
     /// <summary>
     /// QEMU's <c>vmstate_serial</c>: what a guest programmed, and in subsections what is in flight, so that an idle port loads in any version.

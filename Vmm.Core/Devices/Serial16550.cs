@@ -6,7 +6,7 @@ namespace Vmm.Core.Devices;
 /// A 16550A serial port: registers 0 to 7, two FIFOs of 16 bytes, loopback, one interrupt line. Its behaviour and its state are those of QEMU's
 /// <c>serial</c>, so a guest notices no difference after a move either way. All members need the BQL.
 /// </summary>
-public sealed partial class Serial16550 : IDisposable
+internal sealed partial class Serial16550 : IDisposable
 {
     private const int FifoBytes = 16;
     private const int BaudBase = 115200;

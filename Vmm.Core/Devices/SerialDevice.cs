@@ -11,7 +11,7 @@ namespace Vmm.Core.Devices;
 /// byte for byte, VMDESC included. What the guest sends is appended to the output; what arrives at the input, a terminal or pipe, is received; a
 /// terminal is in raw mode while the guest runs. A socket is both for one client. Without any, output is dropped. The first four of a VM are its COM1 to COM4.
 /// </summary>
-public sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
+internal sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
 {
     private static readonly (ushort Port, int Irq)[] s_places = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 
@@ -144,7 +144,7 @@ public sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
 }
 
 /// <summary>Makes <see cref="SerialDevice"/>s.</summary>
-public sealed class SerialDeviceFactory : IDeviceFactory
+internal sealed class SerialDeviceFactory : IDeviceFactory
 {
     /// <inheritdoc/>
     public string TypeName => "serial";

@@ -11,27 +11,36 @@ namespace Vmm.Core.Devices;
 /// <summary>
 /// One virtual machine: memory, run state, devices and its DI scope. Control calls take the BQL themselves; any thread may make them.
 /// </summary>
-/// <param name="bql">The lock.</param>
-/// <param name="runState">The run state.</param>
-/// <param name="memory">Guest RAM.</param>
-/// <param name="saveVm">Sections.</param>
-/// <param name="clock">Virtual clock.</param>
-/// <param name="deviceServices">What devices get.</param>
-/// <param name="factories">Device types.</param>
-/// <param name="components">Machine components of this VM.</param>
-/// <param name="accelerators">Accelerators to choose from.</param>
-/// <param name="services">The VM's scope.</param>
-public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, SaveVmRegistry saveVm, VmClock clock, IDeviceServices deviceServices,
-    IEnumerable<IDeviceFactory> factories, IEnumerable<IMachineComponent> components, IEnumerable<IAcceleratorFactory> accelerators, IServiceProvider services) : IDisposable
+public sealed class Vm : IDisposable
 {
     private const int AcceleratorPriority = int.MaxValue / 2;
 
     private readonly List<IVmDevice> _devices = [];
-    private readonly StateHold _hold = new(bql);
+    private readonly StateHold _hold;
+    private readonly Bql _bql;
+    private readonly RunStateNotifier _runState;
+    private readonly IDeviceServices _deviceServices;
+    private readonly IEnumerable<IDeviceFactory> _factories;
+    private readonly IEnumerable<IMachineComponent> _components;
+    private readonly IEnumerable<IAcceleratorFactory> _accelerators;
+    private readonly IServiceProvider _services;
     private readonly List<IDisposable> _registrations = [];
     private IServiceScope? _scope;
     private VmOptions _options = new();
     private bool _disposed;
+
+    /// <summary>Takes the parts from the VM's own scope.</summary>
+    internal Vm(IServiceProvider scope)
+    {
+        _services = scope;
+        _deviceServices = scope.GetRequiredService<IDeviceServices>();
+        _bql = _deviceServices.Bql;
+        _runState = scope.GetRequiredService<RunStateNotifier>();
+        _factories = scope.GetServices<IDeviceFactory>();
+        _components = scope.GetServices<IMachineComponent>();
+        _accelerators = scope.GetServices<IAcceleratorFactory>();
+        _hold = new StateHold(_bql);
+    }
 
     /// <summary>What it was made from. <see cref="VmOptions.Cpr"/> is used up.</summary>
     public VmOptions Options => _options;
@@ -51,43 +60,43 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     public string Machine => _options.Machine;
 
     /// <summary>The lock.</summary>
-    public Bql Bql => bql;
+    public Bql Bql => _bql;
 
     /// <summary>The run state.</summary>
-    public RunStateNotifier RunState => runState;
+    public RunStateNotifier RunState => _runState;
 
     /// <summary>Guest RAM.</summary>
-    public GuestMemory Memory => memory;
+    public GuestMemory Memory => _deviceServices.Memory;
 
     /// <summary>Sections.</summary>
-    public SaveVmRegistry SaveVm => saveVm;
+    public SaveVmRegistry SaveVm => _deviceServices.SaveVm;
 
     /// <summary>Virtual clock.</summary>
-    public VmClock Clock => clock;
+    public VmClock Clock => _deviceServices.Clock;
 
     /// <summary>The PCI bus, as its CPUs reach it.</summary>
-    public PciHost Pci => deviceServices.Pci;
+    public PciHost Pci => _deviceServices.Pci;
 
     /// <summary>What runs the guest, or null.</summary>
     public IAccelerator? Accelerator { get; private set; }
 
     /// <summary>What the guest asked of its machine.</summary>
-    public GuestRequests Requests => deviceServices.Requests;
+    public GuestRequests Requests => _deviceServices.Requests;
 
     /// <summary>Descriptors that outlive the process.</summary>
-    public CprFdTable CprFds => deviceServices.CprFds;
+    public CprFdTable CprFds => _deviceServices.CprFds;
 
     /// <summary>Events of its devices.</summary>
-    public DeviceEvents Events => deviceServices.Events;
+    public DeviceEvents Events => _deviceServices.Events;
 
     /// <summary>Bytes of state that devices have sent themselves in the present migration.</summary>
-    public DeviceTransferCounter DeviceTransfer => deviceServices.DeviceTransfer;
+    public DeviceTransferCounter DeviceTransfer => _deviceServices.DeviceTransfer;
 
     /// <summary>Devices in the order they were made.</summary>
     public IReadOnlyList<IVmDevice> Devices => _devices;
 
     /// <summary>The VM's scope, for services that plugins added.</summary>
-    public IServiceProvider Services => services;
+    public IServiceProvider Services => _services;
 
     /// <summary>
     /// Whether the VM starts by itself once an incoming migration is done; <c>cont</c> and <c>stop</c> in state inmigrate only change this
@@ -109,12 +118,12 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
         using (_hold.Acquire())
         {
             ThrowIfLeft();
-            switch (runState.State)
+            switch (_runState.State)
             {
                 case RunStates.RunState.InMigrate: AutoStart = true; return;
                 case RunStates.RunState.FinishMigrate: throw new DeviceStateException("Migration is not finalized yet");
                 case RunStates.RunState.InternalError or RunStates.RunState.Shutdown: throw new DeviceStateException("Resetting the Virtual Machine is required");
-                default: runState.Start(); return;
+                default: _runState.Start(); return;
             }
         }
     }
@@ -125,8 +134,8 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     {
         using (_hold.Acquire())
         {
-            if (runState.State == RunStates.RunState.InMigrate) { AutoStart = false; return; }
-            if (RunStateTable.IsLive(runState.State)) runState.Stop(RunStates.RunState.Paused);
+            if (_runState.State == RunStates.RunState.InMigrate) { AutoStart = false; return; }
+            if (RunStateTable.IsLive(_runState.State)) _runState.Stop(RunStates.RunState.Paused);
         }
     }
 
@@ -137,12 +146,12 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
         using (_hold.Acquire())
         {
             ThrowIfLeft();
-            bool running = runState.IsRunning;
-            if (running) runState.Stop(RunStates.RunState.Paused);
+            bool running = _runState.IsRunning;
+            if (running) _runState.Stop(RunStates.RunState.Paused);
             ResetDevices();
             Accelerator?.LoadProgram();
-            if (RunStateTable.NeedsReset(runState.State)) runState.Set(RunStates.RunState.PreLaunch);
-            if (running) runState.Start();
+            if (RunStateTable.NeedsReset(_runState.State)) _runState.Set(RunStates.RunState.PreLaunch);
+            if (running) _runState.Start();
             ResetDone?.Invoke();
         }
     }
@@ -157,7 +166,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
     /// <param name="type">Why; a device may make a difference (<see cref="IResetByType"/>).</param>
     public void ResetDevices(ResetType type = ResetType.Cold)
     {
-        bql.AssertHeld();
+        _bql.AssertHeld();
         foreach (IVmDevice device in _devices)
         {
             if (device is IResetByType typed) typed.Reset(type);
@@ -181,7 +190,7 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
         ArgumentNullException.ThrowIfNull(create);
         using (_hold.Acquire())
         {
-            IVmDevice device = create(deviceServices);
+            IVmDevice device = create(_deviceServices);
             if (_devices.Exists(d => d.Id == device.Id))
             {
                 device.Dispose();
@@ -199,11 +208,11 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
         if (_disposed) return;
         _disposed = true;
         Disposing?.Invoke();
-        using (bql.Acquire())
+        using (_bql.Acquire())
         {
             try
             {
-                if (runState.IsRunning) runState.Stop(RunStates.RunState.Paused);
+                if (_runState.IsRunning) _runState.Stop(RunStates.RunState.Paused);
             }
             catch (DeviceStateException)
             {
@@ -224,17 +233,17 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
         AutoStart = options.AutoStart;
         if (options.Cpr is not null) CprFds.Receive(options.Cpr);
         foreach (RamBlockOptions block in options.Memory) AddMemory(block);
-        using (bql.Acquire())
+        using (_bql.Acquire())
         {
-            if (options.IsIncoming) runState.Set(RunStates.RunState.InMigrate);
-            if (options.Machine == RemoteMachine) deviceServices.Pci.SavedLines = RemoteMachineLines;
-            IMachineComponent[] all = [.. components];
-            _registrations.Add(runState.Register(clock, VmClock.HandlerPriority));
-            _registrations.Add(clock.Register(saveVm));
-            foreach (IMachineComponent c in all.Where(static c => c.Phase == MachinePhase.BeforeDevices)) c.Attach(deviceServices);
+            if (options.IsIncoming) _runState.Set(RunStates.RunState.InMigrate);
+            if (options.Machine == RemoteMachine) _deviceServices.Pci.SavedLines = RemoteMachineLines;
+            IMachineComponent[] all = [.. _components];
+            _registrations.Add(_runState.Register(Clock, VmClock.HandlerPriority));
+            _registrations.Add(Clock.Register(SaveVm));
+            foreach (IMachineComponent c in all.Where(static c => c.Phase == MachinePhase.BeforeDevices)) c.Attach(_deviceServices);
             AddAccelerator(options);
             foreach (DeviceOptions device in options.Devices) AddDevice(device);
-            foreach (IMachineComponent c in all.Where(static c => c.Phase == MachinePhase.AfterDevices)) c.Attach(deviceServices);
+            foreach (IMachineComponent c in all.Where(static c => c.Phase == MachinePhase.AfterDevices)) c.Attach(_deviceServices);
         }
         _scope = scope;
     }
@@ -245,24 +254,24 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
         {
             "none" => null,
             "auto" => options.Kernel is null ? null : Working(),
-            _ => accelerators.FirstOrDefault(f => f.Name == options.Accelerator)
-                ?? throw new ConfigurationException($"accelerator '{options.Accelerator}' is not known; known: auto, none, {string.Join(", ", accelerators.Select(static f => f.Name))}"),
+            _ => _accelerators.FirstOrDefault(f => f.Name == options.Accelerator)
+                ?? throw new ConfigurationException($"accelerator '{options.Accelerator}' is not known; known: auto, none, {string.Join(", ", _accelerators.Select(static f => f.Name))}"),
         };
         if (factory is null)
         {
             if (options.Kernel is { } kernel) throw new ConfigurationException($"kernel '{kernel.KernelPath}': nothing can run it without an accelerator");
             return;
         }
-        Accelerator = services.GetRequiredService<CurrentAccelerator>().Value = factory.Create(options, deviceServices);
+        Accelerator = _services.GetRequiredService<CurrentAccelerator>().Value = factory.Create(options, _deviceServices);
         // vCPUs start after all devices and stop before them.
-        _registrations.Add(runState.Register(Accelerator, AcceleratorPriority));
-        deviceServices.Requests.Attach(OnGuestRequest);
+        _registrations.Add(_runState.Register(Accelerator, AcceleratorPriority));
+        _deviceServices.Requests.Attach(OnGuestRequest);
     }
 
     private IAcceleratorFactory Working()
     {
         VmmException? first = null;
-        foreach (IAcceleratorFactory factory in accelerators)
+        foreach (IAcceleratorFactory factory in _accelerators)
         {
             if (factory.Probe() is not { } why) return factory;
             first ??= why;
@@ -272,29 +281,29 @@ public sealed class Vm(Bql bql, RunStateNotifier runState, GuestMemory memory, S
 
     private void OnGuestRequest(GuestRequest request)
     {
-        using (bql.Acquire())
+        using (_bql.Acquire())
         {
-            if (_disposed || !runState.IsRunning) return;
+            if (_disposed || !_runState.IsRunning) return;
             switch (request)
             {
                 case GuestRequest.Reset: Reset(); break;
-                case GuestRequest.Shutdown: runState.Stop(RunStates.RunState.Shutdown); break;
-                default: runState.Stop(RunStates.RunState.InternalError); break;
+                case GuestRequest.Shutdown: _runState.Stop(RunStates.RunState.Shutdown); break;
+                default: _runState.Stop(RunStates.RunState.InternalError); break;
             }
         }
     }
 
     private void AddMemory(RamBlockOptions options)
     {
-        RamBlock block = memory.AddBlock(options with { Inherited = CprFds.Take(options.Name, 0) }, aroundDevices: _options.HasCpus);
+        RamBlock block = _deviceServices.Memory.AddBlock(options with { Inherited = CprFds.Take(options.Name, 0) }, aroundDevices: _options.HasCpus);
         if (block.IsShared) _registrations.Add(CprFds.Save(block.Name, 0, block.Fd));
-        else _registrations.Add(deviceServices.Blockers.Add($"Memory region {block.Name} is not compatible with CPR", MigrationModes.CprTransfer | MigrationModes.CprExec));
+        else _registrations.Add(_deviceServices.Blockers.Add($"Memory region {block.Name} is not compatible with CPR", MigrationModes.CprTransfer | MigrationModes.CprExec));
     }
 
     private void AddDevice(DeviceOptions options)
     {
-        IDeviceFactory factory = factories.FirstOrDefault(f => f.TypeName == options.TypeName)
-            ?? throw new ConfigurationException($"device type '{options.TypeName}' is not known; known: {string.Join(", ", factories.Select(static f => f.TypeName).Order())}");
+        IDeviceFactory factory = _factories.FirstOrDefault(f => f.TypeName == options.TypeName)
+            ?? throw new ConfigurationException($"device type '{options.TypeName}' is not known; known: {string.Join(", ", _factories.Select(static f => f.TypeName).Order())}");
         AddDevice(s =>
         {
             IVmDevice device = factory.Create(options, s);

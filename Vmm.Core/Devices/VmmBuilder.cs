@@ -35,7 +35,7 @@ public sealed class VmmBuilder
     /// <summary>Adds a kind of accelerator.</summary>
     /// <typeparam name="TFactory">Its factory; a singleton.</typeparam>
     /// <returns>This.</returns>
-    public VmmBuilder AddAccelerator<[System.Diagnostics.CodeAnalysis.DynamicallyAccessedMembers(
+    internal VmmBuilder AddAccelerator<[System.Diagnostics.CodeAnalysis.DynamicallyAccessedMembers(
         System.Diagnostics.CodeAnalysis.DynamicallyAccessedMemberTypes.PublicConstructors)] TFactory>() where TFactory : class, IAcceleratorFactory
     {
         Services.TryAddEnumerable(ServiceDescriptor.Singleton<IAcceleratorFactory, TFactory>());
@@ -45,7 +45,7 @@ public sealed class VmmBuilder
     /// <summary>Adds a part of every machine.</summary>
     /// <typeparam name="TComponent">The component; one per VM.</typeparam>
     /// <returns>This.</returns>
-    public VmmBuilder AddMachineComponent<[System.Diagnostics.CodeAnalysis.DynamicallyAccessedMembers(
+    internal VmmBuilder AddMachineComponent<[System.Diagnostics.CodeAnalysis.DynamicallyAccessedMembers(
         System.Diagnostics.CodeAnalysis.DynamicallyAccessedMemberTypes.PublicConstructors)] TComponent>() where TComponent : class, IMachineComponent
     {
         Services.TryAddEnumerable(ServiceDescriptor.Scoped<IMachineComponent, TComponent>());

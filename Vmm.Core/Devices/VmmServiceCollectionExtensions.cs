@@ -43,7 +43,7 @@ public static class VmmServiceCollectionExtensions
         services.TryAddScoped<GuestRequests>();
         services.TryAddScoped<CurrentAccelerator>();
         services.TryAddScoped<IDeviceServices, DeviceServices>();
-        services.TryAddScoped<Vm>();
+        services.TryAddScoped(static scope => new Vm(scope));
         return new VmmBuilder(services);
     }
 

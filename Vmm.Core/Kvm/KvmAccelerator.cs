@@ -207,7 +207,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
 }
 
 /// <summary>Makes <see cref="KvmAccelerator"/>s.</summary>
-public sealed class KvmAcceleratorFactory : IAcceleratorFactory
+internal sealed class KvmAcceleratorFactory : IAcceleratorFactory
 {
     internal const string KvmName = "kvm";
 
@@ -240,6 +240,10 @@ public sealed class KvmAcceleratorFactory : IAcceleratorFactory
 /// <summary>Adds the accelerator <c>kvm</c>.</summary>
 public sealed class KvmPlugin : IVmmPlugin
 {
+    /// <summary>Tries whether this process may use KVM.</summary>
+    /// <returns>Null, or why not: <c>/dev/kvm</c> is missing, closed to this user, or too old.</returns>
+    public static VmmException? Probe() => new KvmAcceleratorFactory().Probe();
+
     /// <inheritdoc/>
     public void Configure(VmmBuilder builder)
     {

@@ -24,7 +24,7 @@ public interface IPciDma
 
 /// <summary>A VM's own RAM.</summary>
 /// <param name="memory">The RAM.</param>
-public sealed class GuestPciDma(GuestMemory memory) : IPciDma
+internal sealed class GuestPciDma(GuestMemory memory) : IPciDma
 {
     /// <inheritdoc/>
     public Errno Read(ulong address, Span<byte> destination)

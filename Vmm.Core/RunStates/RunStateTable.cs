@@ -3,7 +3,7 @@ namespace Vmm.Core.RunStates;
 using static Vmm.Core.RunStates.RunState;
 
 /// <summary>QEMU's table of legal run-state transitions as data (QEMU: <c>runstate_transitions_def</c>).</summary>
-public static class RunStateTable
+internal static class RunStateTable
 {
     private static readonly (RunState From, RunState[] To)[] s_rows =
     [

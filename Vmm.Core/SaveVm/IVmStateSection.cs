@@ -30,7 +30,7 @@ public interface IVmStateSection
     /// <summary>Writes fields and subsections. BQL: held.</summary>
     /// <param name="f">The stream.</param>
     /// <param name="desc">Receives <c>vmsd_name</c>, <c>version</c>, <c>fields</c> and <c>subsections</c> in the open object; null for none.</param>
-    void Save(QemuFileWriter f, VmDescJson? desc);
+    internal void Save(QemuFileWriter f, VmDescJson? desc);
 
     /// <summary>Reads fields and subsections. BQL: held.</summary>
     /// <param name="f">The stream.</param>

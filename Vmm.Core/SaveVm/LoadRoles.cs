@@ -16,7 +16,7 @@ public sealed record LoadRoles
     public ILoadStateBuffer? Buffers { get; init; }
 
     /// <summary>Pages that come over data channels.</summary>
-    public ILoadPages? Pages { get; init; }
+    internal ILoadPages? Pages { get; init; }
 
     /// <summary>This device will acknowledge its first data (QEMU: <c>switchover_ack_needed</c>); counts only while the capability is on.</summary>
     public bool NeedsSwitchoverAck { get; init; }
@@ -89,7 +89,7 @@ public interface ILoadStateBuffer
 }
 
 /// <summary>Loading guest RAM from data channels. Any thread.</summary>
-public interface ILoadPages
+internal interface ILoadPages
 {
     /// <summary>Finds a RAM block.</summary>
     /// <param name="name">From a packet.</param>

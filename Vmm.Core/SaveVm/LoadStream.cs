@@ -66,7 +66,7 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
     }
 
     /// <summary>Who takes pages from data channels; null when nobody does.</summary>
-    public ILoadPages? Pages => _attempts.Select(static a => a.Roles.Pages).FirstOrDefault(static p => p is not null);
+    internal ILoadPages? Pages => _attempts.Select(static a => a.Roles.Pages).FirstOrDefault(static p => p is not null);
 
     /// <summary>Who takes device state from data channels for a section; null when nobody does.</summary>
     /// <param name="idStr">Section name from a packet.</param>

@@ -4,7 +4,7 @@ namespace Vmm.Core.SaveVm;
 /// Framing choices that QEMU keeps in properties of its <c>migration</c> object and of machine types (stream 16). The defaults write what every
 /// QEMU from 7.2 to 11.1 loads; both ends must agree on configuration and footers.
 /// </summary>
-public sealed record MigrationCompat
+internal sealed record MigrationCompat
 {
     /// <summary><c>migration.send-configuration</c>.</summary>
     public bool SendConfiguration { get; init; } = true;

@@ -28,10 +28,10 @@ public sealed record SaveContext
     public MigrationParameters Parameters { get; init; } = new();
 
     /// <summary>Framing choices.</summary>
-    public MigrationCompat Compat { get; init; } = new();
+    internal MigrationCompat Compat { get; init; } = new();
 
     /// <summary>Channels beside the stream for pages and for device state; null when everything goes over the stream.</summary>
-    public IDataChannels? DataChannels { get; init; }
+    internal IDataChannels? DataChannels { get; init; }
 
     /// <summary>Set when the attempt is being cancelled or has failed.</summary>
     public CancellationToken Cancel { get; init; }
@@ -53,7 +53,7 @@ public sealed record LoadContext
     public MigrationCapabilities Capabilities { get; init; } = MigrationCapabilities.None;
 
     /// <summary>Framing choices; must equal the sender's.</summary>
-    public MigrationCompat Compat { get; init; } = new();
+    internal MigrationCompat Compat { get; init; } = new();
 
     /// <summary>
     /// The stream is read only to see whether it is whole: a handler parses and checks all of it and leaves what it would have to throw away (RAM,

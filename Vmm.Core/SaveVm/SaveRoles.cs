@@ -127,7 +127,7 @@ public interface IDeviceStateSink
 }
 
 /// <summary>Channels beside the stream (QEMU: multifd).</summary>
-public interface IDataChannels
+internal interface IDataChannels
 {
     /// <summary>Adds a page. Its content is read later, so its dirty mark must be clear already. One thread.</summary>
     /// <param name="block">Its block.</param>

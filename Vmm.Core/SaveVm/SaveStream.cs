@@ -32,7 +32,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
     public string? Section { get; private set; }
 
     /// <summary>Description of the FULL sections written so far, for VMDESC.</summary>
-    public VmDescJson FullSections { get; } = new(context.Compat.LegacyDescriptions ? VmDescOptions.Qemu72 : VmDescOptions.Qemu111);
+    internal VmDescJson FullSections { get; } = new(context.Compat.LegacyDescriptions ? VmDescOptions.Qemu72 : VmDescOptions.Qemu111);
 
     /// <summary>Some device sends its final state over data channels.</summary>
     public bool UsesThreads => _attempts.Exists(static a => a.Roles.CompleteThread is not null);
@@ -145,7 +145,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
 
     /// <summary>One thread for each device that sends its final state over data channels (QEMU: <c>save_complete_precopy_thread</c>).</summary>
     /// <param name="latch">Is told what a thread failed with.</param>
-    public void StartThreads(FaultLatch latch)
+    internal void StartThreads(FaultLatch latch)
     {
         ArgumentNullException.ThrowIfNull(latch);
         foreach ((SaveVmEntry entry, SaveRoles roles) in _attempts)
@@ -168,7 +168,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
     }
 
     /// <summary>Waits for the devices' threads, which end early once the latch is set. Never throws.</summary>
-    public void JoinThreads()
+    internal void JoinThreads()
     {
         Task.WaitAll([.. _threads]);
         _threads.Clear();

@@ -1,7 +1,7 @@
 namespace Vmm.Core.SaveVm;
 
 /// <summary>Section type bytes (stream 1.1; QEMU: <c>QEMU_VM_*</c>).</summary>
-public enum SectionType : byte
+internal enum SectionType : byte
 {
     /// <summary>End of the stream or of a package.</summary>
     Eof = 0x00,

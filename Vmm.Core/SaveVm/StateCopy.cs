@@ -7,7 +7,7 @@ namespace Vmm.Core.SaveVm;
 /// A copy of what a check overwrites (<see cref="LoadContext.ValidateOnly"/>): declared states, and one-piece states that load in place. A section
 /// that makes an object per attempt leaves itself alone during a check. BQL: held.
 /// </summary>
-public sealed class StateCopy : IDisposable
+internal sealed class StateCopy : IDisposable
 {
     private readonly SaveVmRegistry _registry;
     private readonly MemoryStreamChannel _channel = new();

@@ -3,7 +3,7 @@ using System.Text;
 namespace Vmm.Core.SaveVm;
 
 /// <summary>What differs between the VMDESC forms of QEMU versions (stream 2.6). Receivers discard VMDESC; only tools see the difference.</summary>
-public sealed record VmDescOptions
+internal sealed record VmDescOptions
 {
     /// <summary>The form of QEMU 11.1, our default.</summary>
     public static VmDescOptions Qemu111 { get; } = new();
@@ -26,7 +26,7 @@ public sealed record VmDescOptions
 /// (stream 1.6). No general JSON writer produces that form.
 /// </summary>
 /// <param name="options">Which QEMU's form; null for 11.1's.</param>
-public sealed class VmDescJson(VmDescOptions? options = null)
+internal sealed class VmDescJson(VmDescOptions? options = null)
 {
     private readonly StringBuilder _text = new();
     private bool _first = true;

@@ -3,7 +3,7 @@ using System.Diagnostics;
 namespace Vmm.Core.Threading;
 
 /// <summary>CLOCK_MONOTONIC in ns, which all processes of a host share. Thread-safe.</summary>
-public static class MonotonicClock
+internal static class MonotonicClock
 {
     /// <summary>Now, ns.</summary>
     public static long NowNs => ToNs(Stopwatch.GetTimestamp());

@@ -24,14 +24,14 @@ public interface IVmStateDescription
     MigrationPriority Priority { get; }
 
     /// <summary>Fields in wire order.</summary>
-    IReadOnlyList<IVmStateFieldInfo> Fields { get; }
+    internal IReadOnlyList<IVmStateFieldInfo> Fields { get; }
 
     /// <summary>Subsections in wire order.</summary>
     IReadOnlyList<IVmStateDescription> Subsections { get; }
 }
 
 /// <summary>A field without its owner's type (QEMU: <c>VMStateField</c>). Immutable.</summary>
-public interface IVmStateFieldInfo
+internal interface IVmStateFieldInfo
 {
     /// <summary>Name as in VMDESC.</summary>
     string Name { get; }

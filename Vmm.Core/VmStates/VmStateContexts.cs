@@ -63,7 +63,7 @@ internal sealed class VmStateSaver(QemuFileWriter file)
 /// <summary>
 /// State of one load, given to <see cref="VmStateType{TValue}"/>s. One thread; lives as long as one section's body.
 /// </summary>
-public sealed class VmStateLoader
+internal sealed class VmStateLoader
 {
     internal VmStateLoader(QemuFileReader file) => File = file;
 

@@ -35,28 +35,28 @@ public abstract class VmStateField<T> : IVmStateFieldInfo where T : class
         _exists = exists;
     }
 
-    /// <inheritdoc/>
+    /// <summary>Name as in VMDESC.</summary>
     public string Name { get; }
 
-    /// <inheritdoc/>
+    /// <summary>Type name as in VMDESC, e.g. <c>uint32</c> (stream 2.1).</summary>
     public string TypeName { get; }
 
-    /// <inheritdoc/>
+    /// <summary>First version of the section that has the field (QEMU: <c>version_id</c>); 0 for every version.</summary>
     public int VersionId { get; }
 
-    /// <inheritdoc/>
+    /// <summary>A predicate decides about presence, not the version (QEMU: <c>field_exists</c>).</summary>
     public bool HasFieldExists => _exists is not null;
 
-    /// <inheritdoc/>
+    /// <summary>Number of elements of a fixed array (QEMU: <c>num</c> with VMS_ARRAY), or null.</summary>
     public virtual int? Num => null;
 
-    /// <inheritdoc/>
+    /// <summary>Bytes of one element in memory as QEMU counts them; 0 where only the owner knows, at run time.</summary>
     public int SizeBytes { get; }
 
-    /// <inheritdoc/>
+    /// <summary>The nested description, or null.</summary>
     public virtual IVmStateDescription? Description => null;
 
-    /// <inheritdoc/>
+    /// <summary>The field has no bytes; its predicate must hold (QEMU: VMS_MUST_EXIST).</summary>
     public virtual bool IsMustExist => false;
 
     /// <summary>True if each element's pointer is announced by a byte (QEMU: VMS_ARRAY_OF_POINTER_AUTO_ALLOC).</summary>

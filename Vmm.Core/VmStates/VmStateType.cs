@@ -6,25 +6,37 @@ namespace Vmm.Core.VmStates;
 /// <typeparam name="TValue">The value.</typeparam>
 /// <param name="loader">The stream and the errors.</param>
 /// <param name="value">The member.</param>
-public delegate void VmStateGet<TValue>(VmStateLoader loader, ref TValue value);
+internal delegate void VmStateGet<TValue>(VmStateLoader loader, ref TValue value);
 
 /// <summary>How one value looks on the wire (QEMU: <c>VMStateInfo</c>). Devices may make their own. Immutable.</summary>
 /// <typeparam name="TValue">The value.</typeparam>
-/// <param name="name">Name in VMDESC.</param>
-/// <param name="sizeBytes">Bytes in memory.</param>
-/// <param name="put">Writes a value.</param>
-/// <param name="get">Reads a value.</param>
-public sealed class VmStateType<TValue>(string name, int sizeBytes, Action<QemuFileWriter, TValue> put, VmStateGet<TValue> get)
+public sealed class VmStateType<TValue>
 {
+    private readonly Action<QemuFileWriter, TValue> _put;
+    private readonly VmStateGet<TValue> _get;
+
+    /// <summary>Declares a type. Both delegates are called with the BQL held and must read exactly what the other one writes.</summary>
+    /// <param name="name">Name in VMDESC, e.g. <c>u24</c>.</param>
+    /// <param name="sizeBytes">Size of the value in memory; the wire may have more or fewer bytes.</param>
+    /// <param name="put">Writes one value at the stream's position.</param>
+    /// <param name="get">Reads one value; it refuses a bad one with <see cref="QemuFileReader.Bad"/>.</param>
+    public VmStateType(string name, int sizeBytes, Action<QemuFileWriter, TValue> put, Func<QemuFileReader, TValue> get)
+        : this(name, sizeBytes, put, (VmStateLoader loader, ref TValue value) => value = get(loader.File))
+    {
+    }
+
+    internal VmStateType(string name, int sizeBytes, Action<QemuFileWriter, TValue> put, VmStateGet<TValue> get) =>
+        (Name, SizeBytes, _put, _get) = (name, sizeBytes, put, get);
+
     /// <summary>Name in VMDESC.</summary>
-    public string Name => name;
+    public string Name { get; }
 
     /// <summary>Bytes in memory.</summary>
-    public int SizeBytes => sizeBytes;
+    public int SizeBytes { get; }
 
-    internal void Put(QemuFileWriter f, TValue value) => put(f, value);
+    internal void Put(QemuFileWriter f, TValue value) => _put(f, value);
 
-    internal void Get(VmStateLoader loader, ref TValue value) => get(loader, ref value);
+    internal void Get(VmStateLoader loader, ref TValue value) => _get(loader, ref value);
 }
 
 /// <summary>The leaf types of stream 2.1. Integers are big-endian on the wire whatever their name says.</summary>

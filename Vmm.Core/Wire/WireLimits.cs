@@ -1,7 +1,7 @@
 namespace Vmm.Core.Wire;
 
 /// <summary>Limits on what a peer may make us hold; each says where its number comes from.</summary>
-public static class WireLimits
+internal static class WireLimits
 {
     /// <summary>Longest machine name in the configuration section. Ours: QEMU's names are under 64 bytes.</summary>
     public const int MachineNameBytes = 1024;

@@ -3,7 +3,7 @@ using System.Buffers.Binary;
 namespace Vmm.Core.Wire;
 
 /// <summary>Outcome of a primitive read.</summary>
-public enum WireStatus
+internal enum WireStatus
 {
     /// <summary>The value was read.</summary>
     Ok,
@@ -13,7 +13,7 @@ public enum WireStatus
 
 /// <summary>Reads big-endian values from a span. Never touches a channel; a failed read does not move.</summary>
 /// <param name="bytes">The bytes.</param>
-public ref struct WireReader(ReadOnlySpan<byte> bytes)
+internal ref struct WireReader(ReadOnlySpan<byte> bytes)
 {
     private readonly ReadOnlySpan<byte> _bytes = bytes;
 

@@ -15,7 +15,7 @@ namespace Vmm.Core.Workloads;
 /// on which the workload ran. A stop returns when the thread is quiet, at most one page write later, or one pass
 /// over the index (a millisecond or so per GiB) right after a start.
 /// </summary>
-public sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
+internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
 {
     private const int VerifyChunkPages = 4096;
 
@@ -258,7 +258,7 @@ public sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
 }
 
 /// <summary>Makes <see cref="PatternWorkload"/>s.</summary>
-public sealed class PatternWorkloadFactory : IDeviceFactory
+internal sealed class PatternWorkloadFactory : IDeviceFactory
 {
     /// <inheritdoc/>
     public string TypeName => "pattern";

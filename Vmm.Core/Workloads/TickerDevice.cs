@@ -16,7 +16,7 @@ using Nito.AsyncEx.Synchronous;
 /// number of processes of one host. Block layout, little-endian: u64 last tick ns, u64 longest gap ns, u64 ticks, u64 times the VM was started after
 /// a tick, u64 the gap that the last such start ended, ns.
 /// </summary>
-public sealed class TickerDevice : IVmDevice, IVmStateHandler
+internal sealed class TickerDevice : IVmDevice, IVmStateHandler
 {
     /// <summary>Offset of the number of starts after a stop.</summary>
     public const int StopsOffset = 24;
@@ -114,7 +114,7 @@ public sealed class TickerDevice : IVmDevice, IVmStateHandler
 }
 
 /// <summary>Makes <see cref="TickerDevice"/>s.</summary>
-public sealed class TickerDeviceFactory : IDeviceFactory
+internal sealed class TickerDeviceFactory : IDeviceFactory
 {
     /// <inheritdoc/>
     public string TypeName => "ticker";

@@ -65,7 +65,7 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
     /// <summary>Takes the way that fits now: after the VM started or stopped, and after writes to configuration space.</summary>
     internal void Follow()
     {
-        bool wanted = mayUseIrqFd && !_isRefused && _event is not null && _listens && !access.IsLost && !IsDisabledByGuest && RunStateTable.IsRunning(services.RunState.State);
+        bool wanted = mayUseIrqFd && !_isRefused && _event is not null && _listens && !access.IsLost && !IsDisabledByGuest && services.RunState.IsRunning;
         if (wanted == UsesIrqFd) return;
         if (wanted) EnableIrqFd();
         else DisableIrqFd();

@@ -211,7 +211,7 @@ internal sealed class VfioMigration : IDisposable
     private void OnMigration(MigrationEvent what)
     {
         if (what != MigrationEvent.PrecopyFailed || Protocol is not { } protocol) return;
-        bool runs = RunStateTable.IsRunning(Services.RunState.State);
+        bool runs = Services.RunState.IsRunning;
         if (VfioStateArcs.HasData(protocol.State)) protocol.SetState(runs ? VfioDeviceState.Running : VfioDeviceState.Stop, VfioDeviceState.Error);
     }
 }

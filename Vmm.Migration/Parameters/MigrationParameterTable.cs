@@ -5,7 +5,7 @@ using Vmm.Core.SaveVm;
 namespace Vmm.Migration.Parameters;
 
 /// <summary>What kind of value a parameter takes.</summary>
-public enum MigrationParameterKind
+internal enum MigrationParameterKind
 {
     /// <summary>An unsigned 64-bit number.</summary>
     UInt64,
@@ -29,7 +29,7 @@ public enum MigrationParameterKind
 /// One migration parameter as QEMU knows it (qmp 8.6). Values are <see cref="ulong"/> for all numbers, <see cref="bool"/>,
 /// <see cref="string"/> for enum values and strings, and an array of strings for lists.
 /// </summary>
-public sealed record MigrationParameter
+internal sealed record MigrationParameter
 {
     /// <summary>Wire name.</summary>
     public required string Name { get; init; }
@@ -105,7 +105,7 @@ public sealed record MigrationParameter
 }
 
 /// <summary>All migration parameters, in the order in which QEMU 11.1 shows them.</summary>
-public static class MigrationParameterTable
+internal static class MigrationParameterTable
 {
     private static readonly string[] s_modes = ["normal", "cpr-reboot", "cpr-transfer", "cpr-exec"];
     private static readonly string[] s_detection = ["none", "legacy", "multifd"];

@@ -19,7 +19,7 @@ public sealed class MigrationParameterSet
     /// <summary>Changes some parameters at once; all are checked first (QEMU: <c>migrate-set-parameters</c>).</summary>
     /// <param name="changes">Parameters and their new values, typed as <see cref="MigrationParameter"/> says.</param>
     /// <exception cref="ConfigurationException">A value is out of range or not implemented; nothing is changed.</exception>
-    public void Apply(IEnumerable<KeyValuePair<MigrationParameter, object>> changes)
+    internal void Apply(IEnumerable<KeyValuePair<MigrationParameter, object>> changes)
     {
         ArgumentNullException.ThrowIfNull(changes);
         lock (_gate)

@@ -2,7 +2,7 @@ namespace Vmm.Migration.Ram;
 
 /// <summary>Flags in the low bits of a RAM record's first word (stream 3; QEMU: <c>RAM_SAVE_FLAG_*</c>).</summary>
 [Flags]
-public enum RamSaveFlags : uint
+internal enum RamSaveFlags : uint
 {
     /// <summary>Nothing; illegal on the wire.</summary>
     None = 0,
@@ -27,7 +27,7 @@ public enum RamSaveFlags : uint
 }
 
 /// <summary>Constants of the RAM section.</summary>
-public static class RamConstants
+internal static class RamConstants
 {
     /// <summary>Section name.</summary>
     public const string IdStr = "ram";

@@ -1,7 +1,7 @@
 namespace Vmm.Migration.Ram;
 
 /// <summary>The delta code of XBZRLE records (stream 3.4): runs of unchanged bytes and of new bytes, lengths as ULEB of at most 14 bits.</summary>
-public static class Xbzrle
+internal static class Xbzrle
 {
     /// <summary>Applies a delta to a page.</summary>
     /// <param name="delta">1*( uleb unchanged, uleb count, bytes ).</param>

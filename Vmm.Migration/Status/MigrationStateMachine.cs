@@ -6,7 +6,7 @@ namespace Vmm.Migration.Status;
 /// Legal moves between statuses as data (stream 11.1, 11.2) and the present one. <see cref="TryMove"/> answers; callers must use the answer.
 /// Thread-safe (QEMU: <c>migrate_set_state</c>).
 /// </summary>
-public sealed class MigrationStateMachine
+internal sealed class MigrationStateMachine
 {
     /// <summary>Every legal move. The destination shares the table; it also goes from a terminal state back to setup for another attempt.</summary>
     public static IReadOnlyList<(MigrationStatus From, MigrationStatus[] To)> Table { get; } =

@@ -1,7 +1,7 @@
 namespace Vmm.Migration.Stream;
 
 /// <summary>Commands from source to destination (stream 6.1; QEMU: <c>MIG_CMD_*</c>).</summary>
-public enum MigCommand : ushort
+internal enum MigCommand : ushort
 {
     /// <summary>Illegal.</summary>
     Invalid = 0,
@@ -30,7 +30,7 @@ public enum MigCommand : ushort
 }
 
 /// <summary>Messages from destination to source (stream 6.2; QEMU: <c>MIG_RP_MSG_*</c>).</summary>
-public enum ReturnPathMessage : ushort
+internal enum ReturnPathMessage : ushort
 {
     /// <summary>Illegal.</summary>
     Invalid = 0,
@@ -55,7 +55,7 @@ public enum ReturnPathMessage : ushort
 }
 
 /// <summary>Fixed values of the framing (stream 1.1).</summary>
-public static class StreamConstants
+internal static class StreamConstants
 {
     /// <summary><c>QEVM</c>.</summary>
     public const uint Magic = 0x5145564d;

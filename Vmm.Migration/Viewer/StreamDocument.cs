@@ -3,7 +3,7 @@ using Vmm.Migration.Ram;
 namespace Vmm.Migration.Viewer;
 
 /// <summary>What a piece of a stream is.</summary>
-public enum StreamEntryKind
+internal enum StreamEntryKind
 {
     /// <summary>Magic and version.</summary>
     Header,
@@ -37,11 +37,11 @@ public enum StreamEntryKind
 /// group.
 /// </param>
 /// <param name="Children">Members of a struct, elements of a list.</param>
-public sealed record StreamField(string Name, string Type, long Offset, long Length, object? Value, IReadOnlyList<StreamField> Children);
+internal sealed record StreamField(string Name, string Type, long Offset, long Length, object? Value, IReadOnlyList<StreamField> Children);
 
 /// <summary>Pages of one block in one RAM section.</summary>
 /// <param name="Block">Block name.</param>
-public sealed record RamPageCounts(string Block)
+internal sealed record RamPageCounts(string Block)
 {
     /// <summary>Pages sent as data, or present in a mapped-ram file.</summary>
     public long Data { get; internal set; }
@@ -58,12 +58,12 @@ public sealed record RamPageCounts(string Block)
 /// <param name="PageOffset">Offset in the block.</param>
 /// <param name="Kind">Page, Zero or Xbzrle.</param>
 /// <param name="FileOffset">Absolute file offset of the record; of the page itself in a mapped-ram file.</param>
-public readonly record struct RamPageRecord(string Block, ulong PageOffset, Ram.RamSaveFlags Kind, long FileOffset);
+internal readonly record struct RamPageRecord(string Block, ulong PageOffset, Ram.RamSaveFlags Kind, long FileOffset);
 
 /// <summary>A RAM block as the setup record describes it, and its pages over the whole stream.</summary>
 /// <param name="Name">Block name.</param>
 /// <param name="UsedLength">Bytes; 0 when the stream has no setup record.</param>
-public sealed record RamBlockSummary(string Name, ulong UsedLength)
+internal sealed record RamBlockSummary(string Name, ulong UsedLength)
 {
     /// <summary>Page size where the record names one.</summary>
     public ulong? PageSize { get; init; }
@@ -84,7 +84,7 @@ public sealed record RamBlockSummary(string Name, ulong UsedLength)
 /// <summary>One piece of a stream.</summary>
 /// <param name="Kind">What it is.</param>
 /// <param name="Offset">Absolute file offset of its first byte.</param>
-public sealed record StreamEntry(StreamEntryKind Kind, long Offset)
+internal sealed record StreamEntry(StreamEntryKind Kind, long Offset)
 {
     /// <summary>Bytes, footer included. A mapped-ram section spans its pages.</summary>
     public long Length { get; internal set; }
@@ -115,7 +115,7 @@ public sealed record StreamEntry(StreamEntryKind Kind, long Offset)
 }
 
 /// <summary>How bad a finding is.</summary>
-public enum StreamSeverity
+internal enum StreamSeverity
 {
     /// <summary>Worth knowing; a receiver accepts it.</summary>
     Note,
@@ -130,7 +130,7 @@ public enum StreamSeverity
 /// <param name="Offset">Absolute file offset.</param>
 /// <param name="Section">Where, e.g. <c>ram/0</c>.</param>
 /// <param name="Message">What was expected and found.</param>
-public sealed record StreamFinding(StreamSeverity Severity, long Offset, string Section, string Message)
+internal sealed record StreamFinding(StreamSeverity Severity, long Offset, string Section, string Message)
 {
     /// <summary>One line.</summary>
     /// <returns>The text.</returns>
@@ -164,19 +164,32 @@ public sealed class StreamDocument
     public bool IsComplete { get; internal set; }
 
     /// <summary>Pieces in stream order.</summary>
-    public IReadOnlyList<StreamEntry> Entries => EntryList;
+    internal IReadOnlyList<StreamEntry> Entries => EntryList;
 
     /// <summary>RAM blocks in stream order.</summary>
-    public IReadOnlyList<RamBlockSummary> RamBlocks => BlockList;
+    internal IReadOnlyList<RamBlockSummary> RamBlocks => BlockList;
 
     /// <summary>Notes and violations in the order they were met; at most <see cref="Core.Wire.WireLimits.ViewerFindings"/>.</summary>
-    public IReadOnlyList<StreamFinding> Findings => FindingList;
+    internal IReadOnlyList<StreamFinding> Findings => FindingList;
 
     /// <summary>Findings that are not mere notes.</summary>
-    public IEnumerable<StreamFinding> Violations => FindingList.Where(static f => f.Severity != StreamSeverity.Note);
+    internal IEnumerable<StreamFinding> Violations => FindingList.Where(static f => f.Severity != StreamSeverity.Note);
 
     /// <summary>True if nothing breaks the format.</summary>
     public bool IsValid => !Violations.Any();
+
+    /// <summary>Writes everything for a person: one line an entry, its fields indented below it, then <see cref="WriteFindings"/>.</summary>
+    /// <param name="output">Receives lines.</param>
+    public void WriteText(TextWriter output) => StreamText.Write(this, output);
+
+    /// <summary>Writes what is not as the format has it, with file offsets, and a verdict.</summary>
+    /// <param name="output">Receives lines.</param>
+    public void WriteFindings(TextWriter output) => StreamText.WriteFindings(this, output);
+
+    /// <summary>Writes the same as one JSON object. Keys are lower case with hyphens; opaque bytes are hex strings.</summary>
+    /// <param name="output">Receives UTF-8; stays open.</param>
+    /// <param name="withEntries">False leaves the entries out and keeps the summary and the findings.</param>
+    public void WriteJson(System.IO.Stream output, bool withEntries = true) => StreamJson.Write(this, output, withEntries);
 
     internal List<StreamEntry> EntryList { get; } = [];
 

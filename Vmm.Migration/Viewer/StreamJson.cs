@@ -4,7 +4,7 @@ using Vmm.Migration.Ram;
 namespace Vmm.Migration.Viewer;
 
 /// <summary>The same content as <see cref="StreamText"/>, for programs. Keys are lower case with hyphens; opaque bytes are hex strings.</summary>
-public static class StreamJson
+internal static class StreamJson
 {
     /// <summary>Writes a document as one JSON object.</summary>
     /// <param name="document">The stream.</param>

@@ -4,7 +4,7 @@ using System.Text;
 namespace Vmm.Migration.Viewer;
 
 /// <summary>Text for a person: one line an entry, fields indented below it.</summary>
-public static class StreamText
+internal static class StreamText
 {
     private const int HexBytes = 32;
 

@@ -10,11 +10,11 @@ public sealed record StreamViewOptions
     public long? StartOffset { get; init; }
 
     /// <summary>Receives RAM content, or null.</summary>
-    public IRamContentSink? Ram { get; init; }
+    internal IRamContentSink? Ram { get; init; }
 }
 
 /// <summary>Rebuilds RAM from a stream.</summary>
-public interface IRamContentSink
+internal interface IRamContentSink
 {
     /// <summary>A block of the setup record; comes before its pages.</summary>
     /// <param name="block">Block name.</param>

@@ -6,7 +6,7 @@ namespace Vmm.Migration.Viewer;
 
 /// <summary>
 /// Reads any QEMU migration stream or VM state file, of any machine type, without a machine: <c>vmm stream show</c> and <c>vmm stream check</c>.
-/// The outcome is a <see cref="StreamDocument"/>; its <see cref="StreamDocument.Findings"/> say what breaks the format and where. Memory is
+/// The outcome is a <see cref="StreamDocument"/>; <see cref="StreamDocument.WriteFindings"/> says what breaks the format and where. Memory is
 /// bounded by <see cref="Core.Wire.WireLimits"/> whatever the file holds. Thread-safe: there is no state.
 /// </summary>
 public static class StreamViewer
@@ -28,7 +28,7 @@ public static class StreamViewer
     /// <param name="options">What to keep; null for the defaults.</param>
     /// <returns>The stream, taken apart as far as it goes.</returns>
     /// <exception cref="ChannelException">The channel cannot be read.</exception>
-    public static StreamDocument Read(ISeekableChannel file, StreamViewOptions? options = null)
+    internal static StreamDocument Read(ISeekableChannel file, StreamViewOptions? options = null)
     {
         ArgumentNullException.ThrowIfNull(file);
         return StreamParser.Parse(file, file.Name, options ?? new StreamViewOptions());

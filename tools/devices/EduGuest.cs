@@ -6,7 +6,6 @@ using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
-using Vmm.Core.Threading;
 using Vmm.Core.VmStates;
 
 namespace Vmm.Tools.Devices;
@@ -99,7 +98,7 @@ public sealed class EduGuest : IVmDevice, IVmStateHandler, IInterruptController
 
     private void Step()
     {
-        long now = MonotonicClock.NowNs;
+        long now = Stopwatch.GetTimestamp(); // CLOCK_MONOTONIC in ns
         Word(4, 0);
         _pci.MmioWrite(new GuestAddress(BarAddress + 0x64), 4, uint.MaxValue);
         ulong done = Word(0);

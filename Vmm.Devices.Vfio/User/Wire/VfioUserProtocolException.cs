@@ -6,4 +6,4 @@ namespace Vmm.Devices.Vfio.User.Wire;
 /// <param name="message">Command, offset, expected and found.</param>
 /// <param name="errno">What a server answers; EINVAL unless the protocol names another.</param>
 /// <param name="inner">The cause, if any.</param>
-public sealed class VfioUserProtocolException(string message, Errno errno = Errno.EINVAL, Exception? inner = null) : VmmException(message, inner, errno);
+internal sealed class VfioUserProtocolException(string message, Errno errno = Errno.EINVAL, Exception? inner = null) : VmmException(message, inner, errno);

@@ -1,6 +1,6 @@
+using System.Diagnostics;
 using System.Globalization;
 using System.Text.Json.Nodes;
-using Vmm.Core.Threading;
 using Vmm.Migration.Qmp;
 using Vmm.Tools.Cli.Registry;
 using Vmm.Tools.Cli.Shell;
@@ -51,7 +51,7 @@ internal sealed class UpdateCommand(CliContext context, VmTarget target)
         if (Binary is not null) arguments["binary"] = Path.GetFullPath(Binary);
         var directory = VmDirectory.Open(context.GetVariable);
         int pid = Exec ? target.Qmp is null ? directory.Resolve(target.Vm).Pid : throw CliException.Usage("--exec needs --vm: the VM is found again by name") : 0;
-        long asked = MonotonicClock.NowNs;
+        long asked = Stopwatch.GetTimestamp(); // CLOCK_MONOTONIC in ns, as in the entry
         JsonNode? result;
         try
         {

@@ -94,7 +94,7 @@ internal sealed class DemoCommand(CliContext context)
     private async Task<ExitCode> RealGuest(string folder)
     {
         context.Out.WriteLine();
-        if (new KvmAcceleratorFactory().Probe() is { } missing)
+        if (KvmPlugin.Probe() is { } missing)
         {
             context.Out.WriteLine($"KVM cannot be used, so the move of a real guest is left out: {missing.Message}");
             return ExitCode.Ok;

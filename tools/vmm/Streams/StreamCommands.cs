@@ -18,16 +18,16 @@ internal sealed class StreamCommands(CliContext context)
         if (json)
         {
             using var bytes = new MemoryStream();
-            StreamJson.Write(stream, bytes, withEntries);
+            stream.WriteJson(bytes, withEntries);
             context.Out.WriteLine(Encoding.UTF8.GetString(bytes.GetBuffer(), 0, (int)bytes.Length));
         }
         else if (withEntries)
         {
-            StreamText.Write(stream, context.Out);
+            stream.WriteText(context.Out);
         }
         else
         {
-            StreamText.WriteFindings(stream, context.Out);
+            stream.WriteFindings(context.Out);
         }
         return stream.IsValid ? ExitCode.Ok : ExitCode.Failed;
     }

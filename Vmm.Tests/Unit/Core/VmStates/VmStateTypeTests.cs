@@ -156,7 +156,7 @@ public sealed class VmStateTypeTests
     public void ADeviceCanBringATypeOfItsOwn()
     {
         var type = new VmStateType<uint>("u24", 4, static (f, v) => { f.WriteByte((byte)(v >> 16)); f.WriteUInt16((ushort)v); },
-            static (l, ref v) => v = (uint)(l.File.ReadByte() << 16 | l.File.ReadUInt16()));
+            static f => (uint)(f.ReadByte() << 16 | f.ReadUInt16()));
         VmStateDescription<Checked> description = new() { Name = "c", Fields = [VmState.Single<Checked, uint>("v", type, static c => ref c.U32)] };
         var d = new Checked { U32 = 0x123456 };
         Assert.That(Save(description, d), Is.EqualTo(Hex("123456")));
