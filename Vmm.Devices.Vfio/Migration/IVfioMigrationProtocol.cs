@@ -1,14 +1,12 @@
 using Vmm.Core.RunStates;
-using Vmm.Core.SaveVm;
-using Vmm.Core.Wire;
 using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
-/// One generation of the migration protocol, below the handlers that write the tags. It is probed once when the device is realized. State
-/// changes come with the BQL held; reading and writing data may run without it, on the migration thread. Failures are
-/// <see cref="VfioException"/>s that say where the device was left.
+/// One generation of the migration protocol: what belongs to the device for as long as it is realized. What belongs to one attempt lives in the
+/// session that <see cref="OpenSave"/> or <see cref="OpenLoad"/> makes. Failures are <see cref="VfioException"/>s that name the state in which
+/// the device was left. BQL: held.
 /// </summary>
 internal interface IVfioMigrationProtocol : IDisposable
 {
@@ -18,19 +16,22 @@ internal interface IVfioMigrationProtocol : IDisposable
     /// <summary>What the device can do; a v1 device can do STOP_COPY and PRE_COPY.</summary>
     VfioMigrationFlags Flags { get; }
 
-    /// <summary>The state the device was last seen in; ERROR once it could not even be reset.</summary>
+    /// <summary>The state the device was last seen in; ERROR once it could not even be reset. Any thread.</summary>
     VfioDeviceState State { get; }
 
     /// <summary>Raised after each change of <see cref="State"/>, on the changing thread.</summary>
     event Action<VfioDeviceState>? StateChanged;
 
-    /// <summary>Moves the device.</summary>
+    /// <summary>Moves the device. A session may call it without the BQL, on the thread that sends the final state.</summary>
     /// <param name="target">Where to.</param>
     /// <param name="recoverTo">Where to go when that fails; ERROR to reset at once. A failed recovery resets too.</param>
     /// <exception cref="VfioException">The target was not reached; carries the first refusal and what became of the device.</exception>
     void SetState(VfioDeviceState target, VfioDeviceState recoverTo);
 
-    /// <summary>The device was reset by its owner: it runs, sessions are over.</summary>
+    /// <summary>Asks the device for its state, because another process may have changed it; an answer that makes no sense changes nothing.</summary>
+    void ReadState();
+
+    /// <summary>The device was reset by its owner: it is in RUNNING and has closed its data descriptor.</summary>
     void OnReset();
 
     /// <summary>Where a stop of the VM takes the device.</summary>
@@ -38,67 +39,20 @@ internal interface IVfioMigrationProtocol : IDisposable
     /// <returns>STOP or STOP_COPY.</returns>
     VfioDeviceState StopTarget(RunState state);
 
-    /// <summary>The VM is about to stop while first data may still appear (vfio-migration 3.3).</summary>
+    /// <summary>Tells an open saving session that the VM is about to stop, while first data may still appear (vfio-migration 3.3).</summary>
     void BeforePrecopyStops();
 
-    /// <summary>Begins a saving session as far as the device's state allows.</summary>
-    /// <param name="switchoverAck">The destination acknowledges first data.</param>
-    void SaveSetup(bool switchoverAck);
-
-    /// <summary>Whether PART sections have something to say now.</summary>
-    bool IsActiveIterate { get; }
-
-    /// <summary>From what is known.</summary>
-    /// <returns>Bytes.</returns>
-    PendingBytes EstimatePending();
-
-    /// <summary>After asking the device.</summary>
-    /// <returns>Bytes.</returns>
-    PendingBytes ExactPending();
-
-    /// <summary>Writes the data record of one PART section, if any.</summary>
-    /// <param name="f">The stream.</param>
-    /// <returns>Whether anything is left, and the tag that ends the section.</returns>
-    (SaveProgress Progress, ulong EndTag) SaveIterate(QemuFileWriter f);
-
-    /// <summary>Moves the device to STOP_COPY and writes all that is left as data records.</summary>
-    /// <param name="f">The stream.</param>
-    void SaveComplete(QemuFileWriter f);
-
-    /// <summary>Whether <see cref="ReadStopCopy"/> and <see cref="LoadBytes"/> may run on a thread of their own; v2 only.</summary>
+    /// <summary>Whether the sessions are <see cref="IVfioThreadedSave"/> and <see cref="IVfioThreadedLoad"/>; v2 only.</summary>
     bool CanUseThreads { get; }
 
-    /// <summary>Moves the device to STOP_COPY, for <see cref="ReadStopCopy"/>.</summary>
-    void EnterStopCopy();
+    /// <summary>Opens the saving session of an attempt; the device stays as it is.</summary>
+    /// <param name="switchoverAck">The destination acknowledges first data.</param>
+    /// <returns>The session; open until its <see cref="IVfioSaveSession.SaveCleanup"/>.</returns>
+    /// <exception cref="VfioException">A session is open (EBUSY).</exception>
+    IVfioSaveSession OpenSave(bool switchoverAck);
 
-    /// <summary>Reads a piece of what is left.</summary>
-    /// <param name="into">Takes it.</param>
-    /// <returns>Bytes; 0 at the end.</returns>
-    int ReadStopCopy(Span<byte> into);
-
-    /// <summary>Ends the session, well or not; never throws, a refusal is reported through the return value.</summary>
-    /// <returns>Why the device could not be left in good order, or null.</returns>
-    Exception? SaveCleanup();
-
-    /// <summary>Acknowledgements the device has begun to want since the last call.</summary>
-    /// <returns>Number.</returns>
-    int TakeSwitchoverAckRequests();
-
-    /// <summary>Makes the device ready to take state.</summary>
-    void LoadSetup();
-
-    /// <summary>Passes data to the device in bounded pieces.</summary>
-    /// <param name="f">The stream, at the first byte.</param>
-    /// <param name="lengthBytes">Bytes that follow.</param>
-    void LoadData(QemuFileReader f, ulong lengthBytes);
-
-    /// <summary>Passes bytes to the device.</summary>
-    /// <param name="bytes">In order.</param>
-    void LoadBytes(ReadOnlySpan<byte> bytes);
-
-    /// <summary>All data have come: the device checks them where the protocol lets it.</summary>
-    void LoadDone();
-
-    /// <summary>Ends the session, well or not; must not throw.</summary>
-    void LoadCleanup();
+    /// <summary>Opens the loading session of an attempt and makes the device ready to take state.</summary>
+    /// <returns>The session; open until its <see cref="IVfioLoadSession.LoadCleanup"/>.</returns>
+    /// <exception cref="VfioException">A session is open (EBUSY), or the device refused.</exception>
+    IVfioLoadSession OpenLoad();
 }

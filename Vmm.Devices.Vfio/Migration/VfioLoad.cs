@@ -12,25 +12,20 @@ internal sealed class VfioLoad : ILoadState, ILoadStateBuffer, ILoadCleanup, IDi
 {
     private readonly VfioMigration _migration;
     private readonly LoadContext _context;
+    private readonly IVfioLoadSession? _session;
     private readonly bool _hasPrecopy;
     private readonly VfioLoadThread? _thread;
 
-    /// <summary>Makes the device ready to take state, unless the stream is only checked. BQL: held.</summary>
     /// <param name="migration">The device.</param>
     /// <param name="context">The attempt.</param>
-    /// <param name="usesBuffers">The final state comes over data channels.</param>
+    /// <param name="session">The protocol's part of the attempt; null when the stream is only checked.</param>
+    /// <param name="threaded">The same session when the final state comes over data channels; null otherwise.</param>
     /// <param name="hasPrecopy">The device has first data that can be acknowledged.</param>
-    internal VfioLoad(VfioMigration migration, LoadContext context, bool usesBuffers, bool hasPrecopy)
+    internal VfioLoad(VfioMigration migration, LoadContext context, IVfioLoadSession? session, IVfioThreadedLoad? threaded, bool hasPrecopy)
     {
-        (_migration, _context, _hasPrecopy) = (migration, context, hasPrecopy);
-        if (context.ValidateOnly) return;
-        Protocol.LoadSetup();
-        if (usesBuffers) _thread = new VfioLoadThread(migration, ReadConfig);
+        (_migration, _context, _session, _hasPrecopy) = (migration, context, session, hasPrecopy);
+        if (threaded is not null) _thread = new VfioLoadThread(migration, threaded, ReadConfig);
     }
-
-    private IVfioMigrationProtocol Protocol => _migration.Protocol!;
-
-    private bool Applies => !_context.ValidateOnly;
 
     public void LoadStateBuffer(StateBuffer buffer) => _thread!.Insert(buffer);
 
@@ -56,7 +51,7 @@ internal sealed class VfioLoad : ILoadState, ILoadStateBuffer, ILoadCleanup, IDi
     public void LoadCleanup()
     {
         Dispose();
-        if (Applies) Protocol.LoadCleanup();
+        _session?.LoadCleanup();
     }
 
     /// <summary>Ends the thread that writes to the device.</summary>
@@ -101,21 +96,21 @@ internal sealed class VfioLoad : ILoadState, ILoadStateBuffer, ILoadCleanup, IDi
 
     private void LoadConfig(QemuFileReader f)
     {
-        if (Applies) Protocol.LoadDone();
-        _migration.Config.LoadConfig(f, Applies);
+        _session?.LoadDone();
+        _migration.Config.LoadConfig(f, apply: _session is not null);
         ExpectEnd(f, "config");
     }
 
     private void LoadData(QemuFileReader f, ulong lengthBytes)
     {
         if (lengthBytes > long.MaxValue) throw f.Bad("length of VFIO data", "under 2^63", lengthBytes.ToString());
-        if (Applies) Protocol.LoadData(f, lengthBytes);
+        if (_session is not null) _session.LoadData(f, lengthBytes);
         else f.Skip((long)lengthBytes);
     }
 
     private void Approve(QemuFileReader f)
     {
-        if (!_hasPrecopy) throw f.Bad("INIT_DATA_SENT", "a device with PRE_COPY", $"'{_migration.Id}', which has {Protocol.Flags}");
+        if (!_hasPrecopy) throw f.Bad("INIT_DATA_SENT", "a device with PRE_COPY", $"'{_migration.Id}', which has {_migration.Protocol!.Flags}");
         if (_context.ApproveSwitchover is not { } approve)
             throw new IncompatibleStateException($"section '{f.Section}': the source waits for an acknowledgement (INIT_DATA_SENT), which is off here")
             {

@@ -13,16 +13,18 @@ namespace Vmm.Devices.Vfio.Migration;
 internal sealed class VfioLoadThread : IDisposable
 {
     private readonly VfioMigration _migration;
+    private readonly IVfioThreadedLoad _session;
     private readonly Action<QemuFileReader> _readConfig;
     private readonly VfioStateBuffers _buffers;
     private Task? _loader;
     private byte[] _config = [];
 
     /// <param name="migration">The device.</param>
+    /// <param name="session">Takes the data.</param>
     /// <param name="readConfig">Reads the config record; called with the BQL held.</param>
-    internal VfioLoadThread(VfioMigration migration, Action<QemuFileReader> readConfig)
+    internal VfioLoadThread(VfioMigration migration, IVfioThreadedLoad session, Action<QemuFileReader> readConfig)
     {
-        (_migration, _readConfig) = (migration, readConfig);
+        (_migration, _session, _readConfig) = (migration, session, readConfig);
         _buffers = new VfioStateBuffers(migration.Io.Name, migration.Options.MaxQueuedBuffersBytes);
     }
 
@@ -78,7 +80,7 @@ internal sealed class VfioLoadThread : IDisposable
     {
         if (!isConfig)
         {
-            _migration.Protocol!.LoadBytes(data);
+            _session.LoadBytes(data);
             return;
         }
         if (data.Length > VfioSave.MaxConfigBytes)

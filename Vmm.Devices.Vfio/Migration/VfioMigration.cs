@@ -78,11 +78,7 @@ internal sealed class VfioMigration : IDisposable
     internal Func<bool> IsBypassed { get; set; } = static () => false;
 
     /// <summary>The device came from another process in whatever state it was.</summary>
-    internal void ReadStateAfterCpr()
-    {
-        (Protocol as VfioMigrationV2)?.ReadState();
-        (Protocol as VfioMigrationV1)?.ReadState();
-    }
+    internal void ReadStateAfterCpr() => Protocol?.ReadState();
 
     /// <summary>The device was reset by its owner.</summary>
     internal void OnDeviceReset() => Protocol?.OnReset();

@@ -7,19 +7,17 @@ namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
 /// The v1 migration region: <c>u32 device_state@0, u32 reserved@4, u64 pending_bytes@8, u64 data_offset@16, u64 data_size@24</c>, then the data
-/// section wherever data_offset says (vfio-migration 5.1). The header is always accessed by call, at native width; the data section through
-/// its mapped areas where there are any. What the device says about places and sizes is checked before it is used.
+/// section wherever data_offset says (vfio-migration 5.1). The header is always accessed by call, at native width; the data section by
+/// <see cref="VfioMigrationRegionData"/>. What the device says about places and sizes is checked before it is used.
 /// </summary>
 /// <param name="io">The device; not owned.</param>
 /// <param name="info">The region.</param>
-internal sealed class VfioMigrationRegion(IVfioDeviceIo io, VfioRegionInfo info) : IDisposable
+internal sealed class VfioMigrationRegion(IVfioDeviceIo io, VfioRegionInfo info)
 {
     /// <summary>RUNNING, SAVING and RESUMING.</summary>
     internal const uint StateMask = 7, Running = 1, Saving = 2, Resuming = 4;
 
     private const ulong DeviceState = 0, PendingBytes = 8, DataOffset = 16, DataSize = 24;
-
-    private List<(VfioRegionArea Area, MappedRegion Map)> _maps = [];
 
     /// <summary>Size of the region.</summary>
     internal ulong SizeBytes => info.SizeBytes;
@@ -34,24 +32,8 @@ internal sealed class VfioMigrationRegion(IVfioDeviceIo io, VfioRegionInfo info)
     /// <returns>SAVING and RESUMING without RUNNING.</returns>
     internal static bool IsError(uint state) => (state & StateMask) == (Saving | Resuming);
 
-    /// <summary>Maps the areas for the length of a session; a refusal leaves the slow path.</summary>
-    internal void Map()
-    {
-        foreach (VfioRegionArea area in info.Areas)
-            if (io.MapArea(info.Index, area) is { } map) _maps.Add((area, map));
-        // The device may list its areas in any order.
-        _maps.Sort(static (a, b) => a.Area.OffsetBytes.CompareTo(b.Area.OffsetBytes));
-    }
-
-    /// <summary>Gives the mappings back. Idempotent.</summary>
-    internal void Unmap()
-    {
-        List<(VfioRegionArea Area, MappedRegion Map)> maps = _maps;
-        _maps = [];
-        foreach ((_, MappedRegion map) in maps) map.Dispose();
-    }
-
-    public void Dispose() => Unmap();
+    /// <summary>The way to the data section, for one session; nothing is mapped yet.</summary>
+    internal VfioMigrationRegionData OpenData() => new(this, io, info);
 
     internal Errno ReadState(out uint state)
     {
@@ -99,44 +81,12 @@ internal sealed class VfioMigrationRegion(IVfioDeviceIo io, VfioRegionInfo info)
         if (errno != Errno.None) throw Failed("write data_size", errno);
     }
 
-    internal void ReadData(ulong offset, Span<byte> into)
-    {
-        while (into.Length > 0)
-        {
-            int n = Piece(offset, into.Length, out MappedRegion? map, out ulong inMap);
-            if (map is not null) map.Slice(inMap, n).CopyTo(into);
-            else if (io.RegionRead(info.Index, offset, into[..n]) is var errno and not Errno.None) throw Failed($"read data at 0x{offset:x}", errno);
-            into = into[n..];
-            offset += (ulong)n;
-        }
-    }
+    /// <summary>The error of a data offset at the very end of the region.</summary>
+    internal VfioException NoRoom(ulong offset) =>
+        new($"device '{io.Name}': data_offset 0x{offset:x} leaves no room in the region of 0x{info.SizeBytes:x} bytes", Errno.ENOSPC);
 
-    internal void WriteData(ulong offset, ReadOnlySpan<byte> from)
-    {
-        while (from.Length > 0)
-        {
-            int n = Piece(offset, from.Length, out MappedRegion? map, out ulong inMap);
-            if (map is not null) from[..n].CopyTo(map.Slice(inMap, n));
-            else if (io.RegionWrite(info.Index, offset, from[..n]) is var errno and not Errno.None) throw Failed($"write data at 0x{offset:x}", errno);
-            from = from[n..];
-            offset += (ulong)n;
-        }
-    }
-
-    /// <summary>How far the present way of access reaches: to the end of the mapped area, or to the next one above.</summary>
-    private int Piece(ulong offset, int length, out MappedRegion? map, out ulong inMap)
-    {
-        (map, inMap) = (null, 0);
-        ulong end = offset + (ulong)length;
-        foreach ((VfioRegionArea area, MappedRegion m) in _maps)
-        {
-            if (area.End <= offset) continue;
-            if (area.OffsetBytes > offset) return (int)(Math.Min(end, area.OffsetBytes) - offset);
-            (map, inMap) = (m, offset - area.OffsetBytes);
-            return (int)(Math.Min(end, area.End) - offset);
-        }
-        return length;
-    }
+    /// <summary>The error of an access to the region.</summary>
+    internal VfioException Failed(string what, Errno errno) => new($"device '{io.Name}': migration region: {what} failed ({errno})", errno);
 
     private Errno ReadHeader(ulong field, out ulong value)
     {
@@ -145,6 +95,4 @@ internal sealed class VfioMigrationRegion(IVfioDeviceIo io, VfioRegionInfo info)
         value = errno == Errno.None ? BinaryPrimitives.ReadUInt64LittleEndian(bytes) : 0;
         return errno;
     }
-
-    private VfioException Failed(string what, Errno errno) => new($"device '{io.Name}': migration region: {what} failed ({errno})", errno);
 }

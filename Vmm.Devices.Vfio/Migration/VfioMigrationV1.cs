@@ -1,37 +1,33 @@
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
-using Vmm.Core.Wire;
 using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
 /// Protocol v1: state bits and data in a region (vfio-migration 5; QEMU 5.2 to 7.2's <c>hw/vfio/migration.c</c>). Its states are named
-/// with v2's words: 0 STOP, 1 RUNNING, 2 STOP_COPY, 3 PRE_COPY, 4 RESUMING. A lock of its own keeps run-state changes out of a data copy.
+/// with v2's words: 0 STOP, 1 RUNNING, 2 STOP_COPY, 3 PRE_COPY, 4 RESUMING. A lock keeps state changes out of a data copy.
 /// </summary>
 internal sealed class VfioMigrationV1 : IVfioMigrationProtocol
 {
     private const uint Running = VfioMigrationRegion.Running, Saving = VfioMigrationRegion.Saving, Resuming = VfioMigrationRegion.Resuming;
 
     /// <summary>Data are copied between region and stream in pieces of this size.</summary>
-    private const int BufferBytes = 1 << 20;
+    internal const int BufferBytes = 1 << 20;
 
     private readonly IVfioDeviceIo _io;
     private readonly IVfioConfigState _config;
     private readonly VfioMigrationRegion _region;
     private readonly DeviceTransferCounter _transfer;
-    private readonly Lock _gate = new();
-    private byte[]? _buffer;
-    private ulong _pendingBytes;
+    private readonly VfioSessionSlot _session;
     private volatile VfioDeviceState _state = VfioDeviceState.Running;
 
     internal VfioMigrationV1(IVfioDeviceIo io, IVfioConfigState config, VfioRegionInfo region, DeviceTransferCounter transfer)
     {
-        _transfer = transfer;
-        _io = io;
-        _config = config;
+        (_io, _config, _transfer) = (io, config, transfer);
         _region = new VfioMigrationRegion(io, region);
+        _session = new VfioSessionSlot(io.Name);
     }
 
     public event Action<VfioDeviceState>? StateChanged;
@@ -42,7 +38,14 @@ internal sealed class VfioMigrationV1 : IVfioMigrationProtocol
 
     public VfioDeviceState State => _state;
 
-    public bool IsActiveIterate => VfioStateArcs.IsSaving(_state);
+    public bool CanUseThreads => false;
+
+    /// <summary>Held for each state change and for each copy of data.</summary>
+    internal Lock Gate { get; } = new();
+
+    public IVfioSaveSession OpenSave(bool switchoverAck) => _session.OpenNew(() => new VfioSaveV1(this, _region, _transfer));
+
+    public IVfioLoadSession OpenLoad() => _session.OpenNew(() => new VfioLoadV1(this, _region));
 
     /// <summary>A device that is being saved goes on being saved; a snapshot begins with the stop (QEMU 7.2: <c>vfio_vmstate_change</c>).</summary>
     public VfioDeviceState StopTarget(RunState state) =>
@@ -61,7 +64,7 @@ internal sealed class VfioMigrationV1 : IVfioMigrationProtocol
             _ => throw new VfioException($"device '{_io.Name}' speaks protocol v1, which has no {target.ToName()}", Errno.EINVAL),
         };
         VfioDeviceState from = _state;
-        lock (_gate)
+        lock (Gate)
         {
             Errno errno = Write(mask, value, out bool isBroken);
             if (errno == Errno.None)
@@ -90,152 +93,12 @@ internal sealed class VfioMigrationV1 : IVfioMigrationProtocol
     {
     }
 
-    public int TakeSwitchoverAckRequests() => 0;
+    public void Dispose() => (_session.Open as IDisposable)?.Dispose();
 
-    public void SaveSetup(bool switchoverAck)
-    {
-        _pendingBytes = 0;
-        _buffer = GC.AllocateUninitializedArray<byte>(BufferBytes, pinned: true);
-        _region.Map();
-        SetState(_state == VfioDeviceState.Running ? VfioDeviceState.PreCopy : VfioDeviceState.StopCopy, _state);
-    }
+    /// <summary>Ends a session.</summary>
+    internal void Close(object session) => _session.Close(session);
 
-    public PendingBytes EstimatePending() => Pending();
-
-    public PendingBytes ExactPending()
-    {
-        lock (_gate)
-        {
-            if (!IsActiveIterate || _region.ReadPendingBytes(out ulong pending) != Errno.None) pending = 0;
-            _pendingBytes = pending;
-        }
-        return Pending();
-    }
-
-    public (SaveProgress Progress, ulong EndTag) SaveIterate(QemuFileWriter f)
-    {
-        lock (_gate)
-        {
-            if (_pendingBytes == 0) ReadPending();
-            if (_pendingBytes == 0)
-            {
-                f.WriteUInt64(VfioStreamFlags.DevDataState);
-                f.WriteUInt64(0);
-                return (SaveProgress.Done, VfioStreamFlags.EndOfState);
-            }
-            SaveBuffer(f);
-            // Whoever never asks for the pending bytes, as a snapshot, must not go by an old figure.
-            _pendingBytes = 0;
-            return (SaveProgress.More, VfioStreamFlags.EndOfState);
-        }
-    }
-
-    public void SaveComplete(QemuFileWriter f)
-    {
-        SetState(VfioDeviceState.StopCopy, VfioDeviceState.Error);
-        lock (_gate)
-        {
-            ReadPending();
-            while (_pendingBytes > 0 && SaveBuffer(f) > 0) ReadPending();
-        }
-        SetState(VfioDeviceState.Stop, VfioDeviceState.Error);
-    }
-
-    public bool CanUseThreads => false;
-
-    public void EnterStopCopy() => throw new InvalidOperationException("protocol v1 has no data channels");
-
-    public int ReadStopCopy(Span<byte> into) => throw new InvalidOperationException("protocol v1 has no data channels");
-
-    public void LoadBytes(ReadOnlySpan<byte> bytes) => throw new InvalidOperationException("protocol v1 has no data channels");
-
-    public Exception? SaveCleanup()
-    {
-        lock (_gate)
-        {
-            _region.Unmap();
-            (_buffer, _pendingBytes) = (null, 0);
-        }
-        return null;
-    }
-
-    public void LoadSetup()
-    {
-        _buffer ??= GC.AllocateUninitializedArray<byte>(BufferBytes, pinned: true);
-        _region.Map();
-        try
-        {
-            SetState(VfioDeviceState.Resuming, _state);
-        }
-        catch
-        {
-            _region.Unmap();
-            throw;
-        }
-    }
-
-    public void LoadData(QemuFileReader f, ulong lengthBytes)
-    {
-        byte[] buffer = _buffer ?? throw new VfioException($"device '{_io.Name}' got data outside a load", Errno.EINVAL);
-        while (lengthBytes > 0)
-        {
-            // A chunk that is longer than the data section here goes in parts, each committed; shorter ones are not joined (vfio-migration 5.4).
-            ulong offset = _region.ReadDataOffset();
-            ulong room = Math.Min(lengthBytes, _region.SizeBytes - offset);
-            if (room == 0) throw new VfioException($"device '{_io.Name}': data_offset 0x{offset:x} leaves no room in the region of 0x{_region.SizeBytes:x} bytes", Errno.ENOSPC);
-            for (ulong done = 0; done < room;)
-            {
-                Span<byte> part = buffer.AsSpan(0, (int)Math.Min(room - done, BufferBytes));
-                f.Read(part);
-                _region.WriteData(offset + done, part);
-                done += (ulong)part.Length;
-            }
-            _region.CommitDataSize(room);
-            lengthBytes -= room;
-        }
-    }
-
-    /// <summary>v1 has no arc from RESUMING but to RUNNING: the device says what it thinks of its data when the VM starts.</summary>
-    public void LoadDone()
-    {
-    }
-
-    public void LoadCleanup()
-    {
-        _region.Unmap();
-        _buffer = null;
-    }
-
-    public void Dispose() => _region.Dispose();
-
-    private PendingBytes Pending() => new((long)Math.Min(_pendingBytes, long.MaxValue / 4));
-
-    private void ReadPending()
-    {
-        Errno errno = _region.ReadPendingBytes(out _pendingBytes);
-        if (errno != Errno.None) throw new VfioException($"device '{_io.Name}': migration region: read pending_bytes failed ({errno})", errno);
-    }
-
-    /// <summary>One chunk as a data record; returns its size.</summary>
-    private ulong SaveBuffer(QemuFileWriter f)
-    {
-        ulong offset = _region.ReadDataOffset();
-        ulong size = _region.ReadDataSize(offset);
-        f.WriteUInt64(VfioStreamFlags.DevDataState);
-        f.WriteUInt64(size);
-        for (ulong done = 0; done < size;)
-        {
-            Span<byte> part = _buffer.AsSpan(0, (int)Math.Min(size - done, BufferBytes));
-            _region.ReadData(offset + done, part);
-            f.Write(part);
-            done += (ulong)part.Length;
-        }
-        _transfer.Add((long)size);
-        return size;
-    }
-
-    /// <summary>Asks the device where it is; one that says nothing of use is taken to be where it was.</summary>
-    internal void ReadState()
+    public void ReadState()
     {
         if (_region.ReadState(out uint state) == Errno.None && (state & VfioMigrationRegion.StateMask) is 0 or Running)
             Enter((state & Running) != 0 ? VfioDeviceState.Running : VfioDeviceState.Stop);

@@ -1,17 +1,16 @@
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
-using Vmm.Core.Wire;
 using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
 /// Protocol v2: states by DEVICE_FEATURE, data by descriptor or message (vfio-migration 2 and 3; QEMU 8.0 to 11.1's
-/// <c>hw/vfio/migration.c</c>). A lock of its own keeps a read from meeting the end of its session; it is taken after the BQL and nothing is
-/// called under it but the device. Moves from socket to socket do without: nobody changes the state of a device in STOP_COPY or RESUMING meanwhile.
+/// <c>hw/vfio/migration.c</c>). A lock keeps the data descriptor open while it is read or written; it ranks below the BQL, and only the device
+/// is called under it. Moves from socket to socket need no lock, because nobody changes the state of a device in STOP_COPY or RESUMING.
 /// </summary>
-internal sealed partial class VfioMigrationV2 : IVfioMigrationProtocol
+internal sealed class VfioMigrationV2 : IVfioMigrationProtocol
 {
     /// <summary>Longest data record (QEMU: <c>VFIO_MIG_DEFAULT_DATA_BUFFER_SIZE</c>).</summary>
     internal const int MaxBufferBytes = 1 << 20;
@@ -21,11 +20,10 @@ internal sealed partial class VfioMigrationV2 : IVfioMigrationProtocol
 
     private readonly IVfioDeviceIo _io;
     private readonly IVfioConfigState _config;
-    private readonly bool _precopyInfoV2;
     private readonly DeviceTransferCounter _transfer;
+    private readonly VfioSessionSlot _session;
     private readonly Lock _gate = new();
     private IVfioMigrationData? _data;
-    private byte[]? _buffer;
     private volatile VfioDeviceState _state = VfioDeviceState.Running;
 
     /// <summary>Makes the protocol for a device in RUNNING.</summary>
@@ -36,11 +34,9 @@ internal sealed partial class VfioMigrationV2 : IVfioMigrationProtocol
     /// <param name="transfer">Counts data sent.</param>
     internal VfioMigrationV2(IVfioDeviceIo io, IVfioConfigState config, VfioMigrationFlags flags, bool precopyInfoV2, DeviceTransferCounter transfer)
     {
-        _transfer = transfer;
-        _io = io;
-        _config = config;
-        _precopyInfoV2 = precopyInfoV2;
-        Flags = flags;
+        (_io, _config, _transfer) = (io, config, transfer);
+        _session = new VfioSessionSlot(io.Name);
+        (Flags, HasPrecopyInfoV2) = (flags, precopyInfoV2);
     }
 
     public event Action<VfioDeviceState>? StateChanged;
@@ -51,7 +47,21 @@ internal sealed partial class VfioMigrationV2 : IVfioMigrationProtocol
 
     public VfioDeviceState State => _state;
 
-    private bool HasPrecopy => (Flags & VfioMigrationFlags.PreCopy) != 0;
+    public bool CanUseThreads => true;
+
+    internal IVfioDeviceIo Io => _io;
+
+    /// <summary>Feature 12 is set, so that the flag REINIT of the precopy figures has a meaning.</summary>
+    internal bool HasPrecopyInfoV2 { get; }
+
+    /// <summary>The data descriptor, when data can go from socket to socket; null without.</summary>
+    internal IVfioDirectData? Direct => _data as IVfioDirectData;
+
+    public IVfioSaveSession OpenSave(bool switchoverAck) => _session.OpenNew(() => new VfioSaveV2(this, switchoverAck, _transfer));
+
+    public IVfioLoadSession OpenLoad() => _session.OpenNew(() => new VfioLoadV2(this));
+
+    public void BeforePrecopyStops() => (_session.Open as VfioSaveV2)?.BeforePrecopyStops();
 
     public VfioDeviceState StopTarget(RunState state) =>
         VfioStateArcs.IsPrecopy(_state) && state is RunState.FinishMigrate or RunState.Paused ? VfioDeviceState.StopCopy : VfioDeviceState.Stop;
@@ -78,8 +88,7 @@ internal sealed partial class VfioMigrationV2 : IVfioMigrationProtocol
         throw new VfioException($"{what}; the device was reset", errno);
     }
 
-    /// <summary>Asks the device where it is.</summary>
-    internal void ReadState()
+    public void ReadState()
     {
         if (_io.GetMigrationState(out VfioDeviceState state) == Errno.None && state != _state) Enter(state);
     }
@@ -91,6 +100,59 @@ internal sealed partial class VfioMigrationV2 : IVfioMigrationProtocol
     }
 
     public void Dispose() => CloseData();
+
+    /// <summary>
+    /// One read of the device's state. While the device runs, 0 and ENOMSG both mean that there is nothing now; in STOP_COPY 0 is the end and ENOMSG
+    /// an error.
+    /// </summary>
+    /// <returns>Bytes, at most as many as were asked for.</returns>
+    internal int Read(Span<byte> into)
+    {
+        lock (_gate)
+        {
+            if (_data is null) throw new VfioException($"device '{_io.Name}' gave no data descriptor in {_state.ToName()}", Errno.EBADF);
+            int n = _data.Read(into, out Errno errno);
+            if (n < 0 && errno == Errno.ENOMSG && VfioStateArcs.IsPrecopy(_state)) return 0;
+            if (n < 0) throw ReadFailed(errno);
+            if (n > into.Length) throw new VfioException($"device '{_io.Name}' gave {n} bytes, {into.Length} were asked for", Errno.EPROTO);
+            return n;
+        }
+    }
+
+    /// <summary>Writes all bytes to a device in RESUMING.</summary>
+    internal void Write(ReadOnlySpan<byte> bytes)
+    {
+        lock (_gate)
+        {
+            while (bytes.Length > 0)
+            {
+                if (_data is null) throw new VfioException($"device '{_io.Name}' has no data descriptor to load into, it is in {_state.ToName()}", Errno.EBADF);
+                int n = _data.Write(bytes, out Errno errno);
+                if (n < 0) throw WriteFailed(errno);
+                if (n == 0 || n > bytes.Length) throw new VfioException($"device '{_io.Name}' took {n} of {bytes.Length} bytes of its state", Errno.EIO);
+                bytes = bytes[n..];
+            }
+        }
+    }
+
+    /// <summary>Asks for the precopy figures.</summary>
+    /// <returns>The device's answer; null without a data descriptor.</returns>
+    internal Errno? PrecopyInfo(out VfioPrecopyInfo info)
+    {
+        info = default;
+        lock (_gate) return _data?.PrecopyInfo(out info);
+    }
+
+    internal VfioException ReadFailed(Errno errno) => new($"device '{_io.Name}' failed to give its state in {_state.ToName()} ({Name(errno)})", errno);
+
+    internal VfioException WriteFailed(Errno errno) => new($"device '{_io.Name}' refused its state ({Name(errno)})", errno);
+
+    /// <summary>Ends a session; the device has no data descriptor afterwards.</summary>
+    internal void Close(object session)
+    {
+        CloseData();
+        _session.Close(session);
+    }
 
     /// <summary>One request. A session that the device opens replaces none: two at once mean that device and VMM disagree.</summary>
     private Errno Ask(VfioDeviceState target)

@@ -9,41 +9,41 @@ namespace Vmm.Devices.Vfio.Migration;
 /// One attempt to save a device: writes the tags around what the protocol moves (vfio-migration 4). Both protocols write the same records.
 /// </summary>
 /// <param name="migration">The device.</param>
-/// <param name="usesThread">The final state goes over data channels (vfio-migration 3.7); END and FULL sections are then empty.</param>
-/// <param name="hasSwitchoverAck">The destination acknowledges first data.</param>
-internal sealed class VfioSave(VfioMigration migration, bool usesThread, bool hasSwitchoverAck) : ISaveSetup, ISaveLive, ISaveState, ISaveCompleteThread, ISwitchoverAck, ISaveCleanup
+/// <param name="session">The protocol's part of the attempt.</param>
+/// <param name="threaded">
+/// The same session when the final state goes over data channels (vfio-migration 3.7), so that END and FULL sections are empty; null otherwise.
+/// </param>
+internal sealed class VfioSave(VfioMigration migration, IVfioSaveSession session, IVfioThreadedSave? threaded) : ISaveSetup, ISaveLive, ISaveState, ISaveCompleteThread, ISwitchoverAck, ISaveCleanup
 {
     /// <summary>Longest config record: a PCI express function's, with a full MSI-X table.</summary>
     internal const int MaxConfigBytes = 1 << 17;
 
-    private IVfioMigrationProtocol Protocol => migration.Protocol!;
+    public bool IsActiveIterate => session.IsActiveIterate;
 
-    public bool IsActiveIterate => Protocol.IsActiveIterate;
-
-    public int TakeSwitchoverAckRequests() => Protocol.TakeSwitchoverAckRequests();
+    public int TakeSwitchoverAckRequests() => session.TakeSwitchoverAckRequests();
 
     public void SaveSetup(QemuFileWriter f)
     {
         f.WriteUInt64(VfioStreamFlags.DevSetupState);
-        Protocol.SaveSetup(hasSwitchoverAck);
+        session.SaveSetup();
         f.WriteUInt64(VfioStreamFlags.EndOfState);
     }
 
-    public PendingBytes EstimatePending() => Protocol.EstimatePending();
+    public PendingBytes EstimatePending() => session.EstimatePending();
 
-    public PendingBytes ExactPending() => Protocol.ExactPending();
+    public PendingBytes ExactPending() => session.ExactPending();
 
     public SaveProgress SaveLiveIterate(QemuFileWriter f, IterateBudget budget)
     {
-        (SaveProgress progress, ulong endTag) = Protocol.SaveIterate(f);
+        (SaveProgress progress, ulong endTag) = session.SaveIterate(f);
         f.WriteUInt64(endTag);
         return progress;
     }
 
     public void SaveLiveCompletePrecopy(QemuFileWriter f)
     {
-        if (Protocol.State != VfioDeviceState.StopCopy) migration.Config.ReadShadow();
-        if (!usesThread) Protocol.SaveComplete(f);
+        if (migration.Protocol!.State != VfioDeviceState.StopCopy) migration.Config.ReadShadow();
+        if (threaded is null) session.SaveComplete(f);
         f.WriteUInt64(VfioStreamFlags.EndOfState);
     }
 
@@ -51,12 +51,12 @@ internal sealed class VfioSave(VfioMigration migration, bool usesThread, bool ha
     public void SaveLiveCompletePrecopyThread(IDeviceStateSink sink, CancellationToken cancel)
     {
         uint index = 0;
-        Protocol.EnterStopCopy();
+        threaded!.EnterStopCopy();
         while (true)
         {
             cancel.ThrowIfCancellationRequested();
             StateBuffer packet = StateBuffer.Rent(VfioStatePacket.HeaderBytes + VfioMigrationV2.MaxBufferBytes);
-            int n = Read(packet);
+            int n = Read(threaded, packet);
             if (n == 0) break;
             VfioStatePacket.WriteHeader(packet.Span, index++, flags: 0);
             packet.Trim(VfioStatePacket.HeaderBytes + n);
@@ -70,13 +70,13 @@ internal sealed class VfioSave(VfioMigration migration, bool usesThread, bool ha
 
     public void SaveState(QemuFileWriter f)
     {
-        if (usesThread) f.WriteUInt64(VfioStreamFlags.EndOfState);
+        if (threaded is not null) f.WriteUInt64(VfioStreamFlags.EndOfState);
         else WriteConfig(f);
     }
 
     public void SaveCleanup()
     {
-        if (Protocol.SaveCleanup() is { } failure) VfioMigrationLog.CleanupFailed(migration.Logger, migration.Id, failure.Message);
+        if (session.SaveCleanup() is { } failure) VfioMigrationLog.CleanupFailed(migration.Logger, migration.Id, failure.Message);
     }
 
     /// <summary>The CONFIG record (vfio-migration 3.4).</summary>
@@ -88,12 +88,12 @@ internal sealed class VfioSave(VfioMigration migration, bool usesThread, bool ha
     }
 
     /// <returns>Bytes of device data behind the header; at 0 the packet has been given back.</returns>
-    private int Read(StateBuffer packet)
+    private static int Read(IVfioThreadedSave session, StateBuffer packet)
     {
         int n = 0;
         try
         {
-            n = Protocol.ReadStopCopy(packet.Span[VfioStatePacket.HeaderBytes..]);
+            n = session.ReadStopCopy(packet.Span[VfioStatePacket.HeaderBytes..]);
             return n;
         }
         finally

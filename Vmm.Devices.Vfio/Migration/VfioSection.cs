@@ -19,15 +19,18 @@ internal sealed class VfioSection(VfioMigration migration) : ISavePrepare, ILoad
             throw new VfioException($"device '{migration.Id}': x-migration-multifd-transfer=on needs protocol v2 and a channel that takes device state (multifd)", Errno.EINVAL);
         if (Protocol.State == VfioDeviceState.Error) throw new VfioException($"device '{migration.Id}' is broken; reset the VM", Errno.EIO);
         bool ack = context.Capabilities.IsOn(MigrationCapability.SwitchoverAck);
-        var save = new VfioSave(migration, usesThread, ack);
+        IVfioSaveSession session = Protocol.OpenSave(ack);
+        var save = new VfioSave(migration, session, usesThread ? (IVfioThreadedSave)session : null);
         return SaveRoles.Of(save) with { CompleteThread = usesThread ? save : null, SwitchoverAck = ack ? save : null };
     }
 
     public LoadRoles LoadSetup(LoadContext context)
     {
-        bool usesBuffers = CanUseThread(context.HasDataChannels);
-        var load = new VfioLoad(migration, context, usesBuffers, HasPrecopy);
-        return LoadRoles.Of(load) with { Buffers = usesBuffers ? load : null, NeedsSwitchoverAck = HasPrecopy };
+        // A stream that is only checked must not reach the device.
+        IVfioLoadSession? session = context.ValidateOnly ? null : Protocol.OpenLoad();
+        IVfioThreadedLoad? threaded = CanUseThread(context.HasDataChannels) ? (IVfioThreadedLoad?)session : null;
+        var load = new VfioLoad(migration, context, session, threaded, HasPrecopy);
+        return LoadRoles.Of(load) with { Buffers = threaded is null ? null : load, NeedsSwitchoverAck = HasPrecopy };
     }
 
     private bool CanUseThread(bool hasChannels) => hasChannels && Protocol.CanUseThreads && migration.Options.MultifdTransfer != false;
