@@ -9,8 +9,8 @@ using Vmm.Core.Interop;
 namespace Vmm.Migration.Channels;
 
 /// <summary>
-/// A command whose standard input takes, or whose standard output gives, the stream. Its exit status counts: a sink that fails after the
-/// last byte fails the migration.
+/// A command that reads the stream from its standard input or writes it to its standard output. A command that exits with an error after the last
+/// byte fails the migration.
 /// </summary>
 internal sealed class ExecChannel : IMigrationChannel
 {
@@ -48,7 +48,7 @@ internal sealed class ExecChannel : IMigrationChannel
         string name = address.ToString();
         if (outgoing)
         {
-            // What the command prints is not ours to read; left alone it would block the command once the pipe is full.
+            // Discard what the command prints: a full pipe would block the command.
             process.OutputDataReceived += static (_, _) => { };
             process.BeginOutputReadLine();
             return new ExecChannel(process, new PipeChannel(null, Take(process.StandardInput.BaseStream), name), name, true);
@@ -81,7 +81,7 @@ internal sealed class ExecChannel : IMigrationChannel
 
     public void Shutdown(ChannelShutdown how) => _pipe.Shutdown(how);
 
-    /// <summary>Ends the command's input and waits for it to finish; a failed command is a failed channel.</summary>
+    /// <summary>Closes the command's input and waits for its exit; a failed command fails the channel.</summary>
     public bool Drain(TimeSpan timeout)
     {
         if (!_outgoing) return true;
@@ -98,7 +98,7 @@ internal sealed class ExecChannel : IMigrationChannel
         }
         catch (InvalidOperationException)
         {
-            // It ended by itself meanwhile.
+            // The command ended by itself meanwhile.
         }
         _process.Dispose();
     }
@@ -126,7 +126,7 @@ internal sealed class ExecChannel : IMigrationChannel
 
     private static OwnedFd Take(System.IO.Stream stream)
     {
-        // The process class hides its pipes behind streams that copy; the descriptor itself is wanted.
+        // The Process class offers its pipes only as buffered streams, but the channel needs the descriptor.
         using (stream)
         {
             nint fd = stream switch

@@ -6,7 +6,7 @@ using Vmm.Core.SaveVm;
 
 namespace Vmm.Migration.Channels;
 
-/// <summary>A file from an offset on. Sequential reads and writes keep their own position; the descriptor's is not used.</summary>
+/// <summary>A file from an offset on. Sequential reads and writes keep their own position and leave the descriptor's alone.</summary>
 internal sealed class FileChannel : ISeekableChannel
 {
     private readonly OwnedFd _fd;
@@ -34,7 +34,7 @@ internal sealed class FileChannel : ISeekableChannel
 
     public long LengthBytes => Posix.Stat(_fd, out FileStatus stat) == Errno.None ? stat.SizeBytes : 0;
 
-    /// <summary>Opens for writing; the file is cut at the offset, bytes before it are left alone (QEMU: <c>file_start_outgoing_migration</c>).</summary>
+    /// <summary>Opens for writing and truncates the file at the offset (QEMU: <c>file_start_outgoing_migration</c>).</summary>
     internal static FileChannel Create(string path, long offset)
     {
         bool created = true;
@@ -46,7 +46,7 @@ internal sealed class FileChannel : ISeekableChannel
         }
         if (fd is null) throw new ChannelException($"Could not create '{path}': {Posix.Describe(errno)}", errno);
         var channel = new FileChannel(fd, $"file:{path}", path, offset, created);
-        // Devices such as /dev/full cannot be cut; that is no reason to refuse them.
+        // Devices such as /dev/full cannot be truncated, but can be written.
         errno = Posix.Truncate(fd, offset);
         if (errno is Errno.None or Errno.EINVAL) return channel;
         channel.Dispose();
@@ -110,7 +110,7 @@ internal sealed class FileChannel : ISeekableChannel
             ThrowIfShut();
             int n = Posix.PRead(_fd, destination, offset, out Errno errno);
             if (n < 0) throw Posix.Error($"cannot read {Name} at offset {offset}", errno);
-            if (n == 0) throw new StreamTruncatedException($"{Name} ends at offset {offset}, {destination.Length} more bytes were expected") { Offset = offset };
+            if (n == 0) throw new StreamTruncatedException($"{Name} ends at offset {offset}, expected {destination.Length} more bytes") { Offset = offset };
             destination = destination[n..];
             offset += n;
         }
@@ -133,7 +133,7 @@ internal sealed class FileChannel : ISeekableChannel
         if (how == ChannelShutdown.Both) _shut = true;
     }
 
-    /// <summary>Brings the file to stable storage.</summary>
+    /// <summary>Syncs the file to stable storage.</summary>
     public bool Drain(TimeSpan timeout)
     {
         Errno errno = Posix.Fsync(_fd);
@@ -141,7 +141,7 @@ internal sealed class FileChannel : ISeekableChannel
         return errno is Errno.None or Errno.EINVAL ? true : throw Posix.Error($"cannot sync {Name}", errno);
     }
 
-    /// <summary>After a failed save: removes a file that this save created, cuts one that was there before.</summary>
+    /// <summary>Undoes a failed save: removes the file if this save created it, else truncates it.</summary>
     internal void Abandon()
     {
         if (_created && _path is not null) File.Delete(_path);

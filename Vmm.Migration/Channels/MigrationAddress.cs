@@ -22,19 +22,19 @@ public enum MigrationTransport
 /// <summary>A parsed migration URI or QMP channel address (stream 14.1, qmp 8.2).</summary>
 public sealed record MigrationAddress
 {
-    /// <summary>Kind.</summary>
+    /// <summary>Kind of address.</summary>
     public required MigrationTransport Transport { get; init; }
     /// <summary>TCP host; empty listens on all addresses.</summary>
     public string Host { get; init; } = string.Empty;
-    /// <summary>TCP port; 0 on the incoming side picks one.</summary>
+    /// <summary>TCP port; 0 lets the incoming side choose a free port.</summary>
     public int Port { get; init; }
     /// <summary>Last port to try when listening (<c>to=</c>), or null.</summary>
     public int? ToPort { get; init; }
-    /// <summary>Whether IPv4 may be used; null means as the host resolves.</summary>
+    /// <summary>Whether IPv4 may be used; null uses what the host name resolves to.</summary>
     public bool? IPv4 { get; init; }
-    /// <summary>Whether IPv6 may be used; null means as the host resolves.</summary>
+    /// <summary>Whether IPv6 may be used; null uses what the host name resolves to.</summary>
     public bool? IPv6 { get; init; }
-    /// <summary>TCP keep-alive.</summary>
+    /// <summary>True switches TCP keep-alive on.</summary>
     public bool KeepAlive { get; init; }
     /// <summary>UNIX socket path, file path or descriptor name.</summary>
     public string Path { get; init; } = string.Empty;
@@ -43,13 +43,13 @@ public sealed record MigrationAddress
     /// <summary>Program and arguments; a URI runs through <c>/bin/sh -c</c>.</summary>
     public IReadOnlyList<string> Arguments { get; init; } = [];
 
-    /// <summary>True for sockets: the other side can write back.</summary>
+    /// <summary>True for sockets, on which the peer can write back.</summary>
     public bool IsSocket => Transport is MigrationTransport.Tcp or MigrationTransport.Unix;
 
     /// <summary>Parses a URI.</summary>
     /// <param name="uri">E.g. <c>tcp:127.0.0.1:4444</c>.</param>
     /// <returns>The address.</returns>
-    /// <exception cref="ConfigurationException">Names what is wrong; texts are QEMU's where it has one.</exception>
+    /// <exception cref="ConfigurationException">The URI is malformed or unknown. The text is QEMU's, if QEMU has one.</exception>
     public static MigrationAddress Parse(string uri)
     {
         ArgumentNullException.ThrowIfNull(uri);

@@ -8,13 +8,13 @@ using Vmm.Core.Interop;
 
 namespace Vmm.Migration.Channels;
 
-/// <summary>Turns addresses into channels. Blocking; a wake descriptor ends a wait.</summary>
+/// <summary>Opens the channels of addresses. Calls block; a wake descriptor ends their wait.</summary>
 internal static class MigrationConnector
 {
     private const int ConnectTimeoutMs = 30_000;
     private const string FdSetPrefix = "/dev/fdset/";
 
-    /// <summary>Opens a file, descriptor or command at once; null for sockets, which connect later.</summary>
+    /// <summary>Opens a file, descriptor or command; returns null for sockets, which connect later.</summary>
     internal static IMigrationChannel? OpenAtOnce(MigrationAddress address, bool outgoing, Func<string, OwnedFd?>? takeNamedFd,
         Func<long, int, OwnedFd?>? openFdSet) => address.Transport switch
     {
@@ -26,7 +26,7 @@ internal static class MigrationConnector
     };
 
     /// <summary>Connects a socket.</summary>
-    /// <exception cref="ChannelException">Nobody could be reached; the text is QEMU's.</exception>
+    /// <exception cref="ChannelException">The peer could not be reached; the text is QEMU's.</exception>
     internal static SocketChannel Connect(MigrationAddress address, OwnedFd wake)
     {
         if (address.Transport == MigrationTransport.Unix)
@@ -66,7 +66,7 @@ internal static class MigrationConnector
 
     private static ChannelException Unreachable(string where, Errno errno) => new($"Failed to connect to '{where}': {Posix.Describe(errno)}", errno);
 
-    /// <summary>A descriptor set must hold one opened with exactly the access that is needed (qmp 8.2).</summary>
+    /// <summary>The set must contain a descriptor that was opened with exactly the needed access mode (qmp 8.2).</summary>
     private static FileChannel FromFdSet(MigrationAddress address, bool outgoing, Func<long, int, OwnedFd?>? openFdSet)
     {
         int access = outgoing ? Posix.O_WRONLY : Posix.O_RDONLY;
@@ -97,7 +97,7 @@ internal static class MigrationConnector
     }
 }
 
-/// <summary>A listening socket for incoming migrations. Disposing it wakes an accept and removes a UNIX path it made.</summary>
+/// <summary>A listening socket for incoming migrations. Disposing it wakes a waiting accept and removes the UNIX socket file that it made.</summary>
 internal sealed class MigrationListener : IDisposable
 {
     private const int Backlog = 16;
@@ -125,7 +125,7 @@ internal sealed class MigrationListener : IDisposable
     internal MigrationSocketAddress Address { get; }
 
     /// <summary>Binds and listens.</summary>
-    /// <exception cref="ChannelException">The address is in use or not ours.</exception>
+    /// <exception cref="ChannelException">The address is in use or belongs to another host.</exception>
     internal static MigrationListener Listen(MigrationAddress address)
     {
         if (address.Transport == MigrationTransport.Unix) return ListenUnix(address);
@@ -148,10 +148,7 @@ internal sealed class MigrationListener : IDisposable
     /// <summary>Waits for a connection; null once stopped.</summary>
     internal SocketChannel? Accept() => Accept(-1, out _);
 
-    /// <summary>As <see cref="Accept()"/>, for a limited time.</summary>
-    /// <param name="timeoutMs">-1 for no limit.</param>
-    /// <param name="timedOut">Null was returned because the time was over.</param>
-    /// <returns>A connection, or null.</returns>
+    /// <summary>As <see cref="Accept()"/>, for a limited time; -1 sets no limit. <paramref name="timedOut"/> tells a timeout from a stop.</summary>
     internal SocketChannel? Accept(int timeoutMs, out bool timedOut)
     {
         timedOut = false;
@@ -161,15 +158,15 @@ internal sealed class MigrationListener : IDisposable
         return peer is null ? null : Wrap(peer);
     }
 
-    /// <summary>Waits until a connection comes, the time is over, or <paramref name="wake"/> is signalled; a stop of the listener is not looked at.</summary>
+    /// <summary>Waits until a connection comes, the time is over, or <paramref name="wake"/> is signalled. <see cref="Stop"/> does not end the wait.</summary>
     internal SocketChannel? AcceptOr(OwnedFd wake, int timeoutMs) => AcceptFd(wake, timeoutMs) is { } peer ? Wrap(peer) : null;
 
-    /// <summary>The next <see cref="Accept()"/> returns it.</summary>
+    /// <summary>Takes a connection back, which the next <see cref="Accept()"/> returns.</summary>
     internal void GiveBack(SocketChannel peer) => _givenBack.Enqueue(peer);
 
     private SocketChannel Wrap(OwnedFd peer) => new(peer, _address.ToString(), _address.Transport == MigrationTransport.Tcp, _keepAlive);
 
-    /// <summary>As <see cref="Accept()"/>, for a protocol of its own.</summary>
+    /// <summary>As <see cref="Accept()"/>, but returns the descriptor, for protocols other than migration.</summary>
     internal OwnedFd? AcceptFd() => AcceptFd(_wake, -1);
 
     private OwnedFd? AcceptFd(OwnedFd wake, int timeoutMs)
@@ -185,7 +182,7 @@ internal sealed class MigrationListener : IDisposable
         return null;
     }
 
-    /// <summary>Makes a waiting accept return null; callable by any thread.</summary>
+    /// <summary>Makes a waiting accept return null. Any thread may call it.</summary>
     internal void Stop()
     {
         _stopped = true;

@@ -7,7 +7,7 @@ using Vmm.Core.SaveVm;
 namespace Vmm.Migration.Channels;
 
 /// <summary>
-/// A pipe or character device. Its descriptors do not wake on close, so they are non-blocking and every wait is a poll with an eventfd beside it.
+/// A pipe or character device. Closing a descriptor wakes no blocked call, so the descriptors are non-blocking and each wait polls an eventfd too.
 /// </summary>
 internal sealed class PipeChannel : IMigrationChannel
 {

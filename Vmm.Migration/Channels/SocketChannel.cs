@@ -7,21 +7,21 @@ using Vmm.Core.SaveVm;
 
 namespace Vmm.Migration.Channels;
 
-/// <summary>How the peer of a socket ended.</summary>
+/// <summary>How the peer of a socket ended the connection.</summary>
 internal enum PeerEnd
 {
-    /// <summary>It still holds the connection.</summary>
+    /// <summary>The connection is still open.</summary>
     Open,
-    /// <summary>It read everything and closed.</summary>
+    /// <summary>The peer read everything and closed.</summary>
     Closed,
-    /// <summary>It died or closed with bytes unread.</summary>
+    /// <summary>The peer died, or closed with unread bytes.</summary>
     Reset,
 }
 
 /// <summary>A connected stream socket in blocking mode; shutdown(2) wakes blocked calls. TCP and UNIX.</summary>
 internal sealed class SocketChannel : IDescriptorChannel
 {
-    /// <summary>A read that brought this much says that bulk data flows and that more is moments away.</summary>
+    /// <summary>A read of this size shows that bulk data flows, so that the next bytes come very soon.</summary>
     private const int FlowBytes = 4 << 10;
 
     private static readonly long s_spinTicks = Environment.ProcessorCount > 1 ? Stopwatch.Frequency / 5_000 : 0;
@@ -38,7 +38,7 @@ internal sealed class SocketChannel : IDescriptorChannel
         Name = name;
         Posix.SetNonBlocking(fd, false);
         Posix.TuneStream(fd, tcp, keepAlive);
-        // TCP sizes its own buffers; a UNIX socket keeps the small one it was born with.
+        // TCP adapts its buffers, but a UNIX socket keeps its small default buffer.
         if (!tcp) Posix.WidenSendBuffer(fd, UnixSendBufferBytes);
     }
 
@@ -93,7 +93,7 @@ internal sealed class SocketChannel : IDescriptorChannel
         }
         catch (ObjectDisposedException)
         {
-            // Closed by its owner between the check and the call: what was asked for has happened.
+            // The owner closed the socket between the check and the call, which ended the connection too.
         }
     }
 
@@ -107,27 +107,27 @@ internal sealed class SocketChannel : IDescriptorChannel
             if (left < 0 || _shut) return false;
             TimeSpan spent = Stopwatch.GetElapsedTime(start);
             if (spent > timeout) return false;
-            // Acknowledgements come within microseconds on a local link; later the wait is a poll of 1 ms that an error ends.
+            // A local link acknowledges within microseconds, so spin first. Later poll for 1 ms at a time, which an error ends.
             if (spent < TimeSpan.FromMicroseconds(200)) Thread.SpinWait(200);
             else if ((Posix.Poll(_fd, 0, null, 1, out _) & (Posix.POLLERR | Posix.POLLHUP)) != 0)
             {
-                // A peer that read everything and closed is fine; one that closed with bytes unread leaves an error on the socket.
+                // A peer that closed after it read everything is no error; one that closed with unread bytes leaves an error on the socket.
                 return Posix.SocketError(_fd) == Errno.None && Posix.UnacknowledgedBytes(_fd) == 0;
             }
         }
     }
 
-    /// <summary>Waits for the first byte or the end; used before anything is known of the peer.</summary>
+    /// <summary>Waits for the first byte or the end of the connection.</summary>
     internal bool WaitReadable(int timeoutMs) => Posix.Poll(_fd, Posix.POLLIN, null, timeoutMs, out _) != 0;
 
-    /// <summary>Whether there is a byte that nobody has read yet.</summary>
+    /// <summary>True if an unread byte has arrived.</summary>
     internal bool HasUnread()
     {
         Span<byte> one = stackalloc byte[1];
         return Posix.Receive(_fd, one, Posix.MSG_PEEK | Posix.MSG_DONTWAIT, out _) > 0;
     }
 
-    /// <summary>Looks at the first bytes without taking them.</summary>
+    /// <summary>Copies the first bytes without consuming them.</summary>
     /// <returns>False when they do not come in time.</returns>
     internal bool PeekFirst(Span<byte> bytes, int timeoutMs)
     {
@@ -139,12 +139,12 @@ internal sealed class SocketChannel : IDescriptorChannel
             int n = Posix.Receive(_fd, bytes, Posix.MSG_PEEK | Posix.MSG_DONTWAIT, out Errno errno);
             if (n == bytes.Length) return true;
             if (n == 0 || (n < 0 && errno != Errno.EAGAIN)) return false;
-            // A part of them: poll says readable from the first byte on, so it only passes the time here.
+            // Only a part has arrived. Polling for input would return at once, so wait a moment without it.
             Posix.Poll(_fd, 0, null, 1, out _);
         }
     }
 
-    /// <summary>After the last byte was written: ends our direction and waits for the peer to end its own.</summary>
+    /// <summary>Ends the connection after the last byte: shuts this direction down and waits for the peer to end its own.</summary>
     internal PeerEnd WaitPeerEnd(TimeSpan timeout)
     {
         Shutdown(ChannelShutdown.Write);
@@ -163,8 +163,8 @@ internal sealed class SocketChannel : IDescriptorChannel
     public void Dispose() => _fd.Dispose();
 
     /// <summary>
-    /// Asks again for at most 200 us before the thread goes to sleep. A receiver faster than its sender would else sleep after every segment, and
-    /// waking it is the sender's work: a fifth of the throughput on one channel (tools/bench ram).
+    /// Receives without blocking for at most 200 us before the thread sleeps. Otherwise a receiver faster than its sender sleeps after every segment, and
+    /// the sender spends its time on waking it, which costs a fifth of one channel's throughput (tools/bench ram).
     /// </summary>
     private int ReceiveSpinning(Span<byte> destination, out Errno errno)
     {

@@ -9,16 +9,16 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Cpr;
 
 /// <summary>
-/// Mode cpr-exec (vfio-migration 7.3; QEMU: <c>cpr_exec_cb</c>, <c>cpr_exec_input</c>): the process replaces itself. The descriptors stay open
-/// over the exec, and a memfd, whose number is in the environment, says which is which.
+/// Mode cpr-exec (vfio-migration 7.3; QEMU: <c>cpr_exec_cb</c>, <c>cpr_exec_input</c>): the process replaces itself by execve. Descriptors stay open
+/// over the exec. A memfd, whose number is in the environment, lists them by name.
 /// </summary>
 public static class CprExec
 {
     /// <summary>Environment variable with the number of the memfd (QEMU: <c>CPR_EXEC_STATE_NAME</c>).</summary>
     public const string StateVariable = "QEMU_CPR_EXEC_STATE";
 
-    /// <summary>Takes what this process had before it replaced itself, and forgets the variable.</summary>
-    /// <returns>Null when it did not.</returns>
+    /// <summary>Takes the descriptors that this process kept when it replaced itself, and removes the variable.</summary>
+    /// <returns>The descriptors; null if the process did not replace itself.</returns>
     /// <exception cref="VmmException">The variable does not name a CPR state.</exception>
     public static CprIncoming? TakeFromEnvironment()
     {
@@ -38,7 +38,8 @@ public static class CprExec
     }
 
     /// <summary>
-    /// One owner a number: under a second name, as of a container that two groups are in, it is a duplicate. Close-on-exec again.
+    /// Takes ownership of a descriptor and sets close-on-exec again. A number that the state lists twice, such as a container of two groups, gets a
+    /// duplicate the second time, because each number must have one owner.
     /// </summary>
     internal static OwnedFd? Claim(int number, Dictionary<int, OwnedFd> claimed)
     {
@@ -50,9 +51,7 @@ public static class CprExec
         return fd;
     }
 
-    /// <summary>Replaces the process. Does not return; on failure everything is as before.</summary>
-    /// <param name="table">Descriptors to keep.</param>
-    /// <param name="command">Program and arguments.</param>
+    /// <summary>Replaces the process by a program and its arguments. Returns only by an exception, which leaves everything unchanged.</summary>
     /// <exception cref="ChannelException">The program cannot be run.</exception>
     internal static void Replace(CprFdTable table, IReadOnlyList<string> command)
     {
@@ -65,7 +64,7 @@ public static class CprExec
             if ((string)one.Key != StateVariable) environment.Add($"{one.Key}={one.Value}");
         environment.Add($"{StateVariable}={memory.Number}");
         OwnedFd[] kept = [memory, .. fds.Select(static f => f.Fd)];
-        // Not earlier: other children that this process starts must not inherit them.
+        // As late as possible, because other children of this process must not inherit the descriptors.
         foreach (OwnedFd fd in kept) Posix.SetCloseOnExec(fd, false);
         errno = Posix.Execute(command, environment);
         foreach (OwnedFd fd in kept) Posix.SetCloseOnExec(fd, true);

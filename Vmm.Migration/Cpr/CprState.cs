@@ -10,8 +10,8 @@ namespace Vmm.Migration.Cpr;
 
 /// <summary>
 /// The CPR state's bytes (vfio-migration 7.2; QEMU: <c>vmstate_cpr_state</c>): u32 magic, u32 version 1; per descriptor u8 1, u32 length of the
-/// name with its NUL, name, i32 id, descriptor; u8 0; then optionally the subsection of IOMMUFD devices. A descriptor is one byte 0x20 that carries
-/// it as SCM_RIGHTS, or with cpr-exec its number as u32.
+/// name with its NUL, name, i32 id, descriptor; u8 0; then optionally the subsection of IOMMUFD devices. With cpr-transfer a descriptor is one byte
+/// 0x20 that carries it as SCM_RIGHTS; with cpr-exec it is its number as u32.
 /// </summary>
 internal static class CprState
 {
@@ -20,11 +20,11 @@ internal static class CprState
     private const byte SubsectionMark = 5;
     private static readonly byte[] s_devices = "CprState/vfio devices"u8.ToArray();
 
-    /// <summary>Bytes and, for the last of them, the descriptor it carries.</summary>
+    /// <summary>Bytes, and the descriptor that the last of them carries, or null.</summary>
     internal readonly record struct Part(byte[] Bytes, OwnedFd? Fd);
 
-    /// <summary>The state as parts to send in order, each in a call of its own.</summary>
-    /// <exception cref="StreamLimitException">More descriptors or bytes than a reader takes.</exception>
+    /// <summary>Encodes the state as parts, each of which needs its own sendmsg.</summary>
+    /// <exception cref="StreamLimitException">There are more descriptors or bytes than a reader accepts.</exception>
     internal static IReadOnlyList<Part> ToParts(IReadOnlyList<CprFd> fds, IReadOnlyList<CprIommufdDevice> devices)
     {
         var parts = new List<Part>();
@@ -44,8 +44,8 @@ internal static class CprState
         return parts;
     }
 
-    /// <summary>The state for the same process after an exec: descriptors by number.</summary>
-    /// <exception cref="StreamLimitException">More descriptors or bytes than a reader takes.</exception>
+    /// <summary>Encodes the state for an exec, with descriptors by number.</summary>
+    /// <exception cref="StreamLimitException">There are more descriptors or bytes than a reader accepts.</exception>
     internal static byte[] ToBytes(IReadOnlyList<CprFd> fds, IReadOnlyList<CprIommufdDevice> devices)
     {
         var bytes = new List<byte>();
@@ -61,12 +61,12 @@ internal static class CprState
         return [.. bytes];
     }
 
-    /// <summary>Reads a whole state.</summary>
-    /// <param name="bytes">All of it.</param>
+    /// <summary>Parses a whole state of mode cpr-transfer or cpr-exec.</summary>
+    /// <param name="bytes">The whole state.</param>
     /// <param name="mode">cpr-transfer or cpr-exec.</param>
-    /// <param name="takeFd">With cpr-transfer, the next descriptor that came along, or null; with cpr-exec, the one of this number.</param>
-    /// <returns>The content; the caller's.</returns>
-    /// <exception cref="VmmException">Not a state, or over a limit; descriptors taken so far are closed.</exception>
+    /// <param name="takeFd">With cpr-transfer returns the next received descriptor; with cpr-exec the descriptor of this number; null if there is none.</param>
+    /// <returns>The content, which the caller owns.</returns>
+    /// <exception cref="VmmException">The bytes are no state, or exceed a limit. The descriptors taken so far are closed.</exception>
     internal static CprIncoming Parse(ReadOnlySpan<byte> bytes, MigrationMode mode, Func<int, OwnedFd?> takeFd)
     {
         var fds = new List<CprFd>();
@@ -115,7 +115,7 @@ internal static class CprState
         return devices;
     }
 
-    /// <summary>Here the VM goes on; what only the reader refused could be behind an exec, from which there is no way back.</summary>
+    /// <summary>Checks the reader's limits before the hand-over: the VM can continue here, but not once an exec has replaced the process.</summary>
     private static void ThrowIfOver(int fds, long bytes)
     {
         if (fds > WireLimits.CprFds) throw new StreamLimitException($"CPR state: {fds} descriptors, at most {WireLimits.CprFds} can be handed over (WireLimits.CprFds)");

@@ -10,26 +10,26 @@ namespace Vmm.Migration.Cpr;
 
 /// <summary>
 /// The old process's side of the CPR channel (vfio-migration 7.4; QEMU: <c>cpr_transfer_output</c>): sends the state, ends its direction and waits
-/// until the new process closes, which says that it has made its VM and listens on the main channel. One thread.
+/// until the new process closes the channel, which means that it has made its VM and listens on the main channel. For one thread.
 /// </summary>
 internal static class CprTransferSender
 {
     private const int ConnectTimeoutMs = 30_000;
     private static readonly TimeSpan s_refused = TimeSpan.FromSeconds(1);
 
-    /// <summary>Hands the descriptors over.</summary>
-    /// <param name="address">A UNIX socket.</param>
-    /// <param name="table">What to hand over.</param>
-    /// <param name="wake">Ends any wait.</param>
-    /// <param name="changes">The table's <see cref="CprFdTable.Changes"/> before which it was handed over.</param>
+    /// <summary>Sends the descriptors.</summary>
+    /// <param name="address">Address of a UNIX socket.</param>
+    /// <param name="table">The descriptors to send.</param>
+    /// <param name="wake">Ends every wait.</param>
+    /// <param name="changes">The table's <see cref="CprFdTable.Changes"/> when its content was sent.</param>
     /// <returns>False when <paramref name="wake"/> ended it.</returns>
-    /// <exception cref="ChannelException">Nobody listens, or the peer went away before it had everything.</exception>
+    /// <exception cref="ChannelException">Nobody listens, or the peer closed before it had everything.</exception>
     internal static bool Send(MigrationAddress address, CprFdTable table, OwnedFd wake, out long changes)
     {
         changes = 0;
         using OwnedFd? fd = Connect(address, wake);
         if (fd is null) return false;
-        // A peer that takes nothing must not hold the thread.
+        // A peer that reads nothing must not block the thread.
         Posix.SetNonBlocking(fd, true);
         changes = table.Changes;
         foreach (CprState.Part part in CprState.ToParts(table.Entries(), table.Devices()))
@@ -63,7 +63,7 @@ internal static class CprTransferSender
             if (errno == Errno.None) return fd;
             fd.Dispose();
             if (errno == Errno.ECANCELED) return null;
-            // The path appears with bind, a moment before listen.
+            // bind makes the path a moment before listen accepts connections, so retry.
             if (errno != Errno.ECONNREFUSED || Stopwatch.GetElapsedTime(start) > s_refused)
                 throw new ChannelException($"Failed to connect to '{address.Path}': {Posix.Describe(errno)}", errno);
             Posix.Poll(wake, Posix.POLLIN, null, 1, out _);
@@ -72,8 +72,8 @@ internal static class CprTransferSender
 }
 
 /// <summary>
-/// The new process's side of the CPR channel: takes the state before anything is made of it (QEMU: <c>cpr_state_load</c>). The socket is closed by
-/// <see cref="Dispose"/>, which lets the old process go on.
+/// The new process's side of the CPR channel: receives the state before it makes its VM (QEMU: <c>cpr_state_load</c>). <see cref="Dispose"/> closes
+/// the socket, on which the old process waits.
 /// </summary>
 public sealed class CprTransferReceiver : IDisposable
 {
@@ -85,16 +85,16 @@ public sealed class CprTransferReceiver : IDisposable
         Incoming = incoming;
     }
 
-    /// <summary>What came; goes to <c>VmOptions.Cpr</c>.</summary>
+    /// <summary>The received descriptors, for <c>VmOptions.Cpr</c>.</summary>
     public CprIncoming Incoming { get; }
 
     /// <summary>Listens, takes one connection and reads the whole state from it.</summary>
-    /// <param name="address">A UNIX socket.</param>
-    /// <param name="cancel">Ends the waiting.</param>
-    /// <param name="listening">Called once connections are taken, on this thread; or null.</param>
+    /// <param name="address">Address of a UNIX socket.</param>
+    /// <param name="cancel">Ends the wait.</param>
+    /// <param name="listening">Called on this thread once the socket accepts connections; or null.</param>
     /// <returns>The state; the old process waits until this is disposed.</returns>
-    /// <exception cref="ConfigurationException">Not a UNIX socket.</exception>
-    /// <exception cref="VmmException">The address cannot be listened on, or what came is not a CPR state.</exception>
+    /// <exception cref="ConfigurationException">The address is no UNIX socket.</exception>
+    /// <exception cref="VmmException">The socket cannot listen on the address, or the received bytes are no CPR state.</exception>
     public static CprTransferReceiver Receive(MigrationAddress address, CancellationToken cancel, Action? listening = null)
     {
         ArgumentNullException.ThrowIfNull(address);

@@ -14,7 +14,7 @@ using Vmm.Migration.Status;
 namespace Vmm.Migration.Qmp;
 using Nito.AsyncEx.Synchronous;
 
-/// <summary>human-monitor-command for the lines that scripts use (qmp 10). Errors are text in the answer, never QMP errors.</summary>
+/// <summary>Implements human-monitor-command for the lines that scripts use (qmp 10). Errors are text in the answer, never QMP errors.</summary>
 internal sealed class HumanMonitor
 {
     private readonly Vm _vm;
@@ -160,7 +160,7 @@ internal sealed class HumanMonitor
         return string.Empty;
     }
 
-    // As in QEMU, deleting what is not there is no error.
+    // As in QEMU, deleting a snapshot that does not exist is no error.
     private string DelVm(Call call)
     {
         Store.Delete(call.Words[0]);
@@ -172,7 +172,7 @@ internal sealed class HumanMonitor
         if (call.Has('r')) throw new QmpErrorException("Cannot resume if there is no paused migration");
         Task<MigrationStatus> end = _migration.Start(MigrationAddress.Parse(call.Words[0]));
         if (call.Has('d')) return string.Empty;
-        // Waits here as QEMU's monitor does; the other clients and the events are not held up.
+        // Waits for the end as QEMU's monitor does. Only this client waits; other clients and events do not.
         end.WaitAsync(call.Request.Gone).WaitWithoutException();
         return end.IsCompletedSuccessfully && end.Result == MigrationStatus.Failed ? $"Error: {_engine.Query().Error}" : string.Empty;
     }

@@ -3,16 +3,17 @@ using Vmm.Core.Pci;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>The lines <c>i/FMT PORT[.INDEX]</c> and <c>o/FMT PORT VALUE</c>: access to the guest's I/O ports as a CPU would make it (QEMU: <c>hmp_ioport_read</c>, <c>hmp_ioport_write</c>).</summary>
+/// <summary>
+/// Runs the lines <c>i/FMT PORT[.INDEX]</c> and <c>o/FMT PORT VALUE</c>, which access the guest's I/O ports as a CPU does (QEMU:
+/// <c>hmp_ioport_read</c>, <c>hmp_ioport_write</c>).
+/// </summary>
 internal static class HumanPorts
 {
-    /// <summary>True if a line begins with one of the two commands.</summary>
+    /// <summary>True if a line's first word is one of the two commands.</summary>
     internal static bool IsOne(string word) => word is ['i' or 'o'] or ['i' or 'o', '/', ..];
 
-    /// <summary>Runs the line.</summary>
-    /// <param name="pci">Answers the ports.</param>
-    /// <param name="words">Command, an optional format word, numbers.</param>
-    /// <returns>What QEMU prints.</returns>
+    /// <summary>Runs a line that is split into command, optional format word and numbers.</summary>
+    /// <returns>The text that QEMU prints.</returns>
     internal static string Run(PciHost pci, List<string> words)
     {
         string name = words[0][..1];
@@ -37,7 +38,7 @@ internal static class HumanPorts
             }
         }
         bool isWrite = name == "o";
-        // QEMU's index comes behind a dot: i/b 0x70.3 writes 3 to port 0x70 and reads port 0x71.
+        // QEMU's index follows a dot: i/b 0x70.3 writes 3 to port 0x70 and reads port 0x71.
         if (!isWrite && words.Count > 0 && words[0].IndexOf('.', StringComparison.Ordinal) is var dot and > 0)
         {
             words.Insert(1, words[0][(dot + 1)..]);

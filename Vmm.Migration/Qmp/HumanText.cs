@@ -9,7 +9,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>What the human monitor prints, laid out as QEMU 11.1 does (qmp 10). Lines end in LF here.</summary>
+/// <summary>The texts of the human monitor in QEMU 11.1's layout (qmp 10). Lines end in LF; the monitor makes CRLF of it.</summary>
 internal static class HumanText
 {
     private static readonly CultureInfo s_culture = CultureInfo.InvariantCulture;

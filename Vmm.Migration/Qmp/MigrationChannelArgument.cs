@@ -5,15 +5,15 @@ using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>What stands behind <c>--incoming</c>: a URI, or QMP's MigrationChannel as JSON (qmp 8.2).</summary>
-/// <param name="IsCpr">Channel type cpr, where descriptors come first; else main.</param>
-/// <param name="Address">Where; null for <c>defer</c>.</param>
+/// <summary>The value of <c>--incoming</c>: a URI, or QMP's MigrationChannel as JSON (qmp 8.2).</summary>
+/// <param name="IsCpr">True for channel type cpr, which brings the descriptors; false for main.</param>
+/// <param name="Address">The address to listen on; null for <c>defer</c>.</param>
 public sealed record MigrationChannelArgument(bool IsCpr, MigrationAddress? Address)
 {
     /// <summary>Parses an argument.</summary>
     /// <param name="text">E.g. <c>tcp:127.0.0.1:0</c>, <c>defer</c>, or <c>{"channel-type":"cpr","addr":{...}}</c>.</param>
     /// <returns>The channel.</returns>
-    /// <exception cref="ConfigurationException">Names what is wrong.</exception>
+    /// <exception cref="ConfigurationException">The text is neither a URI nor a channel; the message says why.</exception>
     public static MigrationChannelArgument Parse(string text)
     {
         ArgumentNullException.ThrowIfNull(text);
@@ -34,7 +34,7 @@ public sealed record MigrationChannelArgument(bool IsCpr, MigrationAddress? Addr
     /// <summary>The JSON that <see cref="Parse"/> reads for a UNIX socket.</summary>
     /// <param name="type"><c>main</c> or <c>cpr</c>.</param>
     /// <param name="path">Path of the socket.</param>
-    /// <returns>The text.</returns>
+    /// <returns>The JSON text.</returns>
     public static string Unix(string type, string path) => new JsonObject
     {
         ["channel-type"] = type,

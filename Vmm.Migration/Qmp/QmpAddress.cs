@@ -5,7 +5,7 @@ using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>QMP's MigrationAddress (qmp 8.2); the value has been checked against its declaration.</summary>
+/// <summary>Converts QMP's MigrationAddress (qmp 8.2), which fits its declaration.</summary>
 internal static class QmpAddress
 {
     internal static MigrationAddress Parse(JsonObject value)

@@ -8,12 +8,12 @@ using Vmm.Migration.Update;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>Registers the control plane.</summary>
+/// <summary>Registers the QMP server.</summary>
 public static class QmpBuilderExtensions
 {
     /// <summary>
-    /// Adds a <see cref="QmpServer"/> per VM; get it from <see cref="Vm.Services"/>. Needs an <see cref="IMigrationEngine"/> in the VM's scope;
-    /// an <see cref="ISnapshotService"/> and an <see cref="IVmUpdater"/> are used when there are. The scope disposes the server with the VM.
+    /// Adds a <see cref="QmpServer"/> per VM; get it from <see cref="Vm.Services"/>. Needs an <see cref="IMigrationEngine"/> in the VM's scope, and
+    /// uses an <see cref="ISnapshotService"/> and an <see cref="IVmUpdater"/> if the scope has them. The scope disposes the server with the VM.
     /// </summary>
     /// <param name="builder">The host's builder.</param>
     /// <returns>The builder.</returns>

@@ -9,18 +9,18 @@ using Vmm.Core.Interop;
 namespace Vmm.Migration.Qmp;
 
 /// <summary>An event of a QMP server.</summary>
-/// <param name="Name">E.g. <c>MIGRATION</c>.</param>
-/// <param name="Data">Its data; empty when it has none.</param>
-/// <param name="Timestamp">When it happened, by the server's clock; null if the server does not know.</param>
+/// <param name="Name">The event's name, e.g. <c>MIGRATION</c>.</param>
+/// <param name="Data">The event's data; empty when it has none.</param>
+/// <param name="Timestamp">The time of the event by the server's clock; null if the server sent none.</param>
 public sealed record QmpEvent(string Name, JsonObject Data, DateTimeOffset? Timestamp);
 
 /// <summary>
-/// A QMP client for vmm and QEMU alike (qmp 1 to 5). Thread-safe; commands may overlap. It reads until
-/// <see cref="Dispose"/> or the end of the connection, which fails all commands in flight.
+/// A QMP client for vmm and QEMU alike (qmp 1 to 5). Thread-safe; commands may overlap. It reads until <see cref="Dispose"/> or the end of the
+/// connection; either fails all commands in flight.
 /// </summary>
 public sealed class QmpClient : IDisposable
 {
-    /// <summary>How many unread events <see cref="Events"/> keeps; the oldest are dropped.</summary>
+    /// <summary>The greatest number of unread events that <see cref="Events"/> keeps; it drops the oldest.</summary>
     public const int EventBacklog = 4096;
 
     private readonly IQmpTransport _transport;
@@ -38,18 +38,21 @@ public sealed class QmpClient : IDisposable
 
     private QmpClient(IQmpTransport transport, string peer) => (_transport, _peer) = (transport, peer);
 
-    /// <summary>Raised for each event, one after the other on threads of the pool, before the event is in <see cref="Events"/>. Handlers must not wait for commands.</summary>
+    /// <summary>
+    /// Raised for each event in order, on a pool thread, before the event appears in <see cref="Events"/>. A handler must not wait for a command,
+    /// whose answer is read only after the handler returns.
+    /// </summary>
     public event Action<QmpEvent>? EventReceived;
 
     /// <summary>The <c>QMP</c> member of the greeting: version and capabilities.</summary>
     public JsonObject Greeting => _greeting.Task.Result;
 
-    /// <summary>Completes when the connection has ended, by either side.</summary>
+    /// <summary>Completes when either side has ended the connection.</summary>
     public Task Closed => _reader;
 
     /// <summary>Connects to a server's socket and negotiates; out-of-band execution is enabled where the server offers it.</summary>
-    /// <param name="path">UNIX socket path.</param>
-    /// <param name="deadline">Limit for connecting and negotiating together.</param>
+    /// <param name="path">Path of the UNIX socket.</param>
+    /// <param name="deadline">Time limit for connecting and negotiating together.</param>
     /// <returns>A client ready for commands.</returns>
     /// <exception cref="ChannelException">Nobody listens, or the server did not answer in time.</exception>
     /// <exception cref="QmpErrorException">The server refused the negotiation.</exception>
@@ -67,18 +70,18 @@ public sealed class QmpClient : IDisposable
         return Negotiate(new SocketQmpTransport(socket), path, deadline - TimeSpan.FromMilliseconds(Environment.TickCount64 - start));
     }
 
-    /// <summary>As <see cref="Connect(string, TimeSpan)"/>, over a connected UNIX socket that the client owns from here on.</summary>
-    /// <param name="socket">The socket.</param>
-    /// <param name="deadline">Limit for negotiating.</param>
+    /// <summary>As <see cref="Connect(string, TimeSpan)"/>, over a connected UNIX socket.</summary>
+    /// <param name="socket">The socket, which the client owns from now on.</param>
+    /// <param name="deadline">Time limit for negotiating.</param>
     /// <returns>A client ready for commands.</returns>
     public static QmpClient Attach(OwnedFd socket, TimeSpan deadline) => Negotiate(new SocketQmpTransport(socket), "socket", deadline);
 
     /// <summary>Runs a command.</summary>
-    /// <param name="command">Its name.</param>
-    /// <param name="arguments">Its arguments, or null.</param>
-    /// <param name="fd">A descriptor to send along (getfd, add-fd); stays the caller's.</param>
-    /// <param name="outOfBand">Run it out-of-band.</param>
-    /// <param name="cancel">Stops waiting; the command goes on at the server.</param>
+    /// <param name="command">The command's name.</param>
+    /// <param name="arguments">The command's arguments, or null for none.</param>
+    /// <param name="fd">A descriptor to send with the command (getfd, add-fd); the caller keeps it.</param>
+    /// <param name="outOfBand">True runs the command out-of-band.</param>
+    /// <param name="cancel">Ends the wait; the server continues the command.</param>
     /// <returns>The returned value; never null for commands that return data.</returns>
     /// <exception cref="QmpErrorException">The server's error.</exception>
     /// <exception cref="ChannelException">The connection ended first.</exception>
@@ -112,9 +115,9 @@ public sealed class QmpClient : IDisposable
         }
     }
 
-    /// <summary>Runs a command and waits for it; not for use on a thread that events come in on.</summary>
-    /// <param name="command">Its name.</param>
-    /// <param name="arguments">Its arguments, or null.</param>
+    /// <summary>Runs a command and waits for its answer. Not for handlers of <see cref="EventReceived"/>, which would wait for themselves.</summary>
+    /// <param name="command">The command's name.</param>
+    /// <param name="arguments">The command's arguments, or null for none.</param>
     /// <param name="deadline">How long to wait; 30 s by default.</param>
     /// <returns>The returned value.</returns>
     /// <exception cref="ChannelException">The connection ended, or the deadline passed (ETIMEDOUT).</exception>
@@ -132,18 +135,18 @@ public sealed class QmpClient : IDisposable
         }
     }
 
-    /// <summary>Events since the connection was made, each once, for one consumer; ends with the connection.</summary>
+    /// <summary>Returns each event since the connection began, in order, to a single consumer; the sequence ends with the connection.</summary>
     /// <param name="cancel">Ends the sequence.</param>
-    /// <returns>The events in order.</returns>
+    /// <returns>The events, oldest first.</returns>
     public async IAsyncEnumerable<QmpEvent> Events([EnumeratorCancellation] CancellationToken cancel = default)
     {
         await foreach (QmpEvent one in _events.Reader.ReadAllAsync(cancel).ConfigureAwait(false)) yield return one;
     }
 
-    /// <summary>Reads events until one fits; those before it are gone from <see cref="Events"/>.</summary>
-    /// <param name="name">Event name.</param>
-    /// <param name="matches">Further condition, or null.</param>
-    /// <param name="cancel">Stops waiting.</param>
+    /// <summary>Reads events until one matches; the events before it no longer appear in <see cref="Events"/>.</summary>
+    /// <param name="name">The event's name.</param>
+    /// <param name="matches">A further condition, or null for none.</param>
+    /// <param name="cancel">Ends the wait.</param>
     /// <returns>The event.</returns>
     /// <exception cref="ChannelException">The connection ended first.</exception>
     public async Task<QmpEvent> WaitForEventAsync(string name, Func<QmpEvent, bool>? matches = null, CancellationToken cancel = default)
@@ -157,7 +160,7 @@ public sealed class QmpClient : IDisposable
     public void Dispose()
     {
         _transport.Shutdown();
-        // The reader uses the transport until it has seen the end; an event handler would wait for itself.
+        // The reader uses the transport until it sees the end, so wait for it. An event handler must not: it would wait for itself.
         if (Environment.CurrentManagedThreadId != _callbackThreadId) _reader.WaitWithoutException();
         _transport.Dispose();
     }
@@ -175,7 +178,7 @@ public sealed class QmpClient : IDisposable
         catch (OperationCanceledException)
         {
             client.Dispose();
-            throw new ChannelException($"QMP server '{peer}' did not greet in time (one that serves a client already keeps others waiting)", Errno.ETIMEDOUT);
+            throw new ChannelException($"QMP server '{peer}' did not greet in time (QEMU greets a client only after the one before has left)", Errno.ETIMEDOUT);
         }
         catch
         {
@@ -205,7 +208,7 @@ public sealed class QmpClient : IDisposable
     }
 
     /// <summary>Handles messages up to the end of the connection.</summary>
-    /// <returns>What the server did wrong, or null.</returns>
+    /// <returns>How the server broke the protocol, or null.</returns>
     private async Task<string?> PumpAsync()
     {
         string? wrong = null;
@@ -261,7 +264,7 @@ public sealed class QmpClient : IDisposable
         return true;
     }
 
-    // An answer without id (a parse error) belongs to the oldest command, the only one it can stand for.
+    // An answer without an id reports a parse error. It belongs to the oldest command, because the server answers in order.
     private TaskCompletionSource<JsonNode?>? TakePending(JsonObject message)
     {
         lock (_gate)
@@ -281,7 +284,7 @@ public sealed class QmpClient : IDisposable
         }
         foreach (TaskCompletionSource<JsonNode?> one in pending) one.TrySetException(why);
         _greeting.TrySetException(new ChannelException(why.Message, Errno.ECONNRESET));
-        // A client that is disposed before it was greeted leaves a fault nobody awaits; looking at it keeps it from being reported as unobserved.
+        // Nobody awaits the greeting of a client that is disposed before it comes; reading the exception marks it as observed.
         _ = _greeting.Task.Exception;
         _events.Writer.TryComplete();
     }

@@ -3,7 +3,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>All commands of a server by name, and the commands about commands (qmp 2 and 6). Immutable after construction.</summary>
+/// <summary>All commands of a server by name, and the commands that describe them (qmp 2 and 6). Immutable after construction.</summary>
 internal sealed class QmpCommandTable
 {
     internal const string Negotiate = "qmp_capabilities";
@@ -22,7 +22,7 @@ internal sealed class QmpCommandTable
         foreach (QmpCommand command in (IEnumerable<QmpCommand>)[.. Own(), .. commands]) _commands.Add(command.Name, command);
     }
 
-    /// <summary>Every command, hidden ones too.</summary>
+    /// <summary>Every command, including the hidden ones.</summary>
     internal IReadOnlyCollection<QmpCommand> All => _commands.Values;
 
     internal QmpCommand? Find(string name) => _commands.GetValueOrDefault(name);

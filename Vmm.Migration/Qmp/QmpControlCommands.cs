@@ -6,7 +6,7 @@ using Vmm.Core.RunStates;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>Commands about the VM as such (qmp 7).</summary>
+/// <summary>The commands that query and control the VM itself: status, stop, cont, reset, quit and the like (qmp 7).</summary>
 internal sealed class QmpControlCommands(QmpServer server, Vm vm)
 {
     private static readonly QmpEnum s_runState = new([.. RunStateNames.All]);
@@ -31,7 +31,7 @@ internal sealed class QmpControlCommands(QmpServer server, Vm vm)
 
     private void Cont()
     {
-        if (vm.RunState.State == RunState.PostMigrate) server.Log.ContinuedAfterMigration("two copies run if the destination does");
+        if (vm.RunState.State == RunState.PostMigrate) server.Log.ContinuedAfterMigration("two copies of the guest run if the destination runs too");
         vm.Cont();
     }
 

@@ -11,7 +11,7 @@ using Vmm.Migration.Status;
 namespace Vmm.Migration.Qmp;
 
 /// <summary>
-/// calc-dirty-rate and query-dirty-rate (qmp 8.9). A measurement gives way to a migration, whose dirty log it would otherwise disturb.
+/// calc-dirty-rate and query-dirty-rate (qmp 8.9). A measurement by dirty bitmap gives way to a migration, because both use one dirty log.
 /// Thread-safe.
 /// </summary>
 internal sealed class QmpDirtyRate(Vm vm, IMigrationEngine engine) : IAsyncDisposable
@@ -39,7 +39,7 @@ internal sealed class QmpDirtyRate(Vm vm, IMigrationEngine engine) : IAsyncDispo
         yield return new("query-dirty-rate", new(new QmpMember("calc-time-unit", s_unit, true)), info, Query);
     }
 
-    /// <summary>Ends a measurement that runs.</summary>
+    /// <summary>Ends the running measurement.</summary>
     public async ValueTask DisposeAsync()
     {
         _stop.Set();
@@ -111,7 +111,7 @@ internal sealed class QmpDirtyRate(Vm vm, IMigrationEngine engine) : IAsyncDispo
         {
             try
             {
-                // A migration that began meanwhile owns the marks: taking them would lose pages. It changes its status before it starts the log.
+                // A migration that started meanwhile needs the dirty marks: taking them here would lose pages. It changes its status before it starts the log.
                 if (stopped || !engine.Status.IsTerminal()) return null;
                 long pages = 0;
                 foreach (RamBlock block in vm.Memory.Blocks)

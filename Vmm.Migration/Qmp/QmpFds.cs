@@ -26,14 +26,14 @@ internal sealed class QmpFds(Func<IReadOnlyList<QmpSession>> sessions) : IDispos
         yield return new("query-fdsets", QmpObject.Empty, new QmpArray(new QmpObject(new("fdset-id", QmpType.Int), new("fds", new QmpArray(fd)))), QueryFdSets);
     }
 
-    /// <summary>Marks the client whose command this thread runs, until disposed: its names come first.</summary>
+    /// <summary>Marks the client whose command this thread runs, until the result is disposed. <see cref="TakeNamed"/> prefers that client's names.</summary>
     internal Scope Serving(QmpSession session)
     {
         _serving.Value = session;
         return new Scope(this);
     }
 
-    /// <summary>For <c>fd:NAME</c>: the client's own name, else that of any client. Consumes it.</summary>
+    /// <summary>Removes and returns the descriptor of <c>fd:NAME</c>: the calling client's, else any client's, else null.</summary>
     internal OwnedFd? TakeNamed(string name)
     {
         if (_serving.Value?.TakeNamedFd(name) is { } own) return own;
@@ -42,7 +42,8 @@ internal sealed class QmpFds(Func<IReadOnlyList<QmpSession>> sessions) : IDispos
         return null;
     }
 
-    /// <summary>For <c>/dev/fdset/ID</c>: a duplicate of a member opened with exactly this access mode, null if there is none; a missing set is an error.</summary>
+    /// <summary>Duplicates the member of <c>/dev/fdset/ID</c> that was opened with exactly this access mode; null if there is none.</summary>
+    /// <exception cref="ConfigurationException">There is no such set.</exception>
     internal OwnedFd? OpenSet(long id, int accessMode)
     {
         lock (_gate)
@@ -151,7 +152,7 @@ internal sealed class QmpFds(Func<IReadOnlyList<QmpSession>> sessions) : IDispos
         return result;
     }
 
-    /// <summary>Ends <see cref="Serving"/>.</summary>
+    /// <summary>Undoes <see cref="Serving"/> when disposed.</summary>
     internal readonly struct Scope(QmpFds owner) : IDisposable
     {
         public void Dispose() => owner._serving.Value = null;

@@ -39,7 +39,7 @@ internal sealed class QmpJobs(QmpServer server, ISnapshotService? snapshots) : I
         yield return new("job-dismiss", id, QmpObject.Empty, Dismiss);
     }
 
-    /// <summary>Cancels what runs and waits for it.</summary>
+    /// <summary>Cancels the running jobs and waits for them.</summary>
     public async ValueTask DisposeAsync()
     {
         Job[] jobs;
@@ -99,7 +99,7 @@ internal sealed class QmpJobs(QmpServer server, ISnapshotService? snapshots) : I
         {
             job.Error = VmmException.Describe(e);
         }
-#pragma warning disable CA1031 // A fault in a job must not end the process; it is the job's error and logged.
+#pragma warning disable CA1031 // A fault in a job must not end the process; it becomes the job's error and is logged.
         catch (Exception e)
 #pragma warning restore CA1031
         {
@@ -132,13 +132,13 @@ internal sealed class QmpJobs(QmpServer server, ISnapshotService? snapshots) : I
                 snapshots.Load(tag, (done, total) => Progress(job, done, total), job.Cancel.Token);
                 break;
             default:
-                // As in QEMU, deleting what is not there succeeds.
+                // As in QEMU, deleting a snapshot that does not exist succeeds.
                 snapshots.Delete(tag);
                 break;
         }
     }
 
-    // Never backwards, whatever the service reports; the total may grow while RAM is being dirtied.
+    // Progress never goes back, whatever the service reports; the total grows while the guest dirties RAM.
     private void Progress(Job job, long done, long total)
     {
         lock (_gate)
@@ -195,7 +195,7 @@ internal sealed class QmpJobs(QmpServer server, ISnapshotService? snapshots) : I
 
     private static QmpErrorException Refused(Job job, string verb) => new($"Job '{job.Id}' in state '{job.Status}' cannot accept command verb '{verb}'");
 
-    // Under the gate, so that events come in the order of the states; sending never waits.
+    // The caller holds the gate, so that events come in the order of the states. Sending an event never waits.
     private void Move(Job job, string status)
     {
         job.Status = status;

@@ -4,15 +4,16 @@ using System.Text.Json.Nodes;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>One value or one error found in a QMP byte stream; <see cref="Error"/> tells which. A JSON null is a null <see cref="Value"/>.</summary>
-/// <param name="Value">The value; null for JSON null and for errors.</param>
-/// <param name="Error">The description of a parse error, or null.</param>
+/// <summary>
+/// One value or one parse error from a QMP byte stream. <see cref="Error"/> is null for a value; <see cref="Value"/> is null for an error and for
+/// JSON null.
+/// </summary>
 internal readonly record struct QmpInput(JsonNode? Value, string? Error);
 
 /// <summary>
-/// Cuts a byte stream into JSON values as QMP peers write them (qmp 1): any number of values a read, values split over reads,
-/// QEMU's single-quoted strings, duplicate keys refused, and resynchronisation at control bytes. A limit that is exceeded is a parse error,
-/// never the end of the connection. Not thread-safe (QEMU: JSONMessageParser).
+/// Splits a byte stream into JSON values (qmp 1); a read may bring several values or a part of one. Accepts QEMU's single-quoted strings, refuses
+/// duplicate keys, and resynchronises at control bytes. An exceeded limit is a parse error and does not end the connection. Not thread-safe (QEMU:
+/// JSONMessageParser).
 /// </summary>
 internal sealed class QmpJsonReader
 {
@@ -33,13 +34,13 @@ internal sealed class QmpJsonReader
     /// <summary>Takes the next value or error, in the order of the stream.</summary>
     internal bool TryTake(out QmpInput input) => _found.TryDequeue(out input);
 
-    /// <summary>Adds bytes; what they complete can be taken afterwards.</summary>
+    /// <summary>Adds bytes; <see cref="TryTake"/> then returns the values that they complete.</summary>
     internal void Feed(ReadOnlySpan<byte> bytes)
     {
         foreach (byte b in bytes)
         {
             _column++;
-            // A byte that ends a number or a keyword is looked at again in the start state.
+            // A byte that ends a number or a keyword is no part of it, so the start state handles that byte again.
             while (!Step(b)) { }
             if (b == '\n') (_line, _column) = (_line + 1, 0);
             if (_tokenBytes > _maxTokenBytes) Fail("JSON token size limit exceeded");
@@ -158,7 +159,7 @@ internal sealed class QmpJsonReader
         _found.Enqueue(input);
         _tree.Clear();
         _tokenBytes = _objectBytes = _tokens = _braces = _brackets = 0;
-        // One huge token must not be paid for as long as the connection lives.
+        // One huge token must not occupy memory for the rest of the connection.
         if (_token.Length > 1 << 20) _token = new byte[256];
     }
 }
@@ -177,7 +178,10 @@ internal enum QmpToken
     Comma = ',',
 }
 
-/// <summary>Builds one JSON value from tokens and checks the grammar; keeps the first error, with the wording and the place (start of the token) of QEMU 11.1.</summary>
+/// <summary>
+/// Builds one JSON value from tokens and checks the grammar. Keeps the first error, with QEMU 11.1's text and position, which is the start of the
+/// token.
+/// </summary>
 internal sealed class QmpJsonTree
 {
     private enum Expect { Value, ValueOrEnd, Key, KeyOrEnd, Colon, CommaOrEnd }
@@ -272,7 +276,7 @@ internal sealed class QmpJsonTree
         _expect = Expect.CommaOrEnd;
         if (!_open.TryPeek(out (JsonNode Container, string? Key) parent)) Root = value;
         else if (parent.Container is JsonArray a) a.Add(value);
-        // As in QEMU, a duplicate is noticed when its value is complete.
+        // As in QEMU, a duplicate key is reported when its value is complete.
         else if (!((JsonObject)parent.Container).TryAdd(_key!, value)) return "duplicate key";
         return null;
     }

@@ -5,11 +5,11 @@ using System.Text.Json.Nodes;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>JSON text both ways in QMP's dialect: strings are decoded leniently as QEMU does, output is one line of ASCII.</summary>
+/// <summary>Reads and writes JSON text in QMP's dialect: decodes strings as leniently as QEMU does, and writes one line of ASCII.</summary>
 internal static class QmpJsonText
 {
     /// <summary>Decodes a string token with its quotes.</summary>
-    /// <returns>Null, or what is wrong in QEMU's words.</returns>
+    /// <returns>Null on success, else QEMU's text of the error.</returns>
     internal static string? TryDecode(ReadOnlySpan<byte> token, out string value)
     {
         ReadOnlySpan<byte> text = token[1..^1];
@@ -40,7 +40,7 @@ internal static class QmpJsonText
         return null;
     }
 
-    /// <summary>A number that keeps its text, so that it can be read as any type it fits.</summary>
+    /// <summary>Makes a number that keeps its text, so that callers can read it as any type that it fits.</summary>
     internal static JsonNode Number(ReadOnlySpan<byte> text) => JsonNode.Parse(text)!;
 
     /// <summary>Writes a value as one line of ASCII with QEMU's spacing.</summary>
@@ -69,7 +69,7 @@ internal static class QmpJsonText
         }
     }
 
-    /// <summary>A message as it goes over the wire: one line, CRLF.</summary>
+    /// <summary>Encodes a message for the wire: one line that ends in CRLF.</summary>
     internal static byte[] Line(JsonNode message) => Encoding.ASCII.GetBytes(Append(new StringBuilder(), message).Append("\r\n").ToString());
 
     private static StringBuilder AppendString(StringBuilder to, string value)
@@ -85,7 +85,7 @@ internal static class QmpJsonText
         return to.Append('"');
     }
 
-    // QEMU speaks modified UTF-8, where C0 80 is NUL; noncharacters are as invalid as surrogates.
+    // QEMU accepts modified UTF-8, where C0 80 is NUL, and refuses noncharacters as it refuses surrogates.
     private static Rune? Utf8(ReadOnlySpan<byte> text, out int length)
     {
         length = 2;

@@ -5,7 +5,7 @@ using Vmm.Core.Threading;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>A listening UNIX socket with its accept thread (qmp 1). Disposing it ends the thread and removes the file if it is ours.</summary>
+/// <summary>A listening UNIX socket with its accept thread (qmp 1). Disposing it ends the thread and removes the socket file that it made.</summary>
 internal sealed class QmpListener : IDisposable
 {
     private const int Backlog = 16, AfterFailureMs = 100;
@@ -35,7 +35,7 @@ internal sealed class QmpListener : IDisposable
 
     internal string Path => _listener.Path;
 
-    /// <summary>A rename keeps the socket, so clients that are connected, or are just connecting, are not disturbed.</summary>
+    /// <summary>Renames the socket file. The socket stays the same, so connected and connecting clients are not disturbed.</summary>
     internal void MoveTo(string path) => _listener.MoveTo(path);
 
     public void Dispose()
@@ -71,7 +71,7 @@ internal sealed class QmpListener : IDisposable
             }
             else if (errno != Errno.EAGAIN)
             {
-                // Out of descriptors, most likely: the connection stays queued, so look again after a moment instead of spinning.
+                // Probably this process has no descriptor left. The connection stays queued, so wait a moment instead of spinning.
                 _log.CannotAccept(Posix.Describe(errno));
                 Posix.Poll(_wake, Posix.POLLIN, null, AfterFailureMs, out _);
             }

@@ -6,13 +6,13 @@ namespace Vmm.Migration.Qmp;
 internal sealed class QmpLog(ILogger logger)
 {
     private static readonly Action<ILogger, string, Exception?> s_overflow = LoggerMessage.Define<string>(
-        LogLevel.Warning, new EventId(3800, "qmp_client_overflow"), "QMP client does not read its events, disconnected at {Event}");
+        LogLevel.Warning, new EventId(3800, "qmp_client_overflow"), "QMP client disconnected at event {Event}: it does not read its events");
 
     private static readonly Action<ILogger, Exception?> s_fault = LoggerMessage.Define(
         LogLevel.Error, new EventId(3801, "qmp_command_fault"), "QMP command failed unexpectedly");
 
     private static readonly Action<ILogger, string, Exception?> s_incoming = LoggerMessage.Define<string>(
-        LogLevel.Error, new EventId(3802, "qmp_incoming_failed"), "incoming migration failed, the process is to exit: {Reason}");
+        LogLevel.Error, new EventId(3802, "qmp_incoming_failed"), "incoming migration failed, so the process exits: {Reason}");
 
     private static readonly Action<ILogger, string, Exception?> s_accept = LoggerMessage.Define<string>(
         LogLevel.Warning, new EventId(3803, "qmp_accept"), "QMP socket cannot accept a client: {Reason}");

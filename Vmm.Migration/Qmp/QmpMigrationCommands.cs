@@ -11,7 +11,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>The migration commands (qmp 8). What a migration may and may not do is the engine's to say; this maps names and texts.</summary>
+/// <summary>The migration commands (qmp 8). The engine decides what a migration may do; this class maps names and texts.</summary>
 internal sealed class QmpMigrationCommands(QmpServer server, Vm vm, IMigrationEngine engine)
 {
     private readonly Lock _gate = new();
@@ -75,7 +75,7 @@ internal sealed class QmpMigrationCommands(QmpServer server, Vm vm, IMigrationEn
     {
         lock (_gate)
         {
-            // On the destination setup means listening, which is the time to set them.
+            // A destination in setup only listens, so its capabilities may still change.
             if (!engine.Status.IsTerminal() && !(engine.Status == MigrationStatus.Setup && vm.RunState.State == RunState.InMigrate))
                 throw new QmpErrorException("There's a migration process in progress");
             engine.Capabilities.Apply(changes);
@@ -107,7 +107,7 @@ internal sealed class QmpMigrationCommands(QmpServer server, Vm vm, IMigrationEn
     private JsonNode? MigrateIncoming(QmpCall call)
     {
         (MigrationAddress address, MigrationAddress? cpr) = Addresses(call);
-        // QEMU's rule: descriptors are needed before there is a monitor.
+        // As in QEMU: the descriptors must come before there is a monitor.
         if (cpr is not null) throw new QmpErrorException("Channel type 'cpr' is only for the command line");
         StartIncoming(address, call.Bool("exit-on-error", true));
         return null;
@@ -157,7 +157,7 @@ internal sealed class QmpMigrationCommands(QmpServer server, Vm vm, IMigrationEn
         return new JsonObject(MigrationParameterTable.All.Select(p => KeyValuePair.Create<string, JsonNode?>(p.Name, QmpMigrationInfo.ParameterJson(p.Get(current)))));
     }
 
-    // Removed from QEMU in 11.0; kept for tools that ask. Threads here are managed, so the process id stands for them all.
+    // QEMU 11.0 removed this command, but some tools still send it. The process id stands for all threads, which are managed.
     private JsonArray Threads(QmpCall call) => engine.Status.IsTerminal() || engine.Query().IsIncoming
         ? []
         : [new JsonObject { ["name"] = "live_migration", ["thread-id"] = Environment.ProcessId }];

@@ -6,7 +6,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>Migration figures and parameter values as QMP shows them (qmp 8.6 and 8.7).</summary>
+/// <summary>Converts migration figures and parameter values to QMP's JSON (qmp 8.6 and 8.7).</summary>
 internal static class QmpMigrationInfo
 {
     internal static JsonObject ToJson(MigrationInfo info)
@@ -26,12 +26,12 @@ internal static class QmpMigrationInfo
         return answer;
     }
 
-    /// <summary>True while RAM or state moves: the figures are running values.</summary>
+    /// <summary>True while the migration transfers RAM or device state, so that its figures still change.</summary>
     internal static bool IsActive(MigrationStatus status) => status is MigrationStatus.Active or MigrationStatus.Cancelling
         or MigrationStatus.PreSwitchover or MigrationStatus.Device or MigrationStatus.PostcopyDevice or MigrationStatus.PostcopyActive
         or MigrationStatus.PostcopyPaused or MigrationStatus.PostcopyRecoverSetup or MigrationStatus.PostcopyRecover;
 
-    /// <summary>A parameter's value from JSON, typed as the table wants it.</summary>
+    /// <summary>Converts a parameter's JSON value to the type that the parameter table needs.</summary>
     internal static object ParameterValue(MigrationParameter parameter, JsonNode? value) => parameter.Kind switch
     {
         MigrationParameterKind.Bool => value!.GetValue<bool>(),
@@ -41,7 +41,7 @@ internal static class QmpMigrationInfo
         _ => value!.GetValue<ulong>(),
     };
 
-    /// <summary>A parameter's value as JSON.</summary>
+    /// <summary>Converts a parameter's value to JSON.</summary>
     internal static JsonNode ParameterJson(object value) => value switch
     {
         bool b => JsonValue.Create(b),

@@ -7,7 +7,7 @@ namespace Vmm.Migration.Qmp;
 /// <summary>QAPI types of the migration commands (qmp 8.2 to 8.7), declared once for checking and for the schema.</summary>
 internal static class QmpMigrationTypes
 {
-    // First, because later initializers use it.
+    // Stands first, because later initializers use it.
     private static readonly QmpAlternate s_strOrNull = new("StrOrNull", QmpType.Str, QmpType.Null);
 
     private static readonly QmpEnum s_socketType = new("inet", "unix", "vsock", "fd");
@@ -42,7 +42,7 @@ internal static class QmpMigrationTypes
     internal static readonly QmpArray CapabilityStatus =
         new(new QmpObject(new("capability", new QmpEnum([.. MigrationCapabilityNames.All])), new("state", QmpType.Bool)));
 
-    /// <summary>Any subset for setting. A query returns all; QEMU declares it with the same type, so all are optional there too.</summary>
+    /// <summary>All parameters, each optional, because a client may set any subset. QEMU declares the answer of the query with this type too.</summary>
     internal static readonly QmpObject Parameters = new([.. MigrationParameterTable.All.Select(static p => new QmpMember(p.Name, TypeOf(p), Optional: true))]);
 
     private static readonly QmpObject s_ram = new(

@@ -3,8 +3,8 @@ using Nito.AsyncEx;
 namespace Vmm.Migration.Qmp;
 
 /// <summary>
-/// What is still to be written to one client, bounded. Events never wait: they come from threads that hold the BQL, so a client that does not
-/// read loses its connection instead. Answers wait for room. Thread-safe.
+/// The bounded queue of lines to write to one client. Answers wait for room. Events never wait, because they come from threads that hold the BQL; the
+/// session disconnects a client that leaves no room for an event. Thread-safe.
 /// </summary>
 internal sealed class QmpOutbox(IQmpTransport transport)
 {
@@ -16,13 +16,13 @@ internal sealed class QmpOutbox(IQmpTransport transport)
     private int _bytes;
     private bool _completed;
 
-    /// <summary>Adds an event; false when there is no room for it. After <see cref="Complete"/> it is dropped, which is no failure.</summary>
+    /// <summary>Adds an event; false when there is no room. After <see cref="Complete"/> it drops the event and returns true.</summary>
     internal bool TryPostEvent(byte[] line)
     {
         lock (_gate) return _completed || (HasRoom && Add(line));
     }
 
-    /// <summary>Adds an answer, waiting for room; dropped after <see cref="Complete"/>.</summary>
+    /// <summary>Waits for room and adds an answer; after <see cref="Complete"/> it drops the answer.</summary>
     internal async Task PostAnswerAsync(byte[] line)
     {
         while (true)
@@ -36,10 +36,10 @@ internal sealed class QmpOutbox(IQmpTransport transport)
         }
     }
 
-    /// <summary>Completes when all that was added has been handed to the operating system, or cannot be.</summary>
+    /// <summary>Completes when every added line has been given to the kernel or dropped.</summary>
     internal Task FlushAsync() => _idle.WaitAsync();
 
-    /// <summary>Nothing more is added; the writer ends once the queue is empty.</summary>
+    /// <summary>Closes the queue for further lines; the writer ends once the queue is empty.</summary>
     internal void Complete()
     {
         lock (_gate)
@@ -50,7 +50,7 @@ internal sealed class QmpOutbox(IQmpTransport transport)
         }
     }
 
-    /// <summary>Writes what is added until <see cref="Complete"/> or the end of the connection.</summary>
+    /// <summary>Writes the added lines until <see cref="Complete"/> or the end of the connection.</summary>
     internal async Task WriteAsync()
     {
         while (true)

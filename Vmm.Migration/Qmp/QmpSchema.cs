@@ -3,7 +3,7 @@ using System.Text.Json.Nodes;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>Makes the answer of query-qmp-schema from the declarations (qmp 6; QEMU: <c>qapi-introspect</c>).</summary>
+/// <summary>Builds the answer of query-qmp-schema from the declarations (qmp 6; QEMU: <c>qapi-introspect</c>).</summary>
 internal static class QmpSchema
 {
     internal static JsonArray Build(IEnumerable<QmpCommand> commands, IEnumerable<QmpEventType> events)
@@ -37,7 +37,7 @@ internal static class QmpSchema
             result.Add((JsonNode)new JsonObject { ["name"] = one.Name, ["meta-type"] = "event", ["arg-type"] = NameOf(one.Data) });
         while (queue.TryDequeue(out QmpType? type))
         {
-            // Integer widths share the name "int" and lists of them one name too; each is listed once.
+            // All integer widths share the name "int", and so do their lists; the schema has each name once.
             if (!done.Add(ids[type])) continue;
             JsonObject entity = type.Describe(NameOf);
             entity.Insert(0, "name", ids[type]);

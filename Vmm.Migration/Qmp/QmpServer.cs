@@ -14,24 +14,24 @@ using Vmm.Migration.Update;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>The host of a VM is asked to end.</summary>
+/// <summary>A request to the host of a VM to end its process.</summary>
 /// <param name="ExitCode">0 after <c>quit</c>, 1 after a failed incoming migration with exit-on-error.</param>
-/// <param name="Reason">What to tell the user, or null.</param>
+/// <param name="Reason">A message for the user, or null.</param>
 public sealed record QmpQuitRequest(int ExitCode, string? Reason);
 
 /// <summary>
 /// The QMP control plane of one VM (docs/spec/qmp.md): any number of clients on any number of sockets, each with its own negotiation, ids, named
-/// descriptors and event feed. Thread-safe. <see cref="Dispose"/> ends clients, jobs and sockets; the VM and a migration go on.
+/// descriptors and event feed. Thread-safe. <see cref="Dispose"/> ends clients, jobs and sockets; the VM and its migration continue.
 /// </summary>
 public sealed class QmpServer : IDisposable
 {
-    /// <summary>Prefix of everything on the wire that is ours and not QEMU's.</summary>
+    /// <summary>Prefix of every name on the wire that vmm adds to QEMU's.</summary>
     public const string ExtensionPrefix = "__io.github.vmm_";
 
-    /// <summary>The block node name under which the snapshot store is offered to <c>snapshot-save</c> and its kin.</summary>
+    /// <summary>The block node name of the snapshot store in <c>snapshot-save</c>, <c>snapshot-load</c> and <c>snapshot-delete</c>.</summary>
     public const string SnapshotNodeName = "vmm-snapshots";
 
-    /// <summary>How many clients may be connected at once; further ones are closed at once.</summary>
+    /// <summary>The greatest number of connected clients; the server closes further connections at once.</summary>
     public const int MaxClients = 128;
 
     private readonly Vm _vm;
@@ -49,12 +49,12 @@ public sealed class QmpServer : IDisposable
     // Set and read with the BQL held.
     private bool _resetting;
 
-    /// <summary>Makes a server without clients; <see cref="Listen"/> and <see cref="Serve(OwnedFd)"/> bring them.</summary>
-    /// <param name="vm">The VM.</param>
-    /// <param name="engine">Its migration engine; gets this server's descriptor look-ups.</param>
-    /// <param name="snapshots">Its snapshots, or null when it has no store.</param>
-    /// <param name="loggers">Loggers, or null.</param>
-    /// <param name="updater">Its updater, or null for a host that starts no other process.</param>
+    /// <summary>Makes a server without clients; <see cref="Listen"/> and <see cref="Serve(OwnedFd)"/> add them.</summary>
+    /// <param name="vm">The VM to control.</param>
+    /// <param name="engine">Its migration engine, in which this installs its descriptor look-ups.</param>
+    /// <param name="snapshots">Its snapshot service, or null when it has no snapshot store.</param>
+    /// <param name="loggers">Where the server logs, or null for no log.</param>
+    /// <param name="updater">Its updater, or null for a host that cannot start another process.</param>
     public QmpServer(Vm vm, IMigrationEngine engine, ISnapshotService? snapshots = null, ILoggerFactory? loggers = null, IVmUpdater? updater = null)
     {
         ArgumentNullException.ThrowIfNull(vm);
@@ -84,13 +84,13 @@ public sealed class QmpServer : IDisposable
         vm.Disposing += Dispose;
     }
 
-    /// <summary>Completes when a client, or a failed incoming migration, asks the process to end. The answer to <c>quit</c> has been sent by then.</summary>
+    /// <summary>Completes when a client or a failed incoming migration asks the process to end. The answer to <c>quit</c> has been sent by then.</summary>
     public Task<QmpQuitRequest> QuitRequested => _quit.Task;
 
     /// <summary>Number of connected clients.</summary>
     public int ClientCount => _clients.Length;
 
-    /// <summary>Says how this host starts another process for its VM, for clients that ask for an update; null refuses them.</summary>
+    /// <summary>Builds the options of an update that a client requests; null refuses such requests.</summary>
     public Func<QmpUpdateRequest, UpdateOptions>? UpdateOptions { get; set; }
 
     internal QmpLog Log { get; }
@@ -101,9 +101,12 @@ public sealed class QmpServer : IDisposable
 
     internal CancellationToken Stopping => _stopping.Token;
 
-    /// <summary>Listens on a UNIX socket, mode 0600, until disposed; the file is removed then if it is still the one made here. Folders that are missing are made, mode 0700.</summary>
-    /// <param name="path">At most 107 bytes. A stale socket file is replaced; anything else in its place is refused, a symbolic link too.</param>
-    /// <exception cref="ConfigurationException">The path is unfit or in use.</exception>
+    /// <summary>
+    /// Listens on a UNIX socket of mode 0600; makes missing folders with mode 0700. The server's disposal removes the socket file if it is still the one
+    /// made here.
+    /// </summary>
+    /// <param name="path">At most 107 bytes. Replaces a stale socket file; refuses any other file and a symbolic link.</param>
+    /// <exception cref="ConfigurationException">The path is refused or in use.</exception>
     /// <exception cref="ChannelException">The socket cannot be made.</exception>
     public void Listen(string path)
     {
@@ -115,22 +118,22 @@ public sealed class QmpServer : IDisposable
         }
     }
 
-    /// <summary>Moves a listening socket to another path, whoever listened there before; clients on either are not disturbed.</summary>
+    /// <summary>Renames a listening socket's file, and replaces a socket file at the new path. Clients of both sockets stay connected.</summary>
     /// <param name="from">A path given to <see cref="Listen"/>.</param>
-    /// <param name="to">Where it is found from here on; same file system.</param>
+    /// <param name="to">The new path, on the same file system.</param>
     public void MoveListener(string from, string to)
     {
         lock (_gate) _listeners.Single(l => l.Path == from).MoveTo(to);
     }
 
     /// <summary>Serves a client on a connected UNIX socket.</summary>
-    /// <param name="socket">The socket; owned by the server from here on.</param>
+    /// <param name="socket">The socket, which the server owns from now on.</param>
     /// <returns>Completes when the client has gone.</returns>
     public Task Serve(OwnedFd socket) => Serve(new SocketQmpTransport(socket));
 
     /// <summary>Serves a client on a pair of streams, e.g. standard input and output; it cannot pass descriptors.</summary>
-    /// <param name="input">What the client writes; owned from here on. Disposing it must wake a blocked read.</param>
-    /// <param name="output">What the client reads; owned from here on.</param>
+    /// <param name="input">The stream to read from, which the server owns from now on. Disposing it must wake a blocked read.</param>
+    /// <param name="output">The stream to write to, which the server owns from now on.</param>
     /// <returns>Completes when the client has gone.</returns>
     public Task Serve(System.IO.Stream input, System.IO.Stream output) => Serve(new StreamQmpTransport(input, output));
 
@@ -139,8 +142,8 @@ public sealed class QmpServer : IDisposable
     public void Shutdown(string reason) => Broadcast("SHUTDOWN", new JsonObject { ["guest"] = false, ["reason"] = reason });
 
     /// <summary>
-    /// Disconnects all clients, ends everything this server started, and waits for that; not with the BQL held, which a command may be waiting for.
-    /// Called by a command or a job, it does not wait: the rest ends once that returns. Idempotent; the VM's disposal calls it too.
+    /// Disconnects all clients, ends everything that this server started, and waits for the end. Call it without the BQL, because a running command may
+    /// need the BQL to end. A call from a command or a job does not wait, because it would wait for itself. Idempotent; the VM's disposal calls it too.
     /// </summary>
     public void Dispose()
     {
@@ -157,7 +160,7 @@ public sealed class QmpServer : IDisposable
         _vm.ResetDone -= OnReset;
         _vm.Events.Raised -= OnDeviceEvent;
         _vm.Disposing -= Dispose;
-        // Nobody adds to these any more: both need the gate and look at _ended.
+        // No listener or session is added any more: both additions take the gate and check _ended.
         foreach (QmpListener listener in _listeners) listener.Dispose();
         await _stopping.CancelAsync().ConfigureAwait(false);
         KeyValuePair<QmpSession, Task>[] sessions;
@@ -170,10 +173,10 @@ public sealed class QmpServer : IDisposable
         _stopping.Dispose();
     }
 
-    /// <summary>Marks the calling thread as one that <see cref="Dispose"/> would otherwise wait for, until the result is disposed.</summary>
+    /// <summary>Marks the calling thread as a command's or a job's until the result is disposed; <see cref="Dispose"/> does not wait there.</summary>
     internal WorkScope EnterWork() => new(_inWork);
 
-    /// <summary>Ends <see cref="EnterWork"/>.</summary>
+    /// <summary>Undoes <see cref="EnterWork"/> when disposed.</summary>
     internal readonly struct WorkScope : IDisposable
     {
         private readonly ThreadLocal<bool> _mark;
@@ -183,7 +186,7 @@ public sealed class QmpServer : IDisposable
         public void Dispose() => _mark.Value = false;
     }
 
-    /// <summary>The version object of greeting and query-version: the QEMU level whose wire behaviour this is, and our own name and version.</summary>
+    /// <summary>The version object of greeting and query-version: the QEMU version whose wire behaviour this server has, and vmm's own version.</summary>
     internal static JsonObject Version() => new()
     {
         ["qemu"] = new JsonObject { ["micro"] = 3, ["minor"] = 1, ["major"] = 11 },
@@ -192,7 +195,7 @@ public sealed class QmpServer : IDisposable
 
     internal void RequestQuit(QmpQuitRequest request) => _quit.TrySetResult(request);
 
-    /// <summary>Resets the VM. The stop and start that this takes inside are not shown to clients, as in QEMU.</summary>
+    /// <summary>Resets the VM. As in QEMU, clients get no STOP and RESUME events for the stop inside a reset.</summary>
     internal void ResetVm()
     {
         using (_vm.Bql.Acquire())

@@ -8,14 +8,14 @@ using Vmm.Core.Threading;
 namespace Vmm.Migration.Qmp;
 
 /// <summary>
-/// One client (qmp 1 to 5): negotiation, in-band commands one at a time in order, out-of-band ones as soon as they are read, and its
-/// named descriptors. Reading, dispatching and writing wait without a thread; only an in-band command has one while it runs, because it may block.
+/// One client (qmp 1 to 5) with its negotiation and its named descriptors. Runs in-band commands one at a time in order, and out-of-band commands as
+/// soon as they are read. Reads and writes are asynchronous; only an in-band command has a thread while it runs, because it may block.
 /// </summary>
-#pragma warning disable CA1001 // RunAsync ends what this owns, in its order.
+#pragma warning disable CA1001 // RunAsync disposes what this class owns, in the right order.
 internal sealed class QmpSession
 #pragma warning restore CA1001
 {
-    /// <summary>In-band requests held for a client; with that many the reader stops reading (QEMU: QMP_REQ_QUEUE_LEN_MAX).</summary>
+    /// <summary>The greatest number of queued in-band requests; while the queue is full, the reader waits (QEMU: QMP_REQ_QUEUE_LEN_MAX).</summary>
     internal const int MaxQueuedRequests = 8;
 
     private static readonly TimeSpan s_drainLimit = TimeSpan.FromSeconds(1);
@@ -39,16 +39,16 @@ internal sealed class QmpSession
 
     private sealed record Request(QmpInput Input, List<OwnedFd> Fds);
 
-    /// <summary>The answer to a request, and what follows once the client has it.</summary>
+    /// <summary>The answer to a request, and an action to run once the client has the answer.</summary>
     private readonly record struct Answer(byte[] Line, Action? Then);
 
-    /// <summary>Fires when the client has gone or is being disconnected.</summary>
+    /// <summary>Fires when the client has left or is being disconnected.</summary>
     internal CancellationToken Gone => _gone.Token;
 
-    /// <summary>Fires when the server ends.</summary>
+    /// <summary>Fires when the server is disposed.</summary>
     internal CancellationToken Stopping => _server.Stopping;
 
-    /// <summary>Serves the client until it leaves or <see cref="Abort"/>; afterwards nothing of it is left.</summary>
+    /// <summary>Serves the client until it leaves or until <see cref="Abort"/>, then releases everything that the session owns.</summary>
     internal async Task RunAsync()
     {
         await _outbox.PostAnswerAsync(QmpJsonText.Line(new JsonObject
@@ -60,7 +60,7 @@ internal sealed class QmpSession
         await reader.ConfigureAwait(quiet);
         await dispatcher.ConfigureAwait(quiet);
         _outbox.Complete();
-        // A client that closed only its writing side still gets its answers, unless it does not read them.
+        // A client that closed only its writing side still gets its answers if it reads them in time.
         await writer.WaitAsync(s_drainLimit, _server.Stopping).ConfigureAwait(quiet);
         _transport.Shutdown();
         await writer.ConfigureAwait(quiet);
@@ -69,14 +69,14 @@ internal sealed class QmpSession
         foreach (OwnedFd fd in _namedFds.Values) fd.Dispose();
     }
 
-    /// <summary>Disconnects the client from any thread; never waits.</summary>
+    /// <summary>Disconnects the client. Any thread may call it; it never waits.</summary>
     internal void Abort()
     {
         _gone.Cancel();
         _transport.Shutdown();
     }
 
-    /// <summary>Sends an event if the client has negotiated; a client without room for it is disconnected.</summary>
+    /// <summary>Queues an event if the client has negotiated; disconnects a client whose queue is full.</summary>
     internal void PostEvent(string name, byte[] line)
     {
         if (!_negotiated || _outbox.TryPostEvent(line)) return;
@@ -94,14 +94,14 @@ internal sealed class QmpSession
     /// <summary>True once negotiation is complete.</summary>
     internal bool IsNegotiated => _negotiated;
 
-    /// <summary>Keeps a descriptor under a name; replaces one of that name.</summary>
+    /// <summary>Keeps a descriptor under a name, and closes the one that had this name before.</summary>
     internal void AddNamedFd(string name, OwnedFd fd)
     {
         if (_namedFds.TryRemove(name, out OwnedFd? old)) old.Dispose();
         _namedFds[name] = fd;
     }
 
-    /// <summary>Takes a named descriptor out, or null.</summary>
+    /// <summary>Removes and returns a named descriptor, or null if there is none.</summary>
     internal OwnedFd? TakeNamedFd(string name) => _namedFds.TryRemove(name, out OwnedFd? fd) ? fd : null;
 
     private async Task ReadAsync()
@@ -115,7 +115,7 @@ internal sealed class QmpSession
             {
                 if (received.Count > 0)
                 {
-                    // Descriptors that no command took are not kept for later ones.
+                    // A later command must not get descriptors that came before it.
                     Close(_arrivedFds);
                     _arrivedFds.AddRange(received);
                     received.Clear();
@@ -150,7 +150,7 @@ internal sealed class QmpSession
         }
         catch (OperationCanceledException)
         {
-            // Disconnected while the queue was full.
+            // The client was disconnected while its queue was full.
             Close(request.Fds);
             return false;
         }
@@ -163,7 +163,7 @@ internal sealed class QmpSession
     {
         await foreach (Request request in _inBand.Reader.ReadAllAsync().ConfigureAwait(false))
         {
-            // A thread of its own: commands that block must not use up the pool, on which the other clients and out-of-band commands depend.
+            // A command that blocks must not occupy a pool thread, because other clients and out-of-band commands need the pool.
             Answer answer = default;
             await WorkerThread.Run("qmp-command", () => answer = Run(request)).ConfigureAwait(false);
             await SendAsync(answer).ConfigureAwait(false);

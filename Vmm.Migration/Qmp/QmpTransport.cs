@@ -4,22 +4,22 @@ using Vmm.Core.Interop;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>The bytes of one QMP connection. One read and one write at a time; <see cref="Shutdown"/> ends both, from any thread.</summary>
+/// <summary>The bytes of one QMP connection. Allows one read and one write at a time; any thread may call <see cref="Shutdown"/>, which ends both.</summary>
 internal interface IQmpTransport : IDisposable
 {
-    /// <summary>Reads some bytes; descriptors that came with them are added. 0 at the end, also after <see cref="Shutdown"/> or a reset.</summary>
+    /// <summary>Reads some bytes and adds the descriptors that came with them. Returns 0 at the end, also after <see cref="Shutdown"/> or a reset.</summary>
     ValueTask<int> ReadAsync(Memory<byte> into, List<OwnedFd> received);
 
-    /// <summary>Writes all bytes, with a descriptor if given; false once the peer is gone.</summary>
+    /// <summary>Writes all bytes, and the descriptor if one is given; returns false once the peer is gone.</summary>
     ValueTask<bool> WriteAsync(ReadOnlyMemory<byte> bytes, OwnedFd? fd = null);
 
-    /// <summary>Ends calls that wait; further ones end at once.</summary>
+    /// <summary>Ends the calls that wait; later calls return at once.</summary>
     void Shutdown();
 }
 
 /// <summary>
-/// QMP over a connected UNIX socket; owns it. The runtime's socket, on a duplicate of the descriptor, waits and writes; only recvmsg and sendmsg
-/// carry descriptors.
+/// QMP over a connected UNIX socket, which it owns. A .NET socket on a duplicate of the descriptor waits and writes; recvmsg and sendmsg pass
+/// descriptors, which .NET sockets cannot.
 /// </summary>
 internal sealed class SocketQmpTransport : IQmpTransport
 {
@@ -27,7 +27,7 @@ internal sealed class SocketQmpTransport : IQmpTransport
     private readonly OwnedFd _fd;
     private readonly Socket _socket;
 
-    /// <exception cref="ChannelException">It is not a socket, or this process has too many open files.</exception>
+    /// <exception cref="ChannelException">The descriptor is no socket, or this process has too many open files.</exception>
     internal SocketQmpTransport(OwnedFd fd)
     {
         _fd = fd;
@@ -53,13 +53,13 @@ internal sealed class SocketQmpTransport : IQmpTransport
             {
                 int n = Posix.ReceiveWithFds(_fd, into.Span, received, wait: false, out Errno errno);
                 if (n >= 0 || errno != Errno.EAGAIN) return Math.Max(0, n);
-                // A read of nothing waits until there is something to read.
+                // A receive into an empty buffer completes when the socket becomes readable.
                 await _socket.ReceiveAsync(Memory<byte>.Empty, SocketFlags.None).ConfigureAwait(false);
             }
         }
         catch (Exception e) when (e is SocketException or ObjectDisposedException)
         {
-            // The end of the connection, as 0 says; which side ended it is known to the caller.
+            // Either exception means that the connection has ended, which 0 reports; the caller knows which side ended it.
             return 0;
         }
     }
@@ -87,7 +87,7 @@ internal sealed class SocketQmpTransport : IQmpTransport
     /// <inheritdoc/>
     public void Shutdown()
     {
-        // An event may find its client gone: the last user may have closed the socket already.
+        // A thread that posts an event may call this after the session has closed the socket.
         lock (_gate)
             if (!_fd.IsClosed) Posix.ShutdownSocket(_fd, Posix.SHUT_RDWR);
     }
@@ -102,7 +102,7 @@ internal sealed class SocketQmpTransport : IQmpTransport
         }
     }
 
-    /// <summary>Sends the first bytes with a descriptor; waits for room, which <see cref="Shutdown"/> ends.</summary>
+    /// <summary>Sends the first bytes with a descriptor. Waits until the socket has room; <see cref="Shutdown"/> ends the wait.</summary>
     private int SendWith(ReadOnlySpan<byte> bytes, OwnedFd fd)
     {
         while (true)
@@ -114,13 +114,13 @@ internal sealed class SocketQmpTransport : IQmpTransport
     }
 }
 
-/// <summary>QMP over a pair of streams, e.g. standard input and output; owns both and passes no descriptors.</summary>
+/// <summary>QMP over a pair of streams, e.g. standard input and output. It owns both and cannot pass descriptors.</summary>
 internal sealed class StreamQmpTransport(System.IO.Stream input, System.IO.Stream output) : IQmpTransport
 {
     private volatile bool _closed;
 
     /// <inheritdoc/>
-    // Standard input cannot be waited for, so each read blocks a thread of its own, and none of the pool.
+    // Standard input has no asynchronous read, so each read blocks a dedicated thread instead of a pool thread.
     public ValueTask<int> ReadAsync(Memory<byte> into, List<OwnedFd> received) =>
         new(Task.Factory.StartNew(() => Read(into.Span), CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default));
 

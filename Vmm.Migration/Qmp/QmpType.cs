@@ -5,7 +5,7 @@ using Vmm.Core.Errors;
 namespace Vmm.Migration.Qmp;
 
 /// <summary>
-/// A QAPI type. One declaration checks arguments and makes the schema (qmp 3 and 6), so the two cannot drift. Immutable.
+/// A QAPI type. One declaration checks arguments and makes the schema (qmp 3 and 6), so the two always agree. Immutable.
 /// </summary>
 internal abstract class QmpType
 {
@@ -20,16 +20,16 @@ internal abstract class QmpType
     internal static readonly QmpType UInt16 = new QmpInteger("uint16_t", 0, ushort.MaxValue);
     internal static readonly QmpType UInt8 = new QmpInteger("uint8_t", 0, byte.MaxValue);
 
-    /// <summary>Throws an error in QEMU's words unless the value is of this type.</summary>
-    /// <param name="value">The value.</param>
-    /// <param name="name">Member name, which some errors show.</param>
-    /// <param name="path">Path from the arguments, e.g. <c>channels[0].addr</c>, which the others show.</param>
+    /// <summary>
+    /// Throws QEMU's error unless the value has this type. Some errors show the member's name, others its path from the arguments, e.g.
+    /// <c>channels[0].addr</c>.
+    /// </summary>
     internal abstract void Check(JsonNode? value, string name, string path);
 
-    /// <summary>The schema entity; <paramref name="nameOf"/> gives and queues the names of types used.</summary>
+    /// <summary>Builds the schema entity; <paramref name="nameOf"/> names a type that the entity uses, and queues that type for the schema.</summary>
     internal abstract JsonObject Describe(Func<QmpType, string> nameOf);
 
-    /// <summary>The name in the schema when it is not an opaque number.</summary>
+    /// <summary>The type's name in the schema, or null for a type that gets a number as its name.</summary>
     internal virtual string? SchemaName => null;
 
     protected static JsonValueKind KindOf(JsonNode? value) => value?.GetValueKind() ?? JsonValueKind.Null;
@@ -62,7 +62,7 @@ internal sealed class QmpAny : QmpType
     internal override JsonObject Describe(Func<QmpType, string> nameOf) => new() { ["json-type"] = "value", ["meta-type"] = "builtin" };
 }
 
-/// <summary>An integer; all widths are <c>int</c> in the schema. A negative number for an unsigned type is refused where QEMU wraps it (qmp 3).</summary>
+/// <summary>An integer, called <c>int</c> in the schema at any width. Refuses a negative number for an unsigned type, where QEMU wraps it (qmp 3).</summary>
 internal sealed class QmpInteger(string? cName, long min, ulong max) : QmpType
 {
     internal override string SchemaName => "int";
@@ -131,7 +131,7 @@ internal sealed class QmpAlternate(string expected, params IReadOnlyList<QmpType
             }
             catch (QmpErrorException)
             {
-                // Not this one; the error below names what would do.
+                // Try the next type; the error below names the types that are accepted.
             }
         }
         throw WrongType(path, expected);
@@ -144,14 +144,10 @@ internal sealed class QmpAlternate(string expected, params IReadOnlyList<QmpType
     };
 }
 
-/// <summary>A member of an object.</summary>
-/// <param name="Name">Its name.</param>
-/// <param name="Type">Its type.</param>
-/// <param name="Optional">It may be absent.</param>
-/// <param name="Hidden">Accepted but not in the schema.</param>
+/// <summary>A member of an object. A hidden member is accepted, but the schema leaves it out.</summary>
 internal sealed record QmpMember(string Name, QmpType Type, bool Optional = false, bool Hidden = false);
 
-/// <summary>An object, or with a tag member a flat union whose variants add members.</summary>
+/// <summary>An object. With a tag member it is a flat union, whose variants add members.</summary>
 internal sealed class QmpObject(params IReadOnlyList<QmpMember> members) : QmpType
 {
     internal static readonly QmpObject Empty = new();
@@ -169,7 +165,7 @@ internal sealed class QmpObject(params IReadOnlyList<QmpMember> members) : QmpTy
         if (value is not JsonObject o) throw WrongType(path, "object");
         var known = new HashSet<string>();
         CheckMembers(o, path, known);
-        // As in QEMU, what is missing or wrong is reported before what is too much.
+        // As in QEMU, a missing or wrong member is reported before an unexpected one.
         string? extra = o.Select(static p => p.Key).FirstOrDefault(k => !known.Contains(k));
         if (extra is not null) throw new QmpErrorException($"Parameter '{Join(path, extra)}' is unexpected");
     }

@@ -4,13 +4,13 @@ using Vmm.Migration.Update;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>What a client says about the update that it asks for.</summary>
-/// <param name="Binary">Program of the new process; null for the same one.</param>
+/// <summary>An update as a client requests it.</summary>
+/// <param name="Binary">Program of the new process; null for the program that runs now.</param>
 /// <param name="Method">Transfer or exec.</param>
-/// <param name="Timeout">How long the new process may take.</param>
+/// <param name="Timeout">Time limit for the new process.</param>
 public sealed record QmpUpdateRequest(string? Binary, UpdateMethod Method, TimeSpan Timeout);
 
-/// <summary>The update command, an extension of ours: carries the VM into a new process.</summary>
+/// <summary>The update command, an extension of vmm: moves the VM into a new process.</summary>
 internal sealed class QmpUpdateCommand(QmpServer server, IVmUpdater? updater)
 {
     private const int DefaultTimeoutMs = 30_000;
@@ -30,7 +30,7 @@ internal sealed class QmpUpdateCommand(QmpServer server, IVmUpdater? updater)
         int timeoutMs = (int)Math.Clamp(call.TryInt("timeout-ms") ?? DefaultTimeoutMs, 1, int.MaxValue);
         var request = new QmpUpdateRequest(call.TryStr("binary"), call.Bool("exec", false) ? UpdateMethod.Exec : UpdateMethod.Transfer, TimeSpan.FromMilliseconds(timeoutMs));
         UpdateResult result = updater.UpdateAsync(describe(request), call.Stopping).GetAwaiter().GetResult();
-        // The VM runs elsewhere; what is left here ends once the client knows.
+        // The new process runs the VM. This process ends once the client has the answer.
         call.AfterAnswer = () => server.RequestQuit(new QmpQuitRequest(0, $"the VM runs in process {result.Pid} now"));
         return new JsonObject { ["pid"] = result.Pid, ["pause-ms"] = result.PauseMs, ["total-ms"] = result.TotalMs, ["bytes"] = result.StreamBytes };
     }

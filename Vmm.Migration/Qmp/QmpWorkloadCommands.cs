@@ -5,7 +5,7 @@ using Vmm.Core.Workloads;
 
 namespace Vmm.Migration.Qmp;
 
-/// <summary>Asks the VM's workloads whether RAM holds what they wrote; an extension, QEMU has no such devices.</summary>
+/// <summary>The command that lets the VM's workloads verify what they wrote to RAM. An extension: QEMU has no workloads.</summary>
 internal sealed class QmpWorkloadCommands(QmpServer server, Vm vm)
 {
     internal IEnumerable<QmpCommand> Commands()

@@ -5,8 +5,8 @@ using Vmm.Migration.Parameters;
 namespace Vmm.Migration.Update;
 
 /// <summary>
-/// The engine's settings for an update; <see cref="Dispose"/> puts back what was set for migrations. The new process knows nothing of those settings,
-/// and would wait for no channels of multifd, for example.
+/// Replaces the engine's settings for an update; <see cref="Dispose"/> restores the ones that were set for migrations. An update must not use those,
+/// because the new process does not know them: it would not expect multifd channels, for example.
 /// </summary>
 internal sealed class BorrowedSettings : IDisposable
 {

@@ -8,12 +8,12 @@ using Vmm.Migration.Engine;
 
 namespace Vmm.Migration.Update;
 
-/// <summary>One update by cpr-exec: the process replaces itself. The new program is tried first, because afterwards there is no way back.</summary>
+/// <summary>One update by cpr-exec: the process replaces itself. It tries the new program first, because it cannot go back after the exec.</summary>
 internal sealed class ExecUpdate(Vm vm, IMigrationEngine engine, UpdateOptions options, UpdateFolder folder)
 {
     /// <summary>Does not return if the update succeeds.</summary>
-    /// <returns>Why it failed; the VM is as before.</returns>
-    /// <exception cref="VmmException">The program cannot be started or its trial failed, or the migration was refused; the VM is as before.</exception>
+    /// <returns>Why it failed; the VM is unchanged.</returns>
+    /// <exception cref="VmmException">The program did not start, its trial failed, or the migration was refused; the VM is unchanged.</exception>
     internal async Task<MigrationFailedException> RunAsync(Func<Task> rehearse, CancellationToken limit)
     {
         await Try(rehearse, limit).ConfigureAwait(false);
@@ -28,7 +28,7 @@ internal sealed class ExecUpdate(Vm vm, IMigrationEngine engine, UpdateOptions o
 
         try
         {
-            // The program that replaces this one gets this process's environment.
+            // The new program inherits this process's environment, so the ticket goes there.
             Tell(ticket);
             vm.RunState.Changed += Note;
             await engine.Migrate(channels.Main).ConfigureAwait(false);
@@ -50,10 +50,10 @@ internal sealed class ExecUpdate(Vm vm, IMigrationEngine engine, UpdateOptions o
         }
         IReadOnlyList<string> command = options.TrialCommand();
         Task<(int ExitCode, string Errors)> trial = NextProcess.RunAsync(command, limit);
-        // The program needs longer to start.
+        // Rehearse while the program starts, which takes longer.
         if (!trial.IsFaulted) await rehearse().ConfigureAwait(false);
         (int code, string errors) = await trial.ConfigureAwait(false);
-        if (code != 0) throw new MigrationFailedException(TransferUpdate.Failed($"'{command[0]}' does not take its arguments, exit code {code}: {errors.Trim()}"));
+        if (code != 0) throw new MigrationFailedException(TransferUpdate.Failed($"'{command[0]}' refuses its arguments, exit code {code}: {errors.Trim()}"));
     }
 
     private static void Tell(UpdateTicket? ticket) => Environment.SetEnvironmentVariable(UpdateTicket.Variable, ticket?.ToText());

@@ -11,20 +11,20 @@ using Vmm.Migration.Status;
 namespace Vmm.Migration.Update;
 
 /// <summary>
-/// Moves a small VM from one side of this process to the other by cpr-transfer, before the real one is stopped: code that runs for the first time is
-/// compiled first, and in an update or a migration that would happen while the guest stands still. One per host; thread-safe, one rehearsal at a time.
+/// Moves a small VM within this process by cpr-transfer before the real VM stops, so that the runtime has compiled the code of a move by then.
+/// Otherwise it would compile that code while the guest is stopped. One per host; thread-safe; runs one rehearsal at a time.
 /// </summary>
 /// <param name="factory">Makes the VMs.</param>
-/// <param name="options">What the host adds.</param>
+/// <param name="options">The host's stand-in and directory.</param>
 public sealed class MoveRehearsal(VmFactory factory, MoveRehearsalOptions options)
 {
     private static readonly TimeSpan s_limit = TimeSpan.FromSeconds(10), s_learning = TimeSpan.FromSeconds(1);
 
     private readonly Lock _gate = new();
 
-    /// <summary>Rehearses a move of a VM, on a thread of its own; takes a second at most unless something hangs, and then ten.</summary>
+    /// <summary>Rehearses a move of a VM on a dedicated thread. Takes at most a second, or ten if something hangs.</summary>
     /// <param name="real">The options of the VM that is to move.</param>
-    /// <returns>Why the rehearsal failed, or null. It never faults.</returns>
+    /// <returns>Why the rehearsal failed, or null. The task never faults.</returns>
     public Task<string?> RunAsync(VmOptions real)
     {
         ArgumentNullException.ThrowIfNull(real);
@@ -57,7 +57,7 @@ public sealed class MoveRehearsal(VmFactory factory, MoveRehearsalOptions option
         using var limit = new CancellationTokenSource(s_limit);
         using Vm from = Create(standIn, null);
         IMigrationEngine source = Engine(from);
-        // It runs no longer than it takes to learn its devices, and again before the stop: on a busy host its CPU is wanted elsewhere.
+        // Run the stand-in only until its guest has used the devices: a busy host needs the CPU time for other work.
         from.Cont();
         using (var learning = CancellationTokenSource.CreateLinkedTokenSource(limit.Token))
         {

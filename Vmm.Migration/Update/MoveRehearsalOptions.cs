@@ -6,14 +6,13 @@ namespace Vmm.Migration.Update;
 public sealed record MoveRehearsalOptions
 {
     /// <summary>
-    /// Makes the stand-in for a VM of these options. A path that begins with the second argument is free for a socket of the stand-in's, which removes
-    /// it.
+    /// Makes the stand-in for a VM of the given options. The string is a path prefix that the stand-in may use for sockets, which it must remove itself.
     /// </summary>
     public Func<VmOptions, string, MoveStandIn> CreateStandIn { get; init; } = static (real, _) => new MoveStandIn(real);
 
-    /// <summary>A directory of this user alone for sockets; null for a temporary one.</summary>
+    /// <summary>A directory for sockets that only this user can write; null for a temporary one.</summary>
     public string? Directory { get; init; }
 
-    /// <summary>Called with the reason when a rehearsal fails, which nothing else depends on; the guest may stand still for longer in the next move.</summary>
+    /// <summary>Called with the reason when a rehearsal fails. The next move works, but may stop the guest for longer.</summary>
     public Action<string>? Failed { get; init; }
 }

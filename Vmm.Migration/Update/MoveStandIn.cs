@@ -5,17 +5,17 @@ namespace Vmm.Migration.Update;
 
 /// <summary>
 /// The small VM that a <see cref="MoveRehearsal"/> moves in place of the real one: RAM, and CPUs if the real one has them. A host whose VMs have
-/// devices derives a class that adds devices of those types, so that their code is compiled too. <see cref="Dispose()"/> ends what serves them.
+/// devices derives a class that adds devices of those types, so that their code is compiled too. <see cref="Dispose()"/> ends the servers of those devices.
 /// </summary>
 /// <param name="real">The options of the VM that is to move.</param>
 public class MoveStandIn(VmOptions real) : IDisposable
 {
     private const ulong BootBytes = 3 << 20;
 
-    // hlt; jmp to it.
+    // hlt; jmp back to it.
     private static readonly byte[] s_idle = [0xF4, 0xEB, 0xFD];
 
-    /// <summary>The options of the stand-in; the rehearsal adds what tells its two sides apart.</summary>
+    /// <summary>The options of the stand-in; the rehearsal adds the options in which its two sides differ.</summary>
     public virtual VmOptions Options { get; } = new()
     {
         Memory = [new RamBlockOptions { Name = "ram", SizeBytes = BootBytes }],
@@ -25,7 +25,7 @@ public class MoveStandIn(VmOptions real) : IDisposable
         Kernel = real.HasCpus ? new KernelOptions { KernelPath = "idle", Image = s_idle } : null,
     };
 
-    /// <summary>Called with each of the two VMs when it has been made, before it runs.</summary>
+    /// <summary>Called for each of the two VMs after it was made and before it runs.</summary>
     /// <param name="vm">The VM.</param>
     public virtual void OnCreated(Vm vm)
     {
@@ -38,15 +38,15 @@ public class MoveStandIn(VmOptions real) : IDisposable
     {
     }
 
-    /// <summary>Ends what serves its devices, after both VMs are gone.</summary>
+    /// <summary>Ends the servers of its devices. Called after both VMs are disposed.</summary>
     public void Dispose()
     {
         Dispose(true);
         GC.SuppressFinalize(this);
     }
 
-    /// <summary>As <see cref="Dispose()"/>, for derived classes.</summary>
-    /// <param name="disposing">True.</param>
+    /// <summary>Releases what a derived class owns.</summary>
+    /// <param name="disposing">Always true.</param>
     protected virtual void Dispose(bool disposing)
     {
     }

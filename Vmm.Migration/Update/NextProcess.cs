@@ -4,7 +4,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Migration.Update;
 
-/// <summary>The process that is to take a VM over. Disposing this object leaves the process running.</summary>
+/// <summary>The process that will take the VM over. Disposing this object leaves the process running.</summary>
 internal sealed class NextProcess : IDisposable
 {
     private readonly Process _process;
@@ -22,8 +22,8 @@ internal sealed class NextProcess : IDisposable
 
     /// <summary>Starts a program with this process's directory and environment.</summary>
     /// <param name="command">Program and arguments.</param>
-    /// <param name="ticket">What it finds in its environment, or null.</param>
-    /// <param name="quiet">Its streams are pipes that this process reads, instead of this process's own.</param>
+    /// <param name="ticket">The ticket to put into its environment, or null.</param>
+    /// <param name="quiet">True gives the program pipes that this process reads; false lets it inherit this process's streams.</param>
     /// <exception cref="ConfigurationException">The program cannot be started.</exception>
     internal static NextProcess Start(IReadOnlyList<string> command, UpdateTicket? ticket, bool quiet = false)
     {
@@ -42,13 +42,13 @@ internal sealed class NextProcess : IDisposable
     /// <summary>Runs a program to its end.</summary>
     /// <returns>Its exit code and what it wrote to stderr.</returns>
     /// <exception cref="ConfigurationException">The program cannot be started.</exception>
-    /// <exception cref="OperationCanceledException">It did not end in time; it has been killed.</exception>
+    /// <exception cref="OperationCanceledException">The program did not end in time and was killed.</exception>
     internal static async Task<(int ExitCode, string Errors)> RunAsync(IReadOnlyList<string> command, CancellationToken limit)
     {
         using NextProcess next = Start(command, null, quiet: true);
         try
         {
-            // Both pipes must be read: a full one would stop the program.
+            // Both pipes must be read, because a full one would block the program.
             Task<string> errors = next._process.StandardError.ReadToEndAsync(limit), output = next._process.StandardOutput.ReadToEndAsync(limit);
             int code = await next.Exited.WaitAsync(limit).ConfigureAwait(false);
             await output.ConfigureAwait(false);
@@ -60,9 +60,9 @@ internal sealed class NextProcess : IDisposable
         }
     }
 
-    /// <summary>Waits for an event of the process's, or for its end, whichever is first.</summary>
-    /// <returns>Null after the event; the exit code when the process ended without.</returns>
-    /// <exception cref="OperationCanceledException">Out of time.</exception>
+    /// <summary>Waits for <paramref name="happened"/> or for the end of the process, whichever comes first.</summary>
+    /// <returns>The exit code if the process ended first, else null.</returns>
+    /// <exception cref="OperationCanceledException">The time limit has passed.</exception>
     internal async Task<int?> EndsBefore(Task happened, CancellationToken limit)
     {
         await Task.WhenAny(happened, Exited).WaitAsync(limit).ConfigureAwait(false);
@@ -71,7 +71,7 @@ internal sealed class NextProcess : IDisposable
         return null;
     }
 
-    /// <summary>Kills it unless it has ended, and waits until it is gone.</summary>
+    /// <summary>Kills the process unless it has ended, and waits for its end.</summary>
     internal void End()
     {
         if (!_process.HasExited) _process.Kill();

@@ -5,12 +5,12 @@ using Vmm.Core.Threading;
 namespace Vmm.Migration.Update;
 
 /// <summary>
-/// Watches the process whose VM this one is to take over. Once it has ended without handing the VM over, nothing will arrive, and the RAM and devices
-/// that it handed over before must not stay in use. One thread, which <see cref="Dispose"/> ends.
+/// Watches the process whose VM this one will take over. If that process ends before the VM has arrived, the VM never arrives, and this process must
+/// release the RAM and devices that it already has. One thread, which <see cref="Dispose"/> ends.
 /// </summary>
 internal sealed class OldProcess : IDisposable
 {
-    /// <summary>What the process sent last may still be in a socket when the process is gone.</summary>
+    /// <summary>The last bytes of the process may still be in a socket when the process has ended, so wait this long for them.</summary>
     private const int ArrivalMs = 100;
 
     private readonly CancellationTokenSource _ended = new();
@@ -23,7 +23,7 @@ internal sealed class OldProcess : IDisposable
         _thread = WorkerThread.Run("update/old", () => Watch(pid));
     }
 
-    /// <summary>Fires on a thread of its own when the process has ended and what it sent last has had the time to arrive.</summary>
+    /// <summary>Fires on a dedicated thread when the process has ended and its last bytes have had time to arrive.</summary>
     internal CancellationToken Ended { get; }
 
     public void Dispose()

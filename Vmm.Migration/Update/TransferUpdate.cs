@@ -7,15 +7,15 @@ using Vmm.Migration.Status;
 namespace Vmm.Migration.Update;
 
 /// <summary>
-/// One update into another process: starts it, hands the VM over by cpr-transfer, waits until it runs the VM. Whatever fails before it has
-/// confirmed that it has the VM, the VM goes on here and the process is ended.
+/// One update into another process: starts the process, hands the VM over by cpr-transfer, and waits until the process runs the VM. After a failure
+/// before the process has confirmed that it has the VM, this ends the process, and the VM continues here.
 /// </summary>
 internal sealed class TransferUpdate(IMigrationEngine engine, UpdateOptions options, UpdateFolder folder)
 {
-    /// <summary>For the new process to report that it runs the VM it has: a few file operations.</summary>
+    /// <summary>Limit for the new process to report that it runs the VM, before which it does a few file operations.</summary>
     private static readonly TimeSpan s_takeOver = TimeSpan.FromSeconds(60);
 
-    /// <summary>For a process that has gone wrong to end, so that the caller learns how.</summary>
+    /// <summary>Limit for a failed process to exit, so that the message can give its exit code.</summary>
     private static readonly TimeSpan s_lastWord = TimeSpan.FromSeconds(2);
 
     internal async Task<UpdateResult> RunAsync(Func<Task> rehearse, CancellationToken limit)
@@ -28,7 +28,7 @@ internal sealed class TransferUpdate(IMigrationEngine engine, UpdateOptions opti
         bool moved = false;
         try
         {
-            // The new process needs longer to start.
+            // Rehearse while the new process starts, which takes longer.
             await rehearse().ConfigureAwait(false);
             if (await next.EndsBefore(reports.Listening, limit).ConfigureAwait(false) is { } early)
                 throw new MigrationFailedException(Failed($"the new process ended with exit code {early} before it was ready"));
@@ -53,9 +53,9 @@ internal sealed class TransferUpdate(IMigrationEngine engine, UpdateOptions opti
 
     internal static string NotReady(UpdateOptions options) => $"the new process was not ready within {options.Timeout.TotalMilliseconds:0} ms";
 
-    /// <returns>The figures of the migration, once the new process has the VM.</returns>
-    /// <exception cref="MigrationFailedException">The VM goes on here.</exception>
-    /// <exception cref="OperationCanceledException">Out of time; the VM goes on here.</exception>
+    /// <summary>Moves the VM; returns the figures of the migration once the new process has the VM.</summary>
+    /// <exception cref="MigrationFailedException">The move failed; the VM continues here.</exception>
+    /// <exception cref="OperationCanceledException">The time limit has passed; the VM continues here.</exception>
     private async Task<MigrationInfo> HandOver(UpdateChannels channels, NextProcess next, CancellationToken limit)
     {
         using BorrowedSettings settings = BorrowedSettings.Take(engine, MigrationMode.CprTransfer, returnPath: true);
@@ -63,7 +63,7 @@ internal sealed class TransferUpdate(IMigrationEngine engine, UpdateOptions opti
         using (limit.Register(engine.Cancel))
         {
             await Task.WhenAny(moving, next.Exited).ConfigureAwait(false);
-            // A process that has ended confirms nothing any more; this does nothing to a migration that is complete.
+            // A process that has ended cannot confirm the VM any more. The cancel has no effect on a completed migration.
             if (!moving.IsCompleted) engine.Cancel();
             if (await moving.ConfigureAwait(false) == MigrationStatus.Completed) return engine.Query();
         }
@@ -87,7 +87,7 @@ internal sealed class TransferUpdate(IMigrationEngine engine, UpdateOptions opti
 
     private async Task<string> Reason(NextProcess next, CancellationToken limit)
     {
-        // What the new process could say before it ended tells more than how it ended; what this side met tells less.
+        // The new process's own error says most, its exit code less, and this side's error least.
         MigrationError? error = engine.Query().Error;
         if (error is { Side: "destination" }) return error.ToString();
         try

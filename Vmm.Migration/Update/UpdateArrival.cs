@@ -11,9 +11,9 @@ using Vmm.Migration.Status;
 namespace Vmm.Migration.Update;
 
 /// <summary>
-/// The new process's side of an update. In order: <see cref="TakeFromEnvironment"/>, <see cref="Receive"/>, make the VM with what came as
-/// <see cref="VmOptions.Cpr"/> and with <see cref="VmOptions.IsIncoming"/>, <see cref="LoadAsync"/>. A host that opens the channels itself calls
-/// <see cref="ReportListening"/> and <see cref="ReportRunning"/> instead of the middle two. Used by one thread at a time.
+/// The new process's side of an update. Call in order: <see cref="TakeFromEnvironment"/>; <see cref="Receive"/>; make the VM with the received
+/// <see cref="VmOptions.Cpr"/> and with <see cref="VmOptions.IsIncoming"/>; <see cref="LoadAsync"/>. A host that opens the channels itself calls
+/// <see cref="ReportListening"/> and <see cref="ReportRunning"/> instead of Receive and LoadAsync. For one thread at a time.
 /// </summary>
 public sealed class UpdateArrival : IDisposable
 {
@@ -21,7 +21,7 @@ public sealed class UpdateArrival : IDisposable
     private readonly OldProcess? _old;
     private CprTransferReceiver? _receiver;
 
-    /// <summary>An arrival that the host was told of by other means than the environment; nothing is reported to the old process.</summary>
+    /// <summary>Makes an arrival that the host learns of by its own means, not by the environment; it sends no reports to the old process.</summary>
     /// <param name="oldPid">The process that has the VM.</param>
     public UpdateArrival(int oldPid)
     {
@@ -32,17 +32,17 @@ public sealed class UpdateArrival : IDisposable
     private UpdateArrival(UpdateTicket ticket)
         : this(ticket.Channels.OldPid) => _ticket = ticket;
 
-    /// <summary>The process that has, or with exec had, the VM; with exec this one.</summary>
+    /// <summary>The pid of the process that has the VM; with exec that is this process.</summary>
     public int OldPid { get; }
 
-    /// <summary>CLOCK_MONOTONIC, ns: when the VM stopped in the program that this one has replaced; 0 when it did not run or another process has it.</summary>
+    /// <summary>CLOCK_MONOTONIC, ns: when the VM stopped in the program that this one replaced. 0 if the VM did not run, or without exec.</summary>
     public long StoppedAtNs => _ticket?.StoppedAtNs ?? 0;
 
-    /// <summary>Fires once the old process has ended and what it sent last has had the time to arrive; never with exec.</summary>
+    /// <summary>Fires once the old process has ended and its last bytes have had time to arrive; never with exec.</summary>
     public CancellationToken OldEnded => _old?.Ended ?? CancellationToken.None;
 
-    /// <summary>Reads what the old process has put into the environment, and removes it there.</summary>
-    /// <returns>Null when this process was not started for an update.</returns>
+    /// <summary>Reads and removes the environment variable that the old process has set.</summary>
+    /// <returns>The arrival; null if this process was not started for an update.</returns>
     /// <exception cref="ConfigurationException">The variable does not describe an update.</exception>
     public static UpdateArrival? TakeFromEnvironment()
     {
@@ -50,41 +50,41 @@ public sealed class UpdateArrival : IDisposable
         if (text is null) return null;
         Environment.SetEnvironmentVariable(UpdateTicket.Variable, null);
         var ticket = UpdateTicket.Parse(text);
-        // A child that was started at the moment of an exec has inherited what is not for it.
+        // A child that was started just before an exec has inherited a variable that is not for it.
         return ticket.Channels.Cpr is null && ticket.Channels.OldPid != Environment.ProcessId ? null : new UpdateArrival(ticket);
     }
 
-    /// <summary>Takes the descriptors of RAM and devices; blocks until the old process has sent them.</summary>
+    /// <summary>Receives the descriptors of RAM and devices; blocks until the old process has sent them.</summary>
     /// <param name="cancel">Ends the wait.</param>
-    /// <returns>The descriptors; goes to <see cref="VmOptions.Cpr"/>. The old process waits until <see cref="LoadAsync"/> has begun.</returns>
+    /// <returns>The descriptors, for <see cref="VmOptions.Cpr"/>. The old process waits until <see cref="LoadAsync"/> has begun.</returns>
     /// <exception cref="OperationCanceledException"><paramref name="cancel"/> fired, or the old process has ended.</exception>
-    /// <exception cref="VmmException">The channel cannot be listened on, or what came is not a CPR state.</exception>
+    /// <exception cref="VmmException">The process cannot listen on the channel, or the received bytes are no CPR state.</exception>
     public CprIncoming Receive(CancellationToken cancel = default)
     {
         UpdateChannels channels = Ticket().Channels;
         if (channels.Cpr is null)
-            return CprExec.TakeFromEnvironment() ?? throw new ConfigurationException($"{CprExec.StateVariable} is not set: the process has not replaced itself by cpr-exec");
+            return CprExec.TakeFromEnvironment() ?? throw new ConfigurationException($"{CprExec.StateVariable} is not set: this process did not replace itself by cpr-exec");
         using var limit = CancellationTokenSource.CreateLinkedTokenSource(cancel, OldEnded);
         _receiver = CprTransferReceiver.Receive(channels.Cpr, limit.Token, ReportListening);
         return _receiver.Incoming;
     }
 
-    /// <summary>Loads the VM's state, after which the VM runs here unless it was stopped there, and reports it.</summary>
+    /// <summary>Loads the VM's state and reports to the old process. Afterwards the VM runs here if it ran there.</summary>
     /// <param name="vm">The VM, in state inmigrate.</param>
     /// <param name="cancel">Ends the wait.</param>
-    /// <exception cref="MigrationFailedException">The state did not arrive or could not be loaded; the old process has the VM.</exception>
+    /// <exception cref="MigrationFailedException">The state did not arrive or could not be loaded; the old process still has the VM.</exception>
     public async Task LoadAsync(Vm vm, CancellationToken cancel = default)
     {
         ArgumentNullException.ThrowIfNull(vm);
         UpdateTicket ticket = Ticket();
         IMigrationEngine engine = vm.Services.GetRequiredService<IMigrationEngine>();
         Task<MigrationStatus> loading = engine.MigrateIncoming(ticket.Channels.Main);
-        // The old process goes on when this closes: the stream can be sent now.
+        // Closing this channel lets the old process send the stream.
         _receiver?.Dispose();
         using (cancel.Register(engine.Cancel))
         using (OldEnded.Register(() =>
         {
-            // A stream that has begun may be whole, or else it fails by itself.
+            // A stream that has begun may be complete; if it is not, the load fails by itself.
             if (engine.Status == MigrationStatus.Setup) engine.Cancel();
         }))
         {
@@ -97,14 +97,14 @@ public sealed class UpdateArrival : IDisposable
         ReportRunning(engine.Query().Downtime?.AtNs ?? 0);
     }
 
-    /// <summary>Tells the old process that this one takes descriptors on the CPR channel.</summary>
+    /// <summary>Tells the old process that this one accepts descriptors on the CPR channel.</summary>
     public void ReportListening()
     {
         if (_ticket?.ReportPath is { } path) UpdateReports.SendListening(path);
     }
 
     /// <summary>Tells the old process that the VM runs here, which ends the update.</summary>
-    /// <param name="runningAtNs">Since when, CLOCK_MONOTONIC, ns.</param>
+    /// <param name="runningAtNs">When the VM started here; CLOCK_MONOTONIC, ns.</param>
     public void ReportRunning(long runningAtNs)
     {
         if (_ticket?.ReportPath is { } path) UpdateReports.SendRunning(path, runningAtNs);
@@ -117,5 +117,5 @@ public sealed class UpdateArrival : IDisposable
         _old?.Dispose();
     }
 
-    private UpdateTicket Ticket() => _ticket ?? throw new InvalidOperationException("the host was told of the update by other means, and opens the channels itself");
+    private UpdateTicket Ticket() => _ticket ?? throw new InvalidOperationException("this arrival has no ticket: the host opens the channels itself");
 }

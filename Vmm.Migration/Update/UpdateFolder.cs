@@ -3,8 +3,8 @@ using Vmm.Core.Interop;
 namespace Vmm.Migration.Update;
 
 /// <summary>
-/// The files of one update or rehearsal: sockets named for this process in a directory of this user alone. <see cref="Dispose"/> removes them, and
-/// the directory if it was made for them.
+/// The files of one update or rehearsal: sockets that are named for this process, in a directory that only this user can write.
+/// <see cref="Dispose"/> removes the files, and the directory if it is a temporary one.
 /// </summary>
 internal sealed class UpdateFolder : IDisposable
 {
@@ -17,11 +17,10 @@ internal sealed class UpdateFolder : IDisposable
         Temporary = isTemporary ? directory : null;
     }
 
-    /// <summary>The directory if it is a temporary one, or null.</summary>
+    /// <summary>The path of a temporary directory, else null.</summary>
     internal string? Temporary { get; }
 
-    /// <summary>Takes a directory.</summary>
-    /// <param name="directory">An existing one, or null to make a temporary one.</param>
+    /// <summary>Uses an existing directory, or makes a temporary one for null.</summary>
     /// <exception cref="Core.Errors.ConfigurationException">Others can write in the directory.</exception>
     internal static UpdateFolder Open(string? directory)
     {
@@ -30,7 +29,7 @@ internal sealed class UpdateFolder : IDisposable
         return new UpdateFolder(directory, isTemporary: false);
     }
 
-    /// <summary>A path in the directory. A file that an earlier process of this pid has left there is removed.</summary>
+    /// <summary>Returns a path in the directory, and removes a file there that an earlier process of this pid has left.</summary>
     internal string Claim(string suffix)
     {
         string path = Path.Combine(_directory, $"{Environment.ProcessId}{suffix}");

@@ -3,54 +3,54 @@ using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Update;
 
-/// <summary>How a VM gets into the new process.</summary>
+/// <summary>How a VM moves into the new process.</summary>
 public enum UpdateMethod
 {
-    /// <summary>Another process starts beside this one (cpr-transfer). If it does not come up, the VM goes on here.</summary>
+    /// <summary>A second process starts (cpr-transfer). If it fails, the VM continues in this one.</summary>
     Transfer,
-    /// <summary>The process replaces itself and keeps its pid (cpr-exec). Once the new program has begun, there is no way back.</summary>
+    /// <summary>The process replaces itself and keeps its pid (cpr-exec). It cannot go back once the new program has started.</summary>
     Exec,
 }
 
-/// <summary>Where the new process finds the VM.</summary>
-/// <param name="OldPid">The process that has the VM now.</param>
-/// <param name="Main">The migration stream: a UNIX socket on which the new process listens, or with exec a file.</param>
-/// <param name="Cpr">The UNIX socket on which the new process takes descriptors; null with exec.</param>
+/// <summary>The channels on which the new process receives the VM.</summary>
+/// <param name="OldPid">The pid of the process that has the VM now.</param>
+/// <param name="Main">The channel of the migration stream: a UNIX socket on which the new process listens, or with exec a file.</param>
+/// <param name="Cpr">The UNIX socket on which the new process receives descriptors; null with exec.</param>
 public sealed record UpdateChannels(int OldPid, MigrationAddress Main, MigrationAddress? Cpr);
 
 /// <summary>
-/// One update. The command line is <see cref="Binary"/>, <see cref="Arguments"/>, then <see cref="ChannelArguments"/>. The new process has this one's
-/// streams, directory and environment, and in the environment what <see cref="UpdateArrival.TakeFromEnvironment"/> reads.
+/// One update. The command line is <see cref="Binary"/>, <see cref="Arguments"/>, then <see cref="ChannelArguments"/>. The new process inherits this
+/// one's standard streams, directory and environment; the update adds the variable that <see cref="UpdateArrival.TakeFromEnvironment"/> reads.
 /// </summary>
 public sealed record UpdateOptions
 {
-    /// <summary>Path of the new program, or of an assembly (.dll) for <c>dotnet</c>; null for the program that runs here, as it is on disk now.</summary>
+    /// <summary>Path of the new program, or of an assembly (.dll) for <c>dotnet</c>; null for this process's program as it is on disk now.</summary>
     public string? Binary { get; init; }
 
     /// <summary>Arguments that do not depend on this update.</summary>
     public IReadOnlyList<string> Arguments { get; init; } = [];
 
-    /// <summary>Arguments made from the channels, for a program whose command line names them; null for one that uses <see cref="UpdateArrival"/> alone.</summary>
+    /// <summary>Makes the arguments that name the channels. Null for a program that needs none because it uses <see cref="UpdateArrival"/>.</summary>
     public Func<UpdateChannels, IReadOnlyList<string>>? ChannelArguments { get; init; }
 
     /// <summary>
-    /// With exec only: the program is first run with <see cref="Arguments"/> and these, as a child, and must exit with code 0. Null for no trial.
+    /// With exec only: a trial first runs the program as a child with <see cref="Arguments"/> and these, and it must exit with code 0. Null for no trial.
     /// </summary>
     public IReadOnlyList<string>? TrialArguments { get; init; }
 
     /// <summary>Transfer or exec.</summary>
     public UpdateMethod Method { get; init; }
 
-    /// <summary>How long the new process may take until it has the VM.</summary>
+    /// <summary>Time limit until the new process has the VM.</summary>
     public TimeSpan Timeout { get; init; } = TimeSpan.FromSeconds(30);
 
-    /// <summary>A directory of this user alone for the sockets, or with exec the file; null for a temporary one.</summary>
+    /// <summary>A directory for the sockets, or with exec the file, that only this user can write; null for a temporary one.</summary>
     public string? Directory { get; init; }
 
-    /// <summary>Whether a <see cref="MoveRehearsal"/> runs while the new process starts, which shortens the pause of the first update.</summary>
+    /// <summary>True runs a <see cref="MoveRehearsal"/> while the new process starts, which shortens the pause of the first update.</summary>
     public bool Rehearse { get; init; } = true;
 
-    /// <summary>Called with the pid of a process that was ended because the update failed, to remove what it may have left.</summary>
+    /// <summary>Called with the pid of a new process that a failed update has killed, so that the host can remove its files.</summary>
     public Action<int>? Abandoned { get; init; }
 
     /// <exception cref="ConfigurationException">A value is out of range.</exception>
@@ -60,7 +60,7 @@ public sealed record UpdateOptions
         if (!Enum.IsDefined(Method)) throw new ConfigurationException($"update: method {Method} is not known");
     }
 
-    /// <summary>Program and arguments.</summary>
+    /// <summary>Program and arguments of the new process.</summary>
     internal IReadOnlyList<string> Command(UpdateChannels channels) => [.. Program(), .. Arguments, .. ChannelArguments?.Invoke(channels) ?? []];
 
     /// <summary>Program and arguments of the trial.</summary>

@@ -8,8 +8,9 @@ using Vmm.Migration.Channels;
 namespace Vmm.Migration.Update;
 
 /// <summary>
-/// The old process's ear: the new process connects to this UNIX socket and says in one line, one connection a line, that it listens on the CPR channel
-/// (<c>listening</c>) and later that it runs the VM (<c>running PID NS</c>, CLOCK_MONOTONIC). One thread, which <see cref="Dispose"/> ends.
+/// The UNIX socket on which the old process receives reports. The new process sends each report as one line on its own connection: first that it
+/// listens on the CPR channel (<c>listening</c>), later that it runs the VM (<c>running PID NS</c>, CLOCK_MONOTONIC). One thread, which
+/// <see cref="Dispose"/> ends.
 /// </summary>
 internal sealed class UpdateReports : IDisposable
 {
@@ -21,24 +22,24 @@ internal sealed class UpdateReports : IDisposable
     private readonly TaskCompletionSource<(int Pid, long AtNs)> _running = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly Task _thread;
 
-    /// <summary>Listens.</summary>
-    /// <exception cref="ChannelException">The path cannot be listened on.</exception>
+    /// <summary>Listens on a path.</summary>
+    /// <exception cref="ChannelException">The process cannot listen on the path.</exception>
     internal UpdateReports(string path)
     {
         _listener = MigrationListener.Listen(UpdateTicket.Unix(path));
         _thread = WorkerThread.Run("update/reports", Run);
     }
 
-    /// <summary>Completes when the new process takes descriptors; faults with what came instead of a report.</summary>
+    /// <summary>Completes when the new process accepts descriptors; faults if something else than a report arrives.</summary>
     internal Task Listening => _listening.Task;
 
-    /// <summary>Completes when the new process runs the VM: its pid, and since when (CLOCK_MONOTONIC, ns).</summary>
+    /// <summary>Completes when the new process runs the VM, with its pid and the time of the VM's start (CLOCK_MONOTONIC, ns).</summary>
     internal Task<(int Pid, long AtNs)> Running => _running.Task;
 
-    /// <summary>The new process's side: reports that it listens.</summary>
+    /// <summary>Called by the new process: reports that it listens.</summary>
     internal static void SendListening(string path) => Send(path, ListeningLine);
 
-    /// <summary>The new process's side: reports that it runs the VM.</summary>
+    /// <summary>Called by the new process: reports that it runs the VM.</summary>
     internal static void SendRunning(string path, long atNs) => Send(path, string.Create(CultureInfo.InvariantCulture, $"{RunningWord} {Environment.ProcessId} {atNs}"));
 
     public void Dispose()
@@ -50,7 +51,7 @@ internal sealed class UpdateReports : IDisposable
         _running.TrySetCanceled();
     }
 
-    /// <summary>An old process that has ended needs no report, and one that does not take it must not hold the VM up.</summary>
+    /// <summary>Sends a report and ignores failures: an old process that has ended needs none, and one that hangs must not delay the VM.</summary>
     private static void Send(string path, string line)
     {
         using OwnedFd fd = Posix.Socket(Posix.AF_UNIX);
@@ -78,7 +79,7 @@ internal sealed class UpdateReports : IDisposable
         if (words is [ListeningLine]) _listening.TrySetResult();
         else if (words is [RunningWord, var pid, var at] && int.TryParse(pid, NumberStyles.None, CultureInfo.InvariantCulture, out int p)
             && long.TryParse(at, NumberStyles.None, CultureInfo.InvariantCulture, out long ns)) _running.TrySetResult((p, ns));
-        // A peer that leaves without a word, as a probe for stale sockets does, says nothing about the update.
+        // Ignore a peer that sends nothing, such as a probe for stale sockets.
         else if (line is not null) Fail(new MigrationFailedException($"update: the new process reported '{line}'; expected '{ListeningLine}' or '{RunningWord} PID NS'"));
     }
 

@@ -5,8 +5,8 @@ using Vmm.Migration.Channels;
 namespace Vmm.Migration.Update;
 
 /// <summary>
-/// What the old process tells the new one in an environment variable: lines <c>key=value</c>. With exec it is read while the guest stands still,
-/// hence no JSON, whose reader would have to be compiled first.
+/// What the old process tells the new one in an environment variable, as lines <c>key=value</c>. It is not JSON because with exec the new program reads
+/// it while the guest is stopped, and the runtime would have to compile a JSON reader first.
 /// </summary>
 internal sealed record UpdateTicket
 {
@@ -15,16 +15,16 @@ internal sealed record UpdateTicket
 
     internal required UpdateChannels Channels { get; init; }
 
-    /// <summary>Where the old process takes reports; null with exec.</summary>
+    /// <summary>The socket on which the old process receives reports; null with exec.</summary>
     internal string? ReportPath { get; init; }
 
-    /// <summary>A directory to remove once the VM has arrived, which only exec leaves behind; or null.</summary>
+    /// <summary>A directory that the new program must remove once the VM has arrived, with exec; or null.</summary>
     internal string? RemoveDirectory { get; init; }
 
-    /// <summary>With exec, CLOCK_MONOTONIC in ns: when the VM stopped; 0 while it runs or when it was stopped before.</summary>
+    /// <summary>With exec, CLOCK_MONOTONIC in ns: when the update stopped the VM; 0 if it runs or was stopped before.</summary>
     internal long StoppedAtNs { get; init; }
 
-    /// <exception cref="ConfigurationException">A path has a line end in it.</exception>
+    /// <exception cref="ConfigurationException">A path contains a line break.</exception>
     internal string ToText()
     {
         (string Key, string? Value)[] all =
@@ -33,7 +33,7 @@ internal sealed record UpdateTicket
             (MainKey, Channels.Main.Path), (CprKey, Channels.Cpr?.Path), (ReportKey, ReportPath), (RemoveKey, RemoveDirectory),
         ];
         if (Array.Find(all, static m => m.Value?.Contains('\n', StringComparison.Ordinal) == true).Value is { } bad)
-            throw new ConfigurationException($"update: path '{bad}' has a line end in it");
+            throw new ConfigurationException($"update: path '{bad}' contains a line break");
         return string.Join('\n', all.Where(static m => m.Value is not null).Select(static m => $"{m.Key}={m.Value}"));
     }
 
@@ -44,7 +44,7 @@ internal sealed record UpdateTicket
         foreach (string line in text.Split('\n'))
         {
             int at = line.IndexOf('=', StringComparison.Ordinal);
-            if (at < 0 || !values.TryAdd(line[..at], line[(at + 1)..])) throw Bad(text, $"line '{line}' has no key of its own");
+            if (at < 0 || !values.TryAdd(line[..at], line[(at + 1)..])) throw Bad(text, $"line '{line}' has no key, or one that another line has too");
         }
         string main = values.GetValueOrDefault(MainKey) ?? throw Bad(text, $"'{MainKey}' is missing");
         string? cpr = values.GetValueOrDefault(CprKey);

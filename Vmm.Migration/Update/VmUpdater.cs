@@ -6,7 +6,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Update;
 
-/// <summary>The updater of one VM: admits one update at a time and refuses what cannot succeed before a process is started.</summary>
+/// <summary>The updater of one VM: allows one update at a time, and refuses an update that cannot succeed before it starts a process.</summary>
 internal sealed class VmUpdater(Vm vm, IMigrationEngine engine, MigrationBlockers blockers, MoveRehearsal rehearsal) : IVmUpdater
 {
     private int _underWay;
@@ -15,7 +15,7 @@ internal sealed class VmUpdater(Vm vm, IMigrationEngine engine, MigrationBlocker
     {
         ArgumentNullException.ThrowIfNull(options);
         options.Check();
-        // Two would share sockets, and the clean-up of one would hit the other's.
+        // Two updates would use the same sockets, and the first to end would remove the other's.
         if (Interlocked.Exchange(ref _underWay, 1) != 0) throw new MigrationFailedException("an update of this VM is under way");
         try
         {

@@ -1,11 +1,11 @@
 namespace Vmm.Migration.Viewer;
 
 /// <summary>
-/// Forms of the two sections that every machine has, for streams without VMDESC, e.g. postcopy and packages (stream 10.1, 10.2).
+/// The layouts of the two sections that every machine has, for streams without VMDESC, e.g. of postcopy, and for packages (stream 10.1, 10.2).
 /// </summary>
 internal static class BuiltInStates
 {
-    /// <summary>The form of a section, or null.</summary>
+    /// <summary>Returns the layout of a section, or null if it is neither of the two.</summary>
     internal static DescribedState? Find(string idStr, uint version) => (idStr, version) switch
     {
         ("timer", 1) => Timer(1),

@@ -6,12 +6,8 @@ namespace Vmm.Migration.Viewer;
 
 /// <summary>
 /// Reads the bodies of the <c>ram</c> section (stream 3, 5) with the engine's grammar, counts pages and reports what a receiver would refuse.
+/// Positions of the stream are offsets in the file.
 /// </summary>
-/// <param name="f">The stream; its positions are file offsets.</param>
-/// <param name="file">The file under it.</param>
-/// <param name="document">Receives blocks.</param>
-/// <param name="options">What to keep.</param>
-/// <param name="report">Called for each finding, with its file offset.</param>
 internal sealed class RamSectionReader(QemuFileReader f, ISeekableChannel file, StreamDocument document, StreamViewOptions options,
     Action<StreamSeverity, long, string> report)
 {
@@ -26,13 +22,13 @@ internal sealed class RamSectionReader(QemuFileReader f, ISeekableChannel file, 
     private int _pagesListed;
     private bool _sawList;
 
-    /// <summary>What the setup record carries.</summary>
+    /// <summary>What the setup record contains.</summary>
     internal RamBlockLayout Layout { get; set; }
 
-    /// <summary>True when page records were left out of the list.</summary>
+    /// <summary>True if the list does not contain every page record.</summary>
     internal bool IsShortened => _pagesListed > WireLimits.ViewerPages;
 
-    /// <summary>Reads one body, EOS included.</summary>
+    /// <summary>Reads one body up to and including EOS.</summary>
     internal void Read(StreamEntry entry)
     {
         _counts.Clear();
@@ -62,7 +58,7 @@ internal sealed class RamSectionReader(QemuFileReader f, ISeekableChannel file, 
         RamBlockSummary block = Block(record, at);
         bool inside = block.UsedLength == 0 || (record.Offset < block.UsedLength && block.UsedLength - record.Offset >= (ulong)_pageSize);
         if (record.Offset % (ulong)_pageSize != 0 || !inside)
-            report(StreamSeverity.Violation, at, $"page offset 0x{record.Offset:x} is outside RAM block '{block.Name}' of 0x{block.UsedLength:x} bytes or not a page's");
+            report(StreamSeverity.Violation, at, $"page offset 0x{record.Offset:x} is outside RAM block '{block.Name}' of 0x{block.UsedLength:x} bytes or not a multiple of the page size");
         ReadPage(record, block, inside, at);
         Count(block, record.Kind);
         List(new RamPageRecord(block.Name, record.Offset, record.Kind, at));
@@ -90,7 +86,7 @@ internal sealed class RamSectionReader(QemuFileReader f, ISeekableChannel file, 
         }
     }
 
-    /// <summary>The record's block; unknown ones are reported once and then kept with length 0.</summary>
+    /// <summary>Returns the record's block. Reports an unknown block once, and adds it with length 0.</summary>
     private RamBlockSummary Block(RamRecord record, long at)
     {
         if (record.IsContinue) return _block ?? throw f.Bad("RAM record", "a block name before the first CONTINUE", "CONTINUE", at);
@@ -128,7 +124,7 @@ internal sealed class RamSectionReader(QemuFileReader f, ISeekableChannel file, 
         }
     }
 
-    /// <summary>Reads a block's bitmap and goes on behind its pages (stream 5.1).</summary>
+    /// <summary>Reads a block's bitmap and moves behind its pages (stream 5.1).</summary>
     private void ReadMapped(RamBlockSummary block, MappedRamHeader header)
     {
         long at = f.Position - MappedRamHeader.SizeBytes;
@@ -156,7 +152,7 @@ internal sealed class RamSectionReader(QemuFileReader f, ISeekableChannel file, 
             file.ReadAt(part, (long)(header.BitmapOffset + done));
             for (int i = 0; i < part.Length; i++)
             {
-                // Host words of 64 bits, so on x86 plain bytes with the lowest bit first.
+                // The bitmap is of 64-bit words in host order: on x86 that equals bytes with the lowest bit first.
                 for (int bits = part[i]; bits != 0; bits &= bits - 1)
                 {
                     ulong page = ((done + (ulong)i) * 8) + (ulong)int.TrailingZeroCount(bits);

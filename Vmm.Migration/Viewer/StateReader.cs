@@ -5,19 +5,17 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Viewer;
 
 /// <summary>
-/// Reads the body of a section by its description (stream 2.6) and makes fields with values. Whatever the description says, at most the file's
-/// bytes are read and <see cref="WireLimits.ViewerFields"/> fields kept.
+/// Reads the body of a section by its description (stream 2.6) and makes fields with values. Whatever the description says, it reads at most the
+/// file's bytes, keeps at most <see cref="WireLimits.ViewerFields"/> fields, and reports each contradiction with its file offset.
 /// </summary>
-/// <param name="f">The stream.</param>
-/// <param name="report">Called for each contradiction, with its file offset.</param>
 internal sealed class StateReader(QemuFileReader f, Action<long, string> report)
 {
     private int _budget = WireLimits.ViewerFields;
 
-    /// <summary>True when fields had to be left out.</summary>
+    /// <summary>True if fields over the limit were left out.</summary>
     internal bool IsShortened => _budget < 0;
 
-    /// <summary>Reads fields, then subsections; consumes exactly what the description adds up to.</summary>
+    /// <summary>Reads fields, then subsections: exactly as many bytes as the description adds up to.</summary>
     internal IReadOnlyList<StreamField> Read(DescribedState state)
     {
         if (_budget <= 0)
@@ -72,10 +70,10 @@ internal sealed class StateReader(QemuFileReader f, Action<long, string> report)
         return Group(name, $"{field.Type}[{field.Count}]", at, elements);
     }
 
-    /// <summary>Skips a field whose parts are not known or do not add up.</summary>
+    /// <summary>Skips a field whose parts are unknown or do not add up to its size.</summary>
     private void SkipAll(DescribedField field) => f.Skip(field.Size * field.Count);
 
-    /// <summary>Whether the nested states account for the size of one element.</summary>
+    /// <summary>True if the sizes of the nested states add up to the size of one element.</summary>
     private bool NestedFits(DescribedField field)
     {
         long sum = field.NestedBytes;
@@ -89,7 +87,7 @@ internal sealed class StateReader(QemuFileReader f, Action<long, string> report)
         return fits;
     }
 
-    /// <summary>u32 count, per node u8 1 and a value after a u64 key or a described key; u8 0.</summary>
+    /// <summary>A tree is: u32 count, then per node u8 1, a u64 or described key and a value, then u8 0.</summary>
     private static bool IsTreeSize(DescribedField field, long sum)
     {
         long described = field.Nested.Count;
@@ -202,13 +200,13 @@ internal sealed class StateReader(QemuFileReader f, Action<long, string> report)
 /// <summary>Values of the leaf types (stream 2.1).</summary>
 internal static class LeafValue
 {
-    /// <summary>Bytes kept of an opaque field.</summary>
+    /// <summary>How many bytes of an opaque field are kept.</summary>
     internal const int PreviewBytes = 64;
 
-    /// <summary>Elements kept of an array of numbers.</summary>
+    /// <summary>How many elements of an array of numbers are kept.</summary>
     internal const int PreviewElements = 64;
 
-    /// <summary>Bytes of a type of fixed size, or null.</summary>
+    /// <summary>Size in bytes of a type, or null for a type without a fixed size.</summary>
     internal static int? SizeOf(string type) => type switch
     {
         "bool" or "int8" or "uint8" or "uint8 equal" or "nullptr" or "ptr-marker" => 1,
@@ -218,7 +216,7 @@ internal static class LeafValue
         _ => null,
     };
 
-    /// <summary>True for a number of the size it should have.</summary>
+    /// <summary>True for a numeric type whose size is the given one.</summary>
     internal static bool IsNumber(string type, long size) => SizeOf(type) == size;
 
     /// <summary>Decodes big-endian bytes.</summary>
@@ -237,7 +235,7 @@ internal static class LeafValue
         };
     }
 
-    /// <summary>The text of a hex preview when it is text followed by zeros; else null.</summary>
+    /// <summary>Decodes a hex preview that is text followed by zeros; null for any other.</summary>
     internal static string? TextOf(string hex)
     {
         if (hex.Length == 0 || hex.EndsWith("...", StringComparison.Ordinal)) return null;

@@ -2,7 +2,7 @@ using Vmm.Migration.Ram;
 
 namespace Vmm.Migration.Viewer;
 
-/// <summary>What a piece of a stream is.</summary>
+/// <summary>The kinds of pieces that a stream consists of.</summary>
 internal enum StreamEntryKind
 {
     /// <summary>Magic and version.</summary>
@@ -17,58 +17,58 @@ internal enum StreamEntryKind
     End,
     /// <summary>FULL section.</summary>
     Full,
-    /// <summary>A command; a package's content follows as entries one level deeper.</summary>
+    /// <summary>A command; the content of a package follows as entries one level deeper.</summary>
     Command,
     /// <summary>End of the stream or of a package.</summary>
     Eof,
-    /// <summary>The description at the end.</summary>
+    /// <summary>VMDESC, the description at the end.</summary>
     VmDescription,
-    /// <summary>Bytes that could not be read.</summary>
+    /// <summary>Bytes that the viewer could not read.</summary>
     Unread,
 }
 
 /// <summary>One value of a section, or a group of them.</summary>
-/// <param name="Name">Field name, or a subsection's name.</param>
-/// <param name="Type">Type as VMDESC gives it.</param>
+/// <param name="Name">Name of the field or of the subsection.</param>
+/// <param name="Type">Type as VMDESC names it.</param>
 /// <param name="Offset">Absolute file offset.</param>
-/// <param name="Length">Bytes.</param>
+/// <param name="Length">Length in the file, bytes.</param>
 /// <param name="Value">
-/// <see cref="long"/>, <see cref="ulong"/>, <see cref="bool"/>, <see cref="string"/> (text, or bytes as hex), a list of these, or null for a
-/// group.
+/// <see cref="long"/>, <see cref="ulong"/>, <see cref="bool"/>, <see cref="string"/> (text, or bytes as hex), a list of these, or null for
+/// a group.
 /// </param>
 /// <param name="Children">Members of a struct, elements of a list.</param>
 internal sealed record StreamField(string Name, string Type, long Offset, long Length, object? Value, IReadOnlyList<StreamField> Children);
 
-/// <summary>Pages of one block in one RAM section.</summary>
-/// <param name="Block">Block name.</param>
+/// <summary>Numbers of pages of one block in one RAM section.</summary>
+/// <param name="Block">Name of the RAM block.</param>
 internal sealed record RamPageCounts(string Block)
 {
-    /// <summary>Pages sent as data, or present in a mapped-ram file.</summary>
+    /// <summary>Pages sent as data, or stored in a mapped-ram file.</summary>
     public long Data { get; internal set; }
 
-    /// <summary>Pages sent as zero.</summary>
+    /// <summary>Pages sent as zero pages.</summary>
     public long Zero { get; internal set; }
 
-    /// <summary>Pages sent as delta.</summary>
+    /// <summary>Pages sent as XBZRLE deltas.</summary>
     public long Xbzrle { get; internal set; }
 }
 
 /// <summary>One page record.</summary>
-/// <param name="Block">Block name.</param>
-/// <param name="PageOffset">Offset in the block.</param>
+/// <param name="Block">Name of the RAM block.</param>
+/// <param name="PageOffset">Offset of the page in the block, bytes.</param>
 /// <param name="Kind">Page, Zero or Xbzrle.</param>
 /// <param name="FileOffset">Absolute file offset of the record; of the page itself in a mapped-ram file.</param>
 internal readonly record struct RamPageRecord(string Block, ulong PageOffset, Ram.RamSaveFlags Kind, long FileOffset);
 
 /// <summary>A RAM block as the setup record describes it, and its pages over the whole stream.</summary>
-/// <param name="Name">Block name.</param>
-/// <param name="UsedLength">Bytes; 0 when the stream has no setup record.</param>
+/// <param name="Name">Name of the block.</param>
+/// <param name="UsedLength">Used length in bytes; 0 when the stream has no setup record.</param>
 internal sealed record RamBlockSummary(string Name, ulong UsedLength)
 {
-    /// <summary>Page size where the record names one.</summary>
+    /// <summary>Page size in bytes, if the setup record gives one.</summary>
     public ulong? PageSize { get; init; }
 
-    /// <summary>Guest-physical address where the record names one.</summary>
+    /// <summary>Guest-physical address, if the setup record gives one.</summary>
     public ulong? Address { get; init; }
 
     /// <summary>File offset of the mapped-ram bitmap, or null.</summary>
@@ -77,22 +77,22 @@ internal sealed record RamBlockSummary(string Name, ulong UsedLength)
     /// <summary>File offset of the mapped-ram pages, or null.</summary>
     public ulong? PagesOffset { get; init; }
 
-    /// <summary>Counts over all sections.</summary>
+    /// <summary>Numbers of pages over all sections.</summary>
     public RamPageCounts Pages { get; } = new(Name);
 }
 
 /// <summary>One piece of a stream.</summary>
-/// <param name="Kind">What it is.</param>
+/// <param name="Kind">The kind of the piece.</param>
 /// <param name="Offset">Absolute file offset of its first byte.</param>
 internal sealed record StreamEntry(StreamEntryKind Kind, long Offset)
 {
-    /// <summary>Bytes, footer included. A mapped-ram section spans its pages.</summary>
+    /// <summary>Length in bytes with the footer. A mapped-ram section includes its pages.</summary>
     public long Length { get; internal set; }
 
-    /// <summary>0, or 1 inside a package.</summary>
+    /// <summary>1 inside a package, else 0.</summary>
     public int Depth { get; init; }
 
-    /// <summary>Section name, command name or machine name.</summary>
+    /// <summary>Name of the section, the command or the machine.</summary>
     public string? Name { get; init; }
 
     /// <summary>Section id.</summary>
@@ -104,40 +104,40 @@ internal sealed record StreamEntry(StreamEntryKind Kind, long Offset)
     /// <summary>Version of a section, or of the header.</summary>
     public uint? VersionId { get; init; }
 
-    /// <summary>Values, as far as their form is known.</summary>
+    /// <summary>Values, as far as their layout is known.</summary>
     public IReadOnlyList<StreamField> Fields { get; internal set; } = [];
 
     /// <summary>Pages, for a RAM section.</summary>
     public IReadOnlyList<RamPageCounts> Ram { get; internal set; } = [];
 
-    /// <summary>Page records, when asked for.</summary>
+    /// <summary>Page records, if <see cref="StreamViewOptions.ListPages"/> asks for them.</summary>
     public IReadOnlyList<RamPageRecord> Pages { get; internal set; } = [];
 }
 
-/// <summary>How bad a finding is.</summary>
+/// <summary>How severe a finding is.</summary>
 internal enum StreamSeverity
 {
     /// <summary>Worth knowing; a receiver accepts it.</summary>
     Note,
-    /// <summary>Breaks the format; reading went on.</summary>
+    /// <summary>Breaks the format, but the viewer could read on.</summary>
     Violation,
-    /// <summary>Breaks the format; nothing after it could be read.</summary>
+    /// <summary>Breaks the format, and the viewer could read nothing after it.</summary>
     Fatal,
 }
 
-/// <summary>Something about a stream that is not as the format has it.</summary>
-/// <param name="Severity">How bad.</param>
+/// <summary>A place where a stream deviates from the format.</summary>
+/// <param name="Severity">How severe the finding is.</param>
 /// <param name="Offset">Absolute file offset.</param>
-/// <param name="Section">Where, e.g. <c>ram/0</c>.</param>
-/// <param name="Message">What was expected and found.</param>
+/// <param name="Section">The section, e.g. <c>ram/0</c>.</param>
+/// <param name="Message">What the format demands and what the stream has.</param>
 internal sealed record StreamFinding(StreamSeverity Severity, long Offset, string Section, string Message)
 {
-    /// <summary>One line.</summary>
-    /// <returns>The text.</returns>
+    /// <summary>Formats the finding as one line.</summary>
+    /// <returns>Offset, section and message.</returns>
     public override string ToString() => $"offset 0x{Offset:x} ({Section}): {Message}";
 }
 
-/// <summary>A stream, taken apart.</summary>
+/// <summary>A stream, decoded into its pieces.</summary>
 public sealed class StreamDocument
 {
     internal StreamDocument(string name, long lengthBytes) => (Name, LengthBytes) = (name, lengthBytes);
@@ -151,7 +151,7 @@ public sealed class StreamDocument
     /// <summary>File offset at which the stream starts.</summary>
     public long StartOffset { get; internal set; }
 
-    /// <summary>Bytes of a target page.</summary>
+    /// <summary>Size of a target page in bytes.</summary>
     public int PageSize { get; internal set; } = 4096;
 
     /// <summary>Machine type, or null when the stream does not say.</summary>
@@ -163,16 +163,16 @@ public sealed class StreamDocument
     /// <summary>True if the stream was read to its end.</summary>
     public bool IsComplete { get; internal set; }
 
-    /// <summary>Pieces in stream order.</summary>
+    /// <summary>The pieces in stream order.</summary>
     internal IReadOnlyList<StreamEntry> Entries => EntryList;
 
-    /// <summary>RAM blocks in stream order.</summary>
+    /// <summary>The RAM blocks in stream order.</summary>
     internal IReadOnlyList<RamBlockSummary> RamBlocks => BlockList;
 
-    /// <summary>Notes and violations in the order they were met; at most <see cref="Core.Wire.WireLimits.ViewerFindings"/>.</summary>
+    /// <summary>Notes and violations in the order in which the viewer met them; at most <see cref="Core.Wire.WireLimits.ViewerFindings"/>.</summary>
     internal IReadOnlyList<StreamFinding> Findings => FindingList;
 
-    /// <summary>Findings that are not mere notes.</summary>
+    /// <summary>The findings that break the format.</summary>
     internal IEnumerable<StreamFinding> Violations => FindingList.Where(static f => f.Severity != StreamSeverity.Note);
 
     /// <summary>True if nothing breaks the format.</summary>
@@ -199,7 +199,7 @@ public sealed class StreamDocument
 
     internal void Add(StreamSeverity severity, long offset, string section, string message)
     {
-        // The end is always recorded.
+        // The finding that ended the reading is always recorded.
         if (FindingList.Count < Core.Wire.WireLimits.ViewerFindings || severity == StreamSeverity.Fatal) FindingList.Add(new StreamFinding(severity, offset, section, message));
     }
 }

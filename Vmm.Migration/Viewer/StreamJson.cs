@@ -3,13 +3,13 @@ using Vmm.Migration.Ram;
 
 namespace Vmm.Migration.Viewer;
 
-/// <summary>The same content as <see cref="StreamText"/>, for programs. Keys are lower case with hyphens; opaque bytes are hex strings.</summary>
+/// <summary>Writes the content of <see cref="StreamText"/> as JSON, for programs. Keys are lower case with hyphens; opaque bytes are hex strings.</summary>
 internal static class StreamJson
 {
     /// <summary>Writes a document as one JSON object.</summary>
-    /// <param name="document">The stream.</param>
-    /// <param name="output">Receives UTF-8.</param>
-    /// <param name="withEntries">False leaves the entries out, as a check does.</param>
+    /// <param name="document">The decoded stream.</param>
+    /// <param name="output">Receives the object as UTF-8.</param>
+    /// <param name="withEntries">False leaves the entries out and writes the findings only.</param>
     public static void Write(StreamDocument document, System.IO.Stream output, bool withEntries = true)
     {
         ArgumentNullException.ThrowIfNull(document);

@@ -6,7 +6,7 @@ using Vmm.Migration.Stream;
 
 namespace Vmm.Migration.Viewer;
 
-/// <summary>Header, configuration (stream 1.2) and commands (stream 6.1).</summary>
+/// <summary>Reads the header, the configuration (stream 1.2) and commands (stream 6.1).</summary>
 internal sealed partial class StreamParser
 {
     private void ReadHeader()
@@ -18,7 +18,7 @@ internal sealed partial class StreamParser
         Close(Add(new StreamEntry(StreamEntryKind.Header, at) { VersionId = version }));
     }
 
-    /// <summary>07 u32 length, machine name, then subsections.</summary>
+    /// <summary>Reads 07, u32 length, machine name, then subsections.</summary>
     private void ReadConfiguration()
     {
         long at = _f.Position;
@@ -89,7 +89,7 @@ internal sealed partial class StreamParser
         return names;
     }
 
-    /// <summary>08 u16 command, u16 length, payload; a package's bytes follow it.</summary>
+    /// <summary>Reads 08, u16 command, u16 length, payload; the bytes of a package follow its payload.</summary>
     private void ReadCommand(long at)
     {
         _f.Section = "command";
@@ -155,16 +155,16 @@ internal sealed partial class StreamParser
         fields.Add(new StreamField("block", "string", at, _f.Position - at, name, []));
     }
 
-    /// <summary>u8 0, cs block, u8 0, then ranges of u64 start, u64 length.</summary>
+    /// <summary>Reads u8 0, cs block, u8 0, then ranges of u64 start, u64 length.</summary>
     private void ReadDiscard(int length, List<StreamField> fields)
     {
         long at = _f.Position, end = at + length;
         byte version = _f.ReadByte();
-        if (version != 0) Violation(at, $"RAM discard version {version}, 0 is expected");
+        if (version != 0) Violation(at, $"RAM discard version {version}, expected 0");
         ReadBlockName(fields);
         if (_f.ReadByte() != 0) Violation(_f.Position - 1, "the block name of a RAM discard does not end in 0");
         long left = end - _f.Position;
-        if (left <= 0 || left % 16 != 0) Violation(_f.Position, $"{left} bytes of RAM discard ranges, which are 16 bytes each");
+        if (left <= 0 || left % 16 != 0) Violation(_f.Position, $"{left} bytes of RAM discard ranges, expected 16 bytes a range");
         for (; left >= 16; left -= 16)
         {
             long range = _f.Position;
@@ -174,7 +174,7 @@ internal sealed partial class StreamParser
         }
     }
 
-    /// <summary>A stream of its own inside the stream; EOF or its length ends it (stream 6.1).</summary>
+    /// <summary>Reads a package: a complete stream inside the stream, which EOF or its length ends (stream 6.1).</summary>
     private void ReadPackage(StreamEntry entry, uint length)
     {
         if (_depth > 0) throw _f.Bad("command", "no package inside a package", "PACKAGED", entry.Offset);

@@ -8,9 +8,9 @@ using Vmm.Migration.Stream;
 namespace Vmm.Migration.Viewer;
 
 /// <summary>
-/// Takes a stream apart without a machine (stream 1): the framing by its grammar, RAM by the engine's, device sections by the VMDESC at the
-/// end. One use. Whatever the file holds, memory stays within the viewer's limits in <see cref="WireLimits"/> and the outcome is a document
-/// with findings; only a file that cannot be read throws.
+/// Decodes a stream without a machine (stream 1): the framing by its grammar, RAM by the engine's grammar, device sections by the VMDESC at the end.
+/// One object decodes one stream. Whatever the file contains, memory stays within the viewer's limits in <see cref="WireLimits"/> and the result is a
+/// document with findings; only a file that cannot be read throws.
 /// </summary>
 internal sealed partial class StreamParser
 {
@@ -33,7 +33,7 @@ internal sealed partial class StreamParser
     private bool _hasReturnPath;
     private bool _hasHeader = true;
     private int _depth;
-    // The entry whose end has not been reached.
+    // The entry that is being read.
     private StreamEntry? _open;
 
     private StreamParser(ISeekableChannel file, string name, StreamViewOptions options)
@@ -46,7 +46,7 @@ internal sealed partial class StreamParser
         _states = new StateReader(_f, (offset, message) => Violation(offset, message));
     }
 
-    /// <summary>Reads a file from its first byte on.</summary>
+    /// <summary>Decodes a file.</summary>
     /// <exception cref="ChannelException">The file cannot be read.</exception>
     internal static StreamDocument Parse(ISeekableChannel file, string name, StreamViewOptions options)
     {
@@ -76,7 +76,7 @@ internal sealed partial class StreamParser
         }
         else
         {
-            // The new connection of a postcopy recovery: no header, return path open (stream 7.6).
+            // The new connection of a postcopy recovery has no header, and its return path is open (stream 7.6).
             Note(_f.Position, "the stream has no header, as on the connection of a postcopy recovery");
             _hasReturnPath = true;
         }
@@ -85,12 +85,12 @@ internal sealed partial class StreamParser
         _document.IsComplete = true;
     }
 
-    /// <summary>A stream written with <c>file:PATH,offset=N</c> has a hole before it (stream 5.1).</summary>
+    /// <summary>Finds the start of the stream: <c>file:PATH,offset=N</c> leaves a hole before it (stream 5.1).</summary>
     private void FindStart()
     {
         long start = _options.StartOffset ?? FirstNonZero();
         if (start > _document.LengthBytes)
-            throw new StreamTruncatedException($"the file has {_document.LengthBytes} bytes, the stream was to start at offset {start}") { Offset = start };
+            throw new StreamTruncatedException($"the file has {_document.LengthBytes} bytes, but the stream should start at offset {start}") { Offset = start };
         _document.StartOffset = start;
         _f.Seek(start);
         ReadOnlySpan<byte> head = _f.Peek(4);
@@ -98,7 +98,7 @@ internal sealed partial class StreamParser
         uint magic = System.Buffers.Binary.BinaryPrimitives.ReadUInt32BigEndian(head);
         _hasHeader = head[0] != (byte)SectionType.Command;
         if (!_hasHeader || magic == StreamConstants.Magic) return;
-        string what = magic == 0x11223344 ? "a multifd channel; pages are there, sections are in the main channel's file" : $"0x{magic:x8}";
+        string what = magic == 0x11223344 ? "a multifd channel, which has pages only; the main channel's file has the sections" : $"0x{magic:x8}";
         throw _f.Bad("file magic", "'QEVM'", what, start);
     }
 
@@ -112,7 +112,7 @@ internal sealed partial class StreamParser
             _file.ReadAt(part, at);
             int found = part.IndexOfAnyExcept((byte)0);
             if (found < 0) continue;
-            // Zeros before anything else than a magic are simply a file that starts with zeros.
+            // Zeros that no magic follows belong to the content, so the stream starts at 0.
             return part[found] == (byte)'Q' ? at + found : 0;
         }
         return 0;
@@ -145,10 +145,10 @@ internal sealed partial class StreamParser
     private void SetPageSize(long bytes, long at)
     {
         if (bytes is >= 4096 and <= 1 << 20 && long.IsPow2(bytes)) _document.PageSize = (int)bytes;
-        else Violation(at, $"a page size of {bytes} bytes; a power of two from 4096 to 1 MiB is expected");
+        else Violation(at, $"a page size of {bytes} bytes, expected a power of two from 4096 to 1 MiB");
     }
 
-    /// <summary>Sections and commands up to EOF, or up to the end of a package.</summary>
+    /// <summary>Reads sections and commands up to EOF, or up to the end of a package.</summary>
     private void ReadSections(long end)
     {
         while (_f.Position < end)
@@ -169,7 +169,7 @@ internal sealed partial class StreamParser
         }
     }
 
-    /// <summary>START or FULL: u32 id, cs idstr, u32 instance, u32 version, body, footer.</summary>
+    /// <summary>Reads START or FULL: u32 id, cs idstr, u32 instance, u32 version, body, footer.</summary>
     private void ReadFirst(SectionType type, long at)
     {
         uint id = _f.ReadUInt32();
@@ -181,7 +181,7 @@ internal sealed partial class StreamParser
             Violation(at, $"section id {id} is taken by '{other.IdStr}/{other.Instance}'");
         else if (type == SectionType.Start && other is not null) Violation(at, "a second START section");
         if (type == SectionType.Full && !_fullSeen.Add((idStr, instance))) Violation(at, "a second FULL section");
-        if (type == SectionType.Start && id == 0) Violation(at, "section id 0 for an iterable; a QEMU receiver takes its PART sections for another section's");
+        if (type == SectionType.Start && id == 0) Violation(at, "an iterable with section id 0, whose PART sections a QEMU receiver misreads");
         _sections[id] = section;
         StreamEntry entry = Add(new StreamEntry(type == SectionType.Start ? StreamEntryKind.Start : StreamEntryKind.Full, at)
         {
@@ -192,14 +192,14 @@ internal sealed partial class StreamParser
         Close(entry);
     }
 
-    /// <summary>PART or END: u32 id, body, footer.</summary>
+    /// <summary>Reads PART or END: u32 id, body, footer.</summary>
     private void ReadNext(SectionType type, long at)
     {
         uint id = _f.ReadUInt32();
         if (!_sections.TryGetValue(id, out BoundSection? section))
         {
             if (_hasHeader) throw _f.Bad("section id", "the id of a START section", id.ToString(), at);
-            // A recovery connection goes on with ids of the connection before; only RAM has PARTs there.
+            // A recovery connection uses the ids of the connection before it; only RAM has PART sections there.
             _sections[id] = section = new BoundSection(RamConstants.IdStr, 0, RamConstants.VersionId, SectionType.Start);
         }
         _f.Section = $"{section.IdStr}/{section.Instance}";
@@ -233,7 +233,7 @@ internal sealed partial class StreamParser
         entry.Fields = _states.Read(Describe(entry));
     }
 
-    /// <summary>The form of a FULL section's body.</summary>
+    /// <summary>Returns the layout of a FULL section's body.</summary>
     private DescribedState Describe(StreamEntry entry)
     {
         if (_devices.TryGetValue((entry.Name!, entry.InstanceId!.Value), out Queue<DescribedDevice>? queue) && queue.TryDequeue(out DescribedDevice? device))
@@ -249,7 +249,7 @@ internal sealed partial class StreamParser
 
     private void ReadFooter(uint id)
     {
-        // Whether there are footers is the sender's choice and not announced; the first section tells.
+        // The sender does not announce whether it writes footers; the end of the first section shows it.
         if (_footers == false) return;
         ReadOnlySpan<byte> next = _f.Peek(1);
         bool present = next is [(byte)SectionType.Footer];
@@ -269,7 +269,7 @@ internal sealed partial class StreamParser
         if (found != id) Violation(at, $"section footer has id {found}, the section has {id}");
     }
 
-    /// <summary>VMDESC and what follows (stream 1.6).</summary>
+    /// <summary>Reads VMDESC and what follows it (stream 1.6).</summary>
     private void ReadEnd()
     {
         long at = _f.Position;
@@ -282,7 +282,7 @@ internal sealed partial class StreamParser
                 throw new StreamTruncatedException($"VMDESC of {length} bytes at offset 0x{at:x} is cut off after {_document.LengthBytes - _f.Position}") { Offset = _f.Position };
             if (length > WireLimits.ViewerVmDescBytes)
                 throw new StreamLimitException($"VMDESC of {length} bytes is over {WireLimits.ViewerVmDescBytes} (WireLimits.ViewerVmDescBytes)");
-            if (_descriptionAt?.Offset != at) Violation(at, "VMDESC is here, but the end of the file does not lead to it");
+            if (_descriptionAt?.Offset != at) Violation(at, "VMDESC is here, but a search from the end of the file does not find it");
             _f.Skip(length);
             Close(Add(new StreamEntry(StreamEntryKind.VmDescription, at)));
         }
@@ -308,7 +308,7 @@ internal sealed partial class StreamParser
             StreamTruncatedException { Offset: { } o } => o,
             _ => _f.Position,
         };
-        // The finding names section and offset itself.
+        // The finding has its own section and offset, so the message must not repeat them.
         string prefix = $"section '{_f.Section}', offset {offset}: ", message = error.Message;
         _document.Add(StreamSeverity.Fatal, offset, _f.Section, message.StartsWith(prefix, StringComparison.Ordinal) ? message[prefix.Length..] : message);
     }

@@ -3,14 +3,14 @@ using System.Text;
 
 namespace Vmm.Migration.Viewer;
 
-/// <summary>Text for a person: one line an entry, fields indented below it.</summary>
+/// <summary>Writes a document as text for people: one line an entry, with its fields indented below.</summary>
 internal static class StreamText
 {
     private const int HexBytes = 32;
 
     /// <summary>Writes a document.</summary>
-    /// <param name="document">The stream.</param>
-    /// <param name="output">Receives lines.</param>
+    /// <param name="document">The decoded stream.</param>
+    /// <param name="output">Receives the lines.</param>
     public static void Write(StreamDocument document, TextWriter output)
     {
         ArgumentNullException.ThrowIfNull(document);
@@ -24,9 +24,9 @@ internal static class StreamText
         WriteFindings(document, output);
     }
 
-    /// <summary>Writes the findings, worst last, and a verdict.</summary>
-    /// <param name="document">The stream.</param>
-    /// <param name="output">Receives lines.</param>
+    /// <summary>Writes the findings, the most severe last, and a verdict.</summary>
+    /// <param name="document">The decoded stream.</param>
+    /// <param name="output">Receives the lines.</param>
     public static void WriteFindings(StreamDocument document, TextWriter output)
     {
         ArgumentNullException.ThrowIfNull(document);
@@ -39,9 +39,9 @@ internal static class StreamText
             : $"{document.Name}: {violations} violation{(violations == 1 ? "" : "s")}{(document.IsComplete ? "" : ", not read to the end")}");
     }
 
-    /// <summary>One value as text.</summary>
+    /// <summary>Formats one value.</summary>
     /// <param name="value">A <see cref="StreamField.Value"/>.</param>
-    /// <returns>The text.</returns>
+    /// <returns>The value as text.</returns>
     public static string ValueText(object? value) => value switch
     {
         null => "",
@@ -54,7 +54,7 @@ internal static class StreamText
 
     private static string Short(object value) => value is ulong u and > 9 ? $"0x{u:x}" : ValueText(value);
 
-    /// <summary>Names come from the file; nothing in them may reach a terminal as a control sequence.</summary>
+    /// <summary>Replaces control characters: names come from the file and must not send control sequences to a terminal.</summary>
     private static void Line(TextWriter output, string text) =>
         output.WriteLine(text.Any(static c => char.IsControl(c)) ? string.Concat(text.Select(static c => char.IsControl(c) ? '?' : c)) : text);
 

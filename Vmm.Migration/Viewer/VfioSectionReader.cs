@@ -3,24 +3,23 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Viewer;
 
 /// <summary>
-/// Reads the records of a VFIO device's iterable sections (vfio-migration 4.1): be64 tags, DATA with be64 length and bytes, an end. Its FULL
-/// section is read by VMDESC.
+/// Reads the records of a VFIO device's iterable sections (vfio-migration 4.1): be64 tags, DATA with be64 length and bytes, an end tag. The viewer
+/// reads the device's FULL section by VMDESC.
 /// </summary>
-/// <param name="f">The stream.</param>
 internal sealed class VfioSectionReader(QemuFileReader f)
 {
     private const ulong EndOfState = 0xffffffffef100001, SetupState = 0xffffffffef100003, DataState = 0xffffffffef100004, InitDataSent = 0xffffffffef100005;
 
     private int _budget = WireLimits.ViewerFields;
 
-    /// <summary>True when records had to be left out.</summary>
+    /// <summary>True if records over the limit were left out.</summary>
     internal bool IsShortened => _budget < 0;
 
-    /// <summary>Whether a section is a VFIO device's (QEMU: <c>PATH/vfio</c>).</summary>
+    /// <summary>True if a section belongs to a VFIO device (QEMU: <c>PATH/vfio</c>).</summary>
     internal static bool Knows(string idStr) => idStr.EndsWith("/vfio", StringComparison.Ordinal);
 
-    /// <summary>Reads records up to the end of the section; bytes of data are kept up to a preview.</summary>
-    /// <exception cref="Core.Errors.StreamFormatException">An unknown tag: what follows cannot be read.</exception>
+    /// <summary>Reads records up to the end of the section; keeps a preview of their data.</summary>
+    /// <exception cref="Core.Errors.StreamFormatException">A tag is unknown, so nothing after it can be read.</exception>
     internal IReadOnlyList<StreamField> Read()
     {
         var records = new List<StreamField>();

@@ -20,12 +20,12 @@ internal sealed class DescribedState
 
     internal List<DescribedState> Subsections { get; } = [];
 
-    /// <summary>Bytes on the wire: sum of size x count, and 6 + name + body for each subsection. Asked for when the description is complete.</summary>
+    /// <summary>Bytes on the wire: sum of size x count, and 6 + name + body for each subsection. Valid once the description is complete.</summary>
     internal long LengthBytes => _lengthBytes ??= Fields.Aggregate(0L, static (sum, f) => checked(sum + (f.Size * f.Count)))
         + Subsections.Aggregate(0L, static (sum, s) => checked(sum + SubsectionHeadBytes + s.Name.Length + s.LengthBytes));
 }
 
-/// <summary>One field object.</summary>
+/// <summary>One field of a state.</summary>
 internal sealed class DescribedField
 {
     private long? _nestedBytes;
@@ -46,7 +46,7 @@ internal sealed class DescribedField
     /// <summary>The nested states: one for a struct, one for each element of a list.</summary>
     internal List<DescribedState> Nested { get; } = [];
 
-    /// <summary>Sum over the nested states. Asked for when the description is complete.</summary>
+    /// <summary>Sum over the nested states. Valid once the description is complete.</summary>
     internal long NestedBytes => _nestedBytes ??= Nested.Aggregate(0L, static (sum, s) => checked(sum + s.LengthBytes));
 }
 
@@ -57,15 +57,15 @@ internal sealed class DescribedDevice
 
     internal long InstanceId { get; set; }
 
-    /// <summary>Null for an old-style section, which has no version here.</summary>
+    /// <summary>Null for an old-style section, whose description has no version.</summary>
     internal long? Version { get; set; }
 
     internal DescribedState State { get; } = new();
 }
 
 /// <summary>
-/// The VMDESC of a stream (stream 1.6). Keys may repeat: a list writes its element's keys inline, once for each element, so the text is read in
-/// order and never through a map.
+/// The VMDESC of a stream (stream 1.6). The parser reads the text in order and without a map, because keys may repeat: a list writes the keys of its
+/// elements inline, once for each element.
 /// </summary>
 internal sealed class VmDescription
 {
@@ -101,14 +101,14 @@ internal sealed class VmDescription
                 }
             }
             if (reader.Read()) throw new JsonException("more after the end");
-            // Every sum is made here, where an overflow is an error of the text.
+            // Compute every sum now, so that an overflow is reported as an error of the text.
             foreach (DescribedDevice device in description.Devices) _ = device.State.LengthBytes;
             _ = description.Configuration?.LengthBytes;
             return description;
         }
         catch (Exception e) when (e is JsonException or InvalidOperationException or OverflowException)
         {
-            // InvalidOperationException: text that is not UTF-8 inside a string.
+            // The reader throws InvalidOperationException for a string that is not UTF-8.
             throw new StreamFormatException($"VMDESC cannot be read at byte {reader.BytesConsumed} of its text: {e.Message}", e) { Section = "vmdesc" };
         }
     }
@@ -141,7 +141,7 @@ internal sealed class VmDescription
         return StateMembers(ref reader);
     }
 
-    /// <summary>Members of an object whose brace has been read.</summary>
+    /// <summary>Reads the members of an object whose brace has been read.</summary>
     private static DescribedState StateMembers(ref Utf8JsonReader reader)
     {
         var state = new DescribedState();
@@ -183,7 +183,7 @@ internal sealed class VmDescription
                 case "index": field.Index = Number(ref reader, int.MaxValue); break;
                 case "struct": field.Nested.Add(State(ref reader)); break;
                 case "vmsd_name":
-                    // Each repetition begins another element.
+                    // Each repetition of the key begins another element.
                     inline = new DescribedState { Name = Text(ref reader) };
                     field.Nested.Add(inline);
                     break;

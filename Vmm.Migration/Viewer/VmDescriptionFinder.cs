@@ -6,23 +6,22 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Viewer;
 
 /// <summary>
-/// Finds VMDESC from the end of a file (stream 1.6): <c>06 u32:length</c> whose text reaches exactly the end. When bytes follow it, the last
-/// place counts where <c>00 06 u32:length</c> frames a text in braces.
+/// Finds VMDESC from the end of a file (stream 1.6): <c>06 u32:length</c> whose text ends exactly at the end of the file. If there is none, takes the
+/// last place where <c>00 06 u32:length</c> frames a text in braces, because bytes may follow VMDESC.
 /// </summary>
 internal static class VmDescriptionFinder
 {
     private const int ChunkBytes = 64 << 10;
     private const int HeadBytes = 5;
 
-    /// <summary>Searches backwards, at most <see cref="WireLimits.ViewerVmDescBytes"/> far.</summary>
-    /// <param name="file">The file.</param>
+    /// <summary>Searches backwards, over at most <see cref="WireLimits.ViewerVmDescBytes"/>.</summary>
     /// <returns>File offset of the byte 06 and length of the text, or null.</returns>
     internal static (long Offset, int LengthBytes)? Find(ISeekableChannel file)
     {
         long end = file.LengthBytes;
         long lowest = Math.Max(0, end - WireLimits.ViewerVmDescBytes - HeadBytes);
         (long, int)? inside = null;
-        // Chunks overlap, so that a head that straddles two is whole in one of them.
+        // Chunks overlap, so that one of them contains a whole head that crosses their border.
         byte[] buffer = new byte[ChunkBytes + HeadBytes + 1];
         for (long top = end; top > lowest; top -= ChunkBytes)
         {

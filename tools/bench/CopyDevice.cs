@@ -10,17 +10,17 @@ namespace Vmm.Tools.Bench;
 using Nito.AsyncEx.Synchronous;
 
 /// <summary>
-/// A device that does nothing but move memory, and times itself: by DMA, or, for comparison, from RAM of its own process.
+/// A device that only copies memory and measures the time: by DMA, or, for comparison, from RAM of its own process.
 /// <code>
 /// 0x00 u64 ro identification   0x08 u64 rw memory address   0x10 u64 rw bytes   0x18 u64 rw bytes a piece
-/// 0x20 u64 wo start: <see cref="Work"/>   0x28 u64 ro nanoseconds it took, 0 until it has ended; all ones after an error
+/// 0x20 u64 wo start: <see cref="Work"/>   0x28 u64 ro duration, ns; 0 until the end; all ones after an error
 /// </code>
 /// </summary>
 internal sealed class CopyDevice : PciDevice, IVmDevice
 {
     internal const ulong Identification = 0x79706f63, MemoryAddress = 0x08, Bytes = 0x10, Piece = 0x18, Start = 0x20, Elapsed = 0x28;
 
-    /// <summary>A start goes over the memory so often; the time is that of one pass.</summary>
+    /// <summary>Number of passes over the memory for one start; the reported time is that of one pass.</summary>
     private const ulong Passes = 16;
 
     internal enum Work : ulong
@@ -29,9 +29,9 @@ internal sealed class CopyDevice : PciDevice, IVmDevice
         ToMemory = 1,
         /// <summary>DMA out of guest memory.</summary>
         FromMemory = 2,
-        /// <summary>The same pieces into shared memory of this process, by the plain copy of the language.</summary>
+        /// <summary>The same pieces into shared memory of this process, by Span.CopyTo.</summary>
         PlainTo = 3,
-        /// <summary>And out of it.</summary>
+        /// <summary>The same pieces out of that memory.</summary>
         PlainFrom = 4,
     }
 
@@ -133,11 +133,11 @@ internal sealed class CopyDeviceFactory : IDeviceFactory
 {
     public string TypeName => "copy";
 
-    public string Summary => "Moves memory and times itself";
+    public string Summary => "Copies memory and measures the time";
 
     public IReadOnlyList<Core.VmStates.IVmStateDescription> Descriptions => [];
 
-    [SuppressMessage("Reliability", "CA2000", Justification = "the caller owns it")]
+    [SuppressMessage("Reliability", "CA2000", Justification = "the caller owns the device")]
     public IVmDevice Create(DeviceOptions options, IDeviceServices services) => new CopyDevice(options, services);
 }
 

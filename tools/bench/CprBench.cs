@@ -7,8 +7,8 @@ using Spectre.Console;
 namespace Vmm.Tools.Bench;
 
 /// <summary>
-/// How long a guest stands still when its VMM is replaced under it, with the <c>vmm</c> program beside this one: small and large RAM, all of it
-/// written, without a device and with one that another process serves and the guest keeps busy. Each kind of VM is updated a number of times in a row.
+/// Measures how long an update of the VMM stops its guest, with the <c>vmm</c> program beside this one. The VMs have small or large RAM, which is fully
+/// written, and either no device or a busy one that another process serves. Each kind of VM is updated several times in a row.
 /// </summary>
 internal static class CprBench
 {
@@ -37,7 +37,7 @@ internal static class CprBench
             foreach (Kind k in all) table.AddRow($"{k.RamMiB}", k.HasDevice ? "1" : "0", F(k.MedianMs), F(k.Ms90), F(k.LargestMs), F(k.TotalMs), $"{k.Bytes}");
             AnsiConsole.Write(table);
         }
-        // What 4 GiB cost over 64 MiB; 1 says that it does not depend on RAM.
+        // Ratio of the pauses with large and small RAM; 1 means that the pause does not depend on RAM.
         double growth = all[1].MedianMs / all[0].MedianMs, growthWithDevice = all[3].MedianMs / all[2].MedianMs;
         Console.WriteLine(JsonSerializer.Serialize(new { bench = "cpr", accel, updates, growth, growthWithDevice, runs = all }, s_json));
         return 0;
@@ -80,7 +80,7 @@ internal static class CprBench
         }
     }
 
-    /// <summary>What lies above 3 GiB is a block of its own, as devices are in between.</summary>
+    /// <summary>RAM over 3 GiB needs a second block, because the MMIO hole of the devices is in between.</summary>
     private static string[] Guest(int ramMiB, bool kvm) => kvm
         ? ["--memory", $"{Math.Min(ramMiB, 3072)}M", .. ramMiB > 3072 ? (string[])["--memory", $"{ramMiB - 3072}M"] : [], "--accel", "kvm", "--kernel", "builtin:busy"]
         : ["--memory", "1M,id=edu", "--memory", $"{ramMiB}M,id=ram", "--workload", "pattern,block=ram,rate=64M,prefill=on,state=on"];
@@ -101,7 +101,7 @@ internal static class CprBench
 
     private static Process Start(DirectoryInfo folder, params string[] arguments)
     {
-        // Their lines are of no interest here, but what went wrong is.
+        // Read the child's stderr, so that its output does not mix with the results and an exception can show it.
         var info = new ProcessStartInfo(Path.Combine(AppContext.BaseDirectory, "vmm"), arguments) { RedirectStandardInput = true, RedirectStandardError = true };
         info.Environment["XDG_RUNTIME_DIR"] = folder.FullName;
         Process process = Process.Start(info)!;

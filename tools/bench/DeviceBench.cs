@@ -15,8 +15,8 @@ using Vmm.Tools.Devices;
 namespace Vmm.Tools.Bench;
 
 /// <summary>
-/// A served device as its VM finds it: the time of a register read over the socket, against the same bytes sent to and fro by two processes that do
-/// nothing else; and the rate of DMA through mapped memory, against copies within the server's process. In turns, in one run.
+/// Measures a served device from its VM: the time of a register read over the socket, compared with a ping-pong of the same bytes between two processes;
+/// and the rate of DMA through mapped memory, compared with copies within the server's process. One run measures them in turns.
 /// </summary>
 internal static class DeviceBench
 {
@@ -84,7 +84,7 @@ internal static class DeviceBench
         return 0;
     }
 
-    /// <summary>The other end of the ping-pong: a request's bytes come, a reply's bytes go.</summary>
+    /// <summary>The other end of the ping-pong: receives the bytes of a request and sends the bytes of a reply.</summary>
     internal static int Echo(string path)
     {
         using var listener = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
@@ -120,7 +120,7 @@ internal static class DeviceBench
         if (found != expected) throw new InvalidOperationException($"register 0x{register:x} reads 0x{found:x}, expected 0x{expected:x}");
     }
 
-    /// <summary>GiB/s of all of memory in pieces.</summary>
+    /// <summary>Copies all memory in pieces; returns GiB/s.</summary>
     private static double Copy(Vm vm, CopyDevice.Work work, int pieceKiB)
     {
         Write(vm, CopyDevice.MemoryAddress, 0);
@@ -128,7 +128,7 @@ internal static class DeviceBench
         Write(vm, CopyDevice.Piece, (ulong)pieceKiB << 10);
         Write(vm, CopyDevice.Start, (ulong)work);
         ulong elapsedNs;
-        // Asking is work for the server too; it must not be in what is measured.
+        // Poll slowly, because each poll is work for the server, which would distort the measurement.
         do Thread.Sleep(20);
         while ((elapsedNs = vm.Pci.MmioRead(new GuestAddress(Bar + CopyDevice.Elapsed), 8)) == 0);
         return elapsedNs == ulong.MaxValue ? throw new InvalidOperationException($"{work} failed") : MemoryBytes / (double)(1 << 30) / (elapsedNs / 1e9);
@@ -136,7 +136,7 @@ internal static class DeviceBench
 
     private static void Write(Vm vm, ulong register, ulong value) => vm.Pci.MmioWrite(new GuestAddress(Bar + register), 8, value);
 
-    /// <summary>Microseconds.</summary>
+    /// <summary>Returns the median time of an action in microseconds.</summary>
     private static double Median(int count, Action action)
     {
         long[] ticks = new long[count];

@@ -12,8 +12,8 @@ using Vmm.Migration.Status;
 namespace Vmm.Tools.Bench;
 
 /// <summary>
-/// One end of a measured migration, in a process of its own so that its CPU time can be told apart. Reads one line from standard input:
-/// <c>listen</c> or an address to send to; answers with lines on standard output.
+/// One end of a measured migration, in its own process so that its CPU time can be measured alone. Reads one line from standard input, <c>listen</c> or
+/// the address of the destination, and answers with lines on standard output.
 /// </summary>
 internal static class Node
 {
@@ -55,11 +55,11 @@ internal static class Node
         Console.WriteLine(JsonSerializer.Serialize(new NodeResult(
             status.ToWireName(), info.Error?.ToString(), info.Downtime, info.Ram?.NormalPages ?? 0, GC.GetTotalAllocatedBytes(precise: true) - before,
             Memory.PeakKiB - resident)));
-        // The driver reads our CPU time before it lets us go.
+        // The benchmark reads this process's CPU time before it lets the process exit.
         Console.ReadLine();
         return status == MigrationStatus.Completed ? 0 : 1;
     }
 }
 
-/// <summary>What a node reports.</summary>
+/// <summary>The result that a node reports.</summary>
 internal sealed record NodeResult(string Status, string? Error, DowntimeReport? Downtime, long NormalPages, long AllocatedBytes, long GrowthKiB);

@@ -11,30 +11,30 @@ var downtime = new Command("downtime", "Downtime of an idle running VM over loop
 downtime.SetAction(p => RamBench.Downtime(p.GetValue(size), p.GetValue(rounds), p.GetValue(json)));
 
 var stateSize = new Option<int>("--size") { Description = "Device state in MiB", DefaultValueFactory = static _ => 1024 };
-var vfio = new Command("vfio", "Device state from one vfio-user server to another through two VMs, against a plain socket copy") { stateSize, rounds, json };
+var vfio = new Command("vfio", "Transfer of device state from one vfio-user server to another through two VMs, compared with a plain socket copy") { stateSize, rounds, json };
 vfio.SetAction(p => VfioBench.Run(p.GetValue(stateSize), p.GetValue(rounds), p.GetValue(json)));
 
-var reads = new Option<int>("--reads") { Description = "Register reads a round", DefaultValueFactory = static _ => 20_000 };
+var reads = new Option<int>("--reads") { Description = "Number of register reads a round", DefaultValueFactory = static _ => 20_000 };
 var piece = new Option<int>("--piece") { Description = "KiB that the device copies at a time", DefaultValueFactory = static _ => 64 };
-var deviceBench = new Command("device", "A served device: register read time against a bare socket, DMA rate against memcpy") { rounds, reads, piece, json };
+var deviceBench = new Command("device", "A served device: time of a register read compared with a bare socket, DMA rate compared with memcpy") { rounds, reads, piece, json };
 deviceBench.SetAction(p => DeviceBench.Run(p.GetValue(rounds), p.GetValue(reads), p.GetValue(piece), p.GetValue(json)));
 
-var updates = new Option<int>("--updates") { Description = "Updates of each kind of VM", DefaultValueFactory = static _ => 25 };
+var updates = new Option<int>("--updates") { Description = "Number of updates of each kind of VM", DefaultValueFactory = static _ => 25 };
 var small = new Option<int>("--small") { Description = "RAM in MiB of the small VM", DefaultValueFactory = static _ => 64 };
 var large = new Option<int>("--large") { Description = "RAM in MiB of the large VM", DefaultValueFactory = static _ => 4096 };
 var accel = new Option<string>("--accel") { Description = "auto, kvm or none", DefaultValueFactory = static _ => "auto" };
-var cpr = new Command("cpr", "Pause of a guest whose VMM is updated, by RAM and devices") { updates, small, large, accel, json };
+var cpr = new Command("cpr", "Pause of a guest during an update of its VMM, by RAM and devices") { updates, small, large, accel, json };
 cpr.SetAction(p => CprBench.Run(p.GetValue(updates), p.GetValue(small), p.GetValue(large), p.GetValue(accel)!, p.GetValue(json)));
 
 var socket = new Option<string>("--socket") { Required = true };
-var serveCopy = new Command("serve-copy", "The device of that benchmark") { socket };
+var serveCopy = new Command("serve-copy", "The device of the benchmark 'device'") { socket };
 serveCopy.Hidden = true;
 serveCopy.SetAction(p => DeviceBench.Serve(p.GetValue(socket)!));
-var echo = new Command("echo", "The bare socket's other end") { socket };
+var echo = new Command("echo", "The other end of the bare socket") { socket };
 echo.Hidden = true;
 echo.SetAction(p => DeviceBench.Echo(p.GetValue(socket)!));
 var served = new Option<string>("--device") { Required = true };
-var serve = new Command("serve", "A device server of the benchmark") { socket, served };
+var serve = new Command("serve", "A device server of the benchmark 'vfio'") { socket, served };
 serve.Hidden = true;
 serve.SetAction(p => VfioBench.Serve(p.GetValue(socket)!, p.GetValue(served)!));
 

@@ -11,7 +11,7 @@ namespace Vmm.Tools.Bench;
 /// <summary>One measured migration.</summary>
 internal sealed record Measurement(double Seconds, double SourceCpuSeconds, double DestinationCpuSeconds);
 
-/// <summary>RAM throughput and downtime, each end in a process of its own.</summary>
+/// <summary>Measures RAM throughput and downtime, with each end in its own process.</summary>
 internal static class RamBench
 {
     private static readonly JsonSerializerOptions s_json = new() { WriteIndented = true };
@@ -144,7 +144,7 @@ internal static class RamBench
     }
 }
 
-/// <summary>CPU time of another process, from /proc: both sides are measured with the same clock.</summary>
+/// <summary>CPU time of another process, from /proc, which measures vmm and QEMU with the same clock.</summary>
 internal static class Cpu
 {
     internal static double Seconds(int pid)
@@ -155,7 +155,7 @@ internal static class Cpu
     }
 }
 
-/// <summary>A child that runs a hidden command of this program and talks in lines.</summary>
+/// <summary>A child process that runs a hidden command of this program and communicates by lines.</summary>
 internal class BenchProcess : IDisposable
 {
     private readonly Process _process;
@@ -176,7 +176,7 @@ internal class BenchProcess : IDisposable
     internal void Expect(string line)
     {
         string found = ReadLine();
-        if (found != line) throw new InvalidOperationException($"a child says '{found}', expected '{line}'");
+        if (found != line) throw new InvalidOperationException($"a child sent '{found}', expected '{line}'");
     }
 
     internal void WriteLine(string line) => _process.StandardInput.WriteLine(line);
@@ -190,7 +190,7 @@ internal class BenchProcess : IDisposable
     }
 }
 
-/// <summary>A child running <see cref="Node"/>.</summary>
+/// <summary>A child that runs <see cref="Node"/>.</summary>
 internal sealed class NodeProcess(int sizeMiB, string? file, bool incoming, bool running, string[]? more = null)
     : BenchProcess(Arguments(sizeMiB, file, incoming, running, more ?? []))
 {
@@ -211,7 +211,7 @@ internal sealed class NodeProcess(int sizeMiB, string? file, bool incoming, bool
     }
 }
 
-/// <summary>A QEMU with one preallocated block.</summary>
+/// <summary>A QEMU with one preallocated RAM block.</summary>
 internal sealed class QemuNode : IDisposable
 {
     private readonly Process _process;

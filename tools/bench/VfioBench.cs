@@ -11,8 +11,8 @@ using Vmm.Tools.Devices;
 namespace Vmm.Tools.Bench;
 
 /// <summary>
-/// A device's state from its server, through two VMs, to another server: four processes, all over UNIX sockets. Compared with a plain copy of as
-/// many bytes over one UNIX socket pair, in turns.
+/// Measures the transfer of a device's state from its server through two VMs to another server: four processes, connected by UNIX sockets. Compares it,
+/// in turns, with a plain copy of as many bytes over one UNIX socket pair.
 /// </summary>
 internal static class VfioBench
 {
@@ -55,7 +55,7 @@ internal static class VfioBench
         return 0;
     }
 
-    /// <summary>Serves the device until standard input ends; prints how much its memory grew when asked.</summary>
+    /// <summary>Serves the device until standard input ends; prints on request how much the process's memory has grown.</summary>
     internal static int Serve(string socket, string device)
     {
         using IVfioUserBackend backend = new DmaTestType().Create(DeviceOptions.Parse(device));
@@ -64,7 +64,7 @@ internal static class VfioBench
         server.Listen(socket);
         Console.WriteLine("serving");
         Console.ReadLine();
-        // As the plain copy's buffers, the state has been touched a moment before: some machines take idle pages away.
+        // Touch the state just before the measurement, as the plain copy does with its buffers: some hosts take idle pages away.
         backend.RegionRead(0, DmaTestRegisters.StateChecksum, new byte[8]);
         Memory.StartPeak();
         long before = Memory.ResidentKiB;
@@ -78,7 +78,7 @@ internal static class VfioBench
     private static (double Seconds, long[] GrowthKiB, double[] CpuSeconds) State(int sizeMiB, string folder)
     {
         string a = Path.Combine(folder, "a"), b = Path.Combine(folder, "b"), to = Path.Combine(folder, "to");
-        // What arrives must differ from what is there, or it would prove nothing.
+        // Different seeds: with equal states the test could not tell that the state has arrived.
         using var serverA = new BenchProcess("serve", "--socket", a, "--device", $"dma-test,seed=1,precopy=off,state-size={sizeMiB}M");
         using var serverB = new BenchProcess("serve", "--socket", b, "--device", $"dma-test,seed=2,precopy=off,state-size={sizeMiB}M");
         serverA.Expect("serving");
@@ -117,7 +117,7 @@ internal static class VfioBench
             using var from = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
             from.Connect(new UnixDomainSocketEndPoint(path));
             using Socket to = listener.Accept();
-            // The same work as the state's: bytes that lie in memory go to their place in other memory, all of it touched before.
+            // The same work as for the state: copy bytes from memory to other memory, all of which was touched before.
             byte[][] data = Blocks(sizeMiB), sink = Blocks(sizeMiB);
             var sender = new Thread(() =>
             {
@@ -165,7 +165,7 @@ internal static class Memory
 
     internal static long PeakKiB => Read("VmHWM:");
 
-    /// <summary>Forgets the peak so far.</summary>
+    /// <summary>Resets the peak.</summary>
     internal static void StartPeak()
     {
         GC.Collect();

@@ -13,7 +13,7 @@ using Vmm.Tools.Devices;
 
 namespace Vmm.Tools.Bench;
 
-/// <summary>A small migration of the same kind inside this process: what is measured afterwards is the wire's time, not the compiler's.</summary>
+/// <summary>Runs a small migration of the same kind in this process first, so that the measurement does not include JIT compilation.</summary>
 internal static class Warmup
 {
     internal static void Run()

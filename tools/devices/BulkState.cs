@@ -3,7 +3,7 @@ using Vmm.Devices.Vfio.User.Backend;
 
 namespace Vmm.Tools.Devices;
 
-/// <summary>Pseudo-random bytes of any size, the same for the same seed; held in pieces, because an array ends at 2 GiB.</summary>
+/// <summary>Any number of pseudo-random bytes, which depend on the seed only. They are in pieces, because an array has at most 2 GiB.</summary>
 internal sealed class BulkState
 {
     private const int PieceBytes = 16 << 20;
@@ -24,7 +24,7 @@ internal sealed class BulkState
 
     internal ulong SizeBytes { get; }
 
-    /// <summary>CRC-32C of everything; counted when asked for after a change.</summary>
+    /// <summary>CRC-32C of all bytes; computed at the first call after a change.</summary>
     internal uint Checksum
     {
         get
@@ -36,7 +36,7 @@ internal sealed class BulkState
         }
     }
 
-    /// <summary>The seed's bytes again, if anything else was written.</summary>
+    /// <summary>Restores the bytes of the seed if others were written.</summary>
     internal void Reset()
     {
         if (_isOriginal) return;
@@ -63,7 +63,7 @@ internal sealed class BulkState
         }
     }
 
-    /// <summary>The bytes from an offset on to the end of their piece.</summary>
+    /// <summary>Returns the bytes from an offset to the end of their piece.</summary>
     internal ReadOnlyMemory<byte> Memory(ulong offset) => _pieces[offset / PieceBytes].AsMemory((int)(offset % PieceBytes));
 
     internal void Write(ulong offset, ReadOnlySpan<byte> source)

@@ -22,7 +22,7 @@ public sealed partial class DmaTestDevice
 
     private bool CanWrite => _quiesced == 0 && !_isStopped && (_control & ControlRun) != 0 && Slots > 0;
 
-    /// <summary>The engine may be waiting for the client's answer to a DMA message: the quiet comes when that has come.</summary>
+    /// <summary>Completes when the engine is quiet; a busy engine first waits for the client's answer to its DMA message.</summary>
     public ValueTask<Errno> Quiesce()
     {
         lock (_gate)
@@ -82,7 +82,7 @@ public sealed partial class DmaTestDevice
         }
     }
 
-    /// <summary>Milliseconds until the rate allows the next block.</summary>
+    /// <summary>Returns the milliseconds until the rate allows the next block.</summary>
     private int PaceMs()
     {
         if (_retries)
@@ -108,7 +108,7 @@ public sealed partial class DmaTestDevice
                 _paceBytes += (uint)length;
                 if (_interruptEvery != 0 && _sequence % _interruptEvery == 0) Interrupt();
                 break;
-            // Not mapped yet, bus mastering off, no client: real devices wait for their driver too.
+            // Memory not mapped, bus mastering off or no client: retry, because a driver may need time to set the device up.
             case Errno.EFAULT or Errno.ENODEV or Errno.ENOTCONN or Errno.EAGAIN:
                 (_status, _error, _retries) = (_status | StatusStalled, (uint)errno, true);
                 break;

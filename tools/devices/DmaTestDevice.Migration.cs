@@ -27,7 +27,7 @@ public sealed partial class DmaTestDevice
         }
         lock (_gate)
         {
-            // The engine knows no other device, so that P2P is one more way to be stopped.
+            // The device does no P2P, so a P2P state is the same as stopped.
             _isStopped = to is not (VfioDeviceState.Running or VfioDeviceState.PreCopy);
             if (!_isStopped) RestartPace();
             Monitor.PulseAll(_gate);
@@ -84,7 +84,7 @@ public sealed partial class DmaTestDevice
         return true;
     }
 
-    /// <summary>What is given while the device runs: the registers whenever the engine has gone on, and a part of the internal state once.</summary>
+    /// <summary>The sections of a running device: a part of the internal state once, then the registers whenever the engine has written blocks.</summary>
     private sealed class Previews(DmaTestDevice device)
     {
         private readonly ulong _bulkBytes = Math.Min(device._bulk.SizeBytes, MaxPreviewBytes);
@@ -106,7 +106,7 @@ public sealed partial class DmaTestDevice
         }
     }
 
-    /// <summary>A load: small sections are kept until all is there, the internal state goes to its place at once (the old one may be discarded).</summary>
+    /// <summary>A load. Keeps small sections until all have arrived; writes the internal state in place, because the old one is not needed.</summary>
     private sealed class Incoming(DmaTestDevice device) : IVfioUserStateSink
     {
         private readonly Dictionary<uint, byte[]> _small = [];

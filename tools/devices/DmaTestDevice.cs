@@ -9,8 +9,8 @@ namespace Vmm.Tools.Devices;
 
 /// <summary>
 /// A PCI function for tests of migration: BAR0 registers (<see cref="DmaTestRegisters"/>), BAR1 the MSI-X table and pending bits, BAR2 16 KiB of
-/// memory that a client may map, BAR3 two I/O ports through which the registers are reached too. Its engine writes numbered blocks into guest memory; nothing is lost when, after a migration, every slot holds
-/// the last block that went to it.
+/// memory that a client may map, BAR3 two I/O ports that give access to the registers too. Its engine writes numbered blocks into guest memory. If every
+/// slot holds the last block that went to it after a migration, nothing was lost.
 /// </summary>
 public sealed partial class DmaTestDevice : IVfioUserBackend
 {
@@ -113,7 +113,7 @@ public sealed partial class DmaTestDevice : IVfioUserBackend
                 }
                 break;
             default:
-                // Bus mastering and the choice of interrupt are read by the engine.
+                // The lock is needed because the engine reads bus mastering and the kind of interrupt.
                 lock (_gate)
                 {
                     _config.Write(offset, source);
@@ -140,7 +140,7 @@ public sealed partial class DmaTestDevice : IVfioUserBackend
 
     public void ClientLost()
     {
-        // The engine finds no memory and waits for some.
+        // Nothing to do: the engine finds no memory and waits for a client.
     }
 
     public void Dispose()
@@ -157,7 +157,7 @@ public sealed partial class DmaTestDevice : IVfioUserBackend
         _msixTable.AsSpan().Clear();
     }
 
-    /// <summary>BAR3, for those who reach only I/O ports: u32 offset of a register of BAR0 at 0, its 4 bytes at 4.</summary>
+    /// <summary>Reads BAR3, for guests that use only I/O ports: at 0 the u32 offset of a register of BAR0, at 4 its 4 bytes.</summary>
     private void ReadWindow(ulong offset, Span<byte> into)
     {
         if (into.Length != 4) return;

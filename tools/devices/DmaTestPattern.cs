@@ -3,8 +3,8 @@ using System.Buffers.Binary;
 namespace Vmm.Tools.Devices;
 
 /// <summary>
-/// What the DMA engine of <see cref="DmaTestDevice"/> writes: block n starts with the number n, every further 8 bytes follow from n and their
-/// place. Block n goes to slot n modulo the number of slots, so memory tells which blocks arrived.
+/// The blocks that the DMA engine of <see cref="DmaTestDevice"/> writes: block n starts with the number n; every further 8 bytes depend on n and on
+/// their position. Block n goes to slot n modulo the number of slots, so memory shows which blocks arrived.
 /// </summary>
 public static class DmaTestPattern
 {
@@ -14,14 +14,14 @@ public static class DmaTestPattern
         for (int at = 8; at + 8 <= block.Length; at += 8) BinaryPrimitives.WriteUInt64LittleEndian(block[at..], Mix(sequence + ((ulong)at << 40)));
     }
 
-    /// <summary>The number of the last block that went to a slot before <paramref name="next"/>; -1 for none.</summary>
+    /// <summary>Returns the number of the last block before <paramref name="next"/> that went to a slot; -1 for none.</summary>
     public static long LastOf(ulong slot, ulong slots, ulong next)
     {
         if (next <= slot) return -1;
         return (long)(slot + ((next - 1 - slot) / slots * slots));
     }
 
-    /// <summary>SplitMix64's finisher.</summary>
+    /// <summary>The final mixing step of SplitMix64.</summary>
     public static ulong Mix(ulong x)
     {
         x += 0x9e3779b97f4a7c15;

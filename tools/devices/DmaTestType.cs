@@ -12,11 +12,11 @@ public sealed record DmaTestOptions
     public ulong Seed { get; init; }
     public bool Precopy { get; init; } = true;
     public bool P2P { get; init; }
-    /// <summary>Refuse the arc into this state once.</summary>
+    /// <summary>Refuses the first transition into this state; null refuses none.</summary>
     public VfioDeviceState? Fail { get; init; }
-    /// <summary>Refuse the data at the end of a load, once.</summary>
+    /// <summary>True refuses the data at the end of the first load.</summary>
     public bool FailCommit { get; init; }
-    /// <summary>Time that every arc takes.</summary>
+    /// <summary>Duration of every transition.</summary>
     public int SlowMs { get; init; }
 }
 
@@ -27,7 +27,7 @@ public sealed class DmaTestType : IVfioUserDeviceType
 
     public string TypeName => "dma-test";
 
-    public string Summary => "Writes numbered blocks into guest memory and has a state of any size; for tests of migration";
+    public string Summary => "Writes numbered blocks into guest memory, and has a state of any size, for tests of migration";
 
     public IVfioUserBackend Create(DeviceOptions options)
     {
@@ -35,7 +35,7 @@ public sealed class DmaTestType : IVfioUserDeviceType
         ulong size = options.GetSizeBytes("state-size", 0);
         if (size > MaxStateBytes) throw new ConfigurationException($"device '{TypeName}': option 'state-size' expects at most 64G");
         string fail = options.GetString("fail", "");
-        // Two devices must not start with the same state, or its arrival would prove nothing.
+        // Two devices must not start with the same state, because a test could then not tell that the state has arrived.
         ulong seed = options.GetUInt64("seed", BitConverter.ToUInt64(Guid.NewGuid().ToByteArray()));
         var parsed = new DmaTestOptions
         {

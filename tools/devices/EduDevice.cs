@@ -10,16 +10,16 @@ namespace Vmm.Tools.Devices;
 using Nito.AsyncEx.Synchronous;
 
 /// <summary>
-/// QEMU's teaching device (QEMU: <c>edu</c>, docs/specs/edu): a register that is inverted, a factorial, interrupts at will, and a DMA engine
-/// with a buffer of 4 KiB. An ordinary PCI function: nothing in here knows whether a VM of this process or another VMM's runs it.
+/// QEMU's teaching device (QEMU: <c>edu</c>, docs/specs/edu): an inverting register, a factorial, interrupts on request, and a DMA engine
+/// with a buffer of 4 KiB. An ordinary PCI function, which works the same in a VM of this process and, served, in another VMM.
 /// <code>
 /// 0x00 u32 ro identification            0x60 u32 wo raise interrupts
 /// 0x04 u32 rw reads back inverted       0x64 u32 wo acknowledge interrupts
 /// 0x08 u32 rw factorial of what is written
 /// 0x20 u32 rw status: bit 0 ro computing, bit 7 interrupt when done
-/// 0x24 u32 ro interrupts that wait: 1 factorial, 0x100 DMA, others as raised
+/// 0x24 u32 ro pending interrupts: 1 factorial, 0x100 DMA, others as raised
 /// 0x80 u64 rw DMA source   0x88 u64 rw DMA destination   0x90 u64 rw DMA bytes
-/// 0x98 u64 rw DMA command: bit 0 start, runs; bit 1 to memory; bit 2 interrupt when done
+/// 0x98 u64 rw DMA command: bit 0 starts, and is set while it runs; bit 1 to memory; bit 2 interrupt when done
 /// </code>
 /// </summary>
 public sealed class EduDevice : PciDevice, IVmDevice, IVmStateHandler
@@ -49,7 +49,7 @@ public sealed class EduDevice : PciDevice, IVmDevice, IVmStateHandler
         ],
     };
 
-    // Glue.
+    // No part of the guest-visible state.
     private readonly Bql _bql;
     private readonly IDisposable _section, _handler;
     private readonly object _gate = new();
@@ -89,7 +89,7 @@ public sealed class EduDevice : PciDevice, IVmDevice, IVmStateHandler
             _runs = running;
             _hasWork |= running;
             Monitor.PulseAll(_gate);
-            // Memory must not change any more when this returns. What was not finished begins anew when the VM runs, here or elsewhere.
+            // Memory must not change after this returns. An unfinished transfer starts again when the VM runs, here or on the destination.
             while (!running && _isTransferring) Monitor.Wait(_gate);
         }
     }
@@ -144,7 +144,7 @@ public sealed class EduDevice : PciDevice, IVmDevice, IVmStateHandler
         _handler.Dispose();
         _section.Dispose();
         base.Dispose(disposing);
-        // The worker may be waiting for the lock that whoever disposes holds; it looks at _ends before it touches anything.
+        // With the BQL held, waiting would deadlock, because the worker may need the BQL. It checks _ends before it touches anything.
         if (!_bql.IsHeld) _worker.WaitAndUnwrapException();
     }
 
@@ -230,7 +230,7 @@ public sealed class EduDevice : PciDevice, IVmDevice, IVmStateHandler
         }
     }
 
-    /// <summary>Whether the device may change now: a stopped VM's state is being saved, or was.</summary>
+    /// <summary>True if the device may change. A stopped VM's device must not: its state is being saved, or was saved.</summary>
     private bool MayFinish
     {
         get { lock (_gate) return _runs && !_ends; }
@@ -256,11 +256,11 @@ public sealed class EduDeviceFactory : IDeviceFactory
 {
     public string TypeName => "edu";
 
-    public string Summary => "QEMU's teaching device: factorial, interrupts, a DMA engine";
+    public string Summary => "QEMU's teaching device, with a factorial, interrupts and a DMA engine";
 
     public IReadOnlyList<IVmStateDescription> Descriptions => [EduDevice.Description];
 
-    [SuppressMessage("Reliability", "CA2000", Justification = "the caller owns it")]
+    [SuppressMessage("Reliability", "CA2000", Justification = "the caller owns the device")]
     public IVmDevice Create(DeviceOptions options, IDeviceServices services) => new EduDevice(options, services);
 }
 

@@ -11,10 +11,10 @@ using Vmm.Core.VmStates;
 namespace Vmm.Tools.Devices;
 
 /// <summary>
-/// A guest that drives an <c>edu</c> function without a CPU: it lets the device fetch a page and bring it back, each with an interrupt, compares,
-/// and begins again with other bytes. Every step is begun by the interrupt of the one before, so one that is lost ends the loop for good. All it
-/// knows is in guest RAM. Block, little-endian: u64 steps done (0: not begun), u64 wrong pages, u64 last step ns, u64 longest time between steps ns,
-/// u64 an interrupt came while the VM was stopped; page 1 goes to the device, page 2 comes back.
+/// Drives an <c>edu</c> function as a guest does, but without a CPU: lets the device read a page and write it back by DMA, compares the pages, and starts
+/// again with other bytes. The interrupt of each step starts the next one, so a lost interrupt ends the loop. All its state is in a block of guest RAM,
+/// little-endian: u64 steps done (0: not begun), u64 wrong pages, u64 time of the last step ns, u64 longest time between steps ns, u64 1 if an interrupt
+/// came while the VM was stopped. The device reads page 1 and writes page 2.
 /// </summary>
 public sealed class EduGuest : IVmDevice, IVmStateHandler, IInterruptController
 {
@@ -64,7 +64,7 @@ public sealed class EduGuest : IVmDevice, IVmStateHandler, IInterruptController
 
     public void SetIntx(int line, bool level)
     {
-        // The loop runs on messages alone.
+        // Ignored: the loop uses interrupts by message only.
     }
 
     public void SendMsi(MsiMessage message, ushort requesterId)
@@ -139,7 +139,7 @@ public sealed class EduGuestFactory : IDeviceFactory
 {
     public string TypeName => "edu-guest";
 
-    public string Summary => "a guest that keeps an edu function busy with DMA and counts its interrupts; block=NAME, bytes=N in a transfer";
+    public string Summary => "keeps an edu function busy with DMA and counts its interrupts; block=NAME, bytes=N of a transfer";
 
     public IReadOnlyList<IVmStateDescription> Descriptions => [];
 

@@ -7,16 +7,16 @@ using Vmm.Devices.Vfio.User.Backend;
 namespace Vmm.Tools.Devices;
 
 /// <summary>
-/// A PCI-IDIO-16 GPIO as libvfio-user's sample shows it, byte for byte (vfio-user 15): BAR2, 256 ports; each bit written to byte 0 or 4
-/// counts its pin, bytes 1 and 5 have a bit set where a pin's count is divisible by 3. Linux has a driver for it. Its state is 16 counters as
-/// i32 without framing, as the sample's is, given once and again after a change.
+/// A PCI-IDIO-16 GPIO card with the same bytes as libvfio-user's sample (vfio-user 15). BAR2 has 256 ports: each bit written to byte 0 or 4 counts its
+/// pin; bytes 1 and 5 have a bit set if a pin's count is divisible by 3. Linux has a driver for it. As in the sample, the state is 16 counters as i32
+/// without framing; the device sends it once, and again after a change.
 /// </summary>
 public sealed class GpioDevice(bool hasP2P = false) : IVfioUserBackend
 {
     private const uint Bar2 = 2;
     private const int Pins = 16, Bar2Bytes = 256, StateBytes = Pins * 4;
 
-    // Guest-visible state. Everything runs on the session's thread: the device has no other.
+    // Guest-visible state. Only the session's thread accesses it.
     private readonly int[] _counts = new int[Pins];
     private VfioUserPciConfig _config = null!;
     private VfioUserHost _host = null!;
@@ -100,7 +100,7 @@ public sealed class GpioDevice(bool hasP2P = false) : IVfioUserBackend
         return state;
     }
 
-    /// <summary>One attempt, saving or loading. A stream is whole states, one after the other; the last one counts.</summary>
+    /// <summary>One attempt to save or to load. A stream consists of whole states, of which the last one counts.</summary>
     private sealed class Session(GpioDevice device, List<byte>? incoming) : IVfioUserSave, IVfioUserLoad
     {
         private bool _isChanged = true, _hasState;
@@ -160,7 +160,7 @@ public sealed class GpioType : IVfioUserDeviceType
 {
     public string TypeName => "gpio-pci-idio-16";
 
-    public string Summary => "A GPIO card with 16 pins that Linux has a driver for; the sample of libvfio-user, byte for byte";
+    public string Summary => "A GPIO card with 16 pins that Linux has a driver for; same bytes as libvfio-user's sample";
 
     public IVfioUserBackend Create(DeviceOptions options)
     {

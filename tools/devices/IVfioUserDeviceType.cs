@@ -4,18 +4,18 @@ using Vmm.Devices.Vfio.User.Backend;
 
 namespace Vmm.Tools.Devices;
 
-/// <summary>A kind of device that can be served by name; <c>vmm device serve --type</c>.</summary>
+/// <summary>A device type that <c>vmm device serve --type</c> serves by its name.</summary>
 public interface IVfioUserDeviceType
 {
     /// <summary>Name on the command line.</summary>
     string TypeName { get; }
 
-    /// <summary>One line for a list.</summary>
+    /// <summary>One line for <c>vmm device list</c>.</summary>
     string Summary { get; }
 
-    /// <summary>Makes a device; reads every option it knows.</summary>
-    /// <param name="options">Options.</param>
-    /// <returns>The device; the caller's to dispose.</returns>
-    /// <exception cref="ConfigurationException">An option is refused.</exception>
+    /// <summary>Makes a device. It must read every option that it knows, because unread options are refused.</summary>
+    /// <param name="options">The type's name and its options.</param>
+    /// <returns>The device, which the caller disposes.</returns>
+    /// <exception cref="ConfigurationException">An option is not valid.</exception>
     IVfioUserBackend Create(DeviceOptions options);
 }

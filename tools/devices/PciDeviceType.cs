@@ -5,9 +5,9 @@ using Vmm.Devices.Vfio.User.Backend;
 
 namespace Vmm.Tools.Devices;
 
-/// <summary><c>TYPE,p2p=on|off</c> and the device's own options: serves a device that was written for VMs of this process.</summary>
-/// <typeparam name="TPlugin">Its plugin.</typeparam>
-/// <param name="factory">Its factory, for the names.</param>
+/// <summary>Serves a device that was written for VMs of this process: <c>TYPE,p2p=on|off</c> and the device's own options.</summary>
+/// <typeparam name="TPlugin">The plugin that adds the device.</typeparam>
+/// <param name="factory">The device's factory, which gives name and summary.</param>
 public sealed class PciDeviceType<TPlugin>(IDeviceFactory factory) : IVfioUserDeviceType where TPlugin : IVmmPlugin, new()
 {
     public string TypeName => factory.TypeName;
@@ -18,7 +18,7 @@ public sealed class PciDeviceType<TPlugin>(IDeviceFactory factory) : IVfioUserDe
     {
         ArgumentNullException.ThrowIfNull(options);
         bool p2p = options.GetBool("p2p", false);
-        // The VM refuses what the device does not know, each time it makes one.
+        // Each VM that makes the device refuses the options that the device does not know.
         return new PciDeviceBackend(TypeName, static builder => builder.AddPlugin<TPlugin>(), options.Copy, p2p);
     }
 }

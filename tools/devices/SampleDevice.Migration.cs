@@ -35,7 +35,7 @@ public sealed partial class SampleDevice
         return state;
     }
 
-    /// <summary>While it runs, BAR1 once and again after a change, for nobody's use; stopped, the whole state.</summary>
+    /// <summary>A save. A stopped device sends its whole state; a running one sends BAR1, once and after each change, which the load ignores.</summary>
     private sealed class Save(SampleDevice device) : IVfioUserSave
     {
         private bool _isChanged = true, _isStopped = device._host.State == VfioDeviceState.StopCopy;
@@ -65,7 +65,7 @@ public sealed partial class SampleDevice
         public void Dispose() => device._save = null;
     }
 
-    /// <summary>What counts is the end of the stream: some clients send what they read before the stop too (vfio-user 8.2).</summary>
+    /// <summary>A load. Only the end of the stream counts, because some clients also send what they read before the stop (vfio-user 8.2).</summary>
     private sealed class Load(SampleDevice device) : IVfioUserLoad
     {
         private readonly byte[] _last = new byte[StateBytes];

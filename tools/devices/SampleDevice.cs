@@ -12,8 +12,9 @@ using Nito.AsyncEx.Synchronous;
 
 /// <summary>
 /// The device that libvfio-user's sample client expects (vfio-user 10.3). BAR0: a write of a UNIX time arms a timer, a read gives the
-/// seconds since. BAR1: 12 KiB of memory, two parts of which can be mapped. When the timer fires: INTx, then 4 KiB to the second range of guest
-/// memory through its descriptor, then 4 KiB to the first and back by messages. The state is BAR1 and BAR0 raw, as the reference server has it.
+/// seconds since then. BAR1: 12 KiB of memory, two parts of which can be mapped. When the timer fires, the device raises INTx, writes 4 KiB to the second
+/// range of guest memory through its descriptor, and writes 4 KiB to the first and reads them back by messages. The state is the raw bytes of BAR1 and
+/// BAR0, as in the reference server.
 /// </summary>
 public sealed partial class SampleDevice : IVfioUserBackend
 {
@@ -55,7 +56,7 @@ public sealed partial class SampleDevice : IVfioUserBackend
 
     public VfioMigrationFlags MigrationFlags { get; }
 
-    /// <summary>Transfers that came back other than they went; 0 unless the client's memory is broken.</summary>
+    /// <summary>Number of transfers whose bytes differed when read back; not 0 only if the client's memory is broken.</summary>
     public int Mismatches { get; private set; }
 
     public uint GetIrqCount(uint index) => index == VfioPciIrq.Intx ? 1u : 0;
@@ -147,7 +148,7 @@ public sealed partial class SampleDevice : IVfioUserBackend
         _memory.Dispose();
     }
 
-    /// <summary>CPUs write ports in at most 4 bytes: the upper half is taken with the lower one.</summary>
+    /// <summary>CPUs write at most 4 bytes to ports: a write of the lower half clears the upper half, which a second write then sets.</summary>
     private void WriteTime(int offset, ReadOnlySpan<byte> source)
     {
         Span<byte> time = stackalloc byte[Bar0Bytes];
@@ -167,7 +168,7 @@ public sealed partial class SampleDevice : IVfioUserBackend
     {
         lock (_gate)
         {
-            // While stopped it is due again at the start: the arming is in the state.
+            // A stopped device must not act. The start arms the timer again, because the state has the time.
             if (_isStopped || _armedAt == 0) return;
             _isDue = true;
             Monitor.PulseAll(_gate);
@@ -184,7 +185,7 @@ public sealed partial class SampleDevice : IVfioUserBackend
                 if (_ends) return;
                 _isDue = false;
             }
-            // Lowered by the next access to BAR0.
+            // The next access to BAR0 lowers it.
             _host.Irqs.SetIntx(true);
             if (!_dmaGate.Enter()) return;
             try
@@ -209,12 +210,12 @@ public sealed partial class SampleDevice : IVfioUserBackend
     }
 }
 
-/// <summary><c>sample,bar1=ports|memory,p2p=on|off</c>: 12 KiB of ports, as the sample client wants it, or 16 KiB of memory, as QEMU does.</summary>
+/// <summary><c>sample,bar1=ports|memory,p2p=on|off</c>: 12 KiB of ports, which the sample client needs, or 16 KiB of memory, which QEMU needs.</summary>
 public sealed class SampleType : IVfioUserDeviceType
 {
     public string TypeName => "sample";
 
-    public string Summary => "A timer, a memory BAR and DMA: what libvfio-user's sample client expects";
+    public string Summary => "A timer, a memory BAR and DMA, as libvfio-user's sample client expects";
 
     public IVfioUserBackend Create(DeviceOptions options)
     {

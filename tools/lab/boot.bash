@@ -1,12 +1,12 @@
-# Sourced by tools/lab/lab: boots what tools/lab/build.bash made, and turns what the tests say into a report.
-silence=${VMM_LAB_SILENCE:-180} # seconds without a word from the guest after which it hangs
+# Sourced by tools/lab/lab: boots the lab that tools/lab/build.bash has built, and reports the results of its tests.
+silence=${VMM_LAB_SILENCE:-180} # seconds without output after which the guest counts as hung
 memory=${VMM_LAB_MEMORY:-1536}
 
-lab_qemu() { # INITRD ARGS...; takes the shell's place, so that the process to stop is QEMU itself
+lab_qemu() { # INITRD ARGS...: replaces the shell by QEMU, so that the pid of the shell is the pid of QEMU
   local initrd=$1; shift
   exec "${VMM_QEMU_LAB:-qemu-system-x86_64}" -accel tcg -M q35 -cpu max -smp 1 -m "$memory" -nodefaults -display none -no-reboot \
     -device intel-iommu,intremap=on -device edu -device e1000e -kernel "$lab/kernel/vmlinuz" -initrd "$initrd" \
-    -append "console=ttyS0 quiet panic=-1 intel_iommu=on no_timer_check" "$@" # the check counts ticks, which a busy host does not give in time
+    -append "console=ttyS0 quiet panic=-1 intel_iommu=on no_timer_check" "$@" # no_timer_check: that check counts ticks, which come late on a busy host
 }
 
 work='' pid=''
@@ -19,9 +19,9 @@ lab_shell() {
   ( lab_qemu "$work/initrd" -serial mon:stdio )
 }
 
-# lab_watch LOG PID: passes the console on until the guest ends; 1 when it had to be stopped because it said nothing.
+# lab_watch LOG PID: prints the console until the guest ends. Stops a guest that prints nothing, and returns 1 then.
 lab_watch() {
-  local log=$1 pid=$2 seen=0 size last=${EPOCHREALTIME/[.,]/} # SECONDS turns over with the clock: one second of it may be a moment
+  local log=$1 pid=$2 seen=0 size last=${EPOCHREALTIME/[.,]/} # not SECONDS, which counts whole seconds of the clock
   while kill -0 "$pid" 2>/dev/null; do
     size=$(stat -c %s "$log")
     if [ "$size" -gt "$seen" ]; then tail -c "+$((seen + 1))" "$log" | head -c $((size - seen)) | tr -d '\r'; seen=$size last=${EPOCHREALTIME/[.,]/}; fi
@@ -33,13 +33,13 @@ lab_watch() {
 
 lab_test() { # [FILTER]
   local filter=${1:-}; work=$(mktemp -d)
-  # Compiled ahead, because compiling in the guest takes the emulated processor seconds, in a switchover too; not without the compiler's package.
+  # Compile ahead of time, because JIT compilation takes seconds on the emulated CPU, also in a switchover. Fall back if the compiler's package is missing.
   local publish=(dotnet publish "$here/../../Vmm.Tests" -c Release -r linux-x64 --self-contained false -o "$work/out" -v quiet -nologo -clp:ErrorsOnly)
   "${publish[@]}" -p:PublishReadyToRun=true >&2 || "${publish[@]}" >&2 || fail "the tests do not build"
   mkdir -p "$work/app/app"
   tar -C "$work/out" --exclude='*.xml' --exclude='./runtimes' --exclude='Microsoft.VisualStudio*' --exclude='Microsoft.TestPlatform*' -c . | tar -C "$work/app/app" -x
   rm -rf "$work/out"
-  mkdir -p "$work/app/guest"; cp "$lab/kernel/vmlinuz" "$work/app/guest/" # For guests of guests.
+  mkdir -p "$work/app/guest"; cp "$lab/kernel/vmlinuz" "$work/app/guest/" # For nested guests.
   cat > "$work/app/test" <<T
 #!/bin/sh
 stty -F /dev/ttyS1 raw
@@ -53,7 +53,7 @@ T
   lab_run "$filter"
 }
 
-lab_run() { # [FILTER]: boots $work/initrd and reports
+lab_run() { # [FILTER]: boots $work/initrd and prints the report
   local filter=${1:-} hung='' results=${VMM_LAB_RESULTS:-}
   : > "$work/console"; : > "$work/records"
   lab_qemu "$work/initrd" -serial "file:$work/console" -serial "file:$work/records" 2> "$work/qemu.err" & pid=$!

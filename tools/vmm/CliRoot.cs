@@ -15,7 +15,7 @@ using Vmm.Tools.Cli.Vfio;
 
 namespace Vmm.Tools.Cli;
 
-/// <summary>The command tree, and the one place where exceptions become exit codes.</summary>
+/// <summary>Defines all commands and maps exceptions to exit codes.</summary>
 internal sealed class CliRoot
 {
     private const string Description = """
@@ -27,8 +27,8 @@ internal sealed class CliRoot
 
     private readonly CliContext _context;
     private readonly Option<bool> _verbose = new("--verbose", "-v") { Description = "Log to stderr", Recursive = true };
-    private readonly Option<string?> _vm = new("--vm") { Description = "Which VM, by name or pid; may be left out when one runs", HelpName = "NAME|PID" };
-    private readonly Option<string?> _qmp = new("--qmp") { Description = "Which VM, by its QMP socket (QEMU's too)", HelpName = "PATH" };
+    private readonly Option<string?> _vm = new("--vm") { Description = "The VM, by name or pid; not needed if only one runs", HelpName = "NAME|PID" };
+    private readonly Option<string?> _qmp = new("--qmp") { Description = "The VM, by its QMP socket; works for QEMU too", HelpName = "PATH" };
     private readonly Option<bool> _json = new("--json") { Description = "Print the result as JSON" };
 
     private CliRoot(CliContext context) => _context = context;
@@ -41,14 +41,14 @@ internal sealed class CliRoot
         if (parsed.Action is System.CommandLine.Invocation.ParseErrorAction || (parsed.Errors.Count > 0 && parsed.Action is null))
         {
             string command = string.Join(' ', Path(parsed.CommandResult));
-            // An unknown word explains the missing command that it also causes.
+            // An unknown word also causes the error of a missing command, so report the unknown word first.
             string message = parsed.Errors.Select(static e => e.Message).OrderByDescending(static m => m.StartsWith("Unrecognized", StringComparison.Ordinal)).First();
-            return cli.Report(CliException.Usage(Sentence(message), $"'{command} --help' lists what there is"));
+            return cli.Report(CliException.Usage(Sentence(message), $"'{command} --help' lists the commands and options"));
         }
         var configuration = new InvocationConfiguration
         {
             Output = context.Out, Error = context.Error, EnableDefaultExceptionHandler = false,
-            // Ctrl-C is the context's: the default would end the process while a migration is still settling.
+            // The context handles Ctrl-C: the default would end the process before a cancelled migration has settled.
             ProcessTerminationTimeout = null,
         };
         try
@@ -70,10 +70,10 @@ internal sealed class CliRoot
         root.Add(Snapshot("loadvm", "Put the VM into the state of a snapshot; one that turns out to be bad leaves the VM as it was", static (c, name, json) => c.Load(name, json)));
         root.Add(Snapshot("delvm", "Delete a snapshot", static (c, name, json) => c.Delete(name, json)));
         root.Add(Json("snapshots", "List the VM's snapshots", (target, json) => new SnapshotCommands(_context, target).List(json)));
-        root.Add(Json("status", "Show the VM's state and its migration", (target, json) => new SimpleCommands(_context, target).Status(json)));
+        root.Add(Json("status", "Show the state of the VM and of its migration", (target, json) => new SimpleCommands(_context, target).Status(json)));
         root.Add(Plain("stop", "Stop the guest", static c => c.Stop()));
-        root.Add(Plain("cont", "Start the guest; a migration that waits before its switchover goes on", static c => c.Cont()));
-        root.Add(Plain("cancel", "Cancel the VM's migration and wait until it has settled", static c => c.Cancel()));
+        root.Add(Plain("cont", "Start the guest, or continue a migration that waits before its switchover", static c => c.Cont()));
+        root.Add(Plain("cancel", "Cancel the VM's migration and wait until it has ended", static c => c.Cancel()));
         root.Add(Update());
         root.Add(Plain("quit", "End the VM", static c => c.Quit()));
         root.Add(List());
@@ -91,32 +91,32 @@ internal sealed class CliRoot
         Option<string> machine = new("--machine", "-M") { Description = "Machine type", HelpName = "none", DefaultValueFactory = static _ => "none" };
         Option<string> accel = new("--accel")
         {
-            Description = "What runs the guest; auto takes KVM for a --kernel, and where there is none does with a --workload", HelpName = "auto|kvm|none", DefaultValueFactory = static _ => "auto",
+            Description = "What runs the guest; auto uses KVM for a --kernel, or runs only the --workload where KVM is missing", HelpName = "auto|kvm|none", DefaultValueFactory = static _ => "auto",
         };
-        Option<string?> kernel = new("--kernel") { Description = "Program of the guest: flat binary, ELF, Linux bzImage, or a guest of our own", HelpName = "FILE|builtin:memcheck|builtin:devcheck|builtin:busy|builtin:smp" };
+        Option<string?> kernel = new("--kernel") { Description = "Program of the guest: flat binary, ELF, Linux bzImage, or a built-in guest", HelpName = "FILE|builtin:memcheck|builtin:devcheck|builtin:busy|builtin:smp" };
         Option<string?> initrd = new("--initrd") { Description = "Linux initial RAM disk", HelpName = "FILE" };
         Option<string> append = new("--append") { Description = "Command line of the kernel", HelpName = "TEXT", DefaultValueFactory = static _ => "" };
         Option<int> cpus = new("--cpus", "--smp") { Description = "Number of vCPUs", HelpName = "N", DefaultValueFactory = static _ => 1 };
         Option<string?> uuid = new("--uuid") { Description = "UUID of the VM", HelpName = "UUID" };
         Option<string[]> memory = new("--memory", "-m")
         {
-            Description = "A RAM block, 128M when not given; repeat for more. The first is called ram, then ram1, ram2, unless id= says otherwise. "
-                + "share=on (default) maps MAP_SHARED; with file= and share=off the file is never written",
+            Description = "A RAM block, 128M by default; repeat for more. Blocks are named ram, ram1, ram2 and so on unless id= names them. "
+                + "share=on (default) maps MAP_SHARED; file= with share=off never writes to the file",
             HelpName = "SIZE[,id=NAME][,file=PATH][,share=on|off][,prealloc=on|off][,hugepages=on|off]",
         };
-        Option<string[]> workload = new("--workload") { Description = "A guest that dirties and verifies RAM", HelpName = "pattern[,rate=BYTES/s][,seed=N]..." };
-        Option<string[]> device = new("--device") { Description = "A device; repeat for more; help lists the types", HelpName = "TYPE[,key=value]..." };
+        Option<string[]> workload = new("--workload") { Description = "Code that dirties and verifies RAM in place of a guest", HelpName = "pattern[,rate=BYTES/s][,seed=N]..." };
+        Option<string[]> device = new("--device") { Description = "A device; repeat for more; 'help' lists the types", HelpName = "TYPE[,key=value]..." };
         Option<int?> replaces = new("--replaces") { Hidden = true };
         Option<string[]> incoming = new("--incoming")
         {
-            Description = "Wait for a migration at tcp:HOST:PORT (port 0 picks one), unix:PATH, fd:N, exec:COMMAND or file:PATH; defer waits for QMP's migrate-incoming; "
-                + "or a QMP channel as JSON. A second one of channel-type cpr brings the memory and devices of a process on this host",
+            Description = "Wait for a migration at tcp:HOST:PORT (port 0 chooses a free port), unix:PATH, fd:N, exec:COMMAND or file:PATH; defer waits for QMP's migrate-incoming; "
+                + "JSON gives a QMP channel. A second --incoming with channel-type cpr receives the RAM and devices of a process on this host",
             HelpName = "URI|defer|JSON",
         };
         Option<bool> paused = new("--paused", "-S") { Description = "Do not start the guest" };
-        Option<string?> qmp = new("--qmp") { Description = "Path of the QMP socket instead of the default, which --vm finds", HelpName = "PATH" };
-        Option<string?> snapshots = new("--snapshot-dir") { Description = "Where snapshots are kept; by default per VM name under $XDG_STATE_HOME/vmm/snapshots", HelpName = "DIR" };
-        var command = new Command("run", "Run a VM until it is told to quit, by QMP, Ctrl-C or SIGTERM")
+        Option<string?> qmp = new("--qmp") { Description = "Path of the QMP socket; the default is in the VM directory", HelpName = "PATH" };
+        Option<string?> snapshots = new("--snapshot-dir") { Description = "Directory of the snapshots; by default one per VM name under $XDG_STATE_HOME/vmm/snapshots", HelpName = "DIR" };
+        var command = new Command("run", "Run a VM until QMP's quit, Ctrl-C or SIGTERM")
         {
             name, machine, accel, kernel, initrd, append, cpus, memory, workload, device, incoming, paused, qmp, snapshots, uuid, replaces,
         };
@@ -135,18 +135,18 @@ internal sealed class CliRoot
         Option<string> to = new("--to") { Description = "tcp:HOST:PORT, unix:PATH, fd:NAME, exec:COMMAND or file:PATH[,offset=N]", HelpName = "URI", Required = true };
         Option<string[]> set = new("--set")
         {
-            Description = "Set a migration parameter by QEMU's name, e.g. max-bandwidth=1G or downtime-limit=50; sizes are bytes or carry K, M, G, T; repeat for more",
+            Description = "Set a migration parameter by QEMU's name, e.g. max-bandwidth=1G or downtime-limit=50; sizes are in bytes or have the suffix K, M, G or T; repeat for more",
             HelpName = "parameter=value",
         };
         Option<string[]> capability = new("--capability")
         {
-            Description = "Switch a migration capability by QEMU's name; return-path is on for tcp and unix unless switched off here; repeat for more",
+            Description = "Switch a migration capability by QEMU's name; return-path is on for tcp and unix unless this switches it off; repeat for more",
             HelpName = "name[=on|off]",
         };
-        Option<bool> detach = new("--detach", "-d") { Description = "Return once it has started" };
-        Option<bool> check = new("--check") { Description = "Only say whether it could start" };
-        Option<double?> timeout = new("--timeout") { Description = "Cancel it after this time, exit code 124", HelpName = "SECONDS" };
-        var command = new Command("migrate", "Migrate the VM; Ctrl-C cancels and the VM goes on here") { to, _vm, _qmp, set, capability, detach, check, timeout, _json };
+        Option<bool> detach = new("--detach", "-d") { Description = "Return once the migration has started" };
+        Option<bool> check = new("--check") { Description = "Only check whether the migration could start" };
+        Option<double?> timeout = new("--timeout") { Description = "Cancel the migration after this time, with exit code 124", HelpName = "SECONDS" };
+        var command = new Command("migrate", "Migrate the VM; Ctrl-C cancels, and the VM goes on here") { to, _vm, _qmp, set, capability, detach, check, timeout, _json };
         command.SetAction((p, _) => Code(() =>
         {
             if (p.GetValue(detach) && p.GetValue(check)) throw CliException.Usage("--detach and --check exclude each other");
@@ -159,10 +159,10 @@ internal sealed class CliRoot
 
     private Command Update()
     {
-        Option<string?> binary = new("--to-binary") { Description = "The new program; the VM's own, as it is on disk now, when not given", HelpName = "PATH" };
-        Option<bool> exec = new("--exec") { Description = "Replace the process, which keeps its pid, instead of starting another. The program is tried first: once it has replaced the process, there is no way back" };
-        Option<double> timeout = new("--timeout") { Description = "How long the new process may take", HelpName = "SECONDS", DefaultValueFactory = static _ => 30 };
-        var command = new Command("update", "Carry the running VM into a new vmm process: RAM and devices stay where they are; if the new one does not come up, the old one goes on")
+        Option<string?> binary = new("--to-binary") { Description = "The new program; by default the VM's own as it is on disk now", HelpName = "PATH" };
+        Option<bool> exec = new("--exec") { Description = "Let the process replace itself and keep its pid, instead of starting a second one. A trial of the program comes first, because the process cannot go back" };
+        Option<double> timeout = new("--timeout") { Description = "Time limit for the new process", HelpName = "SECONDS", DefaultValueFactory = static _ => 30 };
+        var command = new Command("update", "Move the running VM into a new vmm process; RAM and devices stay in place. If the new process fails, the VM continues in the old one")
         {
             _vm, _qmp, binary, exec, timeout, _json,
         };
@@ -208,14 +208,14 @@ internal sealed class CliRoot
         Option<bool> pages = new("--pages") { Description = "List every page record" };
         var show = new Command("show", "Print what a stream holds: sections, values, commands, RAM per block") { file, pages, _json };
         show.SetAction((p, _) => Code(() => Task.FromResult(new StreamCommands(_context).Show(p.GetValue(file)!, p.GetValue(pages), p.GetValue(_json)))));
-        var check = new Command("check", "Report what breaks the format and where; exit code 1 if anything does") { file, _json };
+        var check = new Command("check", "Report what breaks the format and where; exit code 1 if something does") { file, _json };
         check.SetAction((p, _) => Code(() => Task.FromResult(new StreamCommands(_context).Check(p.GetValue(file)!, p.GetValue(_json)))));
         return new Command("stream", "Read a stream file without a VM") { show, check };
     }
 
     private Command VmState()
     {
-        var dump = new Command("dump", "Print the layout of every device's state as JSON, in the shape of QEMU's -dump-vmstate");
+        var dump = new Command("dump", "Print the layout of every device's state as JSON, in the format of QEMU's -dump-vmstate");
         dump.SetAction((_, _) => Code(async () =>
         {
             await using ServiceProvider services = VmHost.Build(verbose: false);
@@ -223,36 +223,36 @@ internal sealed class CliRoot
                 .OrderBy(static f => f.TypeName, StringComparer.Ordinal).SelectMany(static f => f.Descriptions, static (f, d) => (f.TypeName, d))));
             return ExitCode.Ok;
         }));
-        return new Command("vmstate", "What the state of devices looks like in a stream") { dump };
+        return new Command("vmstate", "Describe the state of devices in a stream") { dump };
     }
 
     private Command Vfio()
     {
         Argument<string?> device = new("DEVICE")
         {
-            Description = "A PCI address, a mediated device's UUID, or its folder in sysfs; opened for the probe, which may reset it",
+            Description = "A PCI address, a mediated device's UUID, or the device's folder in sysfs. The probe opens the device, which may reset it",
             Arity = ArgumentArity.ZeroOrOne,
         };
-        var probe = new Command("probe", "List IOMMU groups, devices and drivers; of a device its regions, interrupts, migration, and what would block it") { device, _json };
+        var probe = new Command("probe", "List IOMMU groups, devices and drivers; or for one device its regions, interrupts, migration support, and what blocks migration") { device, _json };
         probe.SetAction((p, _) => Code(() => Task.FromResult(new VfioCommands(_context).Probe(p.GetValue(device), p.GetValue(_json)))));
-        return new Command("vfio", "What this host's kernel offers to VFIO") { probe };
+        return new Command("vfio", "Show the VFIO support of this host") { probe };
     }
 
     private Command Device()
     {
-        Option<string[]> type = new("--type") { Description = "What to serve; repeat, with a --socket each, for more", HelpName = "TYPE[,key=value]...", Required = true };
-        Option<string[]> socket = new("--socket") { Description = "Path of its UNIX socket", HelpName = "PATH", Required = true };
+        Option<string[]> type = new("--type") { Description = "The device to serve; repeat for more, each with a --socket", HelpName = "TYPE[,key=value]...", Required = true };
+        Option<string[]> socket = new("--socket") { Description = "Path of the device's UNIX socket", HelpName = "PATH", Required = true };
         Option<bool> once = new("--once") { Description = "End after the first client" };
-        var serve = new Command("serve", "Serve a device over vfio-user to one VMM at a time, until Ctrl-C or SIGTERM") { type, socket, once };
+        var serve = new Command("serve", "Serve devices over vfio-user until Ctrl-C or SIGTERM, each to one VMM at a time") { type, socket, once };
         serve.SetAction((p, _) => Code(() => new DeviceCommands(_context).Serve(p.GetValue(type)!, p.GetValue(socket)!, p.GetValue(once), p.GetValue(_verbose))));
         var list = new Command("list", "List the devices that can be served") { _json };
         list.SetAction((p, _) => Code(() => Task.FromResult(new DeviceCommands(_context).List(p.GetValue(_json)))));
-        return new Command("device", "Devices in a process of their own") { serve, list };
+        return new Command("device", "Serve devices from a process of their own") { serve, list };
     }
 
     private Command Demo()
     {
-        var command = new Command("demo", "Move a busy 512 MiB VM live to another process and into QEMU, and verify every page");
+        var command = new Command("demo", "Migrate a busy 512 MiB VM live to another process and to QEMU, and verify every page");
         command.SetAction((_, _) => Code(() => new DemoCommand(_context).Run()));
         return command;
     }

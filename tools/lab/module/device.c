@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The device: config space, BAR 0, knobs, and the records that its state travels in. */
+/* The device: config space, BAR 0, knobs, and the records that carry its state. */
 #include <linux/atomic.h>
 #include <linux/device.h>
 #include <linux/mdev.h>
@@ -163,7 +163,7 @@ static void write_config(struct lab_device *lab, u64 offset, const u8 *bytes, si
 	while (length--) {
 		u8 value = *bytes++;
 
-		/* Command and the base address can be written, and the address is as aligned as the BAR is large. */
+		/* Only the command and the base address are writable; the address is aligned to the size of the BAR. */
 		if (offset == PCI_COMMAND || offset == PCI_COMMAND + 1 || offset == PCI_BASE_ADDRESS_0 + 2 || offset == PCI_BASE_ADDRESS_0 + 3)
 			lab->config[offset] = value;
 		else if (offset == PCI_BASE_ADDRESS_0 + 1)
@@ -349,7 +349,7 @@ static int lab_init(struct vfio_device *vdev)
 	lab->log = kzalloc(LOG_BYTES, GFP_KERNEL);
 	if (!lab->state || !lab->log)
 		return -ENOMEM; /* release follows */
-	/* An unassigned vendor's device of no class with one memory BAR. */
+	/* A device of an unassigned vendor, without a class, with one memory BAR. */
 	lab->config[PCI_VENDOR_ID] = 0x34;
 	lab->config[PCI_VENDOR_ID + 1] = 0x12;
 	lab->config[PCI_DEVICE_ID] = 0xab;
@@ -488,7 +488,7 @@ static ssize_t data_size_store(struct device *dev, struct device_attribute *attr
 }
 static DEVICE_ATTR_WO(data_size);
 
-/* Looked at when the device is opened. */
+/* Takes effect when the device is opened. */
 static ssize_t dma_log_store(struct device *dev, struct device_attribute *attr, const char *buf, size_t count)
 {
 	struct lab_device *lab = dev_get_drvdata(dev);

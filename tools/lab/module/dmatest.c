@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// A driver of the project's dma-test device, for guests of guests: registers, memory that may be mapped, interrupts by pin or MSI-X with a vector
-// masked in between, and the device's writes into memory. It says what it found:
+// A driver of the project's dma-test device, for nested guests. It checks registers, memory that may be mapped, interrupts by pin or MSI-X with a
+// vector that is masked for a while, and the device's writes into memory, and prints the results:
 //   DMA <check> ok|FAILED <value>
 #include <linux/completion.h>
 #include <linux/dma-mapping.h>
@@ -98,7 +98,7 @@ static int dmatest_probe(struct pci_dev *pci, const struct pci_device_id *id)
 			break;
 	check("interrupts", i == 2 * BLOCKS, i);
 	disable_irq(irq);
-	/* What comes while it is masked is kept, once. */
+	/* An interrupt that comes while the vector is masked is kept, once. */
 	reinit_completion(&d->done);
 	i = readl(d->bar + 0x38);
 	while (readl(d->bar + 0x38) < i + 2)

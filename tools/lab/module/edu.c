@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// A driver of QEMU's edu device, for guests of guests: it drives registers, its interrupt and DMA both ways, and says what it found:
+// A driver of QEMU's edu device, for nested guests. It checks registers, the interrupt and DMA in both directions, and prints the results:
 //   EDU <check> ok|FAILED <value>
 #include <linux/completion.h>
 #include <linux/delay.h>

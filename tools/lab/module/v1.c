@@ -30,7 +30,7 @@ void lab_v1_reset(struct lab_device *lab)
 	lab->v1_state = RUNNING;
 }
 
-/* The chunk that was staged last has been taken. */
+/* The reader has taken the chunk that was staged last. */
 static void consume(struct lab_device *lab)
 {
 	lab->out_at += lab->staged;
@@ -123,7 +123,7 @@ int lab_v1_access(struct lab_device *lab, u64 offset, u8 *bytes, size_t length, 
 		memcpy(write ? at : bytes, write ? bytes : at, length);
 		return 0;
 	}
-	/* Registers at their own width; the state is the only one of four bytes. */
+	/* Each register at its own width: the state has four bytes, the others eight. */
 	if (!((offset == 0 && length == 4) || ((offset == 8 || offset == 16 || offset == 24) && length == 8)))
 		return -EINVAL;
 	if (!write) {

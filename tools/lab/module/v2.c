@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Migration protocol v2: states, and a descriptor for each session, with ways to be difficult. */
+/* Migration protocol v2: states, a descriptor for each session, and faults on request. */
 #include <linux/anon_inodes.h>
 #include <linux/delay.h>
 #include <linux/file.h>
@@ -9,13 +9,13 @@
 #include <linux/uaccess.h>
 #include "vmm_lab.h"
 
-/* Newer than the headers this is built with. */
+/* Not in the headers of the kernel that this is built for. */
 #define LAB_FEATURE_PRECOPY_INFO_V2 12
 #define LAB_PRECOPY_REINIT 1
 
 #define BOUNCE_BYTES (64 * 1024)
 
-/* A session; the device and the file hold it, and whoever ends first leaves the other a dead one. */
+/* A session. The device and the file both hold a reference; when the device ends the session, the file keeps a dead one. */
 struct lab_stream {
 	struct kref kref;
 	struct mutex lock;
@@ -203,7 +203,7 @@ static bool is_saving(enum vfio_device_mig_state state)
 	return state == VFIO_DEVICE_STATE_STOP_COPY || state == VFIO_DEVICE_STATE_PRE_COPY || state == VFIO_DEVICE_STATE_PRE_COPY_P2P;
 }
 
-/* One arc; the file of the session that it opens, if any. */
+/* Walks one arc; returns the file of the session that the arc opens, if any. */
 static struct file *step(struct lab_device *lab, enum vfio_device_mig_state next)
 {
 	enum vfio_device_mig_state now = lab->mig_state;
@@ -287,7 +287,7 @@ static int get_data_size(struct vfio_device *vdev, unsigned long *length)
 	return 0;
 }
 
-/* A device whose memory is written by nobody: a log is always empty. */
+/* The device writes no memory, so its log is always empty. */
 static int log_start(struct vfio_device *vdev, struct rb_root_cached *ranges, u32 nnodes, u64 *page_size)
 {
 	return 0;

@@ -17,14 +17,14 @@
 #define LAB_SLACK_BYTES (1 << 20)
 #define LAB_OFFSET_SHIFT 40
 
-/* The state travels as records: what PRE_COPY gives, then the state. */
+/* Records carry the state: first those of PRE_COPY, then that of the state. */
 struct lab_record {
 	__le32 magic;
 	__le32 type;
 	__le64 length;
 };
 
-/* What a session reads: the head (records, and the header of the state's record), then the device's own memory. */
+/* The data of a session: the head (records, and the header of the state's record), then the device's memory. */
 struct lab_out {
 	u8 *head;
 	size_t head_length, head_capacity;

@@ -1,5 +1,5 @@
-// The guest side of the device tests: the only process of a small Linux guest. It finds every served device on the PCI bus, drives it through
-// vfio-pci, as a driver of its own would, and says on the console what it found:
+// The guest side of the device tests, and the only process of a small Linux guest. It finds every served device on the PCI bus, drives it through
+// vfio-pci as a driver does, and prints the results on the console:
 //   GUEST <device> <check> ok|FAILED ...   one line a check      GUEST end   the last line
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -82,9 +82,9 @@ static int arrives(int fd, int ms) {
     return poll(&p, 1, ms) == 1 && read(fd, &count, 8) == 8;
 }
 
-// A page of memory and the address at which the device has it.
+// Allocates a page of memory and maps it for the device, at the address *iova.
 static uint8_t *page(uint64_t *iova) {
-    static uint64_t next = 0x2000000; // Below 256 MiB, which is as far as edu reaches.
+    static uint64_t next = 0x2000000; // Below 256 MiB, the limit of edu's DMA addresses.
     uint8_t *at = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     memset(at, 1, 4096);
     *iova = next;

@@ -6,7 +6,7 @@ using Vmm.Migration.Update;
 
 namespace Vmm.Samples.EmbeddedVmm;
 
-/// <summary>A VMM that carries its running VM into a new process of its own: the same program on both sides.</summary>
+/// <summary>A VMM that moves its running VM into a new process. The same program runs on both sides.</summary>
 public static class UpdateSample
 {
     public static async Task<int> RunAsync(string[] arguments, TextWriter output)
@@ -15,7 +15,7 @@ public static class UpdateSample
         services.AddVmm().AddMigration().AddDevice<CounterFactory>();
         await using ServiceProvider host = services.BuildServiceProvider();
 
-        // Null in the first process; in the next one, where the VM comes from.
+        // Null in the first process; in the new process it receives the VM.
         using UpdateArrival? arrival = UpdateArrival.TakeFromEnvironment();
         using Vm vm = host.GetRequiredService<VmFactory>().Create(new VmOptions
         {

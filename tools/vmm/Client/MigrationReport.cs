@@ -4,11 +4,10 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Client;
 
-/// <summary>What query-migrate says, for a person. Works on QEMU's answers too, which have no breakdown.</summary>
-/// <param name="Answer">The answer of query-migrate.</param>
+/// <summary>Formats an answer of query-migrate for people. Accepts QEMU's answers too, which have no breakdown of the downtime.</summary>
 internal sealed record MigrationReport(JsonObject Answer)
 {
-    /// <summary>Our member of query-migrate with the downtime's parts.</summary>
+    /// <summary>The member of query-migrate that vmm adds, with the parts of the downtime.</summary>
     public const string DowntimeMember = QmpServer.ExtensionPrefix + "downtime";
 
     private static readonly (string Key, string Label)[] s_parts =
@@ -22,7 +21,7 @@ internal sealed record MigrationReport(JsonObject Answer)
 
     public string? Error => Answer.Text("error-desc");
 
-    /// <summary>True if the failure is that nobody could be reached; from our record, or by the text of a QEMU, which has none.</summary>
+    /// <summary>True if the destination could not be reached: vmm's error record says so, and for QEMU, which has no record, the text does.</summary>
     public bool IsUnreachable => Answer[QmpServer.ExtensionPrefix + "error"] is JsonObject error
         ? error.Text("phase") == "connect"
         : Error?.StartsWith("Failed to connect to", StringComparison.Ordinal) == true;
@@ -39,10 +38,10 @@ internal sealed record MigrationReport(JsonObject Answer)
 
     public double RamRemaining => Ram("remaining") ?? 0;
 
-    /// <summary>Bytes a second at present, from QEMU's mbps.</summary>
+    /// <summary>Present rate in bytes a second, from QEMU's mbps.</summary>
     public double RateNow => (Ram("mbps") ?? 0) * 1e6 / 8;
 
-    /// <summary>Bytes a second over the whole migration without its setup.</summary>
+    /// <summary>Average rate of the migration without its setup, in bytes a second.</summary>
     public double RateOverall
     {
         get
@@ -52,12 +51,12 @@ internal sealed record MigrationReport(JsonObject Answer)
         }
     }
 
-    /// <summary>Stop to running, ms: with fractions where the breakdown has it.</summary>
+    /// <summary>Time from stop to running, ms; with fractions if the breakdown gives them.</summary>
     public double? DowntimeMs => Breakdown.Number("total-ms") ?? Answer.Number("downtime");
 
     private JsonObject? Breakdown => Answer[DowntimeMember] as JsonObject;
 
-    /// <summary>The lines of the summary, label and value.</summary>
+    /// <summary>The summary as pairs of label and value.</summary>
     public IReadOnlyList<string[]> Lines()
     {
         var lines = new List<string[]> { new[] { "status", Status } };
@@ -77,7 +76,7 @@ internal sealed record MigrationReport(JsonObject Answer)
         return lines;
     }
 
-    /// <summary>One line while it runs.</summary>
+    /// <summary>The progress of a running migration in one line.</summary>
     public string ProgressLine() => Status switch
     {
         "active" or "device" or "pre-switchover" when Answer["ram"] is JsonObject =>

@@ -4,7 +4,7 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Client;
 
-/// <summary>A VM in a process of its own, ours or QEMU's, with a QMP session. Disposing it ends the process, by force if need be.</summary>
+/// <summary>A child process, vmm or QEMU, that runs a VM, with a QMP session. Disposing it ends the process, if necessary by a kill.</summary>
 internal sealed class PeerProcess : IAsyncDisposable
 {
     private static readonly TimeSpan s_startDeadline = TimeSpan.FromSeconds(30), s_quitDeadline = TimeSpan.FromSeconds(5);
@@ -18,7 +18,7 @@ internal sealed class PeerProcess : IAsyncDisposable
         info.RedirectStandardError = info.RedirectStandardInput = info.RedirectStandardOutput = true;
         _process = new Process { StartInfo = info, EnableRaisingEvents = true };
         _process.ErrorDataReceived += (_, e) => OnLine(e.Data);
-        // Nothing of interest comes there, but a full pipe would stop the process.
+        // Discard the output: a full pipe would block the process.
         _process.OutputDataReceived += static (_, _) => { };
         _process.Exited += (_, _) => _ready.TrySetException(new CliException(ExitCode.Failed, $"'{info.FileName}' ended before it was ready: {Errors}"));
         _process.Start();
@@ -30,10 +30,10 @@ internal sealed class PeerProcess : IAsyncDisposable
 
     public IMonitor Monitor => _monitor ?? throw new InvalidOperationException("not connected");
 
-    /// <summary>The line with which <c>vmm run</c> says that it is ready.</summary>
+    /// <summary>The line with which <c>vmm run</c> reports that it is ready.</summary>
     public string ReadyLine => _ready.Task.Result;
 
-    /// <summary>Where <c>vmm run</c> waits for a migration, from its ready line.</summary>
+    /// <summary>The address at which <c>vmm run</c> waits for a migration, from its ready line.</summary>
     public string IncomingUri => ReadyLine[(ReadyLine.LastIndexOf(", incoming ", StringComparison.Ordinal) + ", incoming ".Length)..];
 
     public string Errors
@@ -49,8 +49,8 @@ internal sealed class PeerProcess : IAsyncDisposable
     }
 
     /// <summary>
-    /// Starts <c>vmm run</c> with these arguments and a socket at <paramref name="qmpPath"/>, and waits for its ready line. Its VM directory and
-    /// its temporary files are in <paramref name="runtimeDirectory"/>, apart from the user's own.
+    /// Starts <c>vmm run</c> with these arguments and a socket at <paramref name="qmpPath"/>, and waits for its ready line. Its VM directory and its
+    /// temporary files are in <paramref name="runtimeDirectory"/>, so that the user's own directory stays unchanged.
     /// </summary>
     public static async Task<PeerProcess> StartVmm(CliContext context, string runtimeDirectory, string qmpPath, IReadOnlyList<string> arguments, TimeSpan? deadline = null)
     {
@@ -58,7 +58,7 @@ internal sealed class PeerProcess : IAsyncDisposable
         (string file, string[] prefix) = Self();
         var info = new ProcessStartInfo(file);
         foreach (string one in prefix.Concat(["run", "--qmp", qmpPath]).Concat(arguments)) info.ArgumentList.Add(one);
-        // The runtime's sockets for diagnostics lie in the latter; of a process that is killed they stay.
+        // TMPDIR too, because .NET puts its diagnostic sockets there, and a killed process leaves them.
         info.Environment["XDG_RUNTIME_DIR"] = info.Environment["TMPDIR"] = runtimeDirectory;
         var peer = new PeerProcess(info);
         try
@@ -75,7 +75,7 @@ internal sealed class PeerProcess : IAsyncDisposable
         }
     }
 
-    /// <summary>Starts another program that makes a QMP socket, and waits until that answers.</summary>
+    /// <summary>Starts a QEMU and waits until its QMP socket answers.</summary>
     public static async Task<PeerProcess> StartQemu(CliContext context, string binary, string qmpPath, IReadOnlyList<string> arguments)
     {
         var peer = new PeerProcess(new ProcessStartInfo(binary, [.. arguments, "-qmp", $"unix:{qmpPath},server=on,wait=on"]));
@@ -91,7 +91,7 @@ internal sealed class PeerProcess : IAsyncDisposable
                 }
                 catch (CliException e) when (e.Code == ExitCode.Unreachable && !peer._process.HasExited && Stopwatch.GetElapsedTime(start) < s_startDeadline)
                 {
-                    // QEMU tells nobody when its socket is there.
+                    // QEMU does not report when it has made its socket, so poll.
                     await Task.Delay(20, context.Interrupted);
                 }
                 catch (CliException e) when (peer._process.HasExited)
@@ -120,7 +120,7 @@ internal sealed class PeerProcess : IAsyncDisposable
         }
         catch (Exception e) when (e is CliException or MonitorException or OperationCanceledException)
         {
-            // It is gone already, or does not listen: the kill below settles it.
+            // The process has ended or does not answer; the kill below ends it for certain.
         }
         finally
         {
@@ -134,7 +134,7 @@ internal sealed class PeerProcess : IAsyncDisposable
         }
     }
 
-    /// <summary>How to start this program again: as itself, or through <c>dotnet</c> where that runs it.</summary>
+    /// <summary>How to start this program again: directly, or through <c>dotnet</c> if that runs it.</summary>
     internal static (string File, string[] Prefix) Self()
     {
         string? process = Environment.ProcessPath;

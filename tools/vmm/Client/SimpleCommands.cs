@@ -4,7 +4,7 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Client;
 
-/// <summary>The verbs that are one or two QMP commands.</summary>
+/// <summary>The commands that need only one or two QMP commands.</summary>
 internal sealed class SimpleCommands(CliContext context, VmTarget target)
 {
     private static readonly TimeSpan s_settle = TimeSpan.FromSeconds(30), s_poll = TimeSpan.FromMilliseconds(20);
@@ -44,7 +44,7 @@ internal sealed class SimpleCommands(CliContext context, VmTarget target)
         return ExitCode.Ok;
     }
 
-    /// <summary><c>vmm cont</c>; a migration that waits before its switchover goes on.</summary>
+    /// <summary><c>vmm cont</c>: starts the guest, or continues a migration that waits before its switchover.</summary>
     public async Task<ExitCode> Cont()
     {
         await using IMonitor monitor = await Connect();
@@ -73,7 +73,7 @@ internal sealed class SimpleCommands(CliContext context, VmTarget target)
             if (report.Status == "completed") throw new CliException(ExitCode.Refused, "the migration was complete before it could be cancelled");
             if (report.IsTerminal) return ExitCode.Ok;
             if (context.Time.GetUtcNow() > end) throw new CliException(ExitCode.Timeout, $"the migration is still '{report.Status}' after {s_settle.TotalSeconds:0} s");
-            // A VM sends migration events only if they were switched on before it began to migrate.
+            // Poll, because a VM sends migration events only if the capability was on when the migration started.
             await Task.Delay(s_poll, context.Time, context.Interrupted);
         }
     }
@@ -88,7 +88,7 @@ internal sealed class SimpleCommands(CliContext context, VmTarget target)
         }
         catch (CliException e) when (e.Code == ExitCode.Unreachable)
         {
-            // A VM may close the socket before its answer is out (qmp 7); it is gone, as asked.
+            // A VM may close the socket before it has sent the answer (qmp 7). Either way it has ended.
         }
         await monitor.WaitForEnd(s_settle);
         return ExitCode.Ok;

@@ -7,21 +7,21 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Client;
 
-/// <summary><c>vmm update</c>: asks the VM's process to carry the VM into a new one, and prints how long the guest stood still.</summary>
+/// <summary><c>vmm update</c>: asks the VM's process to move the VM into a new one, and prints how long the guest was stopped.</summary>
 internal sealed class UpdateCommand(CliContext context, VmTarget target)
 {
     /// <summary>The new program, or null for the VM's own.</summary>
     public string? Binary { get; init; }
 
-    /// <summary>Replace the process instead of starting another.</summary>
+    /// <summary>True lets the process replace itself instead of starting a second one.</summary>
     public bool Exec { get; init; }
 
-    /// <summary>How long the new process may take.</summary>
+    /// <summary>Time limit for the new process.</summary>
     public TimeSpan Timeout { get; init; }
 
     public bool Json { get; init; }
 
-    /// <summary>A process that replaces itself cannot answer; its entry says when the VM runs again.</summary>
+    /// <summary>Waits until the VM runs again, by its entry in the VM directory: a process that replaces itself cannot answer.</summary>
     private async Task<JsonNode> FindAgain(VmDirectory directory, int pid, long asked)
     {
         using var watch = new DirectoryWatch(directory.DirectoryPath);
@@ -63,7 +63,7 @@ internal sealed class UpdateCommand(CliContext context, VmTarget target)
         }
         if (Json) Format.WriteJson(context.Out, (JsonObject)result!.DeepClone());
         else context.Out.WriteLine(string.Create(CultureInfo.InvariantCulture,
-            $"updated: the VM runs in process {result.Number("pid"):0}; it stood still for {result.Number("pause-ms"):0.0} ms, {result.Number("bytes"):0} bytes moved, {result.Number("total-ms"):0} ms in all"));
+            $"updated: the VM runs in process {result.Number("pid"):0}; it was stopped for {result.Number("pause-ms"):0.0} ms, {result.Number("bytes"):0} bytes moved, {result.Number("total-ms"):0} ms in all"));
         return ExitCode.Ok;
     }
 }

@@ -4,7 +4,7 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Client;
 
-/// <summary>Which VM a command is for: <c>--vm N</c>, <c>--qmp PATH</c>, or the only one that runs.</summary>
+/// <summary>The VM that a command addresses: <c>--vm N</c>, <c>--qmp PATH</c>, or the only running VM.</summary>
 internal sealed record VmTarget(string? Vm, string? Qmp)
 {
     public async Task<IMonitor> Connect(CliContext context, CancellationToken cancel)
@@ -14,7 +14,7 @@ internal sealed record VmTarget(string? Vm, string? Qmp)
         return await context.Connect(path, cancel);
     }
 
-    /// <summary>Takes a path, or QEMU's <c>unix:PATH</c>.</summary>
+    /// <summary>Returns the absolute path of a path or of QEMU's <c>unix:PATH</c>.</summary>
     public static string SocketPath(string text)
     {
         string path = text.StartsWith("unix:", StringComparison.Ordinal) ? OptionList.Split(text[5..])[0] : text;

@@ -9,15 +9,18 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Demo;
 
-/// <summary><c>vmm demo</c>: a busy VM moves to another process, then into a real QEMU, every page is checked; and where KVM works, a real guest moves and checks itself.</summary>
+/// <summary>
+/// <c>vmm demo</c>: migrates a busy VM to another process and then to a real QEMU, and verifies every page. If KVM works, also migrates a real guest,
+/// which verifies itself.
+/// </summary>
 internal sealed class DemoCommand(CliContext context)
 {
     private const string VerifyCommand = QmpServer.ExtensionPrefix + "workload-verify";
     private const string Memory = "512M", Workload = "pattern,rate=100M,seed=42,prefill=on";
     private const long MemoryBytes = 512L << 20;
-    private const string GuestMemory = "4M"; // A KVM that is itself emulated is slow.
+    private const string GuestMemory = "4M"; // Small, because nested KVM is slow.
 
-    // As fast as it goes, and so many rounds that what is left takes no longer than this.
+    // No rate limit; the last pass may take 20 ms.
     private static readonly string[] s_parameters = ["max-bandwidth=0", "downtime-limit=20"];
     private static readonly TimeSpan s_warmUp = TimeSpan.FromSeconds(1), s_guestDeadline = TimeSpan.FromSeconds(60), s_stateDeadline = TimeSpan.FromSeconds(10);
 
@@ -38,7 +41,7 @@ internal sealed class DemoCommand(CliContext context)
 
     private async Task<ExitCode> ToVmm(string folder)
     {
-        Heading("A running VM moves to another vmm process over TCP");
+        Heading("A running VM migrates to another vmm process over TCP");
         await using PeerProcess destination = await PeerProcess.StartVmm(context, folder, Path.Combine(folder, "b.qmp"),
             ["--name", "b", "--memory", Memory, "--workload", $"{Workload},state=on,expect=on", "--incoming", "tcp:127.0.0.1:0"]);
         await using PeerProcess source = await PeerProcess.StartVmm(context, folder, Path.Combine(folder, "a.qmp"),
@@ -52,10 +55,10 @@ internal sealed class DemoCommand(CliContext context)
         long bad = (long)(verdict.Number("bad-pages") ?? -1), checkedPages = (long)(verdict.Number("pages-checked") ?? 0);
         if (bad != 0 || checkedPages == 0)
         {
-            context.Note($"{bad} of {checkedPages} pages are wrong on the destination, the first is {verdict?["first-bad"]}");
+            context.Note($"{bad} of {checkedPages} pages are wrong on the destination, the first one {verdict?["first-bad"]}");
             return ExitCode.Failed;
         }
-        context.Out.WriteLine($"verified: all {checkedPages} pages on the destination, where the workload goes on "
+        context.Out.WriteLine($"verified: all {checkedPages} pages on the destination, where the workload continues "
             + $"({Format.Milliseconds(Stopwatch.GetElapsedTime(start).TotalMilliseconds)})");
         return ExitCode.Ok;
     }
@@ -65,10 +68,10 @@ internal sealed class DemoCommand(CliContext context)
         context.Out.WriteLine();
         if (FindOnPath("qemu-system-x86_64") is not { } qemu)
         {
-            context.Out.WriteLine("QEMU is not installed (no qemu-system-x86_64 on PATH), so the move into QEMU is left out");
+            context.Out.WriteLine("QEMU is not installed (no qemu-system-x86_64 on PATH), so the demo skips the migration to QEMU");
             return ExitCode.Ok;
         }
-        Heading("A running VM moves into QEMU");
+        Heading("A running VM migrates to QEMU");
         await using PeerProcess destination = await PeerProcess.StartQemu(context, qemu, Path.Combine(folder, "q.qmp"),
             ["-M", "none", "-m", Memory, "-nodefaults", "-display", "none", "-incoming", "tcp:127.0.0.1:0"]);
         JsonObject listening = await destination.Monitor.Query("query-migrate", context.Interrupted);
@@ -96,10 +99,10 @@ internal sealed class DemoCommand(CliContext context)
         context.Out.WriteLine();
         if (KvmPlugin.Probe() is { } missing)
         {
-            context.Out.WriteLine($"KVM cannot be used, so the move of a real guest is left out: {missing.Message}");
+            context.Out.WriteLine($"KVM is not usable, so the demo skips the migration of a real guest: {missing.Message}");
             return ExitCode.Ok;
         }
-        Heading("A guest that runs on KVM moves and checks its memory itself");
+        Heading("A guest on KVM migrates and verifies its own memory");
         string[] guest = ["--accel", "kvm", "--memory", GuestMemory, "--kernel", GuestImage.BuiltInPrefix + "memcheck"];
         await using PeerProcess destination = await PeerProcess.StartVmm(context, folder, Path.Combine(folder, "g.qmp"), ["--name", "g", .. guest, "--incoming", "tcp:127.0.0.1:0"]);
         await using PeerProcess source = await PeerProcess.StartVmm(context, folder, Path.Combine(folder, "f.qmp"), ["--name", "f", .. guest]);
@@ -110,23 +113,23 @@ internal sealed class DemoCommand(CliContext context)
         MemCheckGuest.Found moved = await Read(destination, folder), found = await Rounds(destination, folder, moved.Rounds + 2);
         if (found.Errors != 0 || found.BackSteps != 0)
         {
-            context.Note($"the guest found {found.Errors} wrong words, the first at 0x{found.FirstBad:x}, and saw {found.BackSteps} steps back in time");
+            context.Note($"the guest found {found.Errors} wrong words, the first at 0x{found.FirstBad:x}, and its clocks went back {found.BackSteps} times");
             return ExitCode.Failed;
         }
-        context.Out.WriteLine($"verified by the guest: no wrong word in {found.Rounds} rounds, and no step back in time"
-            + (found.MaxClockGapNs is { } ns ? $"; its own clock saw no gap longer than {Format.Milliseconds(ns / 1e6)}" : ""));
+        context.Out.WriteLine($"verified by the guest: no wrong word in {found.Rounds} rounds, and no clock that went back"
+            + (found.MaxClockGapNs is { } ns ? $"; the longest gap of its clock was {Format.Milliseconds(ns / 1e6)}" : ""));
         return ExitCode.Ok;
     }
 
-    /// <summary>Waits until the guest is past a round.</summary>
+    /// <summary>Waits until the guest has finished a round.</summary>
     private async Task<MemCheckGuest.Found> Rounds(PeerProcess vm, string folder, ulong rounds)
     {
         long start = Stopwatch.GetTimestamp();
         MemCheckGuest.Found found;
         while ((found = await Read(vm, folder)).Rounds <= rounds)
         {
-            if (Stopwatch.GetElapsedTime(start) > s_guestDeadline) throw new CliException(ExitCode.Timeout, $"the guest is in round {found.Rounds} and not past {rounds}");
-            // The guest counts in its memory, and memory raises no event.
+            if (Stopwatch.GetElapsedTime(start) > s_guestDeadline) throw new CliException(ExitCode.Timeout, $"the guest is in round {found.Rounds}, and has not finished round {rounds}");
+            // Poll, because a counter in guest memory raises no event.
             await Task.Delay(10, context.Interrupted);
         }
         return found;
@@ -139,7 +142,7 @@ internal sealed class DemoCommand(CliContext context)
         return MemCheckGuest.Found.Of(await File.ReadAllBytesAsync(file, context.Interrupted));
     }
 
-    /// <summary>Migrates and prints the summary; null when it worked.</summary>
+    /// <summary>Migrates and prints the summary; returns null after success.</summary>
     private async Task<ExitCode?> Move(PeerProcess source, string uri)
     {
         MigrateOptions options = MigrateOptions.Parse(uri, s_parameters, [], null);
@@ -158,7 +161,7 @@ internal sealed class DemoCommand(CliContext context)
         }
         catch (OperationCanceledException e) when (!context.Interrupted.IsCancellationRequested)
         {
-            throw new CliException(ExitCode.Timeout, $"the destination is '{now}' and not '{state}'", e);
+            throw new CliException(ExitCode.Timeout, $"the destination is '{now}', expected '{state}'", e);
         }
     }
 

@@ -3,12 +3,12 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Demo;
 
-/// <summary>Compares the guest RAM of two VMs through pmemsave, piece by piece, so that the disk needs room for two pieces only.</summary>
+/// <summary>Compares the guest RAM of two VMs through pmemsave, in pieces, so that the disk needs room for two pieces only.</summary>
 internal static class RamComparison
 {
     private const int PieceBytes = 64 << 20;
 
-    /// <summary>The first guest address at which the two differ, or null.</summary>
+    /// <summary>Returns the first guest address at which the two VMs differ, or null.</summary>
     public static async Task<long?> FirstDifference(IMonitor a, IMonitor b, long sizeBytes, string folder, CancellationToken cancel)
     {
         string fileA = Path.Combine(folder, "a.ram"), fileB = Path.Combine(folder, "b.ram");

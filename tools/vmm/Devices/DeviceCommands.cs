@@ -22,10 +22,10 @@ internal sealed class DeviceCommands(CliContext context)
         return ExitCode.Ok;
     }
 
-    /// <summary><c>vmm device serve</c>: one line a device when clients can connect, its counters at the end.</summary>
+    /// <summary><c>vmm device serve</c>: prints one line a device when clients can connect, and its counters at the end.</summary>
     public async Task<ExitCode> Serve(IReadOnlyList<string> types, IReadOnlyList<string> paths, bool once, bool verbose)
     {
-        if (types.Count != paths.Count) throw CliException.Usage($"{types.Count} --type and {paths.Count} --socket: each device needs one of both");
+        if (types.Count != paths.Count) throw CliException.Usage($"{types.Count} --type and {paths.Count} --socket: each device needs both");
         await using ServiceProvider services = VmHost.AddLog(new ServiceCollection(), verbose ? LogLevel.Debug : LogLevel.Warning).BuildServiceProvider();
         ILogger logger = services.GetRequiredService<ILoggerFactory>().CreateLogger("vfio-user");
         var served = new List<Served>();
@@ -34,7 +34,7 @@ internal sealed class DeviceCommands(CliContext context)
             for (int i = 0; i < types.Count; i++) served.Add(Served.Open(types[i], paths[i], once, logger));
             foreach (Served one in served) one.Listen(context);
             using CancellationTokenRegistration signal = context.Interrupted.Register(() => served.ForEach(static s => s.Server.Stop()));
-            // One that fails ends all: whoever started them together wants to know.
+            // A server that fails ends the others too, so that the user notices the failure.
             foreach (Served one in served) _ = one.Server.Completed.ContinueWith(_ => served.ForEach(static s => s.Server.Stop()), TaskContinuationOptions.OnlyOnFaulted);
             await Task.WhenAll(served.Select(static s => s.Server.Completed));
             return ExitCode.Ok;
@@ -53,8 +53,8 @@ internal sealed class DeviceCommands(CliContext context)
         {
             DeviceOptions options = DeviceOptions.Parse(text);
             IVfioUserDeviceType type = DeviceTypes.All.FirstOrDefault(t => t.TypeName == options.TypeName)
-                ?? throw new ConfigurationException($"no device type '{options.TypeName}' can be served") { Hint = "'vmm device list' lists what there is" };
-            // The server's own options first: the device refuses what nobody has read.
+                ?? throw new ConfigurationException($"no device type '{options.TypeName}' can be served") { Hint = "'vmm device list' lists the types" };
+            // Read the server's options first, because the device refuses options that nobody has read.
             bool onlySealed = options.GetString("map-memory", "on") == "sealed";
             var server = new VfioUserServerOptions
             {

@@ -7,36 +7,36 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Vmm.Tools.Cli.Guests;
 
 /// <summary>
-/// A guest for whoever moves VMs: it walks all RAM for ever, checks on every page what it wrote in the round before and notes how far its
-/// kvm-clock jumped. Meanwhile an edu function, when there is one, fetches a page and brings it back; each transfer is begun by the interrupt of
-/// the one before, so one that is lost ends the chain for good. What it found is in a page of its own.
+/// A guest for tests of migration and update. It walks all RAM for ever, checks on every page what it wrote in the round before, and records how far
+/// its kvm-clock jumped. If there is an edu function, it reads a page and writes it back by DMA all the time: the interrupt of each transfer starts
+/// the next one, so a lost interrupt ends the chain. The guest stores its results in a page of its own.
 /// </summary>
 internal static class BusyGuest
 {
-    /// <summary>Where the guest keeps what it found.</summary>
+    /// <summary>Address of the guest's results.</summary>
     internal const ulong StateAddress = DevCheckGuest.StateAddress;
 
-    /// <summary>Length of what it keeps.</summary>
+    /// <summary>Length of the results.</summary>
     internal const int StateBytes = 0x258;
 
-    // Reading the TSC leaves the guest on some hosts, which costs as much as many pages.
+    // On some hosts reading the TSC causes a VM exit, which costs as much as checking many pages.
     private const int PagesPerLook = 8;
     private const int Rounds = 0x200, Errors = 0x208, FirstBad = 0x210, BackSteps = 0x218, HasClock = 0x220, LastClock = 0x228, WrongPages = 0x230, IsBack = 0x238, StopGap = 0x240,
         IsStopGapOpen = 0x248, Stops = 0x250;
 
-    /// <summary>What the guest found so far.</summary>
-    /// <param name="Rounds">Rounds begun.</param>
-    /// <param name="Errors">Words that were not what it wrote.</param>
-    /// <param name="FirstBad">Address of the first, or 0.</param>
-    /// <param name="BackSteps">Looks at which kvm-clock was behind the one before.</param>
-    /// <param name="WrongPages">Pages that came back from the device with other bytes.</param>
-    /// <param name="Interrupts">Interrupts of the device.</param>
-    /// <param name="ClockNs">Its kvm-clock; 0 without one.</param>
-    /// <param name="Stops">How often kvm-clock said that the guest had been stopped.</param>
-    /// <param name="StopGapNs">The jump of kvm-clock with the last stop in it.</param>
+    /// <summary>The guest's results so far.</summary>
+    /// <param name="Rounds">Number of rounds begun.</param>
+    /// <param name="Errors">Number of words that differed from what the guest wrote.</param>
+    /// <param name="FirstBad">Address of the first such word, or 0.</param>
+    /// <param name="BackSteps">How often kvm-clock was behind its reading before.</param>
+    /// <param name="WrongPages">Number of pages that came back from the device with other bytes.</param>
+    /// <param name="Interrupts">Number of interrupts from the device.</param>
+    /// <param name="ClockNs">The last reading of kvm-clock; 0 without one.</param>
+    /// <param name="Stops">How often kvm-clock reported that the guest had been stopped.</param>
+    /// <param name="StopGapNs">The jump of kvm-clock over the last stop.</param>
     internal readonly record struct Found(ulong Rounds, ulong Errors, ulong FirstBad, ulong BackSteps, ulong WrongPages, ulong Interrupts, long ClockNs, long Stops, long StopGapNs)
     {
-        /// <summary>Reads it from the bytes at <see cref="StateAddress"/>.</summary>
+        /// <summary>Decodes the bytes at <see cref="StateAddress"/>.</summary>
         internal static Found Of(byte[] state)
         {
             long Word(int at) => BinaryPrimitives.ReadInt64LittleEndian(state.AsSpan(at));
@@ -45,7 +45,7 @@ internal static class BusyGuest
         }
     }
 
-    /// <summary>Reads what a stopped or running guest found.</summary>
+    /// <summary>Reads the results of a stopped or running guest.</summary>
     internal static Found Read(GuestMemory memory)
     {
         byte[] state = new byte[StateBytes];
@@ -53,7 +53,7 @@ internal static class BusyGuest
         return Found.Of(state);
     }
 
-    /// <summary>The flat binary.</summary>
+    /// <summary>Assembles the flat binary.</summary>
     /// <param name="blocks">Sizes of the RAM blocks.</param>
     internal static byte[] Build(IReadOnlyList<ulong> blocks)
     {
@@ -68,7 +68,7 @@ internal static class BusyGuest
         Label round = a.CreateLabel();
         a.Label(ref round);
         a.mov(r9, r8);
-        a.imul(r9, rbp); // What the last round wrote, apart from the address.
+        a.imul(r9, rbp); // What the last round wrote, without the address.
         a.inc(r8);
         a.mov(__qword_ptr[rbx + Rounds], r8);
         a.mov(r10, r8);
@@ -105,8 +105,8 @@ internal static class BusyGuest
     }
 
     /// <summary>
-    /// Compares a time in rax with the last one. When the clock says that the guest was stopped, this difference has the stop in it or, had it come
-    /// between the two readings, the next one: the greater is kept.
+    /// Compares a time in rax with the last one. If the clock reports a stop, this difference contains the stop. If the stop came between the reading of
+    /// the time and of the flag, the next difference contains it, so the greater of the two is kept.
     /// </summary>
     private static void NoteGap(Assembler a, Label done)
     {
@@ -125,7 +125,7 @@ internal static class BusyGuest
         a.jae(lesser);
         a.mov(__qword_ptr[rbx + StopGap], rax);
         a.Label(ref lesser);
-        a.inc(__qword_ptr[rbx + Stops]); // Last: who sees the count sees the gap.
+        a.inc(__qword_ptr[rbx + Stops]); // Written last, so that a reader of the count finds the gap.
         a.Label(ref closed);
         a.mov(esi, (uint)MemCheckGuest.ClockPage);
         a.test(__byte_ptr[rsi + MemCheckGuest.ClockFlags], MemCheckGuest.WasStopped);
@@ -135,7 +135,7 @@ internal static class BusyGuest
         a.mov(__qword_ptr[rbx + IsStopGapOpen], 1);
     }
 
-    /// <summary>Looks for an edu function and begins the chain.</summary>
+    /// <summary>Looks for an edu function and starts the first transfer.</summary>
     private static void StartDevice(DevCheckGuest.Code code)
     {
         Assembler a = code.A;
@@ -160,7 +160,7 @@ internal static class BusyGuest
         a.nop();
     }
 
-    /// <summary>The next transfer; a page that has come back is looked at first, and another one is sent.</summary>
+    /// <summary>Starts the next transfer. Checks a page that has come back first, and sends another one.</summary>
     private static void OnMessage(Assembler a)
     {
         Label isBack = a.CreateLabel(), right = a.CreateLabel(), done = a.CreateLabel(), word = a.CreateLabel();

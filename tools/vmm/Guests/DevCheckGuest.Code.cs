@@ -3,11 +3,13 @@ using static Iced.Intel.AssemblerRegisters;
 
 namespace Vmm.Tools.Cli.Guests;
 
-// The parts that the checks are made of. rbx: state, r12: slot and function, r13 and r14: next free memory and port, rdi: a BAR.
+// Building blocks of the checks. rbx: results, r12: slot and function, r13 and r14: next free memory and port, rdi: a BAR.
 internal static partial class DevCheckGuest
 {
-    /// <param name="a">Receives the code.</param>
-    /// <param name="onMessage">What an interrupt by message does besides being counted; it saves all registers but rax, rcx and rdx itself.</param>
+    /// <summary>
+    /// Assembles building blocks. <paramref name="onMessage"/> adds code to the handler of interrupts by message; that code saves all registers but rax,
+    /// rcx and rdx itself.
+    /// </summary>
     internal sealed class Code(Assembler a, Action? onMessage = null)
     {
         private Label _onPin = a.CreateLabel(), _onMessage = a.CreateLabel(), _setPins = a.CreateLabel();
@@ -43,7 +45,7 @@ internal static partial class DevCheckGuest
             UnmaskPins();
         }
 
-        /// <summary>A register of the present function into eax.</summary>
+        /// <summary>Reads a config register of the present function into eax.</summary>
         internal void ReadConfig(int register)
         {
             ChooseConfig(register);
@@ -51,7 +53,7 @@ internal static partial class DevCheckGuest
             a.@in(eax, dx);
         }
 
-        /// <summary>Writes ecx to a register of the present function.</summary>
+        /// <summary>Writes ecx to a config register of the present function.</summary>
         internal void WriteConfig(int register)
         {
             ChooseConfig(register);
@@ -66,7 +68,7 @@ internal static partial class DevCheckGuest
             WriteConfig(register);
         }
 
-        /// <summary>Sizes all BARs, puts each at a multiple of its size, notes where, and switches decoding and bus mastering on.</summary>
+        /// <summary>Sizes all BARs, maps each at a multiple of its size, records the addresses, and switches decoding and bus mastering on.</summary>
         internal void GiveAddresses()
         {
             WriteConfig(4, 0);
@@ -94,7 +96,7 @@ internal static partial class DevCheckGuest
             WriteConfig(4, 7);
         }
 
-        /// <summary>From what a BAR reads back in eax: its size, and the next such place into ecx.</summary>
+        /// <summary>Computes the size of a BAR from its value in eax, and puts the next aligned address into ecx.</summary>
         private void Place(AssemblerRegister64 next, int mask, int width)
         {
             a.and(eax, mask);
@@ -108,7 +110,7 @@ internal static partial class DevCheckGuest
             a.lea(next, __[rcx + rax]);
         }
 
-        /// <summary>Counts a check as held when the zero flag is set.</summary>
+        /// <summary>Counts a check as held if the zero flag is set.</summary>
         internal void Check(int number)
         {
             Label held = a.CreateLabel(), done = a.CreateLabel();
@@ -124,7 +126,7 @@ internal static partial class DevCheckGuest
             a.nop();
         }
 
-        /// <summary>Waits, with interrupts, until the condition sets the zero flag, and checks that it did. It may use rax and rdx.</summary>
+        /// <summary>Waits, with interrupts on, until the condition sets the zero flag, and checks that it did. The condition may use rax and rdx.</summary>
         internal void Await(int number, Action condition)
         {
             Label again = a.CreateLabel(), done = a.CreateLabel();
@@ -145,7 +147,7 @@ internal static partial class DevCheckGuest
             Check(number);
         }
 
-        /// <summary>Notes a counter of interrupts, and gives the condition that there was one more.</summary>
+        /// <summary>Records a counter of interrupts and returns the condition that it has risen by one.</summary>
         internal Action OneMore(int counter)
         {
             a.mov(r15, __qword_ptr[rbx + counter]);
@@ -158,7 +160,7 @@ internal static partial class DevCheckGuest
             };
         }
 
-        /// <summary>Lets pins interrupt again; the first such interrupt closes them.</summary>
+        /// <summary>Unmasks the interrupt pins; the first interrupt masks them again.</summary>
         internal void UnmaskPins()
         {
             a.mov(ecx, LevelTriggered);
@@ -180,7 +182,7 @@ internal static partial class DevCheckGuest
             a.Label(ref _onPin);
             Save();
             a.inc(__qword_ptr[rbx + Pins]);
-            // Whoever waits must quiet the device first.
+            // Mask the pins until the waiting code has quieted the device.
             a.mov(ecx, LevelTriggered | Masked);
             a.call(_setPins);
             Leave();

@@ -4,7 +4,7 @@ using static Iced.Intel.AssemblerRegisters;
 
 namespace Vmm.Tools.Cli.Guests;
 
-// One check list a device.
+// The checks of each device.
 internal static partial class DevCheckGuest
 {
     internal const uint EduId = 0x11e81234;
@@ -18,7 +18,7 @@ internal static partial class DevCheckGuest
     private static void CheckEdu(Code c)
     {
         Assembler a = c.A;
-        c.WriteConfig(0x40, 0); // No messages yet: a round before may have left them on.
+        c.WriteConfig(0x40, 0); // Switch MSI off: the round before may have left it on.
         a.mov(rdi, __qword_ptr[rbx + Bars]);
         a.cmp(__dword_ptr[rdi], (int)EduDevice.Identification);
         c.Check(101);
@@ -39,7 +39,8 @@ internal static partial class DevCheckGuest
         a.mov(__dword_ptr[rdi + 0x64], 2);
         a.cmp(__dword_ptr[rdi + 0x24], 0);
         c.Check(107);
-        // The line is down. It may come up once more: a pin that goes by eventfds is signalled again after an EOI, and that was before the device was quiet.
+        // The line is down, but may rise once more: a pin that is routed through eventfds is signalled again after an EOI, and the EOI came before the
+        // device was quiet.
         Label again = a.CreateLabel(), quiet = a.CreateLabel();
         a.mov(r8d, 4);
         a.Label(ref again);
@@ -102,7 +103,7 @@ internal static partial class DevCheckGuest
         a.test(ecx, ecx);
     }
 
-    /// <summary>Three writes of a pin bring its level back.</summary>
+    /// <summary>Checks the count of a pin: after three writes its bit is set again.</summary>
     private static void CheckGpio(Code c)
     {
         Assembler a = c.A;
@@ -121,7 +122,7 @@ internal static partial class DevCheckGuest
         }
     }
 
-    /// <summary>Not its timer: it writes to memory of its own choice.</summary>
+    /// <summary>Checks everything but the timer, which writes to addresses that the device chooses.</summary>
     private static void CheckSample(Code c)
     {
         Assembler a = c.A;
@@ -146,7 +147,7 @@ internal static partial class DevCheckGuest
         a.mov(rdi, __qword_ptr[rbx + Bars]);
         a.cmp(__dword_ptr[rdi + (int)DmaTestRegisters.Id], (int)DmaTestRegisters.IdValue);
         c.Check(401);
-        // Memory that the guest reaches directly where the accelerator and the device allow it.
+        // This memory is mapped into the guest if the accelerator and the device allow it.
         a.mov(rsi, __qword_ptr[rbx + Bars + 16]);
         a.mov(rax, __qword_ptr[rbx]);
         a.mov(__qword_ptr[rsi + 0x1008], rax);
@@ -169,7 +170,7 @@ internal static partial class DevCheckGuest
         a.mov(__qword_ptr[rsi], 0);
         Register(a, DmaTestRegisters.Base, Page);
         Register(a, DmaTestRegisters.Length, 4096);
-        Register(a, DmaTestRegisters.Rate, 4096); // One block a second; the first one at once.
+        Register(a, DmaTestRegisters.Rate, 4096); // One block a second, of which the first comes at once.
         a.mov(__dword_ptr[rdi + (int)DmaTestRegisters.InterruptEvery], 1);
         Register(a, DmaTestRegisters.Sequence, 7);
         Action message = c.OneMore(Messages);

@@ -6,15 +6,15 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Vmm.Tools.Cli.Guests;
 
 /// <summary>
-/// A guest that drives the shipped devices as a driver would: it finds them by configuration space, gives them addresses, reads and writes their
-/// registers, takes their interrupts by pin and by message, and lets them write its memory. What it found is in a page of its own.
+/// A guest that drives vmm's devices as a driver does: it finds them in configuration space, maps their BARs, reads and writes their registers, handles
+/// their interrupts by pin and by message, and lets them write its memory. It stores its results in a page of its own.
 /// </summary>
 internal static partial class DevCheckGuest
 {
-    /// <summary>Where the guest keeps what it found, as u64: rounds, devices, checks that held, that did not, the first such, interrupts by message, by pin.</summary>
+    /// <summary>Address of the results, as u64: rounds, devices, held checks, broken checks, first broken check, interrupts by message, by pin.</summary>
     internal const ulong StateAddress = 0x180000;
 
-    /// <summary>Length of what it keeps.</summary>
+    /// <summary>Length of the results.</summary>
     internal const int StateBytes = 56;
 
     private const int Rounds = 0, Devices = 8, Held = 16, Broken = 24, FirstBroken = 32, Pins = 48;
@@ -29,17 +29,17 @@ internal static partial class DevCheckGuest
     internal const int FirstPort = 0x2000;
     private const ulong PatienceTicks = 40_000_000_000; // Ten seconds or more on any host.
 
-    /// <summary>What the guest found so far.</summary>
-    /// <param name="Rounds">Rounds done.</param>
-    /// <param name="Devices">Known devices in the last round.</param>
-    /// <param name="Held">Checks that held.</param>
-    /// <param name="Broken">Checks that did not.</param>
-    /// <param name="FirstBroken">The first of those: device's number times 100 and the check's.</param>
-    /// <param name="Messages">Interrupts by message.</param>
-    /// <param name="Pins">Interrupts by pin.</param>
+    /// <summary>The guest's results so far.</summary>
+    /// <param name="Rounds">Number of rounds done.</param>
+    /// <param name="Devices">Number of known devices in the last round.</param>
+    /// <param name="Held">Number of checks that held.</param>
+    /// <param name="Broken">Number of checks that did not hold.</param>
+    /// <param name="FirstBroken">The first of those: the device's number times 100 plus the check's number.</param>
+    /// <param name="Messages">Number of interrupts by message.</param>
+    /// <param name="Pins">Number of interrupts by pin.</param>
     internal readonly record struct Found(ulong Rounds, ulong Devices, ulong Held, ulong Broken, ulong FirstBroken, ulong Messages, ulong Pins)
     {
-        /// <summary>Reads it from the bytes at <see cref="StateAddress"/>.</summary>
+        /// <summary>Decodes the bytes at <see cref="StateAddress"/>.</summary>
         internal static Found Of(byte[] state)
         {
             ulong Word(int at) => BinaryPrimitives.ReadUInt64LittleEndian(state.AsSpan(at));
@@ -48,7 +48,7 @@ internal static partial class DevCheckGuest
         }
     }
 
-    /// <summary>Reads what a stopped or running guest found.</summary>
+    /// <summary>Reads the results of a stopped or running guest.</summary>
     internal static Found Read(GuestMemory memory)
     {
         byte[] state = new byte[StateBytes];
@@ -56,7 +56,7 @@ internal static partial class DevCheckGuest
         return Found.Of(state);
     }
 
-    /// <summary>A flat binary that only takes interrupts and counts them.</summary>
+    /// <summary>Assembles a flat binary that only counts interrupts.</summary>
     internal static byte[] BuildWaiting()
     {
         var a = new Assembler(64);
@@ -72,8 +72,7 @@ internal static partial class DevCheckGuest
         return GuestImage.Assemble(a, GuestImage.FlatAddress);
     }
 
-    /// <summary>The flat binary.</summary>
-    /// <param name="once">Switch off after one round, with the number of broken checks as exit code; else go on for ever.</param>
+    /// <summary>Assembles the flat binary. With <paramref name="once"/> it powers off after one round, with the number of broken checks as exit code.</summary>
     internal static byte[] Build(bool once)
     {
         var a = new Assembler(64);

@@ -6,16 +6,14 @@ namespace Vmm.Tools.Cli.Guests;
 /// <summary>Turns assembled code into the flat binaries that <c>--kernel</c> takes.</summary>
 internal static class GuestImage
 {
-    /// <summary>Where flat binaries go and start.</summary>
+    /// <summary>Load address and entry point of flat binaries.</summary>
     internal const ulong FlatAddress = 0x100000;
 
-    /// <summary>What <c>--kernel</c> starts with for a guest of our own.</summary>
+    /// <summary>Prefix of <c>--kernel</c> for a built-in guest.</summary>
     internal const string BuiltInPrefix = "builtin:";
 
-    /// <summary>A guest of our own by its name.</summary>
-    /// <param name="name">The name.</param>
-    /// <param name="blocks">Sizes of the RAM blocks.</param>
-    /// <exception cref="ConfigurationException">There is none of that name.</exception>
+    /// <summary>Assembles the built-in guest of a name, for RAM blocks of these sizes.</summary>
+    /// <exception cref="ConfigurationException">There is no guest of that name.</exception>
     internal static byte[] BuiltIn(string name, IReadOnlyList<ulong> blocks) => name switch
     {
         "busy" => BusyGuest.Build(blocks),
@@ -26,7 +24,7 @@ internal static class GuestImage
         _ => throw new ConfigurationException($"--kernel 'builtin:{name}': not known; known: builtin:memcheck, builtin:devcheck, builtin:busy, builtin:smp"),
     };
 
-    /// <summary>The code for its address.</summary>
+    /// <summary>Assembles code for an address.</summary>
     internal static byte[] Assemble(Assembler assembler, ulong address)
     {
         using var stream = new MemoryStream();

@@ -6,28 +6,29 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Vmm.Tools.Cli.Guests;
 
 /// <summary>
-/// A guest that walks memory for ever: in each round it checks on every page what it wrote in the round before, writes this round's words, and
-/// looks how far its TSC and its kvm-clock have moved, so that it sees its own downtime. What it found is in a page of its own.
+/// A guest that walks memory for ever: in each round it checks on every page what it wrote in the round before, writes this round's words, and reads
+/// its TSC and kvm-clock, whose jumps show its own downtime. It stores its results in a page of its own.
 /// </summary>
 internal static class MemCheckGuest
 {
     /// <summary>
-    /// Where the guest keeps what it found: rounds, errors, first bad address, largest TSC gap, last TSC, steps back of it; then largest gap, last
-    /// time and steps back of kvm-clock, and whether it has one; then how often it was stopped, the gap of the last stop by both clocks, by both
-    /// the gap before the last; the time stolen from its vCPU as of the last look, before and after the last stop, and as of the look before the last.
+    /// Address of the results, as u64 from 0: rounds, errors, first bad address; of the TSC from 24 the largest gap, last reading, steps back; the same of
+    /// kvm-clock from 48, and at 72 whether there is one; at 80 the number of stops; the gap of the last stop by TSC at 88, by kvm-clock at 96; the
+    /// gap before the present one by both from 104; stolen time at the last reading at 120, before and after the last stop from 128, at the reading
+    /// before the last at 144.
     /// </summary>
     internal const ulong StateAddress = 0x180000;
 
-    /// <summary>Length of what it keeps.</summary>
+    /// <summary>Length of the results.</summary>
     internal const int StateBytes = 152;
 
-    /// <summary>First page it works on.</summary>
+    /// <summary>First page that it checks.</summary>
     internal const ulong FirstAddress = 0x200000;
 
-    /// <summary>What a round's number is multiplied with.</summary>
+    /// <summary>Factor that makes a round's words of the round's number.</summary>
     internal const long Mix = unchecked((long)0x9e3779b97f4a7c15);
 
-    /// <summary>Where the host counts the ns for which it kept the vCPU waiting (<c>struct kvm_steal_time</c>), if it does.</summary>
+    /// <summary>Address at which the host, if it can, counts the ns for which the vCPU waited (<c>struct kvm_steal_time</c>).</summary>
     internal const ulong StealAddress = 0x182000;
 
     internal const ulong ClockPage = 0x181000;
@@ -36,22 +37,22 @@ internal static class MemCheckGuest
     internal const int ClockFlags = 29, WasStopped = 1 << 1; // Set by the host when it starts the guest again (PVCLOCK_GUEST_STOPPED), cleared by the guest.
     private const int LastWord = 4088, RoundsPerDot = 16, SerialPort = 0x3f8;
 
-    /// <summary>What the guest found so far.</summary>
-    /// <param name="Rounds">Rounds begun.</param>
-    /// <param name="Errors">Words that were not what it wrote.</param>
-    /// <param name="FirstBad">Address of the first, or 0.</param>
-    /// <param name="MaxGapTicks">Largest distance of two looks at the TSC.</param>
-    /// <param name="BackSteps">Looks at which the TSC or kvm-clock was behind the one before.</param>
-    /// <param name="MaxClockGapNs">The largest distance by kvm-clock, null without one.</param>
-    /// <param name="Stops">How often kvm-clock said that the guest had been stopped.</param>
-    /// <param name="StopGapTicks">The distance of two looks with the last stop between them, by TSC.</param>
-    /// <param name="StopGapNs">The same by kvm-clock.</param>
-    /// <param name="StolenBeforeNs">What the host had stolen from its vCPU at the look before that gap, or a little earlier.</param>
-    /// <param name="StolenAfterNs">The same at the look after it.</param>
+    /// <summary>The guest's results so far.</summary>
+    /// <param name="Rounds">Number of rounds begun.</param>
+    /// <param name="Errors">Number of words that differed from what the guest wrote.</param>
+    /// <param name="FirstBad">Address of the first such word, or 0.</param>
+    /// <param name="MaxGapTicks">Largest difference of two readings of the TSC.</param>
+    /// <param name="BackSteps">How often the TSC or kvm-clock was behind its reading before.</param>
+    /// <param name="MaxClockGapNs">Largest difference of two readings of kvm-clock; null without one.</param>
+    /// <param name="Stops">How often kvm-clock reported that the guest had been stopped.</param>
+    /// <param name="StopGapTicks">The difference of the two TSC readings around the last stop.</param>
+    /// <param name="StopGapNs">The same of kvm-clock.</param>
+    /// <param name="StolenBeforeNs">Stolen time of the vCPU at the reading before that stop, or a little earlier.</param>
+    /// <param name="StolenAfterNs">Stolen time at the reading after that stop.</param>
     internal readonly record struct Found(ulong Rounds, ulong Errors, ulong FirstBad, ulong MaxGapTicks, ulong BackSteps, ulong? MaxClockGapNs, ulong Stops,
         ulong StopGapTicks, ulong StopGapNs, ulong StolenBeforeNs, ulong StolenAfterNs)
     {
-        /// <summary>Reads it from the bytes at <see cref="StateAddress"/>.</summary>
+        /// <summary>Decodes the bytes at <see cref="StateAddress"/>.</summary>
         internal static Found Of(ReadOnlySpan<byte> state)
         {
             Span<ulong> words = stackalloc ulong[StateBytes / 8];
@@ -60,8 +61,7 @@ internal static class MemCheckGuest
         }
     }
 
-    /// <summary>The flat binary.</summary>
-    /// <param name="endAddress">End of the memory to work on.</param>
+    /// <summary>Assembles the flat binary, which checks memory up to <paramref name="endAddress"/>.</summary>
     internal static byte[] Build(ulong endAddress)
     {
         var a = new Assembler(64);
@@ -75,7 +75,7 @@ internal static class MemCheckGuest
         a.xor(r8d, r8d);
         a.Label(ref round);
         a.mov(r9, r8);
-        a.imul(r9, rbp); // What the last round wrote, apart from the address.
+        a.imul(r9, rbp); // What the last round wrote, without the address.
         a.inc(r8);
         a.mov(__qword_ptr[rbx], r8);
         a.mov(r10, r8);
@@ -84,7 +84,7 @@ internal static class MemCheckGuest
         a.Label(ref page);
         CheckPage(a, errors: 8, firstBad: 16);
         a.mov(esi, (uint)ClockPage);
-        a.movzx(r12d, __byte_ptr[rsi + ClockFlags]); // Before the look: what it says then lies in this gap or at the end of the one before.
+        a.movzx(r12d, __byte_ptr[rsi + ClockFlags]); // Read before the clocks: the stop that it reports is in this gap or the one before.
         a.rdtsc();
         a.shl(rdx, 32);
         a.or(rax, rdx);
@@ -108,8 +108,8 @@ internal static class MemCheckGuest
     }
 
     /// <summary>
-    /// Compares the page at rdi with what the last round wrote, unless this is the first, and writes what this one does: r8 is the round, r9 and r10
-    /// are what they write apart from the address. Counts and the first bad address are at these places of the page at rbx. Uses rax.
+    /// Compares the page at rdi with what the last round wrote, unless this is the first round, and writes this round's words. r8 is the round; r9 and r10
+    /// are the words of the last and of this round, without the address. Results go to these offsets of the page at rbx. Uses rax.
     /// </summary>
     internal static void CheckPage(Assembler a, int errors, int firstBad)
     {
@@ -134,7 +134,7 @@ internal static class MemCheckGuest
         a.mov(__qword_ptr[rdi + LastWord], rax);
     }
 
-    /// <summary>Reads what a stopped or running guest found.</summary>
+    /// <summary>Reads the results of a stopped or running guest.</summary>
     internal static Found Read(GuestMemory memory)
     {
         byte[] state = new byte[StateBytes];
@@ -142,14 +142,14 @@ internal static class MemCheckGuest
         return Found.Of(state);
     }
 
-    /// <summary>Asks for a kvm-clock if there is one, and notes the time.</summary>
+    /// <summary>Enables kvm-clock if there is one, and records the time.</summary>
     private static void StartClock(Assembler a)
     {
         StartClock(a, has: 72, last: 56);
         StartSteal(a);
     }
 
-    /// <summary>As the other, with places of the caller's in the page at rbx.</summary>
+    /// <summary>The same, with the caller's offsets in the page at rbx.</summary>
     internal static void StartClock(Assembler a, int has, int last)
     {
         Label none = a.CreateLabel();
@@ -169,7 +169,7 @@ internal static class MemCheckGuest
         a.nop();
     }
 
-    /// <summary>Asks KVM to keep something at an address, if it has the feature; leaves the guest's page in rbx.</summary>
+    /// <summary>Makes KVM maintain a structure at an address if it has the feature; leaves the address of the results in rbx.</summary>
     private static void Enable(Assembler a, int feature, uint msr, ulong address, Label none)
     {
         a.mov(eax, KvmFeatures);
@@ -183,7 +183,7 @@ internal static class MemCheckGuest
         a.wrmsr();
     }
 
-    /// <summary>Nanoseconds into rax, as the structure's version allows; uses rcx, rdx and r11.</summary>
+    /// <summary>Reads kvm-clock, ns, into rax, and retries while the structure's version changes. Uses rcx, rdx and r11.</summary>
     internal static void ReadClock(Assembler a)
     {
         Label again = a.CreateLabel(), right = a.CreateLabel(), shifted = a.CreateLabel();
@@ -215,7 +215,7 @@ internal static class MemCheckGuest
         a.jne(again);
     }
 
-    /// <summary>If the guest was stopped, the longer of the last two gaps by each clock is that of the stop. Gaps in r13 and r14, flags in r12.</summary>
+    /// <summary>After a stop records, for each clock, the longer of the last two gaps as that of the stop. Gaps in r13 and r14, flags in r12.</summary>
     private static void NoteStop(Assembler a)
     {
         Label running = a.CreateLabel();
@@ -237,7 +237,7 @@ internal static class MemCheckGuest
         a.cmovb(rax, __qword_ptr[rbx + 144]);
         a.mov(__qword_ptr[rbx + 128], rax);
         a.mov(__qword_ptr[rbx + 136], r15);
-        a.inc(__qword_ptr[rbx + 80]); // Last: who sees the count sees the gap.
+        a.inc(__qword_ptr[rbx + 80]); // Written last, so that a reader of the count finds the gap.
         a.Label(ref running);
         a.mov(__qword_ptr[rbx + 104], r13);
         a.mov(__qword_ptr[rbx + 112], r14);
@@ -246,7 +246,7 @@ internal static class MemCheckGuest
         a.mov(__qword_ptr[rbx + 120], r15);
     }
 
-    /// <summary>Compares a time in rax with the last one, notes it, and keeps the distance.</summary>
+    /// <summary>Compares a time in rax with the last one, records it, and leaves the difference in <paramref name="keep"/>.</summary>
     private static void Look(Assembler a, int gap, int last, int back, AssemblerRegister64 keep)
     {
         Label forward = a.CreateLabel(), done = a.CreateLabel();

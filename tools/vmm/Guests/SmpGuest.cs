@@ -3,16 +3,16 @@ using static Iced.Intel.AssemblerRegisters;
 
 namespace Vmm.Tools.Cli.Guests;
 
-/// <summary>Two vCPUs that hand a token to each other for ever; the second is started as a PC's is, by INIT and start-up interrupts.</summary>
+/// <summary>Two vCPUs that hand a token to each other for ever; the first starts the second as on a PC, by INIT and start-up interrupts.</summary>
 internal static class SmpGuest
 {
-    /// <summary>u32 whose turn it is, then u32 turns of the first and u32 turns of the second vCPU.</summary>
+    /// <summary>u32 the vCPU that has the token, then u32 turns of the first and u32 turns of the second vCPU.</summary>
     internal const ulong StateAddress = 0x8800;
 
     private const ulong Trampoline = 0x8000, ApicCommandLow = 0xfee00300;
     private const int Init = 0x000c4500, StartUp = 0x000c4600;
 
-    /// <summary>The flat binary.</summary>
+    /// <summary>Assembles the flat binary.</summary>
     internal static byte[] Build() => Build(Second(), static a =>
     {
         Label wait = a.CreateLabel();
@@ -25,7 +25,7 @@ internal static class SmpGuest
         a.jmp(wait);
     });
 
-    /// <summary>A flat binary whose vCPUs, any number, only spin; the state's first byte counts those that were started.</summary>
+    /// <summary>Assembles a flat binary for any number of vCPUs, which only spin; the state's first byte counts the started ones.</summary>
     internal static byte[] BuildSpinning() => Build(Spin(), static a =>
     {
         Label here = a.CreateLabel();
@@ -68,7 +68,7 @@ internal static class SmpGuest
         return GuestImage.Assemble(a, Trampoline);
     }
 
-    /// <summary>In real mode, where a start-up interrupt leads.</summary>
+    /// <summary>Assembles the second vCPU's code, which a start-up interrupt starts in real mode.</summary>
     private static byte[] Second()
     {
         var a = new Assembler(16);

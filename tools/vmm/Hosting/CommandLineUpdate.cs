@@ -4,16 +4,12 @@ using Vmm.Tools.Cli.Registry;
 
 namespace Vmm.Tools.Cli.Hosting;
 
-/// <summary>What an update of <c>vmm run</c> adds to the library's: the command line of the new process, and what a failed one leaves in the VM directory.</summary>
+/// <summary>Options for an update of <c>vmm run</c>: the command line of the new process, and the removal of its files after a failure.</summary>
 internal static class CommandLineUpdate
 {
     private static readonly string[] s_perProcess = ["--incoming", "--replaces"], s_flags = ["--paused", "-S"];
 
-    /// <summary>An update that a QMP client asks for.</summary>
-    /// <param name="request">What the client says.</param>
-    /// <param name="commandLine">The arguments of this process.</param>
-    /// <param name="directory">Where the sockets go.</param>
-    /// <param name="registration">The VM's entry.</param>
+    /// <summary>Builds the options of an update that a QMP client requests, from the command line of this process.</summary>
     internal static UpdateOptions Describe(QmpUpdateRequest request, IReadOnlyList<string> commandLine, VmDirectory directory, VmRegistration registration) => new()
     {
         Binary = request.Binary,
@@ -21,7 +17,7 @@ internal static class CommandLineUpdate
         Timeout = request.Timeout,
         Arguments = Own(commandLine),
         ChannelArguments = Channels,
-        // With these a `vmm` reads all of its options, makes nothing, and ends.
+        // With these arguments `vmm run` checks all of its options, makes nothing, and exits.
         TrialArguments = ["--device", "help"],
         Directory = directory.DirectoryPath,
         Abandoned = pid =>
@@ -31,7 +27,7 @@ internal static class CommandLineUpdate
         },
     };
 
-    /// <summary>The arguments of this process without what concerned its own start.</summary>
+    /// <summary>Returns the arguments without those that concern the start of this process only.</summary>
     internal static IReadOnlyList<string> Own(IReadOnlyList<string> arguments)
     {
         var own = new List<string>();
@@ -40,7 +36,7 @@ internal static class CommandLineUpdate
             string one = arguments[i];
             if (s_flags.Contains(one))
             {
-                // A flag may have its value beside it.
+                // A flag's value may be the next argument.
                 if (i + 1 < arguments.Count && bool.TryParse(arguments[i + 1], out _)) i++;
                 continue;
             }

@@ -10,8 +10,8 @@ internal static class MemoryOption
     private const string Option = "--memory";
     private const ulong DefaultSizeBytes = 128 << 20;
 
-    /// <summary>Parses all <c>--memory</c> options; none means one block of 128 MiB. Names follow QEMU's: ram, ram1, ram2 and so on.</summary>
-    /// <exception cref="ConfigurationException">Names the option and what is wrong.</exception>
+    /// <summary>Parses all <c>--memory</c> options; without any there is one block of 128 MiB. Default names: ram, ram1, ram2 and so on.</summary>
+    /// <exception cref="ConfigurationException">An option is malformed; the message names the option and the reason.</exception>
     public static IReadOnlyList<RamBlockOptions> Parse(IReadOnlyList<string> texts)
     {
         if (texts.Count == 0) return [new RamBlockOptions { Name = "ram", SizeBytes = DefaultSizeBytes }];

@@ -32,10 +32,10 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         await using ServiceProvider services = VmHost.Build(verbose,
             options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name), Rehearsal(directory));
         MoveRehearsal rehearsal = services.GetRequiredService<MoveRehearsal>();
-        // Who waits for a VM has the time, and the VM then stands still for less.
+        // A process that waits for a VM has time to rehearse, which shortens the stop of that VM.
         bool waits = options.Replaces is not null || options.Incoming is { IsSocket: true };
         if (waits) await rehearsal.RunAsync(options.Vm);
-        if (inherited is not null && options.Cpr is not null) context.Note("the cpr channel is not used: this process has replaced itself");
+        if (inherited is not null && options.Cpr is not null) context.Note("the cpr channel is not used, because this process has replaced itself");
         using CprTransferReceiver? cpr = options.Cpr is null || inherited is not null ? null : Receive(options.Cpr, arrival);
         using Vm vm = CreateVm(services, inherited ?? cpr?.Incoming);
         using QmpServer server = vm.Services.GetRequiredService<QmpServer>();
@@ -47,7 +47,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         cpr?.Dispose();
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
         context.Note($"ready: pid {Environment.ProcessId}, qmp {registration.Entry.QmpPath}{incoming}");
-        // Most of what a stop costs the first time is the vCPUs' state; beside a guest that starts there is time too.
+        // Rehearse while the guest starts: the first stop otherwise takes long, mostly to save the vCPUs' state.
         Task rehearsing = waits || inherited is not null || vm.Accelerator is null ? Task.CompletedTask : rehearsal.RunAsync(options.Vm);
         try
         {
@@ -80,7 +80,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         return ExitCode.Ok;
     }
 
-    /// <summary>How the VM gets here if this process was started for an update, or null.</summary>
+    /// <summary>Returns the arrival if this process was started for an update, else null.</summary>
     private UpdateArrival? Arrival()
     {
         UpdateArrival? told = UpdateArrival.TakeFromEnvironment();
@@ -93,14 +93,14 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
     {
         CreateStandIn = static (real, socketPath) => new VmmStandIn(real, socketPath),
         Directory = directory.DirectoryPath,
-        Failed = problem => context.Note($"the rehearsal of a move failed, the guest may stand still for longer: {problem}"),
+        Failed = problem => context.Note($"the rehearsal of a move failed, so a move may stop the guest for longer: {problem}"),
     };
 
-    /// <summary>The name and the socket move after the VM does: until then they are the old process's, which may have to go on.</summary>
+    /// <summary>Takes the VM's name and socket over once the VM is here. Until then the old process needs them, because it may have to continue.</summary>
     private void TakeOverWhenHere(Vm vm, QmpServer server, VmRegistration registration, UpdateArrival? arrival) => vm.Migration().StatusChanged += status =>
     {
         if (status != MigrationStatus.Completed || vm.Migration().Query() is not { IsIncoming: true } info) return;
-        // The stream of a process that replaced itself is of no use to anybody else.
+        // Nobody else needs the stream file of a process that has replaced itself.
         if (registration.Replaces is null && options.Incoming is { Transport: MigrationTransport.File } file) Try("its state stays", () => File.Delete(file.Path));
         string listens = registration.ListenPath, place = registration.Entry.QmpPath;
         if (listens != place && Try($"its QMP socket stays at '{listens}'", () => server.MoveListener(listens, place))) listens = place;
@@ -110,7 +110,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         context.Note($"update: the VM of process {registration.Replaces ?? Environment.ProcessId} runs here, pid {Environment.ProcessId}");
     };
 
-    /// <summary>The guest runs here already: what fails now is told, and nothing else.</summary>
+    /// <summary>Runs a step of the take-over and only reports its failure, because the guest runs here already.</summary>
     private bool Try(string otherwise, Action action)
     {
         try
@@ -143,7 +143,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         IMigrationEngine engine = vm.Migration();
         void Look(MigrationStatus status)
         {
-            // A stream that has begun may be whole, or else it fails.
+            // A stream that has begun may be complete; if it is not, the load fails by itself.
             bool waits = status == MigrationStatus.Setup || status.IsTerminal();
             if (!arrival.OldEnded.IsCancellationRequested || !waits || vm.RunState.State != RunState.InMigrate) return;
             context.Note(Gone(arrival));
@@ -193,14 +193,14 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
             if (status is not (MigrationStatus.Failed or MigrationStatus.Cancelled)) return;
             if (vm.RunState.State != RunState.InMigrate)
             {
-                // The other side has let go: what is here is the only one.
+                // The source has released the VM, so the VM here is the only one.
                 if (engine.Query() is { IsIncoming: true, Error: { } error })
                     context.Note($"the VM has arrived and is {vm.RunState.State.ToWireName()}, qmp {registration.ListenPath}: {error}");
                 return;
             }
             if (status == MigrationStatus.Cancelled && !inherited) return;
-            // With a socket the VM goes on waiting; with anything else there is nothing left to wait for. Memory and devices that came by
-            // descriptor are the other process's again: whoever tries once more begins with a new process.
+            // Only a socket can bring another attempt. A VM whose RAM and devices came by descriptor must not wait either: they belong to the other
+            // process again, and another attempt needs a new process.
             bool waits = address.IsSocket && !inherited;
             context.Note($"incoming migration failed: {engine.Query().Error?.ToString() ?? "cancelled"}{(waits ? "; waiting for another" : string.Empty)}");
             if (!waits) _end.TrySetResult(ExitCode.Failed);

@@ -11,29 +11,29 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Hosting;
 
-/// <summary>The options of <c>vmm run</c>, checked before anything is made.</summary>
+/// <summary>The options of <c>vmm run</c>, checked before the command makes anything.</summary>
 internal sealed record RunOptions
 {
     public required VmOptions Vm { get; init; }
 
-    /// <summary>Where to take a migration from, or null.</summary>
+    /// <summary>Address at which to wait for a migration, or null.</summary>
     public MigrationAddress? Incoming { get; init; }
 
-    /// <summary>Where to take descriptors from, before anything is made, or null.</summary>
+    /// <summary>Address at which to receive descriptors before the VM is made, or null.</summary>
     public MigrationAddress? Cpr { get; init; }
 
-    /// <summary>Whether something changes the RAM that needs no accelerator: <c>--accel auto</c> can then do without.</summary>
+    /// <summary>True if there is a workload, which needs no accelerator: <c>--accel auto</c> then works without KVM.</summary>
     public bool HasWorkload { get; init; }
 
-    /// <summary>The process whose VM, with its name and socket, this one takes over; or null.</summary>
+    /// <summary>The pid of the process whose VM, name and socket this process takes over, or null.</summary>
     public int? Replaces { get; init; }
 
-    /// <summary>The socket's absolute path, or null for the default in the VM directory.</summary>
+    /// <summary>Absolute path of the QMP socket, or null for the default in the VM directory.</summary>
     public string? QmpPath { get; init; }
 
     public string? SnapshotDirectory { get; init; }
 
-    /// <summary>Text of the options as they stand on the command line.</summary>
+    /// <summary>The texts of the options on the command line.</summary>
     internal sealed record Texts
     {
         public string? Name { get; init; }
@@ -56,7 +56,7 @@ internal sealed record RunOptions
     }
 
     /// <summary>Checks the texts.</summary>
-    /// <exception cref="CliException">Exit code usage; names the option.</exception>
+    /// <exception cref="CliException">Exit code usage; the message names the option.</exception>
     public static RunOptions Parse(Texts texts)
     {
         if (texts.Name is { } name) VmDirectory.CheckName(name);
@@ -99,7 +99,7 @@ internal sealed record RunOptions
         }
     }
 
-    /// <summary>Tells the channel that brings descriptors from the main one.</summary>
+    /// <summary>Separates the channel for descriptors from the main channel.</summary>
     public static (string? Main, string? Cpr) SplitIncoming(IReadOnlyList<string> texts)
     {
         string? main = null, cpr = null;
@@ -140,13 +140,13 @@ internal sealed record RunOptions
         return new KernelOptions
         {
             KernelPath = path, InitrdPath = texts.Initrd, CommandLine = texts.Append,
-            // The cast keeps "none" apart from "empty".
+            // Without the cast null would become an empty memory.
             Image = path.StartsWith(GuestImage.BuiltInPrefix, StringComparison.Ordinal)
                 ? (ReadOnlyMemory<byte>?)GuestImage.BuiltIn(path[GuestImage.BuiltInPrefix.Length..], [.. memory.Select(static b => b.SizeBytes)]) : null,
         };
     }
 
-    // A workload is a device; a rate may carry the unit that help shows, as in rate=100M/s.
+    // A workload is a device. Its rate may have the unit that the help shows, as in rate=100M/s.
     private static DeviceOptions Workload(string text)
     {
         string[] parts = OptionList.Split(text);

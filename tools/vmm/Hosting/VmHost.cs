@@ -13,10 +13,10 @@ using Vmm.Tools.Devices;
 
 namespace Vmm.Tools.Cli.Hosting;
 
-/// <summary>The composition: which plugins and services a <c>vmm</c> VM has.</summary>
+/// <summary>Registers the plugins and services of a VM of <c>vmm</c>.</summary>
 internal static class VmHost
 {
-    /// <summary>Where a VM's snapshots go unless the user says: per VM name, so that a later VM of that name finds them again.</summary>
+    /// <summary>The default directory of a VM's snapshots: one per VM name, so that a later VM of that name finds them again.</summary>
     public static string DefaultSnapshotDirectory(Func<string, string?> getVariable, string? name)
     {
         string? state = getVariable("XDG_STATE_HOME");
@@ -25,9 +25,9 @@ internal static class VmHost
     }
 
     /// <summary>Builds the container.</summary>
-    /// <param name="verbose">Log everything from Debug up to stderr; otherwise nothing.</param>
-    /// <param name="snapshotDirectory">Where snapshots are kept, or null for a host that takes none.</param>
-    /// <param name="rehearsal">How moves are rehearsed, or null for a host that moves no VM.</param>
+    /// <param name="verbose">True logs to stderr from level Debug; false logs nothing.</param>
+    /// <param name="snapshotDirectory">Directory of the snapshots, or null for a host without snapshots.</param>
+    /// <param name="rehearsal">Options of rehearsals, or null for a host that moves no VM.</param>
     public static ServiceProvider Build(bool verbose, string? snapshotDirectory = null, MoveRehearsalOptions? rehearsal = null)
     {
         var services = new ServiceCollection();

@@ -11,8 +11,8 @@ using Vmm.Tools.Devices;
 namespace Vmm.Tools.Cli.Hosting;
 
 /// <summary>
-/// The VM that rehearses a move in place of one of <c>vmm run</c>: with a guest that is busy, a QMP server, devices of our own, and a vfio-user device,
-/// served from this process, if the real VM has one.
+/// The stand-in for a VM of <c>vmm run</c> in a rehearsal. It has a busy guest, a QMP server, vmm's own devices, and, if the real VM has one, a vfio-user
+/// device that this process serves.
 /// </summary>
 internal sealed class VmmStandIn : MoveStandIn
 {
@@ -30,7 +30,7 @@ internal sealed class VmmStandIn : MoveStandIn
             [
                 new DeviceOptions("pattern", [new("block", "ram")]), new DeviceOptions("scratch", []), new DeviceOptions("ticker", [new("block", "ticks")]),
                 .. isServed ? (DeviceOptions[])[new DeviceOptions("vfio-user-pci", [new("id", "dev0"), new("socket", socketPath)])] : [],
-                // With CPUs, these drive the function.
+                // If the VM has CPUs, its guest drives the function instead.
                 .. isServed && !real.HasCpus ? (DeviceOptions[])[new DeviceOptions("edu-guest", [])] : [],
             ],
             Kernel = real.HasCpus ? new KernelOptions { KernelPath = "busy", Image = BusyGuest.Build([BootBytes]) } : null,
@@ -51,12 +51,12 @@ internal sealed class VmmStandIn : MoveStandIn
 
     public override VmOptions Options { get; }
 
-    /// <summary>The server listens nowhere, but is told of every change as the real VM's is. It ends with the VM.</summary>
+    /// <summary>Makes a QMP server that listens on no socket, but handles every change as the real VM's server does. It ends with the VM.</summary>
     public override void OnCreated(Vm vm) => vm.Services.GetRequiredService<QmpServer>();
 
     public override void WaitUntilUsed(Vm vm, CancellationToken limit)
     {
-        // The guest says it in its memory, and memory raises no event.
+        // Poll, because a counter in guest memory raises no event.
         if (_server is not null && Options.HasCpus) SpinWait.SpinUntil(() => limit.IsCancellationRequested || BusyGuest.Read(vm.Memory).Interrupts > 0);
     }
 

@@ -5,13 +5,13 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Migrate;
 
-/// <summary><c>vmm migrate</c>: checks, sets capabilities and parameters, starts, follows, sums up.</summary>
+/// <summary><c>vmm migrate</c>: checks the VM, sets capabilities and parameters, starts the migration, follows it, and prints a summary.</summary>
 internal sealed class MigrateCommand(CliContext context, MigrateOptions options, VmTarget target)
 {
-    /// <summary>Leave once the migration has started.</summary>
+    /// <summary>True returns once the migration has started.</summary>
     public bool Detach { get; init; }
 
-    /// <summary>Only say whether it could start.</summary>
+    /// <summary>True only checks whether the migration could start.</summary>
     public bool CheckOnly { get; init; }
 
     public bool Json { get; init; }
@@ -22,7 +22,7 @@ internal sealed class MigrateCommand(CliContext context, MigrateOptions options,
         return await Run(monitor);
     }
 
-    /// <summary>As <see cref="Run()"/>, over a session that stays open.</summary>
+    /// <summary>As <see cref="Run()"/>, over a session that the caller keeps.</summary>
     public async Task<ExitCode> Run(IMonitor monitor)
     {
         JsonObject parameters = options.ParameterArguments(await monitor.Query("query-migrate-parameters", context.Interrupted));
@@ -52,7 +52,7 @@ internal sealed class MigrateCommand(CliContext context, MigrateOptions options,
         switch (outcome.Code)
         {
             case ExitCode.Ok:
-                if (context.Interrupted.IsCancellationRequested) context.Note("it was complete before it could be cancelled");
+                if (context.Interrupted.IsCancellationRequested) context.Note("the migration was complete before it could be cancelled");
                 break;
             case ExitCode.Failed or ExitCode.Unreachable:
                 context.Note($"migration {outcome.Report.Status}: {outcome.Report.Error ?? "the VM gives no reason"}");
@@ -67,20 +67,20 @@ internal sealed class MigrateCommand(CliContext context, MigrateOptions options,
         return outcome.Code;
     }
 
-    // The VM checks all this again when it starts; asking first gives a distinct exit code, whatever text the VM's version uses.
+    // The VM checks all this again when the migration starts. Asking first gives a distinct exit code, whatever text the VM uses.
     private async Task RefuseUnlessReady(IMonitor monitor)
     {
         string state = (await monitor.Query("query-status", context.Interrupted)).Text("status") ?? "unknown";
         var report = new MigrationReport(await monitor.Query("query-migrate", context.Interrupted));
         if (state == "inmigrate") throw Refused("the VM itself waits for an incoming migration");
         if (!report.IsTerminal) throw Refused($"another migration runs, status '{report.Status}'", "'vmm cancel' cancels it");
-        if (state == "postmigrate") throw Refused("the VM has migrated away already", "'vmm cont' would start it here again");
+        if (state == "postmigrate") throw Refused("the VM has migrated away already", "'vmm cont' starts it here again");
         if (report.BlockedReasons.Count > 0) throw Refused($"blocked: {string.Join("; ", report.BlockedReasons)}");
     }
 
     private async Task<ExitCode> Check(IMonitor monitor, JsonArray known, JsonObject capabilities, JsonObject parameters)
     {
-        // Only the VM can judge a set as a whole, and it does so when it is set: set, and set back whatever the answer.
+        // Only the VM can judge the settings as a whole, and only when they are set. So set them, and restore the old ones.
         await SetAndRestore(monitor, "migrate-set-capabilities", capabilities, new JsonObject { ["capabilities"] = known.DeepClone() });
         if (parameters.Count > 0)
         {
@@ -133,7 +133,7 @@ internal sealed class MigrateCommand(CliContext context, MigrateOptions options,
         }
     }
 
-    // QEMU's texts for a VM that became unready after we asked.
+    // QEMU's texts for a VM whose state changed after the check.
     private static readonly string[] Refusals = ["migration process in progress", "waiting for an incoming migration", "was paused due to previous migration"];
 
     private static CliException Refused(string why, string? hint = null) => new(ExitCode.Refused, $"migration refused: {why}") { Hint = hint };

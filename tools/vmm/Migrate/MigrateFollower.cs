@@ -4,15 +4,15 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Migrate;
 
-/// <summary>Watches an outgoing migration to its end; cancels it on Ctrl-C or after a deadline, and then waits until it has settled.</summary>
+/// <summary>Follows an outgoing migration to its end. Cancels it on Ctrl-C or after a deadline, and then waits until it has ended.</summary>
 internal static class MigrateFollower
 {
-    // The figures that are shown come in no event, so the end is found by looking too.
+    // No event brings the figures to show, so poll for them, and for the end too.
     private static readonly TimeSpan s_poll = TimeSpan.FromMilliseconds(100), s_settle = TimeSpan.FromSeconds(30);
 
     /// <summary>How a migration ended.</summary>
-    /// <param name="Report">The last answer.</param>
-    /// <param name="Code">The exit code it stands for.</param>
+    /// <param name="Report">The last answer of query-migrate.</param>
+    /// <param name="Code">The exit code that it means.</param>
     internal sealed record Outcome(MigrationReport Report, ExitCode Code);
 
     /// <summary>Polls until the status is terminal.</summary>
@@ -23,7 +23,7 @@ internal static class MigrateFollower
         ExitCode cancelCode = ExitCode.Cancelled;
         while (true)
         {
-            // Not cancelled by Ctrl-C: that is what cancels the migration, whose end we still want to see.
+            // Ctrl-C must not cancel this query: it cancels the migration, whose end this loop still reports.
             var report = new MigrationReport(await monitor.Query("query-migrate", CancellationToken.None));
             if (report.IsTerminal) return new Outcome(report, Code(report, cancelledAt is null ? ExitCode.Failed : cancelCode));
             view.Show(report);
@@ -57,7 +57,7 @@ internal static class MigrateFollower
         }
         catch (OperationCanceledException)
         {
-            // Ctrl-C: the caller looks at the token next.
+            // Ctrl-C: the caller checks the token next.
         }
     }
 }

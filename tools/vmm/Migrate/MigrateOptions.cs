@@ -7,10 +7,10 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Migrate;
 
-/// <summary>The options of <c>vmm migrate</c>, checked as far as that goes without the VM.</summary>
+/// <summary>The options of <c>vmm migrate</c>, checked as far as possible without the VM.</summary>
 internal sealed record MigrateOptions
 {
-    /// <summary>The parsed address, for decisions.</summary>
+    /// <summary>The parsed address.</summary>
     public required MigrationAddress Address { get; init; }
 
     /// <summary>The URI to send.</summary>
@@ -23,7 +23,7 @@ internal sealed record MigrateOptions
     public TimeSpan? Timeout { get; init; }
 
     /// <summary>Checks the texts.</summary>
-    /// <exception cref="CliException">Exit code usage; names the option.</exception>
+    /// <exception cref="CliException">Exit code usage; the message names the option.</exception>
     public static MigrateOptions Parse(string to, IReadOnlyList<string> set, IReadOnlyList<string> capability, double? timeoutSeconds)
     {
         try
@@ -46,9 +46,9 @@ internal sealed record MigrateOptions
     }
 
     /// <summary>
-    /// The arguments of migrate-set-parameters. Each value takes the type that the VM's own answer shows; sizes may carry K, M, G or T.
+    /// Builds the arguments of migrate-set-parameters. Each value gets the type that it has in <paramref name="known"/>, the VM's answer of
+    /// query-migrate-parameters. Sizes may have the suffix K, M, G or T.
     /// </summary>
-    /// <param name="known">The VM's query-migrate-parameters.</param>
     public JsonObject ParameterArguments(JsonObject known)
     {
         var arguments = new JsonObject();
@@ -62,8 +62,7 @@ internal sealed record MigrateOptions
         return arguments;
     }
 
-    /// <summary>The arguments of migrate-set-capabilities.</summary>
-    /// <param name="known">The VM's query-migrate-capabilities.</param>
+    /// <summary>Builds the arguments of migrate-set-capabilities. <paramref name="known"/> is the VM's answer of query-migrate-capabilities.</summary>
     public JsonObject CapabilityArguments(JsonArray known)
     {
         var names = known.Select(static c => c?["capability"]?.ToString() ?? string.Empty).ToHashSet(StringComparer.Ordinal);
@@ -98,8 +97,8 @@ internal sealed record MigrateOptions
         return new(name, at < 0 || OptionList.Bool(text[(at + 1)..], $"--capability: '{name}'"));
     }
 
-    // With a return path the destination confirms that it runs; only two-way transports have one, and a setting left by an earlier migration
-    // must not spoil one to a file.
+    // Switches return-path on for sockets, so that the destination confirms that it runs. Switches it off for other transports, on which the destination
+    // cannot answer: an earlier migration may have left it on.
     private static List<KeyValuePair<string, bool>> WithReturnPath(List<KeyValuePair<string, bool>> given, MigrationAddress address)
     {
         if (given.GroupBy(static c => c.Key).FirstOrDefault(static g => g.Count() > 1) is { } twice)

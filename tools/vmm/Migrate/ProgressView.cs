@@ -5,7 +5,7 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Migrate;
 
-/// <summary>Shows how a migration goes on stderr: a bar that is redrawn on a terminal, elsewhere a line every few seconds.</summary>
+/// <summary>Shows the progress of a migration on stderr: on a terminal as a bar, elsewhere as a line every few seconds.</summary>
 internal sealed class ProgressView : IDisposable
 {
     private const int BarWidth = 30;

@@ -1,6 +1,6 @@
 namespace Vmm.Tools.Cli.Registry;
 
-/// <summary>Tells when something changes in a directory. Where the system has no watch to give (inotify), a look once a second takes its place.</summary>
+/// <summary>Reports changes in a directory. Without a free inotify watch it falls back to polling once a second.</summary>
 internal sealed class DirectoryWatch : IDisposable
 {
     private static readonly TimeSpan s_lookAgain = TimeSpan.FromSeconds(1);
@@ -25,16 +25,16 @@ internal sealed class DirectoryWatch : IDisposable
         }
     }
 
-    /// <summary>Waits for a change since the watch began or the last wait ended, a second at most.</summary>
+    /// <summary>Waits at most a second for a change since the watch began or the last wait ended.</summary>
     internal async Task WaitAsync(CancellationToken cancel)
     {
         await _changed.WaitAsync(s_lookAgain, cancel);
         while (_changed.Wait(0, CancellationToken.None))
         {
-            // The caller looks at the directory next, which shows these changes too.
+            // The caller reads the directory next, and sees these changes too.
         }
     }
 
-    // The semaphore is left to the collector: a handler may still be running.
+    // Do not dispose the semaphore: a handler may still be running.
     public void Dispose() => _watcher?.Dispose();
 }

@@ -9,22 +9,22 @@ using Vmm.Tools.Cli.Shell;
 namespace Vmm.Tools.Cli.Registry;
 
 /// <summary>
-/// The user's running VMs: a 0700 directory with one KEY.json per VM and, unless the VM was given another path, its socket KEY.qmp. KEY is the
-/// name or the pid. Changes are made under the lock file, so two VMs cannot take one name and nobody removes what has just been made.
+/// The user's running VMs: a directory of mode 0700 with one KEY.json per VM and, unless the VM has another path, its socket KEY.qmp. KEY is the name
+/// or the pid. Every change holds the lock file, so that two VMs cannot take one name and nobody removes a new file.
 /// </summary>
 internal sealed class VmDirectory
 {
     private const string LockName = ".lock";
     private static readonly TimeSpan s_lockDeadline = TimeSpan.FromSeconds(5);
 
-    /// <summary>Sockets of an update, named for the process that made them.</summary>
+    /// <summary>Suffixes of the sockets of an update, whose names begin with the pid of the process that made them.</summary>
     private static readonly string[] s_perProcess = [".next", ".main", ".cpr", ".report", ".try.main", ".try.cpr", ".try.dev"];
 
     private VmDirectory(string path) => DirectoryPath = path;
 
     public string DirectoryPath { get; }
 
-    /// <summary>Where the directory is for this user: <c>$XDG_RUNTIME_DIR/vmm</c>, else <c>vmm-UID</c> in the temp directory.</summary>
+    /// <summary>The directory of this user: <c>$XDG_RUNTIME_DIR/vmm</c>, else <c>vmm-UID</c> in the temp directory.</summary>
     public static string DefaultPath(Func<string, string?> getVariable)
     {
         string? runtime = getVariable("XDG_RUNTIME_DIR");
@@ -33,8 +33,8 @@ internal sealed class VmDirectory
         return Path.Combine(string.IsNullOrEmpty(temp) ? "/tmp" : temp, $"vmm-{PrivateDirectory.CurrentUserId}");
     }
 
-    /// <summary>Opens the directory, making it when missing.</summary>
-    /// <exception cref="ConfigurationException">It is not safe to use.</exception>
+    /// <summary>Opens the directory; makes it if it is missing.</summary>
+    /// <exception cref="ConfigurationException">Other users could change the directory.</exception>
     public static VmDirectory Open(Func<string, string?> getVariable)
     {
         string path = DefaultPath(getVariable);
@@ -42,7 +42,7 @@ internal sealed class VmDirectory
         return new VmDirectory(path);
     }
 
-    /// <summary>Checks a name: it becomes a file name, and must not look like a pid.</summary>
+    /// <summary>Checks a name, which becomes a file name and must not look like a pid.</summary>
     public static void CheckName(string name)
     {
         bool ok = name.Length is > 0 and <= 64 && name[0] != '.' && name.All(static c => char.IsAsciiLetterOrDigit(c) || c is '-' or '_' or '.')
@@ -51,12 +51,12 @@ internal sealed class VmDirectory
             throw CliException.Usage($"--name '{name}': a name has 1 to 64 letters, digits, '-', '_' and '.', does not start with '.' and is not a number");
     }
 
-    /// <summary>Takes a key for this process. Dispose the result to give it back; the socket itself belongs to the QMP server.</summary>
+    /// <summary>Registers this process's VM under a key. Disposing the result removes the entry, but not the socket, which belongs to the QMP server.</summary>
     /// <param name="name">The VM's name, or null.</param>
-    /// <param name="qmpPath">An absolute path of the user's choice, or null for the default.</param>
-    /// <param name="memoryBytes">RAM, for <c>vmm list</c>.</param>
-    /// <param name="replaces">The process whose VM arrives here: nothing is entered until <see cref="VmRegistration.TakeOver"/>.</param>
-    /// <param name="isAgain">This process has replaced itself: an entry of its own is no obstacle.</param>
+    /// <param name="qmpPath">Absolute path of the QMP socket, or null for the default.</param>
+    /// <param name="memoryBytes">Size of the RAM, for <c>vmm list</c>.</param>
+    /// <param name="replaces">Pid of the process whose VM arrives here, or null. It keeps the entry until <see cref="VmRegistration.TakeOver"/>.</param>
+    /// <param name="isAgain">True if this process has replaced itself and may find its own entry.</param>
     public VmRegistration Register(string? name, string? qmpPath, long memoryBytes, int? replaces = null, bool isAgain = false)
     {
         int pid = Environment.ProcessId;
@@ -75,15 +75,15 @@ internal sealed class VmDirectory
         return new VmRegistration(this, entry);
     }
 
-    /// <summary>Puts an entry in the place of the one that the process before had.</summary>
+    /// <summary>Replaces the entry of the process that had the VM before.</summary>
     internal void TakeOver(VmEntry entry)
     {
         using (Lock()) Write(entry);
     }
 
     /// <summary>
-    /// The entry of a process, or null. Takes no lock and removes nothing: a caller that waits for a change asks again after each, and the process that
-    /// it waits for needs the lock.
+    /// Returns the entry of a process, or null. Takes no lock and removes nothing, because callers call it after each change, while the process that they
+    /// wait for needs the lock.
     /// </summary>
     public VmEntry? FindPid(int pid)
     {
@@ -95,7 +95,7 @@ internal sealed class VmDirectory
             }
             catch (FileNotFoundException)
             {
-                // Its process gave it back since it was listed.
+                // The process has removed its entry since the directory was listed.
             }
         }
         return null;
@@ -108,13 +108,13 @@ internal sealed class VmDirectory
         File.Move(aside, file, overwrite: true);
     }
 
-    /// <summary>All VMs that run, by key. Entries and sockets of dead processes are removed.</summary>
+    /// <summary>Returns the running VMs by key, and removes the entries and sockets of dead processes.</summary>
     public IReadOnlyList<VmEntry> List()
     {
         using (Lock()) return Scan();
     }
 
-    /// <summary>Finds the VM that <c>--vm</c> means; without it, the only one there is.</summary>
+    /// <summary>Finds the VM that <c>--vm</c> names; without it, the only running VM.</summary>
     public VmEntry Resolve(string? vm)
     {
         IReadOnlyList<VmEntry> all = List();
@@ -132,7 +132,10 @@ internal sealed class VmDirectory
             ?? throw CliException.Unreachable($"--vm '{vm}': no such VM runs", all.Count > 0 ? $"running: {Keys(all)}" : null);
     }
 
-    /// <summary>Removes the sockets of updates whose process was ended before it could: a program that starts <c>vmm</c> for its part has another pid.</summary>
+    /// <summary>
+    /// Removes the sockets of update processes that were killed. It looks at all pids, because the killed process may have been a program that started
+    /// <c>vmm</c> as its child.
+    /// </summary>
     internal void RemoveLeftovers()
     {
         foreach (string file in Directory.EnumerateFiles(DirectoryPath))
@@ -148,7 +151,7 @@ internal sealed class VmDirectory
     {
         using (Lock())
         {
-            // Another process may have taken the VM over, and the key with it.
+            // Another process may have taken over the VM and its key.
             string file = EntryPath(entry.Key);
             if (File.Exists(file) && Read(file)?.Pid == entry.Pid) File.Delete(file);
         }
@@ -179,12 +182,12 @@ internal sealed class VmDirectory
         }
         catch (JsonException)
         {
-            // Nobody but us writes here, and files appear by rename: this is damage, which the caller removes.
+            // Only vmm writes here, and by rename, so a file that cannot be parsed is damaged. The caller removes it.
             return null;
         }
     }
 
-    // A VM in another pid namespace that shares this directory has no process here, but its socket answers.
+    // A VM in another pid namespace that shares this directory has no process here, but its socket answers, so try that too.
     private static bool IsAlive(VmEntry entry) =>
         VmEntry.ReadStartTicks(entry.Pid) is { } ticks && ticks == entry.StartTicks || Answers(entry.QmpPath);
 
@@ -204,7 +207,7 @@ internal sealed class VmDirectory
 
     private void Remove(string file, VmEntry? entry)
     {
-        // Only a socket in this directory is ours for certain; one at a path of the user's choice stays.
+        // Remove a socket only in this directory: a file at a path that the user chose may belong to somebody else.
         if (entry is not null && Path.GetDirectoryName(entry.QmpPath) == DirectoryPath) File.Delete(entry.QmpPath);
         File.Delete(file);
     }
@@ -221,7 +224,7 @@ internal sealed class VmDirectory
             }
             catch (IOException) when (Stopwatch.GetElapsedTime(start) < s_lockDeadline)
             {
-                // Held for a few file operations at a time; flock has no timed wait.
+                // flock has no wait with a deadline, and holders keep the lock only for a few file operations, so retry.
                 Thread.Sleep(5);
             }
             catch (IOException e)
@@ -232,26 +235,26 @@ internal sealed class VmDirectory
     }
 }
 
-/// <summary>A key of <see cref="VmDirectory"/> in the hands of this process.</summary>
+/// <summary>A key of <see cref="VmDirectory"/> that this process has, or will have after an update.</summary>
 internal sealed class VmRegistration(VmDirectory directory, VmEntry entry) : IDisposable
 {
     private bool _disposed;
 
     public VmEntry Entry { get; private set; } = entry;
 
-    /// <summary>The process that still has the key; null when this one has it.</summary>
+    /// <summary>The pid of the process that still has the key; null if this process has it.</summary>
     public int? Replaces { get; init; }
 
-    /// <summary>Where this process listens until it has the VM.</summary>
+    /// <summary>Path of the QMP socket on which this process listens until it has the VM.</summary>
     public string ListenPath => Replaces is null ? Entry.QmpPath : NextPath(Entry.Pid);
 
-    /// <summary>Where a process listens that is to take this VM over: beside the VM's socket, whose place is taken by a rename.</summary>
+    /// <summary>Path on which a process that will take this VM over listens: beside the VM's socket, so that a rename can replace that.</summary>
     public string NextPath(int pid) => Path.Combine(Path.GetDirectoryName(Entry.QmpPath)!, $"{pid}.next");
 
-    /// <summary>The VM runs here now.</summary>
-    /// <param name="runningAtNs">Since when, CLOCK_MONOTONIC.</param>
-    /// <param name="qmpPath">Where this process listens.</param>
-    /// <param name="stoppedAtNs">When the VM stopped in the program that this one has replaced, CLOCK_MONOTONIC; 0 if it did not.</param>
+    /// <summary>Takes the key over, once the VM runs here.</summary>
+    /// <param name="runningAtNs">When the VM started here, CLOCK_MONOTONIC.</param>
+    /// <param name="qmpPath">Path on which this process listens.</param>
+    /// <param name="stoppedAtNs">When the VM stopped in the program that this one has replaced, CLOCK_MONOTONIC; 0 if it did not stop.</param>
     public void TakeOver(long runningAtNs, string qmpPath, long stoppedAtNs)
     {
         Entry = Entry with { QmpPath = qmpPath, RunningAtNs = runningAtNs, PauseMs = stoppedAtNs == 0 ? 0 : (runningAtNs - stoppedAtNs) / 1e6 };

@@ -7,7 +7,7 @@ internal sealed record VmEntry
 {
     public required int Pid { get; init; }
 
-    /// <summary>When the process started, in clock ticks since boot; tells it from a later process with the same pid.</summary>
+    /// <summary>Start time of the process, in clock ticks since boot, which distinguishes it from a later process with the same pid.</summary>
     public required long StartTicks { get; init; }
 
     public string? Name { get; init; }
@@ -16,13 +16,13 @@ internal sealed record VmEntry
 
     public long MemoryBytes { get; init; }
 
-    /// <summary>CLOCK_MONOTONIC, ns: since when a VM that came from another process runs in this one.</summary>
+    /// <summary>CLOCK_MONOTONIC, ns: when a VM that came from another process started in this one.</summary>
     public long RunningAtNs { get; init; }
 
-    /// <summary>How long the VM stood still when its process replaced itself, ms.</summary>
+    /// <summary>How long the VM was stopped while its process replaced itself, ms.</summary>
     public double PauseMs { get; init; }
 
-    /// <summary>Name, or pid where there is no name.</summary>
+    /// <summary>The name, or the pid of a VM without a name.</summary>
     public string Key => Name ?? Pid.ToString(CultureInfo.InvariantCulture);
 
     /// <summary>Field 22 of /proc/PID/stat, or null when there is no such process.</summary>
@@ -31,7 +31,7 @@ internal sealed record VmEntry
         try
         {
             string stat = File.ReadAllText($"/proc/{pid}/stat");
-            // The command name, field 2, is in parentheses and may hold blanks; fields are counted from its end.
+            // Field 2, the command name, may contain blanks, so split after its closing parenthesis.
             string[] fields = stat[(stat.LastIndexOf(')') + 2)..].Split(' ');
             return fields[0] is "Z" or "X" ? null : long.Parse(fields[19], CultureInfo.InvariantCulture);
         }

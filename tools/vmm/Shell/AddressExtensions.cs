@@ -3,14 +3,14 @@ using Vmm.Migration.Channels;
 
 namespace Vmm.Tools.Cli.Shell;
 
-/// <summary>Addresses as a user of a shell means them.</summary>
+/// <summary>Conversions of addresses for the command line.</summary>
 internal static class AddressExtensions
 {
-    /// <summary>Relative paths are relative to the directory of the command that names them, not to that of the VM.</summary>
+    /// <summary>Makes a path absolute: it is relative to the directory of the command, not of the VM's process.</summary>
     public static MigrationAddress Rooted(this MigrationAddress address) =>
         address.Transport is MigrationTransport.File or MigrationTransport.Unix ? address with { Path = Path.GetFullPath(address.Path) } : address;
 
-    /// <summary>The URI that reaches a listening address.</summary>
+    /// <summary>Returns the URI to which a source must migrate.</summary>
     public static MigrationAddress ToUri(this MigrationSocketAddress address) => address.Type == "unix"
         ? new() { Transport = MigrationTransport.Unix, Path = address.Path ?? string.Empty }
         : new() { Transport = MigrationTransport.Tcp, Host = address.Host ?? string.Empty, Port = address.Port ?? 0 };

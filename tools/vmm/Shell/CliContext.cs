@@ -2,7 +2,7 @@ using Vmm.Devices.Vfio.Probe;
 
 namespace Vmm.Tools.Cli.Shell;
 
-/// <summary>Everything a command touches outside itself, so that tests run commands in process. Results go to Out, the rest to Error.</summary>
+/// <summary>The environment of a command; tests replace it to run commands in process. Results go to Out, everything else to Error.</summary>
 internal sealed record CliContext
 {
     public required TextWriter Out { get; init; }
@@ -20,17 +20,17 @@ internal sealed record CliContext
     /// <summary>Opens a VM's QMP socket by path.</summary>
     public Func<string, CancellationToken, Task<IMonitor>> Connect { get; init; } = QmpMonitor.Connect;
 
-    /// <summary>What the host offers to VFIO.</summary>
+    /// <summary>Probes the VFIO support of the host.</summary>
     public Func<VfioHostReport> ProbeVfioHost { get; init; } = VfioProbe.Host;
 
-    /// <summary>What one device of the host can do.</summary>
+    /// <summary>Probes one device of the host.</summary>
     public Func<string, VfioDeviceReport> ProbeVfioDevice { get; init; } = VfioProbe.Device;
 
-    /// <summary>How this process was started: program, and arguments as they came.</summary>
+    /// <summary>The unchanged command line of this process: program and arguments.</summary>
     public IReadOnlyList<string> CommandLine { get; init; } = [];
 
     public TimeProvider Time { get; init; } = TimeProvider.System;
 
-    /// <summary>A line for the user that is not a result.</summary>
+    /// <summary>Writes a line for the user that is no result.</summary>
     public void Note(string text) => Error.WriteLine($"vmm: {text}");
 }

@@ -5,7 +5,7 @@ internal sealed class CliException(ExitCode code, string message, Exception? inn
 {
     public ExitCode Code { get; } = code;
 
-    /// <summary>What the user can do about it, or null.</summary>
+    /// <summary>What the user can do about the error, or null.</summary>
     public string? Hint { get; init; }
 
     public static CliException Usage(string message, string? hint = null) => new(ExitCode.Usage, message) { Hint = hint };

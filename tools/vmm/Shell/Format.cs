@@ -5,7 +5,7 @@ using System.Text.Json.Nodes;
 
 namespace Vmm.Tools.Cli.Shell;
 
-/// <summary>How figures and results are written for people and for programs.</summary>
+/// <summary>Formats figures and results for people and for programs.</summary>
 internal static class Format
 {
     private static readonly string[] s_units = ["B", "KiB", "MiB", "GiB", "TiB"];

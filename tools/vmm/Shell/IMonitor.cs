@@ -2,12 +2,12 @@ using System.Text.Json.Nodes;
 
 namespace Vmm.Tools.Cli.Shell;
 
-/// <summary>A QMP session with one VM, ours or QEMU's. One command at a time.</summary>
+/// <summary>A QMP session with one VM of vmm or QEMU, for one command at a time.</summary>
 internal interface IMonitor : IAsyncDisposable
 {
     /// <summary>Runs a command.</summary>
-    /// <exception cref="MonitorException">The VM answered an error.</exception>
-    /// <exception cref="CliException">The VM went away.</exception>
+    /// <exception cref="MonitorException">The VM answered with an error.</exception>
+    /// <exception cref="CliException">The connection ended, or the VM did not answer in time.</exception>
     Task<JsonNode?> Execute(string command, JsonObject? arguments, CancellationToken cancel);
 
     /// <summary>Waits until the VM has sent an event since the session began or the last wait ended, or has closed the session.</summary>

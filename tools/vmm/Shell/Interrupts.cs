@@ -23,7 +23,7 @@ internal sealed class Interrupts : IDisposable
     {
         signal.Cancel = true;
         if (_source.IsCancellationRequested) Environment.Exit((int)ExitCode.Cancelled);
-        // Off the signal thread, so that a slow listener cannot keep the second signal out.
+        // Do not cancel on the signal thread, because a slow callback would delay the second signal.
         _ = Task.Run(_source.Cancel);
     }
 }

@@ -40,7 +40,7 @@ internal sealed class QmpMonitor : IMonitor
     public async Task<JsonNode?> Execute(string command, JsonObject? arguments, CancellationToken cancel)
     {
         using var limit = CancellationTokenSource.CreateLinkedTokenSource(cancel);
-        // What a command may take by its own argument comes on top.
+        // Add the time that the command's own argument allows.
         TimeSpan deadline = s_answerDeadline + TimeSpan.FromMilliseconds(arguments?["timeout-ms"]?.GetValue<int>() ?? 0);
         limit.CancelAfter(deadline);
         try
@@ -53,7 +53,7 @@ internal sealed class QmpMonitor : IMonitor
         }
         catch (ChannelException e)
         {
-            throw CliException.Unreachable($"the VM went away: {VmmException.Describe(e)}", inner: e);
+            throw CliException.Unreachable($"the VM closed the connection: {VmmException.Describe(e)}", inner: e);
         }
         catch (OperationCanceledException e) when (!cancel.IsCancellationRequested)
         {
@@ -69,7 +69,7 @@ internal sealed class QmpMonitor : IMonitor
         await waits.CancelAsync();
         while (_event.Wait(0, CancellationToken.None))
         {
-            // The caller looks at the VM's state next, which holds what these have told.
+            // Drop further events: the caller queries the VM's state next, which includes them.
         }
         cancel.ThrowIfCancellationRequested();
     }

@@ -8,7 +8,7 @@ namespace Vmm.Tools.Cli.Snapshots;
 /// <summary><c>vmm savevm</c>, <c>loadvm</c>, <c>delvm</c> and <c>snapshots</c>, over QMP's snapshot jobs.</summary>
 internal sealed class SnapshotCommands(CliContext context, VmTarget target)
 {
-    /// <summary>A job's changes come as events; a look now and then costs little and needs none.</summary>
+    /// <summary>Events report a job's changes; this slow poll covers a lost event.</summary>
     private static readonly TimeSpan s_lookAgain = TimeSpan.FromSeconds(1);
 
     public Task<ExitCode> Save(string name, bool json) => RunJob("snapshot-save", name, withState: true, "saved", json);
@@ -19,13 +19,13 @@ internal sealed class SnapshotCommands(CliContext context, VmTarget target)
     {
         await using (IMonitor monitor = await target.Connect(context, context.Interrupted))
         {
-            // QEMU's delete succeeds whether or not there was anything to delete; a user who mistyped a name wants to know.
+            // QEMU's delete succeeds for a name that does not exist, but a user who mistyped a name should get an error.
             if (!(await Rows(monitor)).Any(r => r.Name == name)) throw new CliException(ExitCode.Failed, $"snapshot '{name}' does not exist");
         }
         return await RunJob("snapshot-delete", name, withState: false, "deleted", json);
     }
 
-    /// <summary>Lists snapshots; QMP has no structured list, so this is the table of QEMU's monitor.</summary>
+    /// <summary>Lists snapshots from the table of the human monitor, because QMP has no structured list.</summary>
     public async Task<ExitCode> List(bool json)
     {
         await using IMonitor monitor = await target.Connect(context, context.Interrupted);
@@ -74,7 +74,7 @@ internal sealed class SnapshotCommands(CliContext context, VmTarget target)
         bool cancelled = context.Interrupted.IsCancellationRequested;
         if (job.Text("error") is { } error)
         {
-            if (cancelled) throw new CliException(ExitCode.Cancelled, $"snapshot '{name}': cancelled; the VM is as before");
+            if (cancelled) throw new CliException(ExitCode.Cancelled, $"snapshot '{name}': cancelled; the VM is unchanged");
             throw new CliException(ExitCode.Failed, $"snapshot '{name}': {error}");
         }
         if (json) Format.WriteJson(context.Out, new JsonObject { ["name"] = name, ["result"] = done });
@@ -114,7 +114,7 @@ internal sealed class SnapshotCommands(CliContext context, VmTarget target)
         }
         catch (OperationCanceledException)
         {
-            // Ctrl-C, or time to look: the caller does so next.
+            // Ctrl-C, or the poll interval is over: the caller checks both next.
         }
     }
 }

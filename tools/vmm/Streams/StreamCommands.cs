@@ -4,13 +4,13 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Streams;
 
-/// <summary><c>vmm stream show</c> and <c>vmm stream check</c>: files are read without a VM.</summary>
+/// <summary><c>vmm stream show</c> and <c>vmm stream check</c>: read files without a VM.</summary>
 internal sealed class StreamCommands(CliContext context)
 {
-    /// <summary>Prints everything the stream holds; a broken one as far as it goes, then code 1.</summary>
+    /// <summary>Prints the content of the stream. Prints a broken stream as far as it can be read, and returns code 1.</summary>
     public ExitCode Show(string path, bool pages, bool json) => Finish(StreamViewer.ReadFile(path, new StreamViewOptions { ListPages = pages }), json, withEntries: true);
 
-    /// <summary>Prints what breaks the format, then code 1; or that nothing does.</summary>
+    /// <summary>Prints what breaks the format and returns code 1, or prints that nothing does.</summary>
     public ExitCode Check(string path, bool json) => Finish(StreamViewer.ReadFile(path), json, withEntries: false);
 
     private ExitCode Finish(StreamDocument stream, bool json, bool withEntries)

@@ -6,7 +6,7 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tools.Cli.Vfio;
 
-/// <summary><c>vmm vfio probe</c>: what this host and its devices offer, without a VM.</summary>
+/// <summary><c>vmm vfio probe</c>: shows the VFIO support of this host and its devices, without a VM.</summary>
 internal sealed class VfioCommands(CliContext context)
 {
     private static readonly string[] s_irqs = ["INTx", "MSI", "MSI-X", "ERR", "REQ"];
@@ -82,7 +82,7 @@ internal sealed class VfioCommands(CliContext context)
                 ["states", string.Join(' ', device.States)],
                 ["precopy", YesNo(device.Migration.HasFlag(VfioMigrationFlags.PreCopy))],
                 ["p2p", YesNo(device.Migration.HasFlag(VfioMigrationFlags.P2P))],
-                ["state size", device.StateBytes is { } bytes ? Format.Size(bytes) : "not told"],
+                ["state size", device.StateBytes is { } bytes ? Format.Size(bytes) : "unknown"],
             ] : [],
             .. device.FoundIn is { } found ? (string[][])[["found in", found == "running" ? found : $"{found}; it was reset"]] : [],
             ["dirty log", $"device {YesNo(device.CanLogDma)}, IOMMU {YesNo(device.ContainerCanLogDirty)}"],
