@@ -2,7 +2,7 @@ using Tmds.Linux;
 
 namespace Vmm.Core.Interop;
 
-/// <summary>What fstat(2) says of an open file.</summary>
+/// <summary>What fstat(2) tells about an open file.</summary>
 internal readonly record struct FileStatus(ulong Device, ulong Inode, uint Mode, uint UserId, ulong SpecialDevice, long SizeBytes, long BlockBytes)
 {
     internal bool IsSocket => IsKind(LibC.S_IFSOCK);
@@ -16,7 +16,7 @@ internal readonly record struct FileStatus(ulong Device, ulong Inode, uint Mode,
     /// <summary>The lower twelve bits of the mode.</summary>
     internal uint Permissions => Mode & 0xFFF;
 
-    /// <summary>Whether both are one file, under whatever names.</summary>
+    /// <summary>True if both are the same file, whatever its names.</summary>
     internal bool IsSameFile(FileStatus other) => (Device, Inode) == (other.Device, other.Inode);
 
     private bool IsKind(mode_t kind) => (Mode & (ushort)LibC.S_IFMT) == (ushort)kind;
