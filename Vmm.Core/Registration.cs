@@ -1,11 +1,13 @@
 namespace Vmm.Core;
 
-/// <summary>What a method that registers something returns: the first <see cref="Dispose"/> undoes it, a later one does nothing. Thread-safe.</summary>
-/// <param name="undo">Runs once, on the disposing thread.</param>
+/// <summary>
+/// The result of a method that registers something. The first <see cref="Dispose"/> undoes the registration; later calls do nothing. Thread-safe.
+/// </summary>
+/// <param name="undo">Runs once, on the thread that disposes.</param>
 public sealed class Registration(Action undo) : IDisposable
 {
     private Action? _undo = undo;
 
-    /// <summary>Undoes.</summary>
+    /// <summary>Undoes the registration.</summary>
     public void Dispose() => Interlocked.Exchange(ref _undo, null)?.Invoke();
 }

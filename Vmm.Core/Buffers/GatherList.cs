@@ -5,12 +5,12 @@ using Vmm.Core.Interop;
 namespace Vmm.Core.Buffers;
 
 /// <summary>
-/// A list of byte ranges for one gather write: small values are copied into an arena of this list, guest pages are referenced where they
-/// lie. Not thread-safe; one owner. The referenced memory must stay mapped until <see cref="Clear"/>.
+/// A list of byte ranges for one gather write. The list copies small values into an arena of its own and references guest pages in place. Not
+/// thread-safe; one owner. Referenced memory must stay mapped until <see cref="Clear"/>.
 /// </summary>
 public sealed unsafe class GatherList : IDisposable
 {
-    /// <summary>Most ranges in one list (IOV_MAX of Linux).</summary>
+    /// <summary>Largest number of ranges in one list (Linux: IOV_MAX).</summary>
     public const int MaxSegments = 1024;
 
     private readonly IoVector _segments = new(MaxSegments);
@@ -22,7 +22,7 @@ public sealed unsafe class GatherList : IDisposable
     private bool _disposed;
 
     /// <summary>Makes an empty list.</summary>
-    /// <param name="arenaBytes">Bytes that <see cref="Append"/> can hold between two clears.</param>
+    /// <param name="arenaBytes">Bytes that <see cref="Append"/> can copy between two calls of <see cref="Clear"/>.</param>
     public GatherList(int arenaBytes = 64 * 1024)
     {
         _arenaBytes = arenaBytes;
@@ -30,25 +30,25 @@ public sealed unsafe class GatherList : IDisposable
         _arena = (byte*)NativeMemory.Alloc((nuint)arenaBytes);
     }
 
-    /// <summary>Bytes in the list that are not yet written.</summary>
+    /// <summary>Bytes in the list that were not written yet.</summary>
     public long PendingBytes { get; private set; }
 
-    /// <summary>Ranges in the list.</summary>
+    /// <summary>Number of ranges in the list.</summary>
     public int Count => _count - _next;
 
-    /// <summary>Bytes that can still be appended by copy.</summary>
+    /// <summary>Bytes that the list can still copy.</summary>
     public int ArenaFree => _arenaBytes - _arenaUsed;
 
-    /// <summary>True when another small value and another reference fit.</summary>
+    /// <summary>True if the list has room for another small value and another reference.</summary>
     public bool HasRoom => _count + 2 <= MaxSegments && ArenaFree >= 512;
 
     /// <summary>Copies bytes to the end of the list.</summary>
     /// <param name="bytes">At most <see cref="ArenaFree"/> bytes.</param>
     public void Append(ReadOnlySpan<byte> bytes) => bytes.CopyTo(Reserve(bytes.Length));
 
-    /// <summary>Adds <paramref name="length"/> bytes to the end of the list for the caller to fill at once.</summary>
+    /// <summary>Adds <paramref name="length"/> bytes to the end of the list; the caller fills them before its next call.</summary>
     /// <param name="length">At most <see cref="ArenaFree"/>.</param>
-    /// <returns>The bytes to fill, uninitialised.</returns>
+    /// <returns>The bytes to fill; their content is undefined.</returns>
     public Span<byte> Reserve(int length)
     {
         ObjectDisposedException.ThrowIf(_disposed, this);
@@ -60,7 +60,7 @@ public sealed unsafe class GatherList : IDisposable
         return new Span<byte>(at, length);
     }
 
-    /// <summary>References memory without copying it. Internal: callers go through <c>RamBlock</c>, which checks bounds.</summary>
+    /// <summary>References memory without copying it. Callers go through <c>RamBlock</c>, which checks the range.</summary>
     internal void AddReference(byte* address, int length)
     {
         ObjectDisposedException.ThrowIf(_disposed, this);
@@ -68,8 +68,8 @@ public sealed unsafe class GatherList : IDisposable
     }
 
     /// <summary>
-    /// Adds an eight-byte header and a reference behind it in one step: what a RAM record is made of, a quarter of a million times a GiB.
-    /// The caller has asked <see cref="HasRoom"/>.
+    /// Adds an eight-byte header and a reference in one step: a RAM record, of which a GiB has a quarter of a million. The caller has checked
+    /// <see cref="HasRoom"/>.
     /// </summary>
     internal void AddRecord(ulong header, byte* address, int length)
     {
@@ -84,9 +84,9 @@ public sealed unsafe class GatherList : IDisposable
         PendingBytes += 8 + length;
     }
 
-    /// <summary>The bytes of one range.</summary>
+    /// <summary>Shows the bytes of one range.</summary>
     /// <param name="index">0 to <see cref="Count"/> - 1.</param>
-    /// <returns>A view; guest memory may change underfoot.</returns>
+    /// <returns>A view of them; the guest may change its memory at any time.</returns>
     public ReadOnlySpan<byte> Segment(int index)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((uint)index, (uint)Count);
@@ -94,18 +94,17 @@ public sealed unsafe class GatherList : IDisposable
         return new ReadOnlySpan<byte>(_segments.Start(_next + index), checked((int)_segments.Length(_next + index)));
     }
 
-    /// <summary>Forgets all ranges.</summary>
+    /// <summary>Removes all ranges.</summary>
     public void Clear()
     {
         _count = _next = _arenaUsed = 0;
         PendingBytes = 0;
     }
 
-    /// <summary>One writev or pwritev of what is left; advances past what the kernel took.</summary>
-    /// <param name="fd">The descriptor.</param>
-    /// <param name="offset">File offset for a positioned write, or a negative number for a plain one.</param>
-    /// <param name="errno">The failure, or none.</param>
-    /// <returns>Bytes written, or -1.</returns>
+    /// <summary>
+    /// Writes the ranges with one writev, or one pwritev if <paramref name="offset"/> is not negative, and removes the bytes that the kernel took.
+    /// </summary>
+    /// <returns>Number of bytes written, or -1.</returns>
     internal long WriteOnce(OwnedFd fd, long offset, out Errno errno)
     {
         long n = _segments.Write(fd, _next, Count, offset, out errno);
@@ -113,7 +112,7 @@ public sealed unsafe class GatherList : IDisposable
         return n;
     }
 
-    /// <summary>Like <see cref="WriteOnce"/> for a socket: never raises SIGPIPE.</summary>
+    /// <summary>As <see cref="WriteOnce"/>, for a socket; never raises SIGPIPE.</summary>
     internal long SendOnce(OwnedFd fd, out Errno errno)
     {
         long n = _segments.Send(fd, _next, Count, out errno);
@@ -136,7 +135,7 @@ public sealed unsafe class GatherList : IDisposable
         PendingBytes += length;
         if (_count > _next)
         {
-            // SAFETY: _count - 1 is a valid entry. Neighbouring ranges join, so runs of header bytes cost one entry.
+            // SAFETY: _count - 1 is a valid entry. Adjacent ranges join, so that a run of copied values takes one entry.
             byte* last = _segments.Start(_count - 1);
             long lastLength = _segments.Length(_count - 1);
             if (last + lastLength == at) { _segments.Set(_count - 1, last, lastLength + length); return; }

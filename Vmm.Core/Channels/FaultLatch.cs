@@ -1,8 +1,8 @@
 namespace Vmm.Core.Channels;
 
 /// <summary>
-/// Holds the first reason for which something ends, and what must be shut because of it. The reason is stored before anything is shut, so
-/// whoever wakes from a failed call consults the latch before the errno (QEMU: <c>qemu_file_shutdown</c>). Thread-safe.
+/// Keeps the first reason for a failure and runs the registered shutdowns. The latch stores the reason before it runs them, so a thread whose call
+/// fails because of a shutdown finds the true reason here rather than in the errno (QEMU: <c>qemu_file_shutdown</c>). Thread-safe.
 /// </summary>
 internal sealed class FaultLatch
 {
@@ -11,14 +11,13 @@ internal sealed class FaultLatch
     private volatile Exception? _reason;
     private Thread? _shutting;
 
-    /// <summary>The first reason, or null while all is well.</summary>
+    /// <summary>The first reason, or null without a failure.</summary>
     public Exception? Reason => _reason;
 
     /// <summary>True once a reason is stored.</summary>
     public bool IsSet => _reason is not null;
 
     /// <summary>Stores a reason if none is stored and runs the registered shutdowns.</summary>
-    /// <param name="reason">Why.</param>
     /// <returns>True if this reason was the first.</returns>
     public bool Set(Exception reason)
     {
@@ -46,9 +45,8 @@ internal sealed class FaultLatch
         return true;
     }
 
-    /// <summary>Registers something to shut; runs at once if a reason is stored already. It must not throw or block.</summary>
-    /// <param name="shutdown">The action.</param>
-    /// <returns>Dispose to forget it; the action does not run any more when that returns, unless it is the action that disposes.</returns>
+    /// <summary>Registers a shutdown, which must not throw or block. If a reason is stored already, it runs at once.</summary>
+    /// <returns>Dispose to remove it. The shutdown does not run after that returns, unless the shutdown itself disposes.</returns>
     public IDisposable OnSet(Action shutdown)
     {
         lock (_gate)
@@ -69,7 +67,7 @@ internal sealed class FaultLatch
         if (_reason is { } reason) System.Runtime.ExceptionServices.ExceptionDispatchInfo.Throw(reason);
     }
 
-    /// <summary>What a shutdown uses may be disposed next, so one that runs on another thread is waited for.</summary>
+    /// <summary>Waits for a shutdown that runs on another thread, because the caller may dispose what it uses next.</summary>
     private void Forget(Action shutdown)
     {
         lock (_gate)

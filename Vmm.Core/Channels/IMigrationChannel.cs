@@ -3,7 +3,7 @@ using Vmm.Core.Interop;
 
 namespace Vmm.Core.Channels;
 
-/// <summary>Which direction of a channel is ended.</summary>
+/// <summary>Directions of a channel that a shutdown ends.</summary>
 [Flags]
 public enum ChannelShutdown
 {
@@ -11,65 +11,62 @@ public enum ChannelShutdown
     Read = 1,
     /// <summary>No more writes; the peer sees the end of the stream.</summary>
     Write = 2,
-    /// <summary>Both.</summary>
+    /// <summary>Both directions.</summary>
     Both = 3,
 }
 
 /// <summary>
-/// A blocking byte transport. One thread reads and one thread writes at a time; <see cref="Shutdown"/> may be called by any thread and wakes
-/// both. Failures are <see cref="Errors.ChannelException"/>; the end of the stream is a read of 0 bytes.
+/// A blocking byte transport. At most one thread reads and one thread writes at a time; any thread may call <see cref="Shutdown"/>, which wakes
+/// both. A failure throws <see cref="Errors.ChannelException"/>; a read of 0 bytes is the end of the stream.
 /// </summary>
 public interface IMigrationChannel : IDisposable
 {
-    /// <summary>For errors and logs, e.g. <c>tcp:127.0.0.1:4444</c>.</summary>
+    /// <summary>Name in errors and logs, e.g. <c>tcp:127.0.0.1:4444</c>.</summary>
     string Name { get; }
 
-    /// <summary>True when the other side can write back on this channel (the return path needs it).</summary>
+    /// <summary>True if the peer can write on this channel too, as the return path needs.</summary>
     bool IsBidirectional { get; }
 
     /// <summary>Reads at least one byte.</summary>
     /// <param name="destination">Not empty.</param>
-    /// <returns>Bytes read; 0 at the end of the stream.</returns>
+    /// <returns>Number of bytes read; 0 at the end of the stream.</returns>
     int Read(Span<byte> destination);
 
     /// <summary>Writes all bytes.</summary>
-    /// <param name="source">Bytes to write.</param>
     void Write(ReadOnlySpan<byte> source);
 
     /// <summary>Writes all ranges and clears the list.</summary>
-    /// <param name="parts">The list; empty afterwards, also on failure.</param>
+    /// <param name="parts">The ranges; empty afterwards, even if the write failed.</param>
     void WriteGather(GatherList parts);
 
-    /// <summary>Ends one or both directions; blocked calls return. Idempotent, never throws.</summary>
-    /// <param name="how">Which direction.</param>
+    /// <summary>Ends one or both directions, so that blocked calls return. Idempotent; never throws.</summary>
     void Shutdown(ChannelShutdown how);
 
     /// <summary>
-    /// Waits until the peer's side has taken everything written: acknowledged for sockets, synced for files.
+    /// Waits until the other end has all written bytes: acknowledged for sockets, synced for files.
     /// </summary>
-    /// <param name="timeout">Longest wait.</param>
-    /// <returns>False after the timeout, or where the transport cannot tell and nothing was waited for.</returns>
+    /// <returns>False after the timeout, or at once if the transport cannot tell.</returns>
     bool Drain(TimeSpan timeout);
 
-    /// <summary>True if the peer has ended or reset its direction and nothing of it is left to read. Never blocks; false where the transport cannot tell.</summary>
+    /// <summary>True if the peer closed or reset its direction and all its bytes were read; false if the transport cannot tell. Never blocks.</summary>
     bool PeerHasClosed { get; }
 }
 
 /// <summary>
-/// A channel that is nothing but a socket. A device may let the kernel move its bytes between this socket and its own (splice(2)), and they never
-/// enter this process's memory. Before it writes to <see cref="Descriptor"/> it flushes what is queued; it moves on the thread that reads or writes
-/// the channel.
+/// A channel that adds nothing to its socket, so that a device may move its bytes between this socket and its own with splice(2), without a copy
+/// through this process. The device flushes queued bytes before it writes to <see cref="Descriptor"/>, and moves on the thread that reads or
+/// writes the channel.
 /// </summary>
 public interface IDescriptorChannel : IMigrationChannel
 {
-    /// <summary>The socket, in blocking mode; the channel's.</summary>
+    /// <summary>The socket, in blocking mode; the channel owns it.</summary>
     OwnedFd Descriptor { get; }
 }
 
-/// <summary>A channel over a file: positioned reads and writes beside the sequential ones.</summary>
+/// <summary>A channel over a file, with positioned reads and writes beside the sequential ones.</summary>
 internal interface ISeekableChannel : IMigrationChannel
 {
-    /// <summary>Length of the file now.</summary>
+    /// <summary>Present length of the file.</summary>
     long LengthBytes { get; }
 
     /// <summary>Position of the next sequential read or write, from the start of the file.</summary>
@@ -81,7 +78,7 @@ internal interface ISeekableChannel : IMigrationChannel
     void ReadAt(Span<byte> destination, long offset);
 
     /// <summary>Writes at a position.</summary>
-    /// <param name="source">Bytes.</param>
+    /// <param name="source">Written completely.</param>
     /// <param name="offset">Absolute file offset.</param>
     void WriteAt(ReadOnlySpan<byte> source, long offset);
 }

@@ -3,7 +3,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.Channels;
 
-/// <summary>One end of a pair of channels inside one process, each direction a bounded ring of bytes. For embedding and tests.</summary>
+/// <summary>One end of a pair of channels inside one process; each direction is a bounded ring of bytes. For embedding and tests.</summary>
 public sealed class InMemoryChannel : IMigrationChannel
 {
     private readonly Ring _in;
@@ -23,8 +23,7 @@ public sealed class InMemoryChannel : IMigrationChannel
     public bool IsBidirectional => true;
 
     /// <summary>Makes two connected ends.</summary>
-    /// <param name="capacityBytes">Bytes that one direction holds before a writer waits.</param>
-    /// <returns>The ends.</returns>
+    /// <param name="capacityBytes">Bytes that one direction holds; a writer waits while it is full.</param>
     public static (InMemoryChannel Source, InMemoryChannel Destination) CreatePair(int capacityBytes = 1 << 20)
     {
         var forward = new Ring(capacityBytes);
@@ -134,7 +133,7 @@ public sealed class InMemoryChannel : IMigrationChannel
                     long left = deadline - Environment.TickCount64;
                     if (left <= 0 || !Monitor.Wait(_bytes, (int)left)) return false;
                 }
-                return _count == 0; // A reader that took everything and then closed has it all.
+                return _count == 0; // A reader that closed after it took everything has received all.
             }
         }
     }

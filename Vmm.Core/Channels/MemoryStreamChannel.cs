@@ -2,7 +2,7 @@ using Vmm.Core.Buffers;
 
 namespace Vmm.Core.Channels;
 
-/// <summary>A channel over a stream in memory, written first and read afterwards; holds device state, never RAM. One thread.</summary>
+/// <summary>A channel over a memory stream: device state, never RAM, is written first and read afterwards. One thread.</summary>
 internal sealed class MemoryStreamChannel : IMigrationChannel
 {
     private readonly MemoryStream _stream = new();
@@ -13,7 +13,7 @@ internal sealed class MemoryStreamChannel : IMigrationChannel
 
     public bool PeerHasClosed => false;
 
-    /// <summary>Goes back to the first byte, to read what was written.</summary>
+    /// <summary>Returns to the first byte, to read what was written.</summary>
     internal void Rewind() => _stream.Position = 0;
 
     public int Read(Span<byte> destination) => _stream.Read(destination);

@@ -4,23 +4,23 @@ using Vmm.Core.SaveVm;
 
 namespace Vmm.Core.Cpr;
 
-/// <summary>One descriptor under the key by which the next process finds it (QEMU: <c>CprFd</c>).</summary>
-/// <param name="Name">Name, 1 to 1023 bytes of ASCII.</param>
-/// <param name="Id">Number that tells descriptors of one name apart.</param>
-/// <param name="Fd">The descriptor.</param>
+/// <summary>A descriptor and the key under which the next process finds it (QEMU: <c>CprFd</c>).</summary>
+/// <param name="Name">1 to 1023 bytes of ASCII.</param>
+/// <param name="Id">Distinguishes descriptors of one name.</param>
+/// <param name="Fd">The open descriptor.</param>
 internal sealed record CprFd(string Name, int Id, OwnedFd Fd);
 
-/// <summary>An IOMMUFD device's objects, which descriptors alone do not tell (<c>iommufd</c>).</summary>
-/// <param name="Name">Device name, as the PCI address.</param>
+/// <summary>Ids of an IOMMUFD device's objects; the next process cannot learn them from the descriptor (<c>iommufd</c>).</summary>
+/// <param name="Name">Device name, a PCI address.</param>
 /// <param name="DevId">Id of the bound device.</param>
-/// <param name="IoasId">Id of the address space.</param>
-/// <param name="HwptId">Id of the page table.</param>
+/// <param name="IoasId">Id of the I/O address space.</param>
+/// <param name="HwptId">Id of the hardware page table.</param>
 internal sealed record CprIommufdDevice(string Name, int DevId, uint IoasId, uint HwptId);
 
-/// <summary>What a process was handed by the one before it. Owns the descriptors until a VM takes it over.</summary>
+/// <summary>What this process received from the process that ran the VM before it. Owns the descriptors until a VM takes them.</summary>
 public sealed class CprIncoming : IDisposable
 {
-    /// <param name="mode">How they came.</param>
+    /// <param name="mode">The CPR mode of the transfer.</param>
     /// <param name="fds">The descriptors; owned by the new object.</param>
     /// <param name="devices">IOMMUFD devices that the other process had open.</param>
     internal CprIncoming(MigrationMode mode, IReadOnlyList<CprFd> fds, IReadOnlyList<CprIommufdDevice> devices) => (Mode, Fds, Devices) = (mode, fds, devices);
@@ -32,8 +32,8 @@ public sealed class CprIncoming : IDisposable
 
     internal IReadOnlyList<CprIommufdDevice> Devices { get; }
 
-    /// <summary>For another VM, should the first that is made of it fail: that one's descriptors are closed then.</summary>
-    /// <returns>The same with descriptors of its own; the caller's.</returns>
+    /// <summary>Copies the set for a second attempt: if the first VM made from this set fails, it closes the descriptors of this set.</summary>
+    /// <returns>The same set with duplicated descriptors; the caller disposes it.</returns>
     /// <exception cref="ChannelException">The process has no room for more descriptors.</exception>
     public CprIncoming Duplicate()
     {
@@ -50,7 +50,7 @@ public sealed class CprIncoming : IDisposable
         }
     }
 
-    /// <summary>Closes the descriptors that nobody took.</summary>
+    /// <summary>Closes the descriptors that no VM took.</summary>
     public void Dispose()
     {
         foreach (CprFd fd in Fds) fd.Fd.Dispose();
@@ -58,8 +58,8 @@ public sealed class CprIncoming : IDisposable
 }
 
 /// <summary>
-/// The descriptors of one VM that outlive its process (vfio-migration 7.2; QEMU: <c>cpr_state.fds</c>). A descriptor enters when it is opened,
-/// and every open asks <see cref="Take"/> first, so that one code path serves a cold start and a restart. Thread-safe.
+/// The descriptors of one VM that outlive its process (vfio-migration 7.2; QEMU: <c>cpr_state.fds</c>). Code that opens a descriptor calls
+/// <see cref="Take"/> first and <see cref="Save(string, int, OwnedFd)"/> afterwards, so that cold start and restart share one path. Thread-safe.
 /// </summary>
 public sealed class CprFdTable : IDisposable
 {
@@ -70,26 +70,26 @@ public sealed class CprFdTable : IDisposable
     private readonly Dictionary<string, CprIommufdDevice> _receivedDevices = [];
     private long _changes;
 
-    /// <summary>Grows with every descriptor that enters or leaves: who handed out <see cref="Entries"/> sees whether they still hold.</summary>
+    /// <summary>Grows with every descriptor that enters or leaves; a caller of <see cref="Entries"/> sees whether its list is still current.</summary>
     internal long Changes => Volatile.Read(ref _changes);
 
     /// <summary>
-    /// Set from the stop on while another process takes the VM, and for good once it has: memory and devices are not this one's to change. BQL: held
-    /// for writes.
+    /// True from the stop of a VM that another process takes over, and forever once that process has it: this process must not change memory and
+    /// devices any more, because both processes share them. BQL: held for writes.
     /// </summary>
     public bool IsLeaving { get; set; }
 
     /// <summary>
-    /// The mode in which this VM is being made from another process's descriptors; null for a cold start, and once the VM runs here
+    /// The CPR mode while this VM is being made from another process's descriptors; null for a cold start, and after the VM has arrived
     /// (QEMU: <c>cpr_get_incoming_mode</c>).
     /// </summary>
     public MigrationMode? IncomingMode { get; private set; }
 
-    /// <summary>Devices must find, not make: no reset, no configuration, no new mappings (QEMU: <c>cpr_is_incoming</c>).</summary>
+    /// <summary>True while devices must reuse what they receive: no reset, no configuration, no new mappings (QEMU: <c>cpr_is_incoming</c>).</summary>
     public bool IsIncoming => IncomingMode is not null;
 
-    /// <summary>Takes over what the process was handed; before anything is opened.</summary>
-    /// <param name="incoming">The descriptors; owned by this table from here on. Of two with one key the first counts.</param>
+    /// <summary>Takes over the received descriptors. Call it before anything is opened.</summary>
+    /// <param name="incoming">Owned by this table from here on. If two descriptors have the same key, the table keeps the first.</param>
     internal void Receive(CprIncoming incoming)
     {
         ArgumentNullException.ThrowIfNull(incoming);
@@ -102,38 +102,32 @@ public sealed class CprFdTable : IDisposable
         }
     }
 
-    /// <summary>Looks for a received descriptor and gives it away (QEMU: <c>cpr_find_fd</c>).</summary>
-    /// <param name="name">Name.</param>
-    /// <param name="id">Number.</param>
-    /// <returns>The descriptor, the caller's from here on; null when there is none.</returns>
+    /// <summary>Finds a received descriptor and removes it from the table (QEMU: <c>cpr_find_fd</c>).</summary>
+    /// <returns>The descriptor, which the caller owns; null if none was received.</returns>
     public OwnedFd? Take(string name, int id)
     {
         lock (_gate) return _received.Remove((name, id), out OwnedFd? fd) ? fd : null;
     }
 
-    /// <summary>As <see cref="Take"/>, for a descriptor without which the device cannot go on.</summary>
-    /// <param name="name">Name.</param>
-    /// <param name="id">Number.</param>
-    /// <returns>The descriptor, the caller's from here on.</returns>
-    /// <exception cref="IncompatibleStateException">The other process did not hand it over.</exception>
+    /// <summary>As <see cref="Take"/>, for a descriptor that the device cannot do without.</summary>
+    /// <returns>The descriptor, which the caller owns.</returns>
+    /// <exception cref="IncompatibleStateException">The process before this one did not send it.</exception>
     public OwnedFd Require(string name, int id) => Take(name, id)
         ?? throw new IncompatibleStateException($"the process before this one handed over no descriptor '{name}' {id}")
         {
             Hint = "both processes need the same devices with the same ids",
         };
 
-    /// <summary>The received ids of an IOMMUFD device, or null.</summary>
-    /// <param name="name">Device name.</param>
-    /// <returns>The ids.</returns>
+    /// <summary>Finds the received ids of an IOMMUFD device; null if none were received.</summary>
     internal CprIommufdDevice? FindDevice(string name)
     {
         lock (_gate) return _receivedDevices.GetValueOrDefault(name);
     }
 
-    /// <summary>Enters a descriptor (QEMU: <c>cpr_save_fd</c>).</summary>
-    /// <param name="name">Name.</param>
-    /// <param name="id">Number.</param>
-    /// <param name="fd">The descriptor; stays the caller's, who removes it before closing it.</param>
+    /// <summary>Adds a descriptor for the next process (QEMU: <c>cpr_save_fd</c>).</summary>
+    /// <param name="name">1 to 1023 bytes of ASCII.</param>
+    /// <param name="id">Distinguishes descriptors of one name.</param>
+    /// <param name="fd">Stays the caller's, who removes it from the table before closing it.</param>
     /// <returns>Dispose to remove it (QEMU: <c>cpr_delete_fd</c>).</returns>
     public IDisposable Save(string name, int id, OwnedFd fd)
     {
@@ -148,7 +142,7 @@ public sealed class CprFdTable : IDisposable
         {
             lock (_gate)
             {
-                // One of the same key may have come since, as when an id is tried twice.
+                // Another device may have saved a descriptor under the same key since, e.g. one whose id is in use.
                 if (!_saved.TryGetValue((name, id), out OwnedFd? now) || !ReferenceEquals(now, fd)) return;
                 _saved.Remove((name, id));
                 _changes++;
@@ -156,8 +150,7 @@ public sealed class CprFdTable : IDisposable
         });
     }
 
-    /// <summary>Enters the ids of an IOMMUFD device.</summary>
-    /// <param name="device">The ids.</param>
+    /// <summary>Adds the ids of an IOMMUFD device for the next process.</summary>
     /// <returns>Dispose to remove them.</returns>
     internal IDisposable Save(CprIommufdDevice device)
     {
@@ -166,22 +159,21 @@ public sealed class CprFdTable : IDisposable
         return new Registration(() => { lock (_gate) _devices.Remove(device.Name); });
     }
 
-    /// <summary>What the next process is to get.</summary>
-    /// <returns>Descriptors, which stay their owners'.</returns>
+    /// <summary>Lists the descriptors for the next process.</summary>
+    /// <returns>The descriptors; their owners keep them.</returns>
     internal IReadOnlyList<CprFd> Entries()
     {
         lock (_gate) return [.. _saved.Select(static e => new CprFd(e.Key.Name, e.Key.Id, e.Value))];
     }
 
-    /// <summary>IOMMUFD devices that the next process is to get.</summary>
-    /// <returns>Their ids.</returns>
+    /// <summary>Lists the ids of IOMMUFD devices for the next process.</summary>
     internal IReadOnlyList<CprIommufdDevice> Devices()
     {
         lock (_gate) return [.. _devices.Values];
     }
 
-    /// <summary>Closes what nobody asked for.</summary>
-    /// <returns>Keys of the descriptors that were closed.</returns>
+    /// <summary>Closes the received descriptors that nobody took.</summary>
+    /// <returns>Keys of the closed descriptors.</returns>
     internal IReadOnlyList<string> CloseUnclaimed()
     {
         lock (_gate)
@@ -193,29 +185,27 @@ public sealed class CprFdTable : IDisposable
         }
     }
 
-    /// <summary>Raised once a VM that came from another process is this one's, before it starts. BQL: held.</summary>
+    /// <summary>Raised when this process has taken over a VM from another process, before the VM starts. BQL: held.</summary>
     public event Action? Arrived;
 
-    /// <summary>The VM has arrived: devices own what they have and behave as ever. BQL: held.</summary>
-    /// <exception cref="Exception">What a device threw; the others have arrived all the same.</exception>
+    /// <summary>Ends the takeover: devices own what they received and behave as after a cold start. BQL: held.</summary>
+    /// <exception cref="Exception">A device's handler threw it; all other handlers have run nevertheless.</exception>
     internal void EndIncoming()
     {
         if (!IsIncoming) return;
         IncomingMode = null;
-        // Not before: vectors are claimed when the stream says which are in use.
+        // Not earlier: devices take the descriptors of their vectors only when the stream says which vectors are in use.
         CloseUnclaimed();
         Each.Call(Arrived?.GetInvocationList() ?? [], static one => ((Action)one)());
     }
 
-    /// <summary>Whether a descriptor was received and not taken yet.</summary>
-    /// <param name="name">Name.</param>
-    /// <param name="id">Number.</param>
+    /// <summary>Tells whether the table holds a received descriptor that nobody took.</summary>
     /// <returns>True if <see cref="Take"/> would find it.</returns>
     public bool Has(string name, int id)
     {
         lock (_gate) return _received.ContainsKey((name, id));
     }
 
-    /// <summary>Closes what was received and not taken.</summary>
+    /// <summary>Closes the received descriptors that nobody took.</summary>
     public void Dispose() => CloseUnclaimed();
 }

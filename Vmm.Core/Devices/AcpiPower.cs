@@ -3,13 +3,13 @@ using Vmm.Core.VmStates;
 namespace Vmm.Core.Devices;
 
 /// <summary>
-/// ACPI's fixed registers, as far as a kernel needs them to switch the machine off: event status and enable, and control. No event ever comes.
+/// The fixed registers of ACPI that a kernel needs to switch the machine off: event status, event enable and control. No event ever occurs.
 /// <code>
-/// +0 u16 event status, a 1 clears    +2 u16 event enable    +4 u16 control: 0 SCI_EN, always on; 12:10 sleep type; 13 sleep
+/// +0 u16 event status, a 1 clears  +2 u16 event enable  +4 u16 control: 0 SCI_EN, always on; 12:10 sleep type; 13 sleep
 /// </code>
 /// BQL: held for every call.
 /// </summary>
-/// <param name="requests">Takes the wish to switch off.</param>
+/// <param name="requests">Gets the request to switch off.</param>
 internal sealed class AcpiPower(GuestRequests requests) : IIoHandler
 {
     /// <summary>First port.</summary>
@@ -18,18 +18,18 @@ internal sealed class AcpiPower(GuestRequests requests) : IIoHandler
     /// <summary>Port of the control register.</summary>
     public const ushort ControlPort = Port + 4;
 
-    /// <summary>Ports.</summary>
+    /// <summary>Number of ports.</summary>
     public const int PortCount = 6;
 
-    /// <summary>The interrupt that is reserved for events.</summary>
+    /// <summary>The interrupt line for events.</summary>
     public const int Irq = 9;
 
-    /// <summary>Sleep type that switches off.</summary>
+    /// <summary>Sleep type that switches the machine off.</summary>
     public const byte SleepOff = 5;
 
     private const ushort SciEnable = 1, Sleep = 1 << 13;
 
-    /// <summary>Its section; QEMU has these registers only as part of chipsets that this machine does not have.</summary>
+    /// <summary>The section of this product; QEMU has these registers only in chipsets that this machine lacks.</summary>
     public static VmStateDescription<AcpiPower> Description { get; } = new()
     {
         Name = "vmm-acpi-power",
@@ -38,7 +38,7 @@ internal sealed class AcpiPower(GuestRequests requests) : IIoHandler
 
     private ushort _enable, _control = SciEnable;
 
-    /// <summary>Power-on state.</summary>
+    /// <summary>Sets the power-on state.</summary>
     public void Reset() => (_enable, _control) = (0, SciEnable);
 
     /// <inheritdoc/>

@@ -4,13 +4,13 @@ using Vmm.Core.VmStates;
 namespace Vmm.Core.Devices;
 
 /// <summary>
-/// The PC's clock and CMOS: index and data ports, wall-clock time in UTC, alarm, update and periodic interrupts on line 8, and 114 bytes of memory
-/// that tell the RAM's size. Its section is QEMU's; the clock is the host's, so that a guest that was stopped or moved finds the true time (QEMU:
+/// The PC's real-time clock and CMOS: index and data ports, time in UTC, alarm, update and periodic interrupts on line 8, and 114 bytes of memory that
+/// tell the RAM size. The section is QEMU's. The clock follows the host's, so that a guest that was stopped or moved finds the true time (QEMU:
 /// <c>mc146818rtc</c>). BQL: held for every call.
 /// </summary>
 internal sealed class Cmos : IIoHandler, IVmStateHandler, IDisposable
 {
-    /// <summary>Port of the index; the next one is the data's.</summary>
+    /// <summary>Port of the index; the data port is the next one.</summary>
     public const ushort Port = 0x70;
 
     /// <summary>Register of the century.</summary>
@@ -23,7 +23,7 @@ internal sealed class Cmos : IIoHandler, IVmStateHandler, IDisposable
     private const long SecondNs = 1_000_000_000, UpdateNs = 244_000;
     private const int CrystalHz = 32768;
 
-    /// <summary>QEMU's <c>vmstate_rtc</c>. Timers are times of the host's wall clock.</summary>
+    /// <summary>QEMU's <c>vmstate_rtc</c>. Expiry times are times of the host's wall clock.</summary>
     public static VmStateDescription<Cmos> Description { get; } = new()
     {
         Name = "mc146818rtc",
@@ -55,16 +55,16 @@ internal sealed class Cmos : IIoHandler, IVmStateHandler, IDisposable
     private readonly VmTimer _timer;
     private readonly ulong _memoryBytes;
 
-    // What migrates; times in ns of the wall clock since 1970, -1 for none.
+    // Migrated state. Times are ns of the wall clock since 1970; -1 for none.
     private readonly byte[] _data = new byte[Bytes];
     private byte _index;
     private long _periodicNs = -1, _nextPeriodicNs, _offsetNs, _updateNs = -1;
     private uint _coalesced, _period;
     private ulong _baseSeconds, _baseAtNs, _nextAlarm = ulong.MaxValue;
 
-    /// <summary>Makes one that tells the RAM's size the PC way.</summary>
-    /// <param name="services">The VM's services.</param>
-    /// <param name="time">Wall clock; null for the host's.</param>
+    /// <summary>Makes the device and writes the RAM size into its memory, in the registers that a PC's firmware uses.</summary>
+    /// <param name="services">Services of the device's VM.</param>
+    /// <param name="time">Source of the wall-clock time; null for the host's.</param>
     public Cmos(IDeviceServices services, TimeProvider? time = null)
     {
         ArgumentNullException.ThrowIfNull(services);
@@ -84,7 +84,7 @@ internal sealed class Cmos : IIoHandler, IVmStateHandler, IDisposable
 
     private bool IsSet => (_data[RegB] & Set) != 0;
 
-    /// <summary>A reset switches the interrupts off; time and memory stay.</summary>
+    /// <summary>Switches the interrupts off; time and memory stay.</summary>
     public void Reset()
     {
         _data[RegB] &= unchecked((byte)~(PeriodicEnable | AlarmEnable | UpdateEnable));
@@ -109,7 +109,7 @@ internal sealed class Cmos : IIoHandler, IVmStateHandler, IDisposable
         else WriteRegister((byte)value);
     }
 
-    /// <summary>Ends the timer.</summary>
+    /// <summary>Stops the timer.</summary>
     public void Dispose() => _timer.Dispose();
 
     private byte ReadRegister()
@@ -164,7 +164,7 @@ internal sealed class Cmos : IIoHandler, IVmStateHandler, IDisposable
         }
     }
 
-    /// <summary>Puts the present time into the registers, unless the guest is setting them.</summary>
+    /// <summary>Writes the present time into the registers, unless the guest is setting them.</summary>
     private void ShowTime()
     {
         if (IsSet) return;
@@ -175,7 +175,7 @@ internal sealed class Cmos : IIoHandler, IVmStateHandler, IDisposable
         (_data[7], _data[8], _data[9], _data[CenturyIndex]) = (Code(now.Day), Code(now.Month), Code(now.Year % 100), Code(now.Year / 100));
     }
 
-    /// <summary>Takes the time that the guest has written; what is no date changes nothing.</summary>
+    /// <summary>Sets the clock to the time that the guest wrote; ignores values that are not a date.</summary>
     private void TakeTime()
     {
         if (IsSet) return;
@@ -187,14 +187,14 @@ internal sealed class Cmos : IIoHandler, IVmStateHandler, IDisposable
         Arm();
     }
 
-    /// <summary>Sets the timer to the next second's end while alarm or update can interrupt, and to the next period.</summary>
+    /// <summary>Sets the timer to the next event: the end of the second while an alarm or update interrupt is enabled, or the end of the period.</summary>
     private void Arm()
     {
         long now = NowNs;
         bool wantsSeconds = !IsSet && (_data[RegB] & (AlarmEnable | UpdateEnable)) != 0;
         _updateNs = wantsSeconds ? now + SecondNs - GuestNs % SecondNs : -1;
         int rate = _data[RegA] & 0x0f;
-        // Rates 1 and 2 are those of 8 and 9.
+        // The chip has the same period for rate 1 as for rate 8, and for 2 as for 9.
         _period = rate == 0 || (_data[RegB] & PeriodicEnable) == 0 ? 0 : 1u << (rate <= 2 ? rate + 6 : rate - 1);
         long periodNs = _period * SecondNs / CrystalHz;
         if (_period == 0) _periodicNs = -1;
@@ -212,7 +212,7 @@ internal sealed class Cmos : IIoHandler, IVmStateHandler, IDisposable
         if (_periodicNs >= 0 && now >= _periodicNs)
         {
             flags |= PeriodicFlag;
-            _periodicNs = -1; // A late tick is not made up for: the next is a period from now.
+            _periodicNs = -1; // A late tick does not shorten the next period.
         }
         if (_updateNs >= 0 && now >= _updateNs)
         {
@@ -234,7 +234,7 @@ internal sealed class Cmos : IIoHandler, IVmStateHandler, IDisposable
     private void AfterLoad()
     {
         _index &= 0x7f;
-        // The size is the machine's and not the stream's; the lines are the interrupt controllers'.
+        // The RAM size comes from this machine, not from the stream. The interrupt controllers load the level of the line themselves.
         WriteMemorySize();
     }
 

@@ -1,6 +1,6 @@
 namespace Vmm.Core.Devices;
 
-/// <summary>The VM's accelerator, which is made before its devices. BQL: held.</summary>
+/// <summary>Holds the VM's accelerator for its devices; the accelerator is made before them. BQL: held.</summary>
 internal sealed class CurrentAccelerator
 {
     /// <summary>The accelerator, or null.</summary>

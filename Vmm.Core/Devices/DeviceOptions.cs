@@ -4,8 +4,8 @@ using Vmm.Core.Errors;
 namespace Vmm.Core.Devices;
 
 /// <summary>
-/// Options of one device as <c>key=value</c> pairs, in QEMU's syntax: <c>TYPE[,key=value]...</c>, a doubled comma is a literal one. Typed
-/// reads name the option in their errors and mark it as used. Not thread-safe.
+/// Options of one device as <c>key=value</c> pairs in QEMU's syntax: <c>TYPE[,key=value]...</c>, where a doubled comma stands for one comma. A read
+/// marks its option as used, and names it if it throws. Not thread-safe.
 /// </summary>
 public sealed class DeviceOptions
 {
@@ -13,8 +13,8 @@ public sealed class DeviceOptions
     private readonly HashSet<string> _used = new(StringComparer.Ordinal);
 
     /// <summary>Makes options.</summary>
-    /// <param name="typeName">Device type.</param>
-    /// <param name="values">Pairs; a repeated key is refused.</param>
+    /// <param name="typeName">Device type, as in <c>--device TYPE</c>.</param>
+    /// <param name="values">The pairs; a repeated key throws.</param>
     public DeviceOptions(string typeName, IEnumerable<KeyValuePair<string, string>>? values = null)
     {
         TypeName = typeName;
@@ -25,12 +25,10 @@ public sealed class DeviceOptions
     /// <summary>Device type.</summary>
     public string TypeName { get; }
 
-    /// <summary>The device's id; given as <c>id=</c> or the type's name.</summary>
+    /// <summary>The device's id: the option <c>id</c>, or the type's name without it.</summary>
     public string Id => GetString("id", TypeName);
 
     /// <summary>Parses <c>TYPE[,key=value]...</c>.</summary>
-    /// <param name="text">The option's text.</param>
-    /// <returns>The options.</returns>
     /// <exception cref="ConfigurationException">Bad syntax.</exception>
     public static DeviceOptions Parse(string text)
     {
@@ -40,8 +38,7 @@ public sealed class DeviceOptions
         return new DeviceOptions(parts[0], parts.Skip(1).Select(p => OptionList.Pair(p, $"device '{parts[0]}'")));
     }
 
-    /// <summary>Makes the same options, for a second device of the kind; what has been read so far counts as read there too.</summary>
-    /// <returns>The copy.</returns>
+    /// <summary>Copies the options for a second device of the same kind; options that are marked as used stay marked.</summary>
     public DeviceOptions Copy()
     {
         var copy = new DeviceOptions(TypeName, _values);
@@ -49,33 +46,23 @@ public sealed class DeviceOptions
         return copy;
     }
 
-    /// <summary>Reads a string.</summary>
-    /// <param name="key">Option.</param>
-    /// <param name="fallback">Value when absent.</param>
-    /// <returns>The value.</returns>
+    /// <summary>Reads a string; <paramref name="fallback"/> if the option is absent.</summary>
     public string GetString(string key, string fallback) => TryGet(key, out string? v) ? v! : fallback;
 
     /// <summary>Reads a mandatory string.</summary>
-    /// <param name="key">Option.</param>
-    /// <returns>The value.</returns>
-    /// <exception cref="ConfigurationException">Absent.</exception>
+    /// <exception cref="ConfigurationException">The option is absent.</exception>
     public string GetRequired(string key) =>
         TryGet(key, out string? v) ? v! : throw new ConfigurationException($"device '{TypeName}': option '{key}' is missing");
 
-    /// <summary>Reads on/off.</summary>
-    /// <param name="key">Option.</param>
-    /// <param name="fallback">Value when absent.</param>
-    /// <returns>The value.</returns>
-    /// <exception cref="ConfigurationException">Neither on nor off.</exception>
+    /// <summary>Reads on or off; <paramref name="fallback"/> if the option is absent.</summary>
+    /// <exception cref="ConfigurationException">The value is neither on nor off.</exception>
     public bool GetBool(string key, bool fallback) =>
         !TryGet(key, out string? v) ? fallback : OptionList.Bool(v!, $"device '{TypeName}': option '{key}'");
 
-    /// <summary>Reads an unsigned number, decimal or 0x.</summary>
-    /// <param name="key">Option.</param>
-    /// <param name="fallback">Value when absent.</param>
-    /// <param name="max">Largest legal value.</param>
-    /// <returns>The value.</returns>
-    /// <exception cref="ConfigurationException">Not a number or too large.</exception>
+    /// <summary>
+    /// Reads an unsigned number up to <paramref name="max"/>, in decimal or with 0x; <paramref name="fallback"/> if the option is absent.
+    /// </summary>
+    /// <exception cref="ConfigurationException">The value is not a number, or too large.</exception>
     public ulong GetUInt64(string key, ulong fallback, ulong max = ulong.MaxValue)
     {
         if (!TryGet(key, out string? v)) return fallback;
@@ -85,16 +72,14 @@ public sealed class DeviceOptions
         return ok && n <= max ? n : throw new ConfigurationException($"device '{TypeName}': option '{key}' expects a number up to {max}, found '{v}'");
     }
 
-    /// <summary>Reads a size with an optional K, M, G or T suffix.</summary>
-    /// <param name="key">Option.</param>
-    /// <param name="fallback">Bytes when absent.</param>
-    /// <returns>Bytes.</returns>
-    /// <exception cref="ConfigurationException">Not a size.</exception>
+    /// <summary>Reads a size with an optional suffix K, M, G or T; <paramref name="fallback"/> if the option is absent.</summary>
+    /// <returns>The size, bytes.</returns>
+    /// <exception cref="ConfigurationException">The value is not a size.</exception>
     public ulong GetSizeBytes(string key, ulong fallback) =>
         !TryGet(key, out string? v) ? fallback : OptionList.SizeBytes(v!, $"device '{TypeName}': option '{key}'");
 
-    /// <summary>Refuses options that nobody read.</summary>
-    /// <exception cref="ConfigurationException">Names the option.</exception>
+    /// <summary>Throws if an option was never read.</summary>
+    /// <exception cref="ConfigurationException">An option was never read; the message names it.</exception>
     public void ThrowIfUnused()
     {
         string? unused = _values.Keys.FirstOrDefault(k => k != "id" && !_used.Contains(k));

@@ -2,11 +2,11 @@ using Vmm.Core.VmStates;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>A ring of bytes as devices have it (QEMU: <c>Fifo8</c>). One thread at a time.</summary>
-/// <param name="capacity">Bytes it can hold.</param>
+/// <summary>A FIFO of bytes for devices (QEMU: <c>Fifo8</c>). One thread at a time.</summary>
+/// <param name="capacity">Largest number of bytes that it holds.</param>
 internal sealed class Fifo8(int capacity)
 {
-    /// <summary>The ring with its content, wherever it starts (QEMU: <c>vmstate_fifo8</c>).</summary>
+    /// <summary>The whole ring and its head (QEMU: <c>vmstate_fifo8</c>).</summary>
     public static VmStateDescription<Fifo8> Description { get; } = new()
     {
         Name = "Fifo8",
@@ -27,18 +27,17 @@ internal sealed class Fifo8(int capacity)
     private uint _head;
     private uint _num;
 
-    /// <summary>Bytes held.</summary>
+    /// <summary>Number of bytes in the FIFO.</summary>
     public int Count => (int)_num;
 
-    /// <summary>Nothing is held.</summary>
+    /// <summary>True if the FIFO has no byte.</summary>
     public bool IsEmpty => _num == 0;
 
-    /// <summary>No room is left.</summary>
+    /// <summary>True if the FIFO has no room.</summary>
     public bool IsFull => _num == _data.Length;
 
     /// <summary>Adds a byte at the end.</summary>
-    /// <param name="value">The byte.</param>
-    /// <exception cref="InvalidOperationException">Full.</exception>
+    /// <exception cref="InvalidOperationException">The FIFO is full.</exception>
     public void Push(byte value)
     {
         if (IsFull) throw new InvalidOperationException("the FIFO is full");
@@ -46,9 +45,8 @@ internal sealed class Fifo8(int capacity)
         _num++;
     }
 
-    /// <summary>Takes the first byte.</summary>
-    /// <returns>The byte.</returns>
-    /// <exception cref="InvalidOperationException">Empty.</exception>
+    /// <summary>Removes and returns the first byte.</summary>
+    /// <exception cref="InvalidOperationException">The FIFO is empty.</exception>
     public byte Pop()
     {
         if (IsEmpty) throw new InvalidOperationException("the FIFO is empty");
@@ -58,7 +56,7 @@ internal sealed class Fifo8(int capacity)
         return value;
     }
 
-    /// <summary>Drops everything.</summary>
+    /// <summary>Removes all bytes.</summary>
     public void Reset()
     {
         _head = _num = 0;

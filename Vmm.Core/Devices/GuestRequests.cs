@@ -3,22 +3,22 @@ using Vmm.Core.Threading;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>What a guest can ask of its machine.</summary>
+/// <summary>A request of a guest to its machine.</summary>
 public enum GuestRequest
 {
-    /// <summary>Start again.</summary>
+    /// <summary>Reset the machine.</summary>
     Reset,
-    /// <summary>Switch off.</summary>
+    /// <summary>Switch the machine off.</summary>
     Shutdown,
     /// <summary>A vCPU cannot go on.</summary>
     InternalError,
 }
 
 /// <summary>
-/// Requests of a guest, done on another thread than the vCPU's that makes them: a vCPU cannot wait for itself. Thread-safe (QEMU:
+/// Requests of a guest. Another thread than the vCPU's carries them out, because a vCPU cannot wait for itself to stop. Thread-safe (QEMU:
 /// <c>qemu_system_reset_request</c>, <c>qemu_system_shutdown_request</c>).
 /// </summary>
-/// <param name="loop">Where they are done.</param>
+/// <param name="loop">Its thread carries out the requests.</param>
 public sealed class GuestRequests(EventFdLoop loop) : IDisposable
 {
     private readonly Lock _gate = new();
@@ -27,7 +27,7 @@ public sealed class GuestRequests(EventFdLoop loop) : IDisposable
     private int? _exitCode;
     private IDisposable? _registration;
 
-    /// <summary>What the guest said when it switched itself off, or null.</summary>
+    /// <summary>The exit code that the guest gave when it switched itself off, or null.</summary>
     public int? ExitCode
     {
         get
@@ -36,9 +36,9 @@ public sealed class GuestRequests(EventFdLoop loop) : IDisposable
         }
     }
 
-    /// <summary>Makes a request; a later one before it is done wins over a reset only.</summary>
-    /// <param name="request">The request.</param>
-    /// <param name="exitCode">What the guest says with it, or null.</param>
+    /// <summary>Makes a request. While an earlier request is pending, the new one replaces it only if the earlier one is a reset.</summary>
+    /// <param name="request">What the guest asks for.</param>
+    /// <param name="exitCode">The guest's exit code, or null.</param>
     public void Post(GuestRequest request, int? exitCode = null)
     {
         lock (_gate)
@@ -49,7 +49,7 @@ public sealed class GuestRequests(EventFdLoop loop) : IDisposable
         Posix.SignalEventFd(_event);
     }
 
-    /// <summary>Ends the watching; what is pending is dropped.</summary>
+    /// <summary>Drops a pending request and carries out no further one.</summary>
     public void Dispose()
     {
         _registration?.Dispose();

@@ -4,7 +4,7 @@ using Vmm.Core.VmStates;
 namespace Vmm.Core.Devices;
 
 /// <summary>
-/// The function at 00:00.0 that shows a guest's kernel that there is a bus: QEMU's generic host bridge, section included (QEMU:
+/// The function at 00:00.0, from which a guest's kernel learns that a PCI bus exists: QEMU's generic host bridge with its section (QEMU:
 /// <c>gpex-root</c>). It has no registers of its own. BQL: held for every call.
 /// </summary>
 internal sealed class HostBridge : PciDevice
@@ -19,7 +19,6 @@ internal sealed class HostBridge : PciDevice
     private readonly IDisposable _section;
 
     /// <summary>Plugs the bridge and registers its section.</summary>
-    /// <param name="services">The VM's services.</param>
     /// <exception cref="Errors.ConfigurationException">Slot 0 is in use.</exception>
     public HostBridge(IDeviceServices services)
         : base((services ?? throw new ArgumentNullException(nameof(services))).Pci, new PciDeviceOptions { Id = "host-bridge", Address = "0" })

@@ -3,17 +3,17 @@ using Vmm.Core.VmStates;
 namespace Vmm.Core.Devices;
 
 /// <summary>
-/// A keyboard controller with nothing plugged in: its own commands, its output buffer and the reset line (QEMU: <c>pckbd</c>). Ports 0x60 for data
-/// and 0x64 for status and commands; BQL: held for every call.
+/// A keyboard controller without keyboard and mouse: commands, output buffer and reset line (QEMU: <c>pckbd</c>). Port 0x60 is for data, port 0x64
+/// for status and commands. BQL: held for every call.
 /// </summary>
-/// <param name="requests">Takes the reset.</param>
-/// <param name="irqs">Lines 1 and 12.</param>
+/// <param name="requests">Gets the request to reset.</param>
+/// <param name="irqs">Has the lines 1 and 12.</param>
 internal sealed class I8042(GuestRequests requests, IsaIrqs irqs)
 {
-    /// <summary>Port of data.</summary>
+    /// <summary>Data port.</summary>
     public const ushort DataPort = 0x60;
 
-    /// <summary>Port of status and commands.</summary>
+    /// <summary>Status and command port.</summary>
     public const ushort CommandPort = 0x64;
 
     private const byte StatusFull = 0x01, StatusSelfTest = 0x04, StatusCommand = 0x08, StatusUnlocked = 0x10, StatusAuxFull = 0x20;
@@ -22,7 +22,7 @@ internal sealed class I8042(GuestRequests requests, IsaIrqs irqs)
     private const byte PendingControlKeyboard = 0x04, PendingControlAux = 0x08;
     private const uint SourceControl = 4;
 
-    /// <summary>QEMU's <c>vmstate_kbd</c>. What a keyboard or mouse of a peer has pending is dropped: none is plugged in here.</summary>
+    /// <summary>QEMU's <c>vmstate_kbd</c>. A load drops pending bytes of a keyboard or mouse, because this machine has neither.</summary>
     public static VmStateDescription<I8042> Description { get; } = new()
     {
         Name = "pckbd",
@@ -57,7 +57,7 @@ internal sealed class I8042(GuestRequests requests, IsaIrqs irqs)
         PostLoad = static (k, _) => k.AfterLoad(),
     };
 
-    /// <summary>QEMU's <c>vmstate_kbd_isa</c>, the section of the controller on the ISA bus: the same bytes, described as a structure in it.</summary>
+    /// <summary>QEMU's <c>vmstate_kbd_isa</c>, the section of the controller on the ISA bus: the same bytes, nested in a struct.</summary>
     public static VmStateDescription<I8042> IsaDescription { get; } = new()
     {
         Name = "pckbd", VersionId = 3, MinimumVersionId = 3,
@@ -77,7 +77,7 @@ internal sealed class I8042(GuestRequests requests, IsaIrqs irqs)
     private byte UsualOutport =>
         (byte)(OutReset | OutA20 | OutOnes | ((_status & StatusFull) != 0 ? OutFull : 0) | ((_status & StatusAuxFull) != 0 ? OutAuxFull : 0));
 
-    /// <summary>Power-on state.</summary>
+    /// <summary>Sets the power-on state.</summary>
     public void Reset()
     {
         (_command, _status, _mode, _pending, _outport) = (0, StatusCommand | StatusUnlocked, ModeKeyboardIrq | ModeMouseIrq, 0, OutReset | OutA20 | OutOnes);
@@ -107,7 +107,7 @@ internal sealed class I8042(GuestRequests requests, IsaIrqs irqs)
                 break;
             case 0xd2: Queue(value); break;
             case 0xd3: Queue(value, isAux: true); break;
-            case 0: _mode &= unchecked((byte)~ModeKeyboardOff); break; // For the keyboard, which is not there to answer.
+            case 0: _mode &= unchecked((byte)~ModeKeyboardOff); break; // A byte for the keyboard; there is none to answer.
             case 0xd4: _mode &= unchecked((byte)~ModeMouseOff); break;
         }
         _command = 0;
@@ -130,7 +130,7 @@ internal sealed class I8042(GuestRequests requests, IsaIrqs irqs)
             case 0xae: _mode &= unchecked((byte)~ModeKeyboardOff); break;
             case 0xc0: Queue(0x80); break;
             case 0xd0: Queue(_outport); break;
-            // Pulses of the low four lines; the first is the reset.
+            // A pulse of some of four output lines; line 0 is the reset.
             case >= 0xf0 when (value & 1) == 0: requests.Post(GuestRequest.Reset); break;
         }
     }
@@ -167,7 +167,7 @@ internal sealed class I8042(GuestRequests requests, IsaIrqs irqs)
 
     private void AfterLoad()
     {
-        // Older streams do not say where a byte came from: it was a device's, and no device is here.
+        // An older stream does not name the source of a pending byte. It was a keyboard or mouse, which this machine lacks.
         _pending &= PendingControlKeyboard | PendingControlAux;
         if (_pending == 0) _status &= unchecked((byte)~(StatusFull | StatusAuxFull));
         _outport = _loadedOutport != 0 ? _loadedOutport : UsualOutport;

@@ -8,13 +8,11 @@ internal interface IAcceleratorFactory
     /// <summary>Its name, as in <c>--accel NAME</c>.</summary>
     string Name { get; }
 
-    /// <summary>Whether it can be used on this host; asked for <c>auto</c>.</summary>
-    /// <returns>Null, or why not.</returns>
+    /// <summary>Tells whether this host can use the accelerator; <c>auto</c> calls it.</summary>
+    /// <returns>Null if it can, else the reason.</returns>
     VmmException? Probe();
 
-    /// <summary>Makes an accelerator for a VM whose RAM is there and whose devices are not. BQL: held. Nothing is left behind on failure.</summary>
-    /// <param name="options">The VM's options.</param>
-    /// <param name="services">The VM's services.</param>
-    /// <returns>The accelerator, owned by the VM.</returns>
+    /// <summary>Makes an accelerator for a VM that has its RAM but no devices yet. A failure leaves nothing behind. BQL: held.</summary>
+    /// <returns>The accelerator; the VM owns it.</returns>
     IAccelerator Create(VmOptions options, IDeviceServices services);
 }

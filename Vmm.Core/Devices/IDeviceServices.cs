@@ -8,10 +8,10 @@ using Vmm.Core.Threading;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>What a VM offers to its devices. One per VM.</summary>
+/// <summary>Services of a VM for its devices. One per VM.</summary>
 public interface IDeviceServices
 {
-    /// <summary>Run state and its handlers.</summary>
+    /// <summary>The run state, and handlers of its changes.</summary>
     IRunStateNotifier RunState { get; }
 
     /// <summary>Guest RAM.</summary>
@@ -26,42 +26,42 @@ public interface IDeviceServices
     /// <summary>Reasons why the VM cannot migrate.</summary>
     MigrationBlockers Blockers { get; }
 
-    /// <summary>Moments of a migration.</summary>
+    /// <summary>Notifies devices of the stages of a migration.</summary>
     MigrationNotifiers Notifiers { get; }
 
-    /// <summary>The section registry.</summary>
+    /// <summary>Registry of the VM's sections.</summary>
     SaveVmRegistry SaveVm { get; }
 
     /// <summary>The VM's PCI bus.</summary>
     PciHost Pci { get; }
 
-    /// <summary>Ports and memory-mapped registers that vCPUs reach.</summary>
+    /// <summary>I/O ports and memory-mapped registers.</summary>
     IoBus Io { get; }
 
     /// <summary>Interrupt lines of legacy devices.</summary>
     IsaIrqs Irqs { get; }
 
-    /// <summary>What the guest asks of its machine.</summary>
+    /// <summary>Requests of the guest to its machine.</summary>
     GuestRequests Requests { get; }
 
-    /// <summary>Watches eventfds, on one thread per VM.</summary>
+    /// <summary>Watches eventfds on one thread per VM.</summary>
     EventFdLoop EventFds { get; }
 
-    /// <summary>Loggers.</summary>
+    /// <summary>Makes loggers.</summary>
     ILoggerFactory Loggers { get; }
 
-    /// <summary>Events for the management.</summary>
+    /// <summary>Events for management.</summary>
     DeviceEvents Events { get; }
 
-    /// <summary>Bytes of state that devices have sent themselves in the present migration.</summary>
+    /// <summary>Counts the bytes of state that devices sent themselves in the present migration.</summary>
     DeviceTransferCounter DeviceTransfer { get; }
 
-    /// <summary>What runs the guest, and its short ways for devices; null without one.</summary>
+    /// <summary>The accelerator, with its direct paths between devices and guest; null if the VM has none.</summary>
     IAccelerator? Accelerator => (Scope.GetService(typeof(CurrentAccelerator)) as CurrentAccelerator)?.Value;
 
     /// <summary>Descriptors that outlive the process.</summary>
     CprFdTable CprFds { get; }
 
-    /// <summary>The VM's scope, for what plugins registered as scoped services and share between their devices.</summary>
+    /// <summary>The VM's scope, for scoped services that plugins register and share between their devices.</summary>
     IServiceProvider Scope { get; }
 }

@@ -1,6 +1,6 @@
 namespace Vmm.Core.Devices;
 
-/// <summary>When a machine component attaches, which fixes its section id.</summary>
+/// <summary>When a machine component registers its sections, which fixes their section ids.</summary>
 internal enum MachinePhase
 {
     /// <summary>After <c>timer</c>, before any device.</summary>
@@ -9,13 +9,12 @@ internal enum MachinePhase
     AfterDevices,
 }
 
-/// <summary>A part of every machine that is not a device, e.g. the <c>ram</c> section. Scoped: one per VM.</summary>
+/// <summary>A part of every machine that is not a device, e.g. the <c>ram</c> section. Scoped service: one per VM.</summary>
 internal interface IMachineComponent : IDisposable
 {
-    /// <summary>When to attach.</summary>
+    /// <summary>When to call <see cref="Attach"/>.</summary>
     MachinePhase Phase { get; }
 
     /// <summary>Registers the component's sections. BQL: held.</summary>
-    /// <param name="services">The VM's services.</param>
     void Attach(IDeviceServices services);
 }

@@ -2,9 +2,9 @@ using Vmm.Core.RunStates;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>A device of a VM. Disposing it unregisters everything it registered.</summary>
+/// <summary>A device of a VM. Dispose unregisters everything that the device registered.</summary>
 public interface IVmDevice : INamedPart, IDisposable
 {
-    /// <summary>Puts the device into its power-on state. BQL: held.</summary>
+    /// <summary>Sets the device's power-on state. BQL: held.</summary>
     void Reset();
 }

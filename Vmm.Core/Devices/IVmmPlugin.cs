@@ -1,9 +1,8 @@
 namespace Vmm.Core.Devices;
 
-/// <summary>A package of device types and services (style: one word on a builder).</summary>
+/// <summary>A set of device types and services that a host adds with one call.</summary>
 public interface IVmmPlugin
 {
     /// <summary>Adds the plugin's factories and services.</summary>
-    /// <param name="builder">The host's builder.</param>
     void Configure(VmmBuilder builder);
 }

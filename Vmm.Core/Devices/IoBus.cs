@@ -5,28 +5,28 @@ using Vmm.Core.RunStates;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>A device's registers on a bus. BQL: held for every call.</summary>
+/// <summary>Answers accesses to a device's registers. BQL: held for every call.</summary>
 public interface IIoHandler
 {
-    /// <summary>A guest's read.</summary>
-    /// <param name="offset">From the start of the device's range.</param>
+    /// <summary>Handles a guest's read.</summary>
+    /// <param name="offset">Offset in the device's range, bytes.</param>
     /// <param name="size">1, 2, 4 or 8 bytes, all inside the range.</param>
     /// <returns>The value; bits beyond the size are ignored.</returns>
     ulong Read(ulong offset, int size);
 
-    /// <summary>A guest's write.</summary>
-    /// <param name="offset">From the start of the device's range.</param>
+    /// <summary>Handles a guest's write.</summary>
+    /// <param name="offset">Offset in the device's range, bytes.</param>
     /// <param name="size">1, 2, 4 or 8 bytes, all inside the range.</param>
-    /// <param name="value">The value.</param>
+    /// <param name="value">Little-endian.</param>
     void Write(ulong offset, int size, ulong value);
 }
 
 /// <summary>
-/// What the vCPUs of one VM reach besides RAM: I/O ports and memory-mapped registers. Ranges are exclusive; what no device has goes to the PCI
-/// bus, whose BARs the guest moves. Looking up takes no lock; adding and removing need the BQL (QEMU: <c>address_space_io</c>).
+/// The I/O ports and memory-mapped registers of one VM. Each range belongs to one device; all other accesses go to the PCI bus, whose BARs the guest
+/// moves. A lookup takes no lock; adding and removing need the BQL (QEMU: <c>address_space_io</c>).
 /// </summary>
-/// <param name="bql">The VM's lock.</param>
-/// <param name="pci">Answers what no range holds.</param>
+/// <param name="bql">Lock of the VM.</param>
+/// <param name="pci">Answers accesses outside all ranges.</param>
 public sealed class IoBus(Bql bql, PciHost pci)
 {
     private volatile Range[] _ports = [];
@@ -34,57 +34,54 @@ public sealed class IoBus(Bql bql, PciHost pci)
 
     private sealed record Range(ulong First, ulong Last, string Owner, IIoHandler Handler);
 
-    /// <summary>Gives a device I/O ports.</summary>
+    /// <summary>Adds I/O ports of a device.</summary>
     /// <param name="port">First port.</param>
     /// <param name="count">Number of ports.</param>
-    /// <param name="owner">The device, for errors.</param>
-    /// <param name="handler">Its registers.</param>
-    /// <returns>Dispose to take them away.</returns>
-    /// <exception cref="ConfigurationException">Another device has one of them.</exception>
+    /// <param name="owner">Id of the device, for error messages.</param>
+    /// <param name="handler">Answers accesses to the ports.</param>
+    /// <returns>Dispose to remove them.</returns>
+    /// <exception cref="ConfigurationException">Another device has one of the ports.</exception>
     public IDisposable AddPorts(ushort port, int count, string owner, IIoHandler handler) => Add(true, port, (ulong)count, owner, handler);
 
-    /// <summary>Gives a device memory-mapped registers.</summary>
+    /// <summary>Adds memory-mapped registers of a device.</summary>
     /// <param name="range">Guest-physical range.</param>
-    /// <param name="owner">The device, for errors.</param>
-    /// <param name="handler">Its registers.</param>
-    /// <returns>Dispose to take them away.</returns>
-    /// <exception cref="ConfigurationException">Another device has part of it.</exception>
+    /// <param name="owner">Id of the device, for error messages.</param>
+    /// <param name="handler">Answers accesses to the range.</param>
+    /// <returns>Dispose to remove them.</returns>
+    /// <exception cref="ConfigurationException">Another device has part of the range.</exception>
     public IDisposable AddMmio(GuestRange range, string owner, IIoHandler handler) => Add(false, range.Start.Value, range.LengthBytes, owner, handler);
 
-    /// <summary>Whether no device has any of these ports. BQL: held.</summary>
-    /// <param name="port">First port.</param>
-    /// <param name="count">Number of ports.</param>
-    /// <returns>True when <see cref="AddPorts"/> would succeed.</returns>
+    /// <summary>True if no device has any of these ports, so that <see cref="AddPorts"/> would succeed. BQL: held.</summary>
     public bool IsFree(ushort port, int count) => !Array.Exists(_ports, r => r.First <= (ulong)port + (ulong)count - 1 && port <= r.Last);
 
-    /// <summary>A guest's read of ports. BQL: held.</summary>
+    /// <summary>Handles a guest's read of I/O ports. BQL: held.</summary>
     /// <param name="port">First port.</param>
-    /// <param name="size">1, 2 or 4.</param>
-    /// <returns>The value; all ones where nobody answers.</returns>
+    /// <param name="size">1, 2 or 4 bytes.</param>
+    /// <returns>The value; all ones if no device answers.</returns>
     public uint PioRead(ushort port, int size) =>
         Find(_ports, port, size) is { } r ? (uint)(r.Handler.Read(port - r.First, size) & PciHost.AllOnes(size)) : pci.PioRead(port, size);
 
-    /// <summary>A guest's write to ports. BQL: held.</summary>
+    /// <summary>Handles a guest's write to I/O ports. BQL: held.</summary>
     /// <param name="port">First port.</param>
-    /// <param name="size">1, 2 or 4.</param>
-    /// <param name="value">The value.</param>
+    /// <param name="size">1, 2 or 4 bytes.</param>
+    /// <param name="value">Little-endian.</param>
     public void PioWrite(ushort port, int size, uint value)
     {
         if (Find(_ports, port, size) is { } r) r.Handler.Write(port - r.First, size, value);
         else pci.PioWrite(port, size, value);
     }
 
-    /// <summary>A guest's read of memory that is not RAM. BQL: held.</summary>
+    /// <summary>Handles a guest's read of memory that is not RAM. BQL: held.</summary>
     /// <param name="address">Guest-physical address.</param>
-    /// <param name="size">1, 2, 4 or 8.</param>
-    /// <returns>The value; all ones where nobody answers.</returns>
+    /// <param name="size">1, 2, 4 or 8 bytes.</param>
+    /// <returns>The value; all ones if no device answers.</returns>
     public ulong MmioRead(GuestAddress address, int size) =>
         Find(_mmio, address.Value, size) is { } r ? r.Handler.Read(address.Value - r.First, size) & PciHost.AllOnes(size) : pci.MmioRead(address, size);
 
-    /// <summary>A guest's write to memory that is not RAM; ignored where nobody answers. BQL: held.</summary>
+    /// <summary>Handles a guest's write to memory that is not RAM; does nothing if no device answers. BQL: held.</summary>
     /// <param name="address">Guest-physical address.</param>
-    /// <param name="size">1, 2, 4 or 8.</param>
-    /// <param name="value">The value.</param>
+    /// <param name="size">1, 2, 4 or 8 bytes.</param>
+    /// <param name="value">Little-endian.</param>
     public void MmioWrite(GuestAddress address, int size, ulong value)
     {
         if (Find(_mmio, address.Value, size) is { } r) r.Handler.Write(address.Value - r.First, size, value);
@@ -113,7 +110,7 @@ public sealed class IoBus(Bql bql, PciHost pci)
         else _mmio = now;
     }
 
-    /// <summary>Binary search; an access that leaves its range answers like nobody's.</summary>
+    /// <summary>Finds the range that holds a whole access; null if no range does.</summary>
     private static Range? Find(Range[] all, ulong at, int size)
     {
         int low = 0, high = all.Length - 1;

@@ -1,22 +1,22 @@
 namespace Vmm.Core.Devices;
 
-/// <summary>Sixteen interrupt lines of the ISA bus, and who takes them. BQL: held for every call.</summary>
+/// <summary>The sixteen interrupt lines of the ISA bus, and the target that they are connected to. BQL: held for every call.</summary>
 public sealed class IsaIrqs
 {
     private readonly bool[] _levels = new bool[16];
     private Action<int, bool>? _target;
 
-    /// <summary>Sets a line.</summary>
+    /// <summary>Sets the level of a line.</summary>
     /// <param name="line">0 to 15.</param>
-    /// <param name="level">Asserted.</param>
+    /// <param name="level">True to assert the line.</param>
     public void Set(int line, bool level)
     {
         _levels[line] = level;
         _target?.Invoke(line, level);
     }
 
-    /// <summary>Sends changes to a target, which is told of asserted lines at once.</summary>
-    /// <param name="target">Told line and level.</param>
+    /// <summary>Attaches the target of all changes, which hears of asserted lines at once.</summary>
+    /// <param name="target">Gets line and level.</param>
     /// <returns>Dispose to detach it.</returns>
     public IDisposable Attach(Action<int, bool> target)
     {

@@ -3,15 +3,15 @@ using Vmm.Core.VmStates;
 namespace Vmm.Core.Devices;
 
 /// <summary>
-/// The small devices that every PC guest touches: keyboard controller, clock and CMOS, PCI host bridge, ACPI's registers, the reset port, and an
-/// exit port for test guests. Machine parts of a VM with an accelerator.
+/// The small devices that every PC guest uses: keyboard controller, real-time clock with CMOS, PCI host bridge, ACPI registers, reset port, and an exit
+/// port for test guests. A VM with an accelerator has them.
 /// </summary>
 internal sealed class LegacyDevices : IDisposable
 {
-    /// <summary>A write here ends the guest with the value as its exit code (QEMU: <c>isa-debug-exit</c>).</summary>
+    /// <summary>A write to this port switches the guest off; the value is its exit code (QEMU: <c>isa-debug-exit</c>).</summary>
     public const ushort DebugExitPort = 0x501;
 
-    /// <summary>A write with bit 2 resets the machine.</summary>
+    /// <summary>A write to this port with bit 2 set resets the machine.</summary>
     public const ushort ResetPort = 0xcf9;
 
     private readonly List<IDisposable> _registrations = [];
@@ -21,7 +21,6 @@ internal sealed class LegacyDevices : IDisposable
     private readonly HostBridge _bridge;
 
     /// <summary>Adds the devices. BQL: held.</summary>
-    /// <param name="services">The VM's services.</param>
     public LegacyDevices(IDeviceServices services)
     {
         ArgumentNullException.ThrowIfNull(services);
@@ -43,7 +42,7 @@ internal sealed class LegacyDevices : IDisposable
         _registrations.Add(services.Io.AddPorts(DebugExitPort, 4, "isa-debug-exit", new DebugExit(services.Requests)));
     }
 
-    /// <summary>Power-on state. BQL: held.</summary>
+    /// <summary>Sets the power-on state. BQL: held.</summary>
     public void Reset()
     {
         _bridge.Reset();

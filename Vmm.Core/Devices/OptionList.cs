@@ -3,11 +3,10 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>QEMU's comma-separated option syntax, shared by every option that uses it.</summary>
+/// <summary>Parser of QEMU's comma-separated option syntax.</summary>
 public static class OptionList
 {
-    /// <summary>Splits at commas; a doubled comma is a literal one.</summary>
-    /// <param name="text">The text.</param>
+    /// <summary>Splits at commas; a doubled comma stands for one comma.</summary>
     /// <returns>At least one part.</returns>
     public static string[] Split(string text)
     {
@@ -15,11 +14,8 @@ public static class OptionList
         return [.. text.Replace(",,", "\u0001", StringComparison.Ordinal).Split(',').Select(static p => p.Replace('\u0001', ','))];
     }
 
-    /// <summary>Splits <c>key=value</c>.</summary>
-    /// <param name="part">The part.</param>
-    /// <param name="what">Names the option in the error.</param>
-    /// <returns>Key and value.</returns>
-    /// <exception cref="ConfigurationException">No <c>=</c> or no key.</exception>
+    /// <summary>Splits <c>key=value</c>; <paramref name="what"/> names the option in an error.</summary>
+    /// <exception cref="ConfigurationException">The part has no <c>=</c> or no key.</exception>
     public static KeyValuePair<string, string> Pair(string part, string what)
     {
         ArgumentNullException.ThrowIfNull(part);
@@ -27,11 +23,8 @@ public static class OptionList
         return at > 0 ? new(part[..at], part[(at + 1)..]) : throw new ConfigurationException($"{what}: expected key=value, found '{part}'");
     }
 
-    /// <summary>Parses on or off.</summary>
-    /// <param name="value">The text.</param>
-    /// <param name="what">Names the option in the error.</param>
-    /// <returns>True for on.</returns>
-    /// <exception cref="ConfigurationException">Anything else.</exception>
+    /// <summary>Parses on or off; <paramref name="what"/> names the option in an error.</summary>
+    /// <exception cref="ConfigurationException">The value is neither on nor off.</exception>
     public static bool Bool(string value, string what) => value switch
     {
         "on" or "yes" or "true" => true,
@@ -39,11 +32,12 @@ public static class OptionList
         _ => throw new ConfigurationException($"{what} expects on or off, found '{value}'"),
     };
 
-    /// <summary>Parses a size: a decimal or 0x number with an optional K, M, G or T suffix (powers of 1024), optionally followed by iB or B.</summary>
-    /// <param name="value">The text.</param>
-    /// <param name="what">Names the option in the error.</param>
-    /// <returns>Bytes.</returns>
-    /// <exception cref="ConfigurationException">Not a size, or over 2^63.</exception>
+    /// <summary>
+    /// Parses a size: a decimal or 0x number, an optional suffix K, M, G or T (powers of 1024), and an optional iB or B after it.
+    /// <paramref name="what"/> names the option in an error.
+    /// </summary>
+    /// <returns>The size, bytes.</returns>
+    /// <exception cref="ConfigurationException">The value is not a size, or exceeds 2^63.</exception>
     public static ulong SizeBytes(string value, string what)
     {
         ArgumentNullException.ThrowIfNull(value);

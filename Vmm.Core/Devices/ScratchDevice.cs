@@ -3,10 +3,10 @@ using Vmm.Core.VmStates;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>A scratch register that counts how often the VM started: the example of ADDING-A-DEVICE.md.</summary>
+/// <summary>A scratch register and a count of the VM's starts; the example of ADDING-A-DEVICE.md.</summary>
 internal sealed class ScratchDevice : IVmDevice, IVmStateHandler
 {
-    /// <summary>The device's state; version 2 added the count of starts.</summary>
+    /// <summary>State of the device; version 2 added the count of starts.</summary>
     public static VmStateDescription<ScratchDevice> Description { get; } = new()
     {
         Name = "scratch", VersionId = 2, MinimumVersionId = 1,
@@ -19,7 +19,7 @@ internal sealed class ScratchDevice : IVmDevice, IVmStateHandler
         PostLoad = static (d, version) => d._starts = version < 2 ? 1 : d._starts,
     };
 
-    // Glue.
+    // Registrations with the VM.
     private readonly IDisposable _section, _handler;
 
     // Guest-visible state.
@@ -28,8 +28,8 @@ internal sealed class ScratchDevice : IVmDevice, IVmStateHandler
     private ulong _starts;
 
     /// <summary>Makes and registers the device. BQL: held.</summary>
-    /// <param name="options">Option <c>id</c>.</param>
-    /// <param name="services">The VM's services.</param>
+    /// <param name="options">Reads the option <c>id</c>.</param>
+    /// <param name="services">Services of the device's VM.</param>
     public ScratchDevice(DeviceOptions options, IDeviceServices services)
     {
         ArgumentNullException.ThrowIfNull(options);
@@ -41,17 +41,17 @@ internal sealed class ScratchDevice : IVmDevice, IVmStateHandler
     /// <inheritdoc/>
     public string Id { get; }
 
-    /// <summary>How often the VM started. BQL: held.</summary>
+    /// <summary>Number of starts of the VM. BQL: held.</summary>
     public ulong Starts => _starts;
 
-    /// <summary>The register; once locked, writes are ignored. BQL: held.</summary>
+    /// <summary>The register; writes are ignored while it is locked. BQL: held.</summary>
     public uint Value
     {
         get => _value;
         set => _value = _locked ? _value : value;
     }
 
-    /// <summary>Makes the register read-only until reset. BQL: held.</summary>
+    /// <summary>Makes the register read-only until the next reset. BQL: held.</summary>
     public void Lock() => _locked = true;
 
     /// <inheritdoc/>

@@ -6,7 +6,7 @@ namespace Vmm.Core.Devices;
 internal sealed partial class Serial16550
 {
     /// <summary>
-    /// QEMU's <c>vmstate_serial</c>: what a guest programmed, and in subsections what is in flight, so that an idle port loads in any version.
+    /// QEMU's <c>vmstate_serial</c>: the registers, and bytes and timers in flight in subsections, so that any version loads an idle port.
     /// </summary>
     public static VmStateDescription<Serial16550> Description { get; } = new()
     {
@@ -47,7 +47,9 @@ internal sealed partial class Serial16550
         PostLoad = static (s, version) => s.AfterLoad(version),
     };
 
-    /// <summary>True where IIR does not tell; with the interrupt masked the value is sampled again, so it need not move.</summary>
+    /// <summary>
+    /// True if IIR does not show the pending interrupt. While the interrupt is disabled the value need not migrate, because enabling computes it again.
+    /// </summary>
     private bool IsThrInterruptHidden =>
         (_ier & IerTransmitEmpty) != 0 && (_thrInterruptPending != 0) != ((_iir & IirIdMask) == IirTransmitEmpty);
 
@@ -71,7 +73,7 @@ internal sealed partial class Serial16550
         _tsrRetry = Math.Min(_tsrRetry, MaxTransmitRetries);
         SetFifoControl(_fcr);
         UpdateParameters();
-        // The interrupt controller brings its own state; only the view of the line follows.
+        // The interrupt controller loads the level of the line itself; this is only the port's copy.
         _irqRaised = (_iir & IirNoInterrupt) == 0;
     }
 }

@@ -3,8 +3,8 @@ using static Vmm.Core.Devices.Serial16550Bits;
 namespace Vmm.Core.Devices;
 
 /// <summary>
-/// A 16550A serial port: registers 0 to 7, two FIFOs of 16 bytes, loopback, one interrupt line. Its behaviour and its state are those of QEMU's
-/// <c>serial</c>, so a guest notices no difference after a move either way. All members need the BQL.
+/// A 16550A serial port: registers 0 to 7, two FIFOs of 16 bytes, loopback, one interrupt line. Behaviour and state equal those of QEMU's
+/// <c>serial</c>, so a guest that moves from or to QEMU notices no difference. BQL: held for every call.
 /// </summary>
 internal sealed partial class Serial16550 : IDisposable
 {
@@ -13,19 +13,19 @@ internal sealed partial class Serial16550 : IDisposable
     private const int UnsetDivisorBaud = 3500;
     private const uint MaxTransmitRetries = 4;
 
-    // Glue.
+    // Connections to the VM.
     private readonly VmClock _clock;
     private readonly ISerialLine? _line;
     private readonly Action<bool>? _irq;
     private bool _irqRaised;
 
-    // Sub-devices.
+    // Parts with a state of their own.
     private readonly Fifo8 _receiveFifo = new(FifoBytes);
     private readonly Fifo8 _transmitFifo = new(FifoBytes);
     private readonly VmTimer _fifoTimeoutTimer;
     private readonly VmTimer _modemStatusPoll;
 
-    // What the guest sees.
+    // Registers and other migrated state.
     private ushort _divider;
     private byte _rbr, _thr, _tsr, _ier, _iir, _lcr, _mcr, _lsr, _msr, _scr, _fcr;
     private int _thrInterruptPending;
@@ -33,14 +33,14 @@ internal sealed partial class Serial16550 : IDisposable
     private uint _tsrRetry;
     private int _pollModemStatus;
 
-    // Derived.
+    // Computed from the registers.
     private int _receiveTrigger = 1;
     private long _charTransmitNs;
 
     /// <summary>Makes a port in its power-on state.</summary>
-    /// <param name="clock">Clock of the character timeout.</param>
-    /// <param name="line">Far end; null drops what is sent.</param>
-    /// <param name="irq">Told of each change of the interrupt line, or null.</param>
+    /// <param name="clock">Clock for the character timeout.</param>
+    /// <param name="line">The other end of the line; null drops what the guest sends.</param>
+    /// <param name="irq">Called with each change of the interrupt line, or null.</param>
     public Serial16550(VmClock clock, ISerialLine? line = null, Action<bool>? irq = null)
     {
         ArgumentNullException.ThrowIfNull(clock);
@@ -52,10 +52,10 @@ internal sealed partial class Serial16550 : IDisposable
         Reset();
     }
 
-    /// <summary>Level of the interrupt line.</summary>
+    /// <summary>True while the interrupt line is asserted.</summary>
     public bool IsIrqRaised => _irqRaised;
 
-    /// <summary>Bytes that <see cref="Receive"/> should be given at most now, so that nothing is overrun and the guest's trigger level counts.</summary>
+    /// <summary>Number of bytes that <see cref="Receive"/> can take now without an overrun and without passing the guest's trigger level.</summary>
     public int ReceiveRoom
     {
         get
@@ -68,7 +68,7 @@ internal sealed partial class Serial16550 : IDisposable
 
     /// <summary>Reads a register.</summary>
     /// <param name="register">0 to 7.</param>
-    /// <returns>Its value; reading has the side effects of the data sheet.</returns>
+    /// <returns>Its value; a read has the side effects that the data sheet describes.</returns>
     public byte ReadRegister(int register)
     {
         switch (register)
@@ -101,7 +101,7 @@ internal sealed partial class Serial16550 : IDisposable
 
     /// <summary>Writes a register.</summary>
     /// <param name="register">0 to 7; writes to 5 and 6 are ignored.</param>
-    /// <param name="value">The value.</param>
+    /// <param name="value">The new value.</param>
     public void WriteRegister(int register, byte value)
     {
         switch (register)
@@ -139,8 +139,7 @@ internal sealed partial class Serial16550 : IDisposable
         }
     }
 
-    /// <summary>Bytes arrive from the line. More than <see cref="ReceiveRoom"/> may overrun, which the guest sees.</summary>
-    /// <param name="bytes">The bytes.</param>
+    /// <summary>Receives bytes from the line. More than <see cref="ReceiveRoom"/> may overrun, which the guest sees.</summary>
     public void Receive(ReadOnlySpan<byte> bytes)
     {
         if (bytes.IsEmpty) return;
@@ -158,7 +157,7 @@ internal sealed partial class Serial16550 : IDisposable
         UpdateIrq();
     }
 
-    /// <summary>A break arrives from the line.</summary>
+    /// <summary>Receives a break from the line.</summary>
     public void ReceiveBreak()
     {
         _rbr = 0;
@@ -167,13 +166,13 @@ internal sealed partial class Serial16550 : IDisposable
         UpdateIrq();
     }
 
-    /// <summary>The line takes bytes again: sends what it refused before.</summary>
+    /// <summary>Sends the bytes that the line refused before; the line calls it when it can take bytes again.</summary>
     public void RetryTransmit()
     {
         if (_tsrRetry > 0) RunTransmitter();
     }
 
-    /// <summary>Puts the port into its power-on state: 9600 baud, 8N1, no FIFO, no interrupts.</summary>
+    /// <summary>Sets the power-on state: 9600 baud, 8N1, no FIFO, no interrupts.</summary>
     public void Reset()
     {
         _rbr = _thr = _tsr = _ier = _lcr = _scr = _fcr = 0;
@@ -197,12 +196,12 @@ internal sealed partial class Serial16550 : IDisposable
 
     private bool IsDivisorLatched => (_lcr & LcrDivisorLatch) != 0;
 
-    /// <summary>State that the stream carries only where it differs from this.</summary>
+    /// <summary>Resets the state that the stream carries only if it differs from this.</summary>
     private void ResetHidden()
     {
         _tsrRetry = 0;
         _thrInterruptPending = _timeoutInterruptPending = 0;
-        // No line of ours has modem lines to ask, so there is nothing to poll.
+        // Our lines have no modem signals, so there is nothing to poll.
         _pollModemStatus = -1;
         _fifoTimeoutTimer.Del();
         _modemStatusPoll.Del();
@@ -220,7 +219,7 @@ internal sealed partial class Serial16550 : IDisposable
         _irq?.Invoke(raised);
     }
 
-    /// <summary>The data sheet's order of priority, with the timeout above received data.</summary>
+    /// <summary>Returns the pending interrupt of the highest priority, in the data sheet's order; the timeout has priority over received data.</summary>
     private byte PendingInterrupt()
     {
         if ((_ier & IerLineStatus) != 0 && (_lsr & LsrInterrupting) != 0) return IirLineStatus;
@@ -254,7 +253,7 @@ internal sealed partial class Serial16550 : IDisposable
 
     private void PushReceived(byte value)
     {
-        // An overrun keeps what the FIFO has.
+        // An overrun drops the new byte.
         if (_receiveFifo.IsFull) _lsr |= LsrOverrun;
         else _receiveFifo.Push(value);
     }
@@ -315,7 +314,7 @@ internal sealed partial class Serial16550 : IDisposable
         byte changed = (byte)((_ier ^ value) & IerAll);
         _ier = (byte)(value & IerAll);
         if ((changed & IerModemStatus) != 0 && _pollModemStatus >= 0) UpdateModemStatus();
-        // Guests count on the interrupt when they enable it with the register empty, even after they have read it away.
+        // Guests expect an interrupt when they enable it while the register is empty, even if a read of IIR has cleared it before.
         if ((changed & IerTransmitEmpty) != 0)
             _thrInterruptPending = (_ier & IerTransmitEmpty) != 0 && (_lsr & LsrTransmitHoldingEmpty) != 0 ? 1 : 0;
         if (changed != 0) UpdateIrq();
@@ -384,7 +383,7 @@ internal sealed partial class Serial16550 : IDisposable
         return value;
     }
 
-    /// <summary>The line has no modem lines, so polling that a peer had on ends at its first turn.</summary>
+    /// <summary>Ends polling that a peer had switched on, because the line has no modem signals.</summary>
     private void UpdateModemStatus()
     {
         _modemStatusPoll.Del();

@@ -1,6 +1,6 @@
 namespace Vmm.Core.Devices;
 
-/// <summary>Bits of the 16550A's registers, by the names of its data sheet.</summary>
+/// <summary>Bits of the 16550A's registers, with the names of its data sheet.</summary>
 internal static class Serial16550Bits
 {
     internal const byte IerReceiveData = 0x01, IerTransmitEmpty = 0x02, IerLineStatus = 0x04, IerModemStatus = 0x08, IerAll = 0x0f;

@@ -7,9 +7,10 @@ using Vmm.Core.VmStates;
 namespace Vmm.Core.Devices;
 
 /// <summary>
-/// A serial port as <c>--device serial[,id=ID][,output=PATH][,input=PATH][,socket=PATH]</c>. Its section equals that of QEMU's <c>isa-serial</c>
-/// byte for byte, VMDESC included. What the guest sends is appended to the output; what arrives at the input, a terminal or pipe, is received; a
-/// terminal is in raw mode while the guest runs. A socket is both for one client. Without any, output is dropped. The first four of a VM are its COM1 to COM4.
+/// A serial port: <c>--device serial[,id=ID][,output=PATH][,input=PATH][,socket=PATH]</c>. Its section equals that of QEMU's <c>isa-serial</c> byte for
+/// byte, VMDESC included. <c>output</c> is a file that gets what the guest sends. <c>input</c> is a terminal or pipe that the guest receives from; a
+/// terminal is in raw mode while the guest runs. <c>socket</c> serves one client in both directions. Without options, the guest's bytes are dropped. The
+/// first four ports of a VM are COM1 to COM4.
 /// </summary>
 internal sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
 {
@@ -32,10 +33,10 @@ internal sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
     private readonly List<IDisposable> _registrations = [];
 
     /// <summary>Makes the port and registers its section and its run-state handler. BQL: held.</summary>
-    /// <param name="options">Options <c>id</c>, <c>output</c>, <c>input</c> and <c>socket</c>.</param>
-    /// <param name="services">The VM's services.</param>
-    /// <param name="line">Far end; null for the file of <c>output</c>, or nothing.</param>
-    /// <param name="irq">Told of changes of the interrupt line, or null.</param>
+    /// <param name="options">Reads the options <c>id</c>, <c>output</c>, <c>input</c> and <c>socket</c>.</param>
+    /// <param name="services">Services of the device's VM.</param>
+    /// <param name="line">The other end of the line; null for the one that the options name.</param>
+    /// <param name="irq">Called with each change of the interrupt line; null to use the ISA line of the port.</param>
     /// <exception cref="ConfigurationException">A file cannot be opened, or options exclude each other.</exception>
     public SerialDevice(DeviceOptions options, IDeviceServices services, ISerialLine? line = null, Action<bool>? irq = null)
     {
@@ -70,7 +71,7 @@ internal sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
     /// <inheritdoc/>
     public string Id { get; }
 
-    /// <summary>The port's registers.</summary>
+    /// <summary>The registers of the port.</summary>
     public Serial16550 Port { get; }
 
     /// <inheritdoc/>
@@ -84,7 +85,7 @@ internal sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
         else _line?.Flush();
         _socket?.SetRunning(running);
         _input?.SetRunning(running);
-        // Only while the guest listens: a VM that has moved away, or into another process, leaves the terminal as it was.
+        // Raw only while the guest runs, so that a VM that has moved to another host or process leaves the terminal in the user's mode.
         _terminal?.SetRaw(running);
     }
 
@@ -130,11 +131,11 @@ internal sealed class SerialDevice : IVmDevice, IVmStateHandler, IIoHandler
         catch (ChannelException e)
         {
             fd.Dispose();
-            throw new ConfigurationException($"device '{Id}': option 'input': '{path}' cannot be waited for; expected a terminal or a pipe", e);
+            throw new ConfigurationException($"device '{Id}': option 'input': '{path}' cannot be polled; expected a terminal or a pipe", e);
         }
     }
 
-    /// <summary>A line whose input is somewhere else.</summary>
+    /// <summary>A line whose input comes from <see cref="SerialInput"/> and not from the line itself.</summary>
     private sealed class InputLine(ISerialLine? output, Action onRoom) : ISerialLine
     {
         public bool TryWrite(byte value) => output?.TryWrite(value) ?? true;

@@ -4,7 +4,9 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>A file at the far end of a serial line. A failing disk must not fail the guest: it is logged once, then output is dropped.</summary>
+/// <summary>
+/// A file at the other end of a serial line. A failing disk must not fail the guest, so the first error is logged and all further output dropped.
+/// </summary>
 internal sealed class SerialFileLine : ISerialLine, IDisposable
 {
     private readonly string _device;
@@ -20,7 +22,7 @@ internal sealed class SerialFileLine : ISerialLine, IDisposable
         _logger = logger;
         try
         {
-            // Appending and sharing: source and destination of a migration on one host may name the same file.
+            // Append and share, because source and destination of a migration on one host may name the same file.
             _file = new FileStream(path, FileMode.Append, FileAccess.Write, FileShare.ReadWrite);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException or NotSupportedException or ArgumentException)
@@ -45,7 +47,7 @@ internal sealed class SerialFileLine : ISerialLine, IDisposable
 
     public void Flush() => Do(_file.Flush);
 
-    /// <summary>The other side of a migration may have written since the file was opened here.</summary>
+    /// <summary>Moves to the end, because the source of a migration may have written since this process opened the file.</summary>
     public void SeekToEnd()
     {
         if (_file.CanSeek) Do(() => _file.Seek(0, SeekOrigin.End));

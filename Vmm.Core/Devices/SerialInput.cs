@@ -4,13 +4,13 @@ using Vmm.Core.Interop;
 namespace Vmm.Core.Devices;
 
 /// <summary>
-/// Hands what arrives at a descriptor to a serial port: as much as the port has room for, and only while the guest runs, so that nothing is lost in
-/// a migration. BQL: held for every call.
+/// Reads bytes from a descriptor for a serial port: only as many as the port has room for, and only while the guest runs, so that a migration loses
+/// none. BQL: held for every call.
 /// </summary>
-/// <param name="services">The VM's services.</param>
-/// <param name="port">The port.</param>
-/// <param name="fd">A terminal, pipe or socket; the caller's.</param>
-/// <param name="ended">Called when there will be no more, or null.</param>
+/// <param name="services">Services of the device's VM.</param>
+/// <param name="port">The port that receives the bytes.</param>
+/// <param name="fd">A terminal, pipe or socket; the caller owns it.</param>
+/// <param name="ended">Called at the end of the input, or null.</param>
 internal sealed class SerialInput(IDeviceServices services, Serial16550 port, OwnedFd fd, Action? ended = null) : IDisposable
 {
     private const int MaxBytes = 16;
@@ -29,7 +29,9 @@ internal sealed class SerialInput(IDeviceServices services, Serial16550 port, Ow
         Follow();
     }
 
-    /// <summary>Watches the descriptor exactly while the port has room: it stays readable for as long as nobody reads.</summary>
+    /// <summary>
+    /// Watches the descriptor only while the port has room, because an unread descriptor stays readable and would wake the thread again and again.
+    /// </summary>
     internal void Follow()
     {
         bool wants = !_ended && _running && port.ReceiveRoom > 0;

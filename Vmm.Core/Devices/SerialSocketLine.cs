@@ -5,8 +5,8 @@ using Vmm.Core.SaveVm;
 namespace Vmm.Core.Devices;
 
 /// <summary>
-/// A Unix socket at the far end of a serial line, for one client at a time. What the guest sends while none is there, or faster than the client
-/// reads, is dropped: a console must not hold up a guest. Socket and client outlive the process in an update. BQL: held for every call.
+/// A UNIX socket at the other end of a serial line, for one client at a time. Bytes that the guest sends without a client, or faster than the client
+/// reads, are dropped, because a console must not stop a guest. Socket and client survive an update of the process. BQL: held for every call.
 /// </summary>
 internal sealed class SerialSocketLine : ISerialLine, IDisposable
 {
@@ -22,7 +22,7 @@ internal sealed class SerialSocketLine : ISerialLine, IDisposable
     private OwnedFd? _client;
     private SerialInput? _input;
     private bool _running, _disposed;
-    // The path and what arrives are another process's: not here yet, or here no more.
+    // True while another process owns the path and the client's bytes: before this process takes over the VM, and after it gave the VM away.
     private bool _elsewhere;
 
     internal SerialSocketLine(string device, string path, IDeviceServices services)
@@ -33,7 +33,7 @@ internal sealed class SerialSocketLine : ISerialLine, IDisposable
         _listener = inherited is null ? Listen(device, path) : UnixListener.Adopt(inherited, path);
         try
         {
-            // Two processes may be told of one connection.
+            // Non-blocking, because two processes may wake for one connection and only one can accept it.
             Posix.SetNonBlocking(_listener.Socket, true);
             _registrations.Add(services.CprFds.Save(_cprName, ListenerFd, _listener.Socket));
             _registrations.Add(services.Notifiers.Add(OnMigration, Modes));
@@ -63,7 +63,7 @@ internal sealed class SerialSocketLine : ISerialLine, IDisposable
         for (int i = _registrations.Count - 1; i >= 0; i--) _registrations[i].Dispose();
         _registrations.Clear();
         Accept(false);
-        // Closed, not shut down: the client may be another process's.
+        // Close without shutdown, because another process may serve the client now.
         Drop();
         _listener.RemovesFile = !_elsewhere;
         _listener.Dispose();
@@ -93,7 +93,9 @@ internal sealed class SerialSocketLine : ISerialLine, IDisposable
         }
     }
 
-    /// <summary>A client that comes between is the next process's, and what it sends too; nobody else knows of it.</summary>
+    /// <summary>
+    /// Stops accepting and reading during an update: the kernel keeps new connections and unread bytes for the next process, which alone can take them.
+    /// </summary>
     private void OnMigration(MigrationEvent what)
     {
         bool goesOn = what == MigrationEvent.PrecopyFailed;

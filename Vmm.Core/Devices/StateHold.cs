@@ -4,16 +4,15 @@ using Vmm.Core.RunStates;
 namespace Vmm.Core.Devices;
 
 /// <summary>
-/// Keeps the state of a stopped VM still while somebody works on it without the BQL, as a snapshot does: calls that would change it wait. Thread-safe.
+/// Freezes the state of a stopped VM for a thread that works on it without the BQL, as a snapshot does. Calls that would change it wait. Thread-safe.
 /// </summary>
-/// <param name="bql">The VM's lock.</param>
 internal sealed class StateHold(Bql bql)
 {
     private readonly object _gate = new();
     private volatile bool _isHeld;
 
-    /// <summary>Begins to hold. BQL: held.</summary>
-    /// <returns>Dispose to let the calls go on; any thread.</returns>
+    /// <summary>Freezes the state. BQL: held.</summary>
+    /// <returns>Dispose on any thread to release it.</returns>
     internal IDisposable Take()
     {
         bql.AssertHeld();
@@ -29,8 +28,8 @@ internal sealed class StateHold(Bql bql)
         });
     }
 
-    /// <summary>Takes the BQL for a change of the VM's state; waits for whoever holds it, who ends when the snapshot does.</summary>
-    /// <exception cref="DeviceStateException">The state is held and the caller has the BQL, so that waiting would never end.</exception>
+    /// <summary>Takes the BQL for a change of the VM's state; first waits until the state is released.</summary>
+    /// <exception cref="DeviceStateException">The state is frozen and the caller holds the BQL, so the wait would never end.</exception>
     internal Lock.Scope Acquire()
     {
         while (true)

@@ -9,7 +9,7 @@ using Vmm.Core.SaveVm;
 namespace Vmm.Core.Devices;
 
 /// <summary>
-/// One virtual machine: memory, run state, devices and its DI scope. Control calls take the BQL themselves; any thread may make them.
+/// One virtual machine: memory, run state, devices and its DI scope. Control calls take the BQL themselves; any thread may call them.
 /// </summary>
 public sealed class Vm : IDisposable
 {
@@ -42,16 +42,18 @@ public sealed class Vm : IDisposable
         _hold = new StateHold(_bql);
     }
 
-    /// <summary>What it was made from. <see cref="VmOptions.Cpr"/> is used up.</summary>
+    /// <summary>Options that the VM was made from. <see cref="VmOptions.Cpr"/> has been consumed.</summary>
     public VmOptions Options => _options;
 
-    /// <summary>Name, or null.</summary>
+    /// <summary>Name of the VM, or null.</summary>
     public string? Name => _options.Name;
 
-    /// <summary>UUID.</summary>
+    /// <summary>UUID of the VM; all zero if none was set.</summary>
     public Guid Uuid => _options.Uuid;
 
-    /// <summary>A bus of PCI functions, with a line for each, and nothing else: the least machine of QEMU's that takes PCI devices (QEMU: <c>x-remote</c>).</summary>
+    /// <summary>
+    /// The smallest of QEMU's machines with PCI devices: a PCI bus with an interrupt line for each function, and nothing else (QEMU: <c>x-remote</c>).
+    /// </summary>
     internal const string RemoteMachine = "x-remote";
 
     private const int RemoteMachineLines = 256;
@@ -59,7 +61,7 @@ public sealed class Vm : IDisposable
     /// <summary>Machine type.</summary>
     public string Machine => _options.Machine;
 
-    /// <summary>The lock.</summary>
+    /// <summary>The VM's big lock.</summary>
     public Bql Bql => _bql;
 
     /// <summary>The run state.</summary>
@@ -68,51 +70,51 @@ public sealed class Vm : IDisposable
     /// <summary>Guest RAM.</summary>
     public GuestMemory Memory => _deviceServices.Memory;
 
-    /// <summary>Sections.</summary>
+    /// <summary>Registry of the VM's sections.</summary>
     public SaveVmRegistry SaveVm => _deviceServices.SaveVm;
 
-    /// <summary>Virtual clock.</summary>
+    /// <summary>The VM's virtual clock.</summary>
     public VmClock Clock => _deviceServices.Clock;
 
-    /// <summary>The PCI bus, as its CPUs reach it.</summary>
+    /// <summary>The PCI bus, as the vCPUs reach it.</summary>
     public PciHost Pci => _deviceServices.Pci;
 
-    /// <summary>What runs the guest, or null.</summary>
+    /// <summary>Runs the guest; null without an accelerator.</summary>
     public IAccelerator? Accelerator { get; private set; }
 
-    /// <summary>What the guest asked of its machine.</summary>
+    /// <summary>Requests of the guest to its machine.</summary>
     public GuestRequests Requests => _deviceServices.Requests;
 
     /// <summary>Descriptors that outlive the process.</summary>
     public CprFdTable CprFds => _deviceServices.CprFds;
 
-    /// <summary>Events of its devices.</summary>
+    /// <summary>Events of the VM's devices.</summary>
     public DeviceEvents Events => _deviceServices.Events;
 
-    /// <summary>Bytes of state that devices have sent themselves in the present migration.</summary>
+    /// <summary>Counts the bytes of state that devices sent themselves in the present migration.</summary>
     public DeviceTransferCounter DeviceTransfer => _deviceServices.DeviceTransfer;
 
-    /// <summary>Devices in the order they were made.</summary>
+    /// <summary>Devices in the order of their creation.</summary>
     public IReadOnlyList<IVmDevice> Devices => _devices;
 
     /// <summary>The VM's scope, for services that plugins added.</summary>
     public IServiceProvider Services => _services;
 
     /// <summary>
-    /// Whether the VM starts by itself once an incoming migration is done; <c>cont</c> and <c>stop</c> in state inmigrate only change this
+    /// True if the VM starts when an incoming migration is complete. In state inmigrate, <c>cont</c> and <c>stop</c> only change this value
     /// (QEMU: <c>autostart</c>).
     /// </summary>
     public bool AutoStart { get; set; } = true;
 
-    /// <summary>Raised after a system reset, BQL held.</summary>
+    /// <summary>Raised after a system reset. BQL: held.</summary>
     public event Action? ResetDone;
 
-    /// <summary>Raised once, before anything of the VM is taken apart and without the BQL: whoever uses it must have ended on return.</summary>
+    /// <summary>Raised once, before the VM disposes anything. When a handler returns, its owner must not use the VM any more. BQL: not held.</summary>
     public event Action? Disposing;
 
-    /// <summary>Starts the guest (QEMU: <c>qmp_cont</c>); in state inmigrate only notes the wish.</summary>
-    /// <exception cref="DeviceNotActiveException">The state does not allow it; the message is QEMU's.</exception>
-    /// <exception cref="DeviceStateException">A device refused, or the VM is another process's; the state is as before.</exception>
+    /// <summary>Starts the guest (QEMU: <c>qmp_cont</c>); in state inmigrate only sets <see cref="AutoStart"/>.</summary>
+    /// <exception cref="DeviceNotActiveException">The run state does not allow a start; the message is QEMU's.</exception>
+    /// <exception cref="DeviceStateException">A device refused, or another process has the VM; the run state has not changed.</exception>
     public void Cont()
     {
         using (_hold.Acquire())
@@ -128,8 +130,8 @@ public sealed class Vm : IDisposable
         }
     }
 
-    /// <summary>Stops the guest (QEMU: <c>qmp_stop</c>); in state inmigrate only notes the wish. Idempotent.</summary>
-    /// <exception cref="DeviceStateException">A device failed to stop; the VM is stopped.</exception>
+    /// <summary>Stops the guest (QEMU: <c>qmp_stop</c>); in state inmigrate only clears <see cref="AutoStart"/>. Idempotent.</summary>
+    /// <exception cref="DeviceStateException">A device failed to stop; the VM has stopped nevertheless.</exception>
     public void Stop()
     {
         using (_hold.Acquire())
@@ -139,8 +141,8 @@ public sealed class Vm : IDisposable
         }
     }
 
-    /// <summary>Resets all devices (QEMU: <c>qemu_system_reset</c>). RAM keeps its contents; a running VM goes on running.</summary>
-    /// <exception cref="DeviceStateException">The VM is another process's, or about to be.</exception>
+    /// <summary>Resets all devices (QEMU: <c>qemu_system_reset</c>). RAM keeps its content; a running VM runs afterwards.</summary>
+    /// <exception cref="DeviceStateException">Another process has the VM, or is about to take it.</exception>
     public void Reset()
     {
         using (_hold.Acquire())
@@ -156,14 +158,14 @@ public sealed class Vm : IDisposable
         }
     }
 
-    /// <summary>Its memory and devices have not been copied: what is done to them here is done to the VM there.</summary>
+    /// <summary>Throws if another process takes the VM: both processes share memory and devices, so a change here would change the VM there.</summary>
     private void ThrowIfLeft()
     {
         if (CprFds.IsLeaving) throw new DeviceStateException("the VM has been handed to another process");
     }
 
-    /// <summary>Puts all devices into their power-on state, before a state is loaded; memory stays as it is. BQL: held.</summary>
-    /// <param name="type">Why; a device may make a difference (<see cref="IResetByType"/>).</param>
+    /// <summary>Resets all devices, e.g. before a load; memory keeps its content. BQL: held.</summary>
+    /// <param name="type">The reason, for devices that distinguish (<see cref="IResetByType"/>).</param>
     public void ResetDevices(ResetType type = ResetType.Cold)
     {
         _bql.AssertHeld();
@@ -176,15 +178,14 @@ public sealed class Vm : IDisposable
     }
 
     /// <summary>
-    /// Keeps the state of a stopped VM still for work without the BQL: <see cref="Cont"/>, <see cref="Stop"/>, <see cref="Reset"/> and
+    /// Freezes the state of a stopped VM for work without the BQL: <see cref="Cont"/>, <see cref="Stop"/>, <see cref="Reset"/> and
     /// <see cref="AddDevice(Func{IDeviceServices, IVmDevice})"/> wait until the result is disposed. BQL: held.
     /// </summary>
-    /// <returns>Dispose it on any thread.</returns>
+    /// <returns>Dispose on any thread to release the state.</returns>
     public IDisposable HoldState() => _hold.Take();
 
-    /// <summary>Adds a device that a host made itself; the VM owns it from here on.</summary>
-    /// <param name="create">Makes the device; BQL held.</param>
-    /// <returns>The device.</returns>
+    /// <summary>Adds a device that the host makes itself; the VM owns it.</summary>
+    /// <param name="create">Makes the device. BQL: held.</param>
     public IVmDevice AddDevice(Func<IDeviceServices, IVmDevice> create)
     {
         ArgumentNullException.ThrowIfNull(create);
@@ -201,10 +202,10 @@ public sealed class Vm : IDisposable
         }
     }
 
-    /// <summary>Stops the guest, then disposes devices in reverse, components, memory and the scope. Idempotent.</summary>
+    /// <summary>Stops the guest, then disposes devices in reverse order, components, memory and the scope. Idempotent.</summary>
     public void Dispose()
     {
-        // Disposing the scope disposes this object again; only the first call goes on.
+        // The scope disposes this object again; only the first call does the work.
         if (_disposed) return;
         _disposed = true;
         Disposing?.Invoke();
@@ -216,7 +217,7 @@ public sealed class Vm : IDisposable
             }
             catch (DeviceStateException)
             {
-                // The VM is stopped all the same; a device that failed to stop is about to be disposed.
+                // The VM has stopped nevertheless, and the device that failed is disposed next.
             }
             for (int i = _devices.Count - 1; i >= 0; i--) _devices[i].Dispose();
             _devices.Clear();

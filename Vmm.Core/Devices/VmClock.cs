@@ -5,17 +5,17 @@ using Vmm.Core.VmStates;
 namespace Vmm.Core.Devices;
 
 /// <summary>
-/// The VM's virtual clock: nanoseconds of run time, and ticks that stand for a TSC. Both advance only while the VM runs (QEMU:
-/// <c>cpu_get_clock</c>, <c>cpu_get_ticks</c>). Reading is thread-safe; changes and timers need the BQL.
+/// The VM's virtual clock: nanoseconds of run time, and ticks in the place of a TSC. Both advance only while the VM runs (QEMU:
+/// <c>cpu_get_clock</c>, <c>cpu_get_ticks</c>). Reads are thread-safe; changes and timers need the BQL.
 /// </summary>
-/// <param name="bql">The VM's lock, taken for timer callbacks; null for a clock of its own.</param>
-/// <param name="time">Source of time; null for the system's.</param>
+/// <param name="bql">Lock for timer callbacks; null if the clock belongs to no VM.</param>
+/// <param name="time">Source of time; null for the system's clock.</param>
 public sealed class VmClock(Bql? bql = null, TimeProvider? time = null) : IVmStateHandler
 {
     /// <summary>Handlers with this priority start the clock before devices and stop it after them.</summary>
     public const int HandlerPriority = int.MinValue / 2;
 
-    /// <summary>Nominal rate of <see cref="NowTicks"/>. Nothing here needs a real TSC's rate; a peer carries the value on.</summary>
+    /// <summary>Rate of <see cref="NowTicks"/>. No device here needs the rate of a real TSC; a peer continues from the value.</summary>
     public const long TicksPerSecond = 1_000_000_000;
 
     private const int NsPerTick = (int)(1_000_000_000 / TicksPerSecond);
@@ -43,7 +43,7 @@ public sealed class VmClock(Bql? bql = null, TimeProvider? time = null) : IVmSta
     private long _offsetNs;
     private long? _startedAt;
 
-    /// <summary>Nanoseconds the VM has run (QEMU: QEMU_CLOCK_VIRTUAL).</summary>
+    /// <summary>Run time of the VM, ns (QEMU: QEMU_CLOCK_VIRTUAL).</summary>
     public long NowNs
     {
         get
@@ -52,7 +52,7 @@ public sealed class VmClock(Bql? bql = null, TimeProvider? time = null) : IVmSta
         }
     }
 
-    /// <summary>Ticks the VM has run, at <see cref="TicksPerSecond"/>.</summary>
+    /// <summary>Run time of the VM in ticks of <see cref="TicksPerSecond"/>.</summary>
     public long NowTicks
     {
         get
@@ -73,9 +73,9 @@ public sealed class VmClock(Bql? bql = null, TimeProvider? time = null) : IVmSta
         }
     }
 
-    /// <summary>Makes a timer, not pending. BQL: held.</summary>
-    /// <param name="callback">Called with the BQL held, while the VM runs.</param>
-    /// <returns>The timer, the caller's to dispose.</returns>
+    /// <summary>Makes a timer that is not pending. BQL: held.</summary>
+    /// <param name="callback">Called with the BQL held, only while the VM runs.</param>
+    /// <returns>The timer; the caller disposes it.</returns>
     public VmTimer CreateTimer(Action callback)
     {
         ArgumentNullException.ThrowIfNull(callback);
@@ -84,8 +84,7 @@ public sealed class VmClock(Bql? bql = null, TimeProvider? time = null) : IVmSta
         return timer;
     }
 
-    /// <summary>Sets clock and ticks, as after a run of this length from power-on. BQL: held.</summary>
-    /// <param name="nowNs">Nanoseconds.</param>
+    /// <summary>Sets clock and ticks to the given run time, ns. BQL: held.</summary>
     public void Set(long nowNs)
     {
         lock (_gate)
@@ -106,7 +105,6 @@ public sealed class VmClock(Bql? bql = null, TimeProvider? time = null) : IVmSta
     }
 
     /// <summary>Registers the <c>timer</c> section.</summary>
-    /// <param name="saveVm">The registry.</param>
     /// <returns>Dispose to unregister.</returns>
     internal IDisposable Register(SaveVmRegistry saveVm) => saveVm.RegisterVmState(Description, this, instanceId: 0);
 
@@ -115,7 +113,7 @@ public sealed class VmClock(Bql? bql = null, TimeProvider? time = null) : IVmSta
         lock (_gate) _timers.Remove(timer);
     }
 
-    /// <summary>Moves what has elapsed into the offsets, so that the fields hold the present time.</summary>
+    /// <summary>Adds the elapsed time to the offsets, so that the fields hold the present time.</summary>
     private void Fold()
     {
         lock (_gate)
@@ -127,7 +125,7 @@ public sealed class VmClock(Bql? bql = null, TimeProvider? time = null) : IVmSta
         }
     }
 
-    /// <summary>Also picks up expiry times that were loaded since.</summary>
+    /// <summary>Arms all timers, including those whose expiry a load has changed.</summary>
     private void ArmTimers()
     {
         VmTimer[] timers;

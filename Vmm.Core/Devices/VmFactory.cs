@@ -3,14 +3,11 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>Makes VMs, each in a DI scope of its own.</summary>
-/// <param name="scopes">The container.</param>
+/// <summary>Makes VMs, each in its own DI scope.</summary>
 public sealed class VmFactory(IServiceScopeFactory scopes)
 {
-    /// <summary>Makes a VM in state prelaunch or inmigrate. It owns its scope; dispose it last.</summary>
-    /// <param name="options">The parts.</param>
-    /// <returns>The VM.</returns>
-    /// <exception cref="VmmException">An option is refused or memory cannot be had; nothing is left behind.</exception>
+    /// <summary>Makes a VM in state prelaunch or inmigrate. The VM owns its scope; dispose the VM after everything that uses it.</summary>
+    /// <exception cref="VmmException">An option is refused or the kernel cannot provide the memory; nothing is left behind.</exception>
     public Vm Create(VmOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);

@@ -3,17 +3,15 @@ using Microsoft.Extensions.DependencyInjection.Extensions;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>Collects plugins, device types and services of a VMM host.</summary>
+/// <summary>Collects the plugins, device types and services of a host.</summary>
 public sealed class VmmBuilder
 {
     internal VmmBuilder(IServiceCollection services) => Services = services;
 
-    /// <summary>The container; scoped services are one per VM.</summary>
+    /// <summary>The container; a scoped service exists once per VM.</summary>
     public IServiceCollection Services { get; }
 
-    /// <summary>Adds a plugin; adding one twice is the same as once.</summary>
-    /// <typeparam name="TPlugin">The plugin.</typeparam>
-    /// <returns>This.</returns>
+    /// <summary>Adds a plugin; a second call for the same plugin does nothing.</summary>
     public VmmBuilder AddPlugin<TPlugin>() where TPlugin : IVmmPlugin, new()
     {
         if (Services.Any(static d => d.ServiceType == typeof(PluginMarker<TPlugin>))) return this;
@@ -23,8 +21,7 @@ public sealed class VmmBuilder
     }
 
     /// <summary>Adds a device type.</summary>
-    /// <typeparam name="TFactory">Its factory; a singleton.</typeparam>
-    /// <returns>This.</returns>
+    /// <typeparam name="TFactory">Factory of the type; a singleton.</typeparam>
     public VmmBuilder AddDevice<[System.Diagnostics.CodeAnalysis.DynamicallyAccessedMembers(
         System.Diagnostics.CodeAnalysis.DynamicallyAccessedMemberTypes.PublicConstructors)] TFactory>() where TFactory : class, IDeviceFactory
     {
@@ -33,8 +30,7 @@ public sealed class VmmBuilder
     }
 
     /// <summary>Adds a kind of accelerator.</summary>
-    /// <typeparam name="TFactory">Its factory; a singleton.</typeparam>
-    /// <returns>This.</returns>
+    /// <typeparam name="TFactory">Factory of the accelerators; a singleton.</typeparam>
     internal VmmBuilder AddAccelerator<[System.Diagnostics.CodeAnalysis.DynamicallyAccessedMembers(
         System.Diagnostics.CodeAnalysis.DynamicallyAccessedMemberTypes.PublicConstructors)] TFactory>() where TFactory : class, IAcceleratorFactory
     {
@@ -43,8 +39,7 @@ public sealed class VmmBuilder
     }
 
     /// <summary>Adds a part of every machine.</summary>
-    /// <typeparam name="TComponent">The component; one per VM.</typeparam>
-    /// <returns>This.</returns>
+    /// <typeparam name="TComponent">Type of the part; one instance per VM.</typeparam>
     internal VmmBuilder AddMachineComponent<[System.Diagnostics.CodeAnalysis.DynamicallyAccessedMembers(
         System.Diagnostics.CodeAnalysis.DynamicallyAccessedMemberTypes.PublicConstructors)] TComponent>() where TComponent : class, IMachineComponent
     {

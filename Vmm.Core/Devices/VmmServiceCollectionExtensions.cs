@@ -11,11 +11,10 @@ using Vmm.Core.Threading;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>Entry point of the host.</summary>
+/// <summary>Adds the VMM to a container.</summary>
 public static class VmmServiceCollectionExtensions
 {
-    /// <summary>Adds the VMM core: <see cref="VmFactory"/> and the per-VM services.</summary>
-    /// <param name="services">The container.</param>
+    /// <summary>Adds <see cref="VmFactory"/> and the services of each VM.</summary>
     /// <returns>A builder for plugins and devices.</returns>
     public static VmmBuilder AddVmm(this IServiceCollection services)
     {

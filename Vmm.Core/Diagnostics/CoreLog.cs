@@ -5,15 +5,15 @@ namespace Vmm.Core.Diagnostics;
 /// <summary>Log messages of this assembly; ids 1000 to 1999.</summary>
 internal static partial class CoreLog
 {
-    [LoggerMessage(1001, LogLevel.Warning, "serial port '{device}': cannot write '{path}': {error}; output is dropped from here on")]
+    [LoggerMessage(1001, LogLevel.Warning, "serial port '{device}': cannot write '{path}': {error}; all further output is dropped")]
     internal static partial void SerialOutputLost(ILogger logger, string device, string path, string error);
 
-    [LoggerMessage(1002, LogLevel.Error, "an eventfd handler failed; its interrupts are lost from here on")]
+    [LoggerMessage(1002, LogLevel.Error, "an eventfd handler failed; all its further interrupts are lost")]
     internal static partial void EventFdHandlerFailed(ILogger logger, Exception error);
 
     [LoggerMessage(1003, LogLevel.Error, "the guest stopped: {error}")]
     internal static partial void VcpuStopped(ILogger logger, string error);
 
-    [LoggerMessage(1004, LogLevel.Warning, "the kernel ran a vCPU past the end of its dirty ring of {entries} entries; all pages count as written")]
+    [LoggerMessage(1004, LogLevel.Warning, "the kernel overran a vCPU's dirty ring of {entries} entries; all pages count as dirty")]
     internal static partial void DirtyRingOverrun(ILogger logger, int entries);
 }

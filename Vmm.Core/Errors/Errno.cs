@@ -1,6 +1,6 @@
 namespace Vmm.Core.Errors;
 
-/// <summary>Linux errno values that this product names; other values travel as plain numbers cast to this type.</summary>
+/// <summary>The Linux errno values that this product names; any other value travels as its number cast to this type.</summary>
 public enum Errno
 {
     /// <summary>No error.</summary>
@@ -17,7 +17,7 @@ public enum Errno
     EIO = 5,
     /// <summary>No such device or address.</summary>
     ENXIO = 6,
-    /// <summary>Argument list too long; here: over a limit.</summary>
+    /// <summary>Argument list too long; here: a limit is exceeded.</summary>
     E2BIG = 7,
     /// <summary>Bad file descriptor.</summary>
     EBADF = 9,
@@ -53,7 +53,7 @@ public enum Errno
     EPIPE = 32,
     /// <summary>Numerical result out of range.</summary>
     ERANGE = 34,
-    /// <summary>The wait would be for the waiter itself.</summary>
+    /// <summary>Resource deadlock avoided: a thread would wait for itself.</summary>
     EDEADLK = 35,
     /// <summary>Function not implemented.</summary>
     ENOSYS = 38,
@@ -61,7 +61,7 @@ public enum Errno
     ENOMSG = 42,
     /// <summary>Protocol error.</summary>
     EPROTO = 71,
-    /// <summary>Message too long; iommufd: more entries than there was room for.</summary>
+    /// <summary>Message too long; iommufd: the buffer has no room for all entries.</summary>
     EMSGSIZE = 90,
     /// <summary>Operation not supported.</summary>
     EOPNOTSUPP = 95,

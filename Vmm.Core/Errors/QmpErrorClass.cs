@@ -3,13 +3,13 @@ namespace Vmm.Core.Errors;
 /// <summary>QMP error classes (qmp 3).</summary>
 public enum QmpErrorClass
 {
-    /// <summary>Almost every error.</summary>
+    /// <summary>The class of almost all errors.</summary>
     GenericError,
-    /// <summary>Unknown command; used by the QMP dispatcher alone.</summary>
+    /// <summary>Unknown command; only the QMP dispatcher uses it.</summary>
     CommandNotFound,
     /// <summary>No such device.</summary>
     DeviceNotFound,
-    /// <summary>The device exists but is not in a state to serve the request.</summary>
+    /// <summary>The device exists but cannot serve the request in its present state.</summary>
     DeviceNotActive,
     /// <summary>The accelerator lacks a capability.</summary>
     KVMMissingCap,

@@ -3,7 +3,9 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.Interop;
 
-/// <summary>Waits until one of many descriptors is readable (epoll(7), level-triggered). Adding and removing are thread-safe, waiting is for one thread.</summary>
+/// <summary>
+/// Waits until one of many descriptors is readable (epoll(7), level-triggered). Any thread may add and remove descriptors; one thread waits.
+/// </summary>
 internal sealed unsafe class Epoll : IDisposable
 {
     private const int MaxEvents = 64;
@@ -20,8 +22,8 @@ internal sealed unsafe class Epoll : IDisposable
 
     internal void Remove(OwnedFd fd) => Control(LibC.EPOLL_CTL_DEL, fd, 0);
 
-    /// <summary>Waits without limit.</summary>
-    /// <param name="keys">Receives the keys of readable descriptors; at most 64 are written.</param>
+    /// <summary>Waits without a timeout.</summary>
+    /// <param name="keys">Receives the keys of the readable descriptors, at most 64.</param>
     internal int Wait(Span<ulong> keys)
     {
         using FdInUse epoll = _epoll.Use();

@@ -1,6 +1,8 @@
 namespace Vmm.Core.Interop;
 
-/// <summary>Keeps a descriptor open, and so its number ours, while a system call uses the number. Made by <see cref="OwnedFd.Use"/>.</summary>
+/// <summary>
+/// Keeps a descriptor open during a system call, so that no other thread gets its number. <see cref="OwnedFd.Use"/> makes one.
+/// </summary>
 internal readonly ref struct FdInUse
 {
     private readonly OwnedFd? _fd;
@@ -12,7 +14,7 @@ internal readonly ref struct FdInUse
         _fd = fd;
     }
 
-    /// <summary>The number; -1 of no descriptor.</summary>
+    /// <summary>The descriptor's number; -1 without a descriptor.</summary>
     internal int Number => _fd?.Number ?? -1;
 
     public void Dispose() => _fd?.DangerousRelease();

@@ -2,14 +2,7 @@ using Tmds.Linux;
 
 namespace Vmm.Core.Interop;
 
-/// <summary>What fstat(2) says of an open file.</summary>
-/// <param name="Device">The file system that holds the file.</param>
-/// <param name="Inode">The file's number in its file system.</param>
-/// <param name="Mode">Kind and permissions, as <c>st_mode</c>.</param>
-/// <param name="UserId">The owner.</param>
-/// <param name="SpecialDevice">Number of the device that a device node stands for, as <c>dev_t</c>.</param>
-/// <param name="SizeBytes">Length in bytes.</param>
-/// <param name="BlockBytes">Preferred size of an access; a page of a file of huge pages.</param>
+/// <summary>What fstat(2) tells about an open file.</summary>
 public readonly record struct FileStatus(ulong Device, ulong Inode, uint Mode, uint UserId, ulong SpecialDevice, long SizeBytes, long BlockBytes)
 {
     internal bool IsSocket => IsKind(LibC.S_IFSOCK);
@@ -24,7 +17,7 @@ public readonly record struct FileStatus(ulong Device, ulong Inode, uint Mode, u
     /// <summary>The lower twelve bits of the mode.</summary>
     internal uint Permissions => Mode & 0xFFF;
 
-    /// <summary>Whether both are one file, under whatever names.</summary>
+    /// <summary>True if both are the same file, whatever its names.</summary>
     internal bool IsSameFile(FileStatus other) => (Device, Inode) == (other.Device, other.Inode);
 
     private bool IsKind(mode_t kind) => (Mode & (ushort)LibC.S_IFMT) == (ushort)kind;

@@ -5,8 +5,8 @@ using Vmm.Core.Errors;
 namespace Vmm.Core.Interop;
 
 /// <summary>
-/// A fixed number of ranges of memory for one gather write. Not thread-safe; whoever sets a range keeps its memory mapped until the write is done.
-/// Indexes are not checked here: the owner counts its ranges.
+/// A fixed number of memory ranges for one gather write. Not thread-safe. The caller keeps the memory of a range mapped until the write is done, and
+/// passes only indexes below the capacity: no method checks them.
 /// </summary>
 internal readonly unsafe struct IoVector(int capacity) : IDisposable
 {
@@ -24,8 +24,8 @@ internal readonly unsafe struct IoVector(int capacity) : IDisposable
         _ranges[index].iov_len = (size_t)(ulong)length;
     }
 
-    /// <summary>One writev, or pwritev if the offset is not negative; EINTR retried.</summary>
-    /// <returns>Bytes written, or -1.</returns>
+    /// <summary>Calls writev once, or pwritev if the offset is not negative; retries EINTR.</summary>
+    /// <returns>Number of bytes written, or -1.</returns>
     internal long Write(OwnedFd fd, int first, int count, long offset, out Errno errno)
     {
         while (true)
@@ -37,8 +37,8 @@ internal readonly unsafe struct IoVector(int capacity) : IDisposable
         }
     }
 
-    /// <summary>One sendmsg that never raises SIGPIPE; EINTR retried.</summary>
-    /// <returns>Bytes sent, or -1.</returns>
+    /// <summary>Calls sendmsg once, without SIGPIPE; retries EINTR.</summary>
+    /// <returns>Number of bytes sent, or -1.</returns>
     internal long Send(OwnedFd fd, int first, int count, out Errno errno)
     {
         // SAFETY: as in Write; the message is on this frame.

@@ -4,14 +4,12 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.Interop;
 
-/// <summary>ioctl with the three argument forms that device nodes of the kernel use; EINTR retried. Nothing here throws for a refusal.</summary>
+/// <summary>
+/// ioctl(2) with the argument forms of the kernel's device nodes; EINTR is retried. A failed call returns -1 and sets <c>errno</c>; nothing throws.
+/// </summary>
 public static class Ioctl
 {
-    /// <summary>The argument is a plain number.</summary>
-    /// <param name="fd">Descriptor.</param>
-    /// <param name="request">Number of the ioctl.</param>
-    /// <param name="value">The argument.</param>
-    /// <param name="errno">Why it failed.</param>
+    /// <summary>Calls an ioctl whose argument is a number.</summary>
     /// <returns>The result, or -1.</returns>
     public static int Invoke(OwnedFd fd, uint request, nint value, out Errno errno)
     {
@@ -23,10 +21,7 @@ public static class Ioctl
         }
     }
 
-    /// <summary>As the plain form, but an interrupted call is not repeated: for calls that a signal is meant to end.</summary>
-    /// <param name="fd">Descriptor.</param>
-    /// <param name="request">Number of the ioctl.</param>
-    /// <param name="errno">Why it failed; EINTR after a signal.</param>
+    /// <summary>Calls an ioctl without argument and does not retry EINTR, for calls that a signal is meant to interrupt.</summary>
     /// <returns>The result, or -1.</returns>
     internal static int InvokeOnce(OwnedFd fd, uint request, out Errno errno)
     {
@@ -35,11 +30,9 @@ public static class Ioctl
         return result;
     }
 
-    /// <summary>The argument is a structure given as bytes; the kernel may write into it.</summary>
-    /// <param name="fd">Descriptor.</param>
-    /// <param name="request">Number of the ioctl.</param>
-    /// <param name="argument">The structure; long enough for what the kernel writes, as its <c>argsz</c> says.</param>
-    /// <param name="errno">Why it failed.</param>
+    /// <summary>
+    /// Calls an ioctl whose argument is a structure, given as bytes. The bytes must be long enough for what the kernel writes (its <c>argsz</c>).
+    /// </summary>
     /// <returns>The result, or -1.</returns>
     public static unsafe int Invoke(OwnedFd fd, uint request, Span<byte> argument, out Errno errno)
     {
@@ -47,42 +40,28 @@ public static class Ioctl
         fixed (byte* p = argument) return Invoke(fd, request, (nint)p, out errno);
     }
 
-    /// <summary>The argument is a structure.</summary>
-    /// <typeparam name="T">A structure with the kernel's layout.</typeparam>
-    /// <param name="fd">Descriptor.</param>
-    /// <param name="request">Number of the ioctl.</param>
-    /// <param name="argument">The structure; the kernel may write into it.</param>
-    /// <param name="errno">Why it failed.</param>
+    /// <summary>Calls an ioctl whose argument is a structure; the kernel may write into it.</summary>
     /// <returns>The result, or -1.</returns>
     public static int Invoke<T>(OwnedFd fd, uint request, ref T argument, out Errno errno) where T : unmanaged =>
         Invoke(fd, request, AsBytes(ref argument), out errno);
 
-    /// <summary>A structure as the bytes the kernel sees.</summary>
-    /// <typeparam name="T">A structure with the kernel's layout.</typeparam>
-    /// <param name="structure">The structure.</param>
+    /// <summary>Returns a structure as the bytes that the kernel sees.</summary>
     /// <returns>Its own bytes, not a copy.</returns>
     public static Span<byte> AsBytes<T>(ref T structure) where T : unmanaged => MemoryMarshal.AsBytes(new Span<T>(ref structure));
 
-    /// <summary>An array of structures or words as the bytes the kernel sees.</summary>
-    /// <typeparam name="T">A structure with the kernel's layout.</typeparam>
-    /// <param name="array">The array.</param>
+    /// <summary>Returns an array of structures or words as the bytes that the kernel sees.</summary>
     /// <returns>Its own bytes, not a copy.</returns>
     public static Span<byte> AsBytes<T>(Span<T> array) where T : unmanaged => MemoryMarshal.AsBytes(array);
 
     /// <summary>Copies a structure out of bytes that the kernel wrote.</summary>
-    /// <typeparam name="T">A structure with the kernel's layout.</typeparam>
     /// <param name="bytes">At least as long as the structure.</param>
-    /// <returns>The structure.</returns>
     /// <exception cref="ArgumentOutOfRangeException">Too few bytes.</exception>
     public static T Read<T>(ReadOnlySpan<byte> bytes) where T : unmanaged => MemoryMarshal.Read<T>(bytes);
 
-    /// <summary>The argument is a structure that holds the address of a second buffer.</summary>
-    /// <param name="fd">Descriptor.</param>
-    /// <param name="request">Number of the ioctl.</param>
-    /// <param name="argument">The structure; the 8 bytes at <paramref name="pointerOffset"/> are filled in here.</param>
-    /// <param name="pointerOffset">Where the structure keeps the address.</param>
-    /// <param name="pointee">The second buffer; pinned for the call only, so the kernel must not keep its address.</param>
-    /// <param name="errno">Why it failed.</param>
+    /// <summary>
+    /// Calls an ioctl whose argument is a structure with the address of a second buffer. This method writes the address of <paramref name="pointee"/> into
+    /// the 8 bytes at <paramref name="pointerOffset"/>. The buffer is pinned only during the call, so the kernel must not keep its address.
+    /// </summary>
     /// <returns>The result, or -1.</returns>
     public static unsafe int Invoke(OwnedFd fd, uint request, Span<byte> argument, int pointerOffset, Span<byte> pointee, out Errno errno)
     {

@@ -4,19 +4,19 @@ using Vmm.Core.Errors;
 namespace Vmm.Core.Interop;
 
 /// <summary>
-/// A signal that interrupts one system call of one thread and runs no handler: the thread keeps it blocked and lets the kernel unblock it only
-/// for the call (KVM_SET_SIGNAL_MASK); what arrives stays pending until it is drained, so none is lost between a check and the call.
+/// A signal that interrupts one system call of one thread and has no handler. The thread blocks the signal, and the kernel unblocks it only during
+/// the call (KVM_SET_SIGNAL_MASK). A signal stays pending until it is drained, so one that arrives between a check and the call is not lost.
 /// </summary>
 internal static class KickSignal
 {
-    /// <summary>SIGUSR1: the runtime does not use it, and repeated ones merge, so that no queue overflows.</summary>
+    /// <summary>SIGUSR1: the runtime does not use it, and it is a standard signal, so that repeated ones merge and no queue overflows.</summary>
     internal static int Number => LibC.SIGUSR1;
 
     private static ulong Mask => 1UL << (Number - 1);
 
     /// <summary>Blocks the signal on the calling thread.</summary>
-    /// <param name="callMask">Signals to be blocked during the call: those blocked now, without this one.</param>
-    /// <returns>The thread's id, for <see cref="Send"/>.</returns>
+    /// <param name="callMask">Signals to block during the call: those that the thread blocked before.</param>
+    /// <returns>The kernel's id of the thread, for <see cref="Send"/>.</returns>
     internal static unsafe int Block(out ulong callMask)
     {
         sigset_t set = Alone(), old;
@@ -28,11 +28,10 @@ internal static class KickSignal
     }
 
     /// <summary>Makes the signal pending for a thread of this process.</summary>
-    /// <param name="threadId">From <see cref="Block"/>; the thread must still exist.</param>
-    /// <returns>Why it failed.</returns>
+    /// <param name="threadId">Result of <see cref="Block"/>; the thread must still exist.</param>
     internal static Errno Send(int threadId) => LibCExtra.tgkill(Environment.ProcessId, threadId, Number) == 0 ? Errno.None : Posix.LastError;
 
-    /// <summary>Takes a pending signal off the calling thread.</summary>
+    /// <summary>Removes the pending signal from the calling thread.</summary>
     internal static unsafe void Drain()
     {
         sigset_t set = Alone();
@@ -40,7 +39,7 @@ internal static class KickSignal
         // SAFETY: both structures are on this frame; no siginfo is asked for.
         while (LibC.sigtimedwait(&set, null, &now) >= 0 || Posix.LastError == Errno.EINTR)
         {
-            // Standard signals merge, so one round is the rule.
+            // Pending standard signals merge, so this loop usually runs once.
         }
     }
 

@@ -4,14 +4,14 @@ using Tmds.Linux;
 namespace Vmm.Core.Interop;
 
 /// <summary>
-/// C library functions that Tmds.LibC lacks, or declares in a way that does not serve here. All others come from Tmds.LibC; wrappers with EINTR
-/// handling are in <see cref="Posix"/>.
+/// C library functions that Tmds.LibC lacks, or declares in a form that this product cannot use. All others come from Tmds.LibC. <see cref="Posix"/> has
+/// wrappers that retry EINTR.
 /// </summary>
 internal static unsafe partial class LibCExtra
 {
     private const string Library = "libc";
 
-    // Tmds.LibC lacks these.
+    // Tmds.LibC does not declare these.
 
     [LibraryImport(Library, SetLastError = true)]
     internal static partial nint writev(OwnedFd fd, iovec* iov, int count);
@@ -19,7 +19,7 @@ internal static unsafe partial class LibCExtra
     [LibraryImport(Library, SetLastError = true)]
     internal static partial nint pwritev(OwnedFd fd, iovec* iov, int count, long offset);
 
-    /// <summary>Returns only on failure. Both lists end with a null.</summary>
+    /// <summary>Returns only if it fails. Both lists end with a null.</summary>
     [LibraryImport(Library, SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     internal static partial int execvpe(string file, [In] string?[] argv, [In] string?[] envp);
 
@@ -32,7 +32,7 @@ internal static unsafe partial class LibCExtra
     [LibraryImport(Library, SetLastError = true)]
     internal static partial int sched_setscheduler(int threadId, int policy, ref readonly SchedParam param);
 
-    // Tmds.LibC's poll does not keep errno, so EINTR would look like any other failure.
+    // Tmds.LibC's poll does not keep errno, so a caller could not tell EINTR from other failures.
 
     [LibraryImport(Library, SetLastError = true)]
     internal static partial int poll(pollfd* fds, nuint count, int timeoutMs);

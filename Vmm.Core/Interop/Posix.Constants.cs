@@ -2,7 +2,7 @@ using Tmds.Linux;
 
 namespace Vmm.Core.Interop;
 
-// What callers of Posix name; they do not see Tmds.LibC.
+// Constants for callers of Posix, which do not use Tmds.LibC.
 public static partial class Posix
 {
     internal static int O_RDONLY => LibC.O_RDONLY;

@@ -3,7 +3,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.Interop;
 
-/// <summary>Advice for a range of mapped memory (madvise(2)).</summary>
+/// <summary>Advice about a range of mapped memory (madvise(2)).</summary>
 internal enum MemoryAdvice
 {
     HugePages,
@@ -14,7 +14,7 @@ internal enum MemoryAdvice
 
 public static partial class Posix
 {
-    /// <summary>Makes a memfd of zeros that nobody can shrink: a mapping of it never faults.</summary>
+    /// <summary>Makes a memfd of zeros, sealed against shrinking, so that an access to its mapping never faults.</summary>
     public static OwnedFd MemFd(string name, long lengthBytes)
     {
         OwnedFd fd = MemFd(name);
@@ -25,7 +25,7 @@ public static partial class Posix
         throw Error($"memfd '{name}' of {lengthBytes} bytes", errno);
     }
 
-    /// <summary>Makes an empty memfd, which can be sealed.</summary>
+    /// <summary>Makes an empty memfd that accepts seals.</summary>
     public static unsafe OwnedFd MemFd(string name)
     {
         // SAFETY: the name is zero-terminated and pinned for the call.

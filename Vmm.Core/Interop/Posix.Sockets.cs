@@ -48,10 +48,10 @@ public static partial class Posix
         return bytes;
     }
 
-    /// <summary>Longest path of a UNIX socket; 108 with the terminator.</summary>
+    /// <summary>Longest path of a UNIX socket; with its terminator it has 108 bytes.</summary>
     internal const int MaxUnixPathBytes = 107;
 
-    /// <summary>Builds a sockaddr_un; at most <see cref="MaxUnixPathBytes"/> of path.</summary>
+    /// <summary>Builds a sockaddr_un from a path of at most <see cref="MaxUnixPathBytes"/>.</summary>
     public static byte[] UnixAddress(string path)
     {
         byte[] name = Encoding.UTF8.GetBytes(path);
@@ -75,7 +75,9 @@ public static partial class Posix
         return LibC.listen(use.Number, backlog) == 0 ? Errno.None : LastError;
     }
 
-    /// <summary>Connects; a blocked connect ends with <see cref="Errno.ECANCELED"/> when <paramref name="wake"/> fires or ETIMEDOUT after the timeout.</summary>
+    /// <summary>
+    /// Connects. A blocked connect ends with <see cref="Errno.ECANCELED"/> when <paramref name="wake"/> fires, and with ETIMEDOUT after the timeout.
+    /// </summary>
     public static Errno Connect(OwnedFd fd, byte[] address, OwnedFd? wake, int timeoutMs)
     {
         SetNonBlocking(fd, true);
@@ -107,7 +109,7 @@ public static partial class Posix
         }
     }
 
-    /// <summary>The address a socket is bound to; null for UNIX sockets.</summary>
+    /// <summary>Returns the address that a socket is bound to; null for a UNIX socket.</summary>
     internal static unsafe IPEndPoint? LocalEndPoint(OwnedFd fd)
     {
         Span<byte> address = stackalloc byte[128];
@@ -135,7 +137,7 @@ public static partial class Posix
         if (keepAlive) SetOption(fd, LibC.SOL_SOCKET, LibC.SO_KEEPALIVE, 1);
     }
 
-    /// <summary>Lets more bytes wait in a socket, past the system's limit where this process may; a refusal leaves what there is.</summary>
+    /// <summary>Enlarges the send buffer of a socket, beyond the system's limit if this process may. A refusal changes nothing.</summary>
     public static void WidenSendBuffer(OwnedFd fd, int bytes)
     {
         SetOption(fd, LibC.SOL_SOCKET, LibC.SO_SNDBUF, bytes);
@@ -152,15 +154,15 @@ public static partial class Posix
         return LibC.shutdown(use.Number, how) == 0 ? Errno.None : LastError;
     }
 
-    /// <summary>Bytes written to a TCP socket that its peer has not acknowledged yet; -1 where the socket cannot tell.</summary>
+    /// <summary>Returns the number of bytes written to a TCP socket that its peer has not acknowledged yet; -1 if the socket cannot tell.</summary>
     internal static int UnacknowledgedBytes(OwnedFd fd)
     {
         int bytes = 0;
-        // Of a socket the ioctl is called SIOCOUTQ.
+        // TIOCOUTQ has the number of SIOCOUTQ, its name for sockets.
         return Ioctl.Invoke(fd, (uint)LibC.TIOCOUTQ, ref bytes, out _) == 0 ? bytes : -1;
     }
 
-    /// <summary>Looks at a socket without blocking: true after an orderly end with nothing left to read, or after an error.</summary>
+    /// <summary>Tells, without blocking, whether a socket has an error, or the peer closed it and all its bytes were read.</summary>
     internal static bool HasPeerClosed(OwnedFd fd, out Errno errno)
     {
         Span<byte> one = stackalloc byte[1];
@@ -209,10 +211,10 @@ public static partial class Posix
         _ = LibC.setsockopt(use.Number, level, name, &value, sizeof(int));
     }
 
-    /// <summary>Sends bytes with descriptors as SCM_RIGHTS on a UNIX socket; at most 16 descriptors.</summary>
+    /// <summary>Sends bytes and at most 16 descriptors as SCM_RIGHTS on a UNIX socket.</summary>
     public static int SendWithFds(OwnedFd fd, ReadOnlySpan<byte> data, ReadOnlySpan<SafeHandle> fds, out Errno errno) => SendWithFds(fd, data, default, fds, out errno);
 
-    /// <summary>As above, with a second part behind the first, so that a header and somebody else's buffer leave in one call.</summary>
+    /// <summary>As above, with a second part after the first, so that a header and a caller's buffer are sent by one call.</summary>
     public static unsafe int SendWithFds(OwnedFd fd, ReadOnlySpan<byte> data, ReadOnlySpan<byte> more, ReadOnlySpan<SafeHandle> fds, out Errno errno)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan(fds.Length, MaxFds);
@@ -255,7 +257,10 @@ public static partial class Posix
         }
     }
 
-    /// <summary>Receives bytes and the descriptors that came with them (close-on-exec). A truncated control message closes all and reports EMFILE.</summary>
+    /// <summary>
+    /// Receives bytes and the descriptors that came with them (close-on-exec). If the kernel truncated the control message, closes the descriptors and
+    /// returns EMFILE.
+    /// </summary>
     public static unsafe int ReceiveWithFds(OwnedFd fd, Span<byte> into, List<OwnedFd> received, bool wait, out Errno errno)
     {
         int controlBytes = ControlBytes(MaxReceivedFds);
@@ -297,12 +302,12 @@ public static partial class Posix
         }
     }
 
-    // More are received than sent, so that the reader of a message can refuse the ones that are too many by number.
+    // The receive limit is higher than the send limit, so that the reader of a message can tell a peer how many are too many.
     private const int MaxFds = 16, MaxReceivedFds = 20;
 
     /// <summary>
-    /// Bytes of a control message with descriptors. The macros of Tmds.LibC do not serve: its CMSG_LEN rounds up, which would send one descriptor as
-    /// two, and its CMSG_NXTHDR does not find a second message.
+    /// Length of a control message with descriptors. Tmds.LibC's macros are no use here: CMSG_LEN rounds up, which would send one descriptor as two, and
+    /// CMSG_NXTHDR does not find a second message.
     /// </summary>
     private static unsafe int ControlBytes(int fds) => Align(sizeof(cmsghdr) + (fds * sizeof(int)));
 

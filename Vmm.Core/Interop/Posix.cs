@@ -6,9 +6,8 @@ using Vmm.Core.Errors;
 namespace Vmm.Core.Interop;
 
 /// <summary>
-/// Safe shapes over the C library, public as far as device plugins need them: EINTR retried, descriptors as <see cref="OwnedFd"/>, failure as
-/// <see cref="Errno"/>. Only what makes a descriptor and has nothing else to return throws for a failure; elsewhere callers decide. Thread-safe as
-/// the calls of the kernel are.
+/// Safe wrappers of the C library. They retry EINTR, use <see cref="OwnedFd"/> for descriptors, and report a failure as <see cref="Errno"/> so that
+/// the caller decides what it means; only methods that cannot return an errno throw.
 /// </summary>
 public static partial class Posix
 {
@@ -20,7 +19,7 @@ public static partial class Posix
     /// <summary>The C library's text for an error, such as <c>No such device</c>.</summary>
     public static string Describe(Errno errno) => Marshal.GetPInvokeErrorMessage((int)errno);
 
-    /// <summary>Turns a failed call into an exception that names the object.</summary>
+    /// <summary>Makes an exception for a failed call that names the object.</summary>
     public static ChannelException Error(string what, Errno errno) => new($"{what}: {Describe(errno)}", errno);
 
     /// <summary>Reads from a descriptor (read(2)); blocks if the descriptor does.</summary>
@@ -91,7 +90,7 @@ public static partial class Posix
         }
     }
 
-    /// <summary>Opens a file; close-on-exec always.</summary>
+    /// <summary>Opens a file with close-on-exec.</summary>
     public static unsafe OwnedFd? Open(string path, int flags, int mode, out Errno errno)
     {
         // SAFETY: the path is zero-terminated and pinned for the call.
@@ -120,14 +119,18 @@ public static partial class Posix
 
     internal static long Seek(OwnedFd fd, long offset) => Seek(fd, offset, LibC.SEEK_SET, out _);
 
-    /// <summary>First byte at or after an offset that is backed by data; -1 when only a hole follows, -2 when the descriptor cannot tell.</summary>
+    /// <summary>
+    /// Returns the offset of the first data at or after an offset; -1 if only a hole follows, -2 if the descriptor cannot tell.
+    /// </summary>
     internal static long SeekData(OwnedFd fd, long offset)
     {
         long at = Seek(fd, offset, 3 /* SEEK_DATA */, out Errno errno);
         return at >= 0 ? at : errno == Errno.ENXIO ? -1 : -2;
     }
 
-    /// <summary>First hole at or after an offset inside data; the end of the file counts as one. -2 when the descriptor cannot tell.</summary>
+    /// <summary>
+    /// Returns the offset of the first hole at or after an offset inside data; the end of the file counts as a hole. -2 if the descriptor cannot tell.
+    /// </summary>
     internal static long SeekHole(OwnedFd fd, long offset)
     {
         long at = Seek(fd, offset, 4 /* SEEK_HOLE */, out _);
@@ -144,7 +147,7 @@ public static partial class Posix
         return (new OwnedFd(fds[0]), new OwnedFd(fds[1]));
     }
 
-    /// <summary>Asks for a pipe of a size; the kernel may refuse.</summary>
+    /// <summary>Requests a size for a pipe; the kernel may refuse.</summary>
     public static void SetPipeSize(OwnedFd pipe, int bytes) => Control(pipe, LibC.F_SETPIPE_SZ, bytes);
 
     /// <summary>Moves bytes between a pipe and a socket inside the kernel (splice(2)); blocks.</summary>
@@ -185,8 +188,8 @@ public static partial class Posix
         Read(fd, value, out _);
     }
 
-    /// <summary>Waits for events on one descriptor, or on a second one that wakes the waiter. Negative timeout: no limit.</summary>
-    /// <returns>The returned events of <paramref name="fd"/>; 0 after a timeout or when only <paramref name="wake"/> fired.</returns>
+    /// <summary>Waits for events on a descriptor, or until <paramref name="wake"/> is readable. A negative timeout waits without limit.</summary>
+    /// <returns>The events of <paramref name="fd"/>; 0 after the timeout or if only <paramref name="wake"/> is readable.</returns>
     public static unsafe short Poll(OwnedFd fd, short events, OwnedFd? wake, int timeoutMs, out bool woken)
     {
         using FdInUse use = fd.Use(), wakeUse = new(wake);
@@ -222,7 +225,7 @@ public static partial class Posix
         Control(fd, LibC.F_SETFL, on ? flags | LibC.O_NONBLOCK : flags & ~LibC.O_NONBLOCK);
     }
 
-    /// <summary>O_RDONLY, O_WRONLY or O_RDWR as the descriptor was opened; -1 on error.</summary>
+    /// <summary>Returns the mode in which a descriptor was opened: O_RDONLY, O_WRONLY or O_RDWR; -1 on error.</summary>
     internal static int AccessMode(OwnedFd fd)
     {
         int flags = Control(fd, LibC.F_GETFL, 0);
@@ -233,14 +236,14 @@ public static partial class Posix
 
     internal static bool IsOpen(int fd) => LibC.fcntl(fd, LibC.F_GETFD, 0) >= 0;
 
-    /// <summary>Duplicates a descriptor, close-on-exec set.</summary>
+    /// <summary>Duplicates a descriptor, with close-on-exec.</summary>
     public static OwnedFd Duplicate(OwnedFd fd)
     {
         int copy = Control(fd, LibC.F_DUPFD_CLOEXEC, 3);
         return copy < 0 ? throw Error("dup", LastError) : new OwnedFd(copy);
     }
 
-    /// <summary>Duplicates a descriptor known by number only, e.g. one inherited from the parent process.</summary>
+    /// <summary>Duplicates a descriptor by its number, e.g. one that the parent process left open.</summary>
     internal static OwnedFd? DuplicateNumber(int fd, out Errno errno)
     {
         int copy = LibC.fcntl(fd, LibC.F_DUPFD_CLOEXEC, 3);
@@ -248,10 +251,10 @@ public static partial class Posix
         return copy < 0 ? null : new OwnedFd(copy);
     }
 
-    /// <summary>Whether a file can never become shorter.</summary>
+    /// <summary>True if a file is sealed against shrinking.</summary>
     public static bool IsSealedAgainstShrinking(OwnedFd file) => Control(file, LibC.F_GET_SEALS, 0) is var seals and >= 0 && (seals & LibC.F_SEAL_SHRINK) != 0;
 
-    /// <summary>Fixes the size of a memfd for good, and that no seal is added later.</summary>
+    /// <summary>Seals a memfd against changes of its size and against further seals.</summary>
     internal static Errno SealSize(OwnedFd memfd) =>
         Control(memfd, LibC.F_ADD_SEALS, LibC.F_SEAL_SEAL | LibC.F_SEAL_SHRINK | LibC.F_SEAL_GROW) >= 0 ? Errno.None : LastError;
 
@@ -267,14 +270,16 @@ public static partial class Posix
         fixed (byte* text = CString(path)) return LibC.mkdir(text, (ushort)mode) == 0 ? Errno.None : LastError;
     }
 
-    /// <summary>Gives a file a second name; EEXIST when that is taken.</summary>
+    /// <summary>Gives a file a second name; EEXIST if the name is taken.</summary>
     internal static unsafe Errno Link(string path, string newPath)
     {
         // SAFETY: both paths are zero-terminated and pinned for the call.
         fixed (byte* from = CString(path), to = CString(newPath)) return LibC.link(from, to) == 0 ? Errno.None : LastError;
     }
 
-    /// <summary>Whether two descriptors are one open file, as after passing one twice (kcmp(2)); false also where the kernel does not tell.</summary>
+    /// <summary>
+    /// True if two descriptors are the same open file, e.g. because a peer passed it twice (kcmp(2)); false if the kernel does not tell.
+    /// </summary>
     public static bool IsSameFile(OwnedFd a, OwnedFd b)
     {
         const int kcmp = 312, file = 0;
@@ -285,16 +290,16 @@ public static partial class Posix
     /// <summary>Sends a signal to a process.</summary>
     internal static Errno Kill(int pid, int signal) => LibC.kill(pid, signal) == 0 ? Errno.None : LastError;
 
-    /// <summary>Replaces the program of this process; returns only on failure.</summary>
-    /// <param name="command">The program, searched for in PATH, and its arguments.</param>
-    /// <param name="environment">NAME=value each.</param>
+    /// <summary>Replaces the program of this process; returns only if it fails.</summary>
+    /// <param name="command">The program, which is searched for in PATH, and its arguments.</param>
+    /// <param name="environment">Entries of the form NAME=value.</param>
     internal static Errno Execute(IReadOnlyList<string> command, IReadOnlyList<string> environment)
     {
         _ = LibCExtra.execvpe(command[0], [.. command, null], [.. environment, null]);
         return LastError;
     }
 
-    /// <summary>A system call that the C library has no function for, with numbers as arguments.</summary>
+    /// <summary>Makes a system call for which the C library has no function; all arguments are numbers.</summary>
     internal static int SystemCall(int number, int a, int b, int c, int d = 0, int e = 0) => (int)LibC.syscall(number, a, b, c, d, e);
 
     private static long Seek(OwnedFd fd, long offset, int whence, out Errno errno)
@@ -311,6 +316,6 @@ public static partial class Posix
         return LibC.fcntl(use.Number, command, argument);
     }
 
-    /// <summary>A text as the C library takes it: UTF-8 with a zero behind it.</summary>
+    /// <summary>Encodes a text for the C library: UTF-8 with a terminating zero.</summary>
     private static byte[] CString(string text) => Encoding.UTF8.GetBytes(text + '\0');
 }

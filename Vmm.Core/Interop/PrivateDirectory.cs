@@ -4,7 +4,7 @@ using Vmm.Core.Errors;
 namespace Vmm.Core.Interop;
 
 /// <summary>
-/// Directories for control sockets: ours alone, so that nobody else can put a socket or a link where we expect our own. Stateless, thread-safe.
+/// Directories for control sockets that only this user can enter, so that nobody else can put a socket or a link at our path. Stateless, thread-safe.
 /// </summary>
 public static class PrivateDirectory
 {
@@ -13,20 +13,20 @@ public static class PrivateDirectory
     /// <summary>The effective user id of this process.</summary>
     public static uint CurrentUserId => LibC.geteuid();
 
-    /// <summary>Creates the directory with mode 0700 when it is missing, then checks it. The parent must exist.</summary>
+    /// <summary>Creates a directory with mode 0700 if it does not exist, then checks it. The parent must exist.</summary>
     /// <param name="path">An absolute path.</param>
-    /// <exception cref="ConfigurationException">It cannot be made, or <see cref="Check"/> refuses it.</exception>
+    /// <exception cref="ConfigurationException">The directory cannot be created, or <see cref="Check"/> refuses it.</exception>
     public static void Ensure(string path)
     {
-        // An existing entry of any kind is left alone here and judged by the check.
+        // If the path exists, whatever it is, Check decides about it.
         if (Posix.MakeDirectory(path, OwnerOnly) is not (Errno.None or Errno.EEXIST) and var errno)
-            throw new ConfigurationException($"directory '{path}' cannot be made: {Posix.Describe(errno)}");
+            throw new ConfigurationException($"directory '{path}' cannot be created: {Posix.Describe(errno)}");
         Check(path);
     }
 
-    /// <summary>Checks that a directory is a real one, belongs to this user and is closed to everybody else.</summary>
+    /// <summary>Checks that a path is a directory, belongs to this user and has mode 0700.</summary>
     /// <param name="path">An absolute path.</param>
-    /// <exception cref="ConfigurationException">It is a link or no directory, has another owner, or its mode is not 0700.</exception>
+    /// <exception cref="ConfigurationException">The path is a link or not a directory, has another owner, or its mode is not 0700.</exception>
     public static void Check(string path)
     {
         using OwnedFd? fd = Posix.Open(path, Posix.O_RDONLY | Posix.O_DIRECTORY | Posix.O_NOFOLLOW, 0, out Errno errno);

@@ -3,8 +3,8 @@ using Tmds.Linux;
 namespace Vmm.Core.Interop;
 
 /// <summary>
-/// Lets a thread go before all ordinary ones for the moment in which somebody waits for it: on a busy host a thread that is ready may otherwise
-/// stand in line for many milliseconds. Needs CAP_SYS_NICE or RLIMIT_RTPRIO; without them nothing happens.
+/// Gives a thread a realtime priority for the short time in which another thread waits for it: on a busy host a thread that is ready may otherwise
+/// wait many milliseconds for a CPU. Needs CAP_SYS_NICE or RLIMIT_RTPRIO; does nothing without them.
 /// </summary>
 public sealed class RealtimeBoost
 {
@@ -17,16 +17,16 @@ public sealed class RealtimeBoost
     {
         (_threadId, _policy) = (threadId, policy);
         var priority = new LibCExtra.SchedParam { Priority = LowestPriority };
-        // Threads that it starts meanwhile are ordinary ones.
+        // SCHED_RESET_ON_FORK: threads that it starts meanwhile do not inherit the priority.
         _raised = LibCExtra.sched_setscheduler(threadId, LibC.SCHED_FIFO | LibC.SCHED_RESET_ON_FORK, in priority) == 0;
     }
 
-    /// <summary>Whether the thread was raised.</summary>
+    /// <summary>True if the thread has the realtime priority.</summary>
     internal bool IsRaised => _raised;
 
-    /// <summary>Raises the calling thread for as long as something runs.</summary>
-    /// <param name="wanted">False to only run it.</param>
-    /// <param name="body">What somebody waits for; short.</param>
+    /// <summary>Runs a body with the calling thread raised.</summary>
+    /// <param name="wanted">False to run the body without raising the thread.</param>
+    /// <param name="body">Short work that another thread waits for.</param>
     internal static void During(bool wanted, Action body)
     {
         RealtimeBoost? boost = wanted ? Raise(0) : null;
@@ -40,18 +40,18 @@ public sealed class RealtimeBoost
         }
     }
 
-    /// <summary>Raises a thread of this process; one that already has a realtime policy is left alone.</summary>
-    /// <param name="threadId">The kernel's id, 0 for the calling thread.</param>
-    /// <returns>To be given back with <see cref="Lower"/>, by any thread if an id was given.</returns>
+    /// <summary>Raises a thread of this process, unless it has a realtime policy already.</summary>
+    /// <param name="threadId">The kernel's id of the thread; 0 for the calling thread.</param>
+    /// <returns>Call <see cref="Lower"/> on it; any thread may, if an id was given.</returns>
     public static RealtimeBoost? Raise(int threadId)
     {
         int policy = LibC.sched_getscheduler(threadId);
-        // These have no priority that would be lost.
+        // These policies have no priority that Lower would have to restore.
         bool ordinary = policy == LibC.SCHED_OTHER || policy == LibC.SCHED_BATCH || policy == LibC.SCHED_IDLE;
         return ordinary ? new RealtimeBoost(threadId, policy) : null;
     }
 
-    /// <summary>Gives the thread its own policy back. A thread that has ended is no loss.</summary>
+    /// <summary>Gives the thread its old policy back. Does nothing if the thread has ended.</summary>
     public void Lower()
     {
         if (!_raised) return;

@@ -3,9 +3,9 @@ using Tmds.Linux;
 namespace Vmm.Core.Interop;
 
 /// <summary>
-/// A terminal's mode: as the user has it, or raw, in which each byte is given on as it is typed and shown only by whoever receives it. Ctrl-C and
-/// its like stay signals (QEMU: <c>qemu_chr_set_echo_stdio</c>). The user's mode comes back on dispose and however else the process ends by itself;
-/// after SIGKILL it is for the user's <c>stty sane</c>. Thread-safe.
+/// Switches a terminal between the user's mode and raw mode, in which it passes on each byte as typed and leaves the echo to the receiver. Ctrl-C and
+/// similar keys stay signals (QEMU: <c>qemu_chr_set_echo_stdio</c>). Dispose and a normal or abnormal exit restore the user's mode; after SIGKILL the
+/// user must run <c>stty sane</c>. Thread-safe.
 /// </summary>
 internal sealed unsafe class TerminalMode : IDisposable
 {
@@ -20,15 +20,17 @@ internal sealed unsafe class TerminalMode : IDisposable
         AppDomain.CurrentDomain.UnhandledException += OnExit;
     }
 
-    /// <summary>The mode of a terminal.</summary>
-    /// <param name="fd">The descriptor; the caller's, open until the mode is disposed.</param>
-    /// <returns>Null when it is no terminal.</returns>
+    /// <summary>Makes one for a terminal.</summary>
+    /// <param name="fd">The caller's; must stay open until the result is disposed.</param>
+    /// <returns>Null if the descriptor is not a terminal.</returns>
     internal static TerminalMode? Of(OwnedFd fd)
     {
         return Read(fd, out _) ? new TerminalMode(fd) : null;
     }
 
-    /// <summary>Raw or as it was. A terminal that a job in the background may not touch is left alone: the kernel would stop the process.</summary>
+    /// <summary>
+    /// Sets raw mode or the user's mode. Does nothing while another job has the terminal, because the kernel would stop this process for the attempt.
+    /// </summary>
     internal void SetRaw(bool raw)
     {
         lock (_gate)
@@ -59,7 +61,7 @@ internal sealed unsafe class TerminalMode : IDisposable
 
     private void OnExit(object? sender, EventArgs e) => SetRaw(false);
 
-    /// <summary>Whether it is our terminal and another process group is in its foreground.</summary>
+    /// <summary>True if this is our controlling terminal and another process group is in its foreground.</summary>
     private bool IsOfAnotherJob()
     {
         using FdInUse use = _terminal.Use();

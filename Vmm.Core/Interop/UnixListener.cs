@@ -3,8 +3,9 @@ using Vmm.Core.Errors;
 namespace Vmm.Core.Interop;
 
 /// <summary>
-/// A listening UNIX socket at a path. The path appears only when connections are taken, so whoever waits for it may connect at once. The socket has
-/// mode 0600, and folders that were missing have mode 0700. Dispose removes the file only if it is still the one made here. One owner; not thread-safe.
+/// A listening UNIX socket at a path. The path appears only when the socket listens, so a client that waits for the path can connect at once. The
+/// socket has mode 0600; missing folders are created with mode 0700. Dispose removes the file only if it is still this socket. One owner; not
+/// thread-safe.
 /// </summary>
 public sealed class UnixListener : IDisposable
 {
@@ -19,18 +20,17 @@ public sealed class UnixListener : IDisposable
     /// <summary>The listening socket, in blocking mode.</summary>
     public OwnedFd Socket { get; }
 
-    /// <summary>Where clients find the socket.</summary>
+    /// <summary>Path of the socket.</summary>
     public string Path { get; private set; }
 
-    /// <summary>False to leave the file on dispose: another process listens there now.</summary>
+    /// <summary>False to keep the file on dispose, because another process listens there now.</summary>
     internal bool RemovesFile { get; set; } = true;
 
-    /// <summary>Listens. A socket that nobody listens at any more is replaced; anything else at the path is refused, a symbolic link too.</summary>
+    /// <summary>Listens at a path. Replaces a socket on which nobody listens; refuses anything else at the path, symbolic links included.</summary>
     /// <param name="path">1 to 107 bytes of UTF-8.</param>
-    /// <param name="backlog">Connections that may wait to be accepted.</param>
-    /// <returns>The listener; the caller's.</returns>
+    /// <param name="backlog">Number of connections that may wait for accept.</param>
     /// <exception cref="ConfigurationException">The path is too long, in use, or not a socket.</exception>
-    /// <exception cref="ChannelException">The system refused.</exception>
+    /// <exception cref="ChannelException">The operating system refused.</exception>
     public static UnixListener Listen(string path, int backlog)
     {
         byte[] address = Posix.UnixAddress(path);
@@ -49,10 +49,10 @@ public sealed class UnixListener : IDisposable
         }
     }
 
-    /// <summary>Takes over a listening socket that another process made at a path, and the duty to remove its file.</summary>
+    /// <summary>Takes over a listening socket from another process; from now on this process removes its file.</summary>
     internal static UnixListener Adopt(OwnedFd socket, string path) => new(socket, path, Look(path));
 
-    /// <summary>Moves the file to another path of the same file system, in place of whoever listened there. Connections are not disturbed.</summary>
+    /// <summary>Moves the socket's file to another path of the same file system and replaces a socket there. Connections are not affected.</summary>
     internal void MoveTo(string path)
     {
         File.Move(Path, path, overwrite: true);
@@ -64,26 +64,26 @@ public sealed class UnixListener : IDisposable
     {
         if (_disposed) return;
         _disposed = true;
-        // Before the socket is closed: until then no other file can have the same inode.
+        // Compare before the socket is closed, because until then no other file can have its inode.
         if (RemovesFile && _file is { } made && Look(Path) is { } now && now.IsSameFile(made)) File.Delete(Path);
         Socket.Dispose();
     }
 
-    /// <summary>Binds under a name that nobody knows, listens, and then gives the socket its own name.</summary>
+    /// <summary>Binds to a secret name, listens, and then links the path to the socket.</summary>
     private static FileStatus Publish(OwnedFd socket, string folder, string path, int backlog)
     {
         string temporary = "." + System.IO.Path.GetRandomFileName(), hidden = System.IO.Path.Combine(folder, temporary);
         using OwnedFd directory = Posix.Open(folder, Posix.O_PATH | Posix.O_DIRECTORY, 0, out Errno errno) ?? throw Refused(path, errno);
-        // An address has room for 107 bytes; this one is short however long the folder's name is.
+        // A socket address has room for 107 bytes; this path is short, however long the folder's name is.
         errno = Posix.Bind(socket, Posix.UnixAddress($"/proc/self/fd/{directory.Number}/{temporary}"));
         if (errno != Errno.None) throw Refused(path, errno);
         try
         {
-            // Nobody can connect before listen, so nobody could while the mode was wider.
+            // No client can connect before listen, so the wider mode until here does no harm.
             errno = Posix.Chmod(hidden, OwnerOnly);
             if (errno == Errno.None) errno = Posix.Listen(socket, backlog);
             FileStatus? file = Look(hidden);
-            // A link, because a rename would replace a socket that another process has put there meanwhile.
+            // A link fails if another process has made a socket there meanwhile; a rename would replace it.
             if (errno == Errno.None) errno = Posix.Link(hidden, path);
             if (errno == Errno.EEXIST) throw InUse(path);
             return errno == Errno.None && file is { } made ? made : throw Refused(path, errno);
@@ -99,9 +99,9 @@ public sealed class UnixListener : IDisposable
         if (Directory.Exists(folder)) return;
         if (System.IO.Path.GetDirectoryName(folder) is { Length: > 0 } parent) MakeFolder(parent, path);
         Errno errno = Posix.MakeDirectory(folder, OwnerOnlyFolder);
-        // Another process may have been faster.
+        // Another process may have created the folder at the same time.
         if (errno != Errno.None && !Directory.Exists(folder))
-            throw new ConfigurationException($"cannot listen at '{path}': folder '{folder}' cannot be made: {Posix.Describe(errno)}");
+            throw new ConfigurationException($"cannot listen at '{path}': folder '{folder}' cannot be created: {Posix.Describe(errno)}");
     }
 
     private static void RemoveStale(string path, byte[] address)
@@ -113,7 +113,7 @@ public sealed class UnixListener : IDisposable
         File.Delete(path);
     }
 
-    /// <summary>What is at a path itself, symbolic links not followed; null if nothing.</summary>
+    /// <summary>Returns the status of the file at a path, without following a symbolic link; null if there is none.</summary>
     private static FileStatus? Look(string path)
     {
         using OwnedFd? fd = Posix.Open(path, Posix.O_PATH | Posix.O_NOFOLLOW, 0, out Errno errno);

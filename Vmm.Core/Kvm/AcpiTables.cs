@@ -3,8 +3,8 @@ using static System.Buffers.Binary.BinaryPrimitives;
 namespace Vmm.Core.Kvm;
 
 /// <summary>
-/// The least ACPI 2.0 that tells a stock kernel of the other vCPUs, the I/O APIC, the PCI bus with its interrupt lines, and how to switch off: RSDP,
-/// XSDT, FADT with fixed registers at <see cref="Devices.AcpiPower.Port"/>, FACS, MADT and a DSDT of two names.
+/// The smallest set of ACPI 2.0 tables from which a stock kernel learns of all vCPUs, the I/O APIC, the PCI bus with its interrupt lines, and how to
+/// switch off: RSDP, XSDT, FADT with fixed registers at <see cref="Devices.AcpiPower.Port"/>, FACS, MADT and a DSDT of two names.
 /// </summary>
 internal static class AcpiTables
 {
@@ -12,7 +12,7 @@ internal static class AcpiTables
     private const byte SystemIo = 1;
     private const ulong PciWindow = 0xc000_0000, PciWindowEnd = 0xfec0_0000;
 
-    /// <summary>All tables, to be placed at an address below 4 GiB that is a multiple of 64; the first is the RSDP.</summary>
+    /// <summary>Builds all tables for an address below 4 GiB that is a multiple of 64. The first table is the RSDP.</summary>
     internal static byte[] Build(uint address, int cpus)
     {
         var all = new List<byte>(new byte[RsdpBytes]);
@@ -125,7 +125,7 @@ internal static class AcpiTables
 
     private static byte[] Package(params byte[][] elements) => [0x12, .. Sized([(byte)elements.Length, .. elements.SelectMany(static e => e)])];
 
-    /// <summary>AML's package length, which counts itself: up to 63 in one byte, else 4 bits and 8 in each of up to three more.</summary>
+    /// <summary>Prefixes content with AML's package length, which counts its own bytes: one byte up to 63, else 4 bits and up to three more bytes.</summary>
     private static byte[] Sized(byte[] content)
     {
         if (content.Length + 1 < 0x40) return [(byte)(content.Length + 1), .. content];

@@ -13,7 +13,7 @@ namespace Vmm.Core.Kvm;
 
 /// <summary>
 /// Runs a VM's guest with KVM: memory slots that follow the address map, vCPU threads between start and stop, interrupts of PCI and ISA devices,
-/// dirty log, QEMU's sections of the chips, <c>kvm-clock</c> and one <c>kvm-cpu</c> a vCPU. BQL: held for every call.
+/// the dirty log, QEMU's sections of the interrupt chips, <c>kvm-clock</c> and one <c>kvm-cpu</c> for each vCPU. BQL: held for every call.
 /// </summary>
 internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptController
 {
@@ -27,7 +27,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     private readonly IDeviceServices _services;
     private readonly KvmDirtyRings? _rings;
     private readonly KvmBoot? _boot;
-    private readonly KvmClock _powerOnClock; // What a reset brings back, from before the first instruction.
+    private readonly KvmClock _powerOnClock; // The clock before the first instruction, which a reset restores.
     private readonly KvmIrqChips _powerOnChips;
     private readonly ILogger _logger;
     private readonly LegacyDevices _legacy;
@@ -36,7 +36,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     internal KvmAccelerator(VmOptions options, IDeviceServices services)
     {
         if (options.Kernel is null && !options.IsIncoming)
-            throw new ConfigurationException("accelerator 'kvm' has no firmware: the guest needs a program, unless it comes from another process");
+            throw new ConfigurationException("accelerator 'kvm' has no firmware: the guest needs a kernel, unless it comes from another process");
         if (options.Cpus is < 1 or > 64) throw new ConfigurationException($"{options.Cpus} vCPUs: expected 1 to 64");
         _services = services;
         _logger = services.Loggers.CreateLogger<KvmAccelerator>();
@@ -108,7 +108,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
 
     internal KvmDirtyRings? Rings => _rings;
 
-    /// <summary>How long the last stop took, from the request until all vCPUs were parked.</summary>
+    /// <summary>Duration of the last stop, from the request until all vCPUs were parked.</summary>
     internal TimeSpan LastStop { get; private set; }
 
     /// <inheritdoc/>
@@ -122,7 +122,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     {
         if (running)
         {
-            if (_hasNoProgram) throw new DeviceStateException("the guest was reset, and this process has no program to start it with: an incoming VM needs the kernel too");
+            if (_hasNoProgram) throw new DeviceStateException("the guest was reset, and this process has no kernel to start it with: an incoming VM needs the kernel too");
             Clock.StartClock();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.TellPaused();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.Start();

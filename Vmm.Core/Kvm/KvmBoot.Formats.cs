@@ -3,13 +3,13 @@ using static System.Buffers.Binary.BinaryPrimitives;
 
 namespace Vmm.Core.Kvm;
 
-// ELF (PVH when it has that note, else its 64-bit entry) and Linux's 64-bit boot protocol.
+// ELF (with the PVH entry if the file has a PVH note, else with its 64-bit entry) and Linux's 64-bit boot protocol.
 internal sealed partial class KvmBoot
 {
     private const uint PvhMagic = 0x336ec578, PvhNote = 18;
     private const int ElfHeaderBytes = 64, ProgramHeaderBytes = 56;
 
-    /// <summary>What the guest may use: below the EBDA, and from 1 MiB up.</summary>
+    /// <summary>RAM that the guest may use: below the EBDA, and from 1 MiB up.</summary>
     private (ulong Start, ulong Bytes, uint Type)[] MemoryMap =>
         [(0, EbdaAddress, 1), (EbdaAddress, FlatAddress - EbdaAddress, 2), .. _memory.Blocks.Select(static b => b.Address.Value == 0 ? (FlatAddress, b.SizeBytes - FlatAddress, 1u) : (b.Address.Value, b.SizeBytes, 1u))];
 
@@ -33,11 +33,11 @@ internal sealed partial class KvmBoot
             if (type == 1 && memory > 0) AddSegment(address, content, memory);
             else if (type == 4) FindPvh(content.Span);
         }
-        if (_segments.Count == 0) throw Bad("the ELF file has nothing to load");
-        if (!_segments.Exists(s => _entry >= s.Address && _entry < s.Address + s.Size)) throw Bad($"the entry 0x{_entry:x} is in no segment (a virtual address? PVH has a physical one)");
+        if (_segments.Count == 0) throw Bad("the ELF file has no segment to load");
+        if (!_segments.Exists(s => _entry >= s.Address && _entry < s.Address + s.Size)) throw Bad($"the entry 0x{_entry:x} is in no segment; a virtual address needs a PVH note with the physical one");
     }
 
-    /// <summary>Note: u32 name length, u32 descriptor length, u32 type, then both, each padded to 4.</summary>
+    /// <summary>Finds the PVH entry. A note is u32 name length, u32 descriptor length, u32 type, then name and descriptor, each padded to 4 bytes.</summary>
     private void FindPvh(ReadOnlySpan<byte> notes)
     {
         while (notes.Length >= 12)
@@ -57,7 +57,7 @@ internal sealed partial class KvmBoot
     private void ReadLinux(byte[] image)
     {
         int version = ReadUInt16LittleEndian(image.AsSpan(0x206)), sectors = image[0x1f1] == 0 ? 4 : image[0x1f1];
-        if (version < 0x20c || (ReadUInt16LittleEndian(image.AsSpan(0x236)) & 1) == 0) throw Bad($"boot protocol {version >> 8}.{version & 0xff:d2} without a 64-bit entry; 2.12 or later is needed");
+        if (version < 0x20c || (ReadUInt16LittleEndian(image.AsSpan(0x236)) & 1) == 0) throw Bad($"boot protocol {version >> 8}.{version & 0xff:d2} has no 64-bit entry; expected 2.12 or later");
         int start = (sectors + 1) * 512;
         if (start >= image.Length) throw Bad($"the bzImage is cut short: its kernel would start at {start} of {image.Length} bytes");
         ulong preferred = ReadUInt64LittleEndian(image.AsSpan(0x258)), initSize = ReadUInt32LittleEndian(image.AsSpan(0x260));
@@ -74,7 +74,7 @@ internal sealed partial class KvmBoot
         image.AsSpan(0x1f1, headerEnd - 0x1f1).CopyTo(_bootParams.AsSpan(0x1f1));
     }
 
-    /// <summary>Linux's <c>struct boot_params</c>: the header of the image, filled in, and the memory map.</summary>
+    /// <summary>Writes Linux's <c>struct boot_params</c>: the completed header of the image, and the memory map.</summary>
     private void WriteBootParams()
     {
         byte[] zero = [.. _bootParams!];
@@ -96,7 +96,7 @@ internal sealed partial class KvmBoot
         _memory.Write(new Memory.GuestAddress(BootParamsAddress), zero);
     }
 
-    /// <summary>Xen's <c>struct hvm_start_info</c>, its one module and its memory map behind it.</summary>
+    /// <summary>Writes Xen's <c>struct hvm_start_info</c>, followed by its one module and its memory map.</summary>
     private void WriteStartInfo()
     {
         const int modules = 56, map = 96;

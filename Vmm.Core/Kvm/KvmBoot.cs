@@ -8,8 +8,9 @@ using static Vmm.Core.Kvm.KvmUapi;
 namespace Vmm.Core.Kvm;
 
 /// <summary>
-/// The program a guest starts with, read and checked once and put into RAM at every reset. A flat binary goes to 1 MiB and is entered at its first
-/// byte in 64-bit mode, RAM and the first 4 GiB mapped one to one (at most 21 GiB), the stack below 512 KiB; the other forms as their own rules say.
+/// The program that a guest starts with. It is read and checked once, and copied into RAM at every reset. A flat binary goes to 1 MiB and starts at its
+/// first byte in 64-bit mode, with RAM and the first 4 GiB identity-mapped (at most 21 GiB) and the stack below 512 KiB. The other formats follow
+/// their own specifications.
 /// </summary>
 internal sealed partial class KvmBoot
 {
@@ -40,7 +41,7 @@ internal sealed partial class KvmBoot
         var boot = new KvmBoot(options, memory, cpus);
         if (memory.Blocks.Count == 0 || memory.Blocks[0].Address.Value != 0) throw boot.Bad("the guest has no RAM at address 0");
         if (memory.Blocks.FirstOrDefault(static b => b.Address.Value < GuestMemory.AfterDevices && b.Range.End > GuestMemory.DevicesAddress) is { } over)
-            throw boot.Bad($"RAM block '{over.Name}' ends above 0x{GuestMemory.DevicesAddress:x}, where devices are; give the guest at most 3 GiB in its first block, and the rest in others, which go above");
+            throw boot.Bad($"RAM block '{over.Name}' ends above 0x{GuestMemory.DevicesAddress:x}, where devices begin; give the guest at most 3 GiB in its first block, the rest in others, which go above");
         if (boot.RamEnd < 2 << 20) throw boot.Bad("the guest needs at least 2 MiB of RAM");
         if (Encoding.ASCII.GetByteCount(options.CommandLine) > MaxCommandLine) throw boot.Bad($"the command line is longer than {MaxCommandLine} bytes");
         byte[] image = options.Image?.ToArray() ?? ReadFile(options.KernelPath);
@@ -63,13 +64,13 @@ internal sealed partial class KvmBoot
         return boot;
     }
 
-    /// <summary>The program's first instruction.</summary>
+    /// <summary>Address of the program's first instruction.</summary>
     internal ulong Entry => _entry;
 
-    /// <summary>Where the initial RAM disk goes; 0 without one.</summary>
+    /// <summary>Address of the initial RAM disk; 0 if there is none.</summary>
     internal ulong InitrdAddress => _initrdAddress;
 
-    /// <summary>Puts everything into RAM and the first vCPU at the entry; the others wait for it. BQL: held, vCPUs parked.</summary>
+    /// <summary>Copies everything into RAM and sets the first vCPU to the entry; the other vCPUs wait for it. BQL: held, vCPUs parked.</summary>
     internal void Load(KvmVcpu vcpu)
     {
         foreach ((ulong address, ReadOnlyMemory<byte> bytes, ulong size) in _segments)

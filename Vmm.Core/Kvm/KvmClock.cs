@@ -7,11 +7,12 @@ using static Vmm.Core.Kvm.KvmUapi;
 namespace Vmm.Core.Kvm;
 
 /// <summary>
-/// The guest's clock, which the kernel keeps for the whole VM. Guest time goes on while the guest is stopped or moves: wall-clock time that passed between save and start is added once, to the clock and to every TSC alike. BQL held, vCPUs parked.
+/// The guest's clock, which the kernel keeps for the whole VM. Guest time goes on while the guest is stopped or moves: the start adds the wall-clock
+/// time since the save to the clock and to every TSC alike. BQL held, vCPUs parked.
 /// </summary>
 internal sealed class KvmClock(KvmVm vm)
 {
-    /// <summary>More than this is not a downtime but a snapshot of the past: the clock then goes on where it was.</summary>
+    /// <summary>Longest downtime that is added. A longer time means a snapshot of the past, whose clock goes on from the saved value.</summary>
     internal const ulong MaxDowntimeNs = 60_000_000_000;
 
     internal static VmStateDescription<KvmClock> Description { get; } = new()
@@ -28,7 +29,7 @@ internal sealed class KvmClock(KvmVm vm)
     private ulong? _hostTsc;
     private bool _clockLoaded;
 
-    /// <summary>Takes part in the moments at which all TSCs are read and set.</summary>
+    /// <summary>Adds a vCPU to those whose TSCs are read and set together.</summary>
     internal void Add(KvmVcpu vcpu, KvmCpuState state) => _cpus.Add((vcpu, state));
 
     internal void SaveClock()
@@ -37,17 +38,19 @@ internal sealed class KvmClock(KvmVm vm)
         (ClockNs, RealtimeNs, _hostTsc) = (now.ClockNs, now.RealtimeNs, now.HostTsc);
     }
 
-    /// <summary>The vCPU's TSC at the moment of <see cref="SaveClock"/>, so that all vCPUs are saved at one moment; null where the kernel cannot tell.</summary>
+    /// <summary>
+    /// The vCPU's TSC at the time of <see cref="SaveClock"/>, so that the TSCs of all vCPUs belong to one time; null if the kernel cannot tell.
+    /// </summary>
     internal ulong? TscAtClock(KvmVcpu vcpu) => _hostTsc is { } host && TryGetOffset(vcpu, out ulong offset) ? host + offset : null;
 
-    /// <summary>Notes a TSC that was loaded; it is set when the guest starts.</summary>
+    /// <summary>Keeps a loaded TSC until the guest starts.</summary>
     internal void SetTsc(KvmVcpu vcpu, KvmCpuState state)
     {
         _tscs.RemoveAll(t => t.Vcpu == vcpu);
         _tscs.Add((vcpu, state));
     }
 
-    /// <summary>Before the guest starts: brings a loaded clock and the TSCs up to now.</summary>
+    /// <summary>Advances a loaded clock and the TSCs to the present time, before the guest starts.</summary>
     internal void StartClock()
     {
         if (!_clockLoaded) return;
@@ -57,20 +60,20 @@ internal sealed class KvmClock(KvmVm vm)
         foreach ((KvmVcpu vcpu, KvmCpuState state) in _tscs)
         {
             ulong tsc = state.Tsc + (ulong)((UInt128)away * state.TscKhz / 1_000_000);
-            // An offset is exact; a written value is taken for an attempt at synchronisation when it is near the present one.
+            // An offset is exact. The kernel takes a written TSC near the present one for an attempt to synchronise TSCs, and changes it.
             if (now.HostTsc is { } host && TrySetOffset(vcpu, tsc - host)) continue;
             state.TryWriteMsr(KvmCpuState.MsrTsc, tsc);
         }
         _tscs.Clear();
         var clock = new ClockData { Clock = ClockNs + away };
-        // The kernel adds what has passed since the sample: without it the clock would be behind the TSCs, and a guest that compares them distrusts both.
+        // The kernel adds the time since the sample. Otherwise the clock would lag behind the TSCs, and a guest that compares them trusts neither.
         if ((vm.System.Extension(KVM_CAP_ADJUST_CLOCK) & KVM_CLOCK_REALTIME) != 0) (clock.Realtime, clock.Flags) = (now.RealtimeNs, KVM_CLOCK_REALTIME);
         vm.SetClock(clock);
     }
 
     /// <summary>
-    /// The guest's clock, the wall clock and the host's TSC at one moment. A host whose own clock is not the TSC does not tell the last two; they are
-    /// read between two readings of the clock then, as near to each other as one of a few attempts brings them.
+    /// Reads the guest's clock, the wall clock and the host's TSC at one time. If the host's own clock is not the TSC, the kernel does not tell the last
+    /// two; then this method reads them between two readings of the guest's clock, and keeps the attempt with the shortest gap.
     /// </summary>
     private Moment Sample()
     {

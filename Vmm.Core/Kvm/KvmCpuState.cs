@@ -7,8 +7,8 @@ using static Vmm.Core.Kvm.KvmUapi;
 namespace Vmm.Core.Kvm;
 
 /// <summary>
-/// All of one vCPU that migrates, as section <c>kvm-cpu</c>: the kernel's own structures, little-endian, whose layout is its stable ABI. The CPUID
-/// comes first, so that a load onto a lesser host ends before anything is changed. BQL held and vCPU parked for every call.
+/// The migrated state of one vCPU, section <c>kvm-cpu</c>: the kernel's own structures, little-endian, whose layout is a stable ABI. The CPUID comes
+/// first, so that a load on a host with fewer features fails before it changes anything. BQL held and vCPU parked for every call.
 /// </summary>
 internal sealed class KvmCpuState
 {
@@ -53,11 +53,11 @@ internal sealed class KvmCpuState
     private readonly KvmVcpu _vcpu;
     private readonly KvmClock _clock;
     private readonly uint[] _msrs;
-    private readonly CpuidEntry2[] _ours; // What this host can show.
-    private CpuidEntry2[] _shown; // What the guest sees: less, when it came from a lesser host.
+    private readonly CpuidEntry2[] _ours; // The CPUID that this host supports.
+    private CpuidEntry2[] _shown; // The CPUID that the guest sees: has fewer features if the guest comes from a host with fewer.
     private readonly int _xsaveBytes;
 
-    /// <summary>Shows the host's CPU to the vCPU and finds out which registers it has. The vCPU has not run.</summary>
+    /// <summary>Gives the vCPU the host's CPUID and finds out which MSRs it has. The vCPU has not run yet.</summary>
     internal KvmCpuState(KvmVcpu vcpu, int cpus, KvmVm vm, KvmClock clock)
     {
         (_vcpu, _clock) = (vcpu, clock);
@@ -67,17 +67,17 @@ internal sealed class KvmCpuState
         _xsaveBytes = Math.Max(XsaveBytes, vm.System.Extension(KVM_CAP_XSAVE2));
         TscKhz = (uint)Math.Max(0, Ioctl.Invoke(vcpu.Fd, KVM_GET_TSC_KHZ, 0, out _));
         clock.Add(vcpu, this);
-        // The list names what the host's kernel knows; whether this vCPU has a register and takes its value back is only found out by trying.
+        // The list names the MSRs that the kernel knows. Only a try shows whether this vCPU has an MSR and accepts its value again.
         _msrs = [.. vm.System.MsrIndices.Where(static m => m is not MsrTsc).Append(MsrTscDeadline).Distinct().Where(m => TryReadMsr(m, out ulong value) && TryWriteMsr(m, value))];
     }
 
-    /// <summary>Reads the vCPU (QEMU: <c>kvm_arch_get_registers</c>).</summary>
+    /// <summary>Reads the state from the vCPU (QEMU: <c>kvm_arch_get_registers</c>).</summary>
     internal void Save()
     {
         Cpuid = Ioctl.AsBytes<CpuidEntry2>(_shown.AsSpan()).ToArray();
         CpuidBytes = (uint)Cpuid.Length;
         Span<byte> state = stackalloc byte[4];
-        // First: reading it makes the kernel take pending INIT and SIPI, which change the rest.
+        // First, because this read makes the kernel process a pending INIT and SIPI, which change the other registers.
         _vcpu.Set(KVM_GET_MP_STATE, state, "KVM_GET_MP_STATE");
         MpState = BinaryPrimitives.ReadUInt32LittleEndian(state);
         _vcpu.Set(KVM_GET_REGS, Regs, "KVM_GET_REGS");
@@ -96,8 +96,10 @@ internal sealed class KvmCpuState
         _vcpu.Set(KVM_GET_VCPU_EVENTS, VcpuEvents, "KVM_GET_VCPU_EVENTS");
     }
 
-    /// <summary>Writes the vCPU. The order matters: the APIC's base is in sregs, XCR0 says what XSAVE may hold, the deadline needs the APIC's mode.</summary>
-    /// <exception cref="IncompatibleStateException">This host's CPU lacks something the state has; nothing was changed.</exception>
+    /// <summary>
+    /// Writes the state to the vCPU. The order matters: sregs hold the APIC's base, XCR0 decides what XSAVE may hold, the deadline needs the APIC's mode.
+    /// </summary>
+    /// <exception cref="IncompatibleStateException">This host's CPU lacks something that the state needs; nothing has changed.</exception>
     internal void Load()
     {
         if (CpuidBytes % 40 != 0) throw new IncompatibleStateException($"vCPU {_vcpu.Index}: a CPUID of {CpuidBytes} bytes is not a whole number of entries");
@@ -108,12 +110,12 @@ internal sealed class KvmCpuState
         if (unknown.Length > 0)
             throw new IncompatibleStateException($"vCPU {_vcpu.Index}: this host does not know MSR {string.Join(", ", unknown.Select(static m => $"0x{m:x}"))}");
         if (XsaveLength > _xsaveBytes)
-            throw new IncompatibleStateException($"vCPU {_vcpu.Index}: {XsaveLength} bytes of extended state, this host has room for {_xsaveBytes}");
+            throw new IncompatibleStateException($"vCPU {_vcpu.Index}: {XsaveLength} bytes of extended state exceed this host's {_xsaveBytes}");
         if (!theirs.AsSpan().SequenceEqual(_shown) && SetCpuid(theirs) is not Errno.None and var refused)
         {
             throw new IncompatibleStateException($"vCPU {_vcpu.Index}: KVM_SET_CPUID2: {Posix.Describe(refused)}")
             {
-                Hint = "a guest that has run keeps its CPU: load a state with another one in a new process",
+                Hint = "KVM cannot change the CPU of a guest that has run; load this state in a new process",
             };
         }
         _shown = theirs;
@@ -143,7 +145,7 @@ internal sealed class KvmCpuState
 
     private void LoadMsr(uint index, ulong value)
     {
-        // A write makes the kernel fill the guest's page again; zero means the guest never asked for one.
+        // A write makes the kernel fill the guest's page again. Zero means that the guest never registered a page.
         if (index is MsrWallClock or MsrWallClockNew && value == 0) return;
         if (!TryWriteMsr(index, value)) throw new IncompatibleStateException($"vCPU {_vcpu.Index}: this host refuses 0x{value:x} for MSR 0x{index:x}");
     }

@@ -3,12 +3,12 @@ using static Vmm.Core.Kvm.KvmUapi;
 
 namespace Vmm.Core.Kvm;
 
-/// <summary>The CPU that guests see: the host's, as KVM offers it, with each vCPU's own number.</summary>
+/// <summary>The CPU that a guest sees: the CPUID that KVM supports on this host, with the number of each vCPU.</summary>
 internal static class KvmCpuid
 {
     private const uint Hypervisor = 1u << 31, TscDeadline = 1u << 24, HyperThreading = 1u << 28, TopologyLeaf = 0xb;
 
-    /// <summary>Leaves whose bits are features; a guest that has seen one must find it everywhere. XCR0's bits count as well.</summary>
+    /// <summary>Leaves with feature bits, XCR0 included. A guest that has seen a feature must find it on every host.</summary>
     private static readonly (uint Function, uint Index, string Register, Func<CpuidEntry2, uint> Bits)[] s_features =
     [
         (1, 0, "ecx", static e => e.Ecx), (1, 0, "edx", static e => e.Edx),
@@ -19,10 +19,10 @@ internal static class KvmCpuid
         (0x80000007, 0, "edx", static e => e.Edx), (0x80000008, 0, "ebx", static e => e.Ebx), (0x40000001, 0, "eax", static e => e.Eax),
     ];
 
-    /// <summary>The CPUID of a vCPU.</summary>
-    /// <param name="index">Its number, which is its APIC id.</param>
-    /// <param name="cpus">vCPUs of the VM: cores of one package, since kernels take the TSCs of several packages for unsynchronised.</param>
-    /// <param name="system">What the host offers.</param>
+    /// <summary>Makes the CPUID of a vCPU.</summary>
+    /// <param name="index">Number of the vCPU, also its APIC id.</param>
+    /// <param name="cpus">Number of vCPUs. They are cores of one package, because kernels treat the TSCs of several packages as unsynchronised.</param>
+    /// <param name="system">Supplies the CPUID that the host supports.</param>
     internal static CpuidEntry2[] For(int index, int cpus, KvmSystem system)
     {
         int bits = cpus <= 1 ? 0 : 32 - int.LeadingZeroCount(cpus - 1);
@@ -44,7 +44,7 @@ internal static class KvmCpuid
         return entries;
     }
 
-    /// <summary>Leaf 0xb: one thread a core, all cores in one package.</summary>
+    /// <summary>Makes leaf 0xb: each core has one thread, and all cores are in one package.</summary>
     private static CpuidEntry2[] Topology(int index, int cpus, int bits)
     {
         const uint hasIndex = 1, thread = 1 << 8, core = 2 << 8;
@@ -56,11 +56,11 @@ internal static class KvmCpuid
         ];
     }
 
-    /// <summary>Refuses a CPU with features that this host does not have, and a VM of another number of CPUs.</summary>
+    /// <summary>Refuses a CPU with features that this host lacks, and a VM with another number of vCPUs.</summary>
     /// <exception cref="IncompatibleStateException">Names the leaf, the register and the bits.</exception>
     internal static void CheckSubset(int vcpu, CpuidEntry2[] theirs, CpuidEntry2[] ours)
     {
-        // First: their number shows in feature bits as well, and those would blame the host.
+        // First, because the number of vCPUs also changes feature bits, and an error about those would blame the host.
         uint cpus = Find(ours, TopologyLeaf, 1, static e => e.Ebx), saved = Find(theirs, TopologyLeaf, 1, static e => e.Ebx);
         if (saved != cpus) throw new IncompatibleStateException($"vCPU {vcpu}: the guest has {saved} vCPUs, this VM {cpus}") { Expected = $"{cpus}", Found = $"{saved}", Hint = $"make this VM with {saved} vCPUs" };
         foreach ((uint function, uint index, string register, Func<CpuidEntry2, uint> bits) in s_features)

@@ -2,10 +2,10 @@ using System.Numerics;
 
 namespace Vmm.Core.Kvm;
 
-/// <summary>Names of CPU features as <c>/proc/cpuinfo</c> has them, so that a message can be compared with it.</summary>
+/// <summary>Names of CPU features as in <c>/proc/cpuinfo</c>, so that a user can compare an error message with that file.</summary>
 internal static class KvmCpuidNames
 {
-    /// <summary>From bit 0 on; a dash where a bit has no name.</summary>
+    /// <summary>Names from bit 0 on; a dash stands for a bit without a name.</summary>
     private static readonly Dictionary<(uint Function, uint Index, string Register), string[]> s_names = new()
     {
         [(1, 0, "ecx")] = Bits("pni pclmulqdq dtes64 monitor ds_cpl vmx smx est tm2 ssse3 cid sdbg fma cx16 xtpr pdcm - pcid dca sse4_1 sse4_2 x2apic movbe popcnt tsc_deadline_timer aes xsave osxsave avx f16c rdrand hypervisor"),
@@ -20,8 +20,8 @@ internal static class KvmCpuidNames
         [(0x80000008, 0, "ebx")] = Bits("clzero irperf xsaveerptr - rdpru - - - - wbnoinvd - - amd_ibpb wbinvd_int amd_ibrs amd_stibp - amd_stibp_always_on ibrs_same_mode - - - amd_ppin amd_ssbd virt_ssbd amd_ssb_no cppc amd_psfd btc_no"),
     };
 
-    /// <summary>The features that these bits stand for.</summary>
-    /// <returns>The names, with commas between and a semicolon at the end; empty when none is known.</returns>
+    /// <summary>Returns the names of feature bits.</summary>
+    /// <returns>The names, separated by commas and followed by a semicolon; empty if no bit has a name.</returns>
     internal static string Of(uint function, uint index, string register, uint bits)
     {
         if (!s_names.TryGetValue((function, index, register), out string[]? names)) return string.Empty;

@@ -6,8 +6,8 @@ using static Vmm.Core.Kvm.KvmUapi;
 namespace Vmm.Core.Kvm;
 
 /// <summary>
-/// Pages that the guest wrote, from the kernel's bitmap of each slot, cleared by hand where the kernel can. A page is protected again before its
-/// mark is handed out, so a write after the harvest is in the next one. BQL: held for every call.
+/// Pages that the guest wrote, from the kernel's bitmap of each slot, with manual clear where the kernel has it. KVM protects a page again before
+/// the harvest reports it, so a later write is in the next harvest. BQL: held for every call.
 /// </summary>
 internal sealed class KvmDirtyLog(KvmVm vm) : IDirtyLogSource
 {

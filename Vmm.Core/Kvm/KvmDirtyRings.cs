@@ -8,16 +8,15 @@ using static Vmm.Core.Kvm.KvmUapi;
 namespace Vmm.Core.Kvm;
 
 /// <summary>
-/// Pages that the guest wrote, from a ring of each vCPU that it shares with the kernel. Entries are taken and their pages protected again before a
-/// mark is handed out, so a write after the harvest is in the next one. A kernel that runs a vCPU past the end of its full ring has overwritten
-/// entries that nobody saw: then every page counts as written, and the ring is brought into step again. Start, harvest and stop need the BQL; a
-/// vCPU with a full ring comes without it.
+/// Pages that the guest wrote, from the ring of each vCPU. KVM protects a page again before the harvest reports it, so a later write is in the next
+/// harvest. If the kernel runs a vCPU past the end of its full ring, it overwrites entries that nobody took; then all pages count as dirty, and the
+/// ring is synchronised again. Start, harvest and stop need the BQL; a vCPU with a full ring calls without it.
 /// </summary>
 internal sealed class KvmDirtyRings : IDirtyLogSource
 {
     internal const int EntryBytes = 16;
 
-    /// <summary>The kernel keeps 64 entries and more for what a vCPU notes on its way out.</summary>
+    /// <summary>Smallest ring. The kernel reserves 64 or more entries for pages that a vCPU writes while it leaves the guest.</summary>
     internal const int MinEntries = 1024;
 
     private readonly Lock _gate = new();
@@ -34,10 +33,10 @@ internal sealed class KvmDirtyRings : IDirtyLogSource
         vm.SlotRemoved = OnSlotRemoved;
     }
 
-    /// <summary>How often a kernel ran past the end of a full ring.</summary>
+    /// <summary>How often the kernel overran a full ring.</summary>
     internal int Overruns { get; private set; }
 
-    /// <summary>Entries taken so far.</summary>
+    /// <summary>Number of entries taken so far.</summary>
     internal long Entries { get; private set; }
 
     /// <inheritdoc/>
@@ -80,13 +79,13 @@ internal sealed class KvmDirtyRings : IDirtyLogSource
         }
     }
 
-    /// <summary>Empties all rings; called by a vCPU whose own is full. BQL: not held.</summary>
+    /// <summary>Empties all rings; a vCPU calls it when its ring is full. BQL: not held.</summary>
     internal void OnRingFull()
     {
         lock (_gate) Drain();
     }
 
-    /// <summary>What is in the rings of this slot is its own; a later slot may get its number.</summary>
+    /// <summary>Drains the entries of a removed slot, because a later slot may get its number and must not inherit them.</summary>
     private void OnSlotRemoved(KvmVm.Slot slot)
     {
         lock (_gate)
@@ -105,7 +104,7 @@ internal sealed class KvmDirtyRings : IDirtyLogSource
                 int taken = ring.Take(Mark);
                 if (taken == 0) break;
                 Entries += taken;
-                // One ring at a time, so that the answer is about this one.
+                // One reset for each ring, so that the returned count is of this ring.
                 int reset = Ioctl.Invoke(_vm.Fd, KVM_RESET_DIRTY_RINGS, 0, out Errno errno);
                 if (reset < 0) throw KvmSystem.Failed("KVM_RESET_DIRTY_RINGS", errno);
                 if (ring.Reset(taken, reset)) break;

@@ -6,7 +6,7 @@ using static Vmm.Core.Kvm.KvmUapi;
 
 namespace Vmm.Core.Kvm;
 
-/// <summary>The interrupt controllers and the timer that the kernel keeps, with QEMU's sections. BQL held, vCPUs parked.</summary>
+/// <summary>The kernel's interrupt controllers and timer, saved in QEMU's sections. BQL held, vCPUs parked.</summary>
 internal sealed class KvmIrqChips(KvmVm vm, VmClock clock)
 {
     internal KvmPic Master { get; } = new(vm, 0);
@@ -17,17 +17,17 @@ internal sealed class KvmIrqChips(KvmVm vm, VmClock clock)
 
     internal KvmPit Pit { get; } = new(vm, clock);
 
-    /// <summary>The kernel's structures as they were last taken or given, in the order of the properties.</summary>
+    /// <summary>The kernel's structures as last read or written, in the order of the properties.</summary>
     internal IReadOnlyList<byte[]> Raw => [Master.Raw, Slave.Raw, IoApic.Raw, Pit.Raw];
 
-    /// <summary>Registers a section for each, QEMU's <c>i8259</c> twice.</summary>
+    /// <summary>Registers a section for each chip; QEMU's <c>i8259</c> appears twice.</summary>
     internal IEnumerable<IDisposable> Register(IDeviceServices services) =>
     [
         services.RegisterVmState(KvmPic.Description, Master, 0), services.RegisterVmState(KvmPic.Description, Slave, 1),
         services.RegisterVmState(KvmIoApic.Description, IoApic, 0), services.RegisterVmState(KvmPit.Description, Pit, 0),
     ];
 
-    /// <summary>Takes all from the kernel.</summary>
+    /// <summary>Reads the state of all chips from the kernel.</summary>
     internal void Get()
     {
         Master.Get();
@@ -36,7 +36,7 @@ internal sealed class KvmIrqChips(KvmVm vm, VmClock clock)
         Pit.Get();
     }
 
-    /// <summary>Gives all to the kernel as they were last taken.</summary>
+    /// <summary>Writes the state of all chips to the kernel.</summary>
     internal void Set()
     {
         Master.Set();
@@ -66,7 +66,7 @@ internal sealed class KvmPic(KvmVm vm, uint chip)
         PostLoad = static (p, _) => p.Set(),
     };
 
-    private byte _singleMode; // The kernel does not know it and a peer's comes back as it was.
+    private byte _singleMode; // The kernel has no such field; a peer's value is kept and sent again.
 
     internal byte[] Raw { get; } = new byte[IrqChipBytes];
 
@@ -81,7 +81,7 @@ internal sealed class KvmPic(KvmVm vm, uint chip)
     private static VmStateField<KvmPic> Register(string name, int at) => VmState.UInt8<KvmPic>(name, p => ref p.Raw[Head + at]);
 }
 
-/// <summary>The I/O APIC (QEMU: <c>vmstate_ioapic_common</c>, <c>kvm_ioapic_get</c>, <c>kvm_ioapic_put</c>). Its address is the machine's.</summary>
+/// <summary>The I/O APIC (QEMU: <c>vmstate_ioapic_common</c>, <c>kvm_ioapic_get</c>, <c>kvm_ioapic_put</c>). The machine fixes its address.</summary>
 internal sealed class KvmIoApic(KvmVm vm)
 {
     private const uint Chip = 2;
@@ -127,8 +127,8 @@ internal sealed class KvmIoApic(KvmVm vm)
 }
 
 /// <summary>
-/// The 8254 (QEMU: <c>vmstate_pit_common</c>, <c>kvm_pit_get</c>, <c>kvm_pit_put</c>). Times are the VM's clock in the stream and the host's monotonic
-/// clock in the kernel, which begins a count anew when it is set.
+/// The 8254 (QEMU: <c>vmstate_pit_common</c>, <c>kvm_pit_get</c>, <c>kvm_pit_put</c>). The stream has times of the VM's clock, the kernel times of the
+/// host's monotonic clock; the kernel restarts a count when it is set.
 /// </summary>
 internal sealed class KvmPit(KvmVm vm, VmClock clock)
 {
@@ -163,7 +163,7 @@ internal sealed class KvmPit(KvmVm vm, VmClock clock)
 
     internal byte[] Raw { get; } = new byte[PitState2Bytes];
 
-    /// <summary>Notes how far the VM's clock is ahead of the host's; when the VM stops and its clock still goes.</summary>
+    /// <summary>Keeps the difference between the VM's clock and the host's. Call it at a stop, before the VM's clock stops.</summary>
     internal void NoteClock() => _clockAheadNs = clock.NowNs - MonotonicClock.NowNs;
 
     internal void Get()
@@ -210,7 +210,7 @@ internal sealed class KvmPit(KvmVm vm, VmClock clock)
             (_count, _latchedCount) = (BinaryPrimitives.ReadInt32LittleEndian(raw), BinaryPrimitives.ReadUInt16LittleEndian(raw[Latched..]));
             raw.Slice(Registers, RegisterCount).CopyTo(_registers);
             _loadedNs = BinaryPrimitives.ReadInt64LittleEndian(raw[LoadTime..]) + aheadNs;
-            // When the output first changes after the count was loaded (QEMU: pit_get_next_transition_time).
+            // Time at which the output first changes after the count was loaded (QEMU: pit_get_next_transition_time).
             long ticks = _registers[Mode] switch { 2 => _count + 1L, 3 => (_count + 1L) / 2, _ => _count };
             NextTransitionNs = _loadedNs + (ticks * 1_000_000_000 / CrystalHz);
         }

@@ -7,8 +7,8 @@ using Vmm.Core.Pci;
 namespace Vmm.Core.Kvm;
 
 /// <summary>
-/// Ways between the guest and a device that leave this process out: message routes, irqfds, ioeventfds and slots for device memory. Whoever takes
-/// one disposes it before the VM goes. BQL: held for every call.
+/// Paths between the guest and a device that bypass this process: message routes, irqfds, ioeventfds and slots for device memory. The caller disposes
+/// each path before the VM. BQL: held for every call.
 /// </summary>
 internal sealed class KvmPaths
 {
@@ -23,17 +23,17 @@ internal sealed class KvmPaths
     {
         _vm = vm;
         _end = (uint)vm.System.Extension(KvmUapi.KVM_CAP_IRQ_ROUTING);
-        _vm.SetMsiRoutes(_routes); // The kernel's own routes lead the PIT to pin 0.
+        _vm.SetMsiRoutes(_routes); // Replaces the kernel's default routes, which connect the PIT to pin 0.
     }
 
-    /// <summary>Interrupt numbers in use, for tests.</summary>
+    /// <summary>Number of interrupt numbers in use, for tests.</summary>
     internal int RouteCount => _taken.Count;
 
     internal IMsiRoute? AddMsiRoute(OwnedFd trigger)
     {
         uint gsi = KvmVm.IrqChipPins;
         while (_taken.Contains(gsi)) gsi++;
-        // Each pin may have two entries in the table, hence the reserve.
+        // The reserve is for the pins, each of which may have two entries in the table.
         if (gsi + KvmVm.IrqChipPins >= _end) return null;
         _taken.Add(gsi);
         return new MsiRoute(this, gsi, trigger);
@@ -66,7 +66,7 @@ internal sealed class KvmPaths
         }
         catch (KvmException e) when (e.Errno is Errno.EEXIST or Errno.EINVAL)
         {
-            // RAM or another BAR is there, or there are no more slots: whoever answers by the bus's rules is found when the access is trapped.
+            // The range overlaps RAM or another BAR, or no slot is free: KVM then traps the access, and the bus decides which device answers.
             region.DangerousRelease();
             return null;
         }

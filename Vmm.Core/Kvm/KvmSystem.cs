@@ -5,7 +5,7 @@ using static Vmm.Core.Kvm.KvmUapi;
 
 namespace Vmm.Core.Kvm;
 
-/// <summary>The system's KVM: <c>/dev/kvm</c>, what it can, and what CPUs it can show to a guest. Thread-safe after it was opened.</summary>
+/// <summary>The KVM of the host: <c>/dev/kvm</c>, its capabilities, and the CPUID that it supports. Thread-safe after it was opened.</summary>
 internal sealed class KvmSystem : IDisposable
 {
     internal const string DefaultPath = "/dev/kvm";
@@ -19,7 +19,7 @@ internal sealed class KvmSystem : IDisposable
         _fd = fd;
         int version = Ioctl.Invoke(fd, KVM_GET_API_VERSION, 0, out Errno errno);
         if (version < 0) throw new KvmException($"'{path}' is not KVM: KVM_GET_API_VERSION: {Posix.Describe(errno)}", errno) { Hint = WithoutHint };
-        if (version != (int)KVM_API_VERSION) throw new KvmException($"KVM answers API version {version}, {KVM_API_VERSION} is needed", Errno.EINVAL) { Hint = WithoutHint };
+        if (version != (int)KVM_API_VERSION) throw new KvmException($"KVM has API version {version}, expected {KVM_API_VERSION}", Errno.EINVAL) { Hint = WithoutHint };
         foreach ((uint capability, string name) in ((uint, string)[])
             [
                 (KVM_CAP_USER_MEMORY, "user memory"), (KVM_CAP_IRQCHIP, "in-kernel irqchip"), (KVM_CAP_PIT2, "in-kernel PIT"), (KVM_CAP_PIT_STATE2, "PIT state"),
@@ -33,17 +33,17 @@ internal sealed class KvmSystem : IDisposable
         MsrIndices = ReadMsrIndices();
     }
 
-    /// <summary>Length of a vCPU's shared page and what follows it.</summary>
+    /// <summary>Length of the mapping of <c>struct kvm_run</c>, with the pages after it.</summary>
     internal int RunBytes { get; }
 
-    /// <summary>What this host can show to a guest.</summary>
+    /// <summary>The CPUID that KVM supports on this host.</summary>
     internal CpuidEntry2[] SupportedCpuid { get; }
 
-    /// <summary>Model-specific registers that the kernel says a guest may have.</summary>
+    /// <summary>MSRs that the kernel can save and restore.</summary>
     internal uint[] MsrIndices { get; }
 
-    /// <summary>Opens KVM and checks that it has what this product needs.</summary>
-    /// <exception cref="KvmException">Missing, forbidden or too old; the hint says what to do.</exception>
+    /// <summary>Opens KVM and checks that it has all that this product needs.</summary>
+    /// <exception cref="KvmException">KVM is missing, forbidden or too old; the hint says what to do.</exception>
     internal static KvmSystem Open(string path = DefaultPath)
     {
         OwnedFd? fd = Posix.Open(path, Posix.O_RDWR, 0, out Errno errno);
@@ -70,10 +70,10 @@ internal sealed class KvmSystem : IDisposable
         }
     }
 
-    /// <summary>A capability's value; 0 for what the kernel does not know.</summary>
+    /// <summary>Returns the value of a capability; 0 if the kernel does not know it.</summary>
     internal int Extension(uint capability) => Math.Max(0, Ioctl.Invoke(_fd, KVM_CHECK_EXTENSION, (nint)capability, out _));
 
-    /// <summary>A descriptor for a new VM.</summary>
+    /// <summary>Creates a VM and returns its descriptor.</summary>
     internal OwnedFd CreateVm() => new(Invoke(KVM_CREATE_VM, 0, "KVM_CREATE_VM"));
 
     public void Dispose() => _fd.Dispose();

@@ -1,6 +1,6 @@
 namespace Vmm.Core.Kvm;
 
-// Numbers of <linux/kvm.h> under their own names.
+// Constants of <linux/kvm.h>, with their own names.
 internal static partial class KvmUapi
 {
     internal const uint KVM_GET_API_VERSION = 0xae00;

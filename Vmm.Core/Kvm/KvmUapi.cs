@@ -3,12 +3,12 @@ using System.Runtime.InteropServices;
 namespace Vmm.Core.Kvm;
 
 /// <summary>
-/// Structures of <c>&lt;linux/kvm.h&gt;</c> for x86-64: their C names are <c>kvm_</c> and ours in lower case with underscores, fields alike. What
-/// is only carried, not looked into, is a size. A test compares all of it with a C compiler's view.
+/// Structures of <c>&lt;linux/kvm.h&gt;</c> for x86-64. The C name is <c>kvm_</c> and our name in lower case with underscores; fields likewise. A
+/// structure that the product only saves and loads as bytes is a size here. A test compares everything with a C compiler's layout.
 /// </summary>
 internal static partial class KvmUapi
 {
-    /// <summary>Sizes of structures that are saved and loaded whole, by C name.</summary>
+    /// <summary>Sizes of the structures that are saved and loaded as bytes, by C name.</summary>
     internal static readonly (string C, int Bytes)[] OpaqueSizes =
     [
         ("kvm_xcrs", XcrsBytes), ("kvm_debugregs", DebugRegsBytes), ("kvm_lapic_state", LapicBytes), ("kvm_vcpu_events", VcpuEventsBytes),
@@ -79,7 +79,7 @@ internal static partial class KvmUapi
         internal uint Devid;
     }
 
-    /// <summary>The union of its end holds chip and pin, or address and data of a message.</summary>
+    /// <summary>The union at its end holds chip and pin, or address and data of a message.</summary>
     [StructLayout(LayoutKind.Sequential, Size = 48)]
     internal struct IrqRoutingEntry
     {

@@ -7,12 +7,12 @@ using static Vmm.Core.Kvm.KvmUapi;
 
 namespace Vmm.Core.Kvm;
 
-// Why the guest was left, and what is done about it.
+// Handling of the exits from the guest.
 internal sealed partial class KvmVcpu
 {
     private uint ExitReason => BinaryPrimitives.ReadUInt32LittleEndian(Run(RunExitReason, 4));
 
-    /// <summary>False when the vCPU must not run on by itself.</summary>
+    /// <summary>Handles an exit. Returns false if the vCPU must not enter the guest again until the next start.</summary>
     private bool HandleExit()
     {
         Volatile.Write(ref _exits, _exits + 1);
@@ -26,7 +26,7 @@ internal sealed partial class KvmVcpu
                 return true;
             case KVM_EXIT_INTR:
             case KVM_EXIT_HLT:
-                // With in-kernel controllers a halted vCPU sleeps in the kernel; this is only a way of saying "try again".
+                // With in-kernel interrupt controllers a halted vCPU sleeps in the kernel, so this exit only asks for another KVM_RUN.
                 return true;
             case KVM_EXIT_DIRTY_RING_FULL:
                 _host.OnDirtyRingFull();
@@ -53,7 +53,7 @@ internal sealed partial class KvmVcpu
         while (!_host.Bql.TryEnter(s_bqlPoll))
         {
             if (!_stop) continue;
-            // The one who waits for us may hold the lock: it does the access.
+            // The thread that waits for this vCPU to park may hold the BQL; that thread then does the access.
             lock (_gate)
             {
                 _phase = Phase.NeedsService;
@@ -72,7 +72,7 @@ internal sealed partial class KvmVcpu
         }
     }
 
-    /// <summary>Does the access that the guest waits for. BQL: held.</summary>
+    /// <summary>Does the access that caused the exit. BQL: held.</summary>
     private void Dispatch()
     {
         try
@@ -82,7 +82,7 @@ internal sealed partial class KvmVcpu
         }
         catch (VmmException e)
         {
-            // A device that fails must not take the process with it; the guest stops with what is known.
+            // A failing device must not end the process; the guest stops, and the error names the device.
             Fail(new KvmException($"vCPU {Index}: an access failed: {e.Message}", e.Errno, e));
         }
     }
@@ -93,7 +93,7 @@ internal sealed partial class KvmVcpu
         int length = BinaryPrimitives.ReadInt32LittleEndian(Run(RunMmioLength, 4));
         bool isWrite = Run(RunMmioIsWrite, 1)[0] != 0;
         Span<byte> data = Run(RunMmioData, 8);
-        // The kernel splits at pages; an odd length goes as the powers of two it is made of.
+        // The kernel splits accesses at pages, so any length may arrive; it is split into powers of two here.
         for (int at = 0; at < length;)
         {
             int size = 1 << (31 - int.LeadingZeroCount(Math.Min(8, length - at)));
@@ -144,10 +144,10 @@ internal sealed partial class KvmVcpu
         };
     }
 
-    /// <summary>Lets a guest with kvm-clock know that it did not run for a while, so that its watchdogs do not bark. Before a start.</summary>
+    /// <summary>Tells a guest with kvm-clock that it was paused, so that its watchdogs do not fire. Call it before a start.</summary>
     internal void TellPaused()
     {
-        // EINVAL: the guest has not asked for the clock.
+        // EINVAL: the guest does not use kvm-clock.
         if (Ioctl.Invoke(_fd, KVM_KVMCLOCK_CTRL, 0, out Errno errno) < 0 && errno != Errno.EINVAL) throw KvmSystem.Failed($"vCPU {Index}: KVM_KVMCLOCK_CTRL", errno);
     }
 

@@ -10,28 +10,30 @@ using static Vmm.Core.Kvm.KvmUapi;
 namespace Vmm.Core.Kvm;
 using Nito.AsyncEx.Synchronous;
 
-/// <summary>What a vCPU asks of the machine when it cannot go on by itself. Called on the vCPU's thread or on that of whoever stops it.</summary>
+/// <summary>
+/// What a vCPU needs from the machine. Called on the vCPU's thread, or on the thread that stops the vCPU.
+/// </summary>
 internal interface IKvmVcpuHost
 {
-    /// <summary>The VM's big lock; taken around every access to a device.</summary>
+    /// <summary>The VM's big lock; the vCPU takes it for every access to a device.</summary>
     RunStates.Bql Bql { get; }
 
-    /// <summary>Where accesses go. BQL: held.</summary>
+    /// <summary>The bus that answers accesses. BQL: held.</summary>
     IoBus Io { get; }
 
-    /// <summary>The vCPU stopped by itself; it waits for the next start. BQL: not held.</summary>
-    /// <param name="vcpu">The vCPU.</param>
-    /// <param name="error">Why; null for a reset that the guest asked for (triple fault).</param>
+    /// <summary>The vCPU stopped by itself and waits for the next start. BQL: not held.</summary>
+    /// <param name="vcpu">The vCPU that stopped.</param>
+    /// <param name="error">The reason; null if the guest asked for a reset (triple fault).</param>
     void OnVcpuStopped(KvmVcpu vcpu, KvmException? error);
 
-    /// <summary>A vCPU's dirty ring is full: it cannot go on until entries were taken. BQL: not held.</summary>
+    /// <summary>A vCPU's dirty ring is full; the vCPU cannot go on until its entries are taken. BQL: not held.</summary>
     void OnDirtyRingFull();
 }
 
 /// <summary>
-/// One vCPU with a thread of its own. The thread runs the guest between <see cref="Start"/> and <see cref="RequestStop"/>, else it is parked and
-/// any thread may look at the vCPU's state. Whoever stops vCPUs usually holds the BQL, and the guest may be in the middle of an access that needs
-/// it: the vCPU then hands the access over to the one who waits (<see cref="WaitParked"/>), so that no half-done access is ever saved.
+/// One vCPU with a thread of its own. The thread runs the guest between <see cref="Start"/> and <see cref="RequestStop"/>; otherwise it is parked, and
+/// any thread may read the vCPU's state. A thread that stops vCPUs usually holds the BQL, which the guest's present access may need. The vCPU then
+/// leaves the access to the stopping thread (<see cref="WaitParked"/>), so that a save never finds an unfinished access.
 /// </summary>
 internal sealed partial class KvmVcpu : IDisposable
 {
@@ -49,11 +51,11 @@ internal sealed partial class KvmVcpu : IDisposable
     private volatile bool _stop = true;
     private bool _pendingIo;
     private long _exits, _kicks, _enteredAt, _leftAt;
-    private RealtimeBoost? _boost; // From the request to stop until it is parked. BQL.
+    private RealtimeBoost? _boost; // Set from the stop request until the vCPU is parked. BQL.
 
     private enum Phase { Starting, Parked, Running, NeedsService }
 
-    /// <summary>Makes the vCPU and its thread, parked.</summary>
+    /// <summary>Makes the vCPU and its thread; the vCPU is parked.</summary>
     /// <exception cref="KvmException">The kernel refused.</exception>
     internal KvmVcpu(KvmVm vm, int index, IKvmVcpuHost host)
     {
@@ -76,26 +78,26 @@ internal sealed partial class KvmVcpu : IDisposable
         {
             while (_phase == Phase.Starting) Monitor.Wait(_gate);
         }
-        // The signal mask could not be set: the body ended at once.
+        // The thread could not set its signal mask and has ended.
         if (_thread.IsFaulted) { Dispose(); _thread.WaitAndUnwrapException(); }
     }
 
-    /// <summary>Number, from 0; also the APIC id.</summary>
+    /// <summary>Number of the vCPU, from 0; also its APIC id.</summary>
     internal int Index { get; }
 
-    /// <summary>Exits to this process so far.</summary>
+    /// <summary>Number of exits to this process so far.</summary>
     internal long Exits => Volatile.Read(ref _exits);
 
-    /// <summary>Kicks that were noticed; several before one look count once.</summary>
+    /// <summary>Number of kicks that the thread noticed; kicks that it notices together count once.</summary>
     internal long Kicks => Volatile.Read(ref _kicks);
 
-    /// <summary>When the thread went to run the guest after the last start, by <see cref="Stopwatch"/>; 0 before the first.</summary>
+    /// <summary>Time at which the thread entered the guest after the last start, by <see cref="Stopwatch"/>; 0 before the first start.</summary>
     internal long EnteredAt => Volatile.Read(ref _enteredAt);
 
-    /// <summary>When the thread left the guest last, by <see cref="Stopwatch"/>; 0 before the first time.</summary>
+    /// <summary>Time at which the thread last left the guest, by <see cref="Stopwatch"/>; 0 before the first time.</summary>
     internal long LeftAt => Volatile.Read(ref _leftAt);
 
-    /// <summary>Whether the thread is out of its parking place.</summary>
+    /// <summary>True while the thread is not parked.</summary>
     internal bool IsRunning
     {
         get
@@ -109,10 +111,10 @@ internal sealed partial class KvmVcpu : IDisposable
     /// <summary>The kernel's id of the thread.</summary>
     internal int ThreadId => Volatile.Read(ref _threadId);
 
-    /// <summary>The dirty ring, or null.</summary>
+    /// <summary>Mapping of the dirty ring, or null.</summary>
     internal MappedRegion? Ring { get; }
 
-    /// <summary>Lets the guest run. The vCPU must be parked.</summary>
+    /// <summary>Makes the thread run the guest. The vCPU must be parked.</summary>
     internal void Start()
     {
         lock (_gate)
@@ -124,7 +126,7 @@ internal sealed partial class KvmVcpu : IDisposable
         }
     }
 
-    /// <summary>Waits until the thread goes to run the guest, after <see cref="Start"/>: a VM that is said to run does.</summary>
+    /// <summary>Waits after <see cref="Start"/> until the thread enters the guest, so that a VM in state running does run.</summary>
     internal void WaitEntered()
     {
         lock (_gate)
@@ -133,16 +135,16 @@ internal sealed partial class KvmVcpu : IDisposable
         }
     }
 
-    /// <summary>Asks the vCPU to park, and does not wait. BQL: held.</summary>
+    /// <summary>Requests that the vCPU parks, without waiting. BQL: held.</summary>
     internal void RequestStop()
     {
         _stop = true;
-        // A thread that spins in the guest notices a signal only when the host lets it run.
+        // A thread in the guest takes a signal only when the host schedules it.
         _boost ??= RealtimeBoost.Raise(Volatile.Read(ref _threadId));
         Kick();
     }
 
-    /// <summary>Waits until the vCPU is parked, and does its accesses meanwhile. BQL: held, after <see cref="RequestStop"/>.</summary>
+    /// <summary>Waits until the vCPU is parked, and does the accesses that it leaves to this thread. BQL: held; call <see cref="RequestStop"/> first.</summary>
     internal void WaitParked()
     {
         try
@@ -175,11 +177,11 @@ internal sealed partial class KvmVcpu : IDisposable
         }
     }
 
-    /// <summary>Makes the vCPU leave the guest soon, whatever it does. It goes on by itself unless a stop was requested. Any thread.</summary>
+    /// <summary>Makes the vCPU leave the guest soon. It enters the guest again unless a stop was requested. Any thread.</summary>
     internal void Kick()
     {
         Volatile.Write(ref Run(RunImmediateExit, 1)[0], 1);
-        // A signal to a thread that has ended is no loss: there is nothing left to interrupt.
+        // Sending fails if the thread has ended; then there is nothing to interrupt.
         KickSignal.Send(Volatile.Read(ref _threadId));
     }
 
@@ -197,7 +199,7 @@ internal sealed partial class KvmVcpu : IDisposable
         _fd.Dispose();
     }
 
-    /// <summary>Part of the structure shared with the kernel.</summary>
+    /// <summary>Returns part of <c>struct kvm_run</c>.</summary>
     private Span<byte> Run(ulong offset, int length) => _run.Slice(offset, length);
 
     private void RunThread()
@@ -256,7 +258,7 @@ internal sealed partial class KvmVcpu : IDisposable
             if (result < 0)
             {
                 if (errno is not (Errno.EINTR or Errno.EAGAIN)) { Fail(new KvmException($"vCPU {Index}: KVM_RUN: {Posix.Describe(errno)}", errno)); return; }
-                // Drained before the flag is cleared and the flag before the request is read: whoever kicks does it the other way round.
+                // Order: drain the signal, clear the flag, read the stop request. Kick uses the reverse order, so no request is lost.
                 KickSignal.Drain();
                 Volatile.Write(ref Run(RunImmediateExit, 1)[0], 0);
                 Thread.MemoryBarrier();
@@ -268,7 +270,9 @@ internal sealed partial class KvmVcpu : IDisposable
         FinishAccess();
     }
 
-    /// <summary>An access is done when the kernel has been told: it runs no guest code now, but moves the instruction pointer.</summary>
+    /// <summary>
+    /// Completes the last access: the kernel moves the instruction pointer only in the next KVM_RUN, which returns here without running guest code.
+    /// </summary>
     private void FinishAccess()
     {
         while (_pendingIo)

@@ -5,10 +5,10 @@ using static Vmm.Core.Kvm.KvmUapi;
 
 namespace Vmm.Core.Kvm;
 
-// Memory slots. A slot's number stays with its range until it is removed; numbers are used again.
+// Memory slots. A slot keeps its number until it is removed; then another slot may get the number.
 internal sealed partial class KvmVm : IGuestMemoryListener
 {
-    // Replaced as a whole: a vCPU with a full dirty ring looks slots up without the BQL.
+    // A change replaces the array, because a vCPU with a full dirty ring looks slots up without the BQL.
     private volatile Slot[] _slots = [];
     private bool _logging;
 
@@ -29,17 +29,17 @@ internal sealed partial class KvmVm : IGuestMemoryListener
         RemoveSlot(section.Range);
     }
 
-    /// <summary>Called when a slot is gone for the guest and its number is not yet free: the last moment for what the kernel noted of it.</summary>
+    /// <summary>Called after a slot is removed from the guest and before its number is free, to read its last entries from the dirty rings.</summary>
     internal Action<Slot>? SlotRemoved { get; set; }
 
-    /// <summary>A slot by its number. Any thread.</summary>
+    /// <summary>Finds a slot by its number. Any thread.</summary>
     internal Slot? FindSlot(uint number) => Array.Find(_slots, s => s.Number == number);
 
-    /// <summary>Shows host memory to the guest. BQL: held.</summary>
-    /// <param name="range">Where; page aligned.</param>
-    /// <param name="hostAddress">What; must stay mapped until the slot is removed.</param>
-    /// <param name="isReadOnly">Writes exit instead.</param>
-    /// <param name="isRam">Whether writes are logged for migration.</param>
+    /// <summary>Maps host memory into the guest. BQL: held.</summary>
+    /// <param name="range">Guest-physical range, page-aligned.</param>
+    /// <param name="hostAddress">Address in this process; the memory must stay mapped until the slot is removed.</param>
+    /// <param name="isReadOnly">True if writes must exit to this process.</param>
+    /// <param name="isRam">True if writes are logged for migration.</param>
     /// <exception cref="KvmException">The kernel refused, e.g. an overlap.</exception>
     internal void AddSlot(GuestRange range, nint hostAddress, bool isReadOnly, bool isRam)
     {
@@ -50,19 +50,19 @@ internal sealed partial class KvmVm : IGuestMemoryListener
         _slots = [.. _slots, slot];
     }
 
-    /// <summary>Takes a slot away; the guest no longer reaches the memory on return. BQL: held.</summary>
-    /// <param name="range">As it was added.</param>
+    /// <summary>Removes the slot of a range; on return the guest cannot reach the memory any more. BQL: held.</summary>
+    /// <param name="range">The range given to <see cref="AddSlot"/>.</param>
     internal void RemoveSlot(GuestRange range)
     {
         Slot? slot = Array.Find(_slots, s => s.Range == range);
         if (slot is null) return;
-        // What the guest wrote since the last harvest is lost with the slot, and so is the memory.
+        // The dirty log since the last harvest is lost with the slot; the memory goes too, so nobody needs it.
         Update(slot, log: false, sizeBytes: 0);
         SlotRemoved?.Invoke(slot);
         _slots = [.. _slots.Where(s => s != slot)];
     }
 
-    /// <summary>Switches write logging of all RAM slots. BQL: held.</summary>
+    /// <summary>Switches write logging of all RAM slots on or off. BQL: held.</summary>
     internal void SetLogging(bool on)
     {
         foreach (Slot slot in _slots) Update(slot, on);
@@ -82,6 +82,6 @@ internal sealed partial class KvmVm : IGuestMemoryListener
         Set(KVM_SET_USER_MEMORY_REGION, Ioctl.AsBytes(ref region), $"memory slot {slot.Number} at {slot.Range}");
     }
 
-    /// <summary>One slot.</summary>
+    /// <summary>A memory slot of KVM.</summary>
     internal sealed record Slot(uint Number, GuestRange Range, nint HostAddress, bool IsReadOnly, bool IsRam);
 }

@@ -8,12 +8,12 @@ using static Vmm.Core.Kvm.KvmUapi;
 namespace Vmm.Core.Kvm;
 
 /// <summary>
-/// One VM of KVM with in-kernel interrupt controllers and PIT. Memory slots follow the guest's address map. Members are thread-safe where the
-/// kernel is; slots and routes change with the BQL held.
+/// A VM of KVM with in-kernel interrupt controllers and PIT. Memory slots follow the guest's address map. Members are as thread-safe as the kernel's
+/// calls; changes of slots and routes need the BQL.
 /// </summary>
 internal sealed partial class KvmVm : IDisposable
 {
-    /// <summary>Three pages below the BIOS's area that Intel hosts need and no guest RAM covers.</summary>
+    /// <summary>Three pages below the BIOS area, which KVM needs on Intel hosts and no guest RAM covers.</summary>
     private const long TssAddress = 0xfffbd000;
     private const ulong IdentityMapAddress = 0xfffbc000;
     internal const int IrqChipPins = 24;
@@ -21,10 +21,10 @@ internal sealed partial class KvmVm : IDisposable
     private readonly OwnedFd _fd;
 
     /// <summary>Makes the VM.</summary>
-    /// <param name="system">KVM, which must live longer.</param>
-    /// <param name="dirtyRingEntries">Entries of each vCPU's dirty ring; 0 for bitmaps.</param>
+    /// <param name="system">KVM of the host; must outlive the VM.</param>
+    /// <param name="dirtyRingEntries">Entries of each vCPU's dirty ring; 0 to use bitmaps.</param>
     /// <exception cref="KvmException">The kernel refused.</exception>
-    /// <exception cref="ConfigurationException">The kernel has no such ring.</exception>
+    /// <exception cref="ConfigurationException">The kernel has no dirty ring of this length.</exception>
     internal KvmVm(KvmSystem system, int dirtyRingEntries = 0)
     {
         System = system;
@@ -57,20 +57,20 @@ internal sealed partial class KvmVm : IDisposable
 
     internal OwnedFd Fd => _fd;
 
-    /// <summary>Reading the dirty log does not protect pages again; clearing does.</summary>
+    /// <summary>True if only KVM_CLEAR_DIRTY_LOG, not KVM_GET_DIRTY_LOG, protects pages again.</summary>
     internal bool HasManualClear { get; }
 
-    /// <summary>Entries of each vCPU's dirty ring; 0 for bitmaps.</summary>
+    /// <summary>Entries of each vCPU's dirty ring; 0 if KVM uses bitmaps.</summary>
     internal int DirtyRingEntries { get; private set; }
 
-    /// <summary>A descriptor for a new vCPU.</summary>
+    /// <summary>Creates a vCPU and returns its descriptor.</summary>
     internal OwnedFd CreateVcpu(int index)
     {
         int fd = Ioctl.Invoke(_fd, KVM_CREATE_VCPU, index, out Errno errno);
         return fd >= 0 ? new OwnedFd(fd) : throw KvmSystem.Failed($"KVM_CREATE_VCPU {index}", errno);
     }
 
-    /// <summary>Sets an interrupt line of the in-kernel controllers.</summary>
+    /// <summary>Sets the level of an input of the in-kernel interrupt controllers.</summary>
     internal void SetIrqLine(uint gsi, bool level)
     {
         var line = new IrqLevel { Irq = gsi, Level = level ? 1u : 0 };
@@ -78,7 +78,7 @@ internal sealed partial class KvmVm : IDisposable
     }
 
     /// <summary>Delivers a message-signalled interrupt.</summary>
-    /// <returns>False when no vCPU took it.</returns>
+    /// <returns>False if no vCPU took it.</returns>
     internal bool SignalMsi(MsiMessage message)
     {
         var msi = new Msi { AddressLo = (uint)message.Address, AddressHi = (uint)(message.Address >> 32), Data = message.Data };
@@ -86,11 +86,11 @@ internal sealed partial class KvmVm : IDisposable
         return result >= 0 ? result > 0 : throw KvmSystem.Failed($"KVM_SIGNAL_MSI 0x{message.Address:x}", errno);
     }
 
-    /// <summary>Lets an eventfd raise an interrupt without this process.</summary>
-    /// <param name="gsi">Interrupt, a pin or a route of <see cref="SetMsiRoutes"/>.</param>
-    /// <param name="trigger">Raises it.</param>
-    /// <param name="resample">Is signalled when the guest acknowledges a level; null for an edge.</param>
-    /// <returns>Dispose to detach it; both descriptors must stay open until then.</returns>
+    /// <summary>Attaches an eventfd that raises an interrupt without this process.</summary>
+    /// <param name="gsi">Interrupt number: a pin, or a route of <see cref="SetMsiRoutes"/>.</param>
+    /// <param name="trigger">A signal on it raises the interrupt.</param>
+    /// <param name="resample">KVM signals it when the guest acknowledges a level-triggered interrupt; null for an edge.</param>
+    /// <returns>Dispose to detach; both descriptors must stay open until then.</returns>
     internal IDisposable AttachIrqfd(uint gsi, OwnedFd trigger, OwnedFd? resample = null)
     {
         var irqfd = new Irqfd { Fd = (uint)trigger.Number, Gsi = gsi, Flags = resample is null ? 0 : KVM_IRQFD_FLAG_RESAMPLE, Resamplefd = (uint)(resample?.Number ?? 0) };
@@ -102,13 +102,13 @@ internal sealed partial class KvmVm : IDisposable
         });
     }
 
-    /// <summary>Lets a guest's write signal an eventfd without an exit.</summary>
-    /// <param name="address">Port or guest-physical address.</param>
-    /// <param name="size">1, 2, 4 or 8; 0 for any (MMIO only).</param>
-    /// <param name="isPort">An I/O port.</param>
-    /// <param name="target">Is signalled.</param>
-    /// <param name="match">Only writes of this value; null for all.</param>
-    /// <returns>Dispose to detach it; the descriptor must stay open until then.</returns>
+    /// <summary>Attaches an eventfd that KVM signals for a guest's write instead of exiting.</summary>
+    /// <param name="address">I/O port or guest-physical address.</param>
+    /// <param name="size">1, 2, 4 or 8 bytes; 0 for any size (MMIO only).</param>
+    /// <param name="isPort">True for an I/O port.</param>
+    /// <param name="target">The eventfd to signal.</param>
+    /// <param name="match">Only writes of this value signal; null for all writes.</param>
+    /// <returns>Dispose to detach; the descriptor must stay open until then.</returns>
     internal IDisposable AttachIoeventfd(ulong address, int size, bool isPort, OwnedFd target, ulong? match = null)
     {
         uint flags = (match is null ? 0 : KVM_IOEVENTFD_FLAG_DATAMATCH) | (isPort ? KVM_IOEVENTFD_FLAG_PIO : 0);
@@ -121,15 +121,15 @@ internal sealed partial class KvmVm : IDisposable
         });
     }
 
-    /// <summary>Replaces the routes: the legacy pins as ever, and a message for each further interrupt number. BQL: held.</summary>
-    /// <param name="routes">Message by interrupt number, 24 and up.</param>
+    /// <summary>Replaces the interrupt routes: the fixed routes of the pins, and one message for each interrupt number after them. BQL: held.</summary>
+    /// <param name="routes">Messages by interrupt number, from 24 on.</param>
     internal void SetMsiRoutes(IReadOnlyDictionary<uint, MsiMessage> routes)
     {
         var entries = new List<IrqRoutingEntry>();
         for (uint pin = 0; pin < IrqChipPins; pin++)
         {
             if (pin < 16) entries.Add(Pin(pin, pin < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE, pin % 8));
-            // The PIT's interrupt 0 is the I/O APIC's pin 2, as on every PC.
+            // As on every PC, the PIT's interrupt 0 is connected to pin 2 of the I/O APIC.
             if (pin != 2) entries.Add(Pin(pin, KVM_IRQCHIP_IOAPIC, pin == 0 ? 2 : pin));
         }
         foreach ((uint gsi, MsiMessage m) in routes)
@@ -143,7 +143,7 @@ internal sealed partial class KvmVm : IDisposable
         static IrqRoutingEntry Pin(uint gsi, uint chip, uint pin) => new() { Gsi = gsi, Type = KVM_IRQ_ROUTING_IRQCHIP, ReservedUnion0 = chip, ReservedUnion1 = pin };
     }
 
-    /// <summary>The guest's clock, with the host's times of the same moment where the kernel knows them.</summary>
+    /// <summary>Reads the guest's clock, with the host's times at the same moment if the kernel knows them.</summary>
     internal ClockData GetClock()
     {
         var clock = default(ClockData);
@@ -151,7 +151,7 @@ internal sealed partial class KvmVm : IDisposable
         return clock;
     }
 
-    /// <summary>Sets the guest's clock; with <c>KVM_CLOCK_REALTIME</c> the time since then is added.</summary>
+    /// <summary>Sets the guest's clock; with <c>KVM_CLOCK_REALTIME</c> the kernel adds the time since <c>Realtime</c>.</summary>
     internal void SetClock(ClockData clock) => Set(KVM_SET_CLOCK, Ioctl.AsBytes(ref clock), "KVM_SET_CLOCK");
 
     public void Dispose() => _fd.Dispose();
@@ -164,7 +164,7 @@ internal sealed partial class KvmVm : IDisposable
     private void EnableDirtyRing(int entries)
     {
         int most = System.Extension(KVM_CAP_DIRTY_LOG_RING) / KvmDirtyRings.EntryBytes;
-        if (most == 0) throw new ConfigurationException("the kernel's KVM has no dirty ring") { Hint = "leave out dirty-ring-size" };
+        if (most == 0) throw new ConfigurationException("the kernel's KVM has no dirty ring") { Hint = "remove the option dirty-ring-size" };
         if (entries < KvmDirtyRings.MinEntries || entries > most || (entries & (entries - 1)) != 0)
             throw new ConfigurationException($"a dirty ring of {entries} entries: expected a power of two from {KvmDirtyRings.MinEntries} to {most}");
         var enable = new EnableCap { Cap = KVM_CAP_DIRTY_LOG_RING, ReservedArgs0 = (ulong)entries * KvmDirtyRings.EntryBytes };

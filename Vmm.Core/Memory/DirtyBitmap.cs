@@ -3,15 +3,14 @@ using System.Numerics;
 namespace Vmm.Core.Memory;
 
 /// <summary>
-/// One bit a page, atomic per 64-page word. Any thread may mark; harvesting exchanges whole words, so a mark is either in this harvest or in
-/// the next, never lost. A writer marks after it has written (QEMU: ramblock dirty bitmap, <c>bmap</c>).
+/// One bit for each page, atomic in words of 64 pages. Any thread may set marks. A harvest exchanges whole words, so a mark is in this harvest or in
+/// the next one and never lost. A thread marks a page after it has written it (QEMU: ramblock dirty bitmap, <c>bmap</c>).
 /// </summary>
 public sealed class DirtyBitmap
 {
     private readonly ulong[] _words;
 
-    /// <summary>Makes a clear bitmap.</summary>
-    /// <param name="pages">Number of pages.</param>
+    /// <summary>Makes a bitmap without marks.</summary>
     public DirtyBitmap(long pages)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(pages);
@@ -19,28 +18,25 @@ public sealed class DirtyBitmap
         _words = new ulong[(pages + 63) / 64];
     }
 
-    /// <summary>Number of pages covered.</summary>
+    /// <summary>Number of pages.</summary>
     public long PageCount { get; }
 
     /// <summary>Number of 64-page words.</summary>
     public int WordCount => _words.Length;
 
     /// <summary>Marks one page.</summary>
-    /// <param name="page">Page index.</param>
-    /// <returns>True if it was clear before.</returns>
+    /// <returns>True if the page was not marked before.</returns>
     public bool Set(long page)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((ulong)page, (ulong)PageCount);
         ulong bit = 1UL << (int)(page & 63);
         ref ulong word = ref _words[page >> 6];
-        // Most marks hit a page that is dirty already; a plain read first avoids a locked instruction and a cache-line steal.
+        // Most pages are marked already; a plain read first saves the locked instruction and leaves the cache line shared.
         if ((Volatile.Read(ref word) & bit) != 0) return false;
         return (Interlocked.Or(ref word, bit) & bit) == 0;
     }
 
     /// <summary>Marks a run of pages.</summary>
-    /// <param name="firstPage">First page.</param>
-    /// <param name="pages">Number of pages.</param>
     public void SetRange(long firstPage, long pages)
     {
         if (firstPage < 0 || pages < 0 || firstPage > PageCount - pages) throw new ArgumentOutOfRangeException(nameof(firstPage));
@@ -55,18 +51,15 @@ public sealed class DirtyBitmap
         }
     }
 
-    /// <summary>True if the page is marked.</summary>
-    /// <param name="page">Page index.</param>
-    /// <returns>The bit.</returns>
+    /// <summary>Tells whether a page is marked.</summary>
     public bool IsSet(long page)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((ulong)page, (ulong)PageCount);
         return (Volatile.Read(ref _words[page >> 6]) & (1UL << (int)(page & 63))) != 0;
     }
 
-    /// <summary>Clears one page's mark.</summary>
-    /// <param name="page">Page index.</param>
-    /// <returns>True if it was marked.</returns>
+    /// <summary>Clears the mark of one page.</summary>
+    /// <returns>True if the page was marked.</returns>
     public bool TestAndClear(long page)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((ulong)page, (ulong)PageCount);
@@ -82,15 +75,13 @@ public sealed class DirtyBitmap
         if (PageCount > 0) SetRange(0, PageCount);
     }
 
-    /// <summary>Takes and clears the marks of 64 pages at once.</summary>
-    /// <param name="word">Word index.</param>
-    /// <returns>The marks taken.</returns>
+    /// <summary>Returns and clears the marks of 64 pages at once.</summary>
     public ulong TakeWord(int word) => Volatile.Read(ref _words[word]) == 0 ? 0 : Interlocked.Exchange(ref _words[word], 0);
 
     /// <summary>Adds marks to 64 pages at once.</summary>
-    /// <param name="word">Word index.</param>
-    /// <param name="marks">Bits to set; bits past the last page are dropped.</param>
-    /// <returns>How many pages became marked.</returns>
+    /// <param name="word">Index of the word: first page / 64.</param>
+    /// <param name="marks">Bits to set; bits after the last page are dropped.</param>
+    /// <returns>Number of pages that this call marked.</returns>
     public int OrWord(int word, ulong marks)
     {
         if (word == _words.Length - 1 && (PageCount & 63) != 0) marks &= (1UL << (int)(PageCount & 63)) - 1;
@@ -98,9 +89,9 @@ public sealed class DirtyBitmap
         return BitOperations.PopCount(marks & ~Interlocked.Or(ref _words[word], marks));
     }
 
-    /// <summary>Moves all marks into another bitmap of the same size, clearing them here.</summary>
+    /// <summary>Moves all marks into another bitmap of the same size.</summary>
     /// <param name="target">Receives the marks.</param>
-    /// <returns>How many pages became marked in <paramref name="target"/>.</returns>
+    /// <returns>Number of pages that this call marked in <paramref name="target"/>.</returns>
     public long HarvestInto(DirtyBitmap target)
     {
         ArgumentNullException.ThrowIfNull(target);
@@ -114,8 +105,8 @@ public sealed class DirtyBitmap
         return added;
     }
 
-    /// <summary>Number of marked pages.</summary>
-    /// <returns>A count; exact only while nobody marks.</returns>
+    /// <summary>Counts the marked pages.</summary>
+    /// <returns>The count; exact only while no thread sets or clears marks.</returns>
     public long Count()
     {
         long n = 0;
@@ -123,9 +114,9 @@ public sealed class DirtyBitmap
         return n;
     }
 
-    /// <summary>First marked page at or after <paramref name="page"/>.</summary>
+    /// <summary>Finds the first marked page at or after <paramref name="page"/>.</summary>
     /// <param name="page">Where to start.</param>
-    /// <returns>The page, or <see cref="PageCount"/>.</returns>
+    /// <returns>The page; <see cref="PageCount"/> if none is marked.</returns>
     public long FindNext(long page)
     {
         if (page >= PageCount) return PageCount;

@@ -3,12 +3,12 @@ using Vmm.Core.Errors;
 namespace Vmm.Core.Memory;
 
 /// <summary>
-/// All RAM of one VM: named blocks and their place in the guest-physical address space. Blocks are added before the VM first runs and live
-/// as long as this object. Reads and writes are bounds-checked and thread-safe (QEMU: <c>ram_list</c> and the system address space).
+/// All RAM of one VM: named blocks and their places in the guest-physical address space. Blocks are added before the VM first runs and live as long
+/// as this object, unless removed. Reads and writes check bounds; they are thread-safe (QEMU: <c>ram_list</c> and the system address space).
 /// </summary>
 public sealed class GuestMemory : IDisposable
 {
-    /// <summary>Where the devices of a PC begin, and where they end.</summary>
+    /// <summary>First and end address of the range for devices on a PC.</summary>
     internal const ulong DevicesAddress = 3UL << 30, AfterDevices = 4UL << 30;
 
     private readonly List<RamBlock> _blocks = [];
@@ -18,7 +18,7 @@ public sealed class GuestMemory : IDisposable
     private uint _granularityBytes;
     private int _logUsers;
 
-    /// <summary>Blocks in the order they were added.</summary>
+    /// <summary>Blocks in the order of their addition.</summary>
     public IReadOnlyList<RamBlock> Blocks => _blocks;
 
     /// <summary>Sum of all block sizes.</summary>
@@ -28,22 +28,21 @@ public sealed class GuestMemory : IDisposable
     public bool IsDirtyLogging => _logUsers > 0;
 
     /// <summary>Adds a block at the next free 2 MiB boundary of the guest-physical space.</summary>
-    /// <param name="options">Name, size, backing.</param>
-    /// <param name="aroundDevices">Leave the last GiB below 4 GiB to devices, as on every PC.</param>
-    /// <returns>The block, owned by this object.</returns>
-    /// <exception cref="ConfigurationException">Bad option or name in use.</exception>
-    /// <exception cref="ChannelException">The memory could not be had.</exception>
+    /// <param name="options">Name, size and backing of the block.</param>
+    /// <param name="aroundDevices">True to leave the last GiB below 4 GiB to devices, as on every PC.</param>
+    /// <returns>The block; this object owns it.</returns>
+    /// <exception cref="ConfigurationException">An option is bad, or the name is in use.</exception>
+    /// <exception cref="ChannelException">The kernel could not provide the memory.</exception>
     public RamBlock AddBlock(RamBlockOptions options, bool aroundDevices = false)
     {
         ArgumentNullException.ThrowIfNull(options);
         return AddBlock(options, NextAddress(_blocks.Count == 0 ? 0 : _blocks.Max(static b => b.Range.End), options.SizeBytes, aroundDevices));
     }
 
-    /// <summary>Where <see cref="AddBlock(RamBlockOptions, bool)"/> puts a block.</summary>
-    /// <param name="end">End of the blocks before it; 0 for the first, which is always at 0.</param>
-    /// <param name="sizeBytes">Its size.</param>
-    /// <param name="aroundDevices">Leave the last GiB below 4 GiB to devices.</param>
-    /// <returns>The address.</returns>
+    /// <summary>Returns the address at which <see cref="AddBlock(RamBlockOptions, bool)"/> puts a block.</summary>
+    /// <param name="end">End of the previous blocks; 0 for the first block, which is always at address 0.</param>
+    /// <param name="sizeBytes">Size of the block.</param>
+    /// <param name="aroundDevices">True to leave the last GiB below 4 GiB to devices.</param>
     public static GuestAddress NextAddress(ulong end, ulong sizeBytes, bool aroundDevices)
     {
         const ulong alignment = 2 << 20;
@@ -52,11 +51,11 @@ public sealed class GuestMemory : IDisposable
     }
 
     /// <summary>Adds a block at a given address.</summary>
-    /// <param name="options">Name, size, backing.</param>
+    /// <param name="options">Name, size and backing of the block.</param>
     /// <param name="address">Page-aligned guest-physical address.</param>
-    /// <returns>The block, owned by this object.</returns>
-    /// <exception cref="ConfigurationException">Bad option, name in use or overlap.</exception>
-    /// <exception cref="ChannelException">The memory could not be had.</exception>
+    /// <returns>The block; this object owns it.</returns>
+    /// <exception cref="ConfigurationException">An option is bad, the name is in use, or the block overlaps another one.</exception>
+    /// <exception cref="ChannelException">The kernel could not provide the memory.</exception>
     public RamBlock AddBlock(RamBlockOptions options, GuestAddress address)
     {
         ArgumentNullException.ThrowIfNull(options);
@@ -81,22 +80,20 @@ public sealed class GuestMemory : IDisposable
         return block;
     }
 
-    /// <summary>Takes a block out of the address space and frees it. No write log and no migration may run. BQL: held.</summary>
-    /// <param name="block">A block of this memory.</param>
+    /// <summary>Removes a block from the address space and frees it. No write log and no migration may run. BQL: held.</summary>
     /// <exception cref="InvalidOperationException">A write log runs.</exception>
     public void RemoveBlock(RamBlock block)
     {
         ArgumentNullException.ThrowIfNull(block);
-        if (IsDirtyLogging) throw new InvalidOperationException($"RAM block '{block.Name}' cannot go while writes are logged");
-        if (!_blocks.Contains(block)) throw new ArgumentException($"RAM block '{block.Name}' is not of this memory", nameof(block));
+        if (IsDirtyLogging) throw new InvalidOperationException($"RAM block '{block.Name}' cannot be removed while writes are logged");
+        if (!_blocks.Contains(block)) throw new ArgumentException($"RAM block '{block.Name}' does not belong to this memory", nameof(block));
         for (int i = _listeners.Count - 1; i >= 0; i--) _listeners[i].SectionRemoved(Section(block));
         _blocks.Remove(block);
         block.Dispose();
     }
 
-    /// <summary>Adds a listener and tells it of all present RAM. BQL: held.</summary>
-    /// <param name="listener">The listener.</param>
-    /// <returns>Dispose to tell it that all RAM is gone, and to forget it.</returns>
+    /// <summary>Adds a listener and tells it about all present RAM. BQL: held.</summary>
+    /// <returns>Dispose to remove the listener; it hears first that all RAM goes.</returns>
     public IDisposable AddListener(IGuestMemoryListener listener)
     {
         ArgumentNullException.ThrowIfNull(listener);
@@ -119,12 +116,10 @@ public sealed class GuestMemory : IDisposable
     }
 
     /// <summary>Finds a block by name.</summary>
-    /// <param name="name">Block name.</param>
     /// <returns>The block or null.</returns>
     public RamBlock? FindBlock(string name) => _blocks.Find(b => b.Name == name);
 
     /// <summary>Finds the block that holds an address.</summary>
-    /// <param name="address">Guest-physical address.</param>
     /// <returns>The block or null.</returns>
     public RamBlock? FindBlock(GuestAddress address)
     {
@@ -134,7 +129,7 @@ public sealed class GuestMemory : IDisposable
     }
 
     /// <summary>Reads guest memory.</summary>
-    /// <param name="address">Guest-physical start.</param>
+    /// <param name="address">Guest-physical address of the first byte.</param>
     /// <param name="destination">Filled completely.</param>
     /// <exception cref="ArgumentOutOfRangeException">Part of the range is not RAM.</exception>
     public void Read(GuestAddress address, Span<byte> destination)
@@ -149,9 +144,7 @@ public sealed class GuestMemory : IDisposable
     }
 
     /// <summary>Writes guest memory and marks it dirty.</summary>
-    /// <param name="address">Guest-physical start.</param>
-    /// <param name="source">Bytes to write.</param>
-    /// <exception cref="ArgumentOutOfRangeException">Part of the range is not RAM; nothing was written past the last good block.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">Part of the range is not RAM; the bytes before that part were written.</exception>
     public void Write(GuestAddress address, ReadOnlySpan<byte> source)
     {
         while (source.Length > 0)
@@ -164,8 +157,7 @@ public sealed class GuestMemory : IDisposable
         }
     }
 
-    /// <summary>Adds a source of dirty marks; it is started at once when logging runs.</summary>
-    /// <param name="source">The source.</param>
+    /// <summary>Adds a source of dirty marks; starts it at once if logging runs.</summary>
     /// <returns>Dispose to remove it.</returns>
     public IDisposable AddDirtyLogSource(IDirtyLogSource source)
     {
@@ -184,9 +176,9 @@ public sealed class GuestMemory : IDisposable
         });
     }
 
-    /// <summary>Starts write logging, or adds a user to it. BQL: held.</summary>
+    /// <summary>Starts write logging, or adds a user if it runs already. BQL: held.</summary>
     /// <returns>The coarsest granularity of all sources, bytes.</returns>
-    /// <exception cref="VmmException">A source could not start; nothing is left running.</exception>
+    /// <exception cref="VmmException">A source could not start; all others are stopped again.</exception>
     public uint StartDirtyLog()
     {
         lock (_gate)
@@ -211,9 +203,9 @@ public sealed class GuestMemory : IDisposable
         }
     }
 
-    /// <summary>Moves the marks of one block, from all sources, into a bitmap. BQL: held.</summary>
-    /// <param name="block">A block of this memory.</param>
-    /// <param name="into">One bit a page of the block.</param>
+    /// <summary>Moves the marks of one block from all sources into a bitmap. BQL: held.</summary>
+    /// <param name="block">Must belong to this memory.</param>
+    /// <param name="into">One bit for each page of the block.</param>
     public void HarvestDirtyLog(RamBlock block, DirtyBitmap into)
     {
         ArgumentNullException.ThrowIfNull(block);
@@ -224,7 +216,7 @@ public sealed class GuestMemory : IDisposable
         }
     }
 
-    /// <summary>Removes a user of write logging; the last one stops it. BQL: held.</summary>
+    /// <summary>Removes a user of write logging, which stops with its last user. BQL: held.</summary>
     public void StopDirtyLog()
     {
         lock (_gate)
@@ -235,7 +227,7 @@ public sealed class GuestMemory : IDisposable
         }
     }
 
-    /// <summary>Unmaps all blocks. Nothing may use the memory any more.</summary>
+    /// <summary>Unmaps all blocks. Afterwards nothing may use the memory.</summary>
     public void Dispose()
     {
         foreach (RamBlock block in _blocks) block.Dispose();

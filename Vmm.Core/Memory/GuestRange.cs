@@ -4,15 +4,10 @@ namespace Vmm.Core.Memory;
 /// <param name="Value">The address.</param>
 public readonly record struct GuestAddress(ulong Value)
 {
-    /// <summary>Adds an offset.</summary>
-    /// <param name="address">Base.</param>
-    /// <param name="offset">Bytes.</param>
-    /// <returns>The sum; overflow is an error.</returns>
+    /// <summary>Adds an offset in bytes; throws on overflow.</summary>
     public static GuestAddress operator +(GuestAddress address, ulong offset) => new(checked(address.Value + offset));
 
-    /// <summary>Adds an offset.</summary>
-    /// <param name="offset">Bytes.</param>
-    /// <returns>The sum.</returns>
+    /// <summary>Adds an offset in bytes; throws on overflow.</summary>
     public GuestAddress Add(ulong offset) => this + offset;
 
     /// <inheritdoc/>
@@ -21,14 +16,13 @@ public readonly record struct GuestAddress(ulong Value)
 
 /// <summary>A range of guest-physical addresses.</summary>
 /// <param name="Start">First address.</param>
-/// <param name="LengthBytes">Bytes.</param>
+/// <param name="LengthBytes">Length of the range.</param>
 public readonly record struct GuestRange(GuestAddress Start, ulong LengthBytes)
 {
     /// <summary>First address after the range.</summary>
     public ulong End => checked(Start.Value + LengthBytes);
 
-    /// <summary>True if the address is inside.</summary>
-    /// <param name="address">An address.</param>
+    /// <summary>True if the address is inside the range.</summary>
     /// <returns>Start &lt;= address &lt; End.</returns>
     public bool Contains(GuestAddress address) => address.Value >= Start.Value && address.Value - Start.Value < LengthBytes;
 

@@ -1,20 +1,18 @@
 namespace Vmm.Core.Memory;
 
-/// <summary>One stretch of guest-physical addresses backed by RAM (QEMU: <c>MemoryRegionSection</c>).</summary>
-/// <param name="Range">Where the guest sees it.</param>
-/// <param name="Block">What backs it.</param>
-/// <param name="OffsetBytes">Offset of the first byte in the block.</param>
-/// <param name="IsReadOnly">The guest and devices may only read it.</param>
+/// <summary>A range of guest-physical addresses that RAM backs (QEMU: <c>MemoryRegionSection</c>).</summary>
+/// <param name="Range">Guest-physical range.</param>
+/// <param name="Block">The block that backs it.</param>
+/// <param name="OffsetBytes">Offset of the range's first byte in the block.</param>
+/// <param name="IsReadOnly">True if guest and devices may only read it.</param>
 public sealed record GuestMemorySection(GuestRange Range, RamBlock Block, ulong OffsetBytes, bool IsReadOnly = false);
 
-/// <summary>Follows the guest-physical address map (QEMU: <c>MemoryListener</c>). BQL: held.</summary>
+/// <summary>Hears of changes of the guest-physical address map (QEMU: <c>MemoryListener</c>). BQL: held.</summary>
 public interface IGuestMemoryListener
 {
-    /// <summary>RAM appeared. A listener that throws keeps it from appearing.</summary>
-    /// <param name="section">The stretch.</param>
+    /// <summary>RAM is being added; if the listener throws, it is not added.</summary>
     void SectionAdded(GuestMemorySection section);
 
-    /// <summary>RAM is about to go; on return nothing may use it any more.</summary>
-    /// <param name="section">A stretch that was added.</param>
+    /// <summary>RAM is about to be removed; when this returns, nothing may use it any more.</summary>
     void SectionRemoved(GuestMemorySection section);
 }

@@ -2,11 +2,11 @@ namespace Vmm.Core.Memory;
 
 public sealed unsafe partial class MappedRegion
 {
-    /// <summary>Reads a device register: one load of exactly this width when it is aligned. May race with disposal.</summary>
-    /// <param name="offset">From the start of the mapping.</param>
-    /// <param name="size">1, 2, 4 or 8.</param>
-    /// <param name="value">The value, little-endian.</param>
-    /// <returns>False when the mapping has been disposed or the range is not inside it.</returns>
+    /// <summary>Reads a device register; an aligned read is one load of exactly this width. May race with disposal.</summary>
+    /// <param name="offset">Offset in the mapping, bytes.</param>
+    /// <param name="size">1, 2, 4 or 8 bytes.</param>
+    /// <param name="value">Little-endian.</param>
+    /// <returns>False if the mapping is disposed or the range is not inside it.</returns>
     public bool TryReadIo(ulong offset, int size, out ulong value)
     {
         value = 0;
@@ -32,11 +32,11 @@ public sealed unsafe partial class MappedRegion
         }
     }
 
-    /// <summary>Writes a device register: one store of exactly this width when it is aligned. May race with disposal.</summary>
-    /// <param name="offset">From the start of the mapping.</param>
-    /// <param name="size">1, 2, 4 or 8.</param>
-    /// <param name="value">The value, little-endian.</param>
-    /// <returns>False when the mapping is read-only or has been disposed, or the range is not inside it.</returns>
+    /// <summary>Writes a device register; an aligned write is one store of exactly this width. May race with disposal.</summary>
+    /// <param name="offset">Offset in the mapping, bytes.</param>
+    /// <param name="size">1, 2, 4 or 8 bytes.</param>
+    /// <param name="value">Little-endian.</param>
+    /// <returns>False if the mapping is read-only or disposed, or the range is not inside it.</returns>
     public bool TryWriteIo(ulong offset, int size, ulong value)
     {
         bool held = false;
@@ -70,7 +70,7 @@ public sealed unsafe partial class MappedRegion
         }
         catch (ObjectDisposedException)
         {
-            return false; // Disposed between the check and here.
+            return false; // Another thread disposed the mapping after the check.
         }
         return true;
     }

@@ -5,7 +5,7 @@ using Vmm.Core.Interop;
 namespace Vmm.Core.Memory;
 
 /// <summary>
-/// One mmap'ed range, unmapped once. Every access is a bounds-checked span. Safe to use from several threads; the caller keeps it alive.
+/// A range mapped with mmap and unmapped once. Access is by bounds-checked spans. Several threads may use it; the caller keeps it alive meanwhile.
 /// </summary>
 public sealed unsafe partial class MappedRegion : SafeHandle
 {
@@ -24,17 +24,16 @@ public sealed unsafe partial class MappedRegion : SafeHandle
 
     internal byte* Address => (byte*)handle;
 
-    /// <summary>False for a mapping that must not be written: writing to its spans ends the process.</summary>
+    /// <summary>False for a read-only mapping: a write to one of its spans ends the process.</summary>
     public bool IsWritable { get; }
 
     /// <summary>Maps a descriptor.</summary>
-    /// <param name="fd">memfd, file or device.</param>
+    /// <param name="fd">A memfd, file or device.</param>
     /// <param name="lengthBytes">Bytes to map.</param>
-    /// <param name="shared">MAP_SHARED when true, else MAP_PRIVATE.</param>
+    /// <param name="shared">True for MAP_SHARED, false for MAP_PRIVATE.</param>
     /// <param name="offset">Page-aligned offset in the descriptor.</param>
-    /// <param name="name">For error texts.</param>
-    /// <param name="writable">PROT_WRITE as well as PROT_READ.</param>
-    /// <returns>The mapping.</returns>
+    /// <param name="name">Names the mapping in error messages.</param>
+    /// <param name="writable">True to map with PROT_WRITE as well as PROT_READ.</param>
     /// <exception cref="ChannelException">mmap failed.</exception>
     public static MappedRegion Map(OwnedFd fd, ulong lengthBytes, bool shared, long offset, string name, bool writable = true)
     {
@@ -43,10 +42,10 @@ public sealed unsafe partial class MappedRegion : SafeHandle
         return address == 0 ? throw Posix.Error($"cannot map {lengthBytes} bytes of {name}", errno) : new MappedRegion(address, lengthBytes, writable);
     }
 
-    /// <summary>A view of part of the mapping; at most 2 GiB - 1 bytes.</summary>
-    /// <param name="offset">From the start of the mapping.</param>
-    /// <param name="length">Bytes.</param>
-    /// <returns>The bytes; other threads may change them.</returns>
+    /// <summary>Returns a view of part of the mapping, at most 2 GiB - 1 bytes.</summary>
+    /// <param name="offset">Offset in the mapping, bytes.</param>
+    /// <param name="length">Length of the view, bytes.</param>
+    /// <returns>The bytes; other threads may change them at any time.</returns>
     /// <exception cref="ArgumentOutOfRangeException">The range is not inside the mapping.</exception>
     public Span<byte> Slice(ulong offset, int length)
     {
@@ -57,11 +56,11 @@ public sealed unsafe partial class MappedRegion : SafeHandle
         return new Span<byte>(Address + offset, length);
     }
 
-    /// <summary>Asks for huge pages, or against them. The kernel may decline; that is no error.</summary>
-    /// <param name="huge">True for MADV_HUGEPAGE.</param>
+    /// <summary>Advises the kernel to use huge pages, or not to; the kernel may ignore it.</summary>
+    /// <param name="huge">True for MADV_HUGEPAGE, false for MADV_NOHUGEPAGE.</param>
     public void AdviseHugePages(bool huge) => Posix.Advise(handle, LengthBytes, huge ? MemoryAdvice.HugePages : MemoryAdvice.NoHugePages);
 
-    /// <summary>Touches every page so that later accesses do not fault.</summary>
+    /// <summary>Touches every page, so that later accesses do not fault.</summary>
     /// <exception cref="ChannelException">The kernel could not provide the memory.</exception>
     public void Populate()
     {

@@ -6,7 +6,7 @@ using Vmm.Core.Interop;
 
 namespace Vmm.Core.Memory;
 
-/// <summary>How to make a <see cref="RamBlock"/>.</summary>
+/// <summary>Options of a <see cref="RamBlock"/>.</summary>
 public sealed record RamBlockOptions
 {
     /// <summary>Block name on the wire, 1 to 255 bytes of ASCII (QEMU: the memory backend's id).</summary>
@@ -15,29 +15,29 @@ public sealed record RamBlockOptions
     /// <summary>Size, a positive multiple of 4096.</summary>
     public required ulong SizeBytes { get; init; }
 
-    /// <summary>Backing file, created when missing; null for a memfd.</summary>
+    /// <summary>Backing file, created if it does not exist; null for a memfd.</summary>
     public string? FilePath { get; init; }
 
-    /// <summary>A descriptor to map instead of making one, from the process that had this memory before; owned by the block from here on.</summary>
+    /// <summary>The descriptor of this memory from the process that ran the VM before; null to make a new one. The block owns it.</summary>
     public OwnedFd? Inherited { get; init; }
 
-    /// <summary>MAP_SHARED: other processes see the memory. A private file mapping never writes to the file.</summary>
+    /// <summary>True for MAP_SHARED, which other processes can map too. A private mapping of a file never writes to the file.</summary>
     public bool IsShared { get; init; } = true;
 
-    /// <summary>Touch every page now.</summary>
+    /// <summary>True to touch every page at once.</summary>
     public bool Prealloc { get; init; }
 
-    /// <summary>Advise huge pages; null leaves the system's setting.</summary>
+    /// <summary>True to advise huge pages, false to advise against them, null to keep the system's setting.</summary>
     public bool? HugePages { get; init; }
 }
 
 /// <summary>
-/// One named block of guest RAM, page size 4096. Thread-safe: any thread may read and write; marks are atomic. The memory stays mapped until
+/// A named block of guest RAM with pages of 4096 bytes. Any thread may read and write it; marks are atomic. The memory stays mapped until
 /// <see cref="Dispose"/>, which the owning <see cref="GuestMemory"/> calls last (QEMU: <c>RAMBlock</c>).
 /// </summary>
 public sealed unsafe class RamBlock : IDisposable
 {
-    /// <summary>Target page size of the stream.</summary>
+    /// <summary>Page size in the stream.</summary>
     public const int PageSize = 4096;
 
     private readonly MappedRegion _region;
@@ -78,7 +78,7 @@ public sealed unsafe class RamBlock : IDisposable
     /// <summary>Size in pages.</summary>
     public long PageCount => (long)(SizeBytes / PageSize);
 
-    /// <summary>MAP_SHARED.</summary>
+    /// <summary>True if the memory is mapped with MAP_SHARED.</summary>
     public bool IsShared { get; }
 
     /// <summary>The backing file's path, or null for a memfd.</summary>
@@ -90,22 +90,22 @@ public sealed unsafe class RamBlock : IDisposable
     /// <summary>The guest-physical range.</summary>
     public GuestRange Range => new(Address, SizeBytes);
 
-    /// <summary>The memfd or file, for mapping elsewhere (another process, CPR). Owned by this block.</summary>
+    /// <summary>The memfd or file, for other processes that map the memory (vfio-user, CPR). The block owns it.</summary>
     public OwnedFd Fd { get; }
 
     /// <summary>
-    /// True while nothing has been written since the block was made from fresh zero memory; lets a load skip zero pages without touching
-    /// them. Whoever hands out writable memory clears it.
+    /// True from the creation of fresh zero memory until somebody gets a writable view of it. While it is true, a load skips zero pages without
+    /// touching them.
     /// </summary>
     public bool IsKnownZero { get; private set; }
 
-    /// <summary>Where the block is mapped in this process, to be told to the kernel (IOMMU, KVM), which takes addresses. Use <see cref="Slice"/> to read or write.</summary>
+    /// <summary>Address of the mapping in this process, for the kernel (IOMMU, KVM). Use <see cref="Slice"/> to read or write.</summary>
     public nint HostAddress => (nint)_region.Address;
 
-    /// <summary>Writable view of part of the block. The caller must <see cref="MarkDirty"/> what it wrote, after writing it.</summary>
-    /// <param name="offset">Offset in the block.</param>
-    /// <param name="length">Bytes.</param>
-    /// <returns>The bytes; others may change them at any time.</returns>
+    /// <summary>Returns a writable view of part of the block. The caller calls <see cref="MarkDirty"/> after each write.</summary>
+    /// <param name="offset">Offset in the block, bytes.</param>
+    /// <param name="length">Length of the view, bytes.</param>
+    /// <returns>The bytes; guest, devices and other threads may change them at any time.</returns>
     /// <exception cref="ArgumentOutOfRangeException">Outside the block.</exception>
     public Span<byte> Slice(ulong offset, int length)
     {
@@ -113,16 +113,14 @@ public sealed unsafe class RamBlock : IDisposable
         return _region.Slice(offset, length);
     }
 
-    /// <summary>Read-only view of part of the block.</summary>
-    /// <param name="offset">Offset in the block.</param>
-    /// <param name="length">Bytes.</param>
-    /// <returns>The bytes; others may change them at any time.</returns>
+    /// <summary>Returns a read-only view of part of the block.</summary>
+    /// <param name="offset">Offset in the block, bytes.</param>
+    /// <param name="length">Length of the view, bytes.</param>
+    /// <returns>The bytes; guest, devices and other threads may change them at any time.</returns>
     /// <exception cref="ArgumentOutOfRangeException">Outside the block.</exception>
     public ReadOnlySpan<byte> ReadOnlySlice(ulong offset, int length) => _region.Slice(offset, length);
 
-    /// <summary>Marks pages as written while a log runs; call after the write.</summary>
-    /// <param name="offset">First byte written.</param>
-    /// <param name="lengthBytes">Bytes written.</param>
+    /// <summary>Marks pages as written if a write log runs. Call it after the write.</summary>
     public void MarkDirty(ulong offset, ulong lengthBytes)
     {
         DirtyBitmap? log = _log;
@@ -132,10 +130,10 @@ public sealed unsafe class RamBlock : IDisposable
         else log.SetRange(first, last - first + 1);
     }
 
-    /// <summary>Adds part of the block to a gather list without copying.</summary>
-    /// <param name="list">Receives the reference; valid until this block is disposed.</param>
-    /// <param name="offset">Offset in the block.</param>
-    /// <param name="length">Bytes.</param>
+    /// <summary>Adds a reference to part of the block to a gather list.</summary>
+    /// <param name="list">Receives the reference, which is valid until this block is disposed.</param>
+    /// <param name="offset">Offset in the block, bytes.</param>
+    /// <param name="length">Length of the part, bytes.</param>
     public void AppendTo(GatherList list, ulong offset, int length)
     {
         ArgumentNullException.ThrowIfNull(list);
@@ -144,7 +142,7 @@ public sealed unsafe class RamBlock : IDisposable
         list.AddReference(_region.Address + offset, length);
     }
 
-    /// <summary>Adds an eight-byte record header and one page behind it, as <see cref="AppendTo"/>.</summary>
+    /// <summary>As <see cref="AppendTo"/>, for a page with an eight-byte record header before it.</summary>
     internal void AppendPageTo(GatherList list, ulong header, long page)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((ulong)page, (ulong)PageCount);
@@ -152,16 +150,14 @@ public sealed unsafe class RamBlock : IDisposable
         list.AddRecord(header, _region.Address + ((ulong)page * PageSize), PageSize);
     }
 
-    /// <summary>True if the page holds only zero bytes; SIMD, leaves at the first non-zero vector (QEMU: <c>buffer_is_zero</c>).</summary>
-    /// <param name="page">Page index.</param>
-    /// <returns>The verdict at this moment.</returns>
+    /// <summary>True if the page holds only zero bytes at this moment; stops at the first vector that is not zero (QEMU: <c>buffer_is_zero</c>).</summary>
     public bool IsZeroPage(long page)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((ulong)page, (ulong)PageCount);
         ObjectDisposedException.ThrowIf(_region.IsClosed, this);
         // SAFETY: the page is inside the mapping (checked above).
         byte* p = _region.Address + ((ulong)page * PageSize);
-        // Pages are asked about in order; the first look at each would be a cache miss that nothing overlaps. A prefetch past the end is harmless.
+        // Callers ask in page order; the prefetch hides the cache miss of a later page. A prefetch past the end is harmless.
         if (Sse.IsSupported) Sse.Prefetch0(p + (4 * PageSize));
         if (*(ulong*)p != 0 || *(ulong*)(p + 2040) != 0 || *(ulong*)(p + PageSize - 8) != 0) return false;
         for (int i = 0; i < PageSize; i += 256)
@@ -173,10 +169,10 @@ public sealed unsafe class RamBlock : IDisposable
     }
 
     /// <summary>
-    /// Marks the pages that have no backing memory yet: they read as zero, and looking at them through the mapping would allocate them. Only
-    /// for shared blocks, whose file is what the guest sees; what is written later is the dirty log's to tell.
+    /// Marks the pages that have no backing memory yet; they read as zero, but a read through the mapping would allocate them. Only for shared
+    /// blocks, because the guest sees their file. The dirty log reports writes that come after this call.
     /// </summary>
-    /// <param name="into">One bit a page; marks are added.</param>
+    /// <param name="into">One bit for each page; this call adds marks.</param>
     public void FindHoles(DirtyBitmap into)
     {
         ArgumentNullException.ThrowIfNull(into);
@@ -236,11 +232,11 @@ public sealed unsafe class RamBlock : IDisposable
         throw new ConfigurationException($"RAM block '{options.Name}': file '{options.FilePath}' has {stat.SizeBytes} bytes, {options.SizeBytes} are needed");
     }
 
-    /// <summary>A mapping past the end of a file would end this process at the first touch.</summary>
+    /// <summary>Checks the length of the descriptor, because an access to a mapping past the end of its file ends the process.</summary>
     private static OwnedFd Inherited(RamBlockOptions options, OwnedFd fd)
     {
         Errno errno = Posix.Stat(fd, out FileStatus stat);
-        // A file of the user's may be larger than the block; a memfd was made for it.
+        // A user's file may be larger than the block; a memfd has exactly its size.
         bool fits = options.FilePath is null ? (ulong)stat.SizeBytes == options.SizeBytes : (ulong)stat.SizeBytes >= options.SizeBytes;
         if (errno == Errno.None && fits) return fd;
         fd.Dispose();
@@ -252,7 +248,7 @@ public sealed unsafe class RamBlock : IDisposable
     private static OwnedFd Sized(OwnedFd fd, RamBlockOptions options, string? path)
     {
         Errno errno = Posix.Truncate(fd, (long)options.SizeBytes);
-        // Another process that is given the descriptor could shrink the file, and our next touch would end this process.
+        // A process that receives the descriptor could otherwise shrink the memfd, and the next access here would end this process.
         if (errno == Errno.None && path is null) errno = Posix.SealSize(fd);
         if (errno == Errno.None) return fd;
         fd.Dispose();

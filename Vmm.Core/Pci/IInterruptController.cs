@@ -1,45 +1,44 @@
 namespace Vmm.Core.Pci;
 
-/// <summary>A message-signalled interrupt: the write that raises it.</summary>
-/// <param name="Address">Where to.</param>
-/// <param name="Data">What.</param>
+/// <summary>A message-signalled interrupt, which is a write to memory.</summary>
+/// <param name="Address">Address of the write on the bus.</param>
+/// <param name="Data">The value written.</param>
 public readonly record struct MsiMessage(ulong Address, uint Data);
 
-/// <summary>Takes the interrupts of PCI functions. BQL: held for every call.</summary>
+/// <summary>Receives the interrupts of PCI functions. BQL: held for every call.</summary>
 public interface IInterruptController
 {
-    /// <summary>Sets a line that the functions share; called when its level changes.</summary>
+    /// <summary>Sets the level of a shared interrupt line; called only when the level changes.</summary>
     /// <param name="line">0 to 3, after the swizzle.</param>
-    /// <param name="level">Asserted.</param>
+    /// <param name="level">True if the line is asserted.</param>
     void SetIntx(int line, bool level);
 
     /// <summary>Delivers a message.</summary>
-    /// <param name="message">The write.</param>
+    /// <param name="message">Address and data of the write.</param>
     /// <param name="requesterId">Bus, slot and function of the sender.</param>
     void SendMsi(MsiMessage message, ushort requesterId);
 }
 
 /// <summary>
-/// The product's controller: hands interrupts to whoever runs the vCPUs, and counts what nobody takes. BQL: held for every call.
+/// The product's controller: passes interrupts to the target that runs the vCPUs, and counts them while there is none. BQL: held for every call.
 /// </summary>
 public sealed class InterruptRouter : IInterruptController
 {
     private readonly bool[] _levels = new bool[PciHost.IntxLines];
     private IInterruptController? _target;
 
-    /// <summary>Messages that nobody took.</summary>
+    /// <summary>Number of messages that arrived without a target.</summary>
     public long DroppedMsi { get; private set; }
 
-    /// <summary>Rising edges of lines that nobody took.</summary>
+    /// <summary>Number of rising edges of lines that arrived without a target.</summary>
     public long DroppedIntx { get; private set; }
 
-    /// <summary>Present level of a line.</summary>
+    /// <summary>Tells whether a line is asserted.</summary>
     /// <param name="line">0 to 3.</param>
-    /// <returns>Whether it is asserted.</returns>
     public bool Level(int line) => _levels[line];
 
-    /// <summary>Sends interrupts to a target, which is told the present levels at once.</summary>
-    /// <param name="target">The target; one at a time.</param>
+    /// <summary>Attaches the target of all interrupts and tells it the present levels at once.</summary>
+    /// <param name="target">Only one target can be attached at a time.</param>
     /// <returns>Dispose to detach it.</returns>
     public IDisposable Attach(IInterruptController target)
     {

@@ -4,26 +4,23 @@ using Vmm.Core.Memory;
 namespace Vmm.Core.Pci;
 
 /// <summary>
-/// The memory that functions of a bus master: a VM's own RAM, or a client's when the function is served to another VMM. Thread-safe. BQL: not
-/// held, because an answer may have to come from somebody who waits for it.
+/// The memory that functions reach by DMA: the RAM of their own VM, or the memory of a client that this process serves the function to.
+/// Thread-safe. BQL: not held, because the client that answers may itself wait for a thread that needs the BQL.
 /// </summary>
 public interface IPciDma
 {
-    /// <summary>Reads.</summary>
+    /// <summary>Reads memory.</summary>
     /// <param name="address">Address on the bus.</param>
     /// <param name="destination">Filled on success.</param>
-    /// <returns>EFAULT where there is no memory; others from whoever owns it.</returns>
+    /// <returns>EFAULT if part of the range is not memory; other values come from the owner of the memory.</returns>
     Errno Read(ulong address, Span<byte> destination);
 
-    /// <summary>Writes; the pages are marked dirty.</summary>
-    /// <param name="address">Address on the bus.</param>
-    /// <param name="source">Bytes.</param>
+    /// <summary>Writes memory and marks the pages dirty.</summary>
     /// <returns>As <see cref="Read"/>.</returns>
     Errno Write(ulong address, ReadOnlySpan<byte> source);
 }
 
-/// <summary>A VM's own RAM.</summary>
-/// <param name="memory">The RAM.</param>
+/// <summary>DMA to the RAM of the function's own VM.</summary>
 internal sealed class GuestPciDma(GuestMemory memory) : IPciDma
 {
     /// <inheritdoc/>

@@ -3,7 +3,7 @@ using System.Numerics;
 namespace Vmm.Core.Pci;
 
 /// <summary>
-/// An emulated MSI capability in a function's configuration space: all state is in there, so it migrates with it (QEMU: <c>msi.c</c>).
+/// An emulated MSI capability. Its whole state is in the function's configuration space and migrates with it (QEMU: <c>msi.c</c>).
 /// BQL: held for every call.
 /// </summary>
 public sealed class MsiCapability
@@ -15,12 +15,12 @@ public sealed class MsiCapability
     private readonly Action<MsiMessage> _send;
 
     /// <summary>Adds the capability, disabled, at the head of the chain.</summary>
-    /// <param name="config">The function's space.</param>
-    /// <param name="offset">Where.</param>
+    /// <param name="config">Configuration space of the function.</param>
+    /// <param name="offset">Offset of the capability in it.</param>
     /// <param name="vectors">1, 2, 4, 8, 16 or 32.</param>
-    /// <param name="is64Bit">Takes 64-bit addresses.</param>
-    /// <param name="isMaskable">Has a mask bit a vector.</param>
-    /// <param name="send">Sends a message.</param>
+    /// <param name="is64Bit">True if the capability takes 64-bit addresses.</param>
+    /// <param name="isMaskable">True if each vector has a mask bit.</param>
+    /// <param name="send">Called with each message to send.</param>
     public MsiCapability(PciConfigSpace config, int offset, int vectors, bool is64Bit, bool isMaskable, Action<MsiMessage> send)
     {
         ArgumentNullException.ThrowIfNull(config);
@@ -36,35 +36,35 @@ public sealed class MsiCapability
         Writable(Data, 2, 0xffff);
         if (!isMaskable) return;
         Writable(Mask, 4, uint.MaxValue >> (32 - vectors));
-        // Pending bits come and go with interrupts; a check would refuse machines that only differ in timing.
+        // Pending bits change with every interrupt; a comparison would refuse a peer that differs only in timing.
         config.CMask.Slice(offset + Pending, 4).Clear();
     }
 
-    /// <summary>Where it is.</summary>
+    /// <summary>Offset of the capability in configuration space.</summary>
     public int Offset { get; }
 
-    /// <summary>Its length, which depends on what it can.</summary>
+    /// <summary>Length of the capability; 64-bit addresses and mask bits make it longer.</summary>
     public int SizeBytes { get; }
 
-    /// <summary>Vectors that the function has.</summary>
+    /// <summary>Number of vectors of the function.</summary>
     public int MaxVectors { get; }
 
-    /// <summary>Takes 64-bit addresses.</summary>
+    /// <summary>True if the capability takes 64-bit addresses.</summary>
     public bool Is64Bit { get; }
 
-    /// <summary>Has a mask bit a vector.</summary>
+    /// <summary>True if each vector has a mask bit.</summary>
     public bool IsMaskable { get; }
 
-    /// <summary>Takes raised vectors in place of messages: whoever set it has the messages and masks.</summary>
+    /// <summary>If set, receives raised vectors instead of <c>send</c>; the owner of the delegate then has the messages and the mask bits.</summary>
     internal Action<int>? Redirect { get; set; }
 
-    /// <summary>Whether the guest enabled it.</summary>
+    /// <summary>True if the guest has enabled MSI.</summary>
     public bool IsEnabled => (Control & Enable) != 0;
 
     /// <summary>The control word as the guest sees it.</summary>
     public ushort Control => _config.GetUInt16(Offset + Flags);
 
-    /// <summary>Vectors that the guest allocated (QEMU: <c>msi_nr_vectors_allocated</c>), never more than there are.</summary>
+    /// <summary>Number of vectors that the guest allocated (QEMU: <c>msi_nr_vectors_allocated</c>), at most <see cref="MaxVectors"/>.</summary>
     public int Vectors => Math.Min(1 << ((Control & QSize) >> 4), MaxVectors);
 
     private int Data => Is64Bit ? 12 : 8;
@@ -73,14 +73,11 @@ public sealed class MsiCapability
 
     private int Pending => Mask + 4;
 
-    /// <summary>Whether the guest masked a vector.</summary>
-    /// <param name="vector">The vector.</param>
-    /// <returns>Its mask bit.</returns>
+    /// <summary>Tells whether the guest masked a vector.</summary>
     public bool IsMasked(int vector) => IsMaskable && (_config.GetUInt32(Offset + Mask) >> vector & 1) != 0;
 
-    /// <summary>The message of a vector.</summary>
+    /// <summary>Returns the message of a vector.</summary>
     /// <param name="vector">Below <see cref="Vectors"/>.</param>
-    /// <returns>The message.</returns>
     public MsiMessage Message(int vector)
     {
         ulong address = Is64Bit ? _config.GetUInt64(Offset + AddressLow) : _config.GetUInt32(Offset + AddressLow);
@@ -88,8 +85,8 @@ public sealed class MsiCapability
         return new MsiMessage(address, Vectors > 1 ? (data & ~((uint)Vectors - 1)) | (uint)vector : data);
     }
 
-    /// <summary>Raises a vector: sends its message, or notes it as pending while it is masked. Nothing while the capability is disabled.</summary>
-    /// <param name="vector">One that the guest did not allocate is ignored.</param>
+    /// <summary>Raises a vector: sends its message, or sets its pending bit while it is masked. Does nothing while MSI is disabled.</summary>
+    /// <param name="vector">Ignored if the guest did not allocate this vector.</param>
     public void Notify(int vector)
     {
         if (!IsEnabled || (uint)vector >= (uint)Vectors) return;
@@ -98,10 +95,8 @@ public sealed class MsiCapability
         else _send(Message(vector));
     }
 
-    /// <summary>After a guest's write: clamps the vector count and sends what was pending and is no longer masked.</summary>
-    /// <param name="offset">Start of the write.</param>
-    /// <param name="size">Its length.</param>
-    /// <returns>True if MSI is enabled and the write touched it: INTx must then be off.</returns>
+    /// <summary>Handles a guest's write to configuration space: limits the vector count and sends pending messages that are no longer masked.</summary>
+    /// <returns>True if MSI is enabled and the write touched it; INTx must then be off.</returns>
     public bool ConfigWritten(int offset, int size)
     {
         if (offset + size <= Offset || offset >= Offset + SizeBytes || !IsEnabled) return false;
@@ -115,7 +110,7 @@ public sealed class MsiCapability
         return true;
     }
 
-    /// <summary>Power-on state: disabled, everything zero.</summary>
+    /// <summary>Sets the power-on state: disabled, all registers zero.</summary>
     public void Reset()
     {
         ushort control = (ushort)(Control & ~(QSize | Enable));

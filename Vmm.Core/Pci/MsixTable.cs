@@ -2,40 +2,41 @@ using System.Buffers.Binary;
 
 namespace Vmm.Core.Pci;
 
-/// <summary>Where a function's MSI-X structures are.</summary>
+/// <summary>Number of MSI-X vectors of a function, and the places of the table and the pending bits.</summary>
 /// <param name="Vectors">1 to 2048.</param>
-/// <param name="TableBar">BAR of the table.</param>
-/// <param name="TableOffset">Its offset in there; multiple of 8.</param>
-/// <param name="PbaBar">BAR of the pending bits.</param>
-/// <param name="PbaOffset">Their offset in there; multiple of 8.</param>
+/// <param name="TableBar">Number of the BAR with the table.</param>
+/// <param name="TableOffset">Offset of the table in that BAR, a multiple of 8.</param>
+/// <param name="PbaBar">Number of the BAR with the pending bits.</param>
+/// <param name="PbaOffset">Offset of the pending bits in that BAR, a multiple of 8.</param>
 public readonly record struct MsixLayout(int Vectors, int TableBar, uint TableOffset, int PbaBar, uint PbaOffset)
 {
-    /// <summary>Most vectors a function can have.</summary>
+    /// <summary>Largest number of vectors of a function.</summary>
     public const int MaxVectors = 2048;
 
-    /// <summary>16 bytes a vector.</summary>
+    /// <summary>Length of the table: 16 bytes for each vector.</summary>
     public int TableBytes => Vectors * MsixTable.EntryBytes;
 
-    /// <summary>A bit a vector, in whole u64 words.</summary>
+    /// <summary>Length of the pending bits: one bit for each vector, in whole u64 words.</summary>
     public int PbaBytes => (Vectors + 63) / 64 * 8;
 }
 
-/// <summary>Told which vectors the guest uses, so that a device passes interrupts on only for those (QEMU: <c>msix_set_vector_notifiers</c>). BQL: held.</summary>
+/// <summary>
+/// Hears which vectors the guest uses, so that a device delivers interrupts only for those (QEMU: <c>msix_set_vector_notifiers</c>). BQL: held.
+/// </summary>
 public interface IMsixVectorNotifier
 {
     /// <summary>A vector became unmasked.</summary>
-    /// <param name="vector">The vector.</param>
-    /// <param name="message">Its message now.</param>
+    /// <param name="vector">0 to the number of vectors - 1.</param>
+    /// <param name="message">Its present message.</param>
     void UseVector(int vector, MsiMessage message);
 
     /// <summary>A vector became masked.</summary>
-    /// <param name="vector">The vector.</param>
     void ReleaseVector(int vector);
 }
 
 /// <summary>
-/// An emulated MSI-X capability with its table and pending bits (QEMU: <c>msix.c</c>). Table entry, little-endian: u64 address, u32 data,
-/// u32 control whose bit 0 masks. BQL: held for every call.
+/// An emulated MSI-X capability with its table and pending bits (QEMU: <c>msix.c</c>). A table entry, little-endian: u64 address, u32 data,
+/// u32 control, whose bit 0 masks the vector. BQL: held for every call.
 /// </summary>
 public sealed class MsixTable
 {
@@ -55,10 +56,10 @@ public sealed class MsixTable
     private bool _functionMasked = true;
 
     /// <summary>Adds the capability, disabled and with all vectors masked, at the head of the chain.</summary>
-    /// <param name="config">The function's space.</param>
-    /// <param name="offset">Where.</param>
-    /// <param name="layout">Where the structures are.</param>
-    /// <param name="send">Sends a message.</param>
+    /// <param name="config">Configuration space of the function.</param>
+    /// <param name="offset">Offset of the capability in it.</param>
+    /// <param name="layout">Number of vectors and places of the structures.</param>
+    /// <param name="send">Called with each message to send.</param>
     public MsixTable(PciConfigSpace config, int offset, MsixLayout layout, Action<MsiMessage> send)
     {
         ArgumentNullException.ThrowIfNull(config);
@@ -75,54 +76,49 @@ public sealed class MsixTable
         MaskAllEntries();
     }
 
-    /// <summary>Where the capability is.</summary>
+    /// <summary>Offset of the capability in configuration space.</summary>
     public int Offset { get; }
 
-    /// <summary>Where the structures are.</summary>
+    /// <summary>Number of vectors and places of the structures.</summary>
     public MsixLayout Layout { get; }
 
     /// <summary>Number of vectors.</summary>
     public int Vectors => Layout.Vectors;
 
-    /// <summary>Takes raised vectors in place of messages: whoever set it has the table, and its masks.</summary>
+    /// <summary>If set, receives raised vectors instead of <c>send</c>; the owner of the delegate then has the table and its mask bits.</summary>
     internal Action<int>? Redirect { get; set; }
 
-    /// <summary>Whether the guest enabled it.</summary>
+    /// <summary>True if the guest has enabled MSI-X.</summary>
     public bool IsEnabled => (Control & Enable) != 0;
 
     /// <summary>The control word as the guest sees it.</summary>
     public ushort Control => _config.GetUInt16(Offset + Flags);
 
-    /// <summary>Whether any masked vector has fired.</summary>
+    /// <summary>True if at least one vector is pending.</summary>
     public bool AnyPending => _pba.AsSpan().ContainsAnyExcept((byte)0);
 
-    /// <summary>The table's bytes.</summary>
+    /// <summary>The bytes of the table.</summary>
     public ReadOnlySpan<byte> TableBytes => _table;
 
-    /// <summary>The pending bits that are saved: a bit a vector, in whole bytes.</summary>
+    /// <summary>The pending bits as saved: one bit for each vector, in whole bytes.</summary>
     public ReadOnlySpan<byte> PbaBytes => _pba.AsSpan(0, (Vectors + 7) / 8);
 
-    /// <summary>Whether a vector is masked, by itself, with all, or because MSI-X is off.</summary>
-    /// <param name="vector">The vector.</param>
-    /// <returns>True if its interrupts only become pending.</returns>
+    /// <summary>Tells whether a vector is masked: by its own bit, by the bit for all vectors, or because MSI-X is disabled.</summary>
+    /// <returns>True if the vector becomes pending when it is raised.</returns>
     public bool IsMasked(int vector) => _functionMasked || EntryMasked(vector);
 
-    /// <summary>Whether a vector fired while masked.</summary>
-    /// <param name="vector">The vector.</param>
-    /// <returns>Its pending bit.</returns>
+    /// <summary>Tells whether a vector is pending: raised while it was masked.</summary>
     public bool IsPending(int vector) => (_pba[vector / 8] >> (vector % 8) & 1) != 0;
 
-    /// <summary>The message of a vector.</summary>
-    /// <param name="vector">The vector.</param>
-    /// <returns>The message.</returns>
+    /// <summary>Returns the message of a vector.</summary>
     public MsiMessage Message(int vector)
     {
         ReadOnlySpan<byte> entry = _table.AsSpan(vector * EntryBytes, EntryBytes);
         return new MsiMessage(BinaryPrimitives.ReadUInt64LittleEndian(entry), BinaryPrimitives.ReadUInt32LittleEndian(entry[8..]));
     }
 
-    /// <summary>Raises a vector: sends its message, or notes it as pending while it is masked.</summary>
-    /// <param name="vector">One that is not there is ignored.</param>
+    /// <summary>Raises a vector: sends its message, or sets its pending bit while it is masked.</summary>
+    /// <param name="vector">Ignored if the function has no such vector.</param>
     public void Notify(int vector)
     {
         if ((uint)vector >= (uint)Vectors) return;
@@ -131,11 +127,10 @@ public sealed class MsixTable
         else _send(Message(vector));
     }
 
-    /// <summary>Forgets that a vector fired.</summary>
-    /// <param name="vector">The vector.</param>
+    /// <summary>Clears the pending bit of a vector.</summary>
     public void ClearPending(int vector) => _pba[vector / 8] &= (byte)~(1 << vector % 8);
 
-    /// <summary>Sets or removes the notifier. A new one is told at once of every vector in use; a removed one is not told anything.</summary>
+    /// <summary>Sets or removes the notifier. A new one hears of every vector in use at once; a removed one hears nothing.</summary>
     /// <param name="notifier">The notifier, or null.</param>
     public void SetNotifier(IMsixVectorNotifier? notifier)
     {
@@ -145,10 +140,8 @@ public sealed class MsixTable
             if (!EntryMasked(v)) notifier.UseVector(v, Message(v));
     }
 
-    /// <summary>After a guest's write to configuration space: follows the enable and mask bits.</summary>
-    /// <param name="offset">Start of the write.</param>
-    /// <param name="size">Its length.</param>
-    /// <returns>True if MSI-X is enabled and the write touched those bits: INTx must then be off.</returns>
+    /// <summary>Handles a guest's write to configuration space: applies the enable and mask bits.</summary>
+    /// <returns>True if MSI-X is enabled and the write touched those bits; INTx must then be off.</returns>
     public bool ConfigWritten(int offset, int size)
     {
         int control = Offset + Flags + 1;
@@ -161,16 +154,15 @@ public sealed class MsixTable
         return true;
     }
 
-    /// <summary>A guest's read of the table.</summary>
-    /// <param name="offset">In the table.</param>
-    /// <param name="size">1 to 8, inside it.</param>
-    /// <returns>The value.</returns>
+    /// <summary>Handles a guest's read of the table.</summary>
+    /// <param name="offset">Offset in the table, bytes.</param>
+    /// <param name="size">1 to 8 bytes, all inside the table.</param>
     public ulong ReadTable(int offset, int size) => Bytes(_table, offset, size);
 
-    /// <summary>A guest's write to the table. Only whole u32 are taken, as hardware demands.</summary>
-    /// <param name="offset">In the table.</param>
-    /// <param name="size">4 or 8; others change nothing.</param>
-    /// <param name="value">The value.</param>
+    /// <summary>Handles a guest's write to the table. The specification allows only whole u32 or u64 values; other writes change nothing.</summary>
+    /// <param name="offset">Offset in the table, bytes.</param>
+    /// <param name="size">4 or 8 bytes; other sizes change nothing.</param>
+    /// <param name="value">Little-endian.</param>
     public void WriteTable(int offset, int size, ulong value)
     {
         if (size < 4 || (offset & 3) != 0) return;
@@ -183,13 +175,12 @@ public sealed class MsixTable
         }
     }
 
-    /// <summary>A guest's read of the pending bits; they cannot be written.</summary>
-    /// <param name="offset">In the PBA.</param>
-    /// <param name="size">1 to 8, inside it.</param>
-    /// <returns>The value.</returns>
+    /// <summary>Handles a guest's read of the pending bits; the guest cannot write them.</summary>
+    /// <param name="offset">Offset in the pending bits, bytes.</param>
+    /// <param name="size">1 to 8 bytes, all inside the pending bits.</param>
     public ulong ReadPba(int offset, int size) => Bytes(_pba, offset, size);
 
-    /// <summary>Power-on state: disabled, table zero except for the mask bits, nothing pending.</summary>
+    /// <summary>Sets the power-on state: disabled, the table zero except for the mask bits, nothing pending.</summary>
     public void Reset()
     {
         _config.Bytes[Offset + Flags + 1] &= unchecked((byte)~((Enable | MaskAll) >> 8));
@@ -199,13 +190,13 @@ public sealed class MsixTable
         MaskAllEntries();
     }
 
-    /// <summary>Takes a saved table, after configuration space was loaded (QEMU: <c>msix_load</c>).</summary>
+    /// <summary>Loads a saved table, after configuration space (QEMU: <c>msix_load</c>).</summary>
     internal void Load(ReadOnlySpan<byte> table, ReadOnlySpan<byte> pba)
     {
         _pba.AsSpan().Clear();
         table.CopyTo(_table);
         pba.CopyTo(_pba);
-        // Bits behind the last vector mean nothing; a peer may have set them.
+        // Bits after the last vector have no meaning, but a peer may have set them.
         if (Vectors % 8 != 0) _pba[Vectors / 8] &= (byte)((1 << Vectors % 8) - 1);
         UpdateFunctionMasked();
         for (int v = 0; v < Vectors; v++) MaskChanged(v, wasMasked: true);

@@ -3,17 +3,16 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.Pci;
 
-/// <summary>A function's place on bus 0 of domain 0 (QEMU: <c>devfn</c>).</summary>
+/// <summary>Slot and function of a function on bus 0 of domain 0 (QEMU: <c>devfn</c>).</summary>
 /// <param name="Slot">0 to 31.</param>
 /// <param name="Function">0 to 7.</param>
 public readonly record struct PciAddress(int Slot, int Function)
 {
-    /// <summary>Slot and function in one byte; with bus 0 also the requester id.</summary>
+    /// <summary>Slot and function in one byte; on bus 0 also the requester id.</summary>
     public byte DevFn => (byte)(Slot << 3 | Function);
 
     /// <summary>Parses QEMU's <c>addr=</c>: a hexadecimal slot, optionally followed by a dot and the function.</summary>
     /// <param name="text">E.g. <c>5</c>, <c>0x1f.3</c>.</param>
-    /// <returns>The address.</returns>
     /// <exception cref="ConfigurationException">Not an address.</exception>
     public static PciAddress Parse(string text)
     {
@@ -28,7 +27,7 @@ public readonly record struct PciAddress(int Slot, int Function)
         return new PciAddress(slot, function);
     }
 
-    /// <summary>The device path of QEMU: <c>0000:00:02.0</c>.</summary>
+    /// <summary>QEMU's device path, e.g. <c>0000:00:02.0</c>.</summary>
     /// <returns>Domain, bus, slot and function.</returns>
     public override string ToString() => $"0000:00:{Slot:x2}.{Function}";
 }

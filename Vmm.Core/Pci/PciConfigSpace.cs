@@ -3,8 +3,8 @@ using System.Buffers.Binary;
 namespace Vmm.Core.Pci;
 
 /// <summary>
-/// The configuration space of one function: values and, for each bit, whether the guest may write it (wmask), clear it by writing 1
-/// (w1cmask), and whether two machines must agree on it to migrate (cmask). Little-endian. BQL: held for every call.
+/// The configuration space of one function: values, and for each bit whether the guest may write it (wmask), whether the guest clears it by writing
+/// 1 (w1cmask), and whether both sides of a migration must agree on it (cmask). Little-endian. BQL: held for every call.
 /// </summary>
 public sealed class PciConfigSpace
 {
@@ -17,7 +17,7 @@ public sealed class PciConfigSpace
     private readonly byte[] _bytes, _wmask, _w1cmask, _cmask;
 
     /// <summary>Makes a space of zeros with QEMU's default masks for a type 0 header.</summary>
-    /// <param name="isExpress">4096 bytes instead of 256.</param>
+    /// <param name="isExpress">True for 4096 bytes, false for 256.</param>
     public PciConfigSpace(bool isExpress)
     {
         int size = isExpress ? ExpressBytes : LegacyBytes;
@@ -37,10 +37,10 @@ public sealed class PciConfigSpace
         BinaryPrimitives.WriteUInt16LittleEndian(_w1cmask.AsSpan(PciRegisters.Status), PciRegisters.StatusWriteOneToClear);
     }
 
-    /// <summary>256 or 4096.</summary>
+    /// <summary>Size of the space: 256 or 4096.</summary>
     public int SizeBytes => _bytes.Length;
 
-    /// <summary>Whether it has the extended part.</summary>
+    /// <summary>True if the space has the extended part of PCI Express.</summary>
     public bool IsExpress => _bytes.Length == ExpressBytes;
 
     /// <summary>The values.</summary>
@@ -58,10 +58,10 @@ public sealed class PciConfigSpace
     /// <summary>The command register.</summary>
     public PciCommand Command => (PciCommand)GetUInt16(PciRegisters.Command);
 
-    /// <summary>A guest's read.</summary>
-    /// <param name="offset">Offset.</param>
-    /// <param name="size">1, 2 or 4.</param>
-    /// <returns>The value; bytes behind the end read as zero.</returns>
+    /// <summary>Handles a guest's read.</summary>
+    /// <param name="offset">Offset in the space, bytes.</param>
+    /// <param name="size">1, 2 or 4 bytes.</param>
+    /// <returns>The value; bytes after the end read as zero.</returns>
     public uint Read(int offset, int size)
     {
         uint value = 0;
@@ -69,10 +69,10 @@ public sealed class PciConfigSpace
         return value;
     }
 
-    /// <summary>A guest's write: writable bits change, write-one-to-clear bits clear, everything else stays.</summary>
-    /// <param name="offset">Offset.</param>
-    /// <param name="size">1, 2 or 4.</param>
-    /// <param name="value">The value.</param>
+    /// <summary>Handles a guest's write: writable bits change, a 1 clears write-one-to-clear bits, all other bits stay.</summary>
+    /// <param name="offset">Offset in the space, bytes.</param>
+    /// <param name="size">1, 2 or 4 bytes.</param>
+    /// <param name="value">Little-endian.</param>
     public void Write(int offset, int size, uint value)
     {
         for (int i = 0; i < size && offset + i < _bytes.Length; i++, value >>= 8)
@@ -85,37 +85,25 @@ public sealed class PciConfigSpace
     }
 
     /// <summary>Reads a u16.</summary>
-    /// <param name="offset">Offset.</param>
-    /// <returns>The value.</returns>
     public ushort GetUInt16(int offset) => BinaryPrimitives.ReadUInt16LittleEndian(_bytes.AsSpan(offset));
 
     /// <summary>Reads a u32.</summary>
-    /// <param name="offset">Offset.</param>
-    /// <returns>The value.</returns>
     public uint GetUInt32(int offset) => BinaryPrimitives.ReadUInt32LittleEndian(_bytes.AsSpan(offset));
 
     /// <summary>Reads a u64.</summary>
-    /// <param name="offset">Offset.</param>
-    /// <returns>The value.</returns>
     public ulong GetUInt64(int offset) => BinaryPrimitives.ReadUInt64LittleEndian(_bytes.AsSpan(offset));
 
-    /// <summary>Sets a u16 whatever the masks say.</summary>
-    /// <param name="offset">Offset.</param>
-    /// <param name="value">The value.</param>
+    /// <summary>Sets a u16; ignores the masks.</summary>
     public void SetUInt16(int offset, ushort value) => BinaryPrimitives.WriteUInt16LittleEndian(_bytes.AsSpan(offset), value);
 
-    /// <summary>Sets a u32 whatever the masks say.</summary>
-    /// <param name="offset">Offset.</param>
-    /// <param name="value">The value.</param>
+    /// <summary>Sets a u32; ignores the masks.</summary>
     public void SetUInt32(int offset, uint value) => BinaryPrimitives.WriteUInt32LittleEndian(_bytes.AsSpan(offset), value);
 
-    /// <summary>Sets a u64 whatever the masks say.</summary>
-    /// <param name="offset">Offset.</param>
-    /// <param name="value">The value.</param>
+    /// <summary>Sets a u64; ignores the masks.</summary>
     public void SetUInt64(int offset, ulong value) => BinaryPrimitives.WriteUInt64LittleEndian(_bytes.AsSpan(offset), value);
 
-    /// <summary>Walks the standard capability chain. A pointer out of bounds, or one met before, ends it.</summary>
-    /// <param name="isBroken">The chain did not end with a zero.</param>
+    /// <summary>Walks the standard capability chain. A pointer out of bounds, or to a capability seen before, ends the walk.</summary>
+    /// <param name="isBroken">True if the chain did not end with a zero.</param>
     /// <returns>Capabilities in chain order.</returns>
     public IReadOnlyList<PciCapability> Capabilities(out bool isBroken)
     {
@@ -134,8 +122,7 @@ public sealed class PciConfigSpace
     }
 
     /// <summary>Finds a capability.</summary>
-    /// <param name="id">Its id.</param>
-    /// <returns>Offset of the first one; 0 when there is none.</returns>
+    /// <returns>Offset of the first capability with this id; 0 if there is none.</returns>
     public int FindCapability(byte id)
     {
         foreach (PciCapability c in Capabilities(out _))
@@ -143,10 +130,13 @@ public sealed class PciConfigSpace
         return 0;
     }
 
-    /// <summary>Puts a capability at the head of the chain: read-only and checked, until its owner says otherwise (QEMU: <c>pci_add_capability</c>).</summary>
-    /// <param name="id">Its id.</param>
+    /// <summary>
+    /// Adds a capability at the head of the chain. Until its owner changes the masks, the guest cannot write it and both sides of a migration must agree
+    /// on it (QEMU: <c>pci_add_capability</c>).
+    /// </summary>
+    /// <param name="id">Capability id; <see cref="PciCapabilityId"/>.</param>
     /// <param name="offset">Multiple of 4 from 0x40 on.</param>
-    /// <param name="sizeBytes">Its length.</param>
+    /// <param name="sizeBytes">Length of the capability.</param>
     public void AddCapability(byte id, int offset, int sizeBytes)
     {
         if (offset < PciRegisters.HeaderBytes || (offset & 3) != 0 || sizeBytes < 2 || offset + sizeBytes > LegacyBytes)
@@ -160,9 +150,9 @@ public sealed class PciConfigSpace
         _cmask.AsSpan(offset, sizeBytes).Fill(0xff);
     }
 
-    /// <summary>Compares values from another machine in every bit that is checked and that no guest can change.</summary>
-    /// <param name="incoming">As many bytes as this space has.</param>
-    /// <returns>Offset of the first byte that differs; -1 when none does.</returns>
+    /// <summary>Compares an incoming space in every bit that both sides must agree on and that no guest can change.</summary>
+    /// <param name="incoming">Must have the size of this space.</param>
+    /// <returns>Offset of the first byte that differs; -1 if none does.</returns>
     public int FindMismatch(ReadOnlySpan<byte> incoming)
     {
         for (int i = 0; i < _bytes.Length; i++)
@@ -170,8 +160,6 @@ public sealed class PciConfigSpace
         return -1;
     }
 
-    /// <summary>Bits of one byte on which both machines must agree.</summary>
-    /// <param name="offset">Offset.</param>
-    /// <returns>The bits.</returns>
+    /// <summary>Returns the bits of one byte that both sides of a migration must agree on.</summary>
     public byte CheckedBits(int offset) => (byte)(_cmask[offset] & ~_wmask[offset] & ~_w1cmask[offset]);
 }

@@ -1,6 +1,6 @@
 namespace Vmm.Core.Pci;
 
-// How a guest's access to a BAR finds the MSI-X structures or the device.
+// Passes a guest's access to a BAR to the MSI-X structures or to the device.
 public abstract partial class PciDevice
 {
     private enum Target
@@ -12,8 +12,8 @@ public abstract partial class PciDevice
     }
 
     /// <summary>
-    /// Reads a BAR as a guest does: the MSI-X table and PBA from the core, the rest from the device. For who serves the function to a guest of its
-    /// own. BQL: not needed.
+    /// Reads a BAR as a guest does: the core answers for the MSI-X table and PBA, the device for the rest. For a server that offers the function to
+    /// another VMM's guest. BQL: not needed.
     /// </summary>
     /// <param name="bar">BAR, 0 to 5.</param>
     /// <param name="offset">Offset in the BAR; the access ends inside it.</param>
@@ -42,7 +42,7 @@ public abstract partial class PciDevice
     /// <param name="bar">BAR, 0 to 5.</param>
     /// <param name="offset">Offset in the BAR; the access ends inside it.</param>
     /// <param name="size">1, 2, 4 or 8 bytes.</param>
-    /// <param name="value">The value, little-endian.</param>
+    /// <param name="value">Little-endian.</param>
     public void Write(int bar, ulong offset, int size, ulong value)
     {
         switch (Find(bar, offset, size, out int at))

@@ -28,7 +28,10 @@ public abstract partial class PciDevice
 
     private int _versionId = 2;
 
-    /// <summary>The core's part of a function's state (QEMU: <c>vmstate_pci_device</c>). Bits that must agree are checked before anything changes.</summary>
+    /// <summary>
+    /// The part of a function's state that the core keeps (QEMU: <c>vmstate_pci_device</c>). A load compares the bits that must agree before it changes
+    /// anything.
+    /// </summary>
     public static VmStateDescription<PciDevice> PciState { get; } = new()
     {
         Name = "PCIDevice", VersionId = 2, MinimumVersionId = 1,
@@ -41,23 +44,27 @@ public abstract partial class PciDevice
         ],
         PostLoad = static (d, _) =>
         {
-            // Lines belong to the bus's own section.
+            // The levels of the lines are in the bus's own section.
             d.UpdateIrqStatus();
             d.UpdateMappings();
             d.OnConfigLoaded();
         },
     };
 
-    /// <summary>A function's MSI-X table and pending bits, behind <see cref="PciState"/> (QEMU: <c>vmstate_msix</c>); for functions that have MSI-X.</summary>
+    /// <summary>
+    /// A function's MSI-X table and pending bits, which follow <see cref="PciState"/> in functions with MSI-X (QEMU: <c>vmstate_msix</c>).
+    /// </summary>
     public static VmStateDescription<PciDevice> MsixState { get; } = new()
     {
         Name = "msix", VersionId = 0, MinimumVersionId = 0,
         Fields = [VmState.Single<PciDevice, MsixTable>("msix", s_msix, static d => ref d._msix!)],
     };
 
-    /// <summary>Reads what a section with <see cref="PciState"/>, and <see cref="MsixState"/> if there is MSI-X, holds; checks it and changes nothing.</summary>
-    /// <param name="f">The stream.</param>
-    /// <param name="name">The section's description, for errors.</param>
+    /// <summary>
+    /// Reads and checks the content of a section with <see cref="PciState"/> and, for functions with MSI-X, <see cref="MsixState"/>; changes nothing.
+    /// </summary>
+    /// <param name="f">The stream, at the first byte of the content.</param>
+    /// <param name="name">Name of the section's description, for error messages.</param>
     public void CheckState(QemuFileReader f, string name)
     {
         ArgumentNullException.ThrowIfNull(f);

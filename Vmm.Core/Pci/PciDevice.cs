@@ -3,25 +3,25 @@ using Vmm.Core.RunStates;
 
 namespace Vmm.Core.Pci;
 
-/// <summary>What a function needs to be plugged.</summary>
+/// <summary>Options of a PCI function.</summary>
 public sealed record PciDeviceOptions
 {
     /// <summary>The device's id.</summary>
     public required string Id { get; init; }
 
-    /// <summary>Slot and function as <c>addr=</c> gives them, or null for the next free slot.</summary>
+    /// <summary>Slot and function in the syntax of <c>addr=</c>; null for the next free slot.</summary>
     public string? Address { get; init; }
 
-    /// <summary>4096 bytes of configuration space.</summary>
+    /// <summary>True for 4096 bytes of configuration space, false for 256.</summary>
     public bool IsExpress { get; init; }
 
-    /// <summary>The slot has more functions (QEMU: <c>multifunction=on</c>).</summary>
+    /// <summary>True if the slot has more functions (QEMU: <c>multifunction=on</c>).</summary>
     public bool IsMultiFunction { get; init; }
 }
 
 /// <summary>
-/// A PCI function: configuration space, BARs, INTx, MSI and MSI-X, as QEMU's core emulates them (QEMU: <c>PCIDevice</c>). An emulated device
-/// derives from it, registers BARs in its constructor, and saves its state with <see cref="PciState"/> as the first field. BQL: held for every
+/// A PCI function: configuration space, BARs, INTx, MSI and MSI-X, emulated as in QEMU's core (QEMU: <c>PCIDevice</c>). An emulated device derives
+/// from this class, registers its BARs in its constructor, and saves <see cref="PciState"/> as the first field of its state. BQL: held for every
 /// call, except where a member says otherwise.
 /// </summary>
 public abstract partial class PciDevice : INamedPart, IDisposable
@@ -34,10 +34,10 @@ public abstract partial class PciDevice : INamedPart, IDisposable
     private uint _irqState;
     private bool _detached;
 
-    /// <summary>Plugs the function; nothing decodes yet.</summary>
-    /// <param name="host">The VM's bus.</param>
-    /// <param name="options">Where and what.</param>
-    /// <exception cref="ConfigurationException">The address is malformed, in use, or there is none left.</exception>
+    /// <summary>Plugs the function into a bus; it decodes no BAR yet.</summary>
+    /// <param name="host">Bus of the function's VM.</param>
+    /// <param name="options">Id, address and kind of the function.</param>
+    /// <exception cref="ConfigurationException">The address is malformed or in use, or no slot is free.</exception>
     protected PciDevice(PciHost host, PciDeviceOptions options)
     {
         ArgumentNullException.ThrowIfNull(host);
@@ -54,7 +54,7 @@ public abstract partial class PciDevice : INamedPart, IDisposable
     /// <summary>Slot and function.</summary>
     public PciAddress Address { get; }
 
-    /// <summary>Device path, the prefix of its section names: <c>0000:00:02.0</c>.</summary>
+    /// <summary>Device path, which prefixes the names of its sections: <c>0000:00:02.0</c>.</summary>
     public string Path => Address.ToString();
 
     /// <summary>The bus.</summary>
@@ -63,41 +63,39 @@ public abstract partial class PciDevice : INamedPart, IDisposable
     /// <summary>Configuration space.</summary>
     public PciConfigSpace Config => _config;
 
-    /// <summary>MSI, or null.</summary>
+    /// <summary>The MSI capability, or null.</summary>
     public MsiCapability? Msi { get; private set; }
 
-    /// <summary>MSI-X, or null.</summary>
+    /// <summary>The MSI-X capability, or null.</summary>
     public MsixTable? Msix => _msix;
 
-    /// <summary>Whether it may master the bus.</summary>
+    /// <summary>True if the guest lets the function master the bus: DMA and MSI.</summary>
     public bool IsBusMaster => (_config.Command & PciCommand.Master) != 0;
 
-    /// <summary>Whether its INTx is asserted, even if the guest disabled it.</summary>
+    /// <summary>True if the function asserts INTx, even while the guest has it disabled.</summary>
     public bool IsIntxAsserted => _irqState != 0;
 
     internal bool IsMultiFunction { get; }
 
-    /// <summary>Whether <see cref="BarRead"/> and <see cref="BarWrite"/> want the BQL; a device that may block in there says false.</summary>
+    /// <summary>True if <see cref="BarRead"/> and <see cref="BarWrite"/> need the BQL. A device that may block in them overrides this.</summary>
     protected virtual bool BarsNeedBql => true;
 
-    /// <summary>Whether reads of the MSI-X pending bits are answered from the emulated ones.</summary>
+    /// <summary>True if the emulated MSI-X pending bits answer a guest's reads of the PBA; false if the device does.</summary>
     protected virtual bool EmulatesPba => true;
 
-    /// <summary>A BAR by number.</summary>
+    /// <summary>Returns a BAR, or null if the function has none of this number.</summary>
     /// <param name="number">0 to 5, or <see cref="PciBar.Rom"/>.</param>
-    /// <returns>The BAR, or null.</returns>
     public PciBar? Bar(int number) => _bars[number];
 
-    /// <summary>A guest's read of configuration space.</summary>
-    /// <param name="offset">Inside the space.</param>
-    /// <param name="size">1, 2 or 4.</param>
-    /// <returns>The value.</returns>
+    /// <summary>Handles a guest's read of configuration space.</summary>
+    /// <param name="offset">Offset in the space, bytes.</param>
+    /// <param name="size">1, 2 or 4 bytes.</param>
     public virtual uint ConfigRead(int offset, int size) => _config.Read(offset, size);
 
-    /// <summary>A guest's write to configuration space (QEMU: <c>pci_default_write_config</c>).</summary>
-    /// <param name="offset">Inside the space.</param>
-    /// <param name="size">1, 2 or 4.</param>
-    /// <param name="value">The value.</param>
+    /// <summary>Handles a guest's write to configuration space (QEMU: <c>pci_default_write_config</c>).</summary>
+    /// <param name="offset">Offset in the space, bytes.</param>
+    /// <param name="size">1, 2 or 4 bytes.</param>
+    /// <param name="value">Little-endian.</param>
     public virtual void ConfigWrite(int offset, int size, uint value)
     {
         Host.Bql.AssertHeld();
@@ -110,8 +108,8 @@ public abstract partial class PciDevice : INamedPart, IDisposable
         if (Msix?.ConfigWritten(offset, size) == true) DeassertIntx();
     }
 
-    /// <summary>Sets the level of the function's pin (QEMU: <c>pci_set_irq</c>); nothing without a pin.</summary>
-    /// <param name="level">Asserted.</param>
+    /// <summary>Sets the level of the function's pin (QEMU: <c>pci_set_irq</c>). Does nothing if the function has no pin.</summary>
+    /// <param name="level">True to assert the pin.</param>
     public void SetIntx(bool level)
     {
         Host.Bql.AssertHeld();
@@ -124,7 +122,7 @@ public abstract partial class PciDevice : INamedPart, IDisposable
         if (!IsIntxDisabled) Host.ChangeIrqLevel(Address.Slot, pin, level ? 1 : -1);
     }
 
-    /// <summary>Power-on state of what the core keeps: command, BARs, interrupts (QEMU: <c>pci_do_device_reset</c>).</summary>
+    /// <summary>Sets the power-on state of command register, BARs and interrupts (QEMU: <c>pci_do_device_reset</c>).</summary>
     public virtual void Reset()
     {
         DeassertIntx();
@@ -145,8 +143,7 @@ public abstract partial class PciDevice : INamedPart, IDisposable
         GC.SuppressFinalize(this);
     }
 
-    /// <summary>Unplugs the function; an override ends what it started, then calls this.</summary>
-    /// <param name="disposing">True.</param>
+    /// <summary>Unplugs the function. An override ends what it started and then calls this method.</summary>
     protected virtual void Dispose(bool disposing)
     {
         using (Host.Bql.Acquire())
@@ -160,23 +157,22 @@ public abstract partial class PciDevice : INamedPart, IDisposable
         }
     }
 
-    /// <summary>A guest's read of a BAR, MSI-X structures excepted. BQL: as <see cref="BarsNeedBql"/> says.</summary>
-    /// <param name="bar">The BAR.</param>
-    /// <param name="offset">In the BAR.</param>
-    /// <param name="size">1, 2, 4 or 8, inside it.</param>
-    /// <returns>The value.</returns>
+    /// <summary>Handles a guest's read of a BAR outside the MSI-X structures. BQL: held if <see cref="BarsNeedBql"/>.</summary>
+    /// <param name="bar">0 to 5, or <see cref="PciBar.Rom"/>.</param>
+    /// <param name="offset">Offset in the BAR, bytes.</param>
+    /// <param name="size">1, 2, 4 or 8 bytes, all inside the BAR.</param>
     protected virtual ulong BarRead(int bar, ulong offset, int size) => PciHost.AllOnes(size);
 
-    /// <summary>A guest's write to a BAR, MSI-X structures excepted. BQL: as <see cref="BarsNeedBql"/> says.</summary>
-    /// <param name="bar">The BAR.</param>
-    /// <param name="offset">In the BAR.</param>
-    /// <param name="size">1, 2, 4 or 8, inside it.</param>
-    /// <param name="value">The value.</param>
+    /// <summary>Handles a guest's write to a BAR outside the MSI-X structures. BQL: held if <see cref="BarsNeedBql"/>.</summary>
+    /// <param name="bar">0 to 5, or <see cref="PciBar.Rom"/>.</param>
+    /// <param name="offset">Offset in the BAR, bytes.</param>
+    /// <param name="size">1, 2, 4 or 8 bytes, all inside the BAR.</param>
+    /// <param name="value">Little-endian.</param>
     protected virtual void BarWrite(int bar, ulong offset, int size, ulong value)
     {
     }
 
-    /// <summary>After the guest's or a loaded state's values have been taken over.</summary>
+    /// <summary>Runs after a load has replaced the values of configuration space.</summary>
     protected virtual void OnConfigLoaded()
     {
     }
@@ -184,7 +180,7 @@ public abstract partial class PciDevice : INamedPart, IDisposable
     /// <summary>Reads memory as a bus master (QEMU: <c>pci_dma_read</c>). Any thread of the device. BQL: not held.</summary>
     /// <param name="address">Address on the bus.</param>
     /// <param name="destination">Filled on success.</param>
-    /// <returns>ENODEV while bus mastering is off; EFAULT where there is no memory; EAGAIN while the VM is stopped.</returns>
+    /// <returns>ENODEV while bus mastering is off; EFAULT if part of the range is not memory; EAGAIN while the VM is stopped.</returns>
     protected Errno DmaRead(ulong address, Span<byte> destination)
     {
         Host.Bql.AssertNotHeld();
@@ -192,8 +188,6 @@ public abstract partial class PciDevice : INamedPart, IDisposable
     }
 
     /// <summary>Writes memory as a bus master (QEMU: <c>pci_dma_write</c>). Any thread of the device. BQL: not held.</summary>
-    /// <param name="address">Address on the bus.</param>
-    /// <param name="source">Bytes.</param>
     /// <returns>As <see cref="DmaRead"/>.</returns>
     protected Errno DmaWrite(ulong address, ReadOnlySpan<byte> source)
     {
@@ -201,9 +195,9 @@ public abstract partial class PciDevice : INamedPart, IDisposable
         return !IsBusMaster ? Errno.ENODEV : Host.Dma?.Write(address, source) ?? Errno.EFAULT;
     }
 
-    /// <summary>Sends vectors by their number instead of as messages, for a function whose client keeps the messages. BQL: held.</summary>
-    /// <param name="msi">Takes vectors of MSI.</param>
-    /// <param name="msix">Takes vectors of MSI-X.</param>
+    /// <summary>Passes on the numbers of raised vectors instead of messages, for a function whose client keeps the messages. BQL: held.</summary>
+    /// <param name="msi">Gets the numbers of MSI vectors.</param>
+    /// <param name="msix">Gets the numbers of MSI-X vectors.</param>
     public void RedirectVectors(Action<int> msi, Action<int> msix)
     {
         if (Msi is not null) Msi.Redirect = v => Redirect(msi, v);
@@ -217,7 +211,7 @@ public abstract partial class PciDevice : INamedPart, IDisposable
 
     /// <summary>Adds a BAR (QEMU: <c>pci_register_bar</c>).</summary>
     /// <param name="number">0 to 5, or <see cref="PciBar.Rom"/>.</param>
-    /// <param name="type">Type bits.</param>
+    /// <param name="type">Type bits of the BAR's register.</param>
     /// <param name="sizeBytes">A power of two: at least 4 for ports, 16 for memory, 2048 for a ROM.</param>
     protected void RegisterBar(int number, PciBarType type, ulong sizeBytes)
     {
@@ -236,17 +230,17 @@ public abstract partial class PciDevice : INamedPart, IDisposable
         ResetBarRegister(bar);
     }
 
-    /// <summary>Adds MSI.</summary>
-    /// <param name="offset">Where in configuration space.</param>
-    /// <param name="vectors">1 to 32, a power of two.</param>
-    /// <param name="is64Bit">Takes 64-bit addresses.</param>
-    /// <param name="isMaskable">Has a mask bit a vector.</param>
+    /// <summary>Adds an MSI capability.</summary>
+    /// <param name="offset">Offset in configuration space.</param>
+    /// <param name="vectors">1, 2, 4, 8, 16 or 32.</param>
+    /// <param name="is64Bit">True if the capability takes 64-bit addresses.</param>
+    /// <param name="isMaskable">True if each vector has a mask bit.</param>
     protected void AddMsi(int offset, int vectors, bool is64Bit, bool isMaskable) =>
         Msi = new MsiCapability(_config, offset, vectors, is64Bit, isMaskable, SendMsi);
 
-    /// <summary>Adds MSI-X; its structures must be inside BARs that were registered before.</summary>
-    /// <param name="offset">Where in configuration space.</param>
-    /// <param name="layout">Where the structures are.</param>
+    /// <summary>Adds an MSI-X capability. Its structures must lie in BARs that are registered already.</summary>
+    /// <param name="offset">Offset in configuration space.</param>
+    /// <param name="layout">Number of vectors and places of the structures.</param>
     protected void AddMsix(int offset, MsixLayout layout)
     {
         CheckInside(layout.TableBar, layout.TableOffset, layout.TableBytes);
@@ -262,7 +256,7 @@ public abstract partial class PciDevice : INamedPart, IDisposable
         }
     }
 
-    /// <summary>Makes BARs decode where the registers say (QEMU: <c>pci_update_mappings</c>).</summary>
+    /// <summary>Makes the BARs decode at the addresses in their registers (QEMU: <c>pci_update_mappings</c>).</summary>
     protected void UpdateMappings()
     {
         bool changed = false;
@@ -276,7 +270,7 @@ public abstract partial class PciDevice : INamedPart, IDisposable
         if (changed) Host.RebuildMappings();
     }
 
-    /// <summary>A message is a write to memory, so a function that may not master the bus sends none.</summary>
+    /// <summary>Drops the message if the function may not master the bus, because a message is a write to memory.</summary>
     private void SendMsi(MsiMessage message)
     {
         if (IsBusMaster) Host.Interrupts.SendMsi(message, Address.DevFn);

@@ -2,19 +2,19 @@ using Vmm.Core.Memory;
 
 namespace Vmm.Core.Pci;
 
-// Guest accesses. What decodes where is a sorted array that changes as a whole, so that looking it up needs no lock.
+// Guest accesses. An immutable sorted array holds the mapped BARs; a change replaces the array, so that a lookup needs no lock.
 public sealed partial class PciHost
 {
     private volatile Mapping[] _mmio = [];
     private volatile Mapping[] _pio = [];
 
-    /// <summary>One BAR where it decodes; both ends inclusive.</summary>
+    /// <summary>The address range that a BAR decodes; both ends inclusive.</summary>
     private sealed record Mapping(ulong First, ulong Last, PciDevice Device, int Bar);
 
-    /// <summary>A guest's read of I/O ports: the configuration registers, then I/O BARs.</summary>
+    /// <summary>Handles a guest's read of I/O ports: configuration registers and I/O BARs.</summary>
     /// <param name="port">First port.</param>
-    /// <param name="size">1, 2 or 4.</param>
-    /// <returns>The value; all ones where nobody answers.</returns>
+    /// <param name="size">1, 2 or 4 bytes.</param>
+    /// <returns>The value; all ones if no function answers.</returns>
     public uint PioRead(ushort port, int size)
     {
         CheckSize(size, 4);
@@ -30,10 +30,10 @@ public sealed partial class PciHost
         return (uint)Read(_pio, port, size);
     }
 
-    /// <summary>A guest's write to I/O ports: the configuration registers, then I/O BARs. The address register takes whole u32 only.</summary>
+    /// <summary>Handles a guest's write to I/O ports: configuration registers and I/O BARs. The address register takes only whole u32 values.</summary>
     /// <param name="port">First port.</param>
-    /// <param name="size">1, 2 or 4.</param>
-    /// <param name="value">The value.</param>
+    /// <param name="size">1, 2 or 4 bytes.</param>
+    /// <param name="value">Little-endian.</param>
     public void PioWrite(ushort port, int size, uint value)
     {
         CheckSize(size, 4);
@@ -53,56 +53,55 @@ public sealed partial class PciHost
         }
     }
 
-    /// <summary>A guest's read of memory that is not RAM.</summary>
+    /// <summary>Handles a guest's read of memory that is not RAM.</summary>
     /// <param name="address">Guest-physical address.</param>
-    /// <param name="size">1, 2, 4 or 8.</param>
-    /// <returns>The value; all ones where nobody answers.</returns>
+    /// <param name="size">1, 2, 4 or 8 bytes.</param>
+    /// <returns>The value; all ones if no function answers.</returns>
     public ulong MmioRead(GuestAddress address, int size)
     {
         CheckSize(size, 8);
         return Read(_mmio, address.Value, size);
     }
 
-    /// <summary>A guest's write to memory that is not RAM; ignored where nobody answers.</summary>
+    /// <summary>Handles a guest's write to memory that is not RAM; does nothing if no function answers.</summary>
     /// <param name="address">Guest-physical address.</param>
-    /// <param name="size">1, 2, 4 or 8.</param>
-    /// <param name="value">The value.</param>
+    /// <param name="size">1, 2, 4 or 8 bytes.</param>
+    /// <param name="value">Little-endian.</param>
     public void MmioWrite(GuestAddress address, int size, ulong value)
     {
         CheckSize(size, 8);
         Write(_mmio, address.Value, size, value);
     }
 
-    /// <summary>A guest's read of configuration space. The bus is conventional: 256 bytes a function.</summary>
+    /// <summary>Handles a guest's read of configuration space. The bus is conventional, so a function has 256 bytes.</summary>
     /// <param name="bdf">Bus, slot and function.</param>
-    /// <param name="offset">Offset.</param>
-    /// <param name="size">1, 2 or 4.</param>
-    /// <returns>The value; all ones where nobody answers.</returns>
+    /// <param name="offset">Offset in the space, bytes.</param>
+    /// <param name="size">1, 2 or 4 bytes.</param>
+    /// <returns>The value; all ones if no function answers.</returns>
     public uint ConfigRead(ushort bdf, int offset, int size)
     {
         CheckSize(size, 4);
         using (bql.Acquire()) return Target(bdf, offset, size) is { } device ? (uint)(device.ConfigRead(offset, size) & AllOnes(size)) : (uint)AllOnes(size);
     }
 
-    /// <summary>A guest's write to configuration space; ignored where nobody answers.</summary>
+    /// <summary>Handles a guest's write to configuration space; does nothing if no function answers.</summary>
     /// <param name="bdf">Bus, slot and function.</param>
-    /// <param name="offset">Offset.</param>
-    /// <param name="size">1, 2 or 4.</param>
-    /// <param name="value">The value.</param>
+    /// <param name="offset">Offset in the space, bytes.</param>
+    /// <param name="size">1, 2 or 4 bytes.</param>
+    /// <param name="value">Little-endian.</param>
     public void ConfigWrite(ushort bdf, int offset, int size, uint value)
     {
         CheckSize(size, 4);
         using (bql.Acquire()) Target(bdf, offset, size)?.ConfigWrite(offset, size, (uint)(value & AllOnes(size)));
     }
 
-    /// <summary>What a read returns when nobody answers.</summary>
-    /// <param name="size">1 to 8.</param>
-    /// <returns>So many bytes of ones.</returns>
+    /// <summary>Returns the value of a read that no device answers: all ones.</summary>
+    /// <param name="size">1 to 8 bytes.</param>
     public static ulong AllOnes(int size) => ulong.MaxValue >> (64 - 8 * size);
 
     /// <summary>
-    /// Where BARs overlap, the lowest slot and function answers, then the lowest BAR: an order that does not depend on history and so is the
-    /// same on both sides of a migration.
+    /// Rebuilds the array. If BARs overlap, the lowest slot and function answers, then the lowest BAR. This order does not depend on the order of the
+    /// guest's writes, so both sides of a migration agree.
     /// </summary>
     internal void RebuildMappings()
     {
@@ -130,7 +129,7 @@ public sealed partial class PciHost
         return null;
     }
 
-    /// <summary>The one mapping that answers all of an access; null when none answers any of it; otherwise it goes byte by byte.</summary>
+    /// <summary>Finds the mapping that answers a whole access. Null if no mapping answers any byte, or if the access must be split into bytes.</summary>
     private static Mapping? Owner(Mapping[] all, ulong address, int size, out bool split)
     {
         Mapping? first = FindMapping(all, address);
@@ -155,7 +154,7 @@ public sealed partial class PciHost
         else for (int i = 0; i < size; i++) Write(all, address + (ulong)i, 1, value >> (8 * i));
     }
 
-    /// <summary>Bit 31 enables, 23:16 bus, 15:8 slot and function, 7:2 register; the low port bits give the lane.</summary>
+    /// <summary>Decodes the address register: bit 31 enable, 23:16 bus, 15:8 slot and function, 7:2 register. The low port bits select the byte.</summary>
     private bool ConfigTarget(ushort port, int size, out ushort bdf, out int offset)
     {
         int lane = port - ConfigDataPort;

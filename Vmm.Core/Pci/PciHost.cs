@@ -8,20 +8,20 @@ using Vmm.Core.VmStates;
 namespace Vmm.Core.Pci;
 
 /// <summary>
-/// The PCI bus of a VM: 32 slots on a conventional bus 0, configuration mechanism #1, decoding of BARs, and the four lines that functions
-/// share. One per VM; without functions it saves nothing. Guest accesses may come from any thread, with or without the BQL; they take it
-/// themselves where they need it. Plugging needs the BQL (QEMU: <c>PCIHostState</c>, <c>PCIBus</c>).
+/// The PCI bus of a VM: 32 slots on a conventional bus 0, configuration mechanism #1, decoding of BARs, and the four interrupt lines that functions
+/// share. One per VM; a bus without functions saves nothing. Any thread may make a guest access, with or without the BQL, because the access takes
+/// the BQL where it needs it. Plugging needs the BQL (QEMU: <c>PCIHostState</c>, <c>PCIBus</c>).
 /// </summary>
-/// <param name="bql">The VM's lock.</param>
-/// <param name="saveVm">Where the bus registers its sections with the first function.</param>
-/// <param name="interrupts">Takes interrupts.</param>
-/// <param name="dma">The memory that functions master; null for none.</param>
+/// <param name="bql">Lock of the VM.</param>
+/// <param name="saveVm">Registry; the bus registers its sections when the first function is plugged.</param>
+/// <param name="interrupts">Receives the interrupts of all functions.</param>
+/// <param name="dma">Memory that functions reach by DMA; null for none.</param>
 public sealed partial class PciHost(Bql bql, SaveVmRegistry saveVm, IInterruptController interrupts, IPciDma? dma = null)
 {
-    /// <summary>Slots of the bus.</summary>
+    /// <summary>Number of slots.</summary>
     public const int Slots = 32;
 
-    /// <summary>Lines that the functions' pins are swizzled onto.</summary>
+    /// <summary>Number of interrupt lines that the pins of the functions share.</summary>
     public const int IntxLines = 4;
 
     /// <summary>Port of the address register of mechanism #1.</summary>
@@ -39,14 +39,14 @@ public sealed partial class PciHost(Bql bql, SaveVmRegistry saveVm, IInterruptCo
     private uint _configReg;
     private int _nirq = IntxLines;
 
-    /// <summary>The host's section (QEMU: <c>vmstate_pcihost</c>).</summary>
+    /// <summary>State of the host bridge (QEMU: <c>vmstate_pcihost</c>).</summary>
     public static VmStateDescription<PciHost> HostState { get; } = new()
     {
         Name = "PCIHost",
         Fields = [VmState.UInt32<PciHost>("config_reg", static h => ref h._configReg)],
     };
 
-    /// <summary>The bus's section: how many functions assert each line (QEMU: <c>vmstate_pcibus</c>).</summary>
+    /// <summary>State of the bus: how many functions assert each line (QEMU: <c>vmstate_pcibus</c>).</summary>
     public static VmStateDescription<PciHost> BusState { get; } = new()
     {
         Name = "PCIBUS",
@@ -58,12 +58,12 @@ public sealed partial class PciHost(Bql bql, SaveVmRegistry saveVm, IInterruptCo
         PostLoad = static (h, _) => h.OnBusLoaded(),
     };
 
-    /// <summary>The functions, by slot and function. BQL: held.</summary>
+    /// <summary>The functions, ordered by slot and function. BQL: held.</summary>
     public IEnumerable<PciDevice> Functions => _functions.OfType<PciDevice>();
 
     /// <summary>
-    /// Lines that the bus's section counts. More than <see cref="IntxLines"/> for machines that give each function one, such as QEMU's x-remote
-    /// with 256; the rest stay idle. Set before the first function is plugged.
+    /// Number of lines that the bus's section counts. A machine with a line for each function has more than <see cref="IntxLines"/>, such as QEMU's
+    /// x-remote with 256; the additional lines stay idle. Set it before the first function is plugged.
     /// </summary>
     internal int SavedLines
     {
@@ -78,18 +78,21 @@ public sealed partial class PciHost(Bql bql, SaveVmRegistry saveVm, IInterruptCo
 
     internal Bql Bql => bql;
 
-    /// <summary>The memory that functions master; null: none, and they master nothing. Set before the VM first runs, and cleared when that memory goes away.</summary>
+    /// <summary>
+    /// The memory that functions reach by DMA; with null every DMA fails. Set before the VM first runs, and cleared when that memory goes away.
+    /// </summary>
     public IPciDma? Dma { get; set; } = dma;
 
     internal IInterruptController Interrupts => interrupts;
 
-    /// <summary>A function by its place. BQL: held.</summary>
-    /// <param name="address">The place.</param>
+    /// <summary>Finds a function by slot and function. BQL: held.</summary>
     /// <returns>The function, or null.</returns>
     public PciDevice? Find(PciAddress address) => _functions[address.DevFn];
 
-    /// <summary>Line of a pin (QEMU: <c>pci_swizzle</c>): each slot starts at another line, so that functions spread over them.</summary>
-    /// <param name="slot">The slot.</param>
+    /// <summary>
+    /// Returns the line of a pin (QEMU: <c>pci_swizzle</c>). Pin A of each slot has another line, so that functions with one pin spread over all lines.
+    /// </summary>
+    /// <param name="slot">0 to 31.</param>
     /// <param name="pin">0 to 3 for A to D.</param>
     /// <returns>0 to 3.</returns>
     public static int Swizzle(int slot, int pin) => (slot + pin) % IntxLines;
@@ -131,13 +134,13 @@ public sealed partial class PciHost(Bql bql, SaveVmRegistry saveVm, IInterruptCo
 
     private PciAddress NextFree()
     {
-        // Slot 0 belongs to a host bridge, should a machine have one.
+        // Slot 0 is for a host bridge, which some machines have.
         for (int slot = 1; slot < Slots; slot++)
             if (!Enumerable.Range(0, FunctionsPerSlot).Any(f => Find(new PciAddress(slot, f)) is not null)) return new PciAddress(slot, 0);
         throw new ConfigurationException($"all {Slots - 1} PCI slots are in use");
     }
 
-    /// <summary>Guests look at function 0 to learn of the others (QEMU: <c>pci_init_multifunction</c>).</summary>
+    /// <summary>A guest looks for further functions of a slot only if function 0 says that there are any (QEMU: <c>pci_init_multifunction</c>).</summary>
     private void CheckMultiFunction(PciDevice device, PciAddress address)
     {
         PciDevice? first = Find(address with { Function = 0 });

@@ -31,22 +31,22 @@ public static class PciRegisters
     public const int RomAddress = 0x30;
     /// <summary>Offset of the first capability, u8.</summary>
     public const int CapabilityList = 0x34;
-    /// <summary>Interrupt line, u8; the guest's notebook.</summary>
+    /// <summary>Interrupt line, u8; firmware and guest note the line here, no hardware reads it.</summary>
     public const int InterruptLine = 0x3c;
     /// <summary>Interrupt pin, u8: 0 none, 1 to 4 for A to D.</summary>
     public const int InterruptPin = 0x3d;
-    /// <summary>End of the standard header, first offset a capability may have.</summary>
+    /// <summary>Length of the standard header, and the first offset that a capability may have.</summary>
     public const int HeaderBytes = 0x40;
 
-    /// <summary>Status: an INTx is asserted.</summary>
+    /// <summary>Status: the function asserts INTx.</summary>
     public const ushort StatusInterrupt = 0x0008;
-    /// <summary>Status: there is a capability chain.</summary>
+    /// <summary>Status: the function has a capability chain.</summary>
     public const ushort StatusCapabilityList = 0x0010;
     /// <summary>Status: bits that a write of 1 clears.</summary>
     public const ushort StatusWriteOneToClear = 0xf900;
-    /// <summary>Header type: more than one function.</summary>
+    /// <summary>Header type: the slot has more than one function.</summary>
     public const byte HeaderTypeMultiFunction = 0x80;
-    /// <summary>ROM BAR: decodes.</summary>
+    /// <summary>ROM BAR: the ROM decodes.</summary>
     public const uint RomEnable = 1;
     /// <summary>ROM BAR: address bits.</summary>
     public const uint RomAddressMask = 0xfffff800;
@@ -68,13 +68,13 @@ public enum PciCommand
     Memory = 2,
     /// <summary>The function may master the bus: DMA and MSI.</summary>
     Master = 4,
-    /// <summary>Reports errors.</summary>
+    /// <summary>The function reports errors on SERR#.</summary>
     SystemError = 0x100,
-    /// <summary>INTx is not driven.</summary>
+    /// <summary>The function does not drive INTx.</summary>
     IntxDisable = 0x400,
 }
 
-/// <summary>Ids of capabilities that this product looks at.</summary>
+/// <summary>Ids of the capabilities that this product uses.</summary>
 public static class PciCapabilityId
 {
     /// <summary>Power management.</summary>
@@ -90,11 +90,11 @@ public static class PciCapabilityId
 }
 
 /// <summary>A capability of the standard chain.</summary>
-/// <param name="Id">What it is; <see cref="PciCapabilityId"/>.</param>
-/// <param name="Offset">Where it starts.</param>
+/// <param name="Id">Capability id; <see cref="PciCapabilityId"/>.</param>
+/// <param name="Offset">Offset in configuration space.</param>
 public readonly record struct PciCapability(byte Id, int Offset);
 
-/// <summary>The type bits of a BAR, as in its register.</summary>
+/// <summary>The type bits of a BAR's register.</summary>
 [Flags]
 public enum PciBarType
 {
@@ -102,15 +102,15 @@ public enum PciBarType
     Memory32 = 0,
     /// <summary>I/O ports.</summary>
     Io = 1,
-    /// <summary>Memory anywhere; takes the next register too.</summary>
+    /// <summary>Memory at any address; the BAR takes the next register too.</summary>
     Memory64 = 4,
-    /// <summary>Reads have no side effects.</summary>
+    /// <summary>Reading the memory has no side effects.</summary>
     Prefetchable = 8,
 }
 
-/// <summary>One address range of a function.</summary>
+/// <summary>A base address register: one address range of a function.</summary>
 /// <param name="number">0 to 5, or <see cref="Rom"/>.</param>
-/// <param name="type">Type bits.</param>
+/// <param name="type">Type bits of its register.</param>
 /// <param name="sizeBytes">A power of two.</param>
 public sealed class PciBar(int number, PciBarType type, ulong sizeBytes)
 {
@@ -123,21 +123,24 @@ public sealed class PciBar(int number, PciBarType type, ulong sizeBytes)
     /// <summary>Type bits.</summary>
     public PciBarType Type => type;
 
-    /// <summary>Size.</summary>
+    /// <summary>Size of the range, a power of two.</summary>
     public ulong SizeBytes => sizeBytes;
 
-    /// <summary>Ports, not memory.</summary>
+    /// <summary>True for ports, false for memory.</summary>
     public bool IsIo => (type & PciBarType.Io) != 0;
 
-    /// <summary>Takes two registers.</summary>
+    /// <summary>True if the BAR takes two registers.</summary>
     public bool Is64Bit => !IsIo && (type & PciBarType.Memory64) != 0;
 
-    /// <summary>Where it decodes now; null while it does not. BQL: held.</summary>
+    /// <summary>The address at which it decodes now; null while it does not decode. BQL: held.</summary>
     public ulong? Address { get; internal set; }
 
     internal int Register => number == Rom ? PciRegisters.RomAddress : PciRegisters.BaseAddress0 + 4 * number;
 
-    /// <summary>Where the registers say it decodes (QEMU: <c>pci_bar_address</c>): 0, a wrap, or a 32-bit range that ends at 4 GiB mean nowhere.</summary>
+    /// <summary>
+    /// Reads the address from the registers (QEMU: <c>pci_bar_address</c>). Address 0, a range that wraps, and a 32-bit range that ends at 4 GiB decode
+    /// nowhere.
+    /// </summary>
     internal ulong? AddressFrom(PciConfigSpace config)
     {
         var command = (PciCommand)config.GetUInt16(PciRegisters.Command);

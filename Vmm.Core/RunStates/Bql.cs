@@ -4,8 +4,8 @@ using System.Runtime.CompilerServices;
 namespace Vmm.Core.RunStates;
 
 /// <summary>
-/// The one big lock of a VM (QEMU: BQL). Recursive for one thread. Never held while blocking on a peer, except between the stop of the VM and
-/// the end of its device state. Lock order: THREADS.md.
+/// The one big lock of a VM (QEMU: BQL). A thread may take it again while it holds it. No thread holds it while it waits for a peer, except
+/// between the stop of the VM and the end of the device state. Lock order: THREADS.md.
 /// </summary>
 public sealed class Bql
 {
@@ -24,16 +24,16 @@ public sealed class Bql
     /// <summary>True if the calling thread holds the lock.</summary>
     public bool IsHeld => _lock.IsHeldByCurrentThread;
 
-    /// <summary>Takes the lock; leave it by disposing the result on the same thread.</summary>
-    /// <returns>The scope.</returns>
+    /// <summary>Takes the lock; the same thread releases it by disposing the result.</summary>
     public Lock.Scope Acquire() => _lock.EnterScope();
 
-    /// <summary>Takes the lock if it comes free in time; for a thread that its holder may be waiting for. Leave it with <see cref="Exit"/>.</summary>
-    /// <param name="timeout">How long to wait.</param>
-    /// <returns>False when somebody else held it all the time.</returns>
+    /// <summary>
+    /// Tries to take the lock until a timeout, for a thread that the lock's holder may wait for. Release it with <see cref="Exit"/>.
+    /// </summary>
+    /// <returns>False after the timeout.</returns>
     public bool TryEnter(TimeSpan timeout) => _lock.TryEnter(timeout);
 
-    /// <summary>Leaves the lock after <see cref="TryEnter"/>.</summary>
+    /// <summary>Releases the lock after <see cref="TryEnter"/>.</summary>
     public void Exit() => _lock.Exit();
 
     /// <summary>Checks that the caller holds the lock, where <see cref="ChecksContracts"/> is on.</summary>

@@ -1,11 +1,11 @@
 namespace Vmm.Core.RunStates;
 
-/// <summary>QEMU's RunState values, in its order; <see cref="RunStateNames"/> gives the wire names.</summary>
+/// <summary>QEMU's RunState values in QEMU's order; <see cref="RunStateNames"/> gives the wire names.</summary>
 public enum RunState
 {
     /// <summary>Stopped by the debugger.</summary>
     Debug,
-    /// <summary>Waiting for or loading an incoming migration.</summary>
+    /// <summary>Waits for an incoming migration, or loads one.</summary>
     InMigrate,
     /// <summary>An internal error; only a reset helps.</summary>
     InternalError,
@@ -13,7 +13,7 @@ public enum RunState
     IoError,
     /// <summary>Stopped by the user.</summary>
     Paused,
-    /// <summary>Stopped after a migration away.</summary>
+    /// <summary>Stopped after a migration to another host.</summary>
     PostMigrate,
     /// <summary>Not started yet.</summary>
     PreLaunch,
@@ -27,7 +27,7 @@ public enum RunState
     SaveVm,
     /// <summary>The guest shut down; only a reset helps.</summary>
     Shutdown,
-    /// <summary>The guest is in suspend to RAM.</summary>
+    /// <summary>The guest suspended itself to RAM.</summary>
     Suspended,
     /// <summary>Stopped by the watchdog.</summary>
     Watchdog,
@@ -49,14 +49,11 @@ public static class RunStateNames
     /// <summary>All names, indexed by the enum's value.</summary>
     public static IReadOnlyList<string> All => s_names;
 
-    /// <summary>The wire name.</summary>
-    /// <param name="state">A state.</param>
+    /// <summary>Gives the wire name of a state.</summary>
     /// <returns>E.g. <c>finish-migrate</c>.</returns>
     public static string ToWireName(this RunState state) => s_names[(int)state];
 
     /// <summary>Finds a state by its wire name.</summary>
-    /// <param name="name">The name.</param>
-    /// <param name="state">The state.</param>
     /// <returns>False for an unknown name.</returns>
     public static bool TryParse(string name, out RunState state)
     {

@@ -2,25 +2,21 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.RunStates;
 
-/// <summary>Told when the VM starts or stops (QEMU: <c>qemu_add_vm_change_state_handler</c>). May throw; see <see cref="RunStateNotifier"/>.</summary>
+/// <summary>Hears when the VM starts or stops (QEMU: <c>qemu_add_vm_change_state_handler</c>). May throw; see <see cref="RunStateNotifier"/>.</summary>
 public interface IVmStateHandler
 {
-    /// <summary>The VM is about to run or has stopped. BQL: held.</summary>
-    /// <param name="running">True on start.</param>
-    /// <param name="state">The state being entered.</param>
+    /// <summary>The VM is about to start, or has stopped. BQL: held.</summary>
     void OnVmStateChange(bool running, RunState state);
 }
 
-/// <summary>A handler with work that must precede everybody's main pass (QEMU: <c>prepare_cb</c>).</summary>
+/// <summary>A handler with work that must precede every <see cref="IVmStateHandler.OnVmStateChange"/> (QEMU: <c>prepare_cb</c>).</summary>
 public interface IVmStatePrepareHandler : IVmStateHandler
 {
     /// <summary>Runs for all handlers before the first <see cref="IVmStateHandler.OnVmStateChange"/>. BQL: held.</summary>
-    /// <param name="running">True on start.</param>
-    /// <param name="state">The state being entered.</param>
     void OnVmStatePrepare(bool running, RunState state);
 }
 
-/// <summary>A part of a machine with an id of its own, for error texts.</summary>
+/// <summary>A part of a machine with an id of its own, which error messages name.</summary>
 public interface INamedPart
 {
     /// <summary>Unique in its VM.</summary>
@@ -36,18 +32,20 @@ public interface IRunStateNotifier
     /// <summary>True while the guest runs. Any thread.</summary>
     bool IsRunning { get; }
 
-    /// <summary>The guest was suspended before it was stopped, so a later start leads to suspended (QEMU: <c>vm_was_suspended</c>).</summary>
+    /// <summary>True if the guest was suspended when the VM stopped; the next start then enters suspended (QEMU: <c>vm_was_suspended</c>).</summary>
     bool WasSuspended { get; }
 
     /// <summary>
-    /// Stops the VM into a state, for a device with which the guest must not go on (QEMU: <c>vm_stop</c>). A VM that does not run only changes
+    /// Stops the VM and enters a state, for a device that cannot let the guest go on (QEMU: <c>vm_stop</c>). A VM that does not run only changes
     /// its state. BQL: held.
     /// </summary>
     /// <param name="state">The state to enter, such as <see cref="RunState.InternalError"/>.</param>
-    /// <exception cref="DeviceStateException">The state cannot be reached from the present one; or handlers failed, and the VM is stopped all the same.</exception>
+    /// <exception cref="DeviceStateException">The transition is illegal; or handlers failed, and the VM has stopped nevertheless.</exception>
     void Stop(RunState state);
 
-    /// <summary>Adds a handler. On start handlers run in ascending priority, on stop in descending; equal ones in order of registration, on stop reversed.</summary>
+    /// <summary>
+    /// Adds a handler. A start calls handlers by ascending priority and, within one priority, in order of registration; a stop uses the reverse order.
+    /// </summary>
     /// <param name="handler">The handler.</param>
     /// <param name="priority">QEMU's device depth; 0 by default.</param>
     /// <returns>Dispose to remove it.</returns>
@@ -55,16 +53,15 @@ public interface IRunStateNotifier
 }
 
 /// <summary>One change of the run state.</summary>
-/// <param name="From">State left.</param>
-/// <param name="To">State entered.</param>
+/// <param name="From">The state before the change.</param>
+/// <param name="To">The state after it.</param>
 public readonly record struct RunStateChange(RunState From, RunState To);
 
 /// <summary>
-/// Owns the run state of one VM and calls the handlers. All changes need the BQL. Handler failures are collected, each with its handler's
-/// name. A stop always reaches its state, then throws; a failed start is undone (all handlers are told to stop) and leaves the old state.
-/// Either way a migration in flight fails instead of going on with a device in an unknown state.
+/// Owns the run state of one VM and calls the handlers. Every change needs the BQL. The exception names each handler that failed. A stop always
+/// enters its state and throws afterwards; a failed start tells all handlers to stop and keeps the old state. Both make a migration fail, because
+/// a device whose state is unknown must not be saved.
 /// </summary>
-/// <param name="bql">The VM's lock.</param>
 public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
 {
     private readonly List<(IVmStateHandler Handler, int Priority, int Order)> _handlers = [];
@@ -77,10 +74,10 @@ public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
     /// <inheritdoc/>
     public bool IsRunning => RunStateTable.IsRunning(_state);
 
-    /// <summary>The guest was suspended before it was stopped, so a later start leads to suspended (QEMU: <c>vm_was_suspended</c>).</summary>
+    /// <inheritdoc cref="IRunStateNotifier.WasSuspended"/>
     public bool WasSuspended { get; set; }
 
-    /// <summary>Raised after each change, on the changing thread, BQL held.</summary>
+    /// <summary>Raised after each change, on the thread that made it. BQL: held.</summary>
     public event Action<RunStateChange>? Changed;
 
     /// <inheritdoc/>
@@ -137,8 +134,8 @@ public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
         if (errors.Count > 0) throw Collected("stop", errors);
     }
 
-    /// <summary>Changes the state without starting or stopping (QEMU: <c>runstate_set</c>). BQL: held.</summary>
-    /// <param name="state">A state that does not run; reached by a legal transition.</param>
+    /// <summary>Changes the state of a VM that stays stopped (QEMU: <c>runstate_set</c>). BQL: held.</summary>
+    /// <param name="state">A state other than running that the present state may change to.</param>
     public void Set(RunState state)
     {
         bql.AssertHeld();
@@ -148,8 +145,8 @@ public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
     }
 
     /// <summary>
-    /// Enters internal-error because the stopped guest's state is part old and part new: only a reset or a load that succeeds may follow. QEMU
-    /// has no such transition and lets the guest run. BQL: held.
+    /// Enters internal-error because a failed load left the stopped guest with parts of two states; only a reset or a successful load may follow.
+    /// QEMU has no such transition and lets the guest run. BQL: held.
     /// </summary>
     /// <exception cref="InvalidOperationException">The guest runs.</exception>
     public void EnterInternalError()
@@ -189,7 +186,7 @@ public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
             {
                 call(handler);
             }
-#pragma warning disable CA1031 // Whatever a handler throws is collected and reported with its name; the others must still be told.
+#pragma warning disable CA1031 // One failed handler must not keep the others from hearing of the change; its exception is reported with its name.
             catch (Exception e)
 #pragma warning restore CA1031
             {

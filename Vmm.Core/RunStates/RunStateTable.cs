@@ -2,7 +2,7 @@ namespace Vmm.Core.RunStates;
 
 using static Vmm.Core.RunStates.RunState;
 
-/// <summary>QEMU's table of legal run-state transitions as data (QEMU: <c>runstate_transitions_def</c>).</summary>
+/// <summary>QEMU's table of legal run-state transitions (QEMU: <c>runstate_transitions_def</c>).</summary>
 internal static class RunStateTable
 {
     private static readonly (RunState From, RunState[] To)[] s_rows =
@@ -27,25 +27,16 @@ internal static class RunStateTable
 
     private static readonly bool[,] s_legal = Build();
 
-    /// <summary>True if the transition is legal; staying in a state always is.</summary>
-    /// <param name="from">Present state.</param>
-    /// <param name="to">Wanted state.</param>
-    /// <returns>The table's entry.</returns>
+    /// <summary>True if the transition is legal; a state may always change to itself.</summary>
     public static bool IsLegal(RunState from, RunState to) => from == to || s_legal[(int)from, (int)to];
 
-    /// <summary>True for the states in which the guest executes.</summary>
-    /// <param name="state">A state.</param>
-    /// <returns>True only for <see cref="Running"/>.</returns>
+    /// <summary>True for the state in which the guest executes: <see cref="Running"/>.</summary>
     public static bool IsRunning(RunState state) => state == Running;
 
-    /// <summary>True for the states that hold a live guest: running or suspended (QEMU: <c>runstate_is_live</c>).</summary>
-    /// <param name="state">A state.</param>
-    /// <returns>True for running and suspended.</returns>
+    /// <summary>True for the states with a live guest: running and suspended (QEMU: <c>runstate_is_live</c>).</summary>
     public static bool IsLive(RunState state) => state is Running or Suspended;
 
-    /// <summary>True for the states that only a reset leaves (QEMU: <c>runstate_needs_reset</c>).</summary>
-    /// <param name="state">A state.</param>
-    /// <returns>True for internal-error and shutdown.</returns>
+    /// <summary>True for the states that only a reset leaves: internal-error and shutdown (QEMU: <c>runstate_needs_reset</c>).</summary>
     public static bool NeedsReset(RunState state) => state is InternalError or Shutdown;
 
     private static bool[,] Build()

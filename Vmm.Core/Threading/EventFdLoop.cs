@@ -7,11 +7,11 @@ namespace Vmm.Core.Threading;
 using Nito.AsyncEx.Synchronous;
 
 /// <summary>
-/// One thread that waits for the eventfds of a VM's devices and calls their handlers. It holds no lock while it calls; a handler takes what it
-/// needs and then asks whether its registration is still wanted. The thread starts with the first registration, or before, and ends with this object,
-/// which must be disposed without the BQL. Thread-safe.
+/// One thread that waits for the eventfds of a VM's devices and calls their handlers. The thread holds no lock during a call; a handler takes the
+/// locks that it needs and then checks that its registration still exists. The thread starts with the first registration or with
+/// <see cref="Prepare"/>, and ends with this object. Dispose without the BQL, because a handler may wait for it. Thread-safe.
 /// </summary>
-/// <param name="loggers">For handlers that fail.</param>
+/// <param name="loggers">Logs handlers that throw.</param>
 public sealed class EventFdLoop(ILoggerFactory loggers) : IDisposable
 {
     private readonly Lock _gate = new();
@@ -25,8 +25,8 @@ public sealed class EventFdLoop(ILoggerFactory loggers) : IDisposable
 
     /// <summary>Watches an eventfd.</summary>
     /// <param name="fd">Must stay open until the registration is disposed; the handler drains it.</param>
-    /// <param name="handler">Called on the loop's thread, no lock held, as long as the eventfd is readable. One that throws is called no more.</param>
-    /// <returns>Dispose to stop watching. A call that has begun may still be running afterwards.</returns>
+    /// <param name="handler">Called without locks on the loop's thread while the eventfd is readable. A handler that throws is not called again.</param>
+    /// <returns>Dispose to stop watching; a call that has begun may still run afterwards.</returns>
     /// <exception cref="ChannelException">The operating system refused.</exception>
     public IDisposable Add(OwnedFd fd, Action handler)
     {
@@ -43,7 +43,7 @@ public sealed class EventFdLoop(ILoggerFactory loggers) : IDisposable
         }
     }
 
-    /// <summary>Starts the thread ahead of the first registration, for who has no time to wait for that later.</summary>
+    /// <summary>Starts the thread before the first registration, so that a registration during a migration's downtime does not wait for it.</summary>
     public void Prepare()
     {
         lock (_gate)
@@ -109,7 +109,7 @@ public sealed class EventFdLoop(ILoggerFactory loggers) : IDisposable
         {
             entry.Handler();
         }
-#pragma warning disable CA1031 // The other devices' interrupts must go on; the failed one is reported and no longer called.
+#pragma warning disable CA1031 // One failed handler must not stop the interrupts of other devices; it is logged and not called again.
         catch (Exception e)
 #pragma warning restore CA1031
         {

@@ -2,14 +2,14 @@ using System.Diagnostics;
 
 namespace Vmm.Core.Threading;
 
-/// <summary>CLOCK_MONOTONIC in ns, which all processes of a host share. Thread-safe.</summary>
+/// <summary>CLOCK_MONOTONIC in ns; all processes of a host see the same clock. Thread-safe.</summary>
 internal static class MonotonicClock
 {
-    /// <summary>Now, ns.</summary>
+    /// <summary>The present time, ns.</summary>
     public static long NowNs => ToNs(Stopwatch.GetTimestamp());
 
-    /// <summary>The same clock's time of a timestamp.</summary>
+    /// <summary>Converts a timestamp to the time of this clock.</summary>
     /// <param name="timestamp">By <see cref="Stopwatch.GetTimestamp"/>.</param>
-    /// <returns>ns.</returns>
+    /// <returns>Nanoseconds.</returns>
     public static long ToNs(long timestamp) => (long)(timestamp * (1e9 / Stopwatch.Frequency));
 }

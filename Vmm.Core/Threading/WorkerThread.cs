@@ -1,12 +1,12 @@
 namespace Vmm.Core.Threading;
 
-/// <summary>A named thread that looks like a task: bulk data moves on these, with blocking calls and spans.</summary>
+/// <summary>Runs blocking work on a named thread and returns a task for it; bulk data moves on such threads.</summary>
 public static class WorkerThread
 {
     /// <summary>Runs a body on a new background thread.</summary>
-    /// <param name="name">Shown by debuggers and tools; the kernel keeps 15 characters.</param>
-    /// <param name="body">The work. It must never block on a task.</param>
-    /// <returns>Completes with the body; carries its exception.</returns>
+    /// <param name="name">Thread name; the kernel keeps 15 characters.</param>
+    /// <param name="body">The work; it must not block on a task.</param>
+    /// <returns>Completes when the body ends; faults with the body's exception.</returns>
     public static Task Run(string name, Action body)
     {
         ArgumentNullException.ThrowIfNull(body);
@@ -18,7 +18,7 @@ public static class WorkerThread
                 body();
                 done.SetResult();
             }
-#pragma warning disable CA1031 // The task carries whatever the body threw; an escaping exception would end the process.
+#pragma warning disable CA1031 // The task carries the body's exception; one that escaped the thread would end the process.
             catch (Exception e)
 #pragma warning restore CA1031
             {

@@ -35,7 +35,7 @@ internal sealed class UnusedField<T>(int sizeBytes, int since, Func<T, int, bool
     internal override void Load(T owner, VmStateLoader loader) => loader.File.Skip(SizeBytes);
 }
 
-/// <summary>An array of values.</summary>
+/// <summary>Fields that hold an array of values.</summary>
 internal abstract class ValuesField<T, TValue>(string name, VmStateType<TValue> type, int since, Func<T, int, bool>? exists)
     : VmStateField<T>(name, type.Name, type.SizeBytes, since, exists) where T : class
 {

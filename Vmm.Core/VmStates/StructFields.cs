@@ -3,14 +3,14 @@ using Vmm.Core.Wire;
 
 namespace Vmm.Core.VmStates;
 
-/// <summary>How a nested description shows in VMDESC and which version it loads in.</summary>
+/// <summary>How VMDESC shows a nested description, and in which version it loads.</summary>
 internal enum StructForm
 {
-    /// <summary>In an object of its own; its own version.</summary>
+    /// <summary>An object of its own in VMDESC; loads in the version of the nested description.</summary>
     Struct,
-    /// <summary>Inline; the version that the field names.</summary>
+    /// <summary>Inline in VMDESC; loads in the version that the field names.</summary>
     VStruct,
-    /// <summary>Inline; saved in its own version, loaded in the field's.</summary>
+    /// <summary>Inline in VMDESC; saved in the version of the nested description, loaded in the field's version.</summary>
     Tmp,
 }
 
@@ -31,12 +31,12 @@ internal abstract class NestedField<T, TNested>(string name, string typeName, in
 
     private protected void LoadStruct(TNested nested, VmStateLoader loader) => description.Load(nested, loader, description.VersionId, nested: true);
 
-    /// <summary>QEMU looks into structs only: the other forms have no flag of their own.</summary>
+    /// <summary>QEMU looks only into fields of the form struct; it does not mark the other forms.</summary>
     private protected bool NestedCanCompress => description.Subsections.Count == 0 && description.Fields.All(static f => f.CanCompress);
 
     private protected static int SizeOf(IVmStateDescription description)
     {
-        // Null here is nearly always a static description declared below the one that nests it.
+        // A null here usually means that a static description is declared below the one that nests it.
         ArgumentNullException.ThrowIfNull(description);
         return description.Fields.Sum(static f => f.SizeBytes * (f.Num ?? 1));
     }
@@ -149,7 +149,7 @@ internal sealed class PointerArrayField<T, TNested>(string name, VmStateDescript
             }
             long at = loader.File.Position;
             byte marker = loader.File.ReadByte();
-            if (marker != VmStatePointers.Null) throw loader.Bad(at, "0x30, as this element is missing here", $"0x{marker:x2}");
+            if (marker != VmStatePointers.Null) throw loader.Bad(at, "0x30, because the local element is null", $"0x{marker:x2}");
         }
     }
 }
@@ -209,7 +209,7 @@ internal sealed class ListField<T, TNested>(string name, string typeName, VmStat
         if (VersionId > Nested.VersionId || VersionId < Nested.MinimumVersionId)
             throw loader.Incompatible(loader.File.Position, "list version", $"version {Nested.MinimumVersionId} to {Nested.VersionId}", $"version {VersionId}");
         var loaded = new List<TNested>();
-        // QEMU takes any byte but 0 for another element.
+        // QEMU reads every byte other than 0 as the start of another element.
         while (loader.File.ReadByte() != 0)
         {
             loader.Path.Element(loaded.Count);

@@ -4,7 +4,7 @@ using Vmm.Core.Wire;
 
 namespace Vmm.Core.VmStates;
 
-/// <summary>Where in nested descriptions the work is; for error texts only, so it keeps its place when an exception passes.</summary>
+/// <summary>The path of the field at work, for error messages. An exception does not unwind it, so that the message still finds the path.</summary>
 internal sealed class VmStatePath
 {
     private readonly List<(string Name, int Index)> _steps = [];
@@ -44,53 +44,53 @@ internal sealed class VmStatePath
     }
 }
 
-/// <summary>State of one save. One thread; lives as long as one section's body.</summary>
+/// <summary>State of one save; lives as long as the body of one section. One thread.</summary>
 internal sealed class VmStateSaver(QemuFileWriter file)
 {
     internal QemuFileWriter File => file;
 
     internal VmStatePath Path { get; } = new();
 
-    /// <summary>Checks a count or size of the device's own before it is written.</summary>
+    /// <summary>Checks a count or size that the device itself supplied, before the save writes it.</summary>
     internal int Checked(long value, long max, string unit) => value >= 0 && value <= max
         ? (int)value
         : throw new DeviceStateException($"cannot save '{Path}': expected 0 to {max} {unit}, found {value}");
 
-    /// <summary>Runs a hook; whatever it throws ends the save with the hook's name.</summary>
+    /// <summary>Runs a hook; if the hook throws, the save fails with an error that names it.</summary>
     internal void Hook(string hook, Action call) => VmStateHooks.Run("save", Path, hook, call);
 }
 
 /// <summary>
-/// State of one load, given to <see cref="VmStateType{TValue}"/>s. One thread; lives as long as one section's body.
+/// State of one load, which each <see cref="VmStateType{TValue}"/> gets; lives as long as the body of one section. One thread.
 /// </summary>
 internal sealed class VmStateLoader
 {
     internal VmStateLoader(QemuFileReader file) => File = file;
 
-    /// <summary>The stream, at the value to read.</summary>
+    /// <summary>The stream; the next byte is the first of the value to read.</summary>
     public QemuFileReader File { get; }
 
     internal VmStatePath Path { get; } = new();
 
-    /// <summary>An exception that names section, field path, offset, expected and found.</summary>
+    /// <summary>Makes an exception that names section, field path, offset, expected and found.</summary>
     /// <param name="offset">Stream offset of the offending bytes.</param>
-    /// <param name="expected">What the field wants.</param>
+    /// <param name="expected">What the field requires.</param>
     /// <param name="found">What the bytes hold.</param>
     /// <returns>The exception, to throw.</returns>
     public StreamFormatException Bad(long offset, string expected, string found) => File.Bad($"field '{Path}'", expected, found, offset);
 
-    /// <summary>An exception for a valid stream that does not fit this device.</summary>
+    /// <summary>Makes an exception for a valid stream that does not fit this device.</summary>
     internal IncompatibleStateException Incompatible(long offset, string what, string expected, string found) =>
         new($"section '{File.Section}', offset {offset}: '{Path}': {what}: expected {expected}, found {found}")
         {
             Section = File.Section, Offset = offset, Expected = expected, Found = found,
         };
 
-    /// <summary>Bounds a count or size that came from the stream: by the limit first, then by the target's own storage.</summary>
+    /// <summary>Checks a count or size from the stream: against the limit first, then against the target's storage.</summary>
     internal int Checked(long value, long max, string unit)
     {
         if (value > WireLimits.VmStateElements)
-            throw new StreamLimitException($"section '{File.Section}', offset {File.Position}: field '{Path}': {value} {unit} are over WireLimits.VmStateElements ({WireLimits.VmStateElements})");
+            throw new StreamLimitException($"section '{File.Section}', offset {File.Position}: field '{Path}': {value} {unit} exceed WireLimits.VmStateElements ({WireLimits.VmStateElements})");
         return value >= 0 && value <= max ? (int)value : throw Bad(File.Position, $"0 to {max} {unit}", $"{value}");
     }
 
@@ -112,7 +112,7 @@ internal static class VmStateHooks
     }
 }
 
-/// <summary>Bytes that stand for elements of pointer arrays (stream 2.5).</summary>
+/// <summary>The marker bytes of pointer arrays (stream 2.5).</summary>
 internal static class VmStatePointers
 {
     internal const byte Null = 0x30;

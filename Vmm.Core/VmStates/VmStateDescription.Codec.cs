@@ -4,7 +4,7 @@ using Vmm.Core.SaveVm;
 
 namespace Vmm.Core.VmStates;
 
-// body       = field* subsection*                      (nothing names fields or gives lengths; stream 2.2, 2.3)
+// body       = field* subsection*                      (the stream carries neither names nor lengths of fields; stream 2.2, 2.3)
 // subsection = 05 u8:n byte[n]:name u32:version body   (stream 2.4)
 public sealed partial class VmStateDescription<T>
 {
@@ -54,7 +54,7 @@ public sealed partial class VmStateDescription<T>
         loader.Path.LeaveDescription();
     }
 
-    /// <summary>The hook still runs, to undo what <see cref="PreSave"/> did; if it fails too, both failures are reported.</summary>
+    /// <summary>Runs the hook after a failure too, because it undoes <see cref="PreSave"/>; if it fails as well, the exception reports both failures.</summary>
     private void RunPostSaveAfter(Exception first, T owner, VmStateSaver saver)
     {
         try
@@ -83,7 +83,7 @@ public sealed partial class VmStateDescription<T>
         saver.Path.Leave();
     }
 
-    /// <summary>Pointer arrays are described in runs of null and of real elements, each like an array of its own (stream 2.6).</summary>
+    /// <summary>VMDESC describes a pointer array as runs of null elements and runs of others, each run like an array (stream 2.6).</summary>
     private static int RunLength(VmStateField<T> field, T owner, int start, int count, VmDescJson desc)
     {
         if (desc.Options.NullMarkerType is null) return count - start;
@@ -112,7 +112,7 @@ public sealed partial class VmStateDescription<T>
                 }
                 SaveElement(field, owner, saver, i, run, desc);
             }
-            // A compressed array is described by its first element.
+            // VMDESC describes a compressed array by its first element.
             if (CanCompress(field) || (desc?.Options.NullMarkerType is not null && field.IsNull(owner, i))) desc = null;
         }
     }
@@ -186,7 +186,8 @@ public sealed partial class VmStateDescription<T>
     }
 
     /// <summary>
-    /// Looks ahead (stream 2.4), and leaves what is not named after this description to an outer one (QEMU: <c>vmstate_subsection_load</c>).
+    /// Reads the subsections whose names extend this description's name, and leaves any other for an outer description (stream 2.4; QEMU:
+    /// <c>vmstate_subsection_load</c>).
     /// </summary>
     private void LoadSubsections(T owner, VmStateLoader loader)
     {
@@ -203,7 +204,7 @@ public sealed partial class VmStateDescription<T>
             VmStateDescription<T> sub = Subsections.FirstOrDefault(s => s.Name == name)
                 ?? throw loader.Incompatible(loader.File.Position, "unknown subsection", Subsections.Count == 0 ? "none" : string.Join(" or ", Subsections.Select(static s => $"'{s.Name}'")), $"'{name}'");
             loader.File.Skip(2 + length);
-            // QEMU keeps 8 bits of the version.
+            // QEMU keeps only 8 bits of a subsection's version.
             sub.Load(owner, loader, (byte)loader.File.ReadUInt32(), nested: false);
         }
     }

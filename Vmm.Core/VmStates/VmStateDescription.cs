@@ -5,11 +5,10 @@ using Vmm.Core.Wire;
 namespace Vmm.Core.VmStates;
 
 /// <summary>
-/// Declared state of a type: name, versions, ordered fields and subsections, hooks. One declaration serves save, load, VMDESC and
-/// <see cref="VmStateDump"/>. Make one as a static member of the owner, so its accessors reach private fields. Immutable; hooks run on the
-/// thread that saves or loads, BQL held, and fail by throwing (QEMU: <c>VMStateDescription</c>; stream 2).
+/// The declared state of a type: name, versions, ordered fields and subsections, hooks. One declaration serves save, load, VMDESC and
+/// <see cref="VmStateDump"/>. Declare it as a static member of the owner, so that its accessors reach private fields. Immutable. Hooks run on the
+/// thread that saves or loads, with the BQL held, and report a failure by throwing (QEMU: <c>VMStateDescription</c>; stream 2).
 /// </summary>
-/// <typeparam name="T">Owner.</typeparam>
 public sealed partial class VmStateDescription<T> : IVmStateDescription where T : class
 {
     /// <inheritdoc/>
@@ -24,22 +23,24 @@ public sealed partial class VmStateDescription<T> : IVmStateDescription where T 
     /// <summary>Fields in wire order.</summary>
     public IReadOnlyList<VmStateField<T>> Fields { get; init; } = [];
 
-    /// <summary>Subsections in wire order; each is sent only when its <see cref="Needed"/> says so.</summary>
+    /// <summary>Subsections in wire order; a save sends each one only if its <see cref="Needed"/> is true.</summary>
     public IReadOnlyList<VmStateDescription<T>> Subsections { get; init; } = [];
 
-    /// <summary>Whether this section or subsection is sent at all; null for always. Asked before <see cref="PreSave"/>.</summary>
+    /// <summary>Tells whether a save sends this section or subsection; null for always. Called before <see cref="PreSave"/>.</summary>
     public Func<T, bool>? Needed { get; init; }
 
-    /// <summary>Before the first field is written (QEMU: <c>pre_save</c>).</summary>
+    /// <summary>Runs before the first field is written (QEMU: <c>pre_save</c>).</summary>
     public Action<T>? PreSave { get; init; }
 
-    /// <summary>After the last subsection, also when a field or a subsection failed, but not when <see cref="PreSave"/> did (QEMU: <c>post_save</c>).</summary>
+    /// <summary>
+    /// Runs after the last subsection, even if a field or a subsection failed, but not if <see cref="PreSave"/> failed (QEMU: <c>post_save</c>).
+    /// </summary>
     public Action<T>? PostSave { get; init; }
 
-    /// <summary>Before the first field is read: the place for defaults of fields and subsections that may be missing (QEMU: <c>pre_load</c>).</summary>
+    /// <summary>Runs before the first field is read, to set defaults for fields and subsections that may be absent (QEMU: <c>pre_load</c>).</summary>
     public Action<T>? PreLoad { get; init; }
 
-    /// <summary>After the last subsection, with the incoming version; the place to check values (QEMU: <c>post_load</c>).</summary>
+    /// <summary>Runs after the last subsection and gets the incoming version; checks values (QEMU: <c>post_load</c>).</summary>
     public Action<T, int>? PostLoad { get; init; }
 
     /// <inheritdoc/>
@@ -55,10 +56,8 @@ public sealed partial class VmStateDescription<T> : IVmStateDescription where T 
 
     IReadOnlyList<IVmStateDescription> IVmStateDescription.Subsections => Subsections;
 
-    /// <summary>Binds the description to an owner, for the registry (QEMU: <c>vmstate_register</c>).</summary>
-    /// <param name="owner">The owner.</param>
-    /// <returns>The section.</returns>
-    /// <exception cref="ArgumentException">The description breaks a rule of the format; the message names it.</exception>
+    /// <summary>Binds the description to an owner, which gives a section for the registry (QEMU: <c>vmstate_register</c>).</summary>
+    /// <exception cref="ArgumentException">The description violates a rule of the format; the message names the rule.</exception>
     public IVmStateSection Bind(T owner)
     {
         ArgumentNullException.ThrowIfNull(owner);
@@ -104,14 +103,14 @@ public sealed partial class VmStateDescription<T> : IVmStateDescription where T 
     }
 }
 
-/// <summary>Rules a description must keep so that QEMU and we can read it (stream 2.4).</summary>
+/// <summary>Rules that a description must follow so that this reader and QEMU's can load it (stream 2.4).</summary>
 internal static class VmStateRules
 {
     internal static void Check(IVmStateDescription description) => Check(description, []);
 
     private static void Check(IVmStateDescription d, HashSet<IVmStateDescription> seen)
     {
-        // The same description may be nested many times.
+        // A description may be nested in several others; one check is enough.
         if (!seen.Add(d)) return;
         CheckName(d.Name);
         if (d.MinimumVersionId > d.VersionId || d.MinimumVersionId < 0)
@@ -134,8 +133,8 @@ internal static class VmStateRules
     }
 
     /// <summary>
-    /// Each description looks for its subsections by plain prefix, so one that ends right before <c>a/bc</c> must not be named <c>a/b</c>: it
-    /// would take that for its own and fail. QEMU's readers do the same, so such a stream loads nowhere.
+    /// A reader finds the subsections of a description by name prefix alone. If the body of <c>a/b</c> ends directly before the subsection <c>a/bc</c>,
+    /// the reader of <c>a/b</c> takes it for its own and fails. QEMU reads the same way, so such a stream would load nowhere.
     /// </summary>
     private static void CheckPrefixes(IVmStateDescription d)
     {
@@ -149,7 +148,7 @@ internal static class VmStateRules
         }
     }
 
-    /// <summary>Adds everything that looks for subsections at the end of a description's body.</summary>
+    /// <summary>Adds all descriptions that look for subsections at the end of this description's body.</summary>
     private static void AddTail(IVmStateDescription d, List<IVmStateDescription> into)
     {
         into.Add(d);
@@ -159,7 +158,7 @@ internal static class VmStateRules
 
     private static void AddLastField(IVmStateDescription d, List<IVmStateDescription> into)
     {
-        // A list ends with a byte of its own.
+        // A list ends with a byte of its own, so its elements do not look for subsections there.
         if (d.Fields is [.., { Description: { } nested, TypeName: not ("qtailq" or "qlist") }]) AddTail(nested, into);
     }
 

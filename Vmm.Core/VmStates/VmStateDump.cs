@@ -5,15 +5,15 @@ using System.Text.Json;
 namespace Vmm.Core.VmStates;
 
 /// <summary>
-/// Writes descriptions in the form of QEMU's <c>-dump-vmstate</c> (stream 2.7), so that QEMU's <c>vmstate-static-checker.py</c> can tell whether
-/// two builds of this product still understand each other. Deterministic: entries keep the caller's order.
+/// Writes descriptions in the format of QEMU's <c>-dump-vmstate</c> (stream 2.7), so that QEMU's <c>vmstate-static-checker.py</c> can tell whether
+/// two builds of this product can load each other's state. Deterministic: entries keep the caller's order.
 /// </summary>
 public static class VmStateDump
 {
     /// <summary>Writes a dump.</summary>
-    /// <param name="machine">Machine name.</param>
-    /// <param name="descriptions">Device types with their descriptions; a type that appears again is numbered: <c>type#2</c>.</param>
-    /// <returns>Indented JSON with a final line feed.</returns>
+    /// <param name="machine">Machine name in the dump.</param>
+    /// <param name="descriptions">Device types with their descriptions; the second entry of a type is written as <c>type#2</c>, and so on.</param>
+    /// <returns>Indented JSON that ends with a line feed.</returns>
     public static string Write(string machine, IEnumerable<(string TypeName, IVmStateDescription Description)> descriptions)
     {
         ArgumentNullException.ThrowIfNull(machine);
@@ -53,7 +53,7 @@ public static class VmStateDump
     {
         json.WriteString("name", description.Name);
         WriteVersions(json, description);
-        // Validations are not migrated, so they are none of the checker's business.
+        // A validation has no bytes in the stream, so the checker does not need it.
         IVmStateFieldInfo[] fields = [.. description.Fields.Where(static f => !f.IsMustExist)];
         if (fields.Length > 0)
         {

@@ -2,24 +2,15 @@ using Vmm.Core.SaveVm;
 
 namespace Vmm.Core.VmStates;
 
-/// <summary>Reference to a member of the owner; one accessor serves both directions.</summary>
-/// <typeparam name="T">Owner.</typeparam>
-/// <typeparam name="TValue">Member.</typeparam>
-/// <param name="owner">The owner.</param>
-/// <returns>The member.</returns>
+/// <summary>Returns a reference to a member of the owner; save and load both use it.</summary>
 public delegate ref TValue VmStateRef<in T, TValue>(T owner) where T : class;
 
-/// <summary>Storage of an array or buffer of the owner, or a slice of it (QEMU: VMSTATE_SUB_ARRAY, VMSTATE_PARTIAL_BUFFER).</summary>
-/// <typeparam name="T">Owner.</typeparam>
-/// <typeparam name="TValue">Element.</typeparam>
-/// <param name="owner">The owner.</param>
-/// <returns>The elements.</returns>
+/// <summary>Returns an array or buffer of the owner, or a slice of one (QEMU: VMSTATE_SUB_ARRAY, VMSTATE_PARTIAL_BUFFER).</summary>
 public delegate Span<TValue> VmStateSpan<in T, TValue>(T owner) where T : class;
 
 /// <summary>
-/// One declared field (QEMU: <c>VMStateField</c>). Made by the factories of <see cref="VmState"/>; immutable, so shared by all owners.
+/// One declared field (QEMU: <c>VMStateField</c>). The factories of <see cref="VmState"/> make fields. Immutable; all owners of a type share them.
 /// </summary>
-/// <typeparam name="T">Owner.</typeparam>
 public abstract class VmStateField<T> : IVmStateFieldInfo where T : class
 {
     private readonly Func<T, int, bool>? _exists;
@@ -59,19 +50,19 @@ public abstract class VmStateField<T> : IVmStateFieldInfo where T : class
     /// <summary>The field has no bytes; its predicate must hold (QEMU: VMS_MUST_EXIST).</summary>
     public virtual bool IsMustExist => false;
 
-    /// <summary>True if each element's pointer is announced by a byte (QEMU: VMS_ARRAY_OF_POINTER_AUTO_ALLOC).</summary>
+    /// <summary>True if a byte before each element says whether it is null (QEMU: VMS_ARRAY_OF_POINTER_AUTO_ALLOC).</summary>
     internal virtual bool HasPresenceBytes => false;
 
-    /// <summary>A predicate decides alone; without one, the version does (stream 2.3).</summary>
+    /// <summary>Tells whether the field is present: the predicate alone decides if there is one, else the version does (stream 2.3).</summary>
     internal bool IsPresent(T owner, int version) => _exists is null ? VersionId <= version : _exists(owner, version);
 
-    /// <summary>Whether VMDESC describes an array by its first element (QEMU: <c>vmsd_can_compress</c>).</summary>
+    /// <summary>True if VMDESC describes an array by its first element (QEMU: <c>vmsd_can_compress</c>).</summary>
     internal virtual bool CanCompress => !HasFieldExists;
 
-    /// <summary>Number of elements to save.</summary>
+    /// <summary>Returns the number of elements to save.</summary>
     internal abstract int Count(T owner, VmStateSaver saver);
 
-    /// <summary>Whether an element of a pointer array is null.</summary>
+    /// <summary>Tells whether an element of a pointer array is null.</summary>
     internal virtual bool IsNull(T owner, int index) => false;
 
     /// <summary>Writes one element that is not null.</summary>

@@ -5,16 +5,15 @@ namespace Vmm.Core.VmStates;
 /// <summary>Registers declared states.</summary>
 public static class VmStateRegistration
 {
-    /// <summary>Registers an owner's state under its description's name, in its description's priority (QEMU: <c>vmstate_register</c>).</summary>
-    /// <typeparam name="T">Owner.</typeparam>
-    /// <param name="registry">The VM's registry.</param>
-    /// <param name="description">The description.</param>
-    /// <param name="owner">The owner.</param>
-    /// <param name="instanceId">Instance, or <see cref="SaveVmRegistration.AnyInstance"/>.</param>
-    /// <param name="path">Path of the device on its bus, or null; the section is then named <c>path/name</c> and also loads under the bare name.</param>
-    /// <param name="aliasId">Another instance id that loads into this owner, or -1.</param>
+    /// <summary>Registers an owner's state under the name and the priority of its description (QEMU: <c>vmstate_register</c>).</summary>
+    /// <param name="registry">Registry of the owner's VM.</param>
+    /// <param name="description">Declares the state; its name is the section's.</param>
+    /// <param name="owner">The object that save reads and load writes.</param>
+    /// <param name="instanceId">Instance id, or <see cref="SaveVmRegistration.AnyInstance"/> for the next free one.</param>
+    /// <param name="path">Path of the device on its bus, or null; with a path the section is named <c>path/name</c> and also loads under its bare name.</param>
+    /// <param name="aliasId">A second instance id that loads into this owner, or -1.</param>
     /// <returns>Dispose to unregister.</returns>
-    /// <exception cref="Errors.ConfigurationException">The identity is in use or malformed.</exception>
+    /// <exception cref="Errors.ConfigurationException">The name and instance are in use or malformed.</exception>
     public static IDisposable RegisterVmState<T>(this SaveVmRegistry registry, VmStateDescription<T> description, T owner,
         int instanceId = SaveVmRegistration.AnyInstance, string? path = null, int aliasId = -1) where T : class
     {

@@ -2,14 +2,16 @@ using Vmm.Core.Wire;
 
 namespace Vmm.Core.VmStates;
 
-/// <summary>Reads one value; for types that compare, the local value is in place before the call.</summary>
-/// <typeparam name="TValue">The value.</typeparam>
-/// <param name="loader">The stream and the errors.</param>
-/// <param name="value">The member.</param>
+/// <summary>Reads one value. On entry the value holds the local one, which types that compare need.</summary>
+/// <param name="loader">Supplies the stream and makes errors.</param>
+/// <param name="value">The local value on entry, the loaded one on return.</param>
 internal delegate void VmStateGet<TValue>(VmStateLoader loader, ref TValue value);
 
-/// <summary>How one value looks on the wire (QEMU: <c>VMStateInfo</c>). Devices may make their own. Immutable.</summary>
-/// <typeparam name="TValue">The value.</typeparam>
+/// <summary>The wire format of one value (QEMU: <c>VMStateInfo</c>). Devices may define their own. Immutable.</summary>
+/// <param name="name">Name in VMDESC.</param>
+/// <param name="sizeBytes">Bytes in memory.</param>
+/// <param name="put">Writes a value.</param>
+/// <param name="get">Reads a value.</param>
 public sealed class VmStateType<TValue>
 {
     private readonly Action<QemuFileWriter, TValue> _put;
@@ -39,7 +41,7 @@ public sealed class VmStateType<TValue>
     internal void Get(VmStateLoader loader, ref TValue value) => _get(loader, ref value);
 }
 
-/// <summary>The leaf types of stream 2.1. Integers are big-endian on the wire whatever their name says.</summary>
+/// <summary>The leaf types (stream 2.1). Integers are big-endian on the wire, even where QEMU's name says otherwise.</summary>
 public static class VmStateTypes
 {
     /// <summary>One byte; written as 0 or 1, any other value reads as true.</summary>
@@ -81,10 +83,10 @@ public static class VmStateTypes
     /// <summary>u32 that must equal the local value.</summary>
     public static VmStateType<uint> UInt32Equal { get; } = Equal("uint32 equal", UInt32);
 
-    /// <summary>u64 that must equal the local value; QEMU misnames it, and so do we, because the name is part of VMDESC.</summary>
+    /// <summary>u64 that must equal the local value. QEMU misnames it, and the name is part of VMDESC, so this product keeps it.</summary>
     public static VmStateType<ulong> UInt64Equal { get; } = Equal("int64 equal", UInt64);
 
-    /// <summary>i32 from 0 to the local value: "le" is less-or-equal, not little-endian (QEMU: VMSTATE_INT32_POSITIVE_LE).</summary>
+    /// <summary>i32 from 0 to the local value; "le" stands for less-or-equal, not for little-endian (QEMU: VMSTATE_INT32_POSITIVE_LE).</summary>
     public static VmStateType<int> Int32LessEqual { get; } = new("int32 le", 4, static (f, v) => f.WriteInt32(v), static (l, ref v) =>
     {
         long at = l.File.Position;
@@ -93,7 +95,7 @@ public static class VmStateTypes
         v = found;
     });
 
-    /// <summary>Expiry of a timer in ns of its clock; -1 when it is not pending (QEMU: VMSTATE_TIMER_PTR).</summary>
+    /// <summary>Expiry of a timer in ns of its clock; -1 if the timer is not pending (QEMU: VMSTATE_TIMER_PTR).</summary>
     public static VmStateType<long> Timer { get; } = new("timer", 8, static (f, v) => f.WriteInt64(v), static (l, ref v) =>
     {
         long at = l.File.Position;

@@ -7,8 +7,8 @@ using Vmm.Core.Memory;
 namespace Vmm.Core.Wire;
 
 /// <summary>
-/// Buffered big-endian reader over a channel, with lookahead. One thread at a time; blocks. The end of the stream inside a value is a
-/// <see cref="StreamTruncatedException"/> with the offset (QEMU: <c>QEMUFile</c>, <c>qemu_peek_buffer</c>).
+/// Buffered big-endian reader over a channel, with lookahead. Used by one thread at a time; reads block. If the stream ends inside a value, the
+/// reader throws <see cref="StreamTruncatedException"/> with the offset (QEMU: <c>QEMUFile</c>, <c>qemu_peek_buffer</c>).
 /// </summary>
 public sealed class QemuFileReader
 {
@@ -20,8 +20,7 @@ public sealed class QemuFileReader
     private int _end;
     private long _received;
 
-    /// <summary>Wraps a channel; the channel stays the caller's.</summary>
-    /// <param name="channel">Where bytes come from.</param>
+    /// <summary>Reads from a channel, which the caller disposes.</summary>
     public QemuFileReader(IMigrationChannel channel)
     {
         ArgumentNullException.ThrowIfNull(channel);
@@ -32,20 +31,19 @@ public sealed class QemuFileReader
     /// <summary>Stream offset of the next byte.</summary>
     public long Position => _received - (_end - _start);
 
-    /// <summary>The channel read from.</summary>
+    /// <summary>The channel that the bytes come from.</summary>
     public IMigrationChannel Channel => _channel;
 
     /// <summary>
-    /// Most bytes that one read of the channel may bring beyond what is wanted; smaller while bytes are moved from the channel's descriptor past
-    /// this buffer (<see cref="IDescriptorChannel"/>).
+    /// Limit of the bytes that one read of the channel may fetch beyond the bytes asked for. Smaller while bytes move from the channel's descriptor
+    /// without passing this buffer (<see cref="IDescriptorChannel"/>).
     /// </summary>
     public int ReadAheadBytes { get; set; } = BufferBytes;
 
-    /// <summary>What is being read, for error texts; e.g. <c>ram/0</c>.</summary>
+    /// <summary>Name of the part being read, for error messages; e.g. <c>ram/0</c>.</summary>
     public string Section { get; set; } = "header";
 
     /// <summary>Reads one byte.</summary>
-    /// <returns>The value.</returns>
     public byte ReadByte()
     {
         if (_start == _end) Ensure(1, "byte");
@@ -53,31 +51,24 @@ public sealed class QemuFileReader
     }
 
     /// <summary>Reads one byte as a bool: non-zero is true.</summary>
-    /// <returns>The value.</returns>
     public bool ReadBool() => ReadByte() != 0;
 
     /// <summary>Reads a u16.</summary>
-    /// <returns>The value.</returns>
     public ushort ReadUInt16() => BinaryPrimitives.ReadUInt16BigEndian(Take(2, "u16"));
 
     /// <summary>Reads a u32.</summary>
-    /// <returns>The value.</returns>
     public uint ReadUInt32() => BinaryPrimitives.ReadUInt32BigEndian(Take(4, "u32"));
 
     /// <summary>Reads an i32.</summary>
-    /// <returns>The value.</returns>
     public int ReadInt32() => BinaryPrimitives.ReadInt32BigEndian(Take(4, "i32"));
 
     /// <summary>Reads a u64.</summary>
-    /// <returns>The value.</returns>
     public ulong ReadUInt64() => BinaryPrimitives.ReadUInt64BigEndian(Take(8, "u64"));
 
     /// <summary>Reads an i64.</summary>
-    /// <returns>The value.</returns>
     public long ReadInt64() => BinaryPrimitives.ReadInt64BigEndian(Take(8, "i64"));
 
     /// <summary>Reads a counted string of at most 255 Latin-1 bytes.</summary>
-    /// <returns>The text.</returns>
     public string ReadCountedString()
     {
         int n = ReadByte();
@@ -94,7 +85,7 @@ public sealed class QemuFileReader
         destination = destination[n..];
         while (destination.Length >= BufferBytes / 2)
         {
-            // Big reads go straight to their place.
+            // A large read does not pass the buffer.
             n = _channel.Read(destination);
             if (n == 0) throw Truncated(destination.Length);
             _received += n;
@@ -110,19 +101,16 @@ public sealed class QemuFileReader
         }
     }
 
-    /// <summary>Reads bytes into guest memory; bounds are checked by the block.</summary>
-    /// <param name="block">The block.</param>
-    /// <param name="offset">Offset in the block.</param>
-    /// <param name="length">Bytes.</param>
+    /// <summary>Reads <paramref name="length"/> bytes into a block at an offset in bytes; the block checks the range.</summary>
     public void ReadGuest(RamBlock block, ulong offset, int length)
     {
         ArgumentNullException.ThrowIfNull(block);
         Read(block.Slice(offset, length));
     }
 
-    /// <summary>Takes bytes that are in the buffer already.</summary>
-    /// <param name="max">At most so many.</param>
-    /// <returns>The bytes, perhaps none; valid until the next call.</returns>
+    /// <summary>Takes bytes that are already in the buffer.</summary>
+    /// <param name="max">Largest number of bytes to take.</param>
+    /// <returns>0 to <paramref name="max"/> bytes; valid until the next call.</returns>
     public ReadOnlySpan<byte> TakeBuffered(int max)
     {
         int n = Math.Min(max, _end - _start);
@@ -130,12 +118,10 @@ public sealed class QemuFileReader
         return _buffer.AsSpan(_start - n, n);
     }
 
-    /// <summary>Counts bytes that were moved from the channel's descriptor; the buffer must be empty.</summary>
-    /// <param name="count">Bytes.</param>
+    /// <summary>Adds bytes that were moved from the channel's descriptor to <see cref="Position"/>; the buffer must be empty.</summary>
     public void NoteMoved(long count) => _received += count;
 
     /// <summary>Skips bytes.</summary>
-    /// <param name="count">How many.</param>
     public void Skip(long count)
     {
         while (count > 0)
@@ -147,9 +133,9 @@ public sealed class QemuFileReader
         }
     }
 
-    /// <summary>Goes to another place of the stream, forward or back.</summary>
+    /// <summary>Moves to another offset of the stream, forward or back.</summary>
     /// <param name="position">Stream offset of the next byte to read.</param>
-    /// <exception cref="InvalidOperationException">The channel is not an <see cref="ISeekableChannel"/> and the place is not in the buffer.</exception>
+    /// <exception cref="InvalidOperationException">The channel is not an <see cref="ISeekableChannel"/> and the buffer does not hold the offset.</exception>
     public void Seek(long position)
     {
         long ahead = position - Position;
@@ -164,9 +150,9 @@ public sealed class QemuFileReader
         _start = _end = 0;
     }
 
-    /// <summary>Looks at the next bytes without consuming them.</summary>
-    /// <param name="count">How many, at most 4096.</param>
-    /// <returns>The bytes; fewer at the end of the stream. Valid until the next call.</returns>
+    /// <summary>Shows the next bytes without consuming them.</summary>
+    /// <param name="count">Number of bytes, at most 4096.</param>
+    /// <returns>The bytes; fewer only at the end of the stream. Valid until the next call.</returns>
     public ReadOnlySpan<byte> Peek(int count)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan(count, 4096);
@@ -174,9 +160,9 @@ public sealed class QemuFileReader
         return _buffer.AsSpan(_start, Math.Min(count, _end - _start));
     }
 
-    /// <summary>An exception that names section, offset, expected and found.</summary>
-    /// <param name="what">The field.</param>
-    /// <param name="expected">What the format wants.</param>
+    /// <summary>Makes an exception that names section, offset, expected and found.</summary>
+    /// <param name="what">Name of the field.</param>
+    /// <param name="expected">What the format requires.</param>
     /// <param name="found">What the bytes hold.</param>
     /// <param name="offset">Stream offset of the offending bytes; null for the present position.</param>
     /// <returns>The exception, to throw.</returns>

@@ -2,29 +2,27 @@ using System.Buffers.Binary;
 
 namespace Vmm.Core.Wire;
 
-/// <summary>Outcome of a primitive read.</summary>
+/// <summary>Result of a read.</summary>
 internal enum WireStatus
 {
-    /// <summary>The value was read.</summary>
+    /// <summary>The read succeeded.</summary>
     Ok,
     /// <summary>The bytes end inside the value.</summary>
     Truncated,
 }
 
-/// <summary>Reads big-endian values from a span. Never touches a channel; a failed read does not move.</summary>
-/// <param name="bytes">The bytes.</param>
+/// <summary>Reads big-endian values from a span. A failed read does not change the position.</summary>
 internal ref struct WireReader(ReadOnlySpan<byte> bytes)
 {
     private readonly ReadOnlySpan<byte> _bytes = bytes;
 
-    /// <summary>Bytes consumed.</summary>
+    /// <summary>Number of bytes consumed.</summary>
     public int Position { get; private set; }
 
-    /// <summary>Bytes left.</summary>
+    /// <summary>Number of bytes left.</summary>
     public readonly int Remaining => _bytes.Length - Position;
 
     /// <summary>Reads one byte.</summary>
-    /// <param name="value">The value.</param>
     /// <returns>Ok or Truncated.</returns>
     public WireStatus TryReadByte(out byte value)
     {
@@ -35,7 +33,6 @@ internal ref struct WireReader(ReadOnlySpan<byte> bytes)
     }
 
     /// <summary>Reads a u32.</summary>
-    /// <param name="value">The value.</param>
     /// <returns>Ok or Truncated.</returns>
     public WireStatus TryReadUInt32(out uint value)
     {
@@ -44,9 +41,7 @@ internal ref struct WireReader(ReadOnlySpan<byte> bytes)
         return WireStatus.Ok;
     }
 
-    /// <summary>Takes a number of bytes.</summary>
-    /// <param name="count">How many.</param>
-    /// <param name="value">A view of them.</param>
+    /// <summary>Takes <paramref name="count"/> bytes; <paramref name="value"/> is a view of them, not a copy.</summary>
     /// <returns>Ok or Truncated.</returns>
     public WireStatus TryReadBytes(int count, out ReadOnlySpan<byte> value)
     {

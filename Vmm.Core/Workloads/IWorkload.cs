@@ -2,45 +2,42 @@ using Vmm.Core.Devices;
 
 namespace Vmm.Core.Workloads;
 
-/// <summary>A page whose content is not what the workload put there.</summary>
-/// <param name="Block">RAM block.</param>
-/// <param name="Page">Page index in the block.</param>
-/// <param name="Expected">What should be there.</param>
-/// <param name="Found">What is there.</param>
+/// <summary>A page with other content than the workload wrote.</summary>
+/// <param name="Block">Name of the RAM block.</param>
+/// <param name="Page">Index of the page in the block.</param>
+/// <param name="Expected">The content that the page should have, in words.</param>
+/// <param name="Found">The content that it has, in words.</param>
 public sealed record WorkloadViolation(string Block, long Page, string Expected, string Found)
 {
-    /// <summary>One line that names block, page, expected and found.</summary>
-    /// <returns>The text.</returns>
+    /// <summary>Names block, page, expected and found in one line.</summary>
     public override string ToString() => $"RAM block '{Block}' page {Page}: expected {Expected}, found {Found}";
 }
 
-/// <summary>Outcome of a scan.</summary>
-/// <param name="PagesChecked">Pages looked at, index pages included; 0 when the workload never ran on this RAM.</param>
-/// <param name="BadPages">Pages that are wrong.</param>
-/// <param name="FirstBad">The first of them, or null.</param>
+/// <summary>Result of a scan.</summary>
+/// <param name="PagesChecked">Number of pages checked, index pages included; 0 if the workload never ran on this RAM.</param>
+/// <param name="BadPages">Number of wrong pages.</param>
+/// <param name="FirstBad">The first wrong page, or null.</param>
 public sealed record WorkloadReport(long PagesChecked, long BadPages, WorkloadViolation? FirstBad);
 
-/// <summary>What a workload did so far.</summary>
-/// <param name="Writes">Pages written since the RAM was new, on all machines that ran it.</param>
-/// <param name="Violations">Wrong pages met while writing, by this process.</param>
-/// <param name="FirstViolation">The first of them, or null.</param>
+/// <summary>Counters of a workload.</summary>
+/// <param name="Writes">Pages written since the RAM was new, on all hosts that the VM ran on.</param>
+/// <param name="Violations">Wrong pages that this process found while writing.</param>
+/// <param name="FirstViolation">The first of these pages, or null.</param>
 public sealed record WorkloadCounters(long Writes, long Violations, WorkloadViolation? FirstViolation);
 
-/// <summary>A device that dirties RAM by itself and can tell whether RAM holds what it wrote. Found among <see cref="Vm.Devices"/>.</summary>
+/// <summary>A device that dirties RAM by itself and can check that RAM holds what it wrote. Find it in <see cref="Vm.Devices"/>.</summary>
 public interface IWorkload
 {
     /// <summary>The device's id.</summary>
     string Id { get; }
 
-    /// <summary>Counters; any thread, never blocks on the workload.</summary>
+    /// <summary>Present counters. Any thread; never waits for the workload.</summary>
     WorkloadCounters Counters { get; }
 
     /// <summary>
-    /// Checks every page. Any thread, with or without the BQL; a running workload is paused for a few milliseconds at a time. The answer is
-    /// only meaningful while no incoming migration writes RAM.
+    /// Checks every page. Any thread, with or without the BQL; pauses a running workload for a few milliseconds at a time. The result has a meaning only
+    /// while no incoming migration writes RAM.
     /// </summary>
-    /// <param name="cancel">Ends the scan early.</param>
-    /// <returns>The report.</returns>
     /// <exception cref="OperationCanceledException">Cancelled.</exception>
     WorkloadReport Verify(CancellationToken cancel = default);
 }

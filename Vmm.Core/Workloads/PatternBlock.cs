@@ -4,10 +4,10 @@ using Vmm.Core.Memory;
 namespace Vmm.Core.Workloads;
 
 /// <summary>
-/// The workload's view of one RAM block. Data pages come first; then index pages (u32 magic, u32 number, 1022 u32 generations, one for each
-/// data page in order); the last page holds the <see cref="PatternRoot"/>. All of it is guest RAM and migrates as such, and any two parts
-/// check each other: a lost data page is older than its index entry, a lost index page is older than its data pages, both lost together
-/// break the root's sums, and all three lost break the section that <c>state=on</c> adds. One thread at a time.
+/// The workload's data in one RAM block: data pages; then index pages (u32 magic, u32 number, 1022 u32 generations, one for each data page in order);
+/// in the last page the <see cref="PatternRoot"/>. All of it is guest RAM and migrates as such. The parts check each other: a lost data page is older
+/// than its index entry, a lost index page is older than its data pages, and if both are lost, the root's sums do not match. If all three are lost, the
+/// section that <c>state=on</c> adds does not match. One thread at a time.
 /// </summary>
 internal sealed class PatternBlock(RamBlock block)
 {
@@ -25,12 +25,12 @@ internal sealed class PatternBlock(RamBlock block)
 
     internal long DataPages { get; } = DataPagesOf(block);
 
-    /// <summary>How many pages, from the first on, are written.</summary>
+    /// <summary>Number of pages that the workload writes, from the first page on.</summary>
     internal long WorkPages { get; private set; }
 
     internal ref readonly PatternRoot Root => ref _root;
 
-    /// <summary>Whether the block has a root; without one nothing may be written.</summary>
+    /// <summary>True if the block has a root; without one the workload must not write.</summary>
     internal bool IsAttached { get; private set; }
 
     private long IndexPages => block.PageCount - 1 - DataPages;
@@ -43,11 +43,11 @@ internal sealed class PatternBlock(RamBlock block)
 
     internal long SetWorkingSet(ulong percent) => WorkPages = Math.Max(1, (long)((ulong)DataPages * percent / 100));
 
-    /// <summary>Takes up what RAM holds.</summary>
-    /// <returns>False when RAM holds no root; nothing is known then.</returns>
+    /// <summary>Reads the root from RAM, to continue from there.</summary>
+    /// <returns>False if RAM holds no root.</returns>
     internal bool TryAttach() => IsAttached = PatternRoot.TryRead(block, _hash, out _root);
 
-    /// <summary>Begins on RAM that no workload has seen.</summary>
+    /// <summary>Writes root and index into RAM that no workload has used.</summary>
     internal void Format(ulong seed, bool prefill)
     {
         _root = new PatternRoot { Seed = seed, Prefill = prefill, WasZero = block.IsKnownZero, DataPages = DataPages };
@@ -63,11 +63,11 @@ internal sealed class PatternBlock(RamBlock block)
         IsAttached = true;
     }
 
-    /// <summary>Whether an index page is there; without a root that means the root was lost.</summary>
+    /// <summary>True if RAM holds an index page; a block with an index page and no root has lost its root.</summary>
     internal bool HasIndex() => HasIndexMagic(0);
 
-    /// <summary>Verifies a page and writes its next generation; a wrong page is left as it is, so that a scan still finds it.</summary>
-    /// <returns>What was wrong, or null.</returns>
+    /// <summary>Checks a page and writes its next generation. A wrong page stays as it is, so that a scan finds it too.</summary>
+    /// <returns>The violation, or null.</returns>
     internal WorkloadViolation? Rewrite(long page)
     {
         uint generation = Generation(page);
@@ -92,7 +92,7 @@ internal sealed class PatternBlock(RamBlock block)
     /// <summary>Checks one data page against its index entry.</summary>
     internal WorkloadViolation? Check(long page) => Check(page, Generation(page));
 
-    /// <summary>Checks the index pages against the root. Bad ones are counted.</summary>
+    /// <summary>Checks the index pages against the root, and adds the number of wrong ones to <paramref name="bad"/>.</summary>
     internal WorkloadViolation? CheckIndex(ref long bad)
     {
         WorkloadViolation? violation = null;
@@ -122,7 +122,7 @@ internal sealed class PatternBlock(RamBlock block)
             $"{writes} writes with checksum 0x{generations:x16} in the index");
     }
 
-    /// <summary>For RAM that must hold a workload and holds no root.</summary>
+    /// <summary>Makes the violation of RAM that must hold a workload and has no root.</summary>
     internal WorkloadViolation LostRoot() => LostRoot(HasIndex() ? "none, though its index is there" : "none, and no index: the whole block was lost, or no workload ever ran on it");
 
     internal WorkloadViolation LostRoot(string found) => new(Name, block.PageCount - 1, "the workload's root", found);
@@ -132,7 +132,7 @@ internal sealed class PatternBlock(RamBlock block)
         ReadOnlySpan<byte> bytes = block.ReadOnlySlice((ulong)page * PatternPage.SizeBytes, PatternPage.SizeBytes);
         if (generation == 0)
         {
-            // What an unwritten page holds is only known when memory was zero at the start.
+            // The content of an unwritten page is known only if the memory was zero at the start.
             if (!_root.WasZero || block.IsZeroPage(page)) return null;
             return new WorkloadViolation(Name, page, "a zero page, never written", PatternPage.Describe(bytes, _root.Seed, _hash, page, generation));
         }

@@ -5,9 +5,9 @@ using Vmm.Core.Memory;
 namespace Vmm.Core.Workloads;
 
 /// <summary>
-/// Content of one page as a function of seed, block, page index and generation, so that any page can be judged alone:
-/// u64 magic, u64 block hash, u64 page index, u64 generation, then 508 words of an arithmetic progression whose start depends on all of
-/// these. Two generations differ in every word, so a mix of them is seen. Words are little-endian, as the guest's.
+/// Content of one page as a function of seed, block, page index and generation, so that each page can be checked alone: u64 magic, u64 block hash, u64
+/// page index, u64 generation, then 508 words of an arithmetic progression whose start depends on all of these. Two generations differ in every word,
+/// so a mixture of them is found. Words are little-endian, like the guest's.
 /// </summary>
 internal static class PatternPage
 {
@@ -16,7 +16,7 @@ internal static class PatternPage
     private const ulong Magic = 0x4e52_4554_5441_5031; // "1PATTERN" in memory
     private const ulong Step = 0x9e37_79b9_7f4a_7c15;
 
-    /// <summary>Identifies a block by name; FNV-1a, spread.</summary>
+    /// <summary>Hashes the name of a block (FNV-1a, then <see cref="Mix"/>).</summary>
     internal static ulong HashOf(string block)
     {
         ulong hash = 0xcbf2_9ce4_8422_2325;
@@ -24,7 +24,7 @@ internal static class PatternPage
         return Mix(hash);
     }
 
-    /// <summary>A bijection that spreads every input bit (SplitMix64's finalizer).</summary>
+    /// <summary>A bijection in which every input bit affects all output bits (the finalizer of SplitMix64).</summary>
     internal static ulong Mix(ulong x)
     {
         x = (x ^ (x >> 30)) * 0xbf58_476d_1ce4_e5b9;
@@ -32,7 +32,7 @@ internal static class PatternPage
         return x ^ (x >> 31);
     }
 
-    /// <summary>What one page adds to the checksum over all generations of a block.</summary>
+    /// <summary>The contribution of one page to the checksum over all generations of a block.</summary>
     internal static ulong Checksum(long page, uint generation) => generation == 0 ? 0 : Mix(((ulong)page << 32) + generation);
 
     internal static void Fill(Span<byte> bytes, ulong seed, ulong blockHash, long page, uint generation)
@@ -60,7 +60,7 @@ internal static class PatternPage
         return different == Vector256<byte>.Zero;
     }
 
-    /// <summary>Says in words what a page holds that should hold <paramref name="generation"/>.</summary>
+    /// <summary>Describes in words the content of a page that should hold <paramref name="generation"/>.</summary>
     internal static string Describe(ReadOnlySpan<byte> bytes, ulong seed, ulong blockHash, long page, uint generation)
     {
         ulong magic = Word(bytes, 0), hash = Word(bytes, 8), index = Word(bytes, 16), header = Word(bytes, 24);
@@ -86,7 +86,7 @@ internal static class PatternPage
 
     private static ulong Word(ReadOnlySpan<byte> bytes, int at) => BinaryPrimitives.ReadUInt64LittleEndian(bytes[at..]);
 
-    /// <summary>Words 4 to 7; word i is start + (i - 4) x step.</summary>
+    /// <summary>Returns words 4 to 7; word i is start + (i - 4) x step.</summary>
     private static Vector256<ulong> First(ulong seed, ulong blockHash, long page, uint generation)
     {
         ulong start = Mix(Mix(Mix(seed ^ blockHash) ^ (ulong)page) ^ generation);

@@ -4,8 +4,8 @@ using Vmm.Core.Memory;
 namespace Vmm.Core.Workloads;
 
 /// <summary>
-/// Head of the workload's own data in a block, at the start of the block's last page; nine little-endian u64: magic, block hash, seed, flags,
-/// data pages, writes, skips, checksum over all generations, checksum over these eight.
+/// The root of the workload's data in a block, at the start of the block's last page. Nine little-endian u64: magic, block hash, seed, flags, data
+/// pages, writes, skips, checksum over all generations, checksum over these eight.
 /// </summary>
 internal struct PatternRoot
 {
@@ -16,18 +16,18 @@ internal struct PatternRoot
 
     internal ulong Seed;
 
-    /// <summary>Memory was zero when the workload first saw it, so a page of generation 0 must be zero.</summary>
+    /// <summary>True if memory was zero when the workload started, so that a page of generation 0 must be zero.</summary>
     internal bool WasZero;
 
-    /// <summary>The first pass goes over all pages in order and at full speed.</summary>
+    /// <summary>True if the first pass writes all pages in order and at full speed.</summary>
     internal bool Prefill;
 
     internal long DataPages;
 
-    /// <summary>Pages written; equals the sum of all generations.</summary>
+    /// <summary>Number of page writes; equals the sum of all generations.</summary>
     internal long Writes;
 
-    /// <summary>Pages left alone because they were wrong.</summary>
+    /// <summary>Number of writes that were skipped because the page was wrong.</summary>
     internal long Skips;
 
     /// <summary>Sum of <see cref="PatternPage.Checksum"/> over all pages.</summary>

@@ -7,19 +7,18 @@ using Vmm.Core.VmStates;
 namespace Vmm.Core.Workloads;
 
 /// <summary>
-/// A deterministic guest for machines without a CPU. While the VM runs, a thread of its own picks pages in an order that seed and position
-/// decide, verifies each against its generator and rewrites it with its next generation. A wrong page is recorded and left alone. Everything
-/// it must remember is in guest RAM (layout: <c>PatternBlock</c>), so it goes on after a migration that carried nothing but RAM; what RAM
-/// holds wins over the options. With <c>state=on</c> a section <c>pattern</c> repeats position and checksums, so that even a consistent set
-/// of lost pages is found. Blank RAM alone does not tell whether it is new or was lost: <c>expect=on</c> says that it comes from a machine
-/// on which the workload ran. A stop returns when the thread is quiet, at most one page write later, or one pass
-/// over the index (a millisecond or so per GiB) right after a start.
+/// A deterministic guest for machines without a CPU. While the VM runs, a thread picks pages in an order that seed and position determine, checks each
+/// page and writes its next generation. It records a wrong page and does not overwrite it. All its state is in guest RAM (layout:
+/// <c>PatternBlock</c>), so it continues after a migration that carried only RAM; values in RAM override the options. With <c>state=on</c> the
+/// section <c>pattern</c> repeats position and checksums, so that even a consistent set of lost pages is found. Blank RAM may be new or lost;
+/// <c>expect=on</c> says that the workload has run on it before. A stop returns when the thread is quiet, after at most one page write, or, directly
+/// after a start, one pass over the index (about a millisecond per GiB).
 /// </summary>
 internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
 {
     private const int VerifyChunkPages = 4096;
 
-    // Glue.
+    // Connections to the VM.
     private readonly PatternBlock[] _blocks;
     private readonly ulong _seed;
     private readonly bool _prefill;
@@ -29,11 +28,11 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
     private readonly IDisposable _handler;
     private readonly IDisposable? _section;
 
-    // The section's content, and as it came.
+    // The section's content: what a save writes, and what a load has read.
     private PatternState _saved = new();
     private volatile PatternState? _expected;
 
-    // Written by the thread, read by anyone.
+    // The workload's thread writes these; any thread reads them.
     private ulong _orderSeed;
     private long _position;
     private long _writes;
@@ -43,12 +42,12 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
     /// <summary>Makes and registers the workload and starts its thread. BQL: held.</summary>
     /// <param name="options">
     /// <c>rate</c> (bytes a second, default 64M, 0 for no limit), <c>seed</c>, <c>block</c> (default: all blocks of at least 3 pages),
-    /// <c>state</c> (on or off, default off), <c>working-set</c> (percent of the pages that are written, default 100), <c>prefill</c> (write
-    /// every page once, in order and at full speed, first; default off), <c>expect</c> (the RAM holds a workload already, as at the destination of
-    /// a migration: blank RAM is a violation and stays as it is; default off).
+    /// <c>state</c> (on or off, default off), <c>working-set</c> (percent of the pages that are written, default 100), <c>prefill</c> (first write every
+    /// page once, in order and at full speed; default off), <c>expect</c> (the RAM already holds a workload, as at the destination of a migration; blank
+    /// RAM is then a violation and stays blank; default off).
     /// </param>
-    /// <param name="services">The VM's services.</param>
-    /// <exception cref="ConfigurationException">An option is refused, or there is no RAM to work on.</exception>
+    /// <param name="services">Services of the device's VM.</param>
+    /// <exception cref="ConfigurationException">An option is refused, or the VM has no suitable RAM block.</exception>
     public PatternWorkload(DeviceOptions options, IDeviceServices services)
     {
         ArgumentNullException.ThrowIfNull(options);
@@ -69,7 +68,7 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
         if (services.RunState.State == RunState.Running) _thread.SetRunning(true);
     }
 
-    /// <summary>The section of <c>state=on</c>; QEMU peers do not know it.</summary>
+    /// <summary>The section of <c>state=on</c>, which QEMU does not know.</summary>
     public static VmStateDescription<PatternWorkload> Description { get; } = new()
     {
         Name = "pattern", VersionId = 1, MinimumVersionId = 1,
@@ -97,7 +96,7 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
     /// <inheritdoc/>
     public void Reset()
     {
-        // RAM keeps its contents over a reset, and the workload is in RAM.
+        // The workload's state is in RAM, which a reset does not change.
     }
 
     /// <inheritdoc/>
@@ -119,7 +118,7 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
         return new WorkloadReport(scan.Checked, scan.Bad, scan.First);
     }
 
-    /// <summary>Ends the thread and unregisters. BQL: held.</summary>
+    /// <summary>Ends the thread and removes all registrations. BQL: held.</summary>
     public void Dispose()
     {
         _section?.Dispose();
@@ -140,11 +139,11 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
             : throw new ConfigurationException($"device 'pattern': option 'block': RAM block '{name}' has {block.PageCount} pages, {PatternBlock.MinimumPages} are needed");
     }
 
-    /// <summary>After each start, on the thread: takes up what RAM holds, or begins.</summary>
+    /// <summary>Runs on the thread after each start: continues from the state in RAM, or writes a new one.</summary>
     private void Attach()
     {
         if (CheckExpected() is { } lost) Record(lost);
-        _expected = null; // From the first write on RAM is ahead of the section.
+        _expected = null; // After the first write, RAM is newer than the section.
         foreach (PatternBlock block in _blocks)
         {
             if (block.TryAttach())
@@ -153,7 +152,7 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
                 if (block.CheckIndex(ref bad) is { } violation) Record(violation);
                 continue;
             }
-            // Beginning anew would wipe what proves the loss.
+            // A new start would erase the evidence of the loss.
             if (_expect || block.HasIndex()) Record(block.LostRoot());
             else block.Format(_seed, _prefill);
         }
@@ -164,7 +163,7 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
 
     private bool IsPrefilling() => _blocks[0].Root.Prefill && _position < _workPages;
 
-    /// <summary>One page, on the thread.</summary>
+    /// <summary>Checks and writes one page. Runs on the thread.</summary>
     private void Step()
     {
         long pick = IsPrefilling() ? _position : (long)(PatternPage.Mix(_orderSeed + (ulong)_position) % (ulong)_workPages);
@@ -185,7 +184,7 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
         Volatile.Write(ref _violations, _violations + 1);
     }
 
-    /// <summary>Compares RAM with the section that came with it; the thread is quiet or calls itself.</summary>
+    /// <summary>Compares RAM with the section of the same migration. The thread must be quiet, or call this itself.</summary>
     private WorkloadViolation? CheckExpected()
     {
         if (_expected is not { } expected) return null;
@@ -193,7 +192,7 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
         return found == expected ? null : _blocks[0].LostRoot(found.ToString()) with { Expected = $"what section 'pattern' says: {expected}" };
     }
 
-    /// <summary>What RAM says about all blocks.</summary>
+    /// <summary>Computes position and checksums over all blocks from RAM.</summary>
     private PatternState Summary()
     {
         var sum = new PatternState();
@@ -218,7 +217,7 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
         public override string ToString() => $"seed {Seed}, position {Position}, {Writes} writes, checksum 0x{Generations:x16}";
     }
 
-    /// <summary>Sums up a verification.</summary>
+    /// <summary>Collects the results of one verification.</summary>
     private sealed class Scan(bool expect)
     {
         private long _bad;
@@ -236,7 +235,7 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
             First ??= violation;
         }
 
-        /// <summary>Root and index of a block; false where no workload has run.</summary>
+        /// <summary>Checks root and index of a block; returns false if no workload has run on it.</summary>
         internal bool Head(PatternBlock block)
         {
             if (!block.TryAttach())

@@ -11,17 +11,17 @@ namespace Vmm.Core.Workloads;
 using Nito.AsyncEx.Synchronous;
 
 /// <summary>
-/// A guest's clock for machines without a CPU: while the VM runs, about once a millisecond, it reads the host's monotonic clock and keeps in guest
-/// RAM when it last ticked, the longest time between two ticks, and how many there were. So a pause is measured by the guest itself, over any
-/// number of processes of one host. Block layout, little-endian: u64 last tick ns, u64 longest gap ns, u64 ticks, u64 times the VM was started after
-/// a tick, u64 the gap that the last such start ended, ns.
+/// A guest that measures its own pauses, for machines without a CPU. While the VM runs, about once a millisecond it reads the host's monotonic clock
+/// and writes into guest RAM the time of its last tick, the longest time between two ticks, and their number. The measure is valid across any number of
+/// processes on one host. Block layout, little-endian: u64 last tick ns, u64 longest gap ns, u64 ticks, u64 starts of the VM after a tick, u64 gap that
+/// the last such start ended, ns.
 /// </summary>
 internal sealed class TickerDevice : IVmDevice, IVmStateHandler
 {
     /// <summary>Offset of the number of starts after a stop.</summary>
     public const int StopsOffset = 24;
 
-    /// <summary>Offset of the gap with the last stop in it, ns.</summary>
+    /// <summary>Offset of the gap that contains the last stop, ns.</summary>
     public const int StopGapOffset = 32;
 
     private const int PeriodMs = 1, BlockBytes = 40;
@@ -33,9 +33,9 @@ internal sealed class TickerDevice : IVmDevice, IVmStateHandler
     private bool _running, _wasStopped;
 
     /// <summary>Makes the ticker and starts its thread. BQL: held.</summary>
-    /// <param name="options"><c>block</c>: the RAM block it keeps its figures in, of its own.</param>
-    /// <param name="services">The VM's services.</param>
-    /// <exception cref="ConfigurationException">There is no such block.</exception>
+    /// <param name="options">Reads the option <c>block</c>: the RAM block for the results, which nothing else may use.</param>
+    /// <param name="services">Services of the device's VM.</param>
+    /// <exception cref="ConfigurationException">The VM has no such block, or the block is too small.</exception>
     public TickerDevice(DeviceOptions options, IDeviceServices services)
     {
         ArgumentNullException.ThrowIfNull(options);
@@ -58,10 +58,10 @@ internal sealed class TickerDevice : IVmDevice, IVmStateHandler
     /// <inheritdoc/>
     public void Reset()
     {
-        // RAM keeps its contents over a reset, and the ticker is in RAM.
+        // The ticker's state is in RAM, which a reset does not change.
     }
 
-    /// <summary>Ends the thread and unregisters. BQL: held.</summary>
+    /// <summary>Ends the thread and removes all registrations. BQL: held.</summary>
     public void Dispose()
     {
         _handler.Dispose();

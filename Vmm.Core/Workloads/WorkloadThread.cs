@@ -6,8 +6,8 @@ namespace Vmm.Core.Workloads;
 using Nito.AsyncEx.Synchronous;
 
 /// <summary>
-/// The thread of a workload: runs steps at a rate while it is told to, and is quiet when a stop or a pause returns, at most one step later.
-/// Waits in the kernel, never spins. Masters may call from any thread.
+/// The thread of a workload. It runs steps at a rate between start and stop. When a stop or a pause returns, the thread is quiet; that takes at most
+/// one step. The thread waits in the kernel and never spins. Any thread may call.
 /// </summary>
 internal sealed class WorkloadThread : IDisposable
 {
@@ -28,15 +28,15 @@ internal sealed class WorkloadThread : IDisposable
     private long _epoch;
     private long _done;
     private Exception? _failure;
-    // Polled by the thread between two steps.
+    // The thread reads it between two steps.
     private volatile bool _go;
 
-    /// <summary>Starts the thread, quiet.</summary>
-    /// <param name="name">Thread name.</param>
-    /// <param name="stepsPerSecond">0 for no limit.</param>
+    /// <summary>Starts the thread; it is quiet until the first start.</summary>
+    /// <param name="name">Name of the thread.</param>
+    /// <param name="stepsPerSecond">Rate; 0 for no limit.</param>
     /// <param name="attach">Called after each start, before the first step.</param>
-    /// <param name="step">One step.</param>
-    /// <param name="isUnpaced">Whether the rate does not count now.</param>
+    /// <param name="step">Does one step.</param>
+    /// <param name="isUnpaced">True while the rate does not apply.</param>
     internal WorkloadThread(string name, long stepsPerSecond, Action attach, Action step, Func<bool> isUnpaced)
     {
         _stepsPerSecond = stepsPerSecond;
@@ -46,15 +46,15 @@ internal sealed class WorkloadThread : IDisposable
         _task = WorkerThread.Run(name, Run);
     }
 
-    /// <summary>Starts or stops; quiet when a stop returns.</summary>
-    /// <exception cref="DeviceStateException">A start after the thread died; the cause is inside.</exception>
+    /// <summary>Starts or stops the steps; when a stop returns, the thread is quiet.</summary>
+    /// <exception cref="DeviceStateException">A start failed because the thread has died; the inner exception is the cause.</exception>
     internal void SetRunning(bool running)
     {
         lock (_gate)
         {
             if (running && _failure is not null) throw new DeviceStateException($"the workload's thread has died: {_failure.Message}", _failure);
             _running = running;
-            if (running) _attached = false; // RAM may be another machine's by now.
+            if (running) _attached = false; // While the VM was stopped, a load may have replaced RAM.
             Signal();
             if (!running) WaitUntilQuiet();
         }
@@ -112,7 +112,7 @@ internal sealed class WorkloadThread : IDisposable
             while (WaitForTurn(out int steps))
                 for (; steps > 0 && _go; steps--, _done++) _step();
         }
-#pragma warning disable CA1031 // Kept for the next start, which reports it; whoever waits for quiet must not wait for ever.
+#pragma warning disable CA1031 // The next start reports the exception; threads that wait for quiet must not wait forever.
         catch (Exception e)
 #pragma warning restore CA1031
         {
@@ -125,7 +125,7 @@ internal sealed class WorkloadThread : IDisposable
         }
     }
 
-    /// <summary>Waits, quietly, until steps are due. False at the end.</summary>
+    /// <summary>Waits until steps are due; the thread is quiet meanwhile. Returns false when the thread must end.</summary>
     private bool WaitForTurn(out int steps)
     {
         lock (_gate)
@@ -177,14 +177,14 @@ internal sealed class WorkloadThread : IDisposable
         _done = 0;
     }
 
-    /// <summary>Steps due by now, or how long to wait for the next few.</summary>
+    /// <summary>Returns the number of steps due now; if it is 0, sets the time to wait for the next ones.</summary>
     private int Due(out int waitMs)
     {
         waitMs = 0;
         if (_stepsPerSecond == 0) return BurstSteps;
         double seconds = Stopwatch.GetElapsedTime(_epoch).TotalSeconds;
         long due = (long)(seconds * _stepsPerSecond) - _done;
-        // What could not be done in time is not caught up with: a guest that was held up does not run faster later.
+        // Drop the backlog of a longer delay, because a real guest that was delayed does not run faster afterwards.
         if (due > _stepsPerSecond / 10 + BurstSteps) Restart();
         if (due > 0) return (int)Math.Min(due, BurstSteps);
         waitMs = (int)Math.Clamp(Math.Ceiling((((_done + 1.0) / _stepsPerSecond) - seconds) * 1000), SliceMs, 1000);

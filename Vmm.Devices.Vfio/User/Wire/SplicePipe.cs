@@ -3,22 +3,22 @@ using Vmm.Core.Interop;
 
 namespace Vmm.Devices.Vfio.User.Wire;
 
-/// <summary>Which end of a move failed.</summary>
+/// <summary>The end of a move that failed.</summary>
 internal enum SpliceSide
 {
-    /// <summary>None.</summary>
+    /// <summary>Neither end failed.</summary>
     None,
-    /// <summary>The end read from; an end of file counts, as ECONNRESET.</summary>
+    /// <summary>The source; its end of stream counts as ECONNRESET.</summary>
     From,
-    /// <summary>The end written to.</summary>
+    /// <summary>The target.</summary>
     To,
 }
 
-/// <summary>How a move ended.</summary>
+/// <summary>Result of a move.</summary>
 /// <param name="TakenBytes">Bytes taken from the source.</param>
-/// <param name="DeliveredBytes">Bytes that reached the target; what was taken and not delivered is lost.</param>
-/// <param name="FailedSide">Which end failed.</param>
-/// <param name="Errno">Why.</param>
+/// <param name="DeliveredBytes">Bytes that reached the target; all other taken bytes are lost.</param>
+/// <param name="FailedSide">The end that failed.</param>
+/// <param name="Errno">Reason of the failure.</param>
 internal readonly record struct SpliceResult(int TakenBytes, int DeliveredBytes, SpliceSide FailedSide, Errno Errno);
 
 /// <summary>Moves bytes from one socket to another inside the kernel, without copying them (splice(2)). One thread at a time.</summary>
@@ -30,11 +30,7 @@ internal sealed class SplicePipe : IDisposable
 
     internal SplicePipe() => (_read, _write) = Open();
 
-    /// <summary>Moves bytes; blocks. A shutdown of either socket ends it.</summary>
-    /// <param name="from">A stream socket in blocking mode.</param>
-    /// <param name="to">Another.</param>
-    /// <param name="count">How many.</param>
-    /// <returns>How it ended.</returns>
+    /// <summary>Moves <paramref name="count"/> bytes between two stream sockets in blocking mode. Blocks; a shutdown of either socket ends the move.</summary>
     internal SpliceResult MoveBytes(OwnedFd from, OwnedFd to, int count)
     {
         int taken = 0, delivered = 0;
@@ -60,7 +56,7 @@ internal sealed class SplicePipe : IDisposable
         _write.Dispose();
     }
 
-    /// <summary>What is left in the pipe belongs to nobody.</summary>
+    /// <summary>Replaces the pipe after a failed move, because the bytes left in it must not reach the next target.</summary>
     private void Reset()
     {
         Dispose();
@@ -70,7 +66,7 @@ internal sealed class SplicePipe : IDisposable
     private static (OwnedFd Read, OwnedFd Write) Open()
     {
         (OwnedFd Read, OwnedFd Write) pipe = Posix.Pipe();
-        // A smaller pipe works too, with more calls; an unprivileged user may be refused.
+        // The kernel may refuse an unprivileged user; a smaller pipe works too, with more calls.
         Posix.SetPipeSize(pipe.Write, CapacityBytes);
         return pipe;
     }

@@ -73,7 +73,7 @@ internal sealed class KvmRefusalTests : KvmEndToEnd
     [
         ("feature", WithFeature, "vCPU 0: the guest's CPU has features that this host lacks: perfctr_llc; CPUID 0x80000001.0 ecx bits 0x10000000"),
         ("register", WithUnknownMsr, "vCPU 0: this host does not know MSR 0x12345"),
-        ("extended state", WithLargerXsave, "bytes of extended state, this host has room for"),
+        ("extended state", WithLargerXsave, "bytes of extended state exceed this host's"),
     ];
 
     [Test]

@@ -25,15 +25,15 @@ internal sealed class KvmBootTests
         yield return Case("elf-32", With(Elf([1]), 4, 1), "64-bit ELF");
         yield return Case("elf-arm", With(Elf([1]), 18, 183), "for x86-64");
         yield return Case("elf-headers-outside", With(Elf([1]), 33, 0xff), "program headers are outside");
-        yield return Case("elf-no-segment", With(Elf([1]), 64, 2), "nothing to load");
+        yield return Case("elf-no-segment", With(Elf([1]), 64, 2), "no segment to load");
         yield return Case("elf-content-outside", With(Elf([1]), 64 + 8 + 2, 1), "segment 0 is outside the file");
         yield return Case("elf-content-beyond-memory", With(Elf([1, 2, 3]), 64 + 40, 1), "segment 0 is outside the file");
         yield return Case("elf-address-outside", With(Elf([1]), 64 + 24 + 4, 1), "not in RAM");
         yield return Case("elf-below", With(Elf([1]), 64 + 24 + 2, 0), "not in RAM");
         yield return Case("elf-too-big", With(Elf([1]), 64 + 40 + 4, 1), "not in RAM");
         yield return Case("elf-entry-nowhere", With(Elf([1]), 24, 0x77), "is in no segment");
-        yield return Case("linux-old", Linux(version: 0x20b), "boot protocol 2.11 without a 64-bit entry");
-        yield return Case("linux-no-64-bit", Linux(flags: 0), "without a 64-bit entry");
+        yield return Case("linux-old", Linux(version: 0x20b), "boot protocol 2.11 has no 64-bit entry");
+        yield return Case("linux-no-64-bit", Linux(flags: 0), "has no 64-bit entry");
         yield return Case("linux-cut", Linux()[..0x3ff], "cut short");
         yield return Case("linux-fixed-and-too-big", Linux(initBytes: 64 << 20, relocatable: false), "it needs 67108864 bytes");
         yield return Case("linux-too-big", Linux(initBytes: 64 << 20), "not in RAM");
