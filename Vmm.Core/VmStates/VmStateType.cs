@@ -8,10 +8,6 @@ namespace Vmm.Core.VmStates;
 internal delegate void VmStateGet<TValue>(VmStateLoader loader, ref TValue value);
 
 /// <summary>The wire format of one value (QEMU: <c>VMStateInfo</c>). Devices may define their own. Immutable.</summary>
-/// <param name="name">Name in VMDESC.</param>
-/// <param name="sizeBytes">Bytes in memory.</param>
-/// <param name="put">Writes a value.</param>
-/// <param name="get">Reads a value.</param>
 public sealed class VmStateType<TValue>
 {
     private readonly Action<QemuFileWriter, TValue> _put;
