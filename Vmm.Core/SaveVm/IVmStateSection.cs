@@ -32,6 +32,10 @@ public interface IVmStateSection
     /// <param name="desc">Receives <c>vmsd_name</c>, <c>version</c>, <c>fields</c> and <c>subsections</c> in the open object; null for none.</param>
     internal void Save(QemuFileWriter f, VmDescJson? desc);
 
+    /// <summary>Writes fields and subsections into a record of the caller's own, without a description. BQL: held.</summary>
+    /// <param name="f">The stream.</param>
+    public void Save(QemuFileWriter f) => Save(f, null);
+
     /// <summary>Reads fields and subsections. BQL: held.</summary>
     /// <param name="f">The stream.</param>
     /// <param name="versionId">Version from the section's header.</param>

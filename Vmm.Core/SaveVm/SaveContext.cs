@@ -33,6 +33,9 @@ public sealed record SaveContext
     /// <summary>Channels beside the stream for pages and for device state; null when everything goes over the stream.</summary>
     internal IDataChannels? DataChannels { get; init; }
 
+    /// <summary>Device state may go over channels beside the stream: a handler that can use them offers <see cref="SaveRoles.CompleteThread"/>.</summary>
+    public bool HasDataChannels => DataChannels is not null;
+
     /// <summary>Set when the attempt is being cancelled or has failed.</summary>
     public CancellationToken Cancel { get; init; }
 }

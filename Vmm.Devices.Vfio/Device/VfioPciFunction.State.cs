@@ -38,7 +38,7 @@ internal sealed partial class VfioPciFunction : IVfioConfigState
     }
 
     /// <inheritdoc/>
-    public void SaveConfig(QemuFileWriter f) => s_state.Bind(this).Save(f, null);
+    public void SaveConfig(QemuFileWriter f) => s_state.Bind(this).Save(f);
 
     /// <inheritdoc/>
     public void LoadConfig(QemuFileReader f, bool apply)

@@ -14,7 +14,7 @@ internal sealed class VfioSection(VfioMigration migration) : ISavePrepare, ILoad
 
     public SaveRoles SavePrepare(SaveContext context)
     {
-        bool usesThread = CanUseThread(context.DataChannels is not null);
+        bool usesThread = CanUseThread(context.HasDataChannels);
         if (migration.Options.MultifdTransfer == true && !usesThread)
             throw new VfioException($"device '{migration.Id}': x-migration-multifd-transfer=on needs protocol v2 and a channel that takes device state (multifd)", Errno.EINVAL);
         if (Protocol.State == VfioDeviceState.Error) throw new VfioException($"device '{migration.Id}' is broken; reset the VM", Errno.EIO);

@@ -7,7 +7,7 @@ using static Vmm.Tests.Support.SectionBytes;
 namespace Vmm.Tests.Contract;
 
 [TestFixture]
-public sealed class ScratchDeviceContract : SaveVmContract<ScratchDevice>
+internal sealed class ScratchDeviceContract : SaveVmContract<ScratchDevice>
 {
     protected override (ScratchDevice Device, IVmStateSection Section) Create()
     {
@@ -29,7 +29,7 @@ public sealed class ScratchDeviceContract : SaveVmContract<ScratchDevice>
 }
 
 [TestFixture]
-public sealed class SerialDeviceContract : SaveVmContract<SerialDevice>
+internal sealed class SerialDeviceContract : SaveVmContract<SerialDevice>
 {
     /// <summary>A line that takes nothing, so bytes stay in flight.</summary>
     private sealed class BlockedLine : ISerialLine
@@ -87,7 +87,7 @@ public sealed class SerialDeviceContract : SaveVmContract<SerialDevice>
 }
 
 [TestFixture]
-public sealed class Serial16550Contract : SaveVmContract<Serial16550>
+internal sealed class Serial16550Contract : SaveVmContract<Serial16550>
 {
     protected override (Serial16550 Device, IVmStateSection Section) Create()
     {

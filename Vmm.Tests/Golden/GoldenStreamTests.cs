@@ -11,7 +11,7 @@ namespace Vmm.Tests.GoldenTests;
 
 /// <summary>Real QEMU streams load, what we save for the same content equals them, and every proper prefix fails cleanly.</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
-public class GoldenStreamTests
+internal sealed class GoldenStreamTests
 {
     private static readonly Guid s_uuid = Guid.Parse("11112222-3333-4444-5555-666677778888");
     private const int PrefixParts = 8;

@@ -7,7 +7,7 @@ namespace Vmm.Devices.Vfio.User.Backend;
 /// CRC-32C (Castagnoli). Long input runs in three lanes, because the processor's instruction waits for its own result three cycles long; the
 /// lanes' results are joined by the linear map that so many zero bytes are. Stateless, thread-safe.
 /// </summary>
-internal static class Crc32C
+public static class Crc32C
 {
     /// <summary>What a checksum starts with.</summary>
     public const uint Initial = uint.MaxValue;

@@ -64,7 +64,7 @@ public sealed class VfioSessionTests
         {
             first = handlers.Save!.SavePrepare(new SaveContext());
             first.Setup!.SaveSetup(new QemuFileWriter(new MemoryChannel()));
-            Assert.That(first.Live!.ExactPending().Total, Is.GreaterThan(0));
+            Assert.That(first.Live!.ExactPending().TotalBytes, Is.GreaterThan(0));
         }
         first.Live!.SaveLiveIterate(new QemuFileWriter(new MemoryChannel()), IterateBudget.Unlimited);
         using (vm.Vm.Bql.Acquire())
@@ -72,7 +72,7 @@ public sealed class VfioSessionTests
             device.Migration.Protocol!.SetState(VfioDeviceState.Running, VfioDeviceState.Error);
             first.Cleanup!.SaveCleanup();
             second = handlers.Save!.SavePrepare(new SaveContext());
-            Assert.That(second.Live!.EstimatePending().Total, Is.Zero);
+            Assert.That(second.Live!.EstimatePending().TotalBytes, Is.Zero);
             // A v2 device that was started again after a part was sent would fail here if the part counted still.
             second.Live.SaveLiveCompletePrecopy(new QemuFileWriter(new MemoryChannel()));
             second.Cleanup!.SaveCleanup();
