@@ -48,7 +48,7 @@ public abstract class SaveVmContract<TDevice> where TDevice : class
         for (int n = 0; n < framed.Length; n++)
         {
             IVmStateSection section = Create().Section;
-            Exception? error = Assert.Catch(() => SectionBytes.LoadFramed(section, framed.AsSpan(0, n), section.VersionId), $"{name}, {n} of {framed.Length} bytes");
+            Exception? error = Caught.By(() => SectionBytes.LoadFramed(section, framed.AsSpan(0, n), section.VersionId));
             Assert.That(error, Is.InstanceOf<VmmException>(), $"{name}, {n} of {framed.Length} bytes");
         }
     });

@@ -33,7 +33,7 @@ public sealed class VmStateProperties
         for (int n = 0; n < framed.Length; n += step)
         {
             IVmStateSection target = made.Description.Bind(made.NewOwner());
-            Exception? error = Assert.Catch(() => SectionBytes.LoadFramed(target, framed.AsSpan(0, n), target.VersionId), $"{n} of {framed.Length} bytes");
+            Exception? error = Caught.By(() => SectionBytes.LoadFramed(target, framed.AsSpan(0, n), target.VersionId));
             Assert.That(error, Is.InstanceOf<VmmException>(), $"{n} of {framed.Length} bytes");
         }
     }

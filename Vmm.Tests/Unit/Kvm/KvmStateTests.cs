@@ -153,7 +153,7 @@ internal sealed class KvmStateTests
         int leaf = Array.FindIndex(entries, static e => e.Function == 0x80000001);
         // Bit 28 of leaf 0x80000001 ecx is performance counters, which no KVM guest of ours has.
         wire[4 + leaf * 40 + 20 + 3] |= 0x10;
-        Exception e = Assert.Catch(() => SectionBytes.Load(KvmCpuState.Description.Bind(to), wire))!;
+        Exception e = Caught.By(() => SectionBytes.Load(KvmCpuState.Description.Bind(to), wire))!;
         Assert.That(e.Message, Does.Contain("features that this host lacks: perfctr_llc; CPUID 0x80000001.0 ecx bits 0x10000000"));
         Assert.That(destination.Kvm.Vcpus[0].GetRegs().Rip, Is.EqualTo(before));
     }
@@ -165,7 +165,7 @@ internal sealed class KvmStateTests
         using var source = new KvmGuest(SmpGuest.BuildSpinning(), cpus: saved);
         using var destination = new KvmGuest(SmpGuest.BuildSpinning(), cpus: ours);
         byte[] wire = SectionBytes.Save(KvmCpuState.Description.Bind(source.Kvm.CpuStates[0]));
-        Exception e = Assert.Catch(() => SectionBytes.Load(KvmCpuState.Description.Bind(destination.Kvm.CpuStates[0]), wire))!;
+        Exception e = Caught.By(() => SectionBytes.Load(KvmCpuState.Description.Bind(destination.Kvm.CpuStates[0]), wire))!;
         Assert.That(e.GetBaseException(), Is.TypeOf<IncompatibleStateException>().With.Message.EqualTo($"vCPU 0: the guest has {saved} vCPUs, this VM {ours}"));
         Assert.That(((IncompatibleStateException)e.GetBaseException()).Hint, Is.EqualTo($"make this VM with {saved} vCPUs"));
     }

@@ -279,7 +279,7 @@ public sealed class Serial16550Tests
     [TestCase("000c 00 00 01 00 08 60 b0 00 01", "05 10 73657269616c2f726563765f6669666f 00000001 00000000000000000000000000000000 00000000 00000011", "num 17")]
     public void InconsistentStateIsRefused(string fields, string subsection, string message)
     {
-        Exception? error = Assert.Catch(() => Load(Serial16550.Description, _port, Hex(fields + subsection)));
+        Exception? error = Caught.By(() => Load(Serial16550.Description, _port, Hex(fields + subsection)));
         Assert.That(error, Is.InstanceOf<Vmm.Core.Errors.VmmException>());
         Assert.That(error!.Message, Does.Contain(message).And.Contain("serial"));
     }

@@ -1,5 +1,6 @@
 using Vmm.Core.Errors;
 using Vmm.Core.VmStates;
+using Vmm.Tests.Support;
 using static Vmm.Tests.Support.SectionBytes;
 
 namespace Vmm.Tests.Unit.Core.VmStates;
@@ -179,7 +180,7 @@ public sealed class VmStateSubsectionTests
     public void PostSaveRunsAfterAFailureToo(bool failFields, string? failHook, string calls, string message)
     {
         var d = new Device();
-        Exception? error = Assert.Catch(() => Save(Hooked(failFields, failHook), d));
+        Exception? error = Caught.By(() => Save(Hooked(failFields, failHook), d));
         Assert.That(error!.Message, Does.Contain(message));
         Assert.That(string.Join(' ', d.Calls), Is.EqualTo(calls));
     }
