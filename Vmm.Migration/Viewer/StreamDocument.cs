@@ -178,16 +178,16 @@ public sealed class StreamDocument
     /// <summary>True if nothing breaks the format.</summary>
     public bool IsValid => !Violations.Any();
 
-    /// <summary>Writes everything for a person: one line an entry, its fields indented below it, then <see cref="WriteFindings"/>.</summary>
-    /// <param name="output">Receives lines.</param>
+    /// <summary>Writes the document as text for people: one line an entry, with its fields indented below, then <see cref="WriteFindings"/>.</summary>
+    /// <param name="output">Receives the lines.</param>
     public void WriteText(TextWriter output) => StreamText.Write(this, output);
 
-    /// <summary>Writes what is not as the format has it, with file offsets, and a verdict.</summary>
-    /// <param name="output">Receives lines.</param>
+    /// <summary>Writes the findings with their file offsets, and a verdict.</summary>
+    /// <param name="output">Receives the lines.</param>
     public void WriteFindings(TextWriter output) => StreamText.WriteFindings(this, output);
 
-    /// <summary>Writes the same as one JSON object. Keys are lower case with hyphens; opaque bytes are hex strings.</summary>
-    /// <param name="output">Receives UTF-8; stays open.</param>
+    /// <summary>Writes the document as one JSON object, for programs. Keys are lower case with hyphens; opaque bytes are hex strings.</summary>
+    /// <param name="output">Receives the object as UTF-8; stays open.</param>
     /// <param name="withEntries">False leaves the entries out and keeps the summary and the findings.</param>
     public void WriteJson(System.IO.Stream output, bool withEntries = true) => StreamJson.Write(this, output, withEntries);
 

@@ -24,7 +24,7 @@ internal sealed class QmpMonitor : IMonitor
     {
         try
         {
-            // A thread of its own: it blocks until the greeting, which comes in on the pool.
+            // Use a dedicated thread, because it blocks until the greeting, which arrives on a pool thread.
             return new QmpMonitor(await Task.Factory.StartNew(() => QmpClient.Connect(path, deadline), cancel, TaskCreationOptions.LongRunning, TaskScheduler.Default), path);
         }
         catch (ChannelException e) when (e.Errno == Errno.ETIMEDOUT)
