@@ -1,6 +1,6 @@
 namespace Vmm.Core.SaveVm;
 
-/// <summary>Bytes of device data that VFIO devices have sent in the present migration (QEMU: <c>mig_stats</c>, <c>VfioStats</c>). Thread-safe.</summary>
+/// <summary>Bytes of device data that VFIO devices have sent in the current migration (QEMU: <c>mig_stats</c>, <c>VfioStats</c>). Thread-safe.</summary>
 public sealed class DeviceTransferCounter
 {
     private long _bytes;
@@ -9,7 +9,7 @@ public sealed class DeviceTransferCounter
     /// <summary>Bytes since <see cref="Reset"/>.</summary>
     public long Bytes => Interlocked.Read(ref _bytes);
 
-    /// <summary>Whether the VM has a device that counts here.</summary>
+    /// <summary>True when the VM has a device that counts here.</summary>
     public bool IsUsed
     {
         get => _isUsed;
@@ -17,9 +17,8 @@ public sealed class DeviceTransferCounter
     }
 
     /// <summary>Counts bytes sent.</summary>
-    /// <param name="bytes">Bytes.</param>
     public void Add(long bytes) => Interlocked.Add(ref _bytes, bytes);
 
-    /// <summary>Starts again; at the start of a migration.</summary>
+    /// <summary>Sets the counter to 0, at the start of a migration.</summary>
     public void Reset() => Interlocked.Exchange(ref _bytes, 0);
 }

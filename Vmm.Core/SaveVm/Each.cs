@@ -2,10 +2,10 @@ using System.Runtime.ExceptionServices;
 
 namespace Vmm.Core.SaveVm;
 
-/// <summary>Calls of which none may be left out because another failed.</summary>
+/// <summary>Makes every one of several calls, even when one of them fails.</summary>
 internal static class Each
 {
-    /// <summary>Makes all calls, then throws what the first that failed threw.</summary>
+    /// <summary>Makes all calls, then throws the first exception that one of them threw.</summary>
     internal static void Call<T>(IEnumerable<T> items, Action<T> call)
     {
         Exception? first = null;
@@ -15,7 +15,7 @@ internal static class Each
             {
                 call(item);
             }
-#pragma warning disable CA1031 // Thrown again below, when the others have had their call.
+#pragma warning disable CA1031 // Thrown again below, after the remaining calls.
             catch (Exception e)
 #pragma warning restore CA1031
             {

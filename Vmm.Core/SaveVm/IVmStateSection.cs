@@ -23,21 +23,18 @@ public interface IVmStateSection
     /// <summary>False if the state exists but can never migrate (QEMU: <c>unmigratable</c>).</summary>
     bool IsMigratable { get; }
 
-    /// <summary>Whether the section is sent at all. BQL: held.</summary>
-    /// <returns>The description's <c>needed</c>.</returns>
+    /// <summary>True when the section is sent at all (QEMU: <c>needed</c>). BQL: held.</summary>
     bool IsNeeded();
 
-    /// <summary>Writes fields and subsections. BQL: held.</summary>
-    /// <param name="f">The stream.</param>
-    /// <param name="desc">Receives <c>vmsd_name</c>, <c>version</c>, <c>fields</c> and <c>subsections</c> in the open object; null for none.</param>
+    /// <summary>
+    /// Writes fields and subsections to the stream, and <c>vmsd_name</c>, <c>version</c>, <c>fields</c> and <c>subsections</c> into the open object of
+    /// <paramref name="desc"/> unless that is null. BQL: held.
+    /// </summary>
     internal void Save(QemuFileWriter f, VmDescJson? desc);
 
     /// <summary>Writes fields and subsections into a record of the caller's own, without a description. BQL: held.</summary>
-    /// <param name="f">The stream.</param>
     public void Save(QemuFileWriter f) => Save(f, null);
 
-    /// <summary>Reads fields and subsections. BQL: held.</summary>
-    /// <param name="f">The stream.</param>
-    /// <param name="versionId">Version from the section's header.</param>
+    /// <summary>Reads fields and subsections; <paramref name="versionId"/> comes from the section's header. BQL: held.</summary>
     void Load(QemuFileReader f, int versionId);
 }

@@ -12,16 +12,16 @@ public sealed record LoadRoles
     /// <summary>A FULL section that is declared and bound to the attempt's object.</summary>
     public IVmStateSection? VmState { get; init; }
 
-    /// <summary>State that comes over data channels; only where <see cref="LoadContext.HasDataChannels"/> says that there are some.</summary>
+    /// <summary>Takes state from data channels; null unless <see cref="LoadContext.HasDataChannels"/> is true.</summary>
     public ILoadStateBuffer? Buffers { get; init; }
 
-    /// <summary>Pages that come over data channels.</summary>
+    /// <summary>Takes pages from data channels.</summary>
     internal ILoadPages? Pages { get; init; }
 
-    /// <summary>This device will acknowledge its first data (QEMU: <c>switchover_ack_needed</c>); counts only while the capability is on.</summary>
+    /// <summary>The device will acknowledge its first data (QEMU: <c>switchover_ack_needed</c>); counts only while capability switchover-ack is on.</summary>
     public bool NeedsSwitchoverAck { get; init; }
 
-    /// <summary>Says whether all of the state has come; without it an iterable is complete with its END section.</summary>
+    /// <summary>Checks that all of the state has come. Without this role an iterable is complete when its END section has been read.</summary>
     public ILoadComplete? Complete { get; init; }
 
     /// <summary>The end of the attempt.</summary>
@@ -29,9 +29,7 @@ public sealed record LoadRoles
 
     internal bool IsEmpty => State is null && VmState is null;
 
-    /// <summary>Collects every role that an object implements.</summary>
-    /// <param name="attempt">The object.</param>
-    /// <returns>The record; narrow it with <c>with</c>.</returns>
+    /// <summary>Collects every role that an object implements; <c>with</c> removes those that do not apply in this attempt.</summary>
     public static LoadRoles Of(object attempt) => new()
     {
         State = attempt as ILoadState,
@@ -46,24 +44,25 @@ public sealed record LoadRoles
 /// <summary>Loading from the stream (QEMU: <c>load_state</c>).</summary>
 public interface ILoadState
 {
-    /// <summary>Reads the body of a START, PART, END or FULL section. BQL: held for FULL sections only.</summary>
-    /// <param name="f">The stream.</param>
-    /// <param name="versionId">Version from the header of the START or FULL section.</param>
+    /// <summary>
+    /// Reads the body of a START, PART, END or FULL section; <paramref name="versionId"/> comes from the header of the START or FULL section.
+    /// BQL: held for FULL sections only.
+    /// </summary>
     void LoadState(QemuFileReader f, int versionId);
 }
 
-/// <summary>Judges whether all of a state has come, before the load is confirmed.</summary>
+/// <summary>Checks before the confirmation that all of a state has come.</summary>
 public interface ILoadComplete
 {
-    /// <summary>Call at the end of the stream and of the data channels, before the cleanup. BQL: not held.</summary>
-    /// <exception cref="Errors.VmmException">Something never came; names it.</exception>
+    /// <summary>Called when stream and data channels have ended, before the cleanup. BQL: not held.</summary>
+    /// <exception cref="Errors.VmmException">Names what never came.</exception>
     void ThrowIfIncomplete();
 }
 
-/// <summary>The end of an attempt, well or not (QEMU: <c>load_cleanup</c>).</summary>
+/// <summary>The end of an attempt, successful or not (QEMU: <c>load_cleanup</c>).</summary>
 public interface ILoadCleanup
 {
-    /// <summary>Gives back what the attempt took, also when no section ever came; must not throw. BQL: held.</summary>
+    /// <summary>Releases what the attempt took, even when no section ever came; must not throw. BQL: held.</summary>
     void LoadCleanup();
 }
 
@@ -71,39 +70,33 @@ public interface ILoadCleanup
 public interface ILoadStateBuffer
 {
     /// <summary>
-    /// Takes one buffer, in any order, possibly on several threads, perhaps before <see cref="SwitchoverStart"/>. The buffer is the callee's from
-    /// here on, also when it throws.
+    /// Takes one buffer of opaque device data and owns it from then on, even when it throws. Buffers come in any order, on several threads, and perhaps
+    /// before <see cref="SwitchoverStart"/>.
     /// </summary>
-    /// <param name="buffer">Opaque device data.</param>
     void LoadStateBuffer(StateBuffer buffer);
 
     /// <summary>The source has stopped its VM. BQL: held.</summary>
     void SwitchoverStart();
 
-    /// <summary>The channels have ended: what is missing now will never come. Any thread.</summary>
+    /// <summary>The channels have ended: buffers that are missing now will never come. Any thread.</summary>
     void NoMoreBuffers();
 
-    /// <summary>Waits until all buffers are loaded, and takes the BQL for what needs it at the end. Throws what went wrong.</summary>
-    /// <param name="cancel">The load is being given up.</param>
+    /// <summary>
+    /// Waits until all buffers are loaded, and takes the BQL for the last step if that needs it. Throws what went wrong, and ends early when
+    /// <paramref name="cancel"/> fires.
+    /// </summary>
     void WaitLoaded(CancellationToken cancel);
 }
 
 /// <summary>Loading guest RAM from data channels. Any thread.</summary>
 internal interface ILoadPages
 {
-    /// <summary>Finds a RAM block.</summary>
-    /// <param name="name">From a packet.</param>
-    /// <returns>The block, or null when there is none of that name.</returns>
+    /// <summary>Finds the RAM block that a packet names; null when there is none of that name.</summary>
     RamBlock? FindBlock(string name);
 
-    /// <summary>Notes that the new content of a run of pages stands in the block.</summary>
-    /// <param name="block">The block.</param>
-    /// <param name="offset">Byte offset of the first page.</param>
-    /// <param name="pages">Number of pages.</param>
+    /// <summary>Notes that <paramref name="pages"/> pages from byte <paramref name="offset"/> on have their new content.</summary>
     void NoteLoaded(RamBlock block, ulong offset, int pages);
 
-    /// <summary>Makes a page zero.</summary>
-    /// <param name="block">The block.</param>
-    /// <param name="offset">Byte offset of the page.</param>
+    /// <summary>Makes the page at byte <paramref name="offset"/> zero.</summary>
     void LoadZeroPage(RamBlock block, ulong offset);
 }

@@ -5,12 +5,9 @@ using Vmm.Core.Wire;
 namespace Vmm.Core.SaveVm;
 
 /// <summary>
-/// One attempt's loading half: makes the object of every section and gives each body to it (stream 1; QEMU: <c>qemu_loadvm_state_main</c>). The bytes
-/// are those that <see cref="SaveStream"/> draws. One thread. FULL sections load under the BQL, the parts of iterables without it.
+/// The sections of one attempt to load: makes the object of every section and gives each body to it (stream 1; QEMU: <c>qemu_loadvm_state_main</c>).
+/// <see cref="SaveStream"/> draws the bytes. One thread uses it. FULL sections load with the BQL held, the parts of iterables without it.
 /// </summary>
-/// <param name="registry">The VM's sections.</param>
-/// <param name="f">The stream.</param>
-/// <param name="context">What the attempt is asked to do.</param>
 public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadContext context)
 {
     private readonly Dictionary<uint, (SaveVmEntry Entry, int VersionId)> _bound = [];
@@ -20,13 +17,13 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
     /// <summary>What the attempt is asked to do.</summary>
     public LoadContext Context => context;
 
-    /// <summary>Reads the body of a COMMAND section, whose type byte has been read; null where the stream may have none.</summary>
+    /// <summary>Reads a COMMAND section after its type byte; null where the stream may have none.</summary>
     public Action? ReadCommand { get; init; }
 
-    /// <summary>Called before each section that only a stopped source sends.</summary>
+    /// <summary>Called before each END and FULL section, which only a stopped source sends.</summary>
     public Action? OnSwitchover { get; init; }
 
-    /// <summary>Sections that have had a START or FULL.</summary>
+    /// <summary>Sections whose START or FULL has been read.</summary>
     public IEnumerable<SaveVmEntry> Announced => _bound.Values.Select(static b => b.Entry);
 
     /// <summary>How many devices will acknowledge their first data.</summary>
@@ -53,9 +50,7 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         }
     }
 
-    /// <summary>The object of that type that a section made for this attempt, or null.</summary>
-    /// <typeparam name="T">Type of the object behind a role.</typeparam>
-    /// <returns>The object.</returns>
+    /// <summary>The object of type <typeparamref name="T"/> that a section made for this attempt, or null.</summary>
     public T? Find<T>() where T : class
     {
         foreach ((_, LoadRoles roles) in _attempts)
@@ -65,21 +60,17 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         return null;
     }
 
-    /// <summary>Who takes pages from data channels; null when nobody does.</summary>
+    /// <summary>The object that takes pages from data channels, or null.</summary>
     internal ILoadPages? Pages => _attempts.Select(static a => a.Roles.Pages).FirstOrDefault(static p => p is not null);
 
-    /// <summary>Who takes device state from data channels for a section; null when nobody does.</summary>
-    /// <param name="idStr">Section name from a packet.</param>
-    /// <param name="instanceId">Instance id from a packet.</param>
-    /// <returns>The role.</returns>
+    /// <summary>The object that takes device state from data channels for the section that a packet names, or null.</summary>
     public ILoadStateBuffer? FindBuffers(string idStr, int instanceId) =>
         registry.Find(idStr, instanceId) is { } entry ? _attempts.Find(a => a.Entry == entry).Roles?.Buffers : null;
 
-    /// <summary>Everybody who takes device state from data channels.</summary>
-    /// <returns>The roles.</returns>
+    /// <summary>All objects that take device state from data channels.</summary>
     public IEnumerable<ILoadStateBuffer> AllBuffers() => _attempts.Select(static a => a.Roles.Buffers).OfType<ILoadStateBuffer>();
 
-    /// <summary>Sections and commands up to EOF.</summary>
+    /// <summary>Reads sections and commands up to EOF.</summary>
     /// <exception cref="VmmException">The stream is malformed or does not fit this machine.</exception>
     public void ReadSections()
     {
@@ -87,7 +78,7 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
     }
 
     /// <summary>Reads one section or command.</summary>
-    /// <returns>False at EOF, which has been read.</returns>
+    /// <returns>False when it was EOF.</returns>
     /// <exception cref="VmmException">The stream is malformed or does not fit this machine.</exception>
     public bool ReadSection()
     {
@@ -103,8 +94,11 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         }
     }
 
-    /// <summary>Nothing may run on half a state: every section that was begun has all of it. Call at the end of stream and data channels. BQL: not held.</summary>
-    /// <exception cref="VmmException">Something never came; names it.</exception>
+    /// <summary>
+    /// Checks that every section that was begun has all of its state, so that no VM runs on half of it. Call when stream and data channels have ended. BQL: not
+    /// held.
+    /// </summary>
+    /// <exception cref="VmmException">Names what never came.</exception>
     public void ThrowIfIncomplete()
     {
         foreach ((SaveVmEntry entry, LoadRoles roles) in _attempts)
@@ -114,15 +108,15 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         }
     }
 
-    /// <summary>The source has stopped its VM (QEMU: <c>qemu_loadvm_state_switchover_start</c>). Takes the BQL.</summary>
+    /// <summary>Tells the devices that the source has stopped its VM (QEMU: <c>qemu_loadvm_state_switchover_start</c>). Takes the BQL.</summary>
     public void SwitchoverStart()
     {
         using (Bql.Acquire())
             foreach (ILoadStateBuffer buffers in AllBuffers()) buffers.SwitchoverStart();
     }
 
-    /// <summary>Ends every section's part in the attempt, well or not (QEMU: <c>qemu_loadvm_state_cleanup</c>). Takes the BQL.</summary>
-    /// <exception cref="Exception">What a section threw although it must not; the others have had their call.</exception>
+    /// <summary>Ends the attempt of every section, successful or not (QEMU: <c>qemu_loadvm_state_cleanup</c>). Takes the BQL.</summary>
+    /// <exception cref="Exception">A section threw although it must not; the others were cleaned up all the same.</exception>
     public void LoadCleanup()
     {
         using (Bql.Acquire()) Each.Call(_attempts, static a => a.Roles.Cleanup?.LoadCleanup());

@@ -7,11 +7,11 @@ public enum MigrationMode
 {
     /// <summary>Ordinary migration.</summary>
     Normal,
-    /// <summary>State to a file, RAM in place, new process after a reboot of the host or the VMM.</summary>
+    /// <summary>The state goes to a file and RAM stays in place; a new process loads it after a reboot of the host or the VMM.</summary>
     CprReboot,
-    /// <summary>To a new process on this host that takes over memory and descriptors.</summary>
+    /// <summary>A new process on this host takes over memory and descriptors.</summary>
     CprTransfer,
-    /// <summary>The process replaces itself.</summary>
+    /// <summary>The process replaces its own program.</summary>
     CprExec,
 }
 
@@ -46,7 +46,7 @@ public sealed class MigrationBlockers
     /// <param name="reason">Shown to the user.</param>
     /// <param name="modes">Modes it blocks.</param>
     /// <returns>Dispose to remove it.</returns>
-    /// <exception cref="MigrationBlockedException">A migration runs; the reason names the refusal.</exception>
+    /// <exception cref="MigrationBlockedException">A migration or snapshot runs.</exception>
     public IDisposable Add(string reason, MigrationModes modes = MigrationModes.All)
     {
         ArgumentException.ThrowIfNullOrEmpty(reason);
@@ -59,9 +59,7 @@ public sealed class MigrationBlockers
         }
     }
 
-    /// <summary>The reasons that block a mode.</summary>
-    /// <param name="mode">The mode.</param>
-    /// <returns>Empty when nothing blocks.</returns>
+    /// <summary>The reasons that block a mode; empty when nothing does.</summary>
     public IReadOnlyList<string> Reasons(MigrationMode mode)
     {
         var bit = (MigrationModes)(1 << (int)mode);
@@ -69,15 +67,14 @@ public sealed class MigrationBlockers
     }
 
     /// <summary>Throws if something blocks a mode.</summary>
-    /// <param name="mode">The mode.</param>
-    /// <exception cref="MigrationBlockedException">All reasons, listed.</exception>
+    /// <exception cref="MigrationBlockedException">Lists all reasons.</exception>
     public void ThrowIfBlocked(MigrationMode mode)
     {
         IReadOnlyList<string> reasons = Reasons(mode);
         if (reasons.Count > 0) throw new MigrationBlockedException($"migration is blocked: {string.Join("; ", reasons)}");
     }
 
-    /// <summary>Refuses new blockers until disposed; held while a migration or snapshot runs.</summary>
+    /// <summary>Refuses new blockers until the result is disposed, for as long as a migration or snapshot runs.</summary>
     /// <returns>Dispose to allow blockers again.</returns>
     public IDisposable Freeze()
     {
@@ -86,7 +83,7 @@ public sealed class MigrationBlockers
     }
 }
 
-/// <summary>Moments of a migration that devices may follow (QEMU: <c>MigrationEventType</c>).</summary>
+/// <summary>Moments of a migration that devices are told of (QEMU: <c>MigrationEventType</c>).</summary>
 public enum MigrationEvent
 {
     /// <summary>A migration is about to start; a handler that throws stops it.</summary>
@@ -105,7 +102,7 @@ public sealed class MigrationNotifiers
 
     /// <summary>Adds a notifier.</summary>
     /// <param name="call">Called with the BQL held; throws on <see cref="MigrationEvent.PrecopySetup"/> to stop the migration.</param>
-    /// <param name="modes">Modes it follows.</param>
+    /// <param name="modes">Modes of which it is told.</param>
     /// <returns>Dispose to remove it.</returns>
     public IDisposable Add(Action<MigrationEvent> call, MigrationModes modes = MigrationModes.Normal)
     {
@@ -115,10 +112,11 @@ public sealed class MigrationNotifiers
         return new Registration(() => { lock (_gate) _entries.Remove(entry); });
     }
 
-    /// <summary>Calls every notifier of a mode. BQL: held.</summary>
-    /// <param name="what">The moment.</param>
-    /// <param name="mode">The mode.</param>
-    /// <exception cref="Exception">What a notifier threw: before a migration the rest is not called, after one all have been.</exception>
+    /// <summary>
+    /// Calls every notifier of a mode. A notifier that throws on <see cref="MigrationEvent.PrecopySetup"/> ends the calls; on any other moment the remaining
+    /// notifiers are called first. BQL: held.
+    /// </summary>
+    /// <exception cref="Exception">The first exception of a notifier.</exception>
     public void Notify(MigrationEvent what, MigrationMode mode)
     {
         Action<MigrationEvent>[] calls;

@@ -12,8 +12,8 @@ public enum ZeroPageDetection
 }
 
 /// <summary>
-/// Migration parameters by QEMU's names (qmp 8.6). Immutable: an attempt keeps the record that it was started with, and the
-/// engine checks a changed one as a whole before it takes it.
+/// Migration parameters by QEMU's names (qmp 8.6). Immutable: an attempt keeps the record that it was started with, and the engine
+/// checks a changed record as a whole before it takes it.
 /// </summary>
 public sealed record MigrationParameters
 {
@@ -93,9 +93,7 @@ public sealed class MigrationCapabilities
     /// <summary>All off.</summary>
     public static MigrationCapabilities None { get; } = new(0);
 
-    /// <summary>The set of those that are on.</summary>
-    /// <param name="on">In any order.</param>
-    /// <returns>The set.</returns>
+    /// <summary>The set in which exactly these capabilities are on.</summary>
     public static MigrationCapabilities Of(params ReadOnlySpan<MigrationCapability> on)
     {
         uint bits = 0;
@@ -104,14 +102,9 @@ public sealed class MigrationCapabilities
     }
 
     /// <summary>True if a capability is on.</summary>
-    /// <param name="capability">The capability.</param>
-    /// <returns>Its state.</returns>
     public bool IsOn(MigrationCapability capability) => (_bits & (1u << (int)capability)) != 0;
 
-    /// <summary>A set that differs in one capability.</summary>
-    /// <param name="capability">Which one.</param>
-    /// <param name="on">Its state in the new set.</param>
-    /// <returns>The new set.</returns>
+    /// <summary>A copy of the set in which one capability is on or off.</summary>
     public MigrationCapabilities With(MigrationCapability capability, bool on = true) =>
         new(on ? _bits | (1u << (int)capability) : _bits & ~(1u << (int)capability));
 }

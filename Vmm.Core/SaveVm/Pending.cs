@@ -1,24 +1,19 @@
 namespace Vmm.Core.SaveVm;
 
-/// <summary>What is still to be sent (QEMU: <c>state_pending_estimate</c>, <c>state_pending_exact</c>).</summary>
-/// <param name="PrecopyBytes">Can be sent while the VM runs.</param>
-/// <param name="StopCopyBytes">Can only be sent after the VM has stopped.</param>
-/// <param name="PostcopyBytes">Could also be sent after the destination runs.</param>
+/// <summary>Bytes that are still to be sent (QEMU: <c>state_pending_estimate</c>, <c>state_pending_exact</c>).</summary>
+/// <param name="PrecopyBytes">Bytes that can be sent while the VM runs.</param>
+/// <param name="StopCopyBytes">Bytes that can only be sent after the VM has stopped.</param>
+/// <param name="PostcopyBytes">Bytes that could also be sent after the destination runs.</param>
 public readonly record struct PendingBytes(long PrecopyBytes, long StopCopyBytes = 0, long PostcopyBytes = 0)
 {
-    /// <summary>Everything that must move before the destination can run, postcopy aside.</summary>
+    /// <summary>The sum: everything that must be sent before the destination can run, unless postcopy is used.</summary>
     public long TotalBytes => PrecopyBytes + StopCopyBytes + PostcopyBytes;
 
-    /// <summary>Adds two.</summary>
-    /// <param name="a">One.</param>
-    /// <param name="b">Other.</param>
-    /// <returns>The sum by member.</returns>
+    /// <summary>Adds member by member.</summary>
     public static PendingBytes operator +(PendingBytes a, PendingBytes b) =>
         new(a.PrecopyBytes + b.PrecopyBytes, a.StopCopyBytes + b.StopCopyBytes, a.PostcopyBytes + b.PostcopyBytes);
 
-    /// <summary>Adds two.</summary>
-    /// <param name="other">Other.</param>
-    /// <returns>The sum by member.</returns>
+    /// <summary>Adds member by member.</summary>
     public PendingBytes Add(PendingBytes other) => this + other;
 }
 
@@ -38,10 +33,7 @@ public sealed class IterateBudget
     private readonly long _deadline;
     private readonly CancellationToken _cancel;
 
-    /// <summary>Makes a budget.</summary>
-    /// <param name="limitPosition">Stream offset at which to stop; <see cref="long.MaxValue"/> for none.</param>
-    /// <param name="duration">Longest time.</param>
-    /// <param name="cancel">Ends the iteration early.</param>
+    /// <summary>Makes a budget that ends at a stream offset (<see cref="long.MaxValue"/> for none), after a time, or when cancelled.</summary>
     public IterateBudget(long limitPosition, TimeSpan duration, CancellationToken cancel)
     {
         _limitPosition = limitPosition;
@@ -52,13 +44,11 @@ public sealed class IterateBudget
     /// <summary>An unlimited budget.</summary>
     public static IterateBudget Unlimited { get; } = new(long.MaxValue, TimeSpan.FromDays(1000), CancellationToken.None);
 
-    /// <summary>True when the iteration should end after the present record.</summary>
-    /// <param name="position">Stream offset now.</param>
-    /// <returns>Whether to stop; checks the clock, so ask once in some dozens of pages.</returns>
+    /// <summary>True when the iteration should end after the current record. Reads the clock, so ask once in some dozens of pages.</summary>
+    /// <param name="position">Current stream offset.</param>
     public bool IsExhausted(long position) => position >= _limitPosition || _cancel.IsCancellationRequested || Environment.TickCount64 >= _deadline;
 
-    /// <summary>True when the byte limit is reached; cheap.</summary>
-    /// <param name="position">Stream offset now.</param>
-    /// <returns>Whether to stop.</returns>
+    /// <summary>True when the byte limit is reached; cheap enough for every page.</summary>
+    /// <param name="position">Current stream offset.</param>
     public bool IsOverBytes(long position) => position >= _limitPosition;
 }

@@ -10,8 +10,8 @@ public enum StreamPurpose
 }
 
 /// <summary>
-/// What one attempt to save is asked to do. Immutable; made once per attempt, given to every <see cref="ISavePrepare.SavePrepare"/>, and gone with
-/// the attempt, so that nothing has to be reset for the next one.
+/// What one attempt to save is asked to do. Immutable. It is made once per attempt and given to every <see cref="ISavePrepare.SavePrepare"/>; the next
+/// attempt gets another one, so nothing has to be reset.
 /// </summary>
 public sealed record SaveContext
 {
@@ -24,19 +24,19 @@ public sealed record SaveContext
     /// <summary>Capabilities that were on when the attempt began.</summary>
     public MigrationCapabilities Capabilities { get; init; } = MigrationCapabilities.None;
 
-    /// <summary>Parameters in force when the attempt began. Pacing (bandwidth, downtime) is the engine's and may change meanwhile.</summary>
+    /// <summary>Parameters in force when the attempt began. The engine itself follows later changes of bandwidth and downtime limits.</summary>
     public MigrationParameters Parameters { get; init; } = new();
 
-    /// <summary>Framing choices.</summary>
+    /// <summary>Variant of the framing.</summary>
     internal MigrationCompat Compat { get; init; } = new();
 
-    /// <summary>Channels beside the stream for pages and for device state; null when everything goes over the stream.</summary>
+    /// <summary>Channels beside the stream for pages and device state; null when everything goes over the stream.</summary>
     internal IDataChannels? DataChannels { get; init; }
 
-    /// <summary>Device state may go over channels beside the stream: a handler that can use them offers <see cref="SaveRoles.CompleteThread"/>.</summary>
+    /// <summary>Device state may go over channels beside the stream; a section that can use them offers <see cref="SaveRoles.CompleteThread"/>.</summary>
     public bool HasDataChannels => DataChannels is not null;
 
-    /// <summary>Set when the attempt is being cancelled or has failed.</summary>
+    /// <summary>Fires when the attempt is cancelled or fails.</summary>
     public CancellationToken Cancel { get; init; }
 }
 
@@ -55,27 +55,30 @@ public sealed record LoadContext
     /// <summary>Capabilities that were on when the attempt began.</summary>
     public MigrationCapabilities Capabilities { get; init; } = MigrationCapabilities.None;
 
-    /// <summary>Framing choices; must equal the sender's.</summary>
+    /// <summary>Variant of the framing; must equal the sender's.</summary>
     internal MigrationCompat Compat { get; init; } = new();
 
     /// <summary>
-    /// The stream is read only to see whether it is whole: a handler parses and checks all of it and leaves what it would have to throw away (RAM,
-    /// a real device) alone. Declared states are loaded all the same; whoever validates puts them back.
+    /// The stream is read only to check it. A section parses all of its body and changes neither RAM nor a real device. Declared states are loaded all the
+    /// same; the caller puts them back (<see cref="StateCopy"/>).
     /// </summary>
     public bool ValidateOnly { get; init; }
 
-    /// <summary>Device state may come over channels beside the stream: a handler that can take it offers <see cref="LoadRoles.Buffers"/>.</summary>
+    /// <summary>Device state may come over channels beside the stream; a section that can take it offers <see cref="LoadRoles.Buffers"/>.</summary>
     public bool HasDataChannels { get; init; }
 
-    /// <summary>Waits until every data channel has come to the mark that was just read (QEMU: <c>multifd_recv_sync_main</c>); null without channels.</summary>
+    /// <summary>
+    /// Waits until every data channel has come to the mark that the stream has just delivered (QEMU: <c>multifd_recv_sync_main</c>); null without
+    /// channels.
+    /// </summary>
     public Action? SyncDataChannels { get; init; }
 
     /// <summary>
-    /// A device calls this, without the BQL, for each first part that it has loaded; null while capability switchover-ack is off (QEMU:
-    /// <c>qemu_loadvm_approve_switchover</c>).
+    /// A device calls this each time it has loaded its first data; null while capability switchover-ack is off. BQL: not held
+    /// (QEMU: <c>qemu_loadvm_approve_switchover</c>).
     /// </summary>
     public Action? ApproveSwitchover { get; init; }
 
-    /// <summary>Set when the attempt is being given up.</summary>
+    /// <summary>Fires when the attempt is given up.</summary>
     public CancellationToken Cancel { get; init; }
 }

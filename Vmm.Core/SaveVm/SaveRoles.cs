@@ -4,8 +4,8 @@ using Vmm.Core.Wire;
 namespace Vmm.Core.SaveVm;
 
 /// <summary>
-/// The roles that an object plays in one attempt to save. A missing role means something, as a NULL callback does in QEMU: without
-/// <see cref="Setup"/> and <see cref="Live"/> the section is an ordinary device's, with one of them it is an iterable's.
+/// The roles that an object plays in one attempt to save; null means that it does not play the role. An object with <see cref="Setup"/> or
+/// <see cref="Live"/> is an iterable and has START, PART and END sections; any other has one FULL section.
 /// </summary>
 public sealed record SaveRoles
 {
@@ -21,10 +21,10 @@ public sealed record SaveRoles
     /// <summary>PART sections while the VM runs and the END section after it has stopped.</summary>
     public ISaveLive? Live { get; init; }
 
-    /// <summary>The final part on a thread of its own; only where <see cref="SaveContext.DataChannels"/> offers channels for it.</summary>
+    /// <summary>Sends the final part on a thread of its own; null unless <see cref="SaveContext.DataChannels"/> offers channels.</summary>
     public ISaveCompleteThread? CompleteThread { get; init; }
 
-    /// <summary>Asks for acknowledgements of first data; only while capability switchover-ack is on.</summary>
+    /// <summary>Asks for acknowledgements of first data; null unless capability switchover-ack is on.</summary>
     public ISwitchoverAck? SwitchoverAck { get; init; }
 
     /// <summary>The end of the attempt.</summary>
@@ -35,9 +35,7 @@ public sealed record SaveRoles
 
     internal bool IsEmpty => State is null && VmState is null && !IsIterable;
 
-    /// <summary>Collects every role that an object implements.</summary>
-    /// <param name="attempt">The object.</param>
-    /// <returns>The record; narrow it with <c>with</c>.</returns>
+    /// <summary>Collects every role that an object implements; <c>with</c> removes those that do not apply in this attempt.</summary>
     public static SaveRoles Of(object attempt) => new()
     {
         State = attempt as ISaveState,
@@ -54,7 +52,6 @@ public sealed record SaveRoles
 public interface ISaveState
 {
     /// <summary>Writes the body of the FULL section. The VM is stopped. BQL: held.</summary>
-    /// <param name="f">The stream.</param>
     void SaveState(QemuFileWriter f);
 }
 
@@ -62,86 +59,78 @@ public interface ISaveState
 public interface ISaveSetup
 {
     /// <summary>Writes the body of the START section. BQL: held.</summary>
-    /// <param name="f">The stream.</param>
     void SaveSetup(QemuFileWriter f);
 }
 
-/// <summary>The end of an attempt, well or not (QEMU: <c>save_cleanup</c>).</summary>
+/// <summary>The end of an attempt, successful or not (QEMU: <c>save_cleanup</c>).</summary>
 public interface ISaveCleanup
 {
-    /// <summary>Gives back what the attempt took, also when no section was ever written; must not throw. BQL: held.</summary>
+    /// <summary>Releases what the attempt took, even when no section was ever written; must not throw. BQL: held.</summary>
     void SaveCleanup();
 }
 
 /// <summary>State that is sent while the VM runs. BQL: not held for estimate and iterate; held for exact and complete.</summary>
 public interface ISaveLive
 {
-    /// <summary>Whether to iterate now (QEMU: <c>is_active_iterate</c>).</summary>
+    /// <summary>True when there is a PART section to write now (QEMU: <c>is_active_iterate</c>).</summary>
     bool IsActiveIterate { get; }
 
-    /// <summary>Cheap figure from what is known (QEMU: <c>state_pending_estimate</c>). BQL: not held.</summary>
-    /// <returns>Bytes.</returns>
+    /// <summary>What is left, from figures at hand (QEMU: <c>state_pending_estimate</c>). BQL: not held.</summary>
     PendingBytes EstimatePending();
 
-    /// <summary>Figure after a synchronisation with all sources (QEMU: <c>state_pending_exact</c>). BQL: held.</summary>
-    /// <returns>Bytes.</returns>
+    /// <summary>What is left, after a synchronisation with all sources (QEMU: <c>state_pending_exact</c>). BQL: held.</summary>
     PendingBytes ExactPending();
 
-    /// <summary>Writes the body of one PART section (QEMU: <c>save_live_iterate</c>). BQL: not held.</summary>
-    /// <param name="f">The stream.</param>
-    /// <param name="budget">When to stop.</param>
-    /// <returns>Whether something is left.</returns>
+    /// <summary>Writes the body of one PART section until the budget is used up (QEMU: <c>save_live_iterate</c>). BQL: not held.</summary>
     SaveProgress SaveLiveIterate(QemuFileWriter f, IterateBudget budget);
 
     /// <summary>Writes the body of the END section; the VM is stopped (QEMU: <c>save_live_complete_precopy</c>, <c>save_complete</c>). BQL: held.</summary>
-    /// <param name="f">The stream.</param>
     void SaveLiveCompletePrecopy(QemuFileWriter f);
 }
 
 /// <summary>A device's final state over data channels, beside the END sections (QEMU: <c>save_live_complete_precopy_thread</c>).</summary>
 public interface ISaveCompleteThread
 {
-    /// <summary>Sends the rest of the device's state; its END and FULL sections then carry none. Runs on a thread of its own. BQL: not held.</summary>
-    /// <param name="sink">Where buffers go.</param>
-    /// <param name="cancel">The attempt is being cancelled.</param>
+    /// <summary>
+    /// Sends the rest of the device's state to the sink; its END and FULL sections then carry none. Runs on a thread of its own and ends early when
+    /// <paramref name="cancel"/> fires. BQL: not held.
+    /// </summary>
     void SaveLiveCompletePrecopyThread(IDeviceStateSink sink, CancellationToken cancel);
 }
 
 /// <summary>
-/// A device whose first precopy data the destination loads before the source switches over (QEMU: <c>switchover_ack_needed</c>, capability
+/// A device whose first precopy data the destination must have loaded before the source switches over (QEMU: <c>switchover_ack_needed</c>, capability
 /// switchover-ack; vfio-migration 3.6).
 /// </summary>
 public interface ISwitchoverAck
 {
-    /// <summary>How many acknowledgements the device wants beyond those that it has asked for before. BQL: not held.</summary>
-    /// <returns>New requests since the last call.</returns>
+    /// <summary>The number of acknowledgements that the device has begun to wait for since the last call. BQL: not held.</summary>
     int TakeSwitchoverAckRequests();
 }
 
-/// <summary>Receives device state buffers that leave on data channels, in any order.</summary>
+/// <summary>Takes buffers of device state that leave on data channels, in any order.</summary>
 public interface IDeviceStateSink
 {
-    /// <summary>Sends one buffer; blocks while the channels are full. Any thread.</summary>
-    /// <param name="buffer">Opaque device data; the callee's from here on, also when it throws.</param>
+    /// <summary>Sends one buffer and owns it from then on, even when it throws; blocks while the channels are full. Any thread.</summary>
     void Send(StateBuffer buffer);
 }
 
 /// <summary>Channels beside the stream (QEMU: multifd).</summary>
 internal interface IDataChannels
 {
-    /// <summary>Adds a page. Its content is read later, so its dirty mark must be clear already. One thread.</summary>
-    /// <param name="block">Its block.</param>
-    /// <param name="page">Page index in the block.</param>
+    /// <summary>Adds the page with that index in the block. Its content is read later, so its dirty mark must be clear already. One thread.</summary>
     void AddPage(RamBlock block, long page);
 
-    /// <summary>Makes all channels wait, behind what was added so far, until the stream has come to the mark that the caller then writes.</summary>
-    /// <param name="always">False: only if pages were added since the last time.</param>
-    /// <returns>Whether there is a mark to write.</returns>
+    /// <summary>
+    /// Makes the receiver of every channel wait, behind the pages added so far, until it has read the mark that the caller then writes to the stream.
+    /// </summary>
+    /// <param name="always">False to do so only if pages were added since the last time.</param>
+    /// <returns>True when the caller must write the mark.</returns>
     bool Sync(bool always);
 
-    /// <summary>Sends one buffer of a device's state; blocks while the channels are full. Any thread.</summary>
-    /// <param name="idStr">Section name.</param>
-    /// <param name="instanceId">Instance id.</param>
-    /// <param name="buffer">Opaque device data; the callee's from here on, also when it throws.</param>
+    /// <summary>
+    /// Sends one buffer of the state of the device with that section name and instance id, and owns it from then on, even when it throws; blocks while the
+    /// channels are full. Any thread.
+    /// </summary>
     void SendState(string idStr, int instanceId, StateBuffer buffer);
 }

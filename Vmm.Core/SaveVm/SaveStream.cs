@@ -7,9 +7,9 @@ using Vmm.Core.Wire;
 namespace Vmm.Core.SaveVm;
 
 /// <summary>
-/// One attempt's saving half: makes the object of every section, writes headers and footers around the bodies in QEMU's order (stream 1.3), and takes
-/// the BQL as each role demands. Every stream is written here: migrations, snapshots, rehearsals and the state of served devices. One thread, but for
-/// the threads that it starts for devices itself.
+/// The sections of one attempt to save: makes the object of every section and writes headers and footers around the bodies in QEMU's order (stream 1.3).
+/// Migrations, snapshots, rehearsals and the state of served devices are all written here. One thread uses it; devices that send over data channels get
+/// threads of their own.
 /// <code>
 /// { u8 1 START | 4 FULL, be32 section id, counted string name, be32 instance, be32 version, body, footer }
 /// { u8 2 PART | 3 END, be32 section id, body, footer }
@@ -17,9 +17,6 @@ namespace Vmm.Core.SaveVm;
 /// u8 0 EOF
 /// </code>
 /// </summary>
-/// <param name="registry">The VM's sections.</param>
-/// <param name="f">The stream.</param>
-/// <param name="context">What the attempt is asked to do.</param>
 public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveContext context)
 {
     private readonly List<(SaveVmEntry Entry, SaveRoles Roles)> _attempts = [];
@@ -34,7 +31,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
     /// <summary>Description of the FULL sections written so far, for VMDESC.</summary>
     internal VmDescJson FullSections { get; } = new(context.Compat.LegacyDescriptions ? VmDescOptions.Qemu72 : VmDescOptions.Qemu111);
 
-    /// <summary>Some device sends its final state over data channels.</summary>
+    /// <summary>True when a device sends its final state over data channels.</summary>
     public bool UsesThreads => _attempts.Exists(static a => a.Roles.CompleteThread is not null);
 
     /// <summary>The sections that take part; null for all.</summary>
@@ -44,7 +41,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
 
     private IEnumerable<SaveVmEntry> Entries => Only is null ? registry.Entries() : registry.Entries().Where(Only);
 
-    /// <summary>Begins the attempt: every active section makes its object, and may veto (QEMU: <c>qemu_savevm_state_prepare</c>). BQL: held.</summary>
+    /// <summary>Begins the attempt: every active section makes its object or refuses (QEMU: <c>qemu_savevm_state_prepare</c>). BQL: held.</summary>
     /// <exception cref="MigrationBlockedException">A device cannot be saved at all.</exception>
     public void SavePrepare()
     {
@@ -58,9 +55,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
         Section = null;
     }
 
-    /// <summary>The object of that type that a section made for this attempt, or null.</summary>
-    /// <typeparam name="T">Type of the object behind a role.</typeparam>
-    /// <returns>The object.</returns>
+    /// <summary>The object of type <typeparamref name="T"/> that a section made for this attempt, or null.</summary>
     public T? Find<T>() where T : class
     {
         foreach ((_, SaveRoles roles) in _attempts)
@@ -70,7 +65,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
         return null;
     }
 
-    /// <summary>Early FULL sections, then the START section of every iterable (QEMU: <c>qemu_savevm_state_setup</c>). BQL: held.</summary>
+    /// <summary>Writes the early FULL sections, then the START section of every iterable (QEMU: <c>qemu_savevm_state_setup</c>). BQL: held.</summary>
     public void SaveSetup()
     {
         Bql.AssertHeld();
@@ -84,24 +79,23 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
         }
     }
 
-    /// <summary>What is left, from what is known. BQL: not held.</summary>
-    /// <returns>The sum over all iterables.</returns>
+    /// <summary>What all iterables have left, from figures at hand. BQL: not held.</summary>
     public PendingBytes EstimatePending()
     {
         Bql.AssertNotHeld();
         return Sum(static live => live.EstimatePending());
     }
 
-    /// <summary>What is left, after a synchronisation with all sources. Takes the BQL.</summary>
-    /// <returns>The sum over all iterables.</returns>
+    /// <summary>What all iterables have left, after a synchronisation with all sources. Takes the BQL.</summary>
     public PendingBytes ExactPending()
     {
         using (Bql.Acquire()) return Sum(static live => live.ExactPending());
     }
 
-    /// <summary>One PART section of every iterable that has something to send (QEMU: <c>qemu_savevm_state_iterate</c>). BQL: not held.</summary>
-    /// <param name="budget">When to stop.</param>
-    /// <returns>Whether something is left.</returns>
+    /// <summary>
+    /// Writes one PART section of every iterable that has something to send, until the budget is used up (QEMU: <c>qemu_savevm_state_iterate</c>).
+    /// BQL: not held.
+    /// </summary>
     public SaveProgress SaveLiveIterate(IterateBudget budget)
     {
         Bql.AssertNotHeld();
@@ -112,13 +106,13 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
             SaveProgress one = SaveProgress.Done;
             Guard(entry, () => one = live.SaveLiveIterate(f, budget));
             WriteFooter(entry);
-            // Strict priority, as in QEMU: a handler that has more to send keeps later ones waiting.
+            // Strict priority, as in QEMU: while an iterable has more to send, later ones wait.
             if (one == SaveProgress.More) return SaveProgress.More;
         }
         return SaveProgress.Done;
     }
 
-    /// <summary>END sections (QEMU: <c>qemu_savevm_state_complete_precopy_iterable</c>). BQL: held.</summary>
+    /// <summary>Writes the END sections (QEMU: <c>qemu_savevm_state_complete_precopy_iterable</c>). BQL: held.</summary>
     public void SaveLiveCompletePrecopy()
     {
         Bql.AssertHeld();
@@ -131,7 +125,8 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
     }
 
     /// <summary>
-    /// FULL sections (QEMU: <c>qemu_savevm_state_complete_precopy_non_iterable</c>). An iterable may have one too, as VFIO's config. BQL: held.
+    /// Writes the FULL sections (QEMU: <c>qemu_savevm_state_complete_precopy_non_iterable</c>). An iterable may have one too: VFIO's holds the config space.
+    /// BQL: held.
     /// </summary>
     public void SaveState()
     {
@@ -143,8 +138,8 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
         }
     }
 
-    /// <summary>One thread for each device that sends its final state over data channels (QEMU: <c>save_complete_precopy_thread</c>).</summary>
-    /// <param name="latch">Is told what a thread failed with.</param>
+    /// <summary>Starts a thread for each device that sends its final state over data channels (QEMU: <c>save_complete_precopy_thread</c>).</summary>
+    /// <param name="latch">Takes the exception of a thread that fails.</param>
     internal void StartThreads(FaultLatch latch)
     {
         ArgumentNullException.ThrowIfNull(latch);
@@ -157,7 +152,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
                 {
                     thread.SaveLiveCompletePrecopyThread(new StateSink(channels, entry), context.Cancel);
                 }
-#pragma warning disable CA1031 // The attempt's reason, which whoever joins asks the latch for.
+#pragma warning disable CA1031 // The latch keeps it; the thread that joins asks the latch.
                 catch (Exception e)
 #pragma warning restore CA1031
                 {
@@ -167,18 +162,17 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
         }
     }
 
-    /// <summary>Waits for the devices' threads, which end early once the latch is set. Never throws.</summary>
+    /// <summary>Waits for the devices' threads, which end early when the attempt is cancelled. Never throws.</summary>
     internal void JoinThreads()
     {
         Task.WaitAll([.. _threads]);
         _threads.Clear();
     }
 
-    /// <summary>The end of the sections.</summary>
+    /// <summary>Writes the byte that ends the sections.</summary>
     public void WriteEof() => f.WriteByte((byte)SectionType.Eof);
 
-    /// <summary>Acknowledgements that devices have begun to wait for since the last call.</summary>
-    /// <returns>Their number.</returns>
+    /// <summary>The number of acknowledgements that devices have begun to wait for since the last call.</summary>
     public int TakeSwitchoverAckRequests()
     {
         int n = 0;
@@ -186,8 +180,8 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
         return n;
     }
 
-    /// <summary>Ends every section's part in the attempt, well or not (QEMU: <c>qemu_savevm_state_cleanup</c>). Takes the BQL.</summary>
-    /// <exception cref="Exception">What a section threw although it must not; the others have had their call.</exception>
+    /// <summary>Ends the attempt of every section, successful or not (QEMU: <c>qemu_savevm_state_cleanup</c>). Takes the BQL.</summary>
+    /// <exception cref="Exception">A section threw although it must not; the others were cleaned up all the same.</exception>
     public void SaveCleanup()
     {
         using (Bql.Acquire()) Each.Call(_attempts, static a => a.Roles.Cleanup?.SaveCleanup());

@@ -3,7 +3,7 @@ using Vmm.Core.RunStates;
 
 namespace Vmm.Core.SaveVm;
 
-/// <summary>Save order; higher first, equal ones in order of registration (QEMU: <c>MigrationPriority</c>).</summary>
+/// <summary>Save order: higher first, equal ones in order of registration (QEMU: <c>MigrationPriority</c>).</summary>
 public enum MigrationPriority
 {
     /// <summary>After everything else.</summary>
@@ -74,7 +74,7 @@ public sealed class SaveVmEntry
     /// <summary>Section name.</summary>
     public string IdStr => Registration.IdStr;
 
-    /// <summary>The id in force.</summary>
+    /// <summary>The instance id in streams written here.</summary>
     public int InstanceId { get; }
 
     /// <summary>Instance id under <see cref="SaveVmRegistration.CompatIdStr"/>.</summary>
@@ -97,7 +97,7 @@ public sealed class SaveVmEntry
 }
 
 /// <summary>
-/// Who saves what, in which order, of one VM. Registration takes the BQL; readers hold it (QEMU: <c>savevm_state</c>).
+/// The sections of one VM in save order. Thread-safe: every call takes the BQL (QEMU: <c>savevm_state</c>).
 /// </summary>
 /// <param name="bql">The VM's lock.</param>
 public sealed class SaveVmRegistry(Bql bql)
@@ -130,23 +130,21 @@ public sealed class SaveVmRegistry(Bql bql)
         return Add(registration, null, state);
     }
 
-    /// <summary>Uses up a section id without registering anything, so that ids equal those of a QEMU with a handler we lack.</summary>
+    /// <summary>Uses up a section id without registering anything, so that ids equal those of a QEMU that has a section which we lack.</summary>
     public void ReserveSectionId()
     {
         using (bql.Acquire()) _nextSectionId++;
     }
 
-    /// <summary>All entries in save order.</summary>
-    /// <returns>A copy.</returns>
+    /// <summary>A copy of all entries, in save order.</summary>
     public IReadOnlyList<SaveVmEntry> Entries()
     {
         using (bql.Acquire()) return [.. _entries];
     }
 
-    /// <summary>Finds the entry that an incoming section belongs to (stream 1.5: instance, alias, bare name of path-qualified entries).</summary>
-    /// <param name="idStr">Name from the stream.</param>
-    /// <param name="instanceId">Instance from the stream.</param>
-    /// <returns>The entry, or null.</returns>
+    /// <summary>
+    /// Finds the entry of an incoming section by its name and instance id, or null (stream 1.5). Aliases and the bare names of path-qualified entries count too.
+    /// </summary>
     public SaveVmEntry? Find(string idStr, int instanceId)
     {
         using (bql.Acquire())

@@ -3,8 +3,8 @@ using System.Buffers;
 namespace Vmm.Core.SaveVm;
 
 /// <summary>
-/// A pooled buffer of device state with one owner: who is given it disposes it or passes it on, so that the bytes are copied once, from the
-/// channel. Not thread-safe; it moves from thread to thread with its ownership.
+/// A pooled buffer of device state with one owner, who disposes it or passes it on. The bytes are therefore copied only once, from the channel. Not
+/// thread-safe; it moves from thread to thread with its ownership.
 /// </summary>
 public sealed class StateBuffer : IDisposable
 {
@@ -16,23 +16,20 @@ public sealed class StateBuffer : IDisposable
     public int Length { get; private set; }
 
     /// <summary>The content; invalid after <see cref="Dispose"/>.</summary>
-    /// <exception cref="ObjectDisposedException">Given back already.</exception>
+    /// <exception cref="ObjectDisposedException">The buffer is back in the pool.</exception>
     public Span<byte> Span => (_bytes ?? throw new ObjectDisposedException(nameof(StateBuffer))).AsSpan(0, Length);
 
-    /// <summary>Takes a buffer from the pool; its content is undefined.</summary>
-    /// <param name="length">Bytes; bounded by the caller.</param>
-    /// <returns>The buffer, the caller's.</returns>
+    /// <summary>Takes a buffer of <paramref name="length"/> bytes, which the caller must bound, from the pool; its content is undefined.</summary>
     public static StateBuffer Rent(int length) => new(ArrayPool<byte>.Shared.Rent(length), length);
 
-    /// <summary>Keeps only the first bytes.</summary>
-    /// <param name="length">At most <see cref="Length"/>.</param>
+    /// <summary>Keeps only the first <paramref name="length"/> bytes, at most <see cref="Length"/>.</summary>
     public void Trim(int length)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan((uint)length, (uint)Length);
         Length = length;
     }
 
-    /// <summary>Gives it back; a second call does nothing.</summary>
+    /// <summary>Returns the buffer to the pool; a second call does nothing.</summary>
     public void Dispose()
     {
         if (Interlocked.Exchange(ref _bytes, null) is { } bytes) ArrayPool<byte>.Shared.Return(bytes);

@@ -4,8 +4,8 @@ using Vmm.Core.Wire;
 namespace Vmm.Core.SaveVm;
 
 /// <summary>
-/// A copy of what a check overwrites (<see cref="LoadContext.ValidateOnly"/>): declared states, and one-piece states that load in place. A section
-/// that makes an object per attempt leaves itself alone during a check. BQL: held.
+/// A copy of the state that a check overwrites (<see cref="LoadContext.ValidateOnly"/>): declared states, and those of objects that load in place. Sections
+/// that make an object per attempt change nothing during a check. BQL: held.
 /// </summary>
 internal sealed class StateCopy : IDisposable
 {
@@ -15,8 +15,6 @@ internal sealed class StateCopy : IDisposable
     private StateCopy(SaveVmRegistry registry) => _registry = registry;
 
     /// <summary>Takes the copy.</summary>
-    /// <param name="registry">The VM's sections.</param>
-    /// <returns>The copy.</returns>
     /// <exception cref="Errors.VmmException">A device failed to save; nothing has changed.</exception>
     public static StateCopy Take(SaveVmRegistry registry)
     {
@@ -39,8 +37,8 @@ internal sealed class StateCopy : IDisposable
         }
     }
 
-    /// <summary>Loads it back; the devices have been reset (<c>ResetType.UndoCheck</c>).</summary>
-    /// <exception cref="Errors.VmmException">A device does not take its own state.</exception>
+    /// <summary>Loads the copy into the devices, which have been reset before (<c>ResetType.UndoCheck</c>).</summary>
+    /// <exception cref="Errors.VmmException">A device refused its own state.</exception>
     public void PutBack()
     {
         _channel.Rewind();

@@ -2,7 +2,7 @@ using System.Text;
 
 namespace Vmm.Core.SaveVm;
 
-/// <summary>What differs between the VMDESC forms of QEMU versions (stream 2.6). Receivers discard VMDESC; only tools see the difference.</summary>
+/// <summary>The differences between the VMDESC forms of QEMU versions (stream 2.6). Receivers discard VMDESC; only tools see them.</summary>
 internal sealed record VmDescOptions
 {
     /// <summary>The form of QEMU 11.1, our default.</summary>
@@ -14,10 +14,10 @@ internal sealed record VmDescOptions
     /// <summary>The form of QEMU 7.2.</summary>
     public static VmDescOptions Qemu72 { get; } = new() { WriteIndex = true, NullMarkerType = null };
 
-    /// <summary>Elements of an array that is not compressed carry <c>"index"</c>.</summary>
+    /// <summary>Each element of an array that is not compressed has a member <c>"index"</c>.</summary>
     public bool WriteIndex { get; init; }
 
-    /// <summary>Type name of runs of null pointers; null describes them by the array's own type, as QEMU 7.2 wrongly does.</summary>
+    /// <summary>Type name for runs of null pointers. Null writes the array's own type instead, as QEMU 7.2 does by mistake.</summary>
     public string? NullMarkerType { get; init; } = "ptr-marker";
 }
 
@@ -25,32 +25,28 @@ internal sealed record VmDescOptions
 /// Writes JSON in the form of QEMU's VMDESC: one line, <c>", "</c> and <c>": "</c> as separators, keys in call order, repeated keys allowed
 /// (stream 1.6). No general JSON writer produces that form.
 /// </summary>
-/// <param name="options">Which QEMU's form; null for 11.1's.</param>
+/// <param name="options">The QEMU version's form; null for 11.1's.</param>
 internal sealed class VmDescJson(VmDescOptions? options = null)
 {
     private readonly StringBuilder _text = new();
     private bool _first = true;
 
-    /// <summary>Which QEMU's form.</summary>
+    /// <summary>The QEMU version's form.</summary>
     public VmDescOptions Options { get; } = options ?? VmDescOptions.Qemu111;
 
-    /// <summary>Opens an object, as a member when named.</summary>
-    /// <param name="name">Member name, or null inside an array or at the root.</param>
+    /// <summary>Opens an object: a member of that name, or with null an element of an array or the root.</summary>
     public void StartObject(string? name = null) => Open(name, '{');
 
     /// <summary>Closes an object.</summary>
     public void EndObject() => Close('}');
 
-    /// <summary>Opens an array, as a member when named.</summary>
-    /// <param name="name">Member name, or null inside an array.</param>
+    /// <summary>Opens an array: a member of that name, or with null an element of an array.</summary>
     public void StartArray(string? name = null) => Open(name, '[');
 
     /// <summary>Closes an array.</summary>
     public void EndArray() => Close(']');
 
     /// <summary>Writes a string member.</summary>
-    /// <param name="name">Member name.</param>
-    /// <param name="value">Value.</param>
     public void Member(string name, string value)
     {
         Name(name);
@@ -58,8 +54,6 @@ internal sealed class VmDescJson(VmDescOptions? options = null)
     }
 
     /// <summary>Writes a number member.</summary>
-    /// <param name="name">Member name.</param>
-    /// <param name="value">Value.</param>
     public void Member(string name, long value)
     {
         Name(name);
@@ -67,16 +61,13 @@ internal sealed class VmDescJson(VmDescOptions? options = null)
     }
 
     /// <summary>Writes a bool member.</summary>
-    /// <param name="name">Member name.</param>
-    /// <param name="value">Value.</param>
     public void Member(string name, bool value)
     {
         Name(name);
         _text.Append(value ? "true" : "false");
     }
 
-    /// <summary>Inserts a finished piece of the same form as the next element or as the members of the open object.</summary>
-    /// <param name="piece">Text of another writer, not empty.</param>
+    /// <summary>Inserts the text of another writer as the next element, or as members of the open object. An empty text changes nothing.</summary>
     public void Raw(VmDescJson piece)
     {
         ArgumentNullException.ThrowIfNull(piece);
@@ -86,8 +77,7 @@ internal sealed class VmDescJson(VmDescOptions? options = null)
         _first = false;
     }
 
-    /// <summary>The text as bytes.</summary>
-    /// <returns>ASCII.</returns>
+    /// <summary>The text as ASCII bytes.</summary>
     public byte[] ToBytes() => Encoding.ASCII.GetBytes(_text.ToString());
 
     /// <inheritdoc/>

@@ -6,10 +6,9 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Attempts;
 
 /// <summary>
-/// One attempt's <c>globalstate</c> section: the run state before the stop (stream 10.2; QEMU: <c>vmstate_globalstate</c>).
+/// The <c>globalstate</c> section of one attempt: the run state before the stop (stream 10.2; QEMU: <c>vmstate_globalstate</c>).
 /// Layout, 104 bytes: u32 strlen+1, 32 bytes of name, u8 has_vm_was_suspended, u8 vm_was_suspended, 66 zero bytes.
 /// </summary>
-/// <param name="compat">Framing choices of the attempt.</param>
 internal sealed class GlobalState(MigrationCompat compat) : IVmStateSection
 {
     internal const string IdStr = "globalstate";
@@ -28,13 +27,13 @@ internal sealed class GlobalState(MigrationCompat compat) : IVmStateSection
 
     public bool IsMigratable => true;
 
-    /// <summary>The run state that a load delivered; null when the section was missing.</summary>
+    /// <summary>The source's run state; null when the stream had no such section.</summary>
     internal RunState? Received { get; private set; }
 
-    /// <summary>The suspended mark that a load delivered.</summary>
+    /// <summary>The source's suspended mark.</summary>
     internal bool ReceivedWasSuspended { get; private set; }
 
-    /// <summary>Takes down the run state to send (QEMU: <c>global_state_store</c>). BQL: held.</summary>
+    /// <summary>Sets the run state to send (QEMU: <c>global_state_store</c>). BQL: held.</summary>
     internal void Store(RunState state, bool wasSuspended) => (_state, _wasSuspended) = (state, wasSuspended);
 
     public bool IsNeeded() => compat.StoreGlobalState;

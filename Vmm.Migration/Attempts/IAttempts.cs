@@ -1,13 +1,12 @@
 namespace Vmm.Migration.Attempts;
 
-/// <summary>The rule that a VM has at most one attempt at a time, and what attempts are made from.</summary>
+/// <summary>Admits at most one attempt of a VM at a time.</summary>
 internal interface IAttempts
 {
-    /// <summary>What attempts need of the VM.</summary>
+    /// <summary>The parts of the VM that an attempt needs.</summary>
     MigrationContext Context { get; }
 
-    /// <summary>Keeps migrations out while a snapshot is saved or loaded.</summary>
-    /// <returns>Dispose to let them in again.</returns>
+    /// <summary>Refuses migrations until the result is disposed, while a snapshot is saved or loaded.</summary>
     /// <exception cref="Core.Errors.MigrationBlockedException">An attempt runs.</exception>
     IDisposable BeginExclusive();
 }

@@ -8,27 +8,26 @@ using Vmm.Migration.Stream;
 
 namespace Vmm.Migration.Attempts;
 
-/// <summary>What attempts need of one VM; settings here count for attempts that begin later, each of which takes a copy.</summary>
-/// <param name="Vm">The VM.</param>
-/// <param name="Blockers">Its blockers.</param>
-/// <param name="Notifiers">Its notifiers.</param>
-/// <param name="Machine">Its migration status.</param>
-/// <param name="Parameters">Parameters in force; pacing follows them while a migration runs.</param>
-/// <param name="Capabilities">Capabilities in force.</param>
-/// <param name="Logger">Log.</param>
+/// <summary>
+/// The parts of one VM that an attempt needs. An attempt copies the settings when it begins; only bandwidth and downtime limits follow later changes of
+/// <paramref name="Parameters"/>. <paramref name="Machine"/> is the migration's status.
+/// </summary>
 internal sealed record MigrationContext(Vm Vm, MigrationBlockers Blockers, MigrationNotifiers Notifiers, MigrationStateMachine Machine,
     MigrationParameterSet Parameters, MigrationCapabilitySet Capabilities, ILogger Logger)
 {
-    /// <summary>Framing choices.</summary>
+    /// <summary>Variant of the framing.</summary>
     internal MigrationCompat Compat { get; set; } = new();
 
-    /// <summary>Longest time of one PART section; QEMU's is 50 ms. Where the clock cuts RAM is not the same twice, so who compares streams takes a longer one.</summary>
+    /// <summary>
+    /// Longest time of one PART section, 50 ms as in QEMU. A test that compares streams sets a longer one, because the clock ends sections at other pages
+    /// each time.
+    /// </summary>
     internal TimeSpan IterateLimit { get; set; } = TimeSpan.FromMilliseconds(50);
 
-    /// <summary>The rehearsal of the switchover's code; begun with the engine, waited for before it counts. Never faults.</summary>
+    /// <summary>The rehearsal of the switchover's code. It starts with the engine, and an attempt waits for it before it moves pages. Never faults.</summary>
     internal Task Rehearsed { get; init; } = Task.CompletedTask;
 
-    /// <summary>Who sends or takes a stream.</summary>
+    /// <summary>The VM's machine type and UUID, as the stream has them.</summary>
     internal MachineIdentity Identity => new(Vm.Machine, Vm.Uuid);
 
     internal void LogDowntime(DowntimeReport d) =>

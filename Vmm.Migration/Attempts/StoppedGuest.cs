@@ -3,8 +3,7 @@ using Vmm.Core.RunStates;
 
 namespace Vmm.Migration.Attempts;
 
-/// <summary>A guest that one attempt stops, and the way back to what it did before. BQL: held for every call.</summary>
-/// <param name="vm">The VM.</param>
+/// <summary>Stops the guest for one attempt and puts it back into the state that it had before. BQL: held for every call.</summary>
 internal sealed class StoppedGuest(Vm vm)
 {
     private RunState? _entered;
@@ -15,7 +14,7 @@ internal sealed class StoppedGuest(Vm vm)
     /// <summary>The suspended mark before the stop (QEMU: <c>vm_was_suspended</c>).</summary>
     internal bool WasSuspended { get; private set; } = vm.RunState.WasSuspended;
 
-    /// <summary>Stops the guest; one that does not run only changes its state.</summary>
+    /// <summary>Stops the guest and enters a run state; a guest that does not run only changes its state.</summary>
     /// <exception cref="Core.Errors.DeviceStateException">A device failed to stop; the guest is stopped, and <see cref="GoOn"/> starts it again.</exception>
     internal void Stop(RunState state)
     {
@@ -23,14 +22,17 @@ internal sealed class StoppedGuest(Vm vm)
         vm.RunState.Stop(state);
     }
 
-    /// <summary>Puts the guest back into the state that it had (QEMU: the tail of <c>migration_iteration_finish</c>); does nothing if it was not stopped.</summary>
+    /// <summary>
+    /// Puts the guest back into the state that it had; does nothing if <see cref="Stop"/> was not called (QEMU: the end of
+    /// <c>migration_iteration_finish</c>).
+    /// </summary>
     /// <exception cref="Core.Errors.DeviceStateException">A device refused; the guest stays stopped.</exception>
     internal void GoOn()
     {
         if (_entered is not { } entered) return;
         if (RunStateTable.IsRunning(Before)) vm.RunState.Start();
         else if (vm.RunState.State == entered) vm.RunState.Set(Before);
-        // The stop noted that the guest was suspended; it is again, so there is nothing left to note.
+        // The stop set this mark because the guest was suspended. The guest is suspended again, so the mark must go.
         if (Before == RunState.Suspended) vm.RunState.WasSuspended = false;
     }
 }

@@ -2,7 +2,7 @@ using Microsoft.Extensions.Logging;
 
 namespace Vmm.Migration.Diagnostics;
 
-/// <summary>Every log message of this assembly; ids from 3000, event names are QEMU's trace events where one exists.</summary>
+/// <summary>The log messages of migrations and snapshots. Ids start at 3000; an event is named after QEMU's trace event where there is one.</summary>
 internal static partial class MigrationLog
 {
     [LoggerMessage(3000, LogLevel.Information, "migration status {Status}", EventName = "migrate_set_state")]

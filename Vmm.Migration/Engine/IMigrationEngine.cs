@@ -7,12 +7,12 @@ using Vmm.Migration.Status;
 namespace Vmm.Migration.Engine;
 
 /// <summary>
-/// Migration of one VM in both directions: what QMP, the CLI and embedders drive. Thread-safe. Calls return at once; progress is in
-/// <see cref="Query"/>, <see cref="StatusChanged"/> and the completion tasks.
+/// Migrates one VM, in both directions. Thread-safe. Calls return at once; <see cref="Query"/>, <see cref="StatusChanged"/> and the returned tasks
+/// show the progress.
 /// </summary>
 public interface IMigrationEngine
 {
-    /// <summary>Present status of the outgoing migration, or of the incoming one on a VM that waits for it.</summary>
+    /// <summary>Status of the last outgoing migration, or of the incoming one on a VM that waits for it.</summary>
     MigrationStatus Status { get; }
 
     /// <summary>Parameters in force; setting checks the whole set.</summary>
@@ -27,54 +27,55 @@ public interface IMigrationEngine
     /// <summary>Raised after each dirty bitmap synchronisation after the first, with its number; source only.</summary>
     event Action<long>? PassCompleted;
 
-    /// <summary>A consistent snapshot of the figures.</summary>
-    /// <returns>The figures.</returns>
+    /// <summary>All figures at one moment.</summary>
     MigrationInfo Query();
 
-    /// <summary>Starts an outgoing migration (QEMU: <c>qmp_migrate</c>). The address is parsed and files, fds and commands are opened before this returns; sockets connect later.</summary>
+    /// <summary>
+    /// Starts an outgoing migration (QEMU: <c>qmp_migrate</c>). Files, descriptors and commands are opened before this returns; sockets connect later.
+    /// </summary>
     /// <param name="address">Where to.</param>
     /// <param name="cpr">With mode cpr-transfer, the UNIX socket where the new process takes descriptors; else null.</param>
-    /// <returns>Completes when the status is terminal; never faults. The status says how it ended.</returns>
+    /// <returns>Completes with the terminal status; never faults.</returns>
     /// <exception cref="Core.Errors.VmmException">Refused; nothing was started.</exception>
     Task<MigrationStatus> Migrate(MigrationAddress address, MigrationAddress? cpr = null);
 
-    /// <summary>Starts an outgoing migration over a channel that exists already (embedding, tests).</summary>
-    /// <param name="channel">The channel; owned by the engine from here on.</param>
+    /// <summary>Starts an outgoing migration over a channel that exists already, for embedders and tests.</summary>
+    /// <param name="channel">The engine owns it from then on.</param>
     /// <returns>As <see cref="Migrate(MigrationAddress, MigrationAddress)"/>.</returns>
     Task<MigrationStatus> Migrate(Core.Channels.IMigrationChannel channel);
 
     /// <summary>Waits for and loads an incoming migration (QEMU: <c>qmp_migrate_incoming</c>). The VM must be in state inmigrate.</summary>
     /// <param name="address">Where to listen or read.</param>
-    /// <param name="keepListening">After a failed attempt listen again on the same address instead of ending.</param>
+    /// <param name="keepListening">True to listen again on the same address after a failed attempt.</param>
     /// <returns>Completes when the status is completed, failed or cancelled; never faults.</returns>
     /// <exception cref="Core.Errors.VmmException">Refused, or the address cannot be listened on.</exception>
     Task<MigrationStatus> MigrateIncoming(MigrationAddress address, bool keepListening = false);
 
     /// <summary>Loads from a channel that exists already.</summary>
-    /// <param name="channel">The channel; owned by the engine from here on.</param>
+    /// <param name="channel">The engine owns it from then on.</param>
     /// <returns>As <see cref="MigrateIncoming(MigrationAddress, bool)"/>.</returns>
     Task<MigrationStatus> MigrateIncoming(Core.Channels.IMigrationChannel channel);
 
-    /// <summary>Cancels the outgoing migration, or stops listening; does nothing when idle.</summary>
+    /// <summary>Cancels the outgoing or incoming migration, or stops listening; does nothing when idle.</summary>
     void Cancel();
 
     /// <summary>
-    /// Shuts the channels of the running migration at once, so that it fails instead of being cancelled (QEMU: <c>yank</c>); does nothing when
-    /// idle. Never blocks and takes no lock that is held while blocking: it runs out-of-band.
+    /// Shuts the channels of the running migration at once: the migration fails and is not cancelled (QEMU: <c>yank</c>). Does nothing when idle. It never
+    /// blocks, because it runs out-of-band, and takes no lock that another thread may hold while it blocks.
     /// </summary>
     void Yank();
 
-    /// <summary>Goes on from pre-switchover (QEMU: <c>qmp_migrate_continue</c>).</summary>
-    /// <param name="state">Must equal the present status.</param>
-    /// <exception cref="Core.Errors.VmmException">It does not.</exception>
+    /// <summary>Lets a migration that waits in pre-switchover go on (QEMU: <c>qmp_migrate_continue</c>).</summary>
+    /// <param name="state">Must be pre-switchover and the status in force.</param>
+    /// <exception cref="Core.Errors.VmmException">It is not.</exception>
     void Continue(MigrationStatus state);
 
-    /// <summary>Looks up a descriptor for <c>fd:NAME</c>; set by the control plane. Consumes it.</summary>
+    /// <summary>Takes the descriptor of <c>fd:NAME</c> out of the control plane, which sets this; null if there is none of that name.</summary>
     Func<string, OwnedFd?>? TakeNamedFd { get; set; }
 
     /// <summary>
     /// Opens a member of an fd set for <c>file:/dev/fdset/ID</c>, given the id and the access mode (O_RDONLY, O_WRONLY or O_RDWR), which must match
-    /// exactly; null if the set has none, an error if there is no such set. Set by the control plane; the result is the caller's.
+    /// exactly. Returns null if the set has no such member and throws if there is no such set. The caller owns the result. Set by the control plane.
     /// </summary>
     Func<long, int, OwnedFd?>? OpenFdSet { get; set; }
 }

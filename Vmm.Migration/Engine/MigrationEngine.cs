@@ -19,7 +19,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Engine;
 
-/// <summary>The engine of one VM: at most one migration at a time. Disposing it cancels what runs and waits for it.</summary>
+/// <summary>The engine of one VM: at most one migration at a time. Dispose cancels a running migration and waits for its end.</summary>
 internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
 {
     private static readonly TimeSpan s_tailLimit = TimeSpan.FromSeconds(1);
@@ -66,13 +66,13 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
 
     public void Yank()
     {
-        // Out-of-band: no lock, so that a control call that waits for something cannot hold it up.
+        // No lock: it runs out-of-band, and a control call that holds the lock may be waiting.
         var reason = new ChannelException("the migration's channels were shut by yank", Errno.ECONNABORTED);
         if (!_isIncoming) _outgoing?.Abort(reason);
         _incoming?.Abort(reason);
     }
 
-    /// <summary>Framing choices for migrations started from now on.</summary>
+    /// <summary>Variant of the framing for migrations that start from now on.</summary>
     public MigrationCompat Compat
     {
         get => _context.Compat;
@@ -245,8 +245,8 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
         }
     }
 
-    // Whoever has just seen a terminal status may start again at once, although the thread that reported it is still on its way out. A handler of
-    // StatusChanged is on that very thread, hence the limit.
+    // A caller that has just seen a terminal status may start the next migration, although the thread that reported the status has not ended yet.
+    // The wait is limited, because a handler of StatusChanged runs on that very thread.
     private void WaitForTail()
     {
         Task? last = Volatile.Read(ref _running);

@@ -16,18 +16,18 @@ using Vmm.Migration.Stream;
 namespace Vmm.Migration.Incoming;
 
 /// <summary>
-/// One attempt to load the VM from a channel, on the thread <c>mig/dst/main</c> (QEMU: <c>process_incoming_migration_co</c>). The VM runs
-/// only after the source has our confirmation; a failed attempt leaves the VM in state inmigrate, reset, ready for another.
+/// One attempt to load the VM from a channel, on the thread <c>mig/dst/main</c> (QEMU: <c>process_incoming_migration_co</c>). The VM runs only after the
+/// source has our confirmation. A failed attempt resets the VM and leaves it in state inmigrate, ready for the next one.
 /// </summary>
-/// <param name="context">The VM.</param>
-/// <param name="channel">Where the stream comes from; owned.</param>
-/// <param name="dataChannels">Channels of multifd; owned, perhaps none.</param>
+/// <param name="context">The parts of the VM.</param>
+/// <param name="channel">Brings the stream; owned.</param>
+/// <param name="dataChannels">Channels of multifd, possibly none; owned.</param>
 internal sealed class IncomingMigration(MigrationContext context, IMigrationChannel channel, IReadOnlyList<IMigrationChannel> dataChannels) : IDisposable
 {
-    /// <summary>A peer that connects must say who it is within this time, or the next one gets its turn.</summary>
+    /// <summary>A peer that connects must send its first byte within this time; else its attempt fails and the next peer gets its turn.</summary>
     private const int FirstByteTimeoutMs = 10_000;
 
-    /// <summary>For the commands that open the return path, when the source is to be told why it is refused.</summary>
+    /// <summary>How long to wait for the commands that open the return path, on which a refused source is told why.</summary>
     private const int RefusalTimeoutMs = 1_000;
 
     private static readonly TimeSpan s_confirmTimeout = TimeSpan.FromSeconds(10);
@@ -38,10 +38,10 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     private int _reported;
     private readonly CancellationTokenSource _cancel = new();
 
-    /// <summary>Where the channels came in, watched while the load runs; null for a channel that was given.</summary>
+    /// <summary>The listener that accepted the channels, watched while the load runs; null for a channel that was given.</summary>
     internal MigrationListener? Listener { get; init; }
 
-    /// <summary>Why the load must not begin; the source is told, where it listens.</summary>
+    /// <summary>Why the load must not begin; the source is told if it opens a return path. Null for a good attempt.</summary>
     internal Exception? Refusal { get; init; }
 
     /// <summary>How it ended.</summary>
@@ -63,7 +63,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             _cancel.Cancel();
             channel.Shutdown(ChannelShutdown.Both);
         });
-        // A peer that is refused anyway need not say anything before it is told.
+        // A source that is refused may never open the return path, so the wait for it is limited.
         using Timer? impatience = Refusal is { } refusal ? new(_ => _latch.Set(refusal), null, RefusalTimeoutMs, Timeout.Infinite) : null;
         IncomingStream? reader = null;
         try
@@ -71,7 +71,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             if (channel is SocketChannel socket && !socket.WaitReadable(FirstByteTimeoutMs))
                 throw new ChannelException($"{channel.Name}: the peer connected and sent nothing for {FirstByteTimeoutMs / 1000} s", Errno.ETIMEDOUT);
             if (!context.Machine.TryMoveTo(MigrationStatus.Active)) throw new OperationCanceledException();
-            // With RAM in place the stream is short, and the guest stands still from its middle to its end.
+            // In an update RAM stays in place: the stream is short, and the guest is stopped for most of it.
             RealtimeBoost.During(context.Vm.CprFds.IsIncoming, () =>
             {
                 reader = Load();
@@ -80,7 +80,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             channel.Dispose();
             return context.Machine.TryMoveTo(MigrationStatus.Completed) ? MigrationStatus.Completed : context.Machine.Status;
         }
-#pragma warning disable CA1031 // Every failure is this attempt's reason; it is recorded, reported to the source and the VM waits for another attempt.
+#pragma warning disable CA1031 // Fail records it and tells the source; the VM waits for another attempt.
         catch (Exception e)
 #pragma warning restore CA1031
         {
@@ -93,7 +93,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         context.Rehearsed.Wait();
         MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Vm.Uuid, _latch);
         var incoming = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
-        // The source of an update has no other channels.
+        // The source of an update opens no other channels.
         ConnectionWatch? watch = Listener is null || context.Vm.CprFds.IsIncoming ? null
             : new(Listener, dataChannels.Count, () => channel.PeerHasClosed, e => Refuse(incoming.ReturnPath, e));
         try
@@ -110,10 +110,10 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
         catch (Exception e)
         {
-            // The source's view comes first when both know: a stream that stops is a source that failed or was cancelled.
+            // A stream that stops early means that the source failed or was cancelled; the message says so.
             if (e is StreamTruncatedException or ChannelException && _latch.Reason is null)
                 e = new ChannelException($"{e.Message}; the source ended the migration", Errno.ECONNRESET, e);
-            // The record goes out before the latch shuts the channel; it is this attempt's reason unless one is stored already.
+            // The source must get the record before the latch shuts the channel. A reason that is stored already stays the reason.
             e = _latch.Reason ?? e;
             Report(incoming.ReturnPath, e);
             _latch.Set(e);
@@ -123,13 +123,13 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         finally
         {
             watch?.Dispose();
-            // Before devices and RAM let go: threads may be giving them data.
+            // Before the sections are cleaned up: the receiver's threads may still be giving them data.
             receiver?.Dispose();
             incoming.Cleanup();
         }
     }
 
-    /// <summary>Called by the watch's thread: the record goes out before the latch shuts the channel.</summary>
+    /// <summary>Called on the watch's thread. The source must get the record before the latch shuts the channel.</summary>
     private void Refuse(ReturnPathWriter? returnPath, Exception reason)
     {
         Report(returnPath, reason);
@@ -143,8 +143,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     }
 
     /// <summary>
-    /// The hand-over. The confirmation is delivered before the VM starts, and not sent at all when the source has ended its direction, so
-    /// that at no instant both sides run (STREAM.md).
+    /// The hand-over. The confirmation is delivered before the VM starts, and it is not sent when the source has closed its direction. So at no instant
+    /// both sides run (STREAM.md).
     /// </summary>
     private void Commit(IncomingStream reader)
     {
@@ -175,7 +175,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         Record.Downtime = downtime;
     }
 
-    /// <summary>The table of stream 10.2. BQL: held.</summary>
+    /// <summary>Enters the run state that stream 10.2 gives for the source's. BQL: held.</summary>
     private void EnterRunState(GlobalState? global)
     {
         RunStateNotifier runState = context.Vm.RunState;
@@ -194,7 +194,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
                 runState.WasSuspended = !autoStart;
                 break;
             default:
-                // A state that cannot follow inmigrate was a passing one at the source; the guest did not run, so it stays paused.
+                // A state that cannot follow inmigrate was a temporary one at the source. The guest did not run there, so it stays paused.
                 runState.Set(RunStateTable.IsLegal(RunState.InMigrate, received) ? received : RunState.Paused);
                 runState.WasSuspended = received == RunState.Paused && global is { ReceivedWasSuspended: true };
                 break;
@@ -203,7 +203,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
 
     private void Report(ReturnPathWriter? returnPath, Exception reason)
     {
-        // The first reason wins, and it is told once.
+        // Only the first reason is sent.
         if (Interlocked.Exchange(ref _reported, 1) != 0) return;
         MigrationError error = MigrationErrors.From("destination", _phase, reason);
         Record.Error = error;
@@ -229,11 +229,11 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         {
             if (_phase == "start" && context.Vm.RunState.State == RunState.InMigrate)
             {
-                // The source has handed over: the state here is the only complete one and must not be reset. It waits for a cont.
+                // The source has handed over, so this state is the only complete one and must not be reset. The VM waits for cont.
                 context.Vm.RunState.Set(RunState.Paused);
                 started = true;
             }
-            // Memory and devices that came by descriptor are the source's again, which goes on with them: nothing here may touch them.
+            // The source goes on with the memory and devices whose descriptors it sent, so nothing here may touch them.
             if (!started && !context.Vm.CprFds.IsIncoming) context.Vm.ResetDevices();
         }
         channel.Dispose();

@@ -2,7 +2,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Incoming;
 
-/// <summary>What is known of how one incoming migration ended; written before its status says so, read by any thread.</summary>
+/// <summary>How one incoming migration ended. Written before the status changes, read by any thread.</summary>
 internal sealed class IncomingRecord
 {
     private volatile MigrationError? _error;

@@ -9,7 +9,9 @@ using Vmm.Migration.Stream;
 
 namespace Vmm.Migration.Incoming;
 
-/// <summary>The stream of one incoming migration, from header to VMDESC, with its commands and return path (QEMU: <c>qemu_loadvm_state</c>). One thread.</summary>
+/// <summary>
+/// The stream of one incoming migration, from header to VMDESC, with its commands and return path (QEMU: <c>qemu_loadvm_state</c>). One thread.
+/// </summary>
 internal sealed class IncomingStream
 {
     private readonly MigrationContext _vm;
@@ -20,10 +22,10 @@ internal sealed class IncomingStream
     private int _acksMissing;
     private bool _isSetUp;
 
-    /// <param name="vm">The VM.</param>
-    /// <param name="channel">Where the stream comes from.</param>
-    /// <param name="receiver">Channels of multifd, or null.</param>
-    /// <param name="onSwitchover">Called before each section that only a stopped source sends.</param>
+    /// <param name="vm">The parts of the VM.</param>
+    /// <param name="channel">Brings the stream.</param>
+    /// <param name="receiver">Reads the channels of multifd; null without.</param>
+    /// <param name="onSwitchover">Called before each END and FULL section, which only a stopped source sends.</param>
     /// <param name="cancel">Ends the load.</param>
     internal IncomingStream(MigrationContext vm, IMigrationChannel channel, MultifdReceiver? receiver, Action onSwitchover, CancellationToken cancel)
     {
@@ -33,7 +35,7 @@ internal sealed class IncomingStream
         MigrationCapabilities capabilities = vm.Capabilities.Current;
         var context = new LoadContext
         {
-            // Memory that came by descriptor has no pages in the stream.
+            // When memory came by descriptor, the stream has no pages.
             Mode = vm.Vm.CprFds.IsIncoming ? MigrationMode.CprTransfer : MigrationMode.Normal,
             Capabilities = capabilities, Compat = vm.Compat, HasDataChannels = receiver is not null, SyncDataChannels = receiver is null ? null : receiver.WaitSync,
             ApproveSwitchover = capabilities.IsOn(MigrationCapability.SwitchoverAck) ? Approved : null, Cancel = cancel,
@@ -45,20 +47,20 @@ internal sealed class IncomingStream
     /// <summary>The open return path, or null.</summary>
     internal ReturnPathWriter? ReturnPath => _commands.ReturnPath;
 
-    /// <summary>What came of the source's run state; null when the section takes no part.</summary>
+    /// <summary>The source's run state; null without that section.</summary>
     internal GlobalState? GlobalState { get; private set; }
 
-    /// <summary>Header and configuration.</summary>
+    /// <summary>Reads header and configuration.</summary>
     internal void ReadHeader()
     {
         if (_f.Peek(4) is { Length: 4 } first && BinaryPrimitives.ReadUInt32BigEndian(first) == MultifdPacket.Magic) throw ChannelCount.Refusal(1, expected: 0);
         StreamHeader.Read(_f, _vm.Identity, _stream.Context);
     }
 
-    /// <summary>The commands before the first section, which open the return path.</summary>
+    /// <summary>Reads the commands before the first section, which open the return path.</summary>
     internal void ReadLeadingCommands() => _commands.ReadLeading();
 
-    /// <summary>Everything from the first section to VMDESC; on return everything has been read.</summary>
+    /// <summary>Reads everything from the first section to VMDESC, and waits for what comes over channels of multifd.</summary>
     internal void ReadBody()
     {
         _stream.LoadSetup();
@@ -72,15 +74,15 @@ internal sealed class IncomingStream
         StreamEnd.Skip(_f, _stream.Context);
     }
 
-    /// <summary>Nothing may run on half a state: all pages and all of every device have come. Call before the confirmation.</summary>
-    /// <exception cref="Core.Errors.VmmException">Something never came; names it.</exception>
+    /// <summary>Checks before the confirmation that all pages and the whole state of every device have come.</summary>
+    /// <exception cref="Core.Errors.VmmException">Names what never came.</exception>
     internal void ThrowIfIncomplete()
     {
         _receiver?.ThrowIfIncomplete(_stream.Find<RamLoad>() is { UsesFlush: true });
         _stream.ThrowIfIncomplete();
     }
 
-    /// <summary>Ends every section's part, well or not. Takes the BQL.</summary>
+    /// <summary>Ends the attempt of every section, successful or not. Takes the BQL.</summary>
     internal void Cleanup() => _stream.LoadCleanup();
 
     private void ApproveWithoutDevices()
@@ -88,7 +90,7 @@ internal sealed class IncomingStream
         if (_stream.Context is { ApproveSwitchover: not null, Compat.LegacySwitchoverAck: true } && _isSetUp && _acksMissing == 0) ReturnPath?.SendSwitchoverAck();
     }
 
-    /// <summary>A device has loaded its first data: each is acknowledged, or with older peers the last one only (vfio-migration 3.6).</summary>
+    /// <summary>A device has loaded its first data. Each device is acknowledged; with older peers only the last one is (vfio-migration 3.6).</summary>
     private void Approved()
     {
         if (_stream.Context.Compat.LegacySwitchoverAck && --_acksMissing != 0) return;

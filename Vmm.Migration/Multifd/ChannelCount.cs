@@ -2,14 +2,13 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Migration.Multifd;
 
-/// <summary>The refusal of a source that does not have as many channels as this side.</summary>
+/// <summary>The error for a source that has more or fewer multifd channels than this side expects.</summary>
 internal static class ChannelCount
 {
-    /// <summary>Makes it.</summary>
-    /// <param name="opened">Channels of the source, as far as is known.</param>
-    /// <param name="expected">Channels here; 0 with multifd off.</param>
-    /// <param name="within">After which time no more are waited for; null when there may be more than are known.</param>
-    /// <returns>An error that names both counts.</returns>
+    /// <summary>Makes the error, which names both counts.</summary>
+    /// <param name="opened">Channels that the source opened, as far as this side knows.</param>
+    /// <param name="expected">Channels that this side expects; 0 with multifd off.</param>
+    /// <param name="within">How long this side waited for more; null when the source may have opened more than this side knows.</param>
     internal static IncompatibleStateException Refusal(int opened, int expected, TimeSpan? within = null)
     {
         string what = $"{opened} multifd channel{(opened == 1 ? "" : "s")}";

@@ -7,19 +7,21 @@ using Vmm.Migration.Channels;
 namespace Vmm.Migration.Multifd;
 
 /// <summary>
-/// Watches the listener while a migration loads. A connection that starts as a channel of multifd is one that the source opened and nobody here
-/// reads: the load is refused at once. Every other connection, and every one after the source has gone, belongs to somebody else: the listener
-/// gets it back, in order, when the watch is disposed.
+/// Watches the listener while a migration loads. A connection that starts like a multifd channel comes from the source, and nothing here reads it, so the
+/// watch refuses the load at once. All other connections, and all that come after the source has gone, belong to other peers: the listener gets them back
+/// in order when the watch is disposed.
 /// </summary>
 internal sealed class ConnectionWatch : IDisposable
 {
-    /// <summary>A source opens all its channels at once; so long is waited for the rest of them, so that the error can name their number.</summary>
+    /// <summary>
+    /// A source opens all its channels at once. This is how long the watch counts them before it refuses, so that the error names their number.
+    /// </summary>
     private const int SettleMs = 100;
 
-    /// <summary>How often connections that have sent nothing yet are looked at.</summary>
+    /// <summary>Interval at which the watch looks at connections that have sent nothing yet.</summary>
     private const int PollMs = 10;
 
-    /// <summary>Connections kept; further ones wait in the kernel's queue.</summary>
+    /// <summary>Most connections that the watch accepts; further ones wait in the kernel's queue.</summary>
     private const int MaxKept = 64;
 
     private readonly MigrationListener _listener;
@@ -35,10 +37,10 @@ internal sealed class ConnectionWatch : IDisposable
     private volatile bool _ended;
 
     /// <summary>Starts the thread.</summary>
-    /// <param name="listener">Where the source's connections came in; nobody else accepts meanwhile.</param>
+    /// <param name="listener">The listener that accepted the source's connections; nobody else accepts meanwhile.</param>
     /// <param name="expected">Channels of multifd that the load reads; 0 without multifd.</param>
-    /// <param name="sourceHasGone">Whether the main channel's peer has closed: a source does so before it tries again.</param>
-    /// <param name="refuse">Told the error, once, on the watch's thread.</param>
+    /// <param name="sourceHasGone">Says whether the peer of the main channel has closed it, as a source does before it tries again.</param>
+    /// <param name="refuse">Called once with the error, on the watch's thread.</param>
     internal ConnectionWatch(MigrationListener listener, int expected, Func<bool> sourceHasGone, Action<Exception> refuse)
     {
         (_listener, _expected, _sourceHasGone, _refuse) = (listener, expected, sourceHasGone, refuse);
@@ -46,13 +48,13 @@ internal sealed class ConnectionWatch : IDisposable
         _thread = WorkerThread.Run("mig/dst/watch", Run);
     }
 
-    /// <summary>For a load that ends before the rest of the source's channels are counted: the best reason that is known.</summary>
+    /// <summary>Throws the refusal if a surplus channel was found, even before all of them are counted.</summary>
     internal void ThrowIfSurplus()
     {
         if (_found is { } found) throw found;
     }
 
-    /// <summary>Ends the thread; channels that nobody read are closed.</summary>
+    /// <summary>Ends the thread, closes surplus channels and gives the other connections back to the listener.</summary>
     public void Dispose()
     {
         _ended = true;

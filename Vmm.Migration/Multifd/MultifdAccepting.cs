@@ -6,18 +6,18 @@ using Vmm.Migration.Channels;
 namespace Vmm.Migration.Multifd;
 
 /// <summary>
-/// Takes the connections of one incoming migration: a main channel and, with multifd, others, told apart by their first four bytes and in any
-/// order (stream 14.3). What is not handed on is closed on dispose.
+/// Accepts the connections of one incoming migration: a main channel and, with multifd, others, in any order. Their first four bytes tell which is which
+/// (stream 14.3). Dispose closes connections that were not handed on.
 /// </summary>
-/// <param name="listener">Where they come in.</param>
-/// <param name="isOn">Whether capability multifd is on; asked at each connection, since it may be switched on after the listening began.</param>
+/// <param name="listener">Accepts them.</param>
+/// <param name="isOn">Says whether capability multifd is on; called for each connection, because it may be switched on after the listening began.</param>
 internal sealed class MultifdAccepting(MigrationListener listener, Func<bool> isOn) : IDisposable
 {
     private const int FirstBytesTimeoutMs = 10_000;
 
     /// <summary>
-    /// From one connection of a set to the next. A source from 9.0 on has connected all before its first byte on the main channel; before that they
-    /// come within a few round trips.
+    /// Longest time from one connection of a set to the next. A source from 9.0 on connects all of them before its first byte on the main channel; those of an
+    /// older one come within a few round trips.
     /// </summary>
     private static readonly TimeSpan s_nextTimeout = TimeSpan.FromSeconds(5);
 
@@ -26,10 +26,10 @@ internal sealed class MultifdAccepting(MigrationListener listener, Func<bool> is
     private int _surplus;
     private long _lastAt;
 
-    /// <summary>Waits for all of them; once one has come, the others have a deadline.</summary>
+    /// <summary>Waits for all connections of a set; once one has come, the others have a deadline.</summary>
     /// <param name="main">The main channel.</param>
     /// <param name="data">The channels of multifd.</param>
-    /// <param name="refusal">Why this set must not be loaded: the source has more channels or fewer. Null for a good set.</param>
+    /// <param name="refusal">Why this set must not be loaded: the source opened more or fewer channels. Null for a good set.</param>
     /// <returns>False when the listener was stopped.</returns>
     internal bool TryAccept([NotNullWhen(true)] out SocketChannel? main, out IReadOnlyList<SocketChannel> data, out Exception? refusal)
     {
@@ -39,13 +39,13 @@ internal sealed class MultifdAccepting(MigrationListener listener, Func<bool> is
             SocketChannel? peer = listener.Accept(LeftMs(), out bool timedOut);
             if (timedOut && _main is null)
             {
-                // Channels without a main one: nobody's migration.
+                // Without a main channel these belong to no migration.
                 Close();
                 continue;
             }
             if (timedOut) break;
             if (peer is null) return false;
-            // Without multifd there is one connection, and what it starts with is the stream's matter.
+            // Without multifd the only connection is the main channel; the stream's reader checks its first bytes.
             bool isMultifd = isOn() && IsMultifd(peer);
             bool isNew = isMultifd ? _data.Count < MultifdPacket.Channels : _main is null;
             if (isNew) _lastAt = Stopwatch.GetTimestamp();

@@ -10,7 +10,7 @@ internal enum MultifdFlags : uint
 {
     /// <summary>Nothing.</summary>
     None = 0,
-    /// <summary>The channel waits after this packet until the main channel has come to the same point.</summary>
+    /// <summary>The receiver of the channel waits after this packet until the main channel has come to the same point.</summary>
     Sync = 1,
     /// <summary>Bits of the compression method.</summary>
     MethodMask = 0x3e,
@@ -19,12 +19,12 @@ internal enum MultifdFlags : uint
 }
 
 /// <summary>
-/// What goes over the channels of multifd, big-endian (stream 4.1, 4.2, 4.6; QEMU: <c>MultiFDInit_t</c>, <c>MultiFDPacket_t</c>,
+/// The bytes on channels of multifd, big-endian (stream 4.1, 4.2, 4.6; QEMU: <c>MultiFDInit_t</c>, <c>MultiFDPacket_t</c>,
 /// <c>MultiFDPacketDeviceState_t</c>).
 /// </summary>
 internal static class MultifdPacket
 {
-    /// <summary>Channels beside the main one (<c>multifd-channels</c>, of which only the default is implemented).</summary>
+    /// <summary>Channels beside the main one: the default of <c>multifd-channels</c>, the only value that is implemented.</summary>
     internal const int Channels = 2;
 
     internal const uint Magic = 0x11223344, Version = 1;
@@ -60,7 +60,7 @@ internal static class MultifdPacket
         return bytes;
     }
 
-    /// <summary>A packet of data pages of one block; with none it is a SYNC.</summary>
+    /// <summary>A packet with data pages of one block; with null for the block, a SYNC without pages.</summary>
     internal static byte[] Pages(RamBlock? block, ReadOnlySpan<long> pages, ulong number)
     {
         byte[] bytes = new byte[HeaderBytes];
@@ -75,7 +75,7 @@ internal static class MultifdPacket
         return bytes;
     }
 
-    /// <summary>The header of a device's buffer.</summary>
+    /// <summary>The header in front of a buffer of device state.</summary>
     internal static byte[] State(string idStr, int instance, int lengthBytes)
     {
         byte[] bytes = new byte[StateHeaderBytes];

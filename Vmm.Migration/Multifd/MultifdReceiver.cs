@@ -10,15 +10,15 @@ using Vmm.Migration.Channels;
 namespace Vmm.Migration.Multifd;
 
 /// <summary>
-/// The destination's channels, one thread each (stream 4; QEMU: <c>multifd_recv_thread</c>). A thread that fails ends the whole load at once. A
-/// thread stops at each SYNC until the main channel has come to it, so that what follows cannot overtake what went before.
+/// The destination's channels, one thread each (stream 4; QEMU: <c>multifd_recv_thread</c>). A thread that fails ends the whole load at once. A thread
+/// stops at each SYNC until the main channel has come to the same point, so that no page overtakes an older copy of itself.
 /// </summary>
 internal sealed class MultifdReceiver : IDisposable
 {
     /// <summary>Longest buffer of device state: QEMU's are 1 MiB, a config record a little more than 4 KiB.</summary>
     private const int MaxStateBytes = (1 << 20) + 4096;
 
-    /// <summary>Longest wait for a channel's SYNC, or for the main channel's mark, in which nothing comes.</summary>
+    /// <summary>Longest wait for a channel's SYNC or for the main channel's mark while nothing arrives.</summary>
     private static readonly TimeSpan s_syncTimeout = TimeSpan.FromSeconds(30);
 
     private readonly Link[] _links;
@@ -36,8 +36,8 @@ internal sealed class MultifdReceiver : IDisposable
 
     /// <summary>Makes a receiver whose threads do not run yet.</summary>
     /// <param name="channels">Connected channels; owned.</param>
-    /// <param name="uuid">The VM's, which must be the source's.</param>
-    /// <param name="latch">Where the first failure goes.</param>
+    /// <param name="uuid">The VM's; the source must have the same.</param>
+    /// <param name="latch">Takes the first failure.</param>
     internal MultifdReceiver(IReadOnlyList<IMigrationChannel> channels, Guid uuid, FaultLatch latch)
     {
         (_uuid, _latch) = (uuid, latch);
@@ -51,7 +51,7 @@ internal sealed class MultifdReceiver : IDisposable
     }
 
     /// <summary>Starts the threads.</summary>
-    /// <param name="stream">Whose RAM and devices take what comes; set up already.</param>
+    /// <param name="stream">Its RAM and devices take what comes; set up already.</param>
     internal void Start(LoadStream stream)
     {
         (_stream, _pages) = (stream, stream.Pages);
@@ -62,7 +62,7 @@ internal sealed class MultifdReceiver : IDisposable
         }
     }
 
-    /// <summary>At the main channel's mark: waits until all channels have come to their SYNC, and lets them go on.</summary>
+    /// <summary>Called at the main channel's mark: waits until all channels have come to their SYNC, then lets them go on.</summary>
     internal void WaitSync()
     {
         _rounds++;
@@ -93,11 +93,12 @@ internal sealed class MultifdReceiver : IDisposable
     }
 
     /// <summary>
-    /// At the end of the main channel, before the load is confirmed: every channel stands at the SYNC of the main channel's last mark with nothing
-    /// behind it, and all packets came. The source numbers packets over all its channels, so a channel that is not read here leaves a gap.
+    /// Checks before the confirmation that every channel stands at the SYNC of the main channel's last mark with nothing behind it, and that all packets
+    /// came. The source numbers packets over all its channels, so a channel that is not read here leaves a gap.
     /// </summary>
     /// <param name="endsAtSync">
-    /// The SYNC is the last packet. False for sources that sync after each section: 7.2 can mark a packet of pages instead and send an empty one after it.
+    /// True when the last packet must be a SYNC. False for sources that sync after each section: 7.2 can set the SYNC flag on a packet of pages and then send
+    /// an empty packet.
     /// </param>
     /// <exception cref="IncompatibleStateException">Something is missing or left over.</exception>
     internal void ThrowIfIncomplete(bool endsAtSync)
@@ -121,7 +122,7 @@ internal sealed class MultifdReceiver : IDisposable
     private static IncompatibleStateException Incomplete(Link link, string expected, string found) =>
         new($"{link.Channel.Name}: a channel of multifd has not ended with the main channel: expected {expected}, found {found}") { Section = "multifd", Expected = expected, Found = found };
 
-    /// <summary>Waits until devices have loaded what came for them. BQL: not held.</summary>
+    /// <summary>Waits until devices have loaded the buffers that came for them. BQL: not held.</summary>
     internal void WaitDevices()
     {
         foreach (ILoadStateBuffer buffers in _stream!.AllBuffers())
@@ -138,7 +139,7 @@ internal sealed class MultifdReceiver : IDisposable
         }
     }
 
-    /// <summary>Ends threads and channels, well or not.</summary>
+    /// <summary>Ends threads and channels, whether the load succeeded or not.</summary>
     public void Dispose()
     {
         _done = true;
@@ -160,7 +161,7 @@ internal sealed class MultifdReceiver : IDisposable
             while (f.Peek(1).Length > 0) ReadPacket(f, link);
             if (Interlocked.Decrement(ref _open) == 0) EndBuffers();
         }
-#pragma warning disable CA1031 // The load's reason; once the load is over there is none.
+#pragma warning disable CA1031 // The latch keeps it as the load's reason, unless the load is over.
         catch (Exception e)
 #pragma warning restore CA1031
         {
@@ -221,7 +222,7 @@ internal sealed class MultifdReceiver : IDisposable
     private void ReadPages(QemuFileReader f, Link link)
     {
         uint allocated = f.ReadUInt32(), normal = f.ReadUInt32();
-        f.Skip(4); // next_packet_size, which 7.2 leaves stale
+        f.Skip(4); // next_packet_size, in which 7.2 leaves an old value
         long number = (long)(f.ReadUInt64() & long.MaxValue);
         Interlocked.Increment(ref link.Packets);
         Interlocked.Exchange(ref link.NextNumber, Math.Max(link.NextNumber, number == long.MaxValue ? number : number + 1));
@@ -281,13 +282,13 @@ internal sealed class MultifdReceiver : IDisposable
     {
         internal int Syncs;
 
-        /// <summary>Numbered packets: those of pages and SYNCs, not those of device state.</summary>
+        /// <summary>Packets of pages and SYNCs, which have numbers; those of device state have none.</summary>
         internal long Packets;
 
         /// <summary>One more than the highest number.</summary>
         internal long NextNumber;
 
-        /// <summary>Pages came after the last SYNC, or are coming.</summary>
+        /// <summary>True while pages have come after the last SYNC, or are coming.</summary>
         internal volatile bool HasUnsynced;
 
         internal IMigrationChannel Channel { get; } = channel;

@@ -8,8 +8,8 @@ using Vmm.Core.Threading;
 namespace Vmm.Migration.Multifd;
 
 /// <summary>
-/// The source's channels: pages of RAM, syncs and buffers of device state, one thread a channel (stream 4; QEMU: <c>multifd_send_thread</c>). Pages
-/// and syncs come from one thread, buffers of devices from any. Memory is bounded: a channel holds two packets that wait.
+/// The source's channels, one thread each (stream 4; QEMU: <c>multifd_send_thread</c>): they carry pages of RAM, SYNCs and buffers of device state. Pages and
+/// SYNCs come from one thread, buffers of devices from any. Memory is bounded: at most two packets wait for a channel.
 /// </summary>
 internal sealed class MultifdSender : IDataChannels, IDisposable
 {
@@ -27,11 +27,11 @@ internal sealed class MultifdSender : IDataChannels, IDisposable
     private long _bytes;
     private bool _hasUnsynced;
 
-    /// <summary>Starts the threads; each channel begins with its preamble at once.</summary>
+    /// <summary>Starts the threads; each sends the preamble of its channel at once.</summary>
     /// <param name="channels">Connected channels; owned.</param>
     /// <param name="uuid">The VM's.</param>
-    /// <param name="latch">Where the first failure goes; shuts the channels.</param>
-    /// <param name="cancel">Set with the latch.</param>
+    /// <param name="latch">Takes the first failure and shuts the channels.</param>
+    /// <param name="cancel">Fires with the latch.</param>
     internal MultifdSender(IReadOnlyList<IMigrationChannel> channels, Guid uuid, FaultLatch latch, CancellationToken cancel)
     {
         (_latch, _cancel) = (latch, cancel);
@@ -72,7 +72,7 @@ internal sealed class MultifdSender : IDataChannels, IDisposable
     public void SendState(string idStr, int instanceId, StateBuffer buffer) =>
         Queue(Next(), new Packet(MultifdPacket.State(idStr, instanceId, buffer.Length), null, [], buffer));
 
-    /// <summary>Waits until everything has been handed to the channels. Throws what went wrong.</summary>
+    /// <summary>Waits until the channels have taken everything. Throws what went wrong.</summary>
     internal void Finish()
     {
         foreach (Link link in _links) link.Queue.CompleteAdding();
@@ -80,7 +80,7 @@ internal sealed class MultifdSender : IDataChannels, IDisposable
         _latch.ThrowIfSet();
     }
 
-    /// <summary>Ends threads and channels, well or not.</summary>
+    /// <summary>Ends threads and channels, whether the migration succeeded or not.</summary>
     public void Dispose()
     {
         foreach (Link link in _links) link.Queue.CompleteAdding();
@@ -137,7 +137,7 @@ internal sealed class MultifdSender : IDataChannels, IDisposable
                 state.Dispose();
             }
         }
-#pragma warning disable CA1031 // The migration's reason; whoever waits for this thread asks the latch.
+#pragma warning disable CA1031 // The latch keeps it; the thread that waits for this one asks the latch.
         catch (Exception e)
 #pragma warning restore CA1031
         {

@@ -7,8 +7,8 @@ using Vmm.Migration.Stream;
 namespace Vmm.Migration.Outgoing;
 
 /// <summary>
-/// The last phase: decides whether the destination has the VM. With a return path its SHUT does. Without one a socket tells at least whether the peer
-/// took every byte and ended in good order; a file for another process must be on disk, a command must have succeeded.
+/// The last phase: finds out whether the destination has the VM. With a return path the destination's SHUT says so. Without one a socket shows whether the
+/// peer took every byte and closed in good order; a file for another process must be on disk; a command must have succeeded.
 /// </summary>
 internal static class Confirmation
 {
@@ -48,7 +48,7 @@ internal static class Confirmation
                 if (!exec.Drain(s_sync)) throw new ChannelException($"{exec.Name}: the command did not end within 30 s", Errno.ETIMEDOUT);
                 break;
             case FileChannel when attempt.Plan.Mode == MigrationMode.CprExec:
-                break; // This process reads it back; a host that lost power would have lost RAM with it.
+                break; // This process reads the file itself. If the host loses power RAM is lost too, so the file need not be on disk.
             default:
                 link.Channel.Drain(s_sync);
                 break;

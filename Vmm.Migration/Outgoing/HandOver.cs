@@ -3,39 +3,39 @@ using Vmm.Core.Channels;
 namespace Vmm.Migration.Outgoing;
 
 /// <summary>
-/// Who decides how an outgoing migration ends: this side until everything has been sent, the destination's answer from then on (STREAM.md). A cancel
-/// therefore either stops the attempt or asks the destination, never both. Thread-safe.
+/// Says which side decides how an outgoing migration ends: this side until everything has been sent, the destination's answer from then on (STREAM.md). A
+/// cancel therefore either stops the attempt or asks the destination, never both. Thread-safe.
 /// </summary>
 internal sealed class HandOver
 {
     private enum Stage
     {
-        /// <summary>Something is still to be sent: this side decides.</summary>
+        /// <summary>Something must still be sent: this side decides.</summary>
         Sending,
-        /// <summary>The destination may confirm: its answer decides.</summary>
+        /// <summary>Everything has been sent: the destination's answer decides.</summary>
         Sent,
-        /// <summary>As before, and the destination has been asked not to confirm.</summary>
+        /// <summary>As <see cref="Sent"/>, and the destination has been asked not to confirm.</summary>
         CancelAsked,
     }
 
     private readonly Lock _gate = new();
     private Stage _stage;
 
-    /// <summary>The destination's answer decides.</summary>
+    /// <summary>True when the destination's answer decides.</summary>
     internal bool IsPeersToDecide
     {
         get { lock (_gate) return _stage != Stage.Sending; }
     }
 
-    /// <summary>The destination has been asked not to confirm.</summary>
+    /// <summary>True when the destination has been asked not to confirm.</summary>
     internal bool IsCancelAsked
     {
         get { lock (_gate) return _stage == Stage.CancelAsked; }
     }
 
-    /// <summary>The end of the stream goes out next.</summary>
-    /// <param name="latch">Throws its reason if the attempt has ended.</param>
-    /// <param name="hasAnswer">Whether the destination answers at all.</param>
+    /// <summary>Called before the end of the stream is written. Throws the latch's reason if the attempt has ended.</summary>
+    /// <param name="latch">The attempt's.</param>
+    /// <param name="hasAnswer">False when the destination cannot answer; this side then goes on deciding.</param>
     internal void BeforeEnd(FaultLatch latch, bool hasAnswer)
     {
         lock (_gate)
@@ -45,9 +45,9 @@ internal sealed class HandOver
         }
     }
 
-    /// <summary>Asks the destination not to confirm, if it may.</summary>
-    /// <param name="endOurDirection">How it is asked; must not block.</param>
-    /// <returns>False while this side still decides.</returns>
+    /// <summary>Asks the destination not to confirm.</summary>
+    /// <param name="endOurDirection">Asks it by closing this side's direction; must not block.</param>
+    /// <returns>False when this side still decides; then nothing was asked.</returns>
     internal bool TryAskToCancel(Action endOurDirection)
     {
         lock (_gate)

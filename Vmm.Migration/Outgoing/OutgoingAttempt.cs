@@ -4,7 +4,7 @@ using Vmm.Migration.Attempts;
 
 namespace Vmm.Migration.Outgoing;
 
-/// <summary>What the phases of one outgoing migration share. The first reason to end is kept in the latch.</summary>
+/// <summary>The state that the phases of one outgoing migration share. The latch keeps the first reason to end.</summary>
 internal sealed class OutgoingAttempt : IDisposable
 {
     private readonly CancellationTokenSource _cancel = new();
@@ -25,17 +25,17 @@ internal sealed class OutgoingAttempt : IDisposable
 
     internal FaultLatch Latch { get; } = new();
 
-    /// <summary>Ends a wait for a socket; signalled with the latch.</summary>
+    /// <summary>An eventfd that ends waits for sockets; signalled with the latch.</summary>
     internal OwnedFd Wake { get; } = Posix.EventFd();
 
     internal OutgoingProgress Progress { get; } = new();
 
     internal HandOver HandOver { get; } = new();
 
-    /// <summary>Set with the latch.</summary>
+    /// <summary>Fires with the latch.</summary>
     internal CancellationToken Cancel => _cancel.Token;
 
-    /// <summary>For error records.</summary>
+    /// <summary>The phase that an error record names.</summary>
     internal string Phase { get; set; } = "connect";
 
     public void Dispose()

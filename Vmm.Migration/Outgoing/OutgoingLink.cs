@@ -8,7 +8,7 @@ using Vmm.Migration.Stream;
 
 namespace Vmm.Migration.Outgoing;
 
-/// <summary>The connected channels of one outgoing migration and the stream on them. It is ended by <see cref="EndSending"/> and <see cref="Close"/>.</summary>
+/// <summary>The connected channels of one outgoing migration and the stream on them. <see cref="EndSending"/> and then <see cref="Close"/> end it.</summary>
 internal sealed class OutgoingLink : IDisposable
 {
     private readonly FaultLatch _latch;
@@ -25,7 +25,7 @@ internal sealed class OutgoingLink : IDisposable
 
     internal IMigrationChannel Channel { get; }
 
-    /// <summary>Channels of multifd; null without.</summary>
+    /// <summary>Sends over the channels of multifd; null without.</summary>
     internal MultifdSender? Sender { get; }
 
     internal QemuFileWriter File { get; }
@@ -35,12 +35,14 @@ internal sealed class OutgoingLink : IDisposable
     /// <summary>Null without a return path.</summary>
     internal ReturnPathReader? ReturnPath { get; }
 
-    /// <summary>The attempt's figures of RAM; those of nothing before it was prepared.</summary>
+    /// <summary>The attempt's RAM figures; all 0 before <c>SavePrepare</c>.</summary>
     internal RamFigures Ram => Stream.Find<RamSave>()?.Figures ?? RamFigures.None;
 
-    /// <summary>Connects all channels to the same address; each sends its first bytes at once, since a destination waits for them (stream 14.2, 14.3).</summary>
+    /// <summary>
+    /// Connects all channels to the same address. Each sends its first bytes at once, because a destination waits for them (stream 14.2, 14.3).
+    /// </summary>
     /// <param name="attempt">The attempt.</param>
-    /// <param name="channel">The main channel, if there is one already; the link's from here on, also on failure.</param>
+    /// <param name="channel">The main channel if there is one already; the link owns it from then on, even when this throws.</param>
     internal static OutgoingLink Open(OutgoingAttempt attempt, IMigrationChannel? channel)
     {
         var data = new List<IMigrationChannel>();
@@ -66,7 +68,7 @@ internal sealed class OutgoingLink : IDisposable
         }
     }
 
-    /// <summary>A failed write often has its cause in the return path: the destination says why, then closes.</summary>
+    /// <summary>Waits a moment for the return path after a failed write: a destination often says why it fails, then closes.</summary>
     internal void WaitForCause()
     {
         if (ReturnPath is not { IsStarted: true } || _latch.IsSet) return;
@@ -74,7 +76,7 @@ internal sealed class OutgoingLink : IDisposable
         ReturnPath.WaitEnd(TimeSpan.FromMilliseconds(500));
     }
 
-    /// <summary>Whether the destination had confirmed before the channel was shut; after that it can say nothing more.</summary>
+    /// <summary>Shuts the channel, so that nothing more can arrive, and says whether the destination had confirmed.</summary>
     internal bool WasConfirmed()
     {
         if (ReturnPath is null) return false;
@@ -83,7 +85,7 @@ internal sealed class OutgoingLink : IDisposable
         return ReturnPath.WaitEnd(TimeSpan.Zero) == ReturnPathEnd.Confirmed;
     }
 
-    /// <summary>Ends the threads that send. What was sent well stays so when the latch is set afterwards.</summary>
+    /// <summary>Ends the threads that send. A latch that is set afterwards does not shut the channel any more.</summary>
     internal void EndSending()
     {
         Stream.JoinThreads();
@@ -91,12 +93,11 @@ internal sealed class OutgoingLink : IDisposable
         _shut.Dispose();
     }
 
-    /// <summary>Ends the channel.</summary>
-    /// <param name="isDone">False: what was written is worth nothing.</param>
+    /// <summary>Closes the channel; with <paramref name="isDone"/> false what was written is discarded.</summary>
     internal void Close(bool isDone)
     {
         if (!isDone && Channel is FileChannel file) file.Abandon();
-        // A descriptor that the return path's reader is blocked on stays open when it is closed; only a shutdown wakes the reader.
+        // Closing does not wake the return path's thread, which blocks in a read of this descriptor; a shutdown does.
         if (!isDone) Channel.Shutdown(ChannelShutdown.Both);
         Channel.Dispose();
         ReturnPath?.Completion.Wait();

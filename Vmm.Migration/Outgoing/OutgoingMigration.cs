@@ -29,9 +29,9 @@ internal sealed class OutgoingMigration : IDisposable
     private volatile OutgoingLink? _link;
     private Timer? _lastWord;
 
-    /// <param name="vm">The VM.</param>
-    /// <param name="plan">What is asked for.</param>
-    /// <param name="channel">The channel, if there is one already; owned.</param>
+    /// <param name="vm">The parts of the VM.</param>
+    /// <param name="plan">What the attempt is asked to do.</param>
+    /// <param name="channel">The channel if there is one already; owned.</param>
     internal OutgoingMigration(MigrationContext vm, OutgoingPlan plan, IMigrationChannel? channel)
     {
         (_vm, _plan, _channel) = (vm, plan, channel);
@@ -50,7 +50,7 @@ internal sealed class OutgoingMigration : IDisposable
         return end;
     });
 
-    /// <summary>Cancels; once everything has been sent it asks the destination instead, which may already have confirmed.</summary>
+    /// <summary>Cancels. Once everything has been sent it can only ask the destination, which may already have confirmed.</summary>
     internal void Cancel()
     {
         MigrationStatus status = _vm.Machine.Status;
@@ -63,12 +63,12 @@ internal sealed class OutgoingMigration : IDisposable
 
     private void AskToCancel(OperationCanceledException cancelled)
     {
-        // It may never answer, and what was sent may still be on its way, in channels that it does not read.
+        // The destination may never answer: it may not even have read what was sent.
         _lastWord = new Timer(_ => _attempt.Latch.Set(cancelled), null, _plan.LastWord, Timeout.InfiniteTimeSpan);
         _link?.Channel.Shutdown(ChannelShutdown.Write);
     }
 
-    /// <summary>Goes on from pre-switchover.</summary>
+    /// <summary>Ends the wait in pre-switchover.</summary>
     internal void Continue() => _continue.Set();
 
     internal void Abort(Exception reason) => _attempt.Latch.Set(reason);
@@ -98,20 +98,20 @@ internal sealed class OutgoingMigration : IDisposable
             _attempt.Phase = "iterate";
             _vm.Rehearsed.Wait();
             var acks = new SwitchoverAcks(_attempt, link);
-            // CPR sends no pages while the VM runs: there are none, or they go after the stop (vfio-migration 7).
+            // The CPR modes send no pages while the VM runs: RAM stays in place, or its pages go after the stop (vfio-migration 7).
             if (_plan.Mode == MigrationMode.Normal) new PrecopyLoop(_attempt, link, acks).Run();
             switchover = new Switchover(_attempt, link, acks, _guest) { HandedOver = handedOver, MayGoOn = _continue };
             RealtimeBoost.During(_plan.IsUpdate, () => Complete(switchover, link));
             ReplaceProcess();
         }
-#pragma warning disable CA1031 // Every failure is this migration's reason; it is recorded and the VM goes on.
+#pragma warning disable CA1031 // Finish records it, and the VM goes on here.
         catch (Exception e)
 #pragma warning restore CA1031
         {
             if (e is ChannelException) _link?.WaitForCause();
             _attempt.Latch.Set(e);
             reason = _attempt.Latch.Reason!;
-            // What the destination confirmed it has, whatever went wrong here meanwhile.
+            // If the destination has confirmed, it has the VM, even though something failed here.
             if (_attempt.HandOver.IsPeersToDecide && _link!.WasConfirmed()) reason = null;
         }
         return Finish(reason, switchover);
@@ -125,7 +125,8 @@ internal sealed class OutgoingMigration : IDisposable
         Progress.Downtime = switchover.Downtime with { LoadMs = Stopwatch.GetElapsedTime(confirmAt).TotalMilliseconds, TotalMs = switchover.StoppedMs };
     }
 
-    /// <returns><c>CprFdTable.Changes</c> at the moment of the hand-over.</returns>
+    /// <summary>With mode cpr-transfer, sends the VM's descriptors to the new process.</summary>
+    /// <returns><c>CprFdTable.Changes</c> at that moment.</returns>
     private long HandOverDescriptors()
     {
         if (_plan.CprAddress is not { } address) return 0;
@@ -134,7 +135,10 @@ internal sealed class OutgoingMigration : IDisposable
         return changes;
     }
 
-    /// <summary>Where QEMU completes first and can then still fail, this is the migration's last step: it fails like any other.</summary>
+    /// <summary>
+    /// With mode cpr-exec, replaces this process's program. In QEMU this follows the completed migration; here it is its last step, so that its failure
+    /// fails the migration.
+    /// </summary>
     private void ReplaceProcess()
     {
         if (_plan.Mode != MigrationMode.CprExec) return;
@@ -151,7 +155,7 @@ internal sealed class OutgoingMigration : IDisposable
             Progress.Error = MigrationErrors.From("source", _attempt.Phase, reason, _link?.Stream.Section);
             machine.TryMoveTo(MigrationStatus.Failing);
         }
-        // Set before a failed attempt's threads are waited for, which it ends; after a good one's, which must not be cut off.
+        // The latch ends the sending threads. A failed attempt sets it before it waits for them; a good one lets them finish first.
         if (reason is not null) _attempt.Latch.Set(reason);
         _link?.EndSending();
         _attempt.Latch.Set(new OperationCanceledException("the migration has ended"));
@@ -162,13 +166,13 @@ internal sealed class OutgoingMigration : IDisposable
             if (reason is null) _vm.Vm.RunState.Set(RunState.PostMigrate);
             else _vm.Vm.CprFds.IsLeaving = false;
             Notify(reason is null ? MigrationEvent.PrecopyDone : MigrationEvent.PrecopyFailed);
-            // Devices take back what the migration did to them before the guest runs, and let go of the rest after.
+            // Devices undo what the migration did to them before the guest runs (notifiers), and release the rest afterwards (SaveCleanup).
             if (reason is not null) GoOnHere();
         }
         if (reason is not null) _link?.Stream.SaveCleanup();
         Progress.TotalMs = (long)Stopwatch.GetElapsedTime(_startedAt).TotalMilliseconds;
         Progress.Freeze();
-        // Confirmed although something failed here afterwards: what is known of the downtime is what the switchover had measured.
+        // When the attempt was confirmed although something failed here, only the switchover's own figures are known.
         if (reason is null) Progress.Downtime ??= switchover?.Downtime;
         else Progress.Downtime = null;
         if (Progress.Downtime is { } downtime) _vm.LogDowntime(downtime);
@@ -185,7 +189,7 @@ internal sealed class OutgoingMigration : IDisposable
         {
             _vm.Notifiers.Notify(what, _plan.Mode);
         }
-#pragma warning disable CA1031 // Whatever a device makes of it, the VM has to go on.
+#pragma warning disable CA1031 // A device's exception must not keep the VM from going on.
         catch (Exception e)
 #pragma warning restore CA1031
         {

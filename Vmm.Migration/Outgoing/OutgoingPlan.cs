@@ -7,23 +7,23 @@ using Vmm.Migration.Cpr;
 
 namespace Vmm.Migration.Outgoing;
 
-/// <summary>What one outgoing migration is asked to do; checked before anything is taken, and unchanged while it runs.</summary>
+/// <summary>What one outgoing migration is asked to do. Checked before the attempt begins; immutable.</summary>
 internal sealed record OutgoingPlan
 {
     private OutgoingPlan()
     {
     }
 
-    /// <summary>Where to; null when the channel exists already.</summary>
+    /// <summary>The destination's address; null when the channel exists already.</summary>
     internal MigrationAddress? Address { get; private init; }
 
-    /// <summary>Where the new process takes descriptors; mode cpr-transfer only.</summary>
+    /// <summary>The address where the new process takes descriptors; mode cpr-transfer only.</summary>
     internal MigrationAddress? CprAddress { get; private init; }
 
-    /// <summary>Capabilities, parameters and form that were in force.</summary>
+    /// <summary>Mode, capabilities, parameters and variant of the framing in force when the attempt began.</summary>
     internal required SaveContext Context { get; init; }
 
-    /// <summary>The destination writes back on the channel, and its answer decides.</summary>
+    /// <summary>True when the destination writes back on the channel; its answer then decides.</summary>
     internal bool HasReturnPath { get; private init; }
 
     internal MigrationMode Mode => Context.Mode;
@@ -32,14 +32,16 @@ internal sealed record OutgoingPlan
 
     internal bool HasSwitchoverAck => Context.Capabilities.IsOn(MigrationCapability.SwitchoverAck);
 
-    /// <summary>RAM stays where it is: little is sent, and for the few milliseconds that this takes its threads go before ordinary ones.</summary>
+    /// <summary>
+    /// True when RAM stays in place. Little is sent then, and the threads of the switchover run with realtime priority for these few milliseconds.
+    /// </summary>
     internal bool IsUpdate => Mode is MigrationMode.CprTransfer or MigrationMode.CprExec;
 
-    /// <summary>Longest wait for a destination that has been asked not to confirm; one on this host has no way to go.</summary>
+    /// <summary>Longest wait for the answer of a destination that has been asked not to confirm; shorter for one on this host.</summary>
     internal TimeSpan LastWord => CprAddress is null ? TimeSpan.FromSeconds(5) : TimeSpan.FromMilliseconds(500);
 
-    /// <summary>Takes down what is in force now.</summary>
-    /// <exception cref="ConfigurationException">Parts that do not go together.</exception>
+    /// <summary>Makes the plan from the settings in force now.</summary>
+    /// <exception cref="ConfigurationException">Two settings exclude each other.</exception>
     internal static OutgoingPlan Make(MigrationContext vm, MigrationAddress? address, IMigrationChannel? channel, MigrationAddress? cpr)
     {
         var context = new SaveContext
@@ -47,7 +49,7 @@ internal sealed record OutgoingPlan
             Mode = vm.Parameters.Current.Mode, Capabilities = vm.Capabilities.Current, Parameters = vm.Parameters.Current, Compat = vm.Compat,
         };
         bool able = channel?.IsBidirectional ?? address!.IsSocket;
-        // Nothing is copied, so both sides must know who has it; a destination answers whether or not it has the capability on.
+        // With cpr-transfer both processes use the same memory, so each must know which of them has the VM. A destination answers even with the capability off.
         bool wanted = context.Capabilities.IsOn(MigrationCapability.ReturnPath) || (context.Mode == MigrationMode.CprTransfer && able);
         if (wanted && !able)
             throw new ConfigurationException($"capability 'return-path' needs a socket; {address?.ToString() ?? channel!.Name} goes one way") { Hint = "switch return-path off, or use tcp: or unix:" };

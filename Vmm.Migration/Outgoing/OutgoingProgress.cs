@@ -23,7 +23,7 @@ internal sealed class OutgoingProgress
     private long _stopAt;
     private double _expectedDowntimeMs = -1;
 
-    /// <summary>Raised after each synchronisation after the first.</summary>
+    /// <summary>Raised with its number after each dirty bitmap synchronisation but the first.</summary>
     internal event Action<long>? Pass;
 
     internal long SetupMs { get; set; }
@@ -38,7 +38,7 @@ internal sealed class OutgoingProgress
 
     internal MigrationError? Error { get; set; }
 
-    /// <summary>From here on there are figures.</summary>
+    /// <summary>Connects the figures to the attempt's stream and channels.</summary>
     internal void Attach(OutgoingLink link)
     {
         lock (_gate) (_writer, _ram, _multifdBytes) = (link.File, link.Ram, link.Sender is { } sender ? () => sender.Bytes : null);
@@ -69,7 +69,7 @@ internal sealed class OutgoingProgress
         }
     }
 
-    /// <summary>Keeps the figures after the RAM section has let go of its own.</summary>
+    /// <summary>Keeps the final figures, because the attempt's objects go away.</summary>
     internal void Freeze()
     {
         RamStats stats = Stats();

@@ -4,7 +4,10 @@ using Vmm.Migration.Stream;
 
 namespace Vmm.Migration.Outgoing;
 
-/// <summary>The first phase: asks everybody whether the VM may go, then writes header, configuration and START sections (QEMU: <c>qemu_savevm_state_setup</c>).</summary>
+/// <summary>
+/// The first phase: asks notifiers and sections whether the VM may go, then writes header, configuration and START sections (QEMU:
+/// <c>qemu_savevm_state_setup</c>).
+/// </summary>
 internal static class OutgoingSetup
 {
     internal static void Run(OutgoingAttempt attempt, OutgoingLink link)

@@ -8,12 +8,12 @@ using Vmm.Migration.Stream;
 namespace Vmm.Migration.Outgoing;
 
 /// <summary>
-/// The second phase: sends what is dirty, again and again while the VM runs, until the rest fits into the downtime (stream 12; QEMU:
+/// The second phase: sends dirty pages and device data while the VM runs, until the rest fits into the downtime (stream 12; QEMU:
 /// <c>migration_iteration_run</c>). One thread.
 /// </summary>
 internal sealed class PrecopyLoop
 {
-    /// <summary>Below this nothing worth draining is under way.</summary>
+    /// <summary>With fewer bytes sent since the last drain, a drain would gain nothing.</summary>
     private const long DrainFromBytes = 1 << 20;
 
     /// <summary>How long to wait when nothing can be sent and the VM cannot be stopped yet.</summary>
@@ -57,7 +57,7 @@ internal sealed class PrecopyLoop
         _acks.Take();
         if (pending.TotalBytes <= _window.ThresholdBytes || pending.PrecopyBytes == 0)
         {
-            // What is still in buffers would count as downtime, so it goes out before the VM is asked to stop.
+            // Bytes that are still in buffers would add to the downtime, so they are drained before the VM stops.
             Drain();
             pending = _link.Stream.ExactPending();
             _attempt.Progress.PendingBytes = pending.TotalBytes;
@@ -67,7 +67,7 @@ internal sealed class PrecopyLoop
             if (pending.TotalBytes <= _window.ThresholdBytes && _acks.AreThere) return true;
             if (pending.PrecopyBytes == 0)
             {
-                // All that is left can only go after the stop, and is too much for the downtime or not yet acknowledged.
+                // The rest can only go after the stop. It is too large for the downtime, or an acknowledgement is missing.
                 _window.NoteIdle();
                 _attempt.Cancel.WaitHandle.WaitOne(IdleWaitMs);
             }
@@ -83,7 +83,7 @@ internal sealed class PrecopyLoop
         long start = Stopwatch.GetTimestamp();
         if (_link.ReturnPath is { } returnPath)
         {
-            // A PONG comes from behind everything sent so far: the destination has loaded it.
+            // The destination answers with PONG when it has loaded everything before the PING.
             f.WritePing(++_ping);
             f.Flush();
             returnPath.WaitPong(_ping, s_drainTimeout);

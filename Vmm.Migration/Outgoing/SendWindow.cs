@@ -6,17 +6,14 @@ using Vmm.Migration.Ram;
 namespace Vmm.Migration.Outgoing;
 
 /// <summary>
-/// Paces an outgoing migration in windows of 100 ms (QEMU: <c>migration_rate_limit</c>, BUFFER_DELAY), measures what the wire takes, and says how many
-/// bytes fit into the downtime. One thread.
+/// Paces an outgoing migration in windows of 100 ms (QEMU: <c>migration_rate_limit</c>, BUFFER_DELAY), measures the bandwidth of the connection, and computes
+/// how many bytes fit into the downtime. One thread.
 /// </summary>
-/// <param name="f">The stream.</param>
-/// <param name="progress">Is told the figures of each window.</param>
-/// <param name="cancel">Ends a wait.</param>
 internal sealed class SendWindow(QemuFileWriter f, OutgoingProgress progress, CancellationToken cancel)
 {
     private static readonly TimeSpan s_length = TimeSpan.FromMilliseconds(100);
 
-    /// <summary>Taken for a wire that has not been measured because there was nothing to send: QEMU's default max-bandwidth.</summary>
+    /// <summary>The bandwidth to assume while there was nothing to send and so nothing to measure: QEMU's default for max-bandwidth.</summary>
     private const double AssumedBandwidthBytesPerSecond = 128 << 20;
 
     private long _start = Stopwatch.GetTimestamp();
@@ -27,10 +24,10 @@ internal sealed class SendWindow(QemuFileWriter f, OutgoingProgress progress, Ca
     /// <summary>Bytes that the downtime limit allows to be sent after the stop (QEMU: <c>threshold_size</c>).</summary>
     internal long ThresholdBytes { get; private set; }
 
-    /// <summary>There was nothing to send for a moment: the window says nothing about what the wire takes.</summary>
+    /// <summary>Notes that there was nothing to send for a moment, so that this window does not count as a measurement.</summary>
     internal void NoteIdle() => _wasIdle = true;
 
-    /// <summary>Stream offset at which this window's share of max-bandwidth is used up.</summary>
+    /// <summary>The stream offset at which this window's share of max-bandwidth is used up.</summary>
     internal long BudgetPosition(MigrationParameters parameters)
     {
         ulong limit = parameters.MaxBandwidthBytesPerSecond;
@@ -39,14 +36,14 @@ internal sealed class SendWindow(QemuFileWriter f, OutgoingProgress progress, Ca
         return f.Position + Math.Max(left, 1);
     }
 
-    /// <summary>Ends the window when it is over; waits for its end when its budget is used up.</summary>
+    /// <summary>Waits for the end of the window if its budget is used up; begins the next window if this one is over.</summary>
     internal void Pace(MigrationParameters parameters, RamFigures ram)
     {
         TimeSpan spent = Stopwatch.GetElapsedTime(_start);
         ulong limit = parameters.MaxBandwidthBytesPerSecond;
         if (spent < s_length && limit != 0 && (ulong)(f.FlushedBytes - _startBytes) >= limit / 10)
         {
-            // Rounded up: a wait that ends a fraction of a millisecond early would let a page a turn slip through until the window is over.
+            // Rounded up: after a wait that ends a fraction of a millisecond early, each call would let one more page through until the window is over.
             cancel.WaitHandle.WaitOne((int)Math.Ceiling((s_length - spent).TotalMilliseconds));
             spent = Stopwatch.GetElapsedTime(_start);
         }
@@ -61,7 +58,10 @@ internal sealed class SendWindow(QemuFileWriter f, OutgoingProgress progress, Ca
         (_start, _startBytes) = (Stopwatch.GetTimestamp(), f.FlushedBytes);
     }
 
-    /// <summary>What was measured at our end filled buffers too; from drain to drain the figure is what the destination really took.</summary>
+    /// <summary>
+    /// Lowers the threshold to the bandwidth between two drains, which is what the destination really took: bytes that only fill buffers make the window's own
+    /// figure too high.
+    /// </summary>
     internal void OnDelivered(MigrationParameters parameters, double bytesPerSecond)
     {
         if (parameters.AvailSwitchoverBandwidthBytesPerSecond == 0)

@@ -10,26 +10,23 @@ using Vmm.Migration.Stream;
 namespace Vmm.Migration.Outgoing;
 
 /// <summary>
-/// The third phase: stops the VM and sends the rest (QEMU: <c>migration_completion</c>). Who made it puts the guest back where the attempt fails.
+/// The third phase: stops the VM and sends the rest (QEMU: <c>migration_completion</c>). If the attempt fails, <see cref="OutgoingMigration"/> puts the guest
+/// back into its state.
 /// </summary>
-/// <param name="attempt">The attempt.</param>
-/// <param name="link">Its channels.</param>
-/// <param name="acks">Acknowledgements that the switchover waited for.</param>
-/// <param name="guest">The guest, which is stopped here.</param>
 internal sealed class Switchover(OutgoingAttempt attempt, OutgoingLink link, SwitchoverAcks acks, StoppedGuest guest)
 {
     private long _stopAt;
 
-    /// <summary>With mode cpr-transfer, <c>CprFdTable.Changes</c> when the new process was given its descriptors.</summary>
+    /// <summary>With mode cpr-transfer, <c>CprFdTable.Changes</c> when the new process got the descriptors.</summary>
     internal long HandedOver { get; init; }
 
-    /// <summary>Waits for <c>migrate-continue</c> in pre-switchover; set by it and by the latch.</summary>
+    /// <summary>Ends the wait in pre-switchover; set by <c>migrate-continue</c> and by the latch.</summary>
     internal required ManualResetEventSlim MayGoOn { get; init; }
 
-    /// <summary>Where the downtime goes, as far as it is known.</summary>
+    /// <summary>The parts of the downtime that are known so far.</summary>
     internal DowntimeReport Downtime { get; private set; } = new();
 
-    /// <summary>Stop of the VM to now, ms.</summary>
+    /// <summary>Time since the stop of the VM, ms.</summary>
     internal double StoppedMs => Ms(_stopAt);
 
     private MigrationContext Vm => attempt.Vm;
@@ -79,7 +76,10 @@ internal sealed class Switchover(OutgoingAttempt attempt, OutgoingLink link, Swi
         acks.ThrowIfMore();
     }
 
-    /// <summary>The guest may have set up interrupts since the new process was given its descriptors: there they would be dead. BQL: held.</summary>
+    /// <summary>
+    /// Gives the VM up to the new process. Fails if descriptors changed since the new process got them, as when the guest sets up interrupts: they would be dead
+    /// there. BQL: held.
+    /// </summary>
     private void LeaveProcess()
     {
         if (Vm.Vm.CprFds.Changes != HandedOver)
@@ -93,7 +93,7 @@ internal sealed class Switchover(OutgoingAttempt attempt, OutgoingLink link, Swi
         long at = Stopwatch.GetTimestamp();
         if (attempt.Plan.Context.Compat.SendSwitchoverStart || link.Stream.UsesThreads) link.File.WriteCommand(MigCommand.SwitchoverStart);
         link.Stream.SaveLiveCompletePrecopy();
-        // After the END sections: with them the last registers have been read.
+        // After the END sections, because writing them reads the devices' registers for the last time.
         link.Stream.StartThreads(attempt.Latch);
         Downtime = Downtime with { FinalRamMs = Ms(at) };
     }

@@ -4,25 +4,23 @@ using Vmm.Core.SaveVm;
 namespace Vmm.Migration.Outgoing;
 
 /// <summary>Counts the acknowledgements that the switchover waits for (capability switchover-ack; vfio-migration 3.6). One thread.</summary>
-/// <param name="attempt">The attempt.</param>
-/// <param name="link">Its channels.</param>
 internal sealed class SwitchoverAcks(OutgoingAttempt attempt, OutgoingLink link)
 {
     private readonly bool _isOn = attempt.Plan.HasSwitchoverAck;
     private readonly bool _isLegacy = attempt.Plan.Context.Compat.LegacySwitchoverAck;
     private int _requests = attempt.Plan is { HasSwitchoverAck: true, Context.Compat.LegacySwitchoverAck: true } ? 1 : 0;
 
-    /// <summary>The destination has acknowledged every first part that it must have.</summary>
+    /// <summary>True when the destination has acknowledged all first data, or need not.</summary>
     internal bool AreThere => !_isOn || link.ReturnPath!.SwitchoverAcks >= _requests || !attempt.Vm.Vm.RunState.IsRunning;
 
-    /// <summary>Takes what devices have asked for since the last time.</summary>
+    /// <summary>Adds the requests that devices have made since the last call.</summary>
     internal void Take()
     {
         if (_isOn && !_isLegacy) _requests += link.Stream.TakeSwitchoverAckRequests();
     }
 
-    /// <summary>The VM has stopped: a first part that appears now can no longer be acknowledged.</summary>
-    /// <exception cref="DeviceStateException">There is one.</exception>
+    /// <summary>Checks after the stop of the VM that no device has new first data, which could no longer be acknowledged.</summary>
+    /// <exception cref="DeviceStateException">A device has.</exception>
     internal void ThrowIfMore()
     {
         if (_isOn && !_isLegacy && link.Stream.TakeSwitchoverAckRequests() > 0)

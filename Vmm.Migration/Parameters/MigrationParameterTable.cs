@@ -26,8 +26,8 @@ internal enum MigrationParameterKind
 }
 
 /// <summary>
-/// One migration parameter as QEMU knows it (qmp 8.6). Values are <see cref="ulong"/> for all numbers, <see cref="bool"/>,
-/// <see cref="string"/> for enum values and strings, and an array of strings for lists.
+/// One migration parameter as QEMU defines it (qmp 8.6). A value is a <see cref="ulong"/> for every kind of number, a <see cref="bool"/>, a
+/// <see cref="string"/> for enums and strings, or an array of strings for lists.
 /// </summary>
 internal sealed record MigrationParameter
 {
@@ -41,34 +41,32 @@ internal sealed record MigrationParameter
     public ulong Min { get; init; }
     /// <summary>Largest number.</summary>
     public ulong Max { get; init; } = ulong.MaxValue;
-    /// <summary>The end of QEMU's range error, after <c>Option NAME expects</c>; made from the range when null.</summary>
+    /// <summary>The end of QEMU's range error, after <c>Option NAME expects</c>; null if the range itself gives the text.</summary>
     public string? RangeText { get; init; }
-    /// <summary>QEMU's whole range error where it has another form, or null.</summary>
+    /// <summary>QEMU's whole range error if it has another form, or null.</summary>
     public string? RangeError { get; init; }
     /// <summary>All values of an enum; empty for other kinds.</summary>
     public IReadOnlyList<string> Values { get; init; } = [];
-    /// <summary>Unit shown to people: <c>ms</c>, <c>bytes/second</c>, ...; empty for none.</summary>
+    /// <summary>Unit for display: <c>ms</c>, <c>bytes/second</c>, ...; empty for none.</summary>
     public string Unit { get; init; } = string.Empty;
     /// <summary>In HMP a bare number means MiB (QEMU: <c>migrate_set_parameter max-bandwidth</c>).</summary>
     public bool IsMiBInHmp { get; init; }
-    /// <summary>QEMU marks it unstable.</summary>
+    /// <summary>True if QEMU marks the parameter unstable.</summary>
     public bool IsUnstable { get; init; }
 
-    /// <summary>Reads the value in a set; null when vmm does not honour the parameter yet, so that it always has its default.</summary>
+    /// <summary>Reads the value in a set; null when vmm does not implement the parameter, which then always has its default.</summary>
     internal Func<MigrationParameters, object>? Read { get; init; }
     /// <summary>Makes a set with another value.</summary>
     internal Func<MigrationParameters, object, MigrationParameters>? Write { get; init; }
-    /// <summary>Enum values that are honoured; null means all of them.</summary>
+    /// <summary>Enum values that vmm implements; null means all of them.</summary>
     internal IReadOnlyList<string>? HonouredValues { get; init; }
     /// <summary>A further condition on a number, e.g. a power of two.</summary>
     internal Func<ulong, bool> IsValid { get; init; } = static _ => true;
 
-    /// <summary>True if vmm honours other values than the default.</summary>
+    /// <summary>True if vmm accepts other values than the default.</summary>
     public bool IsImplemented => Read is not null;
 
-    /// <summary>The value in a set.</summary>
-    /// <param name="parameters">The set.</param>
-    /// <returns>The value.</returns>
+    /// <summary>The value of this parameter in a set.</summary>
     public object Get(MigrationParameters parameters) => Read?.Invoke(parameters) ?? Default;
 
     /// <summary>A set with another value of this parameter.</summary>
@@ -92,9 +90,7 @@ internal sealed record MigrationParameter
         };
     }
 
-    /// <summary>A value as text.</summary>
-    /// <param name="value">A value of this parameter.</param>
-    /// <returns>Numbers in decimal, switches as on and off, strings as they are.</returns>
+    /// <summary>A value as text: numbers in decimal, switches as on and off, strings as they are.</summary>
     public static string Format(object value) => value switch
     {
         bool b => b ? "on" : "off",
@@ -110,7 +106,7 @@ internal static class MigrationParameterTable
     private static readonly string[] s_modes = ["normal", "cpr-reboot", "cpr-transfer", "cpr-exec"];
     private static readonly string[] s_detection = ["none", "legacy", "multifd"];
 
-    /// <summary>Every parameter; <c>block-bitmap-mapping</c> is not one of them, vmm has no block devices.</summary>
+    /// <summary>Every parameter but <c>block-bitmap-mapping</c>, because vmm has no block devices.</summary>
     public static IReadOnlyList<MigrationParameter> All { get; } =
     [
         Number("announce-initial", 50, 0, 100_000, "ms"),
@@ -175,9 +171,7 @@ internal static class MigrationParameterTable
         },
     ];
 
-    /// <summary>Finds a parameter by its wire name.</summary>
-    /// <param name="name">The name.</param>
-    /// <returns>The parameter, or null.</returns>
+    /// <summary>Finds a parameter by its wire name; null for an unknown one.</summary>
     public static MigrationParameter? Find(string name) => All.FirstOrDefault(p => p.Name == name);
 
     private static MigrationParameter Number(string name, ulong value, ulong min, ulong max, string unit) => new()

@@ -3,7 +3,7 @@ using Vmm.Core.SaveVm;
 
 namespace Vmm.Migration.Parameters;
 
-/// <summary>The parameters in force. Replacing them checks the new set as a whole; thread-safe.</summary>
+/// <summary>The parameters in force. A new set is checked as a whole before it replaces the old one. Thread-safe.</summary>
 public sealed class MigrationParameterSet
 {
     private volatile MigrationParameters _current = new();
@@ -16,8 +16,8 @@ public sealed class MigrationParameterSet
 
     private readonly Lock _gate = new();
 
-    /// <summary>Changes some parameters at once; all are checked first (QEMU: <c>migrate-set-parameters</c>).</summary>
-    /// <param name="changes">Parameters and their new values, typed as <see cref="MigrationParameter"/> says.</param>
+    /// <summary>Changes some parameters together, after checking all of them (QEMU: <c>migrate-set-parameters</c>).</summary>
+    /// <param name="changes">Parameters and their new values, of the types that <see cref="MigrationParameter"/> gives.</param>
     /// <exception cref="ConfigurationException">A value is out of range or not implemented; nothing is changed.</exception>
     internal void Apply(IEnumerable<KeyValuePair<MigrationParameter, object>> changes)
     {
@@ -31,8 +31,7 @@ public sealed class MigrationParameterSet
     }
 
     /// <summary>Replaces the set after checking it.</summary>
-    /// <param name="next">The new set.</param>
-    /// <exception cref="ConfigurationException">A value is out of range or not implemented; names the parameter, text is QEMU's.</exception>
+    /// <exception cref="ConfigurationException">A value is out of range or not implemented. The message names the parameter in QEMU's words.</exception>
     public void Replace(MigrationParameters next)
     {
         ArgumentNullException.ThrowIfNull(next);
@@ -41,7 +40,7 @@ public sealed class MigrationParameterSet
     }
 }
 
-/// <summary>The capabilities in force, all off at first. Replacing them checks the resulting set; thread-safe.</summary>
+/// <summary>The capabilities in force, all off at first. A change is checked before it takes effect. Thread-safe.</summary>
 public sealed class MigrationCapabilitySet
 {
     private volatile MigrationCapabilities _current = MigrationCapabilities.None;
@@ -49,7 +48,7 @@ public sealed class MigrationCapabilitySet
     /// <summary>The capabilities in force.</summary>
     public MigrationCapabilities Current => _current;
 
-    /// <summary>Capabilities that may be switched on today; switching on another is refused with its name.</summary>
+    /// <summary>Capabilities that can be switched on; vmm does not implement the others and refuses them by name.</summary>
     public static IReadOnlySet<MigrationCapability> Implemented { get; } = new HashSet<MigrationCapability>
     {
         MigrationCapability.Events, MigrationCapability.ReturnPath, MigrationCapability.PauseBeforeSwitchover, MigrationCapability.ValidateUuid,
@@ -57,13 +56,10 @@ public sealed class MigrationCapabilitySet
     };
 
     /// <summary>True if a capability is on.</summary>
-    /// <param name="capability">The capability.</param>
-    /// <returns>Its state.</returns>
     public bool IsOn(MigrationCapability capability) => _current.IsOn(capability);
 
-    /// <summary>Applies changes at once after checking the result.</summary>
-    /// <param name="changes">Capability and new state.</param>
-    /// <exception cref="ConfigurationException">A capability is not implemented or does not go with another; nothing is changed.</exception>
+    /// <summary>Switches some capabilities together, after checking the resulting set.</summary>
+    /// <exception cref="ConfigurationException">A capability is not implemented, or needs another one that is off; nothing is changed.</exception>
     public void Apply(IEnumerable<KeyValuePair<MigrationCapability, bool>> changes)
     {
         ArgumentNullException.ThrowIfNull(changes);
@@ -93,15 +89,10 @@ public static class MigrationCapabilityNames
     /// <summary>All names, indexed by the enum's value.</summary>
     public static IReadOnlyList<string> All => s_names;
 
-    /// <summary>The wire name.</summary>
-    /// <param name="capability">A capability.</param>
-    /// <returns>E.g. <c>return-path</c>.</returns>
+    /// <summary>The wire name, e.g. <c>return-path</c>.</summary>
     public static string ToWireName(this MigrationCapability capability) => s_names[(int)capability];
 
-    /// <summary>Finds a capability by its wire name.</summary>
-    /// <param name="name">The name.</param>
-    /// <param name="capability">The capability.</param>
-    /// <returns>False for an unknown name.</returns>
+    /// <summary>Finds a capability by its wire name; false for an unknown name.</summary>
     public static bool TryParse(string name, out MigrationCapability capability)
     {
         int i = Array.IndexOf(s_names, name);

@@ -3,21 +3,21 @@ using Vmm.Core.SaveVm;
 
 namespace Vmm.Migration.Ram;
 
-/// <summary>Which RAM a stream leaves out (QEMU: <c>migrate_ram_is_ignored</c>).</summary>
+/// <summary>The RAM that a stream leaves out (QEMU: <c>migrate_ram_is_ignored</c>).</summary>
 internal enum IgnoredRam
 {
     /// <summary>None: every page is sent.</summary>
     None,
-    /// <summary>Blocks in a file that both sides map shared (capability x-ignore-shared); every block's address is in the list.</summary>
+    /// <summary>Blocks in files that both sides map shared (capability x-ignore-shared). The setup record then has every block's address.</summary>
     SharedFiles,
-    /// <summary>All: the other side has the memory's descriptors (cpr-transfer, cpr-exec).</summary>
+    /// <summary>All blocks: the new process has the memory's descriptors (cpr-transfer, cpr-exec).</summary>
     All,
 }
 
-/// <summary>The rule, the same at both sides.</summary>
+/// <summary>The rule that says which RAM is left out; the same on both sides.</summary>
 internal static class IgnoredRamRule
 {
-    /// <summary>What an attempt leaves out.</summary>
+    /// <summary>The RAM that an attempt leaves out.</summary>
     internal static IgnoredRam Of(MigrationMode mode, MigrationCapabilities capabilities) => mode is MigrationMode.CprTransfer or MigrationMode.CprExec ? IgnoredRam.All
         : capabilities.IsOn(MigrationCapability.XIgnoreShared) ? IgnoredRam.SharedFiles : IgnoredRam.None;
 

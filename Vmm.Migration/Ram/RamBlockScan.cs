@@ -2,7 +2,7 @@ using Vmm.Core.Memory;
 
 namespace Vmm.Migration.Ram;
 
-/// <summary>What one attempt still has to send of one RAM block.</summary>
+/// <summary>The pages of one RAM block that one attempt must still send.</summary>
 internal sealed class RamBlockScan(RamBlock block)
 {
     private DirtyBitmap? _written;
@@ -11,10 +11,10 @@ internal sealed class RamBlockScan(RamBlock block)
 
     internal DirtyBitmap Bitmap { get; } = new(block.PageCount);
 
-    /// <summary>Pages without memory when the attempt began, and neither written nor sent since.</summary>
+    /// <summary>Pages that had no memory when the attempt began and were neither written nor sent since: they are zero without being read.</summary>
     internal DirtyBitmap Holes { get; } = new(block.PageCount);
 
-    /// <summary>Everything is to be sent; the dirty log runs already.</summary>
+    /// <summary>Marks all pages; call it when the dirty log runs.</summary>
     internal void MarkAll()
     {
         Bitmap.SetAll();
@@ -22,9 +22,9 @@ internal sealed class RamBlockScan(RamBlock block)
     }
 
     /// <summary>
-    /// Moves the log's marks into <see cref="Bitmap"/>. A page whose first turn is still to come may have been written meanwhile: it is no hole then.
+    /// Moves the log's marks into <see cref="Bitmap"/>. A hole that was written meanwhile is no hole any more.
     /// </summary>
-    /// <returns>Pages to send.</returns>
+    /// <returns>Number of pages to send.</returns>
     internal long Harvest(GuestMemory memory)
     {
         if (Holes.FindNext(0) == Holes.PageCount)

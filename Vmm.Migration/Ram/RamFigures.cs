@@ -3,8 +3,8 @@ using Vmm.Core.Memory;
 
 namespace Vmm.Migration.Ram;
 
-/// <summary>Figures of one <see cref="RamSave"/>: written by its thread, read by any (QEMU: <c>RAMState</c>, <c>mig_stats</c>).</summary>
-/// <param name="totalBytes">Bytes that the attempt may have to send.</param>
+/// <summary>Figures of one <see cref="RamSave"/>. Its thread writes them, any thread reads them (QEMU: <c>RAMState</c>, <c>mig_stats</c>).</summary>
+/// <param name="totalBytes">Bytes of RAM that the attempt does not leave out.</param>
 internal sealed class RamFigures(long totalBytes)
 {
     private long _periodStart;
@@ -15,7 +15,7 @@ internal sealed class RamFigures(long totalBytes)
     private long _dirtyPagesRate;
     private long _syncCount;
 
-    /// <summary>Of an attempt that has not come to its RAM.</summary>
+    /// <summary>The figures before an attempt has prepared its RAM.</summary>
     internal static RamFigures None { get; } = new(0);
 
     internal long TotalBytes => totalBytes;
@@ -29,7 +29,7 @@ internal sealed class RamFigures(long totalBytes)
     /// <summary>Pages a second that became dirty in the last period.</summary>
     internal long DirtyPagesRate => Volatile.Read(ref _dirtyPagesRate);
 
-    /// <summary>Dirty bitmap synchronisations; the setup counts as the first.</summary>
+    /// <summary>Number of dirty bitmap synchronisations; the setup counts as the first.</summary>
     internal long SyncCount => Volatile.Read(ref _syncCount);
 
     internal void Begin(long pages)

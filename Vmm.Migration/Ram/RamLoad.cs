@@ -6,8 +6,7 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Ram;
 
 /// <summary>
-/// One attempt to load guest RAM (stream 3, receiver rules; QEMU: <c>ram_load_precopy</c>). The stream's records come on one thread; pages from data
-/// channels on any.
+/// One attempt to load guest RAM (stream 3; QEMU: <c>ram_load_precopy</c>). The stream's records come on one thread, pages from data channels on any.
 /// </summary>
 internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
 {
@@ -27,15 +26,15 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
         (_memory, _context) = (memory, context);
         _received = new ReceivedPages(memory.Blocks);
         _marks = context.SyncDataChannels is { } wait ? new SyncMarks(wait) : null;
-        // Fresh memory is zero already: a zero page that was not written in this load is skipped, so that it is not even touched.
+        // Fresh memory is zero. A zero page that this load has not written is skipped, so that it gets no memory.
         foreach (RamBlock block in memory.Blocks)
             if (block.IsKnownZero) _knownZero[block] = new DirtyBitmap(block.PageCount);
     }
 
-    /// <summary>Pages that have come, by the stream and by data channels.</summary>
+    /// <summary>Pages that have come, over the stream and over data channels.</summary>
     internal long LoadedPages => Volatile.Read(ref _loadedPages);
 
-    /// <summary>The source marks syncs of data channels with MULTIFD_FLUSH; false also without channels.</summary>
+    /// <summary>True when the source marks SYNCs with MULTIFD_FLUSH; false without data channels.</summary>
     internal bool UsesFlush => _marks is { UsesFlush: true };
 
     private bool ValidateOnly => _context.ValidateOnly;
@@ -73,7 +72,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
                     _marks?.OnEndOfSection();
                     return;
                 default:
-                    // MULTIFD_FLUSH. Without multifd it says nothing: QEMU 8.0 sends it even then.
+                    // MULTIFD_FLUSH. It means nothing without multifd; QEMU 8.0 sends it even then.
                     _marks?.OnFlush();
                     break;
             }
@@ -95,7 +94,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
     private void LoadZero(QemuFileReader f, in RamRecord record)
     {
         RamBlock block = Block(f, record);
-        byte fill = f.ReadByte(); // 7.2 fills with any byte, 11.1 insists on 0 (stream 3).
+        byte fill = f.ReadByte(); // QEMU 7.2 accepts any byte, 11.1 only 0 (stream 3).
         if (ValidateOnly) return;
         if (fill == 0)
         {
@@ -106,7 +105,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
         NoteWritten(block, record.Offset);
     }
 
-    /// <summary>Makes a page zero unless it is known to be.</summary>
+    /// <summary>Makes a page zero unless it is known to be zero.</summary>
     private void Clear(RamBlock block, ulong offset)
     {
         Interlocked.Increment(ref _loadedPages);
@@ -126,7 +125,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
         if (!record.IsContinue)
         {
             string name = f.ReadCountedString();
-            // Names repeat for long stretches; look up only when the name changes.
+            // Many records in a row name the same block, so the block is looked up only when the name changes.
             if (_block?.Name != name)
             {
                 _block = _memory.FindBlock(name) ?? throw f.Bad("RAM block", $"one of {BlockNames()}", $"'{name}'");
@@ -135,7 +134,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
         }
         RamBlock block = _block ?? throw f.Bad("RAM record", "a block name before CONTINUE", "CONTINUE");
         if (record.Offset >= block.SizeBytes) throw f.Bad($"page offset in RAM block '{block.Name}'", $"below 0x{block.SizeBytes:x}", $"0x{record.Offset:x}");
-        // Noted before its content is read: a stream that ends in between fails for that.
+        // Noted before its content is read: if the stream ends in between, the load fails anyway.
         _blockReceived!.Set((long)(record.Offset / PageSize));
         return block;
     }

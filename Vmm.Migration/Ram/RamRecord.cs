@@ -4,16 +4,16 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Ram;
 
 /// <summary>
-/// The grammar of the <c>ram</c> section's records, shared by the engine and the stream viewer (stream 3): u64 offset|flags, then, unless
-/// CONTINUE is set, cs block name, then what the kind asks for.
+/// A record of the <c>ram</c> section, as the engine and the stream viewer read it (stream 3): u64 offset|flags, then cs block name unless CONTINUE is set,
+/// then the payload of the kind.
 /// </summary>
-/// <param name="Kind">The one record flag that is set.</param>
+/// <param name="Kind">The flag that gives the record's kind.</param>
 /// <param name="IsContinue">Same block as the record before; no name follows.</param>
 /// <param name="Offset">Offset in the block; the total for MEM_SIZE.</param>
 internal readonly record struct RamRecord(RamSaveFlags Kind, bool IsContinue, ulong Offset)
 {
-    /// <summary>Reads the first word; any combination of flags that has no meaning is refused.</summary>
-    /// <exception cref="StreamFormatException">Flags that are not a record.</exception>
+    /// <summary>Reads the first word.</summary>
+    /// <exception cref="StreamFormatException">The combination of flags has no meaning.</exception>
     internal static RamRecord Read(QemuFileReader f)
     {
         ulong word = f.ReadUInt64();
@@ -35,7 +35,7 @@ internal readonly record struct RamRecord(RamSaveFlags Kind, bool IsContinue, ul
     /// <param name="f">The stream.</param>
     /// <param name="buffer">At least <see cref="WireLimits.XbzrleBytes"/>.</param>
     /// <returns>The runs, in the buffer.</returns>
-    /// <exception cref="StreamFormatException">Another encoding or an impossible length.</exception>
+    /// <exception cref="StreamFormatException">Another encoding, or a length out of range.</exception>
     internal static Span<byte> ReadXbzrle(QemuFileReader f, Span<byte> buffer)
     {
         byte encoding = f.ReadByte();
@@ -47,8 +47,8 @@ internal readonly record struct RamRecord(RamSaveFlags Kind, bool IsContinue, ul
     }
 }
 
-/// <summary>What else a setup record carries for each block; depends on what came before it (stream 3.2).</summary>
-/// <param name="PageSizeSummary">From POSTCOPY_ADVISE; 0 without it.</param>
+/// <summary>The optional fields that a setup record has for each block; they depend on what came before it (stream 3.2).</summary>
+/// <param name="PageSizeSummary">The page sizes in use, from POSTCOPY_ADVISE; 0 without it.</param>
 /// <param name="HasAddress">Capability x-ignore-shared.</param>
 /// <param name="IsMappedRam">Capability mapped-ram.</param>
 internal readonly record struct RamBlockLayout(ulong PageSizeSummary = 0, bool HasAddress = false, bool IsMappedRam = false);
@@ -62,10 +62,10 @@ internal readonly record struct MappedRamHeader(ulong PageSize, ulong BitmapOffs
     /// <summary>u32 version 1, u64 page size, u64 bitmap offset, u64 pages offset.</summary>
     internal const int SizeBytes = 28;
 
-    /// <summary>The block has no pages in the file.</summary>
+    /// <summary>True when the block has no pages in the file.</summary>
     internal bool IsIgnored => BitmapOffset == 0 && PagesOffset == 0;
 
-    /// <summary>Bytes of a bitmap: whole 64-bit words.</summary>
+    /// <summary>Bytes of a bitmap, which has whole 64-bit words.</summary>
     internal static ulong BitmapBytes(ulong pages) => (pages + 63) / 64 * 8;
 }
 
@@ -74,7 +74,7 @@ internal readonly record struct MappedRamHeader(ulong PageSize, ulong BitmapOffs
 /// <param name="UsedLength">Bytes.</param>
 /// <param name="PageSize">The block's page size when it is not the usual one.</param>
 /// <param name="Address">Guest-physical address, with x-ignore-shared.</param>
-/// <param name="Mapped">With mapped-ram.</param>
+/// <param name="Mapped">The mapped-ram header; null without that capability.</param>
 internal sealed record RamBlockEntry(string Name, ulong UsedLength, ulong? PageSize, ulong? Address, MappedRamHeader? Mapped);
 
 /// <summary>
@@ -82,8 +82,8 @@ internal sealed record RamBlockEntry(string Name, ulong UsedLength, ulong? PageS
 /// until the lengths add up to the total.
 /// </summary>
 /// <param name="f">The stream.</param>
-/// <param name="total">From the record's first word.</param>
-/// <param name="layout">What each block carries.</param>
+/// <param name="total">Sum of all lengths, from the record's first word.</param>
+/// <param name="layout">The optional fields of each block.</param>
 internal sealed class RamBlockListReader(QemuFileReader f, ulong total, RamBlockLayout layout)
 {
     private int _count;
@@ -94,7 +94,7 @@ internal sealed class RamBlockListReader(QemuFileReader f, ulong total, RamBlock
     /// <summary>Reads the next block. With mapped-ram the stream then stands at the bitmap.</summary>
     /// <returns>False at the end of the list.</returns>
     /// <exception cref="StreamLimitException">Too many blocks.</exception>
-    /// <exception cref="StreamFormatException">A length that does not fit the total, or a header that cannot be.</exception>
+    /// <exception cref="StreamFormatException">A length does not fit the total, or the mapped-ram header is of another version.</exception>
     internal bool TryRead(out RamBlockEntry? block)
     {
         block = null;
@@ -114,7 +114,8 @@ internal sealed class RamBlockListReader(QemuFileReader f, ulong total, RamBlock
     }
 
     /// <summary>
-    /// The field is there only for blocks of huge pages. No name and no record that could stand here instead looks like a page size over 4096.
+    /// Reads the page size, which only blocks of huge pages have. A value over 4096 that fits the summary must be one: no name and no record that could stand here
+    /// instead looks like it.
     /// </summary>
     private ulong? ReadPageSize()
     {

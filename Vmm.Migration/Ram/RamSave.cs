@@ -49,11 +49,11 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
             _memory.StartDirtyLog();
             _logging = true;
         }
-        // Behind the start of the log: a page that gets its memory from here on is marked there and sent again.
+        // After the start of the log: a page that gets memory from now on is marked in the log and sent again.
         foreach (RamBlockScan block in _blocks) block.MarkAll();
         Figures.Begin(_blocks.Sum(static b => b.Block.PageCount));
 
-        // The list is of all blocks, ignored or not, so that the other side can compare.
+        // The list has all blocks, also those that are left out, so that the destination can compare.
         f.WriteUInt64(_memory.TotalBytes | (ulong)RamSaveFlags.MemSize);
         foreach (RamBlock block in all)
         {
@@ -108,18 +108,20 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     }
 
     /// <summary>
-    /// Between two harvests of dirty marks a page goes at most once, so it is enough that nothing of one harvest overtakes the one before.
-    /// (QEMU syncs at the end of each pass for the same end.)
+    /// Makes the channels wait for each other. Between two harvests of dirty marks a page goes at most once, so it is enough that no page of a harvest overtakes
+    /// one of the harvest before. (QEMU syncs at the end of each pass, for the same purpose.)
     /// </summary>
     private void SyncChannels(QemuFileWriter f, bool always)
     {
         if (_channels is not { } channels || !channels.Sync(always)) return;
         f.WriteUInt64((ulong)RamSaveFlags.MultifdFlush);
-        // The channels wait for this mark.
+        // The destination's channels wait for this mark.
         f.Flush();
     }
 
-    /// <summary>Scans from the last place, word by word; a word's marks are cleared before its pages are read. True when nothing is dirty any more.</summary>
+    /// <summary>
+    /// Sends dirty pages from where the last call ended. A word's marks are cleared before its pages are read. True when no page is dirty any more.
+    /// </summary>
     private bool SendDirtyPages(QemuFileWriter f, IterateBudget budget)
     {
         int sinceCheck = 0;

@@ -5,8 +5,8 @@ internal static class Xbzrle
 {
     /// <summary>Applies a delta to a page.</summary>
     /// <param name="delta">1*( uleb unchanged, uleb count, bytes ).</param>
-    /// <param name="page">The page before; the page after. Partly changed when the delta is bad.</param>
-    /// <returns>False for a delta that is cut, empty-run or leaves the page.</returns>
+    /// <param name="page">The page, changed in place; partly changed when the delta is bad.</param>
+    /// <returns>False for a delta that is cut off, has an empty run, or reaches beyond the page.</returns>
     public static bool TryDecode(ReadOnlySpan<byte> delta, Span<byte> page)
     {
         int at = 0, to = 0;

@@ -9,12 +9,12 @@ using Vmm.Migration.Stream;
 namespace Vmm.Migration.Rehearsals;
 
 /// <summary>
-/// Runs the code of the switchover once, on stand-in sections, before the VM is stopped: code that runs for the first time is compiled first,
-/// and that would be downtime. Touches no device and no VM.
+/// Runs the code of the switchover once, on stand-in sections, before the VM is stopped. Code that runs for the first time is compiled first, which would
+/// otherwise add to the downtime. Touches no device and no VM.
 /// </summary>
 internal static class Rehearsal
 {
-    /// <summary>Saves and loads a stand-in machine; a few ms the first time in a process, microseconds later.</summary>
+    /// <summary>Saves and loads a stand-in machine; the first run in a process compiles the code and takes longest.</summary>
     internal static void Run()
     {
         var bql = new Bql();

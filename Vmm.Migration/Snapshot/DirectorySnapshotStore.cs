@@ -9,10 +9,10 @@ using Vmm.Migration.Diagnostics;
 namespace Vmm.Migration.Snapshot;
 
 /// <summary>
-/// Snapshots as directories: <c>NAME/manifest.json</c> and <c>NAME/vmstate</c>, the exact QEMU stream. A new one is written aside, synced and
-/// renamed, so that a name either holds a whole snapshot or none. Thread-safe as far as the file system is.
+/// Keeps snapshots as directories: <c>NAME/manifest.json</c>, and <c>NAME/vmstate</c> with the exact QEMU stream. A new one is written under a hidden name,
+/// synced and renamed, so that a name holds a whole snapshot or none. As thread-safe as the file system is.
 /// </summary>
-/// <param name="directory">Parent directory; made when the first snapshot is.</param>
+/// <param name="directory">Parent directory; made with the first snapshot.</param>
 /// <param name="logger">Log.</param>
 internal sealed partial class DirectorySnapshotStore(string directory, ILogger logger)
 {
@@ -20,7 +20,7 @@ internal sealed partial class DirectorySnapshotStore(string directory, ILogger l
 
     internal string Location => directory;
 
-    /// <summary>Refuses names that could leave the directory or hide in it.</summary>
+    /// <summary>Refuses names that could lead out of the directory or be hidden in it.</summary>
     internal static void CheckName(string name)
     {
         bool ok = name.Length is > 0 and <= 128 && name[0] != '.' && name.All(static c => char.IsAsciiLetterOrDigit(c) || c is '-' or '_' or '.');
@@ -53,7 +53,7 @@ internal sealed partial class DirectorySnapshotStore(string directory, ILogger l
         }
     }
 
-    /// <summary>Writes the manifest and puts the directory under its name.</summary>
+    /// <summary>Writes the manifest and renames the directory to the snapshot's name.</summary>
     internal void Commit(string aside, SnapshotManifest manifest, bool overwrite)
     {
         string target = Path.Combine(directory, manifest.Name);

@@ -6,7 +6,10 @@ using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Snapshot;
 
-/// <summary>Passes a file's stream through a SHA-256, reports progress, and stops when cancelled. The VM is stopped, so memory holds still between hash and write.</summary>
+/// <summary>
+/// Passes a file's stream through SHA-256, reports progress, and stops when cancelled. The VM is stopped, so memory does not change between hash and
+/// write.
+/// </summary>
 internal sealed class HashingChannel(FileChannel file, long totalBytes, Action<long, long>? progress, CancellationToken cancel) : IMigrationChannel
 {
     private readonly IncrementalHash _hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);

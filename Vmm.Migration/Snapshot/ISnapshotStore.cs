@@ -1,6 +1,6 @@
 namespace Vmm.Migration.Snapshot;
 
-/// <summary>What is known of one snapshot.</summary>
+/// <summary>The description of one snapshot, kept in <c>manifest.json</c>.</summary>
 public sealed record SnapshotManifest
 {
     /// <summary>Name, 1 to 128 characters of letters, digits, <c>-</c>, <c>_</c> and <c>.</c>, not starting with a dot.</summary>
@@ -21,34 +21,42 @@ public sealed record SnapshotManifest
     public required string RunState { get; init; }
 }
 
-/// <summary>Snapshots of one VM: save, load, delete, list. One operation at a time; a second one is refused.</summary>
+/// <summary>
+/// Saves, loads, deletes and lists the snapshots of one VM. One operation at a time: a second one, and a migration, are refused meanwhile. Calls block; make
+/// them without the BQL.
+/// </summary>
 public interface ISnapshotService
 {
-    /// <summary>Where snapshots are kept, for messages.</summary>
+    /// <summary>The directory of the snapshots, for messages.</summary>
     string Location { get; }
 
-    /// <summary>Saves the VM (QEMU: <c>save_snapshot</c>). A running VM is stopped meanwhile and goes on afterwards. Blocks.</summary>
+    /// <summary>
+    /// Saves the VM (QEMU: <c>save_snapshot</c>). A running VM is stopped meanwhile and goes on afterwards; <c>cont</c>, <c>stop</c> and <c>reset</c>
+    /// wait.
+    /// </summary>
     /// <param name="name">A new name.</param>
-    /// <param name="overwrite">Replace a snapshot of that name; otherwise it is an error.</param>
-    /// <param name="progress">Bytes done and total, or null.</param>
+    /// <param name="overwrite">True to replace a snapshot of that name, which is an error otherwise.</param>
+    /// <param name="progress">Called with bytes done and total, or null.</param>
     /// <param name="cancel">Cancels; nothing is left behind.</param>
     /// <returns>The manifest.</returns>
+    /// <exception cref="Core.Errors.VmmException">Refused or failed; the VM is as it was, and no snapshot is left behind.</exception>
     SnapshotManifest Save(string name, bool overwrite, Action<long, long>? progress, CancellationToken cancel);
 
-    /// <summary>Loads a snapshot (QEMU: <c>load_snapshot</c>). The VM ends in the run state it had before, or paused if that was internal-error. A
-    /// snapshot that is found bad leaves the VM as it was. Blocks.</summary>
-    /// <exception cref="Core.Errors.DeviceStateException">It failed after it had changed the VM, which stays in internal-error: reset it, or load a whole snapshot.</exception>
+    /// <summary>
+    /// Loads a snapshot (QEMU: <c>load_snapshot</c>). Afterwards the VM has the run state that it had before, or is paused if that was internal-error. The file
+    /// is checked first: one that is bad leaves the VM as it was.
+    /// </summary>
     /// <param name="name">An existing name.</param>
-    /// <param name="progress">Bytes done and total, or null.</param>
-    /// <param name="cancel">Cancels; the VM is as it was.</param>
+    /// <param name="progress">Called with bytes done and total of the check, or null.</param>
+    /// <param name="cancel">Cancels during the check; the VM is as it was.</param>
+    /// <exception cref="Core.Errors.DeviceStateException">
+    /// It failed after it had changed the VM, which stays in internal-error. Reset the VM or load a whole snapshot.
+    /// </exception>
     void Load(string name, Action<long, long>? progress, CancellationToken cancel);
 
-    /// <summary>Deletes a snapshot.</summary>
-    /// <param name="name">A name.</param>
-    /// <returns>False if there is none of that name.</returns>
+    /// <summary>Deletes a snapshot; false if there is none of that name.</summary>
     bool Delete(string name);
 
-    /// <summary>All snapshots by time.</summary>
-    /// <returns>Manifests; a damaged one is skipped and logged.</returns>
+    /// <summary>The manifests of all snapshots, oldest first; a damaged one is logged and left out.</summary>
     IReadOnlyList<SnapshotManifest> List();
 }

@@ -10,17 +10,17 @@ using Vmm.Migration.Stream;
 
 namespace Vmm.Migration.Snapshot;
 
-/// <summary>Where a VM keeps its snapshots.</summary>
+/// <summary>Options of a VM's snapshots.</summary>
 public sealed record SnapshotOptions
 {
-    /// <summary>The directory; made with the first snapshot.</summary>
+    /// <summary>The directory of the snapshots; made with the first one.</summary>
     public string Directory { get; init; } = "snapshots";
 }
 
 /// <summary>
-/// Saves and loads whole-VM snapshots in the stream format of an ordinary migration (stream 15). A load first runs through the whole file with
-/// RAM left alone, so that a snapshot that cannot be loaded is found before anything has changed. Meanwhile the VM's state is held still; the BQL is
-/// taken only where a section needs it.
+/// Saves and loads snapshots of the whole VM in the stream format of an ordinary migration (stream 15). A load first reads the whole file without changing
+/// RAM, so that a bad snapshot is found before anything has changed. The VM's state is held still meanwhile; the BQL is taken only for the sections that
+/// need it.
 /// </summary>
 internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions options, ILoggerFactory loggers) : ISnapshotService
 {
@@ -30,7 +30,7 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
 
     private MigrationContext Context => attempts.Context;
 
-    /// <summary>A snapshot is complete by itself: of the capabilities only this one says something about it.</summary>
+    /// <summary>A snapshot uses no other process and no other channel, so of all capabilities only this one applies.</summary>
     private MigrationCapabilities Capabilities =>
         MigrationCapabilities.None.With(MigrationCapability.ValidateUuid, Context.Capabilities.IsOn(MigrationCapability.ValidateUuid));
 
@@ -57,7 +57,7 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
         }
         finally
         {
-            // After a commit the directory has its name and nothing is left to discard.
+            // After a commit the directory has another name, and this does nothing.
             DirectorySnapshotStore.Discard(aside);
         }
     }
@@ -67,7 +67,7 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
         (SnapshotManifest manifest, Func<FileChannel> open) = _store.Find(name);
         if (vm.RunState.State == RunState.InMigrate) throw new DeviceStateException("Guest is waiting for an incoming migration");
         using IDisposable exclusive = attempts.BeginExclusive();
-        // One descriptor for check and load: what was checked is loaded, whatever becomes of the name meanwhile.
+        // Check and load use one descriptor, so that the file that was checked is loaded even if the name changes meanwhile.
         using FileChannel file = open();
         StoppedGuest guest = Stop(RunState.RestoreVm, out IDisposable hold);
         try
@@ -94,7 +94,9 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
 
     public IReadOnlyList<SnapshotManifest> List() => _store.List();
 
-    /// <summary>Stops a live guest; one that does not run keeps its state. A device that fails to stop ends the snapshot, and the guest goes on.</summary>
+    /// <summary>
+    /// Stops a live guest and holds the VM's state; any other guest keeps its run state. If a device fails to stop, the guest goes on and this throws.
+    /// </summary>
     private StoppedGuest Stop(RunState state, out IDisposable hold)
     {
         using (vm.Bql.Acquire())
@@ -114,7 +116,7 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
         }
     }
 
-    /// <summary>Whoever waited for the VM's state comes after the guest is what it was; one in internal-error stays there.</summary>
+    /// <summary>Puts the guest back, then lets calls that waited for the VM's state go on. A VM in internal-error stays there.</summary>
     private void GoOn(StoppedGuest guest, IDisposable hold)
     {
         using (vm.Bql.Acquire())
@@ -178,8 +180,8 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
     }
 
     /// <summary>
-    /// Reads the file whole: checksum, framing, RAM records and block names, and every device's state into the device itself, whose present
-    /// state is put back afterwards.
+    /// Reads the whole file to check it: checksum, framing, RAM records and block names. Declared states are loaded into the devices; if the check fails, their
+    /// present state is put back.
     /// </summary>
     private void Check(SnapshotManifest manifest, FileChannel file, Action<long, long>? progress, CancellationToken cancel)
     {
@@ -188,7 +190,7 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
         {
             ReadWhole(manifest, file, validateOnly: true, progress, cancel);
         }
-#pragma warning disable CA1031 // Whatever went wrong, the devices' state is put back.
+#pragma warning disable CA1031 // The devices' state is put back, then the exception goes on.
         catch (Exception failure)
 #pragma warning restore CA1031
         {
@@ -209,7 +211,7 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
         using (vm.Bql.Acquire()) return StateCopy.Take(vm.SaveVm);
     }
 
-    /// <summary>Reads the file from its start to its end and compares the checksum; it may have changed since it was read last.</summary>
+    /// <summary>Reads the file from start to end and compares the checksum; the file may have changed since the last reading.</summary>
     private void ReadWhole(SnapshotManifest manifest, FileChannel file, bool validateOnly, Action<long, long>? progress, CancellationToken cancel)
     {
         file.Position = 0;

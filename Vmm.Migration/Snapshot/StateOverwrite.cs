@@ -4,14 +4,14 @@ using Vmm.Core.Errors;
 namespace Vmm.Migration.Snapshot;
 
 /// <summary>
-/// Overwrites the state of a stopped VM. When that fails the state is part old and part new, so the VM enters internal-error: <c>cont</c> refuses,
-/// and only a reset or a load that succeeds helps. (QEMU leaves the VM in restore-vm, from where <c>cont</c> runs it.)
+/// Overwrites the state of a stopped VM. If that fails the state is part old and part new, so the VM enters internal-error: <c>cont</c> refuses, and only a
+/// reset or a load that succeeds leads out. (QEMU leaves the VM in restore-vm, from where <c>cont</c> runs it.)
 /// </summary>
 internal static class StateOverwrite
 {
-    /// <summary>Overwrites. BQL: not held.</summary>
+    /// <summary>Runs the change. BQL: not held.</summary>
     /// <param name="vm">A stopped VM whose state is held still.</param>
-    /// <param name="what">What is done, for the error: "loading snapshot 'a'".</param>
+    /// <param name="what">Names the change in the error, e.g. "loading snapshot 'a'".</param>
     /// <param name="overwrite">Changes devices and RAM.</param>
     /// <exception cref="DeviceStateException">It failed; the VM is in internal-error, and the cause is inside.</exception>
     internal static void Run(Vm vm, string what, Action overwrite)
@@ -20,7 +20,7 @@ internal static class StateOverwrite
         {
             overwrite();
         }
-#pragma warning disable CA1031 // Whatever went wrong, the guest must not run on what is there now.
+#pragma warning disable CA1031 // After any failure the guest must not run on this state.
         catch (Exception e)
 #pragma warning restore CA1031
         {

@@ -5,7 +5,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Migration.Status;
 
-/// <summary>Makes the one error record of a failed migration and carries it over the return path.</summary>
+/// <summary>Makes the error record of a failed migration, and its JSON for the return path.</summary>
 internal static partial class MigrationErrors
 {
     internal static MigrationError From(string side, string phase, Exception error, string? section = null)
@@ -25,7 +25,7 @@ internal static partial class MigrationErrors
         };
     }
 
-    /// <summary>At most <paramref name="maxBytes"/> of JSON; the message is cut when it does not fit.</summary>
+    /// <summary>The record as at most <paramref name="maxBytes"/> of JSON; a message that is too long is cut.</summary>
     internal static byte[] ToWire(MigrationError error, int maxBytes)
     {
         byte[] bytes = JsonSerializer.SerializeToUtf8Bytes(error, ErrorJson.Default.MigrationError);
@@ -44,7 +44,7 @@ internal static partial class MigrationErrors
         try
         {
             MigrationError? error = JsonSerializer.Deserialize(bytes, ErrorJson.Default.MigrationError);
-            // Text from a peer ends on terminals and in logs: one line, printable.
+            // A peer's text is shown on terminals and in logs, so it must be one printable line.
             return error is null ? null : error with { Message = Clean(error.Message), Side = Clean(error.Side), Phase = Clean(error.Phase), Hint = error.Hint is null ? null : Clean(error.Hint) };
         }
         catch (JsonException)
@@ -73,7 +73,7 @@ internal static partial class MigrationErrors
     private sealed partial class ErrorJson : JsonSerializerContext;
 }
 
-/// <summary>Carries a record that the other side wrote.</summary>
+/// <summary>Carries an error record that the other side wrote.</summary>
 internal sealed class RemoteMigrationException(MigrationError error) : Exception(error.ToString())
 {
     internal MigrationError Error { get; } = error;

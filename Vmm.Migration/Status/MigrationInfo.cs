@@ -32,44 +32,44 @@ public sealed record RamStats
 }
 
 /// <summary>
-/// Where the downtime went; all in ms with fractions. On the source it runs from the stop of the VM to the destination's confirmation, on
-/// the destination from the first byte after the source's stop that it can see to the running VM.
+/// The parts of the downtime, in ms with fractions. The source measures from the stop of its VM to the destination's confirmation. The destination measures
+/// from the first section that only a stopped source sends to the moment when its VM runs.
 /// </summary>
 public sealed record DowntimeReport
 {
-    /// <summary>Before the stop: draining what was queued while the VM still ran. Not part of <see cref="TotalMs"/>.</summary>
+    /// <summary>Draining buffers before the stop, while the VM still ran. Not part of <see cref="TotalMs"/>.</summary>
     public double DrainMs { get; init; }
     /// <summary>Stopping devices and vCPUs.</summary>
     public double DeviceStopMs { get; init; }
-    /// <summary>Last RAM: final dirty sync and END sections.</summary>
+    /// <summary>Final synchronisation of dirty pages, and END sections.</summary>
     public double FinalRamMs { get; init; }
     /// <summary>Writing device state sections.</summary>
     public double DeviceStateMs { get; init; }
-    /// <summary>Until everything had left this side.</summary>
+    /// <summary>Flushing the last bytes of the stream.</summary>
     public double SendMs { get; init; }
-    /// <summary>Loading on the destination (on the source: waiting for the confirmation).</summary>
+    /// <summary>On the destination: loading. On the source: waiting for the confirmation.</summary>
     public double LoadMs { get; init; }
     /// <summary>Starting devices and vCPUs on the destination.</summary>
     public double StartMs { get; init; }
-    /// <summary>Stop to running.</summary>
+    /// <summary>The whole time that this side measures.</summary>
     public double TotalMs { get; init; }
-    /// <summary>CLOCK_MONOTONIC, ns: when the source began to stop the VM, or when the destination ran it. One clock for all processes of a host.</summary>
+    /// <summary>CLOCK_MONOTONIC, ns: when the source began to stop the VM, or when the destination ran it. All processes of a host share this clock.</summary>
     public long AtNs { get; init; }
     /// <summary>
-    /// CLOCK_MONOTONIC, ns: when the guest's last vCPU left it on the source, or its first one entered it on the destination; 0 without vCPUs or
-    /// when it did not run. Between two processes of one host the difference is what the guest itself can notice.
+    /// CLOCK_MONOTONIC, ns: when the last vCPU left the guest on the source, or the first one entered it on the destination; 0 without vCPUs or when the guest
+    /// did not run. Between two processes of one host the difference is the gap that the guest itself can notice.
     /// </summary>
     public long GuestAtNs { get; init; }
 }
 
 /// <summary>
-/// The one record of a failed migration. The same text appears in QMP, CLI and log, and travels to the other side when the return path is open.
+/// The error record of a failed migration. QMP, command and log show the same text, and the other side gets the record when the return path is open.
 /// </summary>
 public sealed record MigrationError
 {
     /// <summary>Which side failed first: <c>source</c> or <c>destination</c>.</summary>
     public required string Side { get; init; }
-    /// <summary>Phase: connect, setup, iterate, stop, complete, device-state, load, start, ...</summary>
+    /// <summary>The phase that failed: connect, setup, iterate, stop, complete, device-state, load, start, ...</summary>
     public required string Phase { get; init; }
     /// <summary>The cause in one line.</summary>
     public required string Message { get; init; }
@@ -81,11 +81,10 @@ public sealed record MigrationError
     public string? Expected { get; init; }
     /// <summary>What was found, or null.</summary>
     public string? Found { get; init; }
-    /// <summary>What to do, or null.</summary>
+    /// <summary>What the user can do, or null.</summary>
     public string? Hint { get; init; }
 
-    /// <summary>The one line shown everywhere.</summary>
-    /// <returns>E.g. <c>destination, load: section 'ram/0': ...</c>.</returns>
+    /// <summary>The record as one line, e.g. <c>destination, load: section 'ram/0': ...</c>.</summary>
     public override string ToString()
     {
         string hint = Hint is null ? string.Empty : $" (hint: {Hint})";
@@ -108,7 +107,7 @@ public sealed record MigrationInfo
     public long? ExpectedDowntimeMs { get; init; }
     /// <summary>Downtime so far or final, ms; null before the switchover.</summary>
     public double? DowntimeMs { get; init; }
-    /// <summary>Bytes left, RAM and devices; null when completed.</summary>
+    /// <summary>Bytes of RAM and device state left to send; null when no migration runs.</summary>
     public long? RemainingBytes { get; init; }
     /// <summary>RAM counters; null in setup, failed and cancelled, and on the destination.</summary>
     public RamStats? Ram { get; init; }

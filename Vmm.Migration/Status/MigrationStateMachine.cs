@@ -3,12 +3,12 @@ using static Vmm.Migration.Status.MigrationStatus;
 namespace Vmm.Migration.Status;
 
 /// <summary>
-/// Legal moves between statuses as data (stream 11.1, 11.2) and the present one. <see cref="TryMove"/> answers; callers must use the answer.
-/// Thread-safe (QEMU: <c>migrate_set_state</c>).
+/// The status of a VM's migration, and the legal moves between statuses as data (stream 11.1, 11.2). Thread-safe, so a move may lose against another thread's:
+/// callers must use the answer of <see cref="TryMove"/> (QEMU: <c>migrate_set_state</c>).
 /// </summary>
 internal sealed class MigrationStateMachine
 {
-    /// <summary>Every legal move. The destination shares the table; it also goes from a terminal state back to setup for another attempt.</summary>
+    /// <summary>Every legal move, on source and destination. From a terminal status the next attempt goes back to setup.</summary>
     public static IReadOnlyList<(MigrationStatus From, MigrationStatus[] To)> Table { get; } =
     [
         (None, [Setup]),
@@ -28,25 +28,20 @@ internal sealed class MigrationStateMachine
     private readonly Lock _gate = new();
     private MigrationStatus _status;
 
-    /// <summary>The present status.</summary>
+    /// <summary>The status in force.</summary>
     public MigrationStatus Status
     {
         get { lock (_gate) return _status; }
     }
 
-    /// <summary>Raised after each move, on the moving thread, outside the lock; in order.</summary>
+    /// <summary>Raised after each move, on the thread that moved, without the lock.</summary>
     public event Action<MigrationStatus>? Changed;
 
     /// <summary>True if the table has the move.</summary>
-    /// <param name="from">Status left.</param>
-    /// <param name="to">Status entered.</param>
-    /// <returns>The table's entry.</returns>
     public static bool IsLegal(MigrationStatus from, MigrationStatus to) => s_legal.Contains((from, to));
 
-    /// <summary>Moves if the present status is the expected one.</summary>
-    /// <param name="from">Expected status.</param>
-    /// <param name="to">New status.</param>
-    /// <returns>False if somebody else moved first; nothing has changed then.</returns>
+    /// <summary>Moves from one status to another if the first is in force.</summary>
+    /// <returns>False if another thread moved first; then this call changes nothing.</returns>
     /// <exception cref="InvalidOperationException">The table lacks the move: a bug of the caller.</exception>
     public bool TryMove(MigrationStatus from, MigrationStatus to)
     {
@@ -60,9 +55,8 @@ internal sealed class MigrationStateMachine
         return true;
     }
 
-    /// <summary>Moves from whatever the present status is, if the table has that move.</summary>
-    /// <param name="to">New status.</param>
-    /// <returns>False if the table lacks it; nothing has changed then.</returns>
+    /// <summary>Moves to a status from the one in force, whichever that is.</summary>
+    /// <returns>False if the table lacks the move; then this call changes nothing.</returns>
     public bool TryMoveTo(MigrationStatus to)
     {
         lock (_gate)

@@ -7,7 +7,7 @@ public enum MigrationStatus
     None,
     /// <summary>Connecting, or listening on the destination.</summary>
     Setup,
-    /// <summary>Cancel was asked for and is being carried out.</summary>
+    /// <summary>The migration is being cancelled.</summary>
     Cancelling,
     /// <summary>Cancelled; the VM is as before.</summary>
     Cancelled,
@@ -25,7 +25,7 @@ public enum MigrationStatus
     PostcopyRecover,
     /// <summary>Done.</summary>
     Completed,
-    /// <summary>Failed; clean-up runs.</summary>
+    /// <summary>Failed; clean-up is under way.</summary>
     Failing,
     /// <summary>Failed; the VM is as before.</summary>
     Failed,
@@ -39,7 +39,7 @@ public enum MigrationStatus
     WaitUnplug,
 }
 
-/// <summary>Wire names of <see cref="MigrationStatus"/> and groups of states.</summary>
+/// <summary>Wire names and groups of <see cref="MigrationStatus"/>.</summary>
 public static class MigrationStatusNames
 {
     private static readonly string[] s_names =
@@ -51,14 +51,10 @@ public static class MigrationStatusNames
     /// <summary>All names, indexed by the enum's value.</summary>
     public static IReadOnlyList<string> All => s_names;
 
-    /// <summary>The wire name.</summary>
-    /// <param name="status">A status.</param>
-    /// <returns>E.g. <c>pre-switchover</c>.</returns>
+    /// <summary>The wire name, e.g. <c>pre-switchover</c>.</summary>
     public static string ToWireName(this MigrationStatus status) => s_names[(int)status];
 
-    /// <summary>True once a migration has ended and another may start.</summary>
-    /// <param name="status">A status.</param>
-    /// <returns>True for none, completed, failed and cancelled.</returns>
+    /// <summary>True for none, completed, failed and cancelled: no migration runs, and another may start.</summary>
     public static bool IsTerminal(this MigrationStatus status) =>
         status is MigrationStatus.None or MigrationStatus.Completed or MigrationStatus.Failed or MigrationStatus.Cancelled;
 }

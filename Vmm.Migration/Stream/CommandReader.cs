@@ -5,16 +5,15 @@ using Vmm.Core.Wire;
 namespace Vmm.Migration.Stream;
 
 /// <summary>
-/// Reads commands of an incoming stream and carries them out (stream 6.1; QEMU: <c>loadvm_process_command</c>). Where no return path can be had, as in a
-/// snapshot, the commands that need one are refused. One thread.
+/// Reads and carries out the commands of an incoming stream (stream 6.1; QEMU: <c>loadvm_process_command</c>). One thread.
 /// </summary>
 /// <param name="f">The stream.</param>
-/// <param name="openReturnPath">Opens the return path; null where none can be had.</param>
+/// <param name="openReturnPath">Opens the return path; null for a stream that cannot have one, such as a snapshot, where commands that need it are refused.</param>
 internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? openReturnPath)
 {
     private bool _isInPackage;
 
-    /// <summary>The stream whose sections a package carries; set before the first command is read.</summary>
+    /// <summary>Reads the sections of a package; set before the first command is read.</summary>
     internal LoadStream? Sections { get; set; }
 
     /// <summary>The open return path, or null.</summary>
@@ -24,7 +23,7 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
     internal Action? Opened { get; init; }
 
     /// <summary>
-    /// Commands before the first section, which open the return path: a device that then refuses to begin can tell the source why. (QEMU sets
+    /// Reads the commands before the first section. They open the return path, so that a device that then refuses to begin can tell the source why. (QEMU sets
     /// its devices up first, and the source learns only that the connection ended.)
     /// </summary>
     internal void ReadLeading()
@@ -36,7 +35,7 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
         }
     }
 
-    /// <summary>be16 command, be16 length, payload; the type byte has been read.</summary>
+    /// <summary>Reads one command after its type byte: be16 command, be16 length, payload.</summary>
     internal void Read()
     {
         f.Section = "command";
@@ -66,7 +65,7 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
                 Sections.SwitchoverStart();
                 break;
             case MigCommand.PostcopyAdvise when length == 0:
-                break; // dirty-bitmaps only; nothing follows from it here.
+                break; // Without payload it belongs to capability dirty-bitmaps, and there is nothing to do.
             case MigCommand.Packaged:
                 ReadPackage();
                 break;
@@ -81,7 +80,7 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
         }
     }
 
-    /// <summary>A package is a stream of its own inside the stream; it is read in place, as it carries the same sections. QEMU sends none inside another.</summary>
+    /// <summary>Reads the sections of a package, which is a stream inside the stream. QEMU never puts one package into another.</summary>
     private void ReadPackage()
     {
         uint length = f.ReadUInt32();

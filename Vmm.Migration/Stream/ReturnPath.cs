@@ -8,10 +8,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Migration.Stream;
 
-/// <summary>
-/// Destination's end of the return path: u16 type, u16 length, payload (stream 6.2). Thread-safe.
-/// </summary>
-/// <param name="channel">The migration channel.</param>
+/// <summary>The destination's end of the return path. A message is u16 type, u16 length, payload (stream 6.2). Thread-safe.</summary>
 internal sealed class ReturnPathWriter(IMigrationChannel channel)
 {
     private readonly Lock _gate = new();
@@ -20,7 +17,7 @@ internal sealed class ReturnPathWriter(IMigrationChannel channel)
 
     internal void SendPong(uint value) => SendUInt32(ReturnPathMessage.Pong, value);
 
-    /// <summary>The last message. A failure carries its record behind it, where a QEMU source no longer reads.</summary>
+    /// <summary>Sends the last message. After a failure the error record follows it, where a QEMU source no longer reads.</summary>
     internal void SendShut(MigrationError? error)
     {
         SendUInt32(ReturnPathMessage.Shut, error is null ? 0u : 1u);
@@ -56,8 +53,8 @@ internal enum ReturnPathEnd
 }
 
 /// <summary>
-/// Source's end of the return path: a named thread reads messages; others wait for what they need. The first failure goes into the latch,
-/// with the destination's own record when one came.
+/// The source's end of the return path: a thread of its own reads messages, and other threads wait for them. The first failure goes into the latch, with the
+/// destination's error record if one came.
 /// </summary>
 internal sealed class ReturnPathReader
 {
@@ -69,8 +66,8 @@ internal sealed class ReturnPathReader
     private ReturnPathEnd _end;
     private Exception? _failure;
 
-    /// <param name="channel">The migration channel.</param>
-    /// <param name="latch">Is told of a failure.</param>
+    /// <param name="channel">The main channel.</param>
+    /// <param name="latch">Takes a failure.</param>
     internal ReturnPathReader(IMigrationChannel channel, FaultLatch latch)
     {
         _channel = channel;
@@ -80,7 +77,7 @@ internal sealed class ReturnPathReader
     /// <summary>Completes when the reading thread has ended; never faults.</summary>
     internal Task Completion { get; private set; } = Task.CompletedTask;
 
-    /// <summary>The thread has been started.</summary>
+    /// <summary>True once the thread has been started.</summary>
     internal bool IsStarted => Completion != Task.CompletedTask;
 
     /// <summary>Why the path ended without confirmation, or null.</summary>
@@ -89,20 +86,20 @@ internal sealed class ReturnPathReader
         get { lock (_gate) return _failure; }
     }
 
-    /// <summary>Starts to read; the channel is open in both directions.</summary>
-    /// <param name="isUrgent">The guest stands still until the confirmation has been read: the thread goes before ordinary ones.</param>
+    /// <summary>Starts the thread; the channel must be open in both directions.</summary>
+    /// <param name="isUrgent">True for an update, whose guest is stopped until the confirmation has been read: the thread gets realtime priority.</param>
     internal void Start(bool isUrgent = false) =>
         Completion = WorkerThread.Run("mig/src/rp", () => RealtimeBoost.During(isUrgent, Run));
 
-    /// <summary>SWITCHOVER_ACK messages so far.</summary>
+    /// <summary>Number of SWITCHOVER_ACK messages so far.</summary>
     internal int SwitchoverAcks => Volatile.Read(ref _switchoverAcks);
 
     /// <summary>Waits for a PONG of this value or a later one.</summary>
     /// <returns>False after the timeout or when the path has ended.</returns>
     internal bool WaitPong(uint value, TimeSpan timeout) => Wait(() => _lastPong >= value, timeout) && _end != ReturnPathEnd.Failed;
 
-    /// <summary>Waits for the end.</summary>
-    /// <returns>How it ended; open after the timeout.</returns>
+    /// <summary>Waits for the end of the return path.</summary>
+    /// <returns>How it ended; <see cref="ReturnPathEnd.Open"/> after the timeout.</returns>
     internal ReturnPathEnd WaitEnd(TimeSpan timeout)
     {
         Wait(() => _end != ReturnPathEnd.Open, timeout);
@@ -131,11 +128,11 @@ internal sealed class ReturnPathReader
         {
             ReadMessages();
         }
-#pragma warning disable CA1031 // Whatever ends the path is the migration's reason; nothing may escape the thread.
+#pragma warning disable CA1031 // The latch keeps it as the migration's reason.
         catch (Exception e)
 #pragma warning restore CA1031
         {
-            // Stored before anybody is woken: whoever waits for the end then looks for the reason in the latch.
+            // Stored before the waiting threads wake, because they look for the reason in the latch.
             _latch.Set(e);
             End(ReturnPathEnd.Failed, _latch.Reason);
         }
@@ -167,7 +164,7 @@ internal sealed class ReturnPathReader
                     }
                     break;
                 case ReturnPathMessage.SwitchoverAck when length == 0:
-                    Interlocked.Increment(ref _switchoverAcks); // Not waited for without the capability; a surplus one is tolerated (stream 6.3).
+                    Interlocked.Increment(ref _switchoverAcks); // Nobody waits for one without the capability, and a surplus one does no harm (stream 6.3).
                     break;
                 default:
                     throw new StreamFormatException($"return path: unexpected message type {(ushort)type} of {length} bytes");
@@ -175,7 +172,7 @@ internal sealed class ReturnPathReader
         }
     }
 
-    /// <summary>After SHUT with an error a vmm destination sends its record; a QEMU one just closes.</summary>
+    /// <summary>Reads the error record that a vmm destination sends after SHUT with an error; a QEMU destination just closes.</summary>
     private Exception ReadErrorRecord(Span<byte> header, Span<byte> payload, uint value)
     {
         try
@@ -190,7 +187,7 @@ internal sealed class ReturnPathReader
         }
         catch (VmmException)
         {
-            // No record came; the value is all there is.
+            // No record came, so only the value is known.
         }
         return new MigrationFailedException($"the destination reported error {value}; its log has the cause");
     }

@@ -34,7 +34,7 @@ internal enum ReturnPathMessage : ushort
 {
     /// <summary>Illegal.</summary>
     Invalid = 0,
-    /// <summary>Last message; 0 is success.</summary>
+    /// <summary>The last message; value 0 is success.</summary>
     Shut = 1,
     /// <summary>Answer to a PING.</summary>
     Pong = 2,
@@ -49,7 +49,7 @@ internal enum ReturnPathMessage : ushort
     /// <summary>The destination agrees to the switchover.</summary>
     SwitchoverAck = 7,
     /// <summary>
-    /// Ours: the error record as UTF-8 JSON. Sent only after <see cref="Shut"/> with a non-zero value, where a QEMU source no longer reads.
+    /// vmm's own: the error record as UTF-8 JSON. Sent only after <see cref="Shut"/> with a non-zero value, where a QEMU source no longer reads.
     /// </summary>
     VmmErrorRecord = 0x7601,
 }
@@ -63,6 +63,6 @@ internal static class StreamConstants
     /// <summary>File version.</summary>
     public const uint Version = 3;
 
-    /// <summary>Obsolete file version, recognised to be refused.</summary>
+    /// <summary>Obsolete file version, which is refused by name.</summary>
     public const uint ObsoleteVersion = 2;
 }

@@ -18,7 +18,7 @@ internal static class StreamEnd
         f.Write(json);
     }
 
-    /// <summary>VMDESC behind EOF; read and dropped. A sender that just ends is accepted.</summary>
+    /// <summary>Reads and drops VMDESC after EOF. A stream without it is accepted.</summary>
     internal static void Skip(QemuFileReader f, LoadContext context)
     {
         f.Section = "vmdesc";

@@ -6,9 +6,7 @@ using Vmm.Migration.Parameters;
 
 namespace Vmm.Migration.Stream;
 
-/// <summary>Who sends or takes a stream.</summary>
-/// <param name="Machine">Machine type.</param>
-/// <param name="Uuid">UUID; all zero when not set.</param>
+/// <summary>The machine type and UUID of the VM that sends or takes a stream; an all-zero UUID means none.</summary>
 internal sealed record MachineIdentity(string Machine, Guid Uuid);
 
 /// <summary>
@@ -39,7 +37,7 @@ internal static class StreamHeader
     internal static bool SendsUuid(MachineIdentity machine, SaveContext context) =>
         context.Capabilities.IsOn(MigrationCapability.ValidateUuid) && machine.Uuid != Guid.Empty;
 
-    /// <exception cref="VmmException">Not a stream, or one of another machine.</exception>
+    /// <exception cref="VmmException">This is no stream, or one of another machine.</exception>
     internal static void Read(QemuFileReader f, MachineIdentity machine, LoadContext context)
     {
         f.Section = "header";
@@ -101,7 +99,7 @@ internal static class StreamHeader
         {
             string name = f.ReadCountedString();
             if (!MigrationCapabilityNames.TryParse(name, out MigrationCapability capability)) throw f.Bad("capability", "a known name", $"'{name}'");
-            // Of the known ones QEMU validates only these two; neither is implemented here, so the stream cannot be read.
+            // QEMU checks only these two of all capabilities. With either of them on, the stream has another layout, which is not read here.
             if (capability is MigrationCapability.XIgnoreShared or MigrationCapability.MappedRam)
                 throw new IncompatibleStateException($"the stream uses capability '{name}', which is off here and not implemented in this version of vmm")
                 {

@@ -6,11 +6,11 @@ namespace Vmm.Tests.House.Sample.High;
 [Low]
 internal sealed class HighUser : LowBase, ILow
 {
-    private readonly LowField? _field = null;
+    internal LowField? Field { get; set; }
 
     internal List<LowElement[]>? Elements { get; set; }
 
-    internal LowResult? Signature(LowArgument argument) => argument is null || _field is null ? null : default(LowResult);
+    internal LowResult? Signature(LowArgument argument) => argument is null || Field is null ? null : default(LowResult);
 
     internal void Constrained<T>(T value) where T : ILowConstraint => _ = value;
 
