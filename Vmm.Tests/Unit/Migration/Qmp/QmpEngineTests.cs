@@ -11,7 +11,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Qmp;
 
-/// <summary>The client sequences of qmp 8.10 and 9, on the real engine.</summary>
+/// <summary>Clients run the sequences of qmp 8.10 and 9 on the real engine.</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
