@@ -43,7 +43,7 @@ internal sealed class KvmMigrationTests
                 Assert.That((at.Found.Errors, at.Found.BackSteps), Is.EqualTo((0ul, 0ul)));
             }
             moves.Check();
-            // The reported downtime includes a source thread's wait for a processor to read the confirmation; the hop with the least wait shows the rest.
+            // The reported downtime includes the wait of a source thread for a processor to read the confirmation, so check the hop with the shortest wait.
             Assert.That(moves.All.Min(static m => Math.Abs(m.ReportedMs - m.GuestMs) - 0.05 * m.ReportedMs), Is.LessThanOrEqualTo(2));
         }
         finally

@@ -36,9 +36,9 @@ internal sealed class KvmStopTests
 
     /// <summary>
     /// There are more vCPUs than processors, and the host may be busy, so a stop gives the vCPUs realtime priority. Between the stops, bare spinning threads
-    /// that are stopped the same way show how often the host itself delays realtime threads beyond the limit; the test allows that many late stops more.
-    /// The number of stops keeps chance out: if the host is late once in a hundred times, the vCPUs exceed the bare threads' count by 6 of 500 in one run of
-    /// 25, but by 21 of 2000 in less than one run of a thousand.
+    /// that are stopped the same way show how often the host itself delays realtime threads beyond the limit; the test allows that many more late stops.
+    /// 2000 stops make failures by chance rare: on a host that is late once in a hundred times, the vCPUs exceed the bare threads' count by 6 of 500 in
+    /// one run of 25, but by 21 of 2000 in less than one run of a thousand.
     /// </summary>
     [TestCase(2000)]
     [TestCase(5000, Category = "slow", Explicit = true)]

@@ -138,7 +138,7 @@ public class EngineTests
         source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
         (Task<MigrationStatus> outgoing, Task<MigrationStatus> incoming) = Connect(source, destination, "tcp", null);
         Assert.That(reached.Wait(s_deadline));
-        LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.Device, "the source reaches 'device'");
+        LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.Device, "the source did not reach 'device'");
         source.Engine.Cancel();
         gate.Set();
         Assert.That(await outgoing.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Cancelled));
@@ -170,7 +170,7 @@ public class EngineTests
         Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"), keepListening: true);
         int port = destination.Engine.Query().SocketAddresses[0].Port!.Value;
         using (var garbage = new System.Net.Sockets.TcpClient("127.0.0.1", port)) garbage.GetStream().Write("GET / HTTP/1.0\r\n\r\n"u8);
-        LeakCheck.WaitFor(() => destination.Engine.Status == MigrationStatus.Failed, "the garbage is noticed");
+        LeakCheck.WaitFor(() => destination.Engine.Status == MigrationStatus.Failed, "the destination did not notice the garbage");
         Assert.That($"{destination.Engine.Query().Error}", Does.Contain("not a migration stream"));
         using TestVm source = TestVm.WithRam(Size).FilledRandom(8);
         Assert.That(await source.Engine.Migrate(MigrationAddress.Parse($"tcp:127.0.0.1:{port}")).WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
@@ -255,7 +255,7 @@ public class EngineTests
         source.Vm.Cont();
         source.Engine.Capabilities.Apply([new(MigrationCapability.PauseBeforeSwitchover, true)]);
         Task<MigrationStatus> outgoing = source.Engine.Migrate(new MemoryChannel());
-        LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.PreSwitchover, "pre-switchover is reached");
+        LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.PreSwitchover, "the source did not reach pre-switchover");
         Assert.That(source.Vm.RunState.State, Is.EqualTo(RunState.FinishMigrate));
         Assert.That(() => source.Vm.Cont(), Throws.TypeOf<DeviceStateException>().With.Message.EqualTo("Migration is not finalized yet"));
         Assert.That(() => source.Engine.Continue(MigrationStatus.Device), Throws.TypeOf<ConfigurationException>());
@@ -272,7 +272,7 @@ public class EngineTests
         source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 10 << 20, DowntimeLimitMs = 2_000_000 });
         new Random(16).NextBytes(source.Ram.Slice(0, (int)(Size / 2)));
         (Task<MigrationStatus> outgoing, Task<MigrationStatus> incoming) = Connect(source, destination, "memory", null);
-        LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.PreSwitchover, "pre-switchover is reached");
+        LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.PreSwitchover, "the source did not reach pre-switchover");
         Assert.That(source.Engine.Query().Ram!.NormalPages, Is.LessThan((long)Size / 2 / 4096));
         new Random(17).NextBytes(source.Ram.Slice(Size / 2, (int)(Size / 2)));
         source.Ram.MarkDirty(Size / 2, Size / 2);

@@ -316,7 +316,7 @@ public sealed class QmpCommandTests
         for (int calcMs = 100; ; calcMs *= 4)
         {
             wire.Return("calc-dirty-rate", $"{{\"calc-time\":{calcMs},\"calc-time-unit\":\"millisecond\",\"mode\":\"dirty-bitmap\"}}");
-            LeakCheck.WaitFor(() => host.Vm.Memory.IsDirtyLogging || wire.Return("query-dirty-rate")["status"]!.ToString() == "measured", "the measurement has begun");
+            LeakCheck.WaitFor(() => host.Vm.Memory.IsDirtyLogging || wire.Return("query-dirty-rate")["status"]!.ToString() == "measured", "the measurement did not begin");
             using (host.Vm.Bql.Acquire())
             {
                 if (!host.Vm.Memory.IsDirtyLogging) continue; // On a busy machine the measurement may have ended already: try again with a longer one.

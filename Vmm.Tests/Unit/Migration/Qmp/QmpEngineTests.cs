@@ -134,7 +134,7 @@ public sealed class QmpEngineTests
         (_, List<string> events) = source.Wire.Run($"{{\"execute\":\"migrate\",\"arguments\":{{\"uri\":\"tcp:127.0.0.1:{port}\"}}}}");
         source.Until("MIGRATION active", events);
         source.Wire.Return("yank", "{\"instances\":[{\"type\":\"migration\"}]}");
-        LeakCheck.WaitFor(() => source.Wire.Execute("query-migrate")["return"]!["status"]!.ToString() == "failed", "the yanked migration has failed");
+        LeakCheck.WaitFor(() => source.Wire.Execute("query-migrate")["return"]!["status"]!.ToString() == "failed", "the yanked migration did not fail");
         Assert.That(source.Wire.Return("query-status")["running"]!.GetValue<bool>());
     }
 

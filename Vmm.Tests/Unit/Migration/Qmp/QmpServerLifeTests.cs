@@ -123,7 +123,7 @@ public sealed class QmpServerLifeTests
         using var host = new QmpHost();
         using QmpWire first = host.Client(), second = host.Client(oob: true);
         first.Return("query-name");
-        LeakCheck.WaitFor(() => !LeakCheck.ThreadNames().Exists(static t => t.Name.StartsWith("qmp-", StringComparison.Ordinal)), "no thread of the control plane");
+        LeakCheck.WaitFor(() => !LeakCheck.ThreadNames().Exists(static t => t.Name.StartsWith("qmp-", StringComparison.Ordinal)), "a thread of the control plane is left");
     }
 
     [Test]
@@ -165,7 +165,7 @@ public sealed class QmpServerLifeTests
         byte[] burst = Encoding.ASCII.GetBytes(string.Concat(Enumerable.Repeat("{\"execute\":\"query-migrate-capabilities\"}", 2000)));
         // The server stops reading once its queue is full and its writer waits for room, so the burst may not fit.
         Task sending = Task.Run(() => deaf.TrySend(burst));
-        LeakCheck.WaitFor(() => sending.IsCompleted || deaf.HasUnread, "answers");
+        LeakCheck.WaitFor(() => sending.IsCompleted || deaf.HasUnread, "no answer came");
         await Task.Run(host.Dispose).WaitAsync(s_deadline);
         await deaf.Served.WaitAsync(s_deadline);
         await sending.WaitAsync(s_deadline);

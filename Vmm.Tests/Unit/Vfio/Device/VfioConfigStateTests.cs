@@ -57,7 +57,7 @@ public sealed class VfioConfigStateTests
         source.Write(0x72, 2, 0x8000);
         source.Vector(3, 0xfee00000, 0x43, masked: true);
         source.Io.Fire(VfioPciIrq.Msix, 3);
-        LeakCheck.WaitFor(() => source.MmioRead(VfioDeviceFixture.Bar2 + 0x1800) == 8, "the pending bit");
+        LeakCheck.WaitFor(() => source.MmioRead(VfioDeviceFixture.Bar2 + 0x1800) == 8, "the pending bit is not set");
         byte[] record = source.Save();
 
         using var target = new VfioDeviceFixture();

@@ -31,7 +31,7 @@ public sealed class VfioIntxTests
         Stop(f);
         Assert.That(f.Io.IrqLog, Is.EqualTo((string[])["0 unmask 0+1 -", "0 unmask 0+1"]), "the unmask makes the device signal an asserted interrupt again, now to this process");
         Assert.That(_accelerator.Lines, Is.Empty);
-        f.Interrupts.WaitFor(static i => i.Levels[1], "the level, which the VM will save");
+        f.Interrupts.WaitFor(static i => i.Levels[1], "level for the VM to save");
     }
 
     [Test]
@@ -69,7 +69,7 @@ public sealed class VfioIntxTests
         Assert.That((_accelerator.Lines, f.Io.IrqLog), Is.EqualTo((Array.Empty<int>(), new[] { "0 unmask 0+1 -", "0 unmask 0+1" })));
         Assert.That(_accelerator.Slots, Is.EqualTo(new[] { Bar0 }), "without an interrupt there is no end of one to trap, so the BAR stays mapped");
         f.Io.Fire(VfioPciIrq.Intx);
-        LeakCheck.WaitFor(() => f.Device.Function.IsIntxAsserted, "the asserted pin");
+        LeakCheck.WaitFor(() => f.Device.Function.IsIntxAsserted, "the pin is not asserted");
         Assert.That(f.Interrupts.Levels[1], Is.False, "the guest does not see a disabled pin");
         f.Write(4, 2, 7);
         Assert.That((IsReadable(_accelerator.Pins[1].Trigger), f.Interrupts.Levels[1]), Is.EqualTo((true, false)));
@@ -99,7 +99,7 @@ public sealed class VfioIntxTests
         Start(f);
         f.Io.IrqLog.Clear();
         Posix.SignalEventFd(_accelerator.Pins[1].Resample);
-        LeakCheck.WaitFor(() => { using (f.Services.Bql.Acquire()) return io.IrqLog.Count == 1; }, "the unmask message");
+        LeakCheck.WaitFor(() => { using (f.Services.Bql.Acquire()) return io.IrqLog.Count == 1; }, "no unmask message came");
         Assert.That(io.IrqLog, Is.EqualTo((string[])["0 unmask 0+1"]));
         Stop(f);
         Assert.That((_accelerator.Lines, io.IrqLog), Is.EqualTo((Array.Empty<int>(), new[] { "0 unmask 0+1", "0 unmask 0+1" })));

@@ -30,7 +30,7 @@ public sealed class VfioIrqFdTests
 
         f.Vector(1, 0xfee00000, 0x51, masked: true);
         Assert.That(_accelerator.Messages, Is.Empty);
-        LeakCheck.WaitFor(() => f.MmioRead(Bar2 + 0x1800) == 2, "the pending bit");
+        LeakCheck.WaitFor(() => f.MmioRead(Bar2 + 0x1800) == 2, "the pending bit is not set");
         f.Vector(1, 0xfee00000, 0x61);
         Assert.That(f.Messages(1), Is.EqualTo(((ulong, uint)[])[(0xfee00000, 0x61)]), "unmasking sends the pending message once");
         Assert.That(_accelerator.Messages, Is.EqualTo((MsiMessage[])[new(0xfee00000, 0x61)]));

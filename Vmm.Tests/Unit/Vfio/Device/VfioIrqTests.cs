@@ -141,7 +141,7 @@ public sealed class VfioIrqTests
         f.Vector(1, 0x2000, 11, masked: true);
         f.Io.IrqLog.Clear();
         f.Io.Fire(VfioPciIrq.Msix, 1);
-        LeakCheck.WaitFor(() => f.MmioRead(VfioDeviceFixture.Bar2 + 0x1800) == 2, "the pending bit");
+        LeakCheck.WaitFor(() => f.MmioRead(VfioDeviceFixture.Bar2 + 0x1800) == 2, "the pending bit is not set");
         Assert.That(f.Interrupts.Msi, Is.Empty);
         Assert.That(f.Io.IrqLog, Is.Empty, "masking sends the device no request");
         f.Vector(1, 0x2000, 99);

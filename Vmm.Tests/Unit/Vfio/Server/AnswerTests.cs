@@ -40,7 +40,7 @@ internal sealed class AnswerTests() : FakeServerFixture(new VfioUserServerOption
         Assert.That(Client.Read32(0, 0), Is.Zero, "the hanging state change does not block register accesses");
         Assert.That(Client.State, Is.EqualTo(VfioDeviceState.Running), "the server reports the last completed state");
         hang.SetResult();
-        LeakCheck.WaitFor(() => Client.State == VfioDeviceState.Stop, "the arc that came late does not end");
+        LeakCheck.WaitFor(() => Client.State == VfioDeviceState.Stop, "the late state change did not end");
         Client.SetState(VfioDeviceState.StopCopy);
         Assert.That(Client.MigReadAll(), Is.EqualTo(Fake.State));
         Client.SetState(VfioDeviceState.Running);

@@ -103,7 +103,7 @@ internal sealed class DmaTestDeviceTests
         using RawVfioUserClient client = served.Attach();
         using VfioUserMemory ram = Ram();
         StartEngine(client);
-        LeakCheck.WaitFor(() => (client.Read32(0, Status) & StatusStalled) != 0, "no stall");
+        LeakCheck.WaitFor(() => (client.Read32(0, Status) & StatusStalled) != 0, "the engine did not stall");
         client.Map(Address, ram.SizeBytes, ram.Fd);
         WaitForSequence(client, 5);
         client.HangUp();

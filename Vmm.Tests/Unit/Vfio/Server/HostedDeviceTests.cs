@@ -276,7 +276,7 @@ internal sealed class HostedDeviceTests
         LeakCheck.WaitFor(() => two.Read32(0, 8) == 120, "the other device was stopped too");
         Assert.That((one.Read32(0, 8), one.Read32(0, 0x20) & 1), Is.EqualTo((5u, 1u)));
         one.SetState(VfioDeviceState.Running);
-        LeakCheck.WaitFor(() => one.Read32(0, 8) == 120, "it does not go on");
+        LeakCheck.WaitFor(() => one.Read32(0, 8) == 120, "the device did not continue");
     }
 
     [Test]
