@@ -7,7 +7,7 @@ using Vmm.Tools.Devices;
 
 namespace Vmm.Tests.Unit.Cli;
 
-/// <summary><c>vmm device</c>, as its own process.</summary>
+/// <summary>Runs <c>vmm device</c> as a process of its own.</summary>
 [TestFixture]
 internal sealed class DeviceServeTests : EndToEnd
 {

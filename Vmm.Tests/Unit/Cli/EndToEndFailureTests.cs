@@ -6,7 +6,7 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Unit.Cli;
 
-/// <summary>What users see when something goes wrong between real processes: one line with the cause, and nothing lost or left behind.</summary>
+/// <summary>When something goes wrong between real processes, users see one line with the cause, and nothing is lost or left behind.</summary>
 internal sealed class EndToEndFailureTests : EndToEnd
 {
     [Test]
@@ -65,7 +65,7 @@ internal sealed class EndToEndFailureTests : EndToEnd
             Assert.That((await Vmm.Run([.. Slow(destination), "--timeout", "0.2"])).Code, Is.EqualTo(ExitCode.Timeout));
         }
 
-        // The first round makes what is made once: pool threads, timers, the code itself.
+        // The first round creates what the process keeps: pool threads, timers, compiled code.
         await Round();
         (List<string> source1, List<string> destination1) = (LeakCheck.Descriptors(source.Pid), LeakCheck.Descriptors(destination.Pid));
         for (int i = 0; i < 5; i++) await Round();
@@ -79,7 +79,7 @@ internal sealed class EndToEndFailureTests : EndToEnd
     {
         string temp = Directory.CreateDirectory(Vmm["tmp"]).FullName;
         using VmmCommands.Running demo = Vmm.StartIn(temp, "demo");
-        // Several moves, guests and a QEMU in one command, each with deadlines of its own.
+        // The demo runs several moves, guests and a QEMU one after another, and each has its own deadline.
         CliResult result = await demo.Finish(4 * VmmCommands.Deadline);
         Assert.That(result.Code, Is.EqualTo(ExitCode.Ok), result.Error);
         Assert.That(result.Out, Does.Contain("verified: all 131072 pages on the destination").And.Match("all 131072 pages are the same in QEMU|QEMU is not installed"));

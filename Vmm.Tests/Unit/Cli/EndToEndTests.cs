@@ -137,7 +137,7 @@ internal sealed class EndToEndTests : EndToEnd
         (PeerProcess source, PeerProcess destination) = (await Busy("alpha"), await Vmm.StartVm("beta", "--incoming", "tcp:127.0.0.1:0"));
         string[] slow = ["migrate", "--vm", "alpha", "--to", destination.IncomingUri, "--set", "max-bandwidth=1M"];
         using VmmCommands.Running command = Vmm.Start(how == "timeout" ? [.. slow, "--timeout", "0.5"] : slow);
-        // The limit may be over before that.
+        // The timeout may expire before the first round begins.
         if (how != "timeout") await command.Line("active: round 1");
         if (how == "interrupt") command.Signal(SigInt);
         if (how == "terminate") command.Signal(SigTerm);

@@ -6,17 +6,17 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Unit.Cli;
 
-/// <summary>The guest memcheck in processes of its own.</summary>
+/// <summary>Runs the guest memcheck in separate processes.</summary>
 internal abstract class KvmEndToEnd : EndToEnd
 {
     /// <summary>Starts a VM with memcheck.</summary>
     protected Task<PeerProcess> Start(string name, params string[] arguments) => StartWith("kvm", name, arguments);
 
-    /// <summary>As <see cref="Start"/>, with an accelerator's options.</summary>
+    /// <summary>Starts a VM with memcheck and the accelerator's options.</summary>
     protected Task<PeerProcess> StartWith(string accelerator, string name, params string[] arguments) =>
         Vmm.StartVmOf(name, "3M", ["--accel", accelerator, "--kernel", "builtin:memcheck", "--device", $"serial,output={Vmm["serial"]}", .. arguments]);
 
-    /// <summary>Waits until the guest is past a round, and checks that it found nothing wrong.</summary>
+    /// <summary>Waits until the guest has passed this number of rounds, and checks that it found no error.</summary>
     protected async Task<MemCheckGuest.Found> Past(PeerProcess vm, ulong rounds)
     {
         DateTime end = DateTime.UtcNow + KvmGuest.Deadline;
@@ -30,10 +30,10 @@ internal abstract class KvmEndToEnd : EndToEnd
         return default;
     }
 
-    /// <summary>What the guest found so far.</summary>
+    /// <summary>Reads what the guest has found so far.</summary>
     protected async Task<MemCheckGuest.Found> Read(PeerProcess vm) => MemCheckGuest.Found.Of(await Memory(vm, MemCheckGuest.StateAddress, MemCheckGuest.StateBytes));
 
-    /// <summary>The time that the host has stolen from the guest, as it stands in the guest's memory.</summary>
+    /// <summary>Reads the stolen time that KVM counts in the guest's memory.</summary>
     protected async Task<ulong> Stolen(PeerProcess vm) => BitConverter.ToUInt64(await Memory(vm, MemCheckGuest.StealAddress, 8));
 
     /// <summary>Moves the guest live over TCP, ends the source and waits until the guest has done two rounds more.</summary>
@@ -46,7 +46,7 @@ internal abstract class KvmEndToEnd : EndToEnd
         ulong sourceWait = VcpuDelay.WaitNs(from.Pid, source), stolen = await Stolen(from);
         await Vmm.Ok("quit", "--vm", name);
         MemCheckGuest.Found found = await Past(to, rounds + 2);
-        // The source knows that it is done before the destination does.
+        // The source reports completion before the destination does.
         JsonNode there = await Completed(to);
         var move = new GuestMove(found.StopGapTicks / ticksPerMs, found.StopGapNs / 1e6, (GuestAt(there) - GuestAt(result)) / 1e6,
             (double)result[MigrationReport.DowntimeMember]!["total-ms"]!, delay.OnMove(found, (sourceBefore, sourceWait), stolen, waitBefore));

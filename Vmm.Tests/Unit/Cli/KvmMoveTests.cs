@@ -42,14 +42,14 @@ internal sealed class KvmMoveTests : KvmEndToEnd
         var delay = new VcpuDelay();
         PeerProcess at = await StartWith(accelerator, "vm0");
         MemCheckGuest.Found found = await Past(at, 2);
-        // Each process has rings, and the last has none: what a guest brings does not depend on how its pages were found.
+        // Every process but the last has dirty rings: a guest must also move to a process that finds dirty pages by bitmap.
         for (int hop = 1; hop <= 3; hop++)
         {
             PeerProcess to = await StartWith(hop == 3 ? "kvm" : accelerator, $"vm{hop}", "--incoming", "tcp:127.0.0.1:0");
             (found, _) = await Move(at, $"vm{hop - 1}", to, delay, TicksPerMs(), found.Rounds);
             at = to;
         }
-        Assert.That(found.Stops, Is.EqualTo(3ul), "the guest noticed each");
+        Assert.That(found.Stops, Is.EqualTo(3ul), "the guest noticed each move");
     }
 
     [TestCase("kvm,dirty-ring-size=1000", "a dirty ring of 1000 entries: expected a power of two from")]
@@ -77,7 +77,7 @@ internal sealed class KvmMoveTests : KvmEndToEnd
         ulong before = await Stolen(at);
         await Vmm.Ok("loadvm", "one", "--vm", name);
         delay.OnLoad(before, await Stolen(at));
-        Assert.That((await Read(at)).Rounds, Is.LessThan(later.Rounds), "back in time, and still stopped");
+        Assert.That((await Read(at)).Rounds, Is.LessThan(later.Rounds), "the guest is back in time, and still stopped");
         await Vmm.Ok("cont", "--vm", name);
         return await Past(at, later.Rounds + 1);
     }

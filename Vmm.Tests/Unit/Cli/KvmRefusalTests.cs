@@ -12,16 +12,19 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Unit.Cli;
 
-/// <summary>What this host cannot run is refused before the guest runs, with an error that says what is wrong, and stays as it was for a host that can.</summary>
+/// <summary>
+/// The VMM refuses a state that this host cannot run before the guest runs, and the error says what is wrong. The state stays intact for a host
+/// that can run it.
+/// </summary>
 [NonParallelizable]
 internal sealed class KvmRefusalTests : KvmEndToEnd
 {
     private const uint UnknownMsr = 0x12345;
 
-    /// <summary>Where in a state the items of its first vCPU are; the order is that of <c>KvmCpuState.Description</c>.</summary>
+    /// <summary>Offsets of the first vCPU's items in a saved state, in the order of <c>KvmCpuState.Description</c>.</summary>
     private sealed record Places(int Cpuid, int FeatureByte, int XsaveLength, int Xsave, int XsaveBytes, int MsrIndex)
     {
-        /// <summary>Finds them by the CPUID and the registers that a vCPU on this host has.</summary>
+        /// <summary>Finds the items by the CPUID and the registers that a vCPU on this host has.</summary>
         internal static Places In(byte[] stream)
         {
             using KvmGuest probe = KvmGuest.MemCheck();
@@ -45,7 +48,7 @@ internal sealed class KvmRefusalTests : KvmEndToEnd
         }
     }
 
-    /// <summary>Bit 28 of leaf 0x80000001 ecx: counters of the last cache, which no guest of ours has.</summary>
+    /// <summary>Sets bit 28 of ecx in leaf 0x80000001: performance counters of the last-level cache, which none of our guests has.</summary>
     private static byte[] WithFeature(byte[] stream)
     {
         byte[] changed = [.. stream];
@@ -94,16 +97,16 @@ internal sealed class KvmRefusalTests : KvmEndToEnd
             CliResult result = await Vmm.Run("run", "--accel", "kvm", "--memory", "3M", "--device", $"serial,output={Vmm["serial"]}", "--incoming", $"file:{file}");
             Assert.That((result.Code, result.Error), Is.EqualTo((ExitCode.Failed, result.Error)), name);
             Assert.That(result.Error, Does.Contain("incoming migration failed: destination, ").And.Contains(message), name);
-            Assert.That(await File.ReadAllBytesAsync(file), Is.EqualTo(changed), $"{name}: the file");
+            Assert.That(await File.ReadAllBytesAsync(file), Is.EqualTo(changed), $"{name}: the file changed");
             Assert.That(await File.ReadAllBytesAsync(Vmm["serial"]), Is.EqualTo(sent), $"{name}: the guest ran");
         }
         CliResult twice = await Vmm.Run("run", "--accel", "kvm", "--cpus", "2", "--memory", "3M", "--device", $"serial,output={Vmm["serial"]}", "--incoming", $"file:{saved}");
         Assert.That((twice.Code, twice.Error), Is.EqualTo((ExitCode.Failed, twice.Error)));
         Assert.That(twice.Error, Does.Contain("vCPU 0: the guest has 1 vCPUs, this VM 2").And.Contains("make this VM with 1 vCPUs"));
-        // A host that has it all: the state as it was.
+        // This host has everything that the unchanged state needs.
         PeerProcess elsewhere = await Vmm.StartVmOf("elsewhere", "3M", "--accel", "kvm", "--device", $"serial,output={Vmm["serial"]}", "--incoming", $"file:{saved}");
         found = await Past(elsewhere, found.Rounds + 2);
-        // It has no --kernel, and needs none to go back in time.
+        // The VM has no --kernel, and loadvm must not need one.
         await Vmm.Ok("savevm", "one", "--vm", "elsewhere");
         await Vmm.Ok("loadvm", "one", "--vm", "elsewhere");
         await Past(elsewhere, found.Rounds + 2);
@@ -131,7 +134,7 @@ internal sealed class KvmRefusalTests : KvmEndToEnd
         await Past(vm, later.Rounds + 1);
     }
 
-    /// <summary>Another content with its checksum.</summary>
+    /// <summary>Replaces the file's content and its checksum in the manifest.</summary>
     private static async Task Replace(string file, byte[] before, byte[] after)
     {
         await File.WriteAllBytesAsync(file, after);
@@ -143,7 +146,7 @@ internal sealed class KvmRefusalTests : KvmEndToEnd
         }
     }
 
-    // The device as a mount namespace of the program's own shows it.
+    // Shell commands that change /dev/kvm in the program's own mount namespace.
     private const string Forbidden = "mount --bind /dev/kvm /dev/kvm && mount -o remount,bind,nodev /dev/kvm", NotKvm = "mount --bind /dev/null /dev/kvm",
         Missing = "mkdir -p \"$XDG_RUNTIME_DIR/dev\" && touch \"$XDG_RUNTIME_DIR/dev/null\" && mount --bind /dev/null \"$XDG_RUNTIME_DIR/dev/null\" && mount --rbind \"$XDG_RUNTIME_DIR/dev\" /dev";
 
@@ -182,7 +185,7 @@ internal sealed class KvmRefusalTests : KvmEndToEnd
         await Vmm.Ok("quit", "--vm", "vm");
     }
 
-    /// <summary>A shell in a mount namespace of its own. CI has to allow it.</summary>
+    /// <summary>The command that starts a shell in its own mount namespace. CI must allow it.</summary>
     private static string[] Namespace()
     {
         if (!File.Exists(KvmSystem.DefaultPath)) KvmGuest.Require();

@@ -8,7 +8,7 @@ using static Iced.Intel.AssemblerRegisters;
 
 namespace Vmm.Tests.Unit.Cli;
 
-/// <summary>A serial console on a terminal: raw while the guest runs, and the user's again however that ends.</summary>
+/// <summary>A serial console makes its terminal raw while the guest runs, and restores the user's mode however the run ends.</summary>
 internal sealed class SerialTerminalTests : EndToEnd
 {
     private const uint Isig = 1, Icanon = 2, Echo = 8;
@@ -19,7 +19,7 @@ internal sealed class SerialTerminalTests : EndToEnd
         using var pty = new Pty();
         byte[] usual = pty.Mode;
         PeerProcess vm = await Vmm.StartVmOf("vm", "4M", "--device", $"serial,input={pty.Path}");
-        Assert.That(pty.LocalFlags & (Icanon | Echo | Isig), Is.EqualTo(Isig), "raw, and Ctrl-C still a signal");
+        Assert.That(pty.LocalFlags & (Icanon | Echo | Isig), Is.EqualTo(Isig), "the terminal is raw, and Ctrl-C still sends a signal");
         switch (end)
         {
             case "quit": await Vmm.Ok("quit", "--vm", "vm"); break;
@@ -59,14 +59,14 @@ internal sealed class SerialTerminalTests : EndToEnd
         foreach (char key in "aHAL8")
         {
             pty.Type((byte)key);
-            Assert.That((char)pty.Shown(), Is.EqualTo((char)(key + 1)), "neither an echo nor a wait for the end of the line");
+            Assert.That((char)pty.Shown(), Is.EqualTo((char)(key + 1)), "the terminal neither echoes the key nor waits for the end of the line");
         }
         vm.Signal(SigTerm);
         Assert.That((await vm.Finish()).Error, Does.Contain("ready:"));
         Assert.That(pty.Mode, Is.EqualTo(usual));
     }
 
-    /// <summary>A guest that answers each key with the one behind it, at a terminal.</summary>
+    /// <summary>Starts a guest on a terminal; the guest answers each key with the next character.</summary>
     private async Task<VmmCommands.Running> StartEcho(Pty pty)
     {
         string kernel = Vmm["echo"];
@@ -98,7 +98,7 @@ internal sealed class SerialTerminalTests : EndToEnd
         Assert.That(pty.Mode, Is.EqualTo(usual));
     }
 
-    /// <summary>Sends for each byte that it receives the next one.</summary>
+    /// <summary>A guest that answers each received byte with that byte plus one.</summary>
     internal static byte[] Successor() => KvmGuest.Code(static a =>
     {
         Iced.Intel.Label wait = a.CreateLabel();

@@ -11,13 +11,13 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Unit.Cli;
 
-/// <summary><c>vmm update</c>: the VM lives on in a new process, or, whatever happens to that one, in the old.</summary>
+/// <summary>After <c>vmm update</c> the VM runs in the new process or, if that process fails in any way, still in the old one.</summary>
 [TestFixture]
 internal sealed class UpdateTests : EndToEnd
 {
     private static readonly string[] s_guest = ["--memory", "1M,id=ticks", "--device", "ticker,block=ticks", "--workload", "pattern,block=ram,rate=10M,prefill=on", "--device", "scratch"];
 
-    /// <summary>A block of a name that no rehearsal has.</summary>
+    /// <summary>A RAM block that no rehearsal has, so that its name identifies the real new process.</summary>
     private static readonly string[] s_mark = ["--memory", "1M,id=mark"];
 
     private static readonly string[] s_withDevice = ["--memory", "64M,id=ram", .. s_guest, .. s_mark];
@@ -42,7 +42,7 @@ internal sealed class UpdateTests : EndToEnd
         await Vmm.Ok("update", "--vm", "a");
         Assert.That(JsonNode.Parse(await Vmm.Ok("status", "--vm", "a", "--json"))!["status"]!.ToString(), Is.EqualTo("paused"), "a stopped VM stays stopped");
         await Vmm.Ok("quit", "--vm", "a");
-        Assert.That(SpinWait.SpinUntil(() => !Vmm.Registered.Any(), VmmCommands.Deadline), "its entry goes with it");
+        Assert.That(SpinWait.SpinUntil(() => !Vmm.Registered.Any(), VmmCommands.Deadline), "a VM that quits removes its entry");
     }
 
     [Test]
@@ -71,7 +71,7 @@ internal sealed class UpdateTests : EndToEnd
         await Vmm.Ok("quit", "--vm", "a");
     }
 
-    /// <summary>A rename does not reach over file systems.</summary>
+    /// <summary>The update cannot rename the socket, because a rename cannot cross file systems.</summary>
     [Test]
     public async Task TheSocketMayBeOnAnotherFileSystemThanTheVmDirectory()
     {
@@ -114,7 +114,7 @@ internal sealed class UpdateTests : EndToEnd
         VmmCommands.Running vm = Vmm.Start("run", "--name", "a", "--memory", "4M");
         await vm.Line("ready:");
         Directory.CreateDirectory(Vmm["vmm/a.json.new"]);
-        // It waits for the entry, for longer than this test.
+        // The command waits for the VM's entry, longer than this test takes.
         VmmCommands.Running update = Vmm.Start("update", "--vm", "a");
         await vm.Line($"it is not in the VM directory, its QMP socket is '{Vmm["vmm/a.qmp"]}'");
         Assert.That(JsonNode.Parse(await Vmm.Ok("status", "--qmp", Vmm["vmm/a.qmp"], "--json"))!["status"]!.ToString(), Is.EqualTo("running"));
@@ -124,7 +124,7 @@ internal sealed class UpdateTests : EndToEnd
         Assert.That(result.Error, Does.Contain("the new process took the VM over and ended with exit code 0"));
     }
 
-    /// <summary>As QMP clients ask for it, who answer for the program themselves.</summary>
+    /// <summary>A QMP client asks for cpr-exec directly, so nobody tries the program first as <c>vmm update</c> does.</summary>
     [Test]
     public async Task AProcessThatCannotReplaceItselfGoesOn()
     {
@@ -165,17 +165,17 @@ internal sealed class UpdateTests : EndToEnd
         TestContext.Out.WriteLine($"{await talk} keys");
         await Vmm.Ok("quit", "--vm", "a");
         Assert.That(client.Receive(new byte[1]), Is.Zero, "the last process ends the connection");
-        Assert.That(SpinWait.SpinUntil(() => !File.Exists(path), VmmCommands.Deadline), "and removes the socket");
+        Assert.That(SpinWait.SpinUntil(() => !File.Exists(path), VmmCommands.Deadline), "the last process removes the socket");
     }
 
-    /// <summary>Before anything has come, and while it waits for the VM.</summary>
+    /// <summary>The old process dies before the new one has received anything, or while the new one waits for the VM.</summary>
     [Test]
     public async Task AProcessWhoseVmCannotComeAnyMoreEnds([Values] bool cpr)
     {
         PeerProcess old = await Vmm.StartVm("a");
         VmmCommands.Running next = Vmm.Start(
             ["run", "--name", "a", "--memory", "64M", "--replaces", $"{old.Pid}", "--incoming", $"unix:{Vmm["main"]}", .. cpr ? (string[])["--incoming", MigrationChannelArgument.Unix("cpr", Vmm["cpr"])] : []]);
-        if (cpr) Assert.That(SpinWait.SpinUntil(() => File.Exists(Vmm["cpr"]), VmmCommands.Deadline), "it waits");
+        if (cpr) Assert.That(SpinWait.SpinUntil(() => File.Exists(Vmm["cpr"]), VmmCommands.Deadline), "the new process waits for the VM");
         else await next.Line("ready:");
         Posix.Kill(old.Pid, SigKill);
         CliResult result = await next.Finish();
@@ -183,7 +183,7 @@ internal sealed class UpdateTests : EndToEnd
         Assert.That(result.Error, Does.Contain($"process {old.Pid} has ended, and its VM has not arrived"));
     }
 
-    /// <summary>A VM with a served edu function whose guest stands still once an interrupt is lost.</summary>
+    /// <summary>Starts a VM with a served edu function; its guest stands still once an interrupt is lost.</summary>
     private async Task<PeerProcess> StartWithDevice()
     {
         VmmCommands.Running server = Vmm.Start("device", "serve", "--type", "edu", "--socket", Vmm["edu.sock"]);
@@ -197,7 +197,7 @@ internal sealed class UpdateTests : EndToEnd
         yield return new TestCaseData(start, null, "cannot start").SetArgDisplayNames("no such program");
         yield return new TestCaseData(start, "exit 3", "exit code 3").SetArgDisplayNames("ends at once");
         yield return new TestCaseData(start, "exec sleep 100", "not ready within 3000 ms").SetArgDisplayNames("never listens");
-        // The descriptor of the guest's RAM shows in /proc once it has been received. A pipe that nobody reads holds the process up behind that.
+        // /proc lists the descriptor of the guest's RAM once the process has received it. The process then blocks on a pipe that nobody reads.
         yield return new TestCaseData(
             start, "mkfifo \"$0.pipe\"; \"$VMM\" \"$@\" --device serial,id=late,output=\"$0.pipe\" & new=$!; until ls -l /proc/$new/fd 2>&1 | grep -q memfd:vmm-ram-mark; do kill -0 $new || exit 9; sleep 0.02; done; kill -9 $new; wait $new; rm \"$0.pipe\"; exit 7", "exit code 7")
             .SetArgDisplayNames("killed after it has the descriptors");
@@ -205,7 +205,7 @@ internal sealed class UpdateTests : EndToEnd
             .SetArgDisplayNames("does not know a section");
         yield return new TestCaseData(start, "for a; do shift; [ \"$a\" = 64M,id=ram ] && a=32M,id=ram; set -- \"$@\" \"$a\"; done; exec \"$VMM\" \"$@\"", "exit code 2")
             .SetArgDisplayNames("has other RAM");
-        // A process that is replaced has no old one to go back to: the program is tried before.
+        // After an exec there is no old process to return to, so the update tries the program first.
         yield return new TestCaseData(replace, null, "cannot start").SetArgDisplayNames("exec, no such program");
         yield return new TestCaseData(replace, "echo broken >&2; exit 3", "exit code 3: broken").SetArgDisplayNames("exec, ends at once");
         yield return new TestCaseData(replace, "exec sleep 100", "not ready within 3000 ms").SetArgDisplayNames("exec, never ends");
@@ -217,12 +217,12 @@ internal sealed class UpdateTests : EndToEnd
     public async Task WhateverHappensToTheNewProcessTheVmGoesOnInTheOldOne(bool exec, string? script, string reason)
     {
         PeerProcess vm = await StartWithDevice();
-        // As an earlier process with its pid may have left it.
+        // An earlier process with the same pid may have left this file.
         await File.WriteAllTextAsync(Vmm[$"vmm/{vm.Pid}.cpr"], "");
         string?[] before = [.. exec ? Vmm.Registered : Vmm.Registered.Where(n => n != $"{vm.Pid}.cpr")];
         CliResult result = await UpdateTo(script, exec);
         Assert.That(result.Code, Is.Not.EqualTo(ExitCode.Ok));
-        Assert.That(Vmm.Registered, Is.EqualTo(before), "what was made for the update is gone");
+        Assert.That(Vmm.Registered, Is.EqualTo(before), "the update removed what it had created");
         Assert.That(result.Error, Does.Contain(reason));
         Assert.That(await Vmm.State(vm), Is.EqualTo("running"));
         Assert.That(await LongestPauseMs(vm), Is.LessThan(1000), "by the guest's own clock");
@@ -232,7 +232,7 @@ internal sealed class UpdateTests : EndToEnd
         Assert.That(await Word(vm, 0, 8), Is.Zero, "pages came back wrong");
         JsonNode verified = (await vm.Monitor.Execute("__io.github.vmm_workload-verify", null, CancellationToken.None))!;
         Assert.That(verified["bad-pages"]!.GetValue<long>() + verified["violations"]!.GetValue<long>(), Is.Zero);
-        // And the next one, to a program that works, succeeds.
+        // The next update, to a program that works, succeeds.
         await Vmm.Ok(["update", "--vm", "a", .. exec ? (string[])["--exec"] : []]);
         await Vmm.Ok("quit", "--vm", "a");
     }
@@ -264,7 +264,7 @@ internal sealed class UpdateTests : EndToEnd
     public async Task OneUpdateAtATime([Values] bool exec)
     {
         PeerProcess vm = await Vmm.StartVm("a", s_guest);
-        // It says that it has begun, and waits to be let go.
+        // The script reports that it has begun, and waits until the test opens the gate.
         Task<CliResult> first = UpdateTo($"mkfifo {Vmm["gate"]}; echo > {Vmm["begun"]}; read < {Vmm["gate"]}; exit 3", exec: false);
         using var limit = new CancellationTokenSource(VmmCommands.Deadline);
         while (!File.Exists(Vmm["begun"])) Assert.That(limit.IsCancellationRequested || first.IsCompleted, Is.False, "the new process was not started");
@@ -290,7 +290,7 @@ internal sealed class UpdateTests : EndToEnd
         await vm.Monitor.Execute("migrate_cancel", null, CancellationToken.None);
     }
 
-    /// <summary>An update to a program that is this script, or to none.</summary>
+    /// <summary>Updates the VM to a program that runs this script, or to a missing program.</summary>
     private async Task<CliResult> UpdateTo(string? script, bool exec)
     {
         string binary = Vmm["next"];
@@ -323,7 +323,7 @@ internal sealed class UpdateTests : EndToEnd
         Assert.That(JsonNode.Parse(await Vmm.Ok("status", "--vm", "a", "--json"))!["status"]!.ToString(), Is.EqualTo("running"));
     }
 
-    /// <summary>From the ticker's block, which follows the others at the next 2 MiB.</summary>
+    /// <summary>Reads the longest pause from the ticker's block, which follows the other blocks at the next multiple of 2 MiB.</summary>
     private async Task<double> LongestPauseMs(PeerProcess vm, int ticksAt = 66 << 20) => await Word(vm, ticksAt, 8) / 1e6;
 
     private async Task<long> Word(PeerProcess vm, int address, int offset)

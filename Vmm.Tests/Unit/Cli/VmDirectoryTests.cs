@@ -64,7 +64,7 @@ internal sealed class VmDirectoryTests
     [Test]
     public void A_directory_of_another_user_is_refused()
     {
-        // Whoever runs the tests, one of these exists and is not theirs.
+        // At least one of these exists and belongs to another user, whoever runs the tests.
         string? foreign = new[] { "/root", "/var/cache/apt/archives/partial", "/var/lib/private" }.FirstOrDefault(Refused);
         if (foreign is null) Assert.Ignore("no directory of another user is visible here");
         Assert.That(() => PrivateDirectory.Check(foreign!), Throws.TypeOf<ConfigurationException>().With.Message.Contains("belongs to user"));

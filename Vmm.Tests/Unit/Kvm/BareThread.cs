@@ -5,22 +5,22 @@ using Vmm.Core.Interop;
 namespace Vmm.Tests.Unit.Kvm;
 
 /// <summary>
-/// What this host does to any thread that wants to run: how likely a moment lies in a pause that is longer than so much, and in one that the
-/// host's own scheduler does not know of, such as those of a virtual host whose processors are taken away.
+/// Measures how often this host keeps a runnable thread from running: the share of time in pauses longer than <paramref name="pause"/>, and the
+/// share in pauses that the host's scheduler does not count, because a hypervisor below took the processor away.
 /// </summary>
 internal sealed class BareThread(TimeSpan pause)
 {
     private TimeSpan _paused, _unknown, _watched;
 
-    /// <summary>Share of the time watched that was spent in such pauses.</summary>
+    /// <summary>Share of the watched time that the thread spent in such pauses.</summary>
     internal double Share => Of(_paused);
 
-    /// <summary>Share of the time in pauses that remain so long without the wait that the scheduler shows.</summary>
+    /// <summary>Share of the watched time in pauses that are still too long after subtracting the wait that the scheduler counts.</summary>
     internal double UnknownShare => Of(_unknown);
 
     /// <summary>
-    /// How many of so many things with two ends such pauses may hit: more are seen once in 740 times, as it is with three times the spread where the
-    /// numbers are large. They are small here, and the law of small numbers says how small.
+    /// The greatest number of moves that such pauses hit by chance, where each move has two ends. A Poisson count exceeds it once in 740 runs, which is
+    /// the rate of a one-sided limit of three standard deviations; the counts are too small for a normal distribution.
     /// </summary>
     internal static int Most(int things, double share)
     {
@@ -30,7 +30,7 @@ internal sealed class BareThread(TimeSpan pause)
         return most;
     }
 
-    /// <summary>Runs for a while, as a vCPU does.</summary>
+    /// <summary>Spins for this time, as a vCPU does, and records the pauses.</summary>
     internal void Watch(TimeSpan time)
     {
         string schedstat = $"/proc/self/task/{Posix.ThreadId}/schedstat";

@@ -5,29 +5,29 @@ using Vmm.Tools.Cli.Guests;
 namespace Vmm.Tests.Unit.Kvm;
 
 /// <summary>One move of memcheck: what the guest saw and what the VMM did.</summary>
-/// <param name="GuestMs">The gap by the guest's TSC.</param>
-/// <param name="ClockMs">The gap by its kvm-clock.</param>
-/// <param name="DowntimeMs">From the last vCPU leaving the guest at the source until the first one entered it at the destination, as the VMM says.</param>
-/// <param name="ReportedMs">The source's <c>downtime</c>: from the request to stop until the confirmation.</param>
-/// <param name="Delay">For how long the vCPU's threads stood in line for a processor, as the kernel says.</param>
+/// <param name="GuestMs">The gap that the guest measured by its TSC.</param>
+/// <param name="ClockMs">The gap that the guest measured by its kvm-clock.</param>
+/// <param name="DowntimeMs">Time from the last vCPU's exit at the source to the first vCPU's entry at the destination, as the VMM reports it.</param>
+/// <param name="ReportedMs">The source's <c>downtime</c>: from the stop request to the destination's confirmation.</param>
+/// <param name="Delay">How long the vCPU's threads waited for a processor, as the kernel reports it.</param>
 internal sealed record GuestMove(double GuestMs, double ClockMs, double DowntimeMs, double ReportedMs, VcpuDelay.Found Delay)
 {
     internal double ToleranceMs => 2 + 0.05 * DowntimeMs;
 
-    /// <summary>Guest and VMM agree with no allowance for the host.</summary>
+    /// <summary>Guest and VMM agree without an allowance for the host's delays.</summary>
     internal bool IsStrict => Math.Abs(GuestMs - DowntimeMs) <= ToleranceMs;
 
-    /// <summary>The difference is what the vCPU's threads waited inside the gap, which is no downtime.</summary>
+    /// <summary>The gap exceeds the downtime by no more than the vCPU's threads waited for a processor inside the gap, which is no downtime.</summary>
     internal bool IsExplained => IsStrict || GuestMs <= DowntimeMs + ToleranceMs + Delay.InGapMs;
 
-    /// <summary>The guest's gap is longer than the downtime and all that the vCPU's threads waited during the move.</summary>
+    /// <summary>The gap exceeds the sum of the downtime and the whole time that the vCPU's threads waited for a processor during the move.</summary>
     internal bool IsUnexplained => GuestMs > DowntimeMs + ToleranceMs + Delay.InMoveMs;
 
     public override string ToString() => string.Create(CultureInfo.InvariantCulture,
         $"guest {GuestMs:f2} ms (kvm-clock {ClockMs:f2}), downtime {DowntimeMs:f2} ms, apart {GuestMs - DowntimeMs:f2} of {ToleranceMs:f2} ms, vCPU kept waiting {Delay.InGapMs:f2} ms in the gap, {Delay.InMoveMs:f2} ms in the move; reported {ReportedMs:f2} ms");
 }
 
-/// <summary>The moves of one guest, and what the host did meanwhile to a thread that is no vCPU.</summary>
+/// <summary>The moves of one guest, and how the host delayed a thread that is no vCPU meanwhile.</summary>
 internal sealed class GuestMoves
 {
     private static readonly TimeSpan s_watch = TimeSpan.FromSeconds(1);
@@ -45,8 +45,8 @@ internal sealed class GuestMoves
     }
 
     /// <summary>
-    /// The law: no gap is shorter than the downtime, the guest's two clocks agree, and a gap is longer no more often than a thread that is no vCPU is
-    /// kept from running at either end; longer than the vCPU's threads waited, no more often than such a thread stands still unknown to its scheduler.
+    /// No gap is shorter than the downtime, and the guest's two clocks agree. A gap is longer than the downtime no more often than the host delays a bare
+    /// thread at either end. A gap that the vCPU's own wait does not explain is no more frequent than a bare thread's pause that the scheduler does not count.
     /// </summary>
     internal void Check()
     {
@@ -67,19 +67,20 @@ internal sealed class GuestMoves
 }
 
 /// <summary>
-/// How long the vCPU's threads stood in line for a processor between the guest's last look at the source and its first at the destination. The kernel
-/// says so in each thread's schedstat, and to the guest as stolen time; the guest notes the latter with each look, which is how the figures meet.
+/// Measures how long the vCPU's threads waited for a processor between the guest's last look at the source and its first look at the destination.
+/// The kernel counts the wait in each thread's schedstat and, for the guest, as stolen time. The guest records its stolen time with each look, so the
+/// two counts can be combined.
 /// </summary>
 internal sealed class VcpuDelay
 {
-    private ulong _baseNs; // The guest's count when its present thread had none.
+    private ulong _baseNs; // The guest's stolen time when the wait of its present thread was zero.
 
-    /// <summary>How long a thread was ready and not let run so far: second field of its schedstat.</summary>
+    /// <summary>How long a thread has been runnable without running so far: the second field of its schedstat.</summary>
     internal static ulong WaitNs(int pid, int threadId) => WaitNs($"/proc/{pid}/task/{threadId}/schedstat");
 
     internal static ulong WaitNs(string schedstat) => ulong.Parse(File.ReadAllText(schedstat).Split(' ')[1], CultureInfo.InvariantCulture);
 
-    /// <summary>The first vCPU's thread of another process. While that rehearses a move it has another of the name, which ends by itself.</summary>
+    /// <summary>Finds the first vCPU's thread of another process. During a rehearsal a second thread has this name, so this waits until it has ended.</summary>
     internal static int ThreadOf(int pid)
     {
         List<(int Id, string Name)> found = [];
@@ -87,19 +88,19 @@ internal sealed class VcpuDelay
         return found[0].Id;
     }
 
-    /// <summary>How long the threads of one vCPU were ready and not let run.</summary>
-    /// <param name="InGapMs">Between the guest's last look at the source and its first at the destination.</param>
-    /// <param name="InMoveMs">From the beginning of the move until that first look.</param>
+    /// <summary>How long the threads of one vCPU were runnable without running.</summary>
+    /// <param name="InGapMs">The wait between the guest's last look at the source and its first look at the destination.</param>
+    /// <param name="InMoveMs">The wait from the beginning of the move to the guest's first look at the destination.</param>
     internal readonly record struct Found(double InGapMs, double InMoveMs)
     {
         internal Found And(TimeSpan both) => new(InGapMs + both.TotalMilliseconds, InMoveMs + both.TotalMilliseconds);
     }
 
-    /// <summary>After a move.</summary>
+    /// <summary>Computes the waits of a move that has completed.</summary>
     /// <param name="found">What the guest found at the destination.</param>
-    /// <param name="sourceNs">The source's thread, before and when it is parked.</param>
-    /// <param name="stolenNs">The guest's count in the memory of the source.</param>
-    /// <param name="destinationNs">The destination's thread before the move.</param>
+    /// <param name="sourceNs">The wait of the source's thread, before the move and after the thread was parked.</param>
+    /// <param name="stolenNs">The guest's stolen time in the memory of the source.</param>
+    /// <param name="destinationNs">The wait of the destination's thread before the move.</param>
     internal Found OnMove(MemCheckGuest.Found found, (ulong Before, ulong After) sourceNs, ulong stolenNs, ulong destinationNs)
     {
         double leaving = (double)sourceNs.After - (found.StolenBeforeNs - _baseNs), entering = Math.Max(0, (double)(found.StolenAfterNs - stolenNs) - destinationNs);
@@ -107,6 +108,6 @@ internal sealed class VcpuDelay
         return new Found((Math.Max(0, leaving) + entering) / 1e6, (sourceNs.After - sourceNs.Before + entering) / 1e6);
     }
 
-    /// <summary>The guest's memory was replaced while its vCPU was stopped.</summary>
+    /// <summary>Corrects the base after a snapshot replaced the guest's memory, and the stolen time in it, while the vCPU was stopped.</summary>
     internal void OnLoad(ulong stolenBeforeNs, ulong stolenAfterNs) => _baseNs += stolenAfterNs - stolenBeforeNs;
 }

@@ -6,7 +6,7 @@ namespace Vmm.Tests.Unit.Kvm;
 /// <summary>Guests that only tests need.</summary>
 internal static class GuestPrograms
 {
-    /// <summary>Writes a counter to the serial port's scratch register and reads it back, for ever; wrong answers are counted at 0x180000.</summary>
+    /// <summary>Writes a counter to the serial port's scratch register and reads it back, for ever; counts wrong answers at 0x180000.</summary>
     internal static byte[] PortCounter() => KvmGuest.Code(static a =>
     {
         Label next = a.CreateLabel();

@@ -12,7 +12,7 @@ using static System.Buffers.Binary.BinaryPrimitives;
 
 namespace Vmm.Tests.Unit.Kvm;
 
-/// <summary>What is wrong with a kernel is said before a guest runs; ELF files of both kinds start where they say.</summary>
+/// <summary>The VMM says what is wrong with a kernel before a guest runs, and starts ELF files with and without PVH at the entry that they name.</summary>
 [TestFixture]
 internal sealed class KvmBootTests
 {
@@ -58,7 +58,7 @@ internal sealed class KvmBootTests
             }
             catch (ConfigurationException)
             {
-                // The only kind of error there is.
+                // The only exception that a malformed kernel may cause.
             }
         }
     }
@@ -152,7 +152,10 @@ internal sealed class KvmBootTests
         return guest.Vm.Requests.ExitCode;
     }
 
-    /// <summary>One segment at <see cref="Address"/>, entered at its start; with PVH, code and entry are 256 bytes further and the ELF entry is useless.</summary>
+    /// <summary>
+    /// An ELF file with one segment at <see cref="Address"/>, whose start is the entry. With PVH, code and entry lie 256 bytes further, and the ELF entry
+    /// is useless.
+    /// </summary>
     private static byte[] Elf(byte[] code, bool pvh = false)
     {
         const int at = 64 + 2 * 56 + 32;
@@ -187,7 +190,7 @@ internal sealed class KvmBootTests
         }
     }
 
-    /// <summary>A bzImage's header with one sector of setup and one of kernel.</summary>
+    /// <summary>A bzImage with one sector of setup code and one sector of kernel.</summary>
     private static byte[] Linux(ushort version = 0x20f, ushort flags = 1, uint initBytes = 1 << 20, bool relocatable = true, uint commandLineBytes = 2047, uint initrdMax = 0x7fffffff)
     {
         byte[] image = new byte[3 * 512];

@@ -5,12 +5,12 @@ using static Iced.Intel.AssemblerRegisters;
 
 namespace Vmm.Tests.Unit.Kvm;
 
-/// <summary>What the guest wrote is in the log, whatever happens to the slots meanwhile.</summary>
+/// <summary>The dirty log has every page that the guest wrote, whatever happens to the memory slots meanwhile.</summary>
 internal sealed class KvmDirtyLogTests
 {
     private const ulong Counter = 0x180000, First = 0x200000, MemoryBytes = 6 << 20;
 
-    /// <summary>By bitmap, by a ring with room for all writes, and by one so small that the guest fills it all the time.</summary>
+    /// <summary>Logs by bitmap, by a ring with room for all writes, and by a ring so small that the guest keeps filling it.</summary>
     [Test]
     public void No_page_that_the_guest_wrote_is_missed_while_slots_come_and_go([Values(1, 2, 3)] int seed, [Values(0, 65536, 1024)] int dirtyRingEntries)
     {
@@ -25,7 +25,7 @@ internal sealed class KvmDirtyLogTests
         for (int round = 0; round < 12; round++)
         {
             guest.Vm.Cont();
-            // The second part of a round runs with another slot than the first: numbers change while marks wait.
+            // The two parts of a round run with different slots, so slot numbers change while marks wait in the kernel.
             WaitForSteps(guest, random.Next(50, 2500));
             using (guest.Vm.Bql.Acquire())
             {
@@ -52,10 +52,10 @@ internal sealed class KvmDirtyLogTests
         if (guest.Kvm.Rings is { } rings)
         {
             TestContext.Out.WriteLine($"{rings.Entries} entries, {rings.Overruns} overruns, {changed} changed pages");
-            Assert.That(rings.Entries, Is.GreaterThan(changed / 2), "the ring was used");
-            if (dirtyRingEntries == 65536) Assert.That(rings.Overruns, Is.Zero, "a ring with room tells pages apart");
+            Assert.That(rings.Entries, Is.GreaterThan(changed / 2), "the kernel used the ring");
+            if (dirtyRingEntries == 65536) Assert.That(rings.Overruns, Is.Zero, "a ring with room for all writes never overruns");
         }
-        Assert.That(changed, Is.GreaterThan(500), "the guest wrote");
+        Assert.That(changed, Is.GreaterThan(500), "the guest wrote to its memory");
     }
 
     private static void WaitForSteps(KvmGuest guest, int steps)
@@ -67,7 +67,7 @@ internal sealed class KvmDirtyLogTests
 
     private static ulong Steps(KvmGuest guest) => BinaryPrimitives.ReadUInt64LittleEndian(guest.Test.Ram.ReadOnlySlice(Counter, 8));
 
-    /// <summary>Writes to pages in a pseudo-random order for ever.</summary>
+    /// <summary>A guest that writes to pages in a pseudo-random order for ever.</summary>
     private static byte[] RandomWriter(int seed) => KvmGuest.Code(a =>
     {
         Label next = a.CreateLabel();

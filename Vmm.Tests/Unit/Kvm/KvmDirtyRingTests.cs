@@ -4,7 +4,7 @@ using Vmm.Core.Memory;
 
 namespace Vmm.Tests.Unit.Kvm;
 
-/// <summary>The ring against a kernel played by the test, one that stops at the end and one that does not.</summary>
+/// <summary>The test plays the kernel's side of the dirty ring, both within the ring's size and beyond it.</summary>
 internal sealed class KvmDirtyRingTests
 {
     private const int Entries = 64;
@@ -39,7 +39,7 @@ internal sealed class KvmDirtyRingTests
             Assert.That(_seen.Order(), Is.EqualTo(Enumerable.Range(0, atATime).Select(i => first + (ulong)i)));
             _seen.Clear();
         }
-        Assert.That(Drain(), Is.True, "nothing more");
+        Assert.That(Drain(), Is.True, "an empty ring has no overrun");
         Assert.That(_seen, Is.Empty);
     }
 
@@ -49,7 +49,7 @@ internal sealed class KvmDirtyRingTests
         Push(3);
         Drain();
         Push(pushed);
-        Assert.That(Drain(), Is.False, "entries may have been overwritten");
+        Assert.That(Drain(), Is.False, "the kernel may have overwritten entries");
         for (int round = 0; round < 20; round++)
         {
             _seen.Clear();
@@ -102,7 +102,7 @@ internal sealed class KvmDirtyRingTests
         }
     }
 
-    /// <summary>As the kernel does it: in order, as far as entries are given back.</summary>
+    /// <summary>Resets entries as the kernel does: in order, up to the first entry that was not given back.</summary>
     private int KernelReset()
     {
         int count = 0;

@@ -10,7 +10,7 @@ using Vmm.Tools.Devices;
 
 namespace Vmm.Tests.Unit.Kvm;
 
-/// <summary>A VM with a real vCPU in this process, and its serial output in a file.</summary>
+/// <summary>A VM with a real vCPU in this process; its serial output goes to a file.</summary>
 internal sealed class KvmGuest : IDisposable
 {
     internal static readonly TimeSpan Deadline = TimeSpan.FromSeconds(30);
@@ -35,7 +35,7 @@ internal sealed class KvmGuest : IDisposable
 
     internal MemCheckGuest.Found Found => MemCheckGuest.Read(Vm.Memory);
 
-    /// <summary>What the guest sent, after a stop.</summary>
+    /// <summary>The guest's serial output, complete once the VM is stopped.</summary>
     internal string Output
     {
         get
@@ -67,13 +67,13 @@ internal sealed class KvmGuest : IDisposable
         return ended.Task.Result;
     }
 
-    /// <summary>Waits until a condition holds; the guest tells nobody.</summary>
+    /// <summary>Polls until a condition holds, because the guest has no way to signal it.</summary>
     internal static void WaitFor(Func<bool> condition, string what)
     {
         if (!SpinWait.SpinUntil(condition, Deadline)) Assert.Fail($"not in time: {what}");
     }
 
-    /// <summary>Ignores the test where KVM cannot be used; the CI machine has it.</summary>
+    /// <summary>Ignores the test where KVM is not usable, but fails it on CI, whose machine has KVM.</summary>
     internal static void Require()
     {
         if (new KvmAcceleratorFactory().Probe() is not { } missing) return;

@@ -3,7 +3,7 @@ using Vmm.Tests.Unit.Vfio;
 
 namespace Vmm.Tests.Unit.Kvm;
 
-/// <summary>Our view of the kernel's KVM header against a C compiler's.</summary>
+/// <summary>Our view of the kernel's KVM header equals a C compiler's.</summary>
 internal sealed class KvmLayoutTests
 {
     private const string Prologue = "#include <stddef.h>\n#include <linux/kvm.h>\n";

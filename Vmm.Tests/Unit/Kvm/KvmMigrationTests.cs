@@ -7,7 +7,7 @@ using Vmm.Tools.Cli.Guests;
 
 namespace Vmm.Tests.Unit.Kvm;
 
-/// <summary>A real guest moves, between two VMs of this process.</summary>
+/// <summary>A real guest moves between two VMs of this process.</summary>
 [NonParallelizable]
 internal sealed class KvmMigrationTests
 {
@@ -26,7 +26,7 @@ internal sealed class KvmMigrationTests
             {
                 KvmGuest to = KvmGuest.MemCheck(incoming: true);
                 ulong waitBefore = WaitNs(to), sourceBefore = WaitNs(at);
-                TimeSpan pauses = GC.GetTotalPauseDuration(); // All threads of this process stand still in one, the vCPUs' too, and the kernel does not know.
+                TimeSpan pauses = GC.GetTotalPauseDuration(); // A GC pause stops all threads of this process, the vCPUs' too, and the kernel does not count it.
                 Task<MigrationStatus> incoming = to.Test.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
                 Task<MigrationStatus> outgoing = at.Test.Engine.Migrate(MigrationAddress.Parse($"tcp:127.0.0.1:{to.Test.Engine.Query().SocketAddresses[0].Port}"));
                 Assert.That(await outgoing.WaitAsync(KvmGuest.Deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{at.Test.Engine.Query().Error} / {to.Test.Engine.Query().Error}");
@@ -43,7 +43,7 @@ internal sealed class KvmMigrationTests
                 Assert.That((at.Found.Errors, at.Found.BackSteps), Is.EqualTo((0ul, 0ul)));
             }
             moves.Check();
-            // The report ends with the confirmation, for which a thread of the source waits its turn: the quietest hop shows what is measured.
+            // The reported downtime includes the wait of a source thread for a processor to read the confirmation, so check the hop with the shortest wait.
             Assert.That(moves.All.Min(static m => Math.Abs(m.ReportedMs - m.GuestMs) - 0.05 * m.ReportedMs), Is.LessThanOrEqualTo(2));
         }
         finally
@@ -64,7 +64,7 @@ internal sealed class KvmMigrationTests
     [Test]
     public async Task A_guest_that_is_always_in_the_middle_of_an_access_moves()
     {
-        // It reads and writes a port for ever, and counts in a register: a lost or repeated access would break the count.
+        // The guest reads and writes a port for ever and counts in a register, so a lost or repeated access would break the count.
         byte[] image = GuestPrograms.PortCounter();
         using var source = new KvmGuest(image);
         using var destination = new KvmGuest(image, incoming: true);
@@ -78,6 +78,6 @@ internal sealed class KvmMigrationTests
         destination.Vm.Stop();
         Assert.That(destination.Vm.RunState.State, Is.EqualTo(RunState.Paused));
         Assert.That(destination.Kvm.Failure, Is.Null);
-        Assert.That(destination.Test.Ram.ReadOnlySlice(0x180000, 8).ToArray(), Is.All.Zero, "no wrong value was read back");
+        Assert.That(destination.Test.Ram.ReadOnlySlice(0x180000, 8).ToArray(), Is.All.Zero, "the guest read no wrong value back");
     }
 }

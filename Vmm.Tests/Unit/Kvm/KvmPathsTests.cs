@@ -15,7 +15,7 @@ using static Iced.Intel.AssemblerRegisters;
 
 namespace Vmm.Tests.Unit.Kvm;
 
-/// <summary>The ways between a guest and devices, past this process and through it.</summary>
+/// <summary>The paths between a guest and its devices, both inside the kernel and through this process.</summary>
 [NonParallelizable]
 internal sealed class KvmPathsTests
 {
@@ -33,7 +33,7 @@ internal sealed class KvmPathsTests
         KvmGuest.WaitFor(() => Found(guest).Messages == 1, "the message");
         Set(guest, route, null);
         Posix.SignalEventFd(trigger);
-        Assert.That(IsReadable(trigger), "nobody took it");
+        Assert.That(IsReadable(trigger), "nobody has read the eventfd");
         Set(guest, route, s_message);
         KvmGuest.WaitFor(() => Found(guest).Messages == 2, "the message that was pending");
         using (guest.Vm.Bql.Acquire()) route.Dispose();
@@ -100,9 +100,9 @@ internal sealed class KvmPathsTests
         {
             onWrite = guest.Kvm.AddIoEventFd(new IoEventFdRange(0x4000, 1, IsPort: true, Match: 7), doorbell)!;
             mapped = guest.Kvm.MapMmio(new GuestRange(new GuestAddress(registers), 4096), bar, 0)!;
-            Assert.That(guest.Kvm.MapMmio(new GuestRange(new GuestAddress(0x1000), 4096), bar, 0), Is.Null, "over RAM");
-            Assert.That(guest.Kvm.MapMmio(new GuestRange(new GuestAddress(registers + 0x10000), 512), bar, 0), Is.Null, "not whole pages");
-            Assert.That(guest.Kvm.AddIoEventFd(new IoEventFdRange(0x4000, 1, IsPort: true, Match: 7), doorbell), Is.Null, "taken");
+            Assert.That(guest.Kvm.MapMmio(new GuestRange(new GuestAddress(0x1000), 4096), bar, 0), Is.Null, "the range is RAM");
+            Assert.That(guest.Kvm.MapMmio(new GuestRange(new GuestAddress(registers + 0x10000), 512), bar, 0), Is.Null, "the range is not whole pages");
+            Assert.That(guest.Kvm.AddIoEventFd(new IoEventFdRange(0x4000, 1, IsPort: true, Match: 7), doorbell), Is.Null, "the port has an eventfd already");
         }
         guest.Vm.Cont();
         ulong Counter() => bar.TryReadIo(8, 8, out ulong value) ? value : 0;
@@ -113,10 +113,10 @@ internal sealed class KvmPathsTests
         Assert.That((IsReadable(doorbell), guest.Kvm.Vcpus[0].Exits), Is.EqualTo((true, 0)));
         using (guest.Vm.Bql.Acquire()) mapped.Dispose();
         long exits = guest.Kvm.Vcpus[0].Exits;
-        KvmGuest.WaitFor(() => guest.Kvm.Vcpus[0].Exits > exits + 10, "trapped again");
+        KvmGuest.WaitFor(() => guest.Kvm.Vcpus[0].Exits > exits + 10, "the guest's accesses trap again");
         ulong stopped = Counter();
         guest.Vm.Stop();
-        Assert.That(Counter(), Is.EqualTo(stopped), "the guest no longer reaches it");
+        Assert.That(Counter(), Is.EqualTo(stopped), "the guest no longer reaches the BAR's memory");
         using (guest.Vm.Bql.Acquire()) onWrite.Dispose();
     }
 
@@ -142,7 +142,7 @@ internal sealed class KvmPathsTests
         Assert.That((found.Messages, found.Pins), Is.EqualTo((2 * found.Rounds, found.Rounds)).Using<(ulong, ulong)>(static (x, y) => x.Item1 >= y.Item1 && x.Item2 >= y.Item2), $"{found}");
     }
 
-    /// <summary>The device in a server of its own, which the VM reaches by a socket.</summary>
+    /// <summary>The edu device in its own server, which the VM reaches over a socket.</summary>
     private sealed class ServedEdu : IDisposable
     {
         private readonly IVfioUserBackend _device = new PciDeviceType<EduPlugin>(new EduDeviceFactory()).Create(DeviceOptions.Parse("edu"));

@@ -7,7 +7,7 @@ using Vmm.Tools.Cli.Guests;
 
 namespace Vmm.Tests.Unit.Kvm;
 
-/// <summary>A VFIO device's pin and its BAR in a guest that really runs.</summary>
+/// <summary>A VFIO device's INTx pin and its BAR in a guest that really runs.</summary>
 [NonParallelizable]
 internal sealed class KvmPinTests
 {
@@ -18,11 +18,11 @@ internal sealed class KvmPinTests
     {
         using KvmGuest guest = Waiting(out FakeVfioIo io, out VfioPciDevice device);
         guest.Vm.Cont();
-        // A pending level that the guest unmasks is not delivered but looked at again, and this device does not signal it again.
+        // Fire only once the guest waits: when a guest unmasks a pending level, KVM asks the device to signal it again, and this fake does not.
         KvmGuest.WaitFor(() => Found(guest).Rounds == 1, "the guest waits");
         io.Fire(VfioPciIrq.Intx);
         KvmGuest.WaitFor(() => Found(guest).Pins > 0 && IsReadable(io.UnmaskFd!), "the pin and its acknowledgement");
-        Assert.That((device.Function.IsIntxAsserted, guest.Kvm.Vm.Slots.Count), Is.EqualTo((false, 2)), "and the BAR is memory");
+        Assert.That((device.Function.IsIntxAsserted, guest.Kvm.Vm.Slots.Count), Is.EqualTo((false, 2)), "KVM took the interrupt, and the BAR is a memory slot");
     }
 
     [Test]

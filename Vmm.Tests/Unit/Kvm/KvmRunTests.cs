@@ -8,7 +8,7 @@ using static Iced.Intel.AssemblerRegisters;
 
 namespace Vmm.Tests.Unit.Kvm;
 
-/// <summary>Small guests on the real KVM.</summary>
+/// <summary>Small guests run on the host's KVM.</summary>
 internal sealed class KvmRunTests
 {
     [Test]
@@ -51,7 +51,7 @@ internal sealed class KvmRunTests
             a.cmp(__qword_ptr[0x180000], 0);
             a.jne(second);
             a.mov(__qword_ptr[0x180000], 1);
-            a.ud2(); // Without an interrupt table.
+            a.ud2(); // The guest has no interrupt table, so this ends in a triple fault.
             a.Label(ref second);
             Out(a, 0x501, 2);
             Forever(a);

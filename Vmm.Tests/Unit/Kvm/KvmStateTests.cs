@@ -8,12 +8,12 @@ using static Vmm.Core.Kvm.KvmUapi;
 
 namespace Vmm.Tests.Unit.Kvm;
 
-/// <summary>What of a vCPU and of the kernel's chips migrates.</summary>
+/// <summary>The complete state of a vCPU and of the kernel's chips migrates.</summary>
 internal sealed class KvmStateTests
 {
     private static readonly FieldInfo[] s_items = [.. typeof(KvmCpuState).GetFields(BindingFlags.Instance | BindingFlags.NonPublic).Where(static f => !f.Name.StartsWith('_'))];
 
-    /// <summary>What is set when the guest starts, and what says how long something else is.</summary>
+    /// <summary>Items that may be equal in all VMs: the start of the guest sets the TSC; the others describe the host or the size of further items.</summary>
     private static readonly string[] s_notValues = [nameof(KvmCpuState.Tsc), nameof(KvmCpuState.TscKhz), nameof(KvmCpuState.CpuidBytes), nameof(KvmCpuState.XsaveLength), nameof(KvmCpuState.MsrCount), nameof(KvmCpuState.MsrIndex)];
 
     [Test]
@@ -39,7 +39,7 @@ internal sealed class KvmStateTests
             using (untouched.Vm.Bql.Acquire()) none.Save();
             Dictionary<string, byte[]> usual = Items(none);
             Assert.That(sent, Has.Count.GreaterThan(14));
-            Assert.That(sent.Keys.Except(s_notValues).Where(k => sent[k].SequenceEqual(usual[k])), Is.Empty, "items that would be equal without having moved");
+            Assert.That(sent.Keys.Except(s_notValues).Where(k => sent[k].SequenceEqual(usual[k])), Is.Empty, "these items would be equal without a move");
             using (destination.Vm.Bql.Acquire())
             {
                 SectionBytes.Load(KvmCpuState.Description.Bind(to), wire);
@@ -47,14 +47,14 @@ internal sealed class KvmStateTests
             }
             Dictionary<string, byte[]> got = Items(to);
             uint sentCount = TakeCount(sent), gotCount = TakeCount(got);
-            Assert.That(gotCount, Is.InRange(sentCount - 0x1000_0000, sentCount), "the timer of the APIC goes on from where it was");
-            // The TSC is set when the guest starts, see below; everything else must be there now.
+            Assert.That(gotCount, Is.InRange(sentCount - 0x1000_0000, sentCount), "the APIC timer continues from its count");
+            // The start of the guest sets the TSC (TscsKeepTheirDistance checks it); everything else must be equal now.
             Assert.That(sent.Keys.Where(k => k != nameof(KvmCpuState.Tsc) && !sent[k].SequenceEqual(got[k])).Select(k => $"{k}: {Differences(sent[k], got[k])}"), Is.Empty);
         }
         TscsKeepTheirDistance(source, destination);
     }
 
-    /// <summary>All TSCs are set to one moment, so that what lies between two vCPUs' does not change by a tick.</summary>
+    /// <summary>The VMM sets all TSCs for the same moment, so the difference between the TSCs of two vCPUs does not change by a tick.</summary>
     private static void TscsKeepTheirDistance(KvmGuest source, KvmGuest destination)
     {
         destination.Kvm.Clock.StartClock();
@@ -69,7 +69,7 @@ internal sealed class KvmStateTests
         }
     }
 
-    /// <summary>Takes the current count of the APIC's timer out of the comparison: it counts.</summary>
+    /// <summary>Takes the current count of the APIC timer out of the comparison, because the timer keeps counting.</summary>
     private static uint TakeCount(Dictionary<string, byte[]> items)
     {
         Span<byte> count = items[nameof(KvmCpuState.Lapic)].AsSpan(KvmStateValues.ApicCurrentCount, 4);
@@ -113,7 +113,7 @@ internal sealed class KvmStateTests
         byte[][] got = Raw(to), usual = Raw(none);
         for (int i = 0; i < sent.Length; i++)
         {
-            Assert.That(Differences(sent[i], usual[i]), Is.Not.Empty, $"chip {i} would be equal without having moved");
+            Assert.That(Differences(sent[i], usual[i]), Is.Not.Empty, $"chip {i} would be equal without a move");
             Assert.That(Differences(sent[i], got[i]), Is.Empty, $"chip {i}");
         }
     }
@@ -151,7 +151,7 @@ internal sealed class KvmStateTests
         ulong before = destination.Kvm.Vcpus[0].GetRegs().Rip;
         CpuidEntry2[] entries = KvmCpuid.For(0, 1, destination.Kvm.Vm.System);
         int leaf = Array.FindIndex(entries, static e => e.Function == 0x80000001);
-        // Bit 28 of leaf 0x80000001 ecx is performance counters, which no KVM guest of ours has.
+        // Bit 28 of ecx in leaf 0x80000001 stands for last-level cache counters, which none of our KVM guests has.
         wire[4 + leaf * 40 + 20 + 3] |= 0x10;
         Exception e = Caught.By(() => SectionBytes.Load(KvmCpuState.Description.Bind(to), wire))!;
         Assert.That(e.Message, Does.Contain("features that this host lacks: perfctr_llc; CPUID 0x80000001.0 ecx bits 0x10000000"));

@@ -4,7 +4,9 @@ using static Vmm.Core.Kvm.KvmUapi;
 
 namespace Vmm.Tests.Unit.Kvm;
 
-/// <summary>Values for every item of a vCPU and of the kernel's chips that no machine has by itself and that differ between vCPUs. Layouts: &lt;linux/kvm.h&gt;.</summary>
+/// <summary>
+/// Values for every item of a vCPU and of the kernel's chips. No machine has them by itself, and they differ between vCPUs. Layouts: &lt;linux/kvm.h&gt;.
+/// </summary>
 internal static class KvmStateValues
 {
     private const int XmmOffset = 160, XstateBv = 512, YmmOffset = 576;
@@ -13,10 +15,10 @@ internal static class KvmStateValues
     // struct kvm_vcpu_events: exception{injected,nr,has_error_code,pending,error_code}, interrupt{injected,nr,soft,shadow}, nmi{injected,pending,masked}.
     private const int ExceptionInjected = 0, ExceptionNumber = 1, ExceptionHasCode = 2, ExceptionCode = 4, InterruptInjected = 8, InterruptNumber = 9, NmiPending = 13, NmiMasked = 14;
 
-    /// <summary>Registers of the local APIC that the test sets; the current count, at 0x390, goes on by itself.</summary>
+    /// <summary>Offset of the local APIC's current count, the only register set here that keeps counting.</summary>
     internal const int ApicCurrentCount = 0x390;
 
-    /// <summary>Changes everything in a state that was saved, to be loaded into the vCPU it came from.</summary>
+    /// <summary>Changes every item of a saved state; the caller loads it into the vCPU that the state came from.</summary>
     internal static void Change(KvmCpuState s, int cpu)
     {
         ulong own = (ulong)cpu + 1;
@@ -37,7 +39,7 @@ internal static class KvmStateValues
         (s.VcpuEvents[NmiPending], s.VcpuEvents[NmiMasked]) = (1, 1);
         s.MpState = 3; // KVM_MP_STATE_HALTED
         s.Tsc = 0x1234_5678_9abc * own;
-        // A guest that came from a host with a lesser CPU.
+        // Pretend that the guest came from a host with a lesser CPU.
         CpuidEntry2[] entries = new CpuidEntry2[s.Cpuid.Length / 40];
         s.Cpuid.CopyTo(global::Vmm.Core.Interop.Ioctl.AsBytes<CpuidEntry2>(entries));
         int leaf = Array.FindIndex(entries, static e => e.Function == 1);
@@ -45,8 +47,8 @@ internal static class KvmStateValues
         s.Cpuid = [.. global::Vmm.Core.Interop.Ioctl.AsBytes<CpuidEntry2>(entries)];
     }
 
-    /// <summary>Gives every register that takes one another value, and notes what it has then.</summary>
-    /// <returns>Those that take none.</returns>
+    /// <summary>Gives every MSR that accepts one a different value, and records in the state the value that the MSR then has.</summary>
+    /// <returns>The MSRs that accept no different value.</returns>
     internal static List<uint> ChangeMsrs(KvmCpuState s, int cpu)
     {
         var fixedOnes = new List<uint>();
@@ -66,10 +68,10 @@ internal static class KvmStateValues
         return fixedOnes;
     }
 
-    /// <summary>Changes interrupt controllers and PIT that were taken from the kernel, to be given back to it.</summary>
+    /// <summary>Changes the state of the interrupt controllers and the PIT that was read from the kernel; the caller writes it back.</summary>
     internal static void Change(KvmIrqChips chips)
     {
-        const int chip = 8; // After chip_id and padding.
+        const int chip = 8; // Behind chip_id and padding.
         for (int pic = 0; pic < 2; pic++)
         {
             Span<byte> state = chips.Raw[pic].AsSpan(chip);

@@ -6,7 +6,7 @@ using Vmm.Tools.Cli.Guests;
 
 namespace Vmm.Tests.Unit.Kvm;
 
-/// <summary>How soon and how surely vCPUs leave the guest.</summary>
+/// <summary>How soon and how reliably vCPUs leave the guest.</summary>
 [NonParallelizable]
 internal sealed class KvmStopTests
 {
@@ -35,9 +35,10 @@ internal sealed class KvmStopTests
     }
 
     /// <summary>
-    /// More vCPUs than processors, on a host that may be busy: the way out has priority. Where the host itself lets realtime threads wait that
-    /// long, as bare threads that spin and are stopped the same way show in between, that much is its own. Of 500 a host that is late once in a
-    /// hundred is so 6 times more often here than there in one run of 25, by chance alone; of 2000 it is so 21 times more often in less than one of a thousand.
+    /// There are more vCPUs than processors, and the host may be busy, so a stop gives the vCPUs realtime priority. Between the stops, bare spinning threads
+    /// that are stopped the same way show how often the host itself delays realtime threads beyond the limit; the test allows that many more late stops.
+    /// 2000 stops make failures by chance rare: on a host that is late once in a hundred times, the vCPUs exceed the bare threads' count by 6 of 500 in
+    /// one run of 25, but by 21 of 2000 in less than one run of a thousand.
     /// </summary>
     [TestCase(2000)]
     [TestCase(5000, Category = "slow", Explicit = true)]
@@ -59,7 +60,7 @@ internal sealed class KvmStopTests
             }
             floorMs[i] = floor.Measure().TotalMilliseconds;
             using (guest.Vm.Bql.Acquire()) guest.Kvm.OnVmStateChange(running: true, RunState.Running);
-            // Long enough for all of them to be in the guest again.
+            // Stop again only when all vCPUs are back in the guest.
             KvmGuest.WaitFor(() => guest.Kvm.Vcpus.All(static v => v.IsRunning), "all vCPUs run");
         }
         int late = ms.Count(static m => m > LimitMs), floorLate = floorMs.Count(static m => m > LimitMs);
@@ -85,7 +86,7 @@ internal sealed class KvmStopTests
         Assert.That(policies.Where(static p => p != "0"), Is.Empty);
     }
 
-    /// <summary>Field 41 of /proc/PID/stat, counted behind the name, which may hold anything.</summary>
+    /// <summary>Reads field 41 of /proc/PID/stat; counts from the end of the thread's name, because the name may contain any character.</summary>
     private static string Policy(string stat)
     {
         try
@@ -99,7 +100,7 @@ internal sealed class KvmStopTests
         }
     }
 
-    /// <summary>Without the right, how soon a stop is noticed is the host scheduler's affair.</summary>
+    /// <summary>Ignores the test without the right to raise priority, because then the host's scheduler decides how soon a vCPU notices a stop.</summary>
     private static void RequirePriority()
     {
         KvmGuest.Require();

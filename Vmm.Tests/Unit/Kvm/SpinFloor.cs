@@ -4,8 +4,8 @@ using Vmm.Core.Interop;
 namespace Vmm.Tests.Unit.Kvm;
 
 /// <summary>
-/// How long this host takes, at this moment, until so many spinning threads that get realtime priority have noticed a flag and told so: what no stop
-/// of spinning vCPUs can be faster than.
+/// Measures how long this host takes, at this moment, until spinning threads with realtime priority have noticed a flag and reported it. No stop of
+/// spinning vCPUs can be faster.
 /// </summary>
 internal sealed class SpinFloor : IDisposable
 {
@@ -35,7 +35,7 @@ internal sealed class SpinFloor : IDisposable
                     Interlocked.Increment(ref _spinning);
                     while (!_stop)
                     {
-                        // As a vCPU does.
+                        // Spin without a system call, as a vCPU in the guest does.
                     }
                     if (Interlocked.Increment(ref _answers) == threads) Posix.SignalEventFd(_done);
                 }
@@ -46,7 +46,7 @@ internal sealed class SpinFloor : IDisposable
         ready.Wait();
     }
 
-    /// <summary>Lets all spin, then stops them with the priority that a stop of vCPUs has.</summary>
+    /// <summary>Lets all threads spin, then stops them with the same priority that a stop gives to vCPUs.</summary>
     internal TimeSpan Measure()
     {
         (_spinning, _answers, _stop) = (0, 0, false);

@@ -12,7 +12,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration;
 
-/// <summary>Laws of the engine between two VMs of this process.</summary>
+/// <summary>Invariants of the migration engine between two VMs of this process.</summary>
 [TestFixture]
 public class EngineTests
 {
@@ -73,7 +73,7 @@ public class EngineTests
         using TestVm source = TestVm.WithRam(32 << 20).FilledRandom(4);
         using TestVm destination = TestVm.WithRam(32 << 20, incoming: true);
         source.Vm.Cont();
-        // However late the cancel comes, it comes before the switchover.
+        // Pause before the switchover, so that even the latest cancel comes before it.
         source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.PauseBeforeSwitchover, true)]);
         source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 100 << 20, DowntimeLimitMs = 1 });
         Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"), keepListening: true);
@@ -129,7 +129,7 @@ public class EngineTests
     {
         using TestVm source = TestVm.WithRam(1 << 20).FilledRandom(6);
         using var destination = new TestVm(new VmOptions { IsIncoming = true, Memory = [new RamBlockOptions { Name = "m", SizeBytes = 1 << 20 }] });
-        // A device section that blocks while it loads keeps the destination short of its confirmation until the source has given up.
+        // A section that blocks while it loads keeps the destination from confirming until the source has given up.
         var gate = new ManualResetEventSlim();
         var reached = new ManualResetEventSlim();
         source.Vm.SaveVm.Register(new SaveVmRegistration { IdStr = "gate", InstanceId = 0 }, SaveVmHandlers.Of(new Gate(null, null)));
@@ -138,7 +138,7 @@ public class EngineTests
         source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
         (Task<MigrationStatus> outgoing, Task<MigrationStatus> incoming) = Connect(source, destination, "tcp", null);
         Assert.That(reached.Wait(s_deadline));
-        LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.Device, "the source reaches 'device'");
+        LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.Device, "the source did not reach 'device'");
         source.Engine.Cancel();
         gate.Set();
         Assert.That(await outgoing.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Cancelled));
@@ -170,7 +170,7 @@ public class EngineTests
         Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"), keepListening: true);
         int port = destination.Engine.Query().SocketAddresses[0].Port!.Value;
         using (var garbage = new System.Net.Sockets.TcpClient("127.0.0.1", port)) garbage.GetStream().Write("GET / HTTP/1.0\r\n\r\n"u8);
-        LeakCheck.WaitFor(() => destination.Engine.Status == MigrationStatus.Failed, "the garbage is noticed");
+        LeakCheck.WaitFor(() => destination.Engine.Status == MigrationStatus.Failed, "the destination did not notice the garbage");
         Assert.That($"{destination.Engine.Query().Error}", Does.Contain("not a migration stream"));
         using TestVm source = TestVm.WithRam(Size).FilledRandom(8);
         Assert.That(await source.Engine.Migrate(MigrationAddress.Parse($"tcp:127.0.0.1:{port}")).WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
@@ -255,7 +255,7 @@ public class EngineTests
         source.Vm.Cont();
         source.Engine.Capabilities.Apply([new(MigrationCapability.PauseBeforeSwitchover, true)]);
         Task<MigrationStatus> outgoing = source.Engine.Migrate(new MemoryChannel());
-        LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.PreSwitchover, "pre-switchover is reached");
+        LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.PreSwitchover, "the source did not reach pre-switchover");
         Assert.That(source.Vm.RunState.State, Is.EqualTo(RunState.FinishMigrate));
         Assert.That(() => source.Vm.Cont(), Throws.TypeOf<DeviceStateException>().With.Message.EqualTo("Migration is not finalized yet"));
         Assert.That(() => source.Engine.Continue(MigrationStatus.Device), Throws.TypeOf<ConfigurationException>());
@@ -268,11 +268,11 @@ public class EngineTests
     {
         using TestVm source = TestVm.WithRam(Size), destination = TestVm.WithRam(Size, incoming: true);
         source.Engine.Capabilities.Apply([new(MigrationCapability.PauseBeforeSwitchover, true)]);
-        // The first half is enough for some time; before that has passed the switchover begins, and the second half has not had its turn.
+        // At this bandwidth the first half takes a while. The downtime limit lets the switchover begin before that, so the second half has not had its turn.
         source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 10 << 20, DowntimeLimitMs = 2_000_000 });
         new Random(16).NextBytes(source.Ram.Slice(0, (int)(Size / 2)));
         (Task<MigrationStatus> outgoing, Task<MigrationStatus> incoming) = Connect(source, destination, "memory", null);
-        LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.PreSwitchover, "pre-switchover is reached");
+        LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.PreSwitchover, "the source did not reach pre-switchover");
         Assert.That(source.Engine.Query().Ram!.NormalPages, Is.LessThan((long)Size / 2 / 4096));
         new Random(17).NextBytes(source.Ram.Slice(Size / 2, (int)(Size / 2)));
         source.Ram.MarkDirty(Size / 2, Size / 2);
@@ -289,7 +289,7 @@ public class EngineTests
         source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 16 << 20, DowntimeLimitMs = 1 });
         var clock = System.Diagnostics.Stopwatch.StartNew();
         Assert.That(await source.Engine.Migrate(new MemoryChannel()), Is.EqualTo(MigrationStatus.Completed));
-        Assert.That(clock.Elapsed.TotalSeconds, Is.InRange(0.35, 1.5), "8 MiB at 16 MiB/s");
+        Assert.That(clock.Elapsed.TotalSeconds, Is.InRange(0.35, 1.5), "8 MiB at 16 MiB/s take half a second");
     }
 
     [Test]
@@ -303,14 +303,14 @@ public class EngineTests
         Assert.That(await outgoing.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
         Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
         long allocated = GC.GetTotalAllocatedBytes(precise: true) - before;
-        // 65,536 pages moved; buffers and control take well under 4 MiB, a single object per page would take more.
+        // The migration moved 65,536 pages. Buffers and control data take well under 4 MiB, and one object per page would take more.
         Assert.That(allocated, Is.LessThan(4 << 20));
     }
 
     [Test, NonParallelizable]
     public async Task BuffersStaySmallWhateverTheRamSize()
     {
-        // 64 GiB of RAM that the guest has hardly touched: neither side may touch it either.
+        // The guest has touched one page of its 64 GiB, so neither side may touch the rest.
         const ulong size = 64UL << 30;
         using TestVm source = TestVm.WithRam(size);
         using TestVm destination = TestVm.WithRam(size, incoming: true);
@@ -329,7 +329,7 @@ public class EngineTests
         Assert.That(await outgoing.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{source.Engine.Query().Error}");
         Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
         Assert.That(destination.Ram.ReadOnlySlice(40UL << 30, 4096).IndexOfAnyExcept((byte)7), Is.EqualTo(-1));
-        Assert.That(most, Is.LessThan(64 << 20), "both ends together, bitmaps included");
+        Assert.That(most, Is.LessThan(64 << 20), "both ends together stay small, bitmaps included");
     }
 
     private static long ResidentBytes()
@@ -351,7 +351,7 @@ public class EngineTests
                 source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
                 (Task<MigrationStatus> outgoing, Task<MigrationStatus> incoming) = Connect(source, destination, "unix", folder);
                 await Task.WhenAll(outgoing, incoming).WaitAsync(s_deadline);
-                Assert.That(Directory.GetFiles(folder.Path), Is.Empty, "the socket is removed");
+                Assert.That(Directory.GetFiles(folder.Path), Is.Empty, "the engine removes the socket");
                 using TestVm waiting = TestVm.WithRam(Size, incoming: true);
                 _ = waiting.Engine.MigrateIncoming(MigrationAddress.Parse($"unix:{folder["waiting"]}"));
             }

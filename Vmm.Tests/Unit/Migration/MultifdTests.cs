@@ -12,7 +12,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration;
 
-/// <summary>Pages and device state over channels of their own (stream 4; vfio-migration 3.7).</summary>
+/// <summary>Pages and device state move over channels of their own (stream 4; vfio-migration 3.7).</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class MultifdTests
 {
@@ -43,7 +43,7 @@ public sealed class MultifdTests
         await Migrate(source, destination, returnPath: true);
         Assert.That(to.Select(static d => d.Io.State), Is.EqualTo(from.Select(static d => d.Io.State)));
         Assert.That(to.Select(static d => d.Config.Bytes[7]), Is.All.EqualTo(0x42));
-        Assert.That(source.Engine.Query().Ram!.MultifdBytes, Is.GreaterThanOrEqualTo(3_000_000L * devices), "not on the main channel");
+        Assert.That(source.Engine.Query().Ram!.MultifdBytes, Is.GreaterThanOrEqualTo(3_000_000L * devices), "the device state moves over the multifd channels");
         Assert.That(source.Engine.Query().Ram!.TransferredBytes, Is.LessThan(3_000_000));
     }
 
@@ -68,10 +68,10 @@ public sealed class MultifdTests
         Use(destination, returnPath: false);
         Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
         int port = destination.Engine.Query().SocketAddresses[0].Port!.Value;
-        // One channel belongs to another VM.
+        // The UUID in the last channel's preamble belongs to another VM.
         using Socket main = Connect(port, [0x51, 0x45, 0x56, 0x4d, 0, 0, 0, 3, 7, 0, 0, 0, 4, .. "none"u8]),
             good = Connect(port, MultifdPacket.Preamble(Guid.Empty, 0)), bad = Connect(port, MultifdPacket.Preamble(Guid.NewGuid(), 1));
-        // Leading commands end with the first section, after which the channels are read.
+        // This type byte begins the first section and so ends the leading commands; only then does the destination read the channels.
         main.Send([1]);
         Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Failed));
         Assert.That(destination.Engine.Query().Error!.Message, Does.Contain("UUID of a multifd channel differs"));
@@ -120,7 +120,7 @@ public sealed class MultifdTests
         Assert.That(await incoming.WaitAsync(TimeSpan.FromSeconds(3)), Is.EqualTo(MigrationStatus.Failed));
         Assert.That(source.Vm.RunState.IsRunning);
         Assert.That(destination.Engine.Query().Error!.Message, Does.Contain("the source opened at least 2 multifd channels").And.Contain("multifd is off here"));
-        Assert.That(source.Engine.Query().Error!.Message, Does.Contain("multifd is off here"), "the source knows why");
+        Assert.That(source.Engine.Query().Error!.Message, Does.Contain("multifd is off here"), "the destination tells the source the reason");
     }
 
     [Test]
@@ -138,7 +138,10 @@ public sealed class MultifdTests
         Assert.That(source.Engine.Query().Error!.Message, Does.Contain("the source opened 0 multifd channels").And.Contain("2 are expected here"));
     }
 
-    /// <summary>Some of these sizes end where all has been queued and the kernel's buffers are full: a cancel then asks the destination, which does not answer.</summary>
+    /// <summary>
+    /// With some of these sizes the source has queued everything, and the kernel's buffers are full. A cancel then waits for the destination, which does
+    /// not answer.
+    /// </summary>
     [Test]
     public async Task ACancelWhileNobodyReadsTheChannelsEndsCancelled([Values(2, 4, 6, 8, 10, 12)] int sizeMiB)
     {
@@ -154,7 +157,7 @@ public sealed class MultifdTests
             byte[] waste = new byte[1 << 16];
             while (main.Receive(waste) > 0) { }
         });
-        // The larger ones never come that far.
+        // With the larger sizes the source never reaches this status.
         SpinWait.SpinUntil(() => source.Engine.Status == MigrationStatus.Device, TimeSpan.FromSeconds(4));
         source.Engine.Cancel();
         Assert.That(await outgoing.WaitAsync(TimeSpan.FromSeconds(20)), Is.EqualTo(MigrationStatus.Cancelled));

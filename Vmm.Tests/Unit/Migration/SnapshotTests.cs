@@ -104,9 +104,9 @@ public class SnapshotTests
         vm.FilledRandom(5);
         byte[] content = vm.Ram.ReadOnlySlice(0, (int)vm.Ram.SizeBytes).ToArray();
         Assert.That(() => vm.Vm.Snapshots().Load("bad", null, CancellationToken.None), Throws.InstanceOf<VmmException>());
-        Assert.That(vm.Ram.ReadOnlySlice(0, content.Length).SequenceEqual(content), "RAM is untouched");
+        Assert.That(vm.Ram.ReadOnlySlice(0, content.Length).SequenceEqual(content), "the refused load leaves RAM as it is");
         Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.Running));
-        Assert.That(Save(vm, "good").Name, Is.EqualTo("good"), "the machine is still whole");
+        Assert.That(Save(vm, "good").Name, Is.EqualTo("good"), "the VM can still be saved");
     }
 
     [Test]
@@ -168,7 +168,7 @@ public class SnapshotTests
 
     private static byte[] Content(TestVm vm) => vm.Ram.ReadOnlySlice(0, (int)vm.Ram.SizeBytes).ToArray();
 
-    /// <summary>Loads, and does something once the check has read the file to its end.</summary>
+    /// <summary>Loads the snapshot, and runs the action once the check has read the file to its end.</summary>
     private static void LoadAnd(TestVm vm, string name, Action atEndOfCheck)
     {
         Action? once = atEndOfCheck;

@@ -8,7 +8,7 @@ using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Unit.Vfio;
 
-/// <summary>DMA mappings that follow guest RAM, and the containers' dirty logs (vfio-migration 1.8 to 1.10).</summary>
+/// <summary>DMA mappings follow guest RAM, and containers keep dirty logs (vfio-migration 1.8 to 1.10).</summary>
 internal sealed class KernelContainerTests
 {
     private const string Address = "0000:00:01.0";
@@ -92,7 +92,7 @@ internal sealed class KernelContainerTests
         Open(iommufd: true);
         Ram("two", 2 * MiB, MiB);
         Assert.That(_host.Kernel.Mappings[0].From, Is.EqualTo((ulong)one.HostAddress));
-        Assert.That(_host.Kernel.Calls.Count(static c => c == "iommufd: IOAS_MAP_FILE"), Is.EqualTo(1), "asked once");
+        Assert.That(_host.Kernel.Calls.Count(static c => c == "iommufd: IOAS_MAP_FILE"), Is.EqualTo(1), "the container tries a file mapping only once");
     }
 
     [Test]
@@ -133,7 +133,7 @@ internal sealed class KernelContainerTests
     [Test]
     public void Mappings_are_no_longer_than_one_bitmap_reaches_and_one_query_asks_for_each()
     {
-        // 8 bytes of bitmap: 64 pages.
+        // A bitmap of 8 bytes covers 64 pages.
         _host.Kernel.Type1Caps = Type1Caps([(0, ulong.MaxValue)], 0x1000, 8);
         RamBlock ram = Ram("ram", 0, 100 * 4096);
         Open(iommufd: false);
@@ -141,7 +141,7 @@ internal sealed class KernelContainerTests
         _host.Kernel.DirtyPages.UnionWith([0, 63, 64, 99]);
         ulong[] bitmap = [1 << 5, 0];
         Assert.That(_io!.Container.GetDirtyBitmap(ram.Range, bitmap), Is.EqualTo(Errno.None));
-        Assert.That(bitmap, Is.EqualTo(new[] { 1 | (1UL << 5) | (1UL << 63), 1 | (1UL << 35) }), "bits are added");
+        Assert.That(bitmap, Is.EqualTo(new[] { 1 | (1UL << 5) | (1UL << 63), 1 | (1UL << 35) }), "the query adds its bits to those already set");
         Assert.That(_host.Kernel.Queries, Is.EqualTo(new[] { (0UL, 64UL * 4096, 8), (64UL * 4096, 36UL * 4096, 8) }));
         Assert.That(_host.Kernel.DirtyPages, Is.Empty);
     }
@@ -149,7 +149,7 @@ internal sealed class KernelContainerTests
     [Test]
     public void Bits_land_where_they_belong_behind_a_hole([Values] bool iommufd)
     {
-        // A hole of three pages: the second mapping's bits are shifted by seven.
+        // After the hole of three pages the second mapping begins at page 7, so its bits are shifted by seven.
         (ulong, ulong)[] ranges = [(0, (4 * 4096) - 1), (7 * 4096, ulong.MaxValue)];
         _host.Kernel.IovaRanges = ranges;
         _host.Kernel.Type1Caps = Type1Caps(ranges, 0x1000, 0x10000000);
@@ -257,7 +257,7 @@ internal sealed class KernelContainerTests
     private RamBlock Ram(string name, ulong address, ulong sizeBytes) =>
         _host.Memory.AddBlock(new RamBlockOptions { Name = name, SizeBytes = sizeBytes }, new GuestAddress(address));
 
-    /// <summary>IOVA_RANGE, MIGRATION and DMA_AVAIL, whose offsets count from 24 on.</summary>
+    /// <summary>The capabilities IOVA_RANGE, MIGRATION and DMA_AVAIL; the first lies at offset 24.</summary>
     private static byte[] Type1Caps((ulong First, ulong Last)[] ranges, ulong pageSizes, ulong maxBytes)
     {
         int second = 16 + (ranges.Length * 16), third = second + 32;

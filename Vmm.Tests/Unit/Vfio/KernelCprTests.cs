@@ -16,7 +16,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio;
 
-/// <summary>A device of the kernel changes process: what is asked of the kernel on either side, and after a failure (vfio-migration 7.5, 7.6).</summary>
+/// <summary>A kernel device moves to another process: the calls that both processes make, also after a failure (vfio-migration 7.5, 7.6).</summary>
 internal sealed class KernelCprTests
 {
     private const string Name = "0000:00:01.0", Uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
@@ -57,7 +57,7 @@ internal sealed class KernelCprTests
         io.ResumeCpr();
         _host.Kernel.Calls.Clear();
         old.Dispose();
-        Assert.That(_host.Kernel.Calls, Is.Empty, "the old process only closes");
+        Assert.That(_host.Kernel.Calls, Is.Empty, "the old process only closes its descriptors");
         io.Dispose();
         Assert.That(_host.Kernel.Calls, Does.Contain("container: UNMAP_DMA").And.Contain("group 7: UNSET_CONTAINER"));
     }
@@ -70,7 +70,7 @@ internal sealed class KernelCprTests
         using KernelVfioDeviceIo old = Open();
         ulong[] before = [.. Addresses];
         old.SuspendCpr();
-        // Killed, it can give nothing back.
+        // A next process that was killed gives no mapping back.
         foreach (ulong place in _host.Kernel.Mappings.Keys.Take(taken).ToArray())
         {
             _host.Kernel.Mappings[place] = _host.Kernel.Mappings[place] with { From = 0xdead000 };
@@ -80,7 +80,7 @@ internal sealed class KernelCprTests
         Assert.That(_host.Kernel.Suspended, Is.Empty);
         Assert.That(Addresses, Is.EqualTo(before));
         old.SuspendCpr();
-        Assert.That(_host.Kernel.Suspended, Has.Count.EqualTo(2), "and can try again");
+        Assert.That(_host.Kernel.Suspended, Has.Count.EqualTo(2), "the old process can suspend again");
         old.ResumeCpr();
     }
 
@@ -111,7 +111,7 @@ internal sealed class KernelCprTests
             _host.Kernel.Mappings[Size] = _host.Kernel.Mappings[Size] with { Size = Size / 2 };
             Assert.That(io.LoadCpr, Throws.TypeOf<VfioException>().With.Message.Contains("RAM block 'high'"));
             _host.Kernel.Mappings[Size] = _host.Kernel.Mappings[Size] with { Size = Size };
-            Assert.That(_host.Kernel.Suspended, Is.EqualTo((ulong[])[Size]), "it gives nothing back");
+            Assert.That(_host.Kernel.Suspended, Is.EqualTo((ulong[])[Size]), "the next process gives no mapping back");
         }
         old.ResumeCpr();
         Assert.That(_host.Kernel.Suspended, Is.Empty);
@@ -146,7 +146,7 @@ internal sealed class KernelCprTests
         ulong[] before = [.. Addresses];
         old.SuspendCpr();
         for (int i = 0; i < times; i++) _host.Kernel.BeforeMoves.Enqueue(Take);
-        if (times > 3) Assert.That(old.ResumeCpr, Throws.TypeOf<VfioException>().With.Message.Contains("RAM block 'low'"), "it does not try for ever");
+        if (times > 3) Assert.That(old.ResumeCpr, Throws.TypeOf<VfioException>().With.Message.Contains("RAM block 'low'"), "the old process does not try for ever");
         else old.ResumeCpr();
         if (times > 3) old.ResumeCpr();
         Assert.That(_host.Kernel.Suspended, Is.Empty);
@@ -248,7 +248,7 @@ internal sealed class KernelCprTests
             Throws.TypeOf<IncompatibleStateException>().With.Message.Contains("vfio_container_for_group' 7"));
     }
 
-    /// <summary>A paused VM has its device in STOP: nobody's left-over, and a reset would lose what it holds.</summary>
+    /// <summary>A paused VM's device is in STOP. The next process must not reset it as a leftover, because a reset would lose the device's state.</summary>
     [Test]
     public void AStoppedDeviceArrivesStopped()
     {
@@ -290,7 +290,7 @@ internal sealed class KernelCprTests
         return io;
     }
 
-    /// <summary>The process that takes over: memory of its own behind the same layout, and descriptors as SCM_RIGHTS brings them.</summary>
+    /// <summary>The process that takes over: it has its own mapping of the same RAM layout, and descriptors as SCM_RIGHTS duplicates them.</summary>
     private sealed class NextProcess : IDisposable
     {
         private readonly FakeVfioHost _host;

@@ -8,7 +8,7 @@ using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Unit.Vfio;
 
-/// <summary>What the kernel backend asks a device and makes of its answers (vfio-migration 1.4 to 1.7, 1.11).</summary>
+/// <summary>The kernel backend's requests to a device, and how it reads the answers (vfio-migration 1.4 to 1.7, 1.11).</summary>
 internal sealed class KernelDeviceIoTests
 {
     private const string Address = "0000:00:01.0";
@@ -40,7 +40,7 @@ internal sealed class KernelDeviceIoTests
     {
         _device.Regions[0] = (3, 0, []);
         Assert.That(new[] { 0u, 1u, 8u, 9u, 10u, uint.MaxValue }.Select(i => Io.GetRegionInfo(i).IsPresent), Has.All.False);
-        Assert.That(_host.Kernel.Calls.Count(static c => c == "device: GET_REGION_INFO"), Is.EqualTo(4), "those beyond the device's count are not asked for");
+        Assert.That(_host.Kernel.Calls.Count(static c => c == "device: GET_REGION_INFO"), Is.EqualTo(4), "the backend does not ask for regions beyond the device's count");
     }
 
     [Test]
@@ -83,7 +83,7 @@ internal sealed class KernelDeviceIoTests
         VfioRegionInfo info = Io.GetRegionInfo(2);
         Assert.Multiple(() =>
         {
-            Assert.That(info.Areas, Is.EqualTo(new[] { new VfioRegionArea(0x8000, 0x4000), new VfioRegionArea(0x1000, 0x2000) }), "in the order given, without the empty one");
+            Assert.That(info.Areas, Is.EqualTo(new[] { new VfioRegionArea(0x8000, 0x4000), new VfioRegionArea(0x1000, 0x2000) }), "the areas keep their order, and the empty one is left out");
             Assert.That((info.Type, info.Subtype, info.IsMsixMappable), Is.EqualTo((3u, 1u, true)));
             Assert.That(info.Flags, Is.EqualTo(VfioRegionFlags.Read | VfioRegionFlags.Write | VfioRegionFlags.Mmap));
             Assert.That(_host.Kernel.Calls.Count(static c => c == "device: GET_REGION_INFO"), Is.EqualTo(2));
@@ -270,7 +270,7 @@ internal sealed class KernelDeviceIoTests
         Assert.That((Io.StartDmaLog(4096, ranges, out ulong inForce), inForce), Is.EqualTo((Errno.None, 0x2000UL)));
         (uint flags, byte[] data, byte[] pointee) = _device.FeatureCalls[^1];
         Assert.That((flags, BinaryPrimitives.ReadUInt64LittleEndian(data), BinaryPrimitives.ReadUInt32LittleEndian(data.AsSpan(8))), Is.EqualTo((0x20006u, 4096UL, 2u)));
-        Assert.That(BinaryPrimitives.ReadUInt64LittleEndian(data.AsSpan(16)), Is.EqualTo(0xeeeeeeeeeeeeeeee), "where the pointer went");
+        Assert.That(BinaryPrimitives.ReadUInt64LittleEndian(data.AsSpan(16)), Is.EqualTo(0xeeeeeeeeeeeeeeee), "the fake replaces the pointer with this pattern");
         Assert.That(pointee, Is.EqualTo(U64(0, 0x10000, 0x100000, 0x4000)));
         _device.Features[7] = [];
         Assert.That(Io.StopDmaLog(), Is.EqualTo(Errno.None));
@@ -323,7 +323,7 @@ internal sealed class KernelDeviceIoTests
 
     private static byte[] Link(ushort id, int next) => [.. BitConverter.GetBytes(id), 1, 0, .. BitConverter.GetBytes(next)];
 
-    /// <summary>A chain from offset 32 on.</summary>
+    /// <summary>A chain of capabilities that begins at offset 32.</summary>
     private static byte[] Caps(params (ushort Id, byte[] Body)[] caps)
     {
         List<byte> bytes = [];

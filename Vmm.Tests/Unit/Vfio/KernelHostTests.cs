@@ -8,13 +8,13 @@ using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Unit.Vfio;
 
-/// <summary>The real kernel of this machine, as far as it goes without a VFIO device.</summary>
+/// <summary>Tests against this machine's own kernel, as far as they need no VFIO device.</summary>
 internal sealed class KernelHostTests
 {
     [Test]
     public void This_machines_nodes_give_the_error_that_fits_them()
     {
-        // A group number that no machine has.
+        // No machine has a group with this number.
         using var host = new FakeVfioHost(new KernelVfio(), dev: "/dev");
         host.AddPci("0000:00:01.0", group: "987654");
         VfioException error = Assert.Throws<VfioException>(() => host.Open("host=0000:00:01.0,iommufd=off"))!;

@@ -7,7 +7,7 @@ using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Unit.Vfio;
 
-/// <summary>Opening a device that cannot be opened: what is wrong is named, what to do is hinted, nothing stays open.</summary>
+/// <summary>When a device cannot be opened, the error names the cause, the hint says what to do, and nothing stays open.</summary>
 internal sealed class KernelOpenErrorTests
 {
     private const string Address = "0000:00:01.0";

@@ -7,10 +7,10 @@ using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Tests.Unit.Vfio;
 
-/// <summary>One thing that a C compiler can be asked about: an expression and the value we believe in.</summary>
+/// <summary>One question to a C compiler: an expression, and the value that our code gives it.</summary>
 internal sealed record UapiItem(string Name, string Expression, ulong Ours, string? Structure = null);
 
-/// <summary>Everything we say about the kernel's headers, found by reflection so that nothing can be left out.</summary>
+/// <summary>Everything that our code says about the kernel's headers. Reflection finds the items, so none is left out.</summary>
 internal static partial class UapiItems
 {
     /// <summary>Enums outside Uapi, with the C name of each member.</summary>
@@ -56,14 +56,14 @@ internal static partial class UapiItems
         return [.. items.DistinctBy(static i => i.Name)];
     }
 
-    /// <summary>Constants and structures of one holder.</summary>
+    /// <summary>The constants and structures that one type holds.</summary>
     internal static IEnumerable<UapiItem> Of(Type holder, string prefix, Func<FieldInfo, bool> isNumber) =>
     [
         .. Constants(holder).Where(isNumber).Select(static f => new UapiItem(f.Name, f.Name, Value(f))),
         .. holder.GetNestedTypes(BindingFlags.NonPublic).Where(static t => t.IsValueType && !t.IsDefined(typeof(System.Runtime.CompilerServices.CompilerGeneratedAttribute)) && !t.Name.Contains('<')).SelectMany(t => Layout(t, prefix)),
     ];
 
-    /// <summary>Members of the enums and constants above that no row names.</summary>
+    /// <summary>Members of the enums and constants above that have no row.</summary>
     internal static IEnumerable<string> Unlisted()
     {
         foreach (Type type in s_enums.Select(static e => e.Ours.GetType()).Distinct())

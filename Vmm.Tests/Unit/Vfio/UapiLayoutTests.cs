@@ -3,10 +3,10 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio;
 
-/// <summary>Our view of the kernel's VFIO and iommufd headers against a C compiler's.</summary>
+/// <summary>Our view of the kernel's VFIO and iommufd headers equals a C compiler's.</summary>
 internal sealed partial class UapiLayoutTests
 {
-    /// <summary>What the headers of Linux 6.12 do not have yet; everything else must be there.</summary>
+    /// <summary>Names that the headers of Linux 6.12 lack; they must have all others.</summary>
     private static readonly string[] s_newerThan612 =
     [
         "IOMMU_IOAS_MAP_FILE", "IOMMU_IOAS_CHANGE_PROCESS", "IOMMU_HWPT_ALLOC_PASID", "struct iommu_ioas_map_file", "struct iommu_ioas_change_process",
@@ -38,7 +38,7 @@ internal sealed partial class UapiLayoutTests
     private static bool IsNewer(string name) => s_newerThan612.Any(n => name == n || name.Contains($"{n})", StringComparison.Ordinal) || name.Contains($"({n},", StringComparison.Ordinal)
         || (name.Contains($"({n}.", StringComparison.Ordinal) && !n.Contains('.')));
 
-    /// <summary>A structure that grew: in an older header it ends where its first missing field begins.</summary>
+    /// <summary>The value that these headers give; in older headers, a structure that has grown since ends where its first missing field begins.</summary>
     private static ulong Expected(UapiItem item, List<UapiItem> missing)
     {
         if (item.Structure is null || item.Name != $"sizeof({item.Structure})") return item.Ours;
@@ -46,7 +46,7 @@ internal sealed partial class UapiLayoutTests
         return fields.Length == 0 ? item.Ours : fields.Min(static f => f.Ours);
     }
 
-    /// <summary>Items that do not compile: one a line, so that the errors' line numbers name them.</summary>
+    /// <summary>Finds the items that do not compile. Each has a line of its own, so the compiler's line numbers name them.</summary>
     private static List<UapiItem> Missing(TempDirectory folder, string headers, List<UapiItem> items)
     {
         string source = folder["probe.c"];
@@ -55,7 +55,7 @@ internal sealed partial class UapiLayoutTests
         return [.. ErrorLine().Matches(errors).Select(static m => int.Parse(m.Groups[1].Value)).Distinct().Select(n => items[n - 1])];
     }
 
-    /// <summary>What a C compiler says about each item.</summary>
+    /// <summary>Asks a C compiler for the value of each item.</summary>
     internal static Dictionary<string, ulong> Ask(TempDirectory folder, string prologue, string[] include, List<UapiItem> items)
     {
         string source = folder["print.c"], program = folder["print"];

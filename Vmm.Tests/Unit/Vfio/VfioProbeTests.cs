@@ -5,7 +5,7 @@ using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Unit.Vfio;
 
-/// <summary>What the probe tells of a host and its devices.</summary>
+/// <summary>The probe describes a host and its devices.</summary>
 internal sealed class VfioProbeTests
 {
     private const string Address = "0000:00:01.0", Uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";

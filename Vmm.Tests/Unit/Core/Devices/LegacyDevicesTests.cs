@@ -4,7 +4,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Core.Devices;
 
-/// <summary>Clock, keyboard controller and power registers as a guest's kernel uses them, and their sections.</summary>
+/// <summary>The RTC, the keyboard controller and the power registers as a guest's kernel uses them, and their sections.</summary>
 [TestFixture]
 internal sealed class LegacyDevicesTests
 {
@@ -55,14 +55,14 @@ internal sealed class LegacyDevicesTests
         _owned.Add(services.Irqs.Attach((line, level) => { if (line == 8) levels.Add(level); }));
         foreach ((int register, byte value) in ((int, byte)[])[(1, 0x03), (3, 0xff), (5, 0xff), (0x0b, 0x22)]) Put(cmos, register, value);
         services.Time.Advance(TimeSpan.FromSeconds(2.5));
-        Assert.That(levels, Is.Empty, "not yet");
+        Assert.That(levels, Is.Empty, "the alarm is half a second away");
         services.Time.Advance(TimeSpan.FromSeconds(1));
-        Assert.That((levels.LastOrDefault(), Register(cmos, 0x0c) & 0xa0), Is.EqualTo((true, 0xa0)), "the alarm");
-        Assert.That((levels[^1], Register(cmos, 0x0c)), Is.EqualTo((false, 0)), "read away");
+        Assert.That((levels.LastOrDefault(), Register(cmos, 0x0c) & 0xa0), Is.EqualTo((true, 0xa0)), "the alarm raises the line");
+        Assert.That((levels[^1], Register(cmos, 0x0c)), Is.EqualTo((false, 0)), "reading register C lowers the line");
         Put(cmos, 0x0a, 0x2f);
         Put(cmos, 0x0b, 0x42);
         services.Time.Advance(TimeSpan.FromMilliseconds(501));
-        Assert.That((levels[^1], Register(cmos, 0x0c) & 0xc0), Is.EqualTo((true, 0xc0)), "half a second");
+        Assert.That((levels[^1], Register(cmos, 0x0c) & 0xc0), Is.EqualTo((true, 0xc0)), "the periodic interrupt comes after half a second");
     }
 
     [Test]
@@ -71,14 +71,14 @@ internal sealed class LegacyDevicesTests
         TestServices services = Services();
         var controller = new I8042(services.Requests, services.Irqs);
         controller.Command.Write(0, 1, 0xaa);
-        Assert.That((controller.Command.Read(0, 1) & 5, controller.Data.Read(0, 1), controller.Command.Read(0, 1) & 1), Is.EqualTo((5UL, 0x55UL, 0UL)), "self test");
+        Assert.That((controller.Command.Read(0, 1) & 5, controller.Data.Read(0, 1), controller.Command.Read(0, 1) & 1), Is.EqualTo((5UL, 0x55UL, 0UL)), "the self test succeeds");
         controller.Command.Write(0, 1, 0x60);
         controller.Data.Write(0, 1, 0x65);
         controller.Command.Write(0, 1, 0x20);
         byte[] wire = SectionBytes.Save(I8042.Description, controller);
         var other = new I8042(services.Requests, services.Irqs);
         SectionBytes.Load(I8042.Description.Bind(other), wire);
-        Assert.That((other.Command.Read(0, 1) & 1, other.Data.Read(0, 1), other.Command.Read(0, 1) & 1), Is.EqualTo((1UL, 0x65UL, 0UL)), "the byte moved with it");
+        Assert.That((other.Command.Read(0, 1) & 1, other.Data.Read(0, 1), other.Command.Read(0, 1) & 1), Is.EqualTo((1UL, 0x65UL, 0UL)), "the pending byte moved with the controller");
         Assert.That(wire[..4], Is.EqualTo((byte[])[0, 0x1d, 0x65, 4]), "write_cmd, status, mode, pending");
     }
 

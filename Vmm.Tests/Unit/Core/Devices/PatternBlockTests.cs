@@ -4,7 +4,7 @@ using Vmm.Core.Workloads;
 
 namespace Vmm.Tests.Unit.Core.Devices;
 
-/// <summary>What the workload keeps in RAM: any page that a migration could lose, tear or mix up is found and named.</summary>
+/// <summary>The pattern that the workload keeps in RAM reveals and names every page that a migration loses, tears or mixes up.</summary>
 [TestFixture]
 public sealed class PatternBlockTests
 {
@@ -50,7 +50,7 @@ public sealed class PatternBlockTests
         Put(500, old);
         Assert.That(Scan(), Is.EqualTo((1L, "RAM block 'm' page 500: expected generation 5, found generation 4, whole")));
         Assert.That(_block.Rewrite(500)!.Page, Is.EqualTo(500));
-        Assert.That(Scan().Bad, Is.EqualTo(1), "a bad page is left as it is");
+        Assert.That(Scan().Bad, Is.EqualTo(1), "a rewrite leaves a bad page as it is");
     }
 
     [Test]
@@ -89,7 +89,7 @@ public sealed class PatternBlockTests
         byte[] old = Page(Data);
         _block.Rewrite(3);
         Put(Data, old);
-        // The index disagrees with the root, and page 3 with the index.
+        // The index disagrees with the root, and page 3 disagrees with the index.
         Assert.That(Scan(), Is.EqualTo((2L, $"RAM block 'm' page {Pages - 1}: expected 4001 writes with checksum 0x{_block.Root.Generations:x16} as in the root, "
             + $"found 4000 writes with checksum 0x{_block.Root.Generations - PatternPage.Checksum(3, 5) + PatternPage.Checksum(3, 4):x16} in the index")));
         _ram.Slice(Data * 4096, 4096).Clear();
@@ -127,7 +127,7 @@ public sealed class PatternBlockTests
         used.Slice(5 * 4096, 1)[0] = 1;
         block = new PatternBlock(used);
         block.Format(1, prefill: false);
-        Assert.That(block.Check(5), Is.Null, "unknown content is taken as it is");
+        Assert.That(block.Check(5), Is.Null, "Format accepts the unknown content of a page");
     }
 
     [Test]
@@ -154,7 +154,7 @@ public sealed class PatternBlockTests
 
     private void Put(int page, byte[] content) => content.CopyTo(_ram.Slice((ulong)page * 4096, 4096));
 
-    /// <summary>Verifies with nothing but what RAM holds.</summary>
+    /// <summary>Verifies the block with a new reader, which knows only what RAM holds.</summary>
     private (long Bad, string? First) Scan()
     {
         var reader = new PatternBlock(_ram);

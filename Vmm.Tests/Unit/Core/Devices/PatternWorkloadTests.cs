@@ -11,7 +11,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Core.Devices;
 
-/// <summary>The workload as a device: it follows the run state, keeps its rate, goes on elsewhere and reports what was lost on the way.</summary>
+/// <summary>The workload as a device: it follows the run state, keeps its rate, continues after a migration and reports what the migration lost.</summary>
 [TestFixture]
 public sealed class PatternWorkloadTests
 {
@@ -22,7 +22,7 @@ public sealed class PatternWorkloadTests
     {
         using TestVm vm = Create("pattern,rate=0", 4 << 20);
         IWorkload workload = Workload(vm);
-        Assert.That((workload.Counters.Writes, workload.Verify()), Is.EqualTo((0L, new WorkloadReport(0, 0, null))), "nothing before the start");
+        Assert.That((workload.Counters.Writes, workload.Verify()), Is.EqualTo((0L, new WorkloadReport(0, 0, null))), "the workload writes nothing before the VM starts");
         for (int round = 0; round < 20; round++)
         {
             vm.Vm.Cont();
@@ -32,7 +32,7 @@ public sealed class PatternWorkloadTests
             TimeSpan took = Stopwatch.GetElapsedTime(start);
             long writes = workload.Counters.Writes;
             byte[] after = vm.Ram.ReadOnlySlice(0, 4 << 20).ToArray();
-            // A second pass through the hand-over would let a step slip in if the first had not waited for it.
+            // If Stop had not waited for the writer, a write could come between the first look and these.
             Assert.That(workload.Verify(), Is.EqualTo(new WorkloadReport(1024, 0, null)));
             Assert.That(workload.Counters.Writes, Is.EqualTo(writes));
             Assert.That(vm.Ram.ReadOnlySlice(0, 4 << 20).SequenceEqual(after));
@@ -46,7 +46,7 @@ public sealed class PatternWorkloadTests
     {
         using TestVm vm = Create($"pattern,rate=0,expect={(expect ? "on" : "off")}", 4 << 20);
         IWorkload workload = Workload(vm);
-        Assert.That(workload.Verify().BadPages, Is.EqualTo(expect ? 1 : 0), "also before the start");
+        Assert.That(workload.Verify().BadPages, Is.EqualTo(expect ? 1 : 0), "Verify reports the loss even before the VM starts");
         vm.Vm.Cont();
         if (!expect) WaitForWrites(workload, 10);
         else Assert.That(() => workload.Counters.Violations, Is.GreaterThan(0).After(30_000, 5));
@@ -55,7 +55,7 @@ public sealed class PatternWorkloadTests
         Assert.That(report.BadPages, Is.EqualTo(expect ? 1 : 0));
         if (!expect) return;
         Assert.That(report.FirstBad!.ToString(), Does.Contain("expected the workload's root").And.Contain("the whole block was lost"));
-        Assert.That(workload.Counters.Writes, Is.Zero, "nothing hides the loss");
+        Assert.That(workload.Counters.Writes, Is.Zero, "the workload writes nothing over the loss");
     }
 
     [Test]
@@ -98,7 +98,7 @@ public sealed class PatternWorkloadTests
         long before = workload.Counters.Writes, start = Stopwatch.GetTimestamp();
         WaitForWrites(workload, before + 8000);
         double rate = (workload.Counters.Writes - before) / Stopwatch.GetElapsedTime(start).TotalSeconds;
-        // Never much faster, also not after a hold-up; slower only when the machine is busy with other things.
+        // The upper limit also holds after the writer was held up. There is no lower limit, because a busy machine slows the writer down.
         Assert.That(rate, Is.LessThan(10240 * 1.6));
     }
 
@@ -138,7 +138,7 @@ public sealed class PatternWorkloadTests
         WaitForWrites(Workload(destination), moved + 2000);
         Assert.That(Workload(destination).Verify(), Is.EqualTo(new WorkloadReport(2048, 0, null)));
         Assert.That(Workload(destination).Counters.Violations, Is.Zero);
-        Assert.That(Workload(source).Verify(), Is.EqualTo(new WorkloadReport(2048, 0, null)), "the source is quiet and whole");
+        Assert.That(Workload(source).Verify(), Is.EqualTo(new WorkloadReport(2048, 0, null)), "the source writes no more and is complete");
     }
 
     [Test]
@@ -153,7 +153,7 @@ public sealed class PatternWorkloadTests
         source.Vm.Cont();
         WaitForWrites(Workload(source), Workload(source).Counters.Writes + 1000);
         await Migrate(source, destination);
-        old.CopyTo(destination.Ram.Slice(4 * 4096, 4096)); // the lost update
+        old.CopyTo(destination.Ram.Slice(4 * 4096, 4096)); // The migration lost the update of this page.
         destination.Vm.Cont();
         Assert.That(SpinWait.SpinUntil(() => Workload(destination).Counters.Violations > 0, s_deadline));
         Assert.That(Workload(destination).Counters.FirstViolation!.ToString(), Does.StartWith("RAM block 'm' page 4: expected generation"));
@@ -173,7 +173,7 @@ public sealed class PatternWorkloadTests
         source.Vm.Cont();
         WaitForWrites(Workload(source), Workload(source).Counters.Writes + 200);
         await Migrate(source, destination);
-        old.CopyTo(destination.Ram.Slice(0, 1 << 20)); // every page lost since, root included
+        old.CopyTo(destination.Ram.Slice(0, 1 << 20)); // The migration lost every page written since, the root included.
         WorkloadReport report = Workload(destination).Verify();
         Assert.That(report.BadPages, Is.EqualTo(state ? 1 : 0));
         if (state) Assert.That(report.FirstBad!.Expected, Does.StartWith("what section 'pattern' says"));

@@ -7,8 +7,8 @@ using static Vmm.Tests.Support.SectionBytes;
 namespace Vmm.Tests.Unit.Core.Devices;
 
 /// <summary>
-/// Sections as QEMU writes them, bytes and VMDESC: <c>timer</c> of <c>-M none</c> that never ran, <c>serial</c> of a q35 machine with one
-/// ISA serial port.
+/// Our sections equal QEMU's in bytes and VMDESC: <c>timer</c> of a <c>-M none</c> machine that never ran, and <c>serial</c> of a q35 machine with
+/// one ISA serial port.
 /// </summary>
 [TestFixture]
 public sealed class QemuSectionTests
@@ -34,7 +34,7 @@ public sealed class QemuSectionTests
         using var serial = new SerialDevice(DeviceOptions.Parse("serial"), services);
         SaveVmEntry entry = services.SaveVm.Find(name, 0)!;
         byte[] body = Save(entry.VmState!);
-        // From the header's idstr to the footer's marker.
+        // The section's bytes from the header's idstr to the footer's marker.
         byte[] section = [(byte)name.Length, .. Encoding.ASCII.GetBytes(name), 0, 0, 0, 0, 0, 0, 0, (byte)entry.VersionId, .. body, 0x7e];
         byte[] stream = Golden.Read(capture);
         Assert.That(stream.AsSpan().IndexOf(section), Is.Positive);
@@ -63,7 +63,7 @@ public sealed class QemuSectionTests
         Assert.That(Save(VmClock.Description, services.Clock), Is.EqualTo(body));
     }
 
-    /// <summary>In-flight state by QEMU's layout of vmstate_serial's subsections; an idle machine never has it, so it is spelt out.</summary>
+    /// <summary>The test spells out the subsections of QEMU's vmstate_serial, because they hold transfers under way, which an idle machine never has.</summary>
     [Test]
     public void TheSubsectionsHaveQemusLayout()
     {
@@ -86,7 +86,7 @@ public sealed class QemuSectionTests
             + "\"vmsd_name\": \"Fifo8\", \"version\": 1, \"fields\": [{\"name\": \"data\", \"type\": \"buffer\", \"size\": 16}, {\"name\": \"head\", \"type\": \"uint32\", \"size\": 4}, "
             + "{\"name\": \"num\", \"type\": \"uint32\", \"size\": 4}]}, \"size\": 24}]}"));
         Assert.That(DescribedLength(desc), Is.EqualTo(body.Length));
-        Assert.That(new[] { device.Port.ReadRegister(0), device.Port.ReadRegister(0), device.Port.ReadRegister(0) }, Is.EqualTo("bcd"u8.ToArray()), "the ring starts at head");
+        Assert.That(new[] { device.Port.ReadRegister(0), device.Port.ReadRegister(0), device.Port.ReadRegister(0) }, Is.EqualTo("bcd"u8.ToArray()), "the FIFO's first byte is at its head");
     }
 
     [Test]

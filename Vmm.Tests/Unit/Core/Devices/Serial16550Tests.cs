@@ -97,7 +97,7 @@ public sealed class Serial16550Tests
         Assert.That(_port.ReadRegister(Iir), Is.EqualTo(0x02));
         Assert.That(_port.ReadRegister(Iir), Is.EqualTo(0x01));
         _port.WriteRegister(Data, 0x41);
-        Assert.That(_port.ReadRegister(Iir), Is.EqualTo(0x02), "the register is empty again");
+        Assert.That(_port.ReadRegister(Iir), Is.EqualTo(0x02), "the transmit register is empty again");
         Assert.That(_irq, Is.EqualTo(new[] { true, false, true, false }));
     }
 
@@ -109,7 +109,7 @@ public sealed class Serial16550Tests
         _port.Receive("a"u8);
         Assert.That((_port.ReceiveRoom, _port.ReadRegister(Iir)), Is.EqualTo((0, (byte)0x04)));
         _port.Receive("b"u8);
-        Assert.That(_port.ReadRegister(Iir), Is.EqualTo(0x06), "line status is above received data");
+        Assert.That(_port.ReadRegister(Iir), Is.EqualTo(0x06), "a line status interrupt has priority over received data");
         Assert.That(_port.ReadRegister(Lsr), Is.EqualTo(0x63));
         Assert.That(_port.ReadRegister(Lsr), Is.EqualTo(0x61), "reading clears the overrun");
         Assert.That(_port.ReadRegister(Data), Is.EqualTo((byte)'b'));
@@ -160,7 +160,7 @@ public sealed class Serial16550Tests
         Assert.That(_port.ReadRegister(Data), Is.EqualTo((byte)'a'));
         Assert.That(_port.ReadRegister(Iir), Is.EqualTo(0xc1), "reading ends the timeout");
         _time.Advance(TimeSpan.FromMilliseconds(10));
-        Assert.That(_port.ReadRegister(Iir), Is.EqualTo(0xcc), "and starts another for what is left");
+        Assert.That(_port.ReadRegister(Iir), Is.EqualTo(0xcc), "reading starts another timeout for the remaining bytes");
     }
 
     [Test]
@@ -189,7 +189,7 @@ public sealed class Serial16550Tests
         using var other = new Serial16550(otherClock);
         Load(Serial16550.Description, other, body);
         otherTime.Advance(TimeSpan.FromSeconds(1));
-        Assert.That(other.ReadRegister(Iir), Is.EqualTo(0xc1), "not before the VM runs");
+        Assert.That(other.ReadRegister(Iir), Is.EqualTo(0xc1), "the timeout does not expire before the VM runs");
         otherClock.OnVmStateChange(true, RunState.Running);
         otherTime.Advance(TimeSpan.FromMilliseconds(10));
         Assert.That((other.ReadRegister(Iir), other.ReadRegister(Data)), Is.EqualTo(((byte)0xcc, (byte)'a')));

@@ -86,7 +86,7 @@ public sealed class SerialDeviceTests
         client.Send("a"u8);
         Assert.That(Received(before, old), Is.EqualTo('a'));
         Leave(old, MigrationEvent.PrecopySetup);
-        // Neither the bytes nor the connection are the old process's any more.
+        // The old process reads no more bytes and accepts no more connections: both belong to the next process.
         client.Send("bc"u8);
         using Socket another = Connect(null);
         using SerialDevice after = Inherit(old, next);
@@ -97,7 +97,7 @@ public sealed class SerialDeviceTests
         Assert.That((Received(after, next), Received(after, next)), Is.EqualTo(('b', 'c')));
         Send(after, "x");
         Assert.That(Next(client), Is.EqualTo('x'));
-        // It has a client, and tells the other so, which the old one never did.
+        // The next process has a client, so it refuses the other connection; the old process never accepted that connection.
         Assert.That(Next(another), Is.EqualTo('\0'));
         client.Dispose();
         Assert.That(SpinWait.SpinUntil(() => next.CprFds.Entries().Count == 1, s_deadline), "the client has left");
@@ -150,16 +150,16 @@ public sealed class SerialDeviceTests
         using (services.Bql.Acquire()) device.OnVmStateChange(true, RunState.Running);
     }
 
-    /// <summary>A client; with services given, one that has been accepted.</summary>
+    /// <summary>Connects a client; with services given, waits until their device has accepted it.</summary>
     private Socket Connect(TestServices? services)
     {
         var client = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified) { ReceiveTimeout = (int)s_deadline.TotalMilliseconds };
         client.Connect(new UnixDomainSocketEndPoint(File));
-        if (services is not null) Assert.That(SpinWait.SpinUntil(() => services.CprFds.Entries().Count == 2, s_deadline), "the client is handed over with the socket");
+        if (services is not null) Assert.That(SpinWait.SpinUntil(() => services.CprFds.Entries().Count == 2, s_deadline), "the descriptor table has the listener and the client");
         return client;
     }
 
-    /// <summary>What the guest receives next.</summary>
+    /// <summary>Waits for the next character that the guest receives.</summary>
     private static char Received(SerialDevice device, TestServices services)
     {
         char received = default;
@@ -171,11 +171,11 @@ public sealed class SerialDeviceTests
                 received = (char)device.Port.ReadRegister(0);
                 return true;
             }
-        }, s_deadline), "nothing arrives");
+        }, s_deadline), "no character arrived");
         return received;
     }
 
-    /// <summary>What the client receives next; 0 at the end.</summary>
+    /// <summary>Waits for the next character that the client receives; 0 once the connection has ended.</summary>
     private static char Next(Socket client)
     {
         byte[] one = new byte[1];

@@ -4,7 +4,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Core.Interop;
 
-/// <summary>The system interface against the runtime's own view of the same things: layouts, constants and errors.</summary>
+/// <summary>Layouts, constants and errors of our system interface agree with the runtime's own.</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 internal sealed class PosixTests
@@ -42,11 +42,11 @@ internal sealed class PosixTests
         using OwnedFd memory = Posix.MemFd("sealed", 4096);
         using (Assert.EnterMultipleScope())
         {
-            Assert.That(Posix.Truncate(memory, 10), Is.EqualTo(Errno.EPERM), "it cannot shrink");
+            Assert.That(Posix.Truncate(memory, 10), Is.EqualTo(Errno.EPERM), "a sealed memfd cannot shrink");
             Assert.That(Posix.Open("/nonexistent/x", Posix.O_RDONLY, 0, out Errno errno), Is.Null);
             Assert.That(errno, Is.EqualTo(Errno.ENOENT));
             Assert.That(Posix.MakeDirectory("/", 0x1C0), Is.EqualTo(Errno.EEXIST));
-            Assert.That(Posix.SeekData(memory, 5000), Is.EqualTo(-1), "nothing but a hole");
+            Assert.That(Posix.SeekData(memory, 5000), Is.EqualTo(-1), "the file is one hole");
             Assert.That(Posix.Receive(memory, new byte[1], 0, out errno), Is.EqualTo(-1));
             Assert.That(errno, Is.EqualTo((Errno)88), "ENOTSOCK");
         }
@@ -82,7 +82,7 @@ internal sealed class PosixTests
             Assert.That(bytes[..5], Is.EqualTo("abcde"u8.ToArray()));
             Assert.That(received, Has.Count.EqualTo(count));
             for (int i = 0; i < count; i++) Posix.SignalEventFd(sent[i]);
-            Assert.That(received.TrueForAll(static fd => Posix.Poll(fd, Posix.POLLIN, null, 0, out _) == Posix.POLLIN), "they are the same files");
+            Assert.That(received.TrueForAll(static fd => Posix.Poll(fd, Posix.POLLIN, null, 0, out _) == Posix.POLLIN), "the received descriptors refer to the sent files");
         }
         foreach (OwnedFd fd in sent.Concat(received)) fd.Dispose();
     }

@@ -4,7 +4,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Core.Interop;
 
-/// <summary>The one listener of UNIX sockets: who may connect, what it replaces, and whose file it removes.</summary>
+/// <summary>The listener of UNIX sockets: who may connect, which file it replaces, and which file it removes.</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
@@ -30,8 +30,8 @@ internal sealed class UnixListenerTests : IDisposable
             Assert.That(File.GetUnixFileMode(path), Is.EqualTo(OwnerOnly));
             Assert.That(File.GetUnixFileMode(_folder["there/new"]), Is.EqualTo(OwnerOnly | UnixFileMode.UserExecute));
             Assert.That(File.GetUnixFileMode(_folder["there/new/newer"]), Is.EqualTo(OwnerOnly | UnixFileMode.UserExecute));
-            Assert.That(File.GetUnixFileMode(_folder["there"]), Is.EqualTo(before), "a folder that was there stays as it is");
-            Assert.That(Directory.GetFiles(_folder["there/new/newer"]), Has.Length.EqualTo(1), "no temporary name is left");
+            Assert.That(File.GetUnixFileMode(_folder["there"]), Is.EqualTo(before), "an existing folder keeps its mode");
+            Assert.That(Directory.GetFiles(_folder["there/new/newer"]), Has.Length.EqualTo(1), "no file with a temporary name is left");
         }
         Connect(path);
     }
@@ -69,7 +69,7 @@ internal sealed class UnixListenerTests : IDisposable
             next.MoveTo(Path);
             old.Dispose();
             Connect(Path);
-            Assert.That((next.Path, Posix.Poll(next.Socket, Posix.POLLIN, null, 0, out _)), Is.EqualTo((Path, Posix.POLLIN)), "the next one has the connection");
+            Assert.That((next.Path, Posix.Poll(next.Socket, Posix.POLLIN, null, 0, out _)), Is.EqualTo((Path, Posix.POLLIN)), "the next listener has the connection");
         }
         Assert.That(Directory.GetFileSystemEntries(_folder.Path), Is.Empty);
     }
@@ -110,7 +110,7 @@ internal sealed class UnixListenerTests : IDisposable
             Assert.That(Refusal("file/s"), Does.Contain("cannot listen at"));
             Assert.That(Refusal(new string('x', 120)), Does.Contain("1 to 107 bytes"));
             Assert.That(File.ReadAllText(_folder["file"]), Is.EqualTo("precious"));
-            Assert.That(Directory.GetFileSystemEntries(_folder.Path), Has.Length.EqualTo(4), "nothing was made");
+            Assert.That(Directory.GetFileSystemEntries(_folder.Path), Has.Length.EqualTo(4), "the refused listener created no file");
         }
         Connect(_folder["live"]);
         string Refusal(string name) => Assert.Throws<ConfigurationException>(() => UnixListener.Listen(_folder[name], 1).Dispose())!.Message;

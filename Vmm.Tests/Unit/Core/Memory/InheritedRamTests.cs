@@ -5,7 +5,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Core.Memory;
 
-/// <summary>RAM from the process that had it before.</summary>
+/// <summary>A RAM block takes its memory over from the previous process.</summary>
 [TestFixture]
 public sealed class InheritedRamTests
 {

@@ -74,12 +74,12 @@ public sealed class PciHostTests
     public void NobodyAnswersWithAllOnes()
     {
         using FakePciDevice device = Plug();
-        Assert.That(ConfigRead(2, 0, 4), Is.EqualTo(0xffffffff), "an empty slot");
+        Assert.That(ConfigRead(2, 0, 4), Is.EqualTo(0xffffffff), "the slot is empty");
         Assert.That(ConfigRead(2, 0, 2), Is.EqualTo(0xffff));
-        Assert.That(Host.ConfigRead(0x0108, 0, 4), Is.EqualTo(0xffffffff), "another bus");
-        Assert.That(Host.ConfigRead(device.Address.DevFn, 256, 4), Is.EqualTo(0xffffffff), "behind a conventional space");
+        Assert.That(Host.ConfigRead(0x0108, 0, 4), Is.EqualTo(0xffffffff), "there is no other bus");
+        Assert.That(Host.ConfigRead(device.Address.DevFn, 256, 4), Is.EqualTo(0xffffffff), "the offset lies behind a conventional configuration space");
         Host.PioWrite(0xcf8, 4, 0x0000_0800);
-        Assert.That(Host.PioRead(0xcfc, 4), Is.EqualTo(0xffffffff), "enable bit clear");
+        Assert.That(Host.PioRead(0xcfc, 4), Is.EqualTo(0xffffffff), "the enable bit is clear");
         Assert.That(Host.PioRead(0x3f8, 1), Is.EqualTo(0xff));
         Assert.That(Host.MmioRead(new GuestAddress(0xfe000000), 8), Is.EqualTo(ulong.MaxValue));
         Host.MmioWrite(new GuestAddress(0xfe000000), 8, 0);
@@ -132,18 +132,18 @@ public sealed class PciHostTests
         ConfigWrite(1, 0x14, 4, 0xc000);
         ConfigWrite(1, 0x18, 4, 0x00008000);
         ConfigWrite(1, 0x1c, 4, 0x12);
-        Assert.That(Host.MmioRead(new GuestAddress(0xfe000010), 4), Is.EqualTo(0xffffffff), "memory is off");
+        Assert.That(Host.MmioRead(new GuestAddress(0xfe000010), 4), Is.EqualTo(0xffffffff), "memory decoding is off");
         ConfigWrite(1, 4, 2, 2);
         Assert.That(Host.MmioRead(new GuestAddress(0xfe000010), 4), Is.EqualTo(0x55667788));
         Assert.That(Host.MmioRead(new GuestAddress(0x12_0000_8ff8), 8), Is.EqualTo(0x1122334455667788));
-        Assert.That(Host.PioRead(0xc004, 2), Is.EqualTo(0xffff), "ports are off");
+        Assert.That(Host.PioRead(0xc004, 2), Is.EqualTo(0xffff), "port decoding is off");
         ConfigWrite(1, 4, 2, 3);
         Assert.That(Host.PioRead(0xc004, 2), Is.EqualTo(0x7788));
         Host.PioWrite(0xc01c, 4, 0xcafe);
         Host.MmioWrite(new GuestAddress(0xfe000ffc), 4, 0xf00d);
         Assert.That(device.Log, Is.EqualTo((string[])["r0+10/4", "r2+ff8/8", "r1+4/2", "w1+1c/4=cafe", "w0+ffc/4=f00d"]));
         ConfigWrite(1, 0x10, 4, 0xfd000000);
-        Assert.That(Host.MmioRead(new GuestAddress(0xfe000010), 4), Is.EqualTo(0xffffffff), "it moved");
+        Assert.That(Host.MmioRead(new GuestAddress(0xfe000010), 4), Is.EqualTo(0xffffffff), "the BAR has moved");
         Assert.That(Host.MmioRead(new GuestAddress(0xfd000010), 1), Is.EqualTo(0x88));
     }
 
@@ -170,7 +170,7 @@ public sealed class PciHostTests
         Assert.That((low.Log.Count, high.Log.Count), Is.EqualTo((1, 0)));
         low.Dispose();
         Host.MmioRead(new GuestAddress(0xfe000000), 4);
-        Assert.That(high.Log, Has.Count.EqualTo(1), "an unplugged function answers no more");
+        Assert.That(high.Log, Has.Count.EqualTo(1), "the other function answers once this one is unplugged");
     }
 
     [TestCase(0x00000000u)]
@@ -195,7 +195,7 @@ public sealed class PciHostTests
             a.SetIntx(false);
             b.SetIntx(false);
         }
-        Assert.That(_services.Interrupts.Intx, Is.EqualTo(((int, bool)[])[(1, true), (2, true), (1, false)]), "two share line 1");
+        Assert.That(_services.Interrupts.Intx, Is.EqualTo(((int, bool)[])[(1, true), (2, true), (1, false)]), "two functions share line 1");
     }
 
     [Test]

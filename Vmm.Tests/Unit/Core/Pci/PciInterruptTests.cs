@@ -84,7 +84,7 @@ public sealed class PciInterruptTests
         Assert.That(_services.Pci.MmioRead(new GuestAddress(Table + 4), 8), Is.EqualTo(0x99aabbcc11223344));
         _services.Pci.MmioWrite(new GuestAddress(Table), 1, 0);
         _services.Pci.MmioWrite(new GuestAddress(Pba), 4, 0xff);
-        Assert.That(_services.Pci.MmioRead(new GuestAddress(Table), 1), Is.EqualTo(0x88), "narrow writes are not taken");
+        Assert.That(_services.Pci.MmioRead(new GuestAddress(Table), 1), Is.EqualTo(0x88), "the table ignores narrow writes");
         Assert.That(_services.Pci.MmioRead(new GuestAddress(Pba), 4), Is.Zero);
         Assert.That(_device.Log, Is.Empty);
         _services.Pci.MmioRead(new GuestAddress(Table + 64), 4);
@@ -102,7 +102,7 @@ public sealed class PciInterruptTests
         Assert.That(_device.Msi.Vectors, Is.EqualTo(4));
         Assert.That(Sent, Is.EqualTo(((ulong, uint)[])[(0x1_fee0_0000, 0x4fff)]));
         _device.Msi.Notify(4);
-        Assert.That(Sent, Has.Length.EqualTo(1), "not allocated");
+        Assert.That(Sent, Has.Length.EqualTo(1), "the guest has not allocated this vector");
     }
 
     [Test]

@@ -44,7 +44,7 @@ public sealed class PciSectionTests
         }
     }
 
-    /// <summary>Field names, versions and presence of the core's description equal QEMU 7.2's own dump.</summary>
+    /// <summary>The descriptions of the PCI core name the same fields, versions and conditions as QEMU 7.2's own dump.</summary>
     [Test]
     public void DescriptionsEqualQemusDump()
     {

@@ -2,12 +2,12 @@ using Vmm.Core.RunStates;
 
 namespace Vmm.Tests.Unit.Core.RunStates;
 
-/// <summary>The lock contracts are checked in every run of the tests, in release builds as well.</summary>
+/// <summary>Every test run checks the lock contracts, in release builds as well.</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class BqlTests
 {
     [Test]
-    public void ContractsAreChecked() => Assert.That(Bql.ChecksContracts, "Vmm.CheckLocks in Vmm.Tests.csproj");
+    public void ContractsAreChecked() => Assert.That(Bql.ChecksContracts, "Vmm.Tests.csproj must set Vmm.CheckLocks");
 
     [Test]
     public void ABrokenContractNamesTheMember()

@@ -5,7 +5,7 @@ using static Vmm.Tests.Support.SectionBytes;
 
 namespace Vmm.Tests.Unit.Core.VmStates;
 
-/// <summary>What VMDESC says of fields (stream 2.6, 17.20), in the forms of 7.2, 10.0 and 11.1.</summary>
+/// <summary>VMDESC describes fields (stream 2.6, 17.20) in the forms of QEMU 7.2, 10.0 and 11.1.</summary>
 [TestFixture]
 public sealed class VmDescTests
 {

@@ -5,7 +5,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Core.VmStates;
 
-/// <summary>Our dump has the shape of QEMU's (stream 2.7), and QEMU's own checker compares two of ours.</summary>
+/// <summary>Our dump has the shape of QEMU's (stream 2.7), so QEMU's own checker can compare two of our dumps.</summary>
 [TestFixture]
 public sealed class VmStateDumpTests
 {
@@ -129,7 +129,7 @@ public sealed class VmStateDumpTests
     {
         using JsonDocument json = JsonDocument.Parse(VmStateDump.Write("none", [("isa-serial", SerialDevice.Description)]));
         JsonElement state = json.RootElement.GetProperty("isa-serial").GetProperty("Description").GetProperty("Fields")[0].GetProperty("Description");
-        // Of QEMU 11.1's -dump-vmstate; sizes of structs aside, which are its compiler's affair.
+        // From QEMU 11.1's -dump-vmstate, without the sizes of structs, which depend on its compiler.
         Assert.That(state.GetProperty("Fields").EnumerateArray().Select(Line), Is.EqualTo(new[]
         {
             "divider v2 2", "rbr v0 1", "ier v0 1", "iir v0 1", "lcr v0 1", "mcr v0 1", "lsr v0 1", "msr v0 1", "scr v0 1", "fcr_vmstate v3 1",

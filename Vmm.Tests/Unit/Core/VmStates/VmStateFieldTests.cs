@@ -42,7 +42,7 @@ public sealed class VmStateFieldTests
     public void APredicateDecidesAloneAndSeesTheIncomingVersion()
     {
         int seen = 0;
-        // The version says no and the predicate yes; the predicate wins.
+        // The version would leave the field out and the predicate includes it; the predicate wins.
         VmStateDescription<Device> description = Of(VmState.UInt32<Device>("b", static d => ref d.B, since: 99, exists: (d, v) => { seen = v; return d.HasB; }));
         var d = new Device();
         Assert.That(Save(description, d), Is.EqualTo(Hex("00000002")));

@@ -55,7 +55,7 @@ public sealed class VmStateStructTests
 
     private static VmStateDescription<Device> Of(params VmStateField<Device>[] fields) => new() { Name = "dev", VersionId = 9, MinimumVersionId = 1, Fields = fields };
 
-    /// <summary>The section's version says nothing about a nested object's (stream 17.15).</summary>
+    /// <summary>A nested object's version does not depend on the section's version (stream 17.15).</summary>
     [TestCase(1)]
     [TestCase(9)]
     public void AStructCarriesNoVersionAndUsesItsOwn(int sectionVersion)
@@ -165,11 +165,11 @@ public sealed class VmStateStructTests
         d.List.AddRange([new Point { X = 1, Y = 2, Z = 3 }, new Point { X = 4, Y = 5, Z = 6 }]);
         Assert.That(Save(description, d), Is.EqualTo(Hex("01 010203 01 040506 00")));
         Load(description, d, Hex("01 090909 00"));
-        Assert.That(d.List.Select(static p => p.X), Is.EqualTo(new byte[] { 9 }), "load replaces");
+        Assert.That(d.List.Select(static p => p.X), Is.EqualTo(new byte[] { 9 }), "a load replaces the list");
         Load(description, d, Hex("01 010101 01 020202 01 030303 00"));
-        Assert.That(d.List.Select(static p => p.X), Is.EqualTo(new byte[] { 1, 2, 3 }), "order is kept");
+        Assert.That(d.List.Select(static p => p.X), Is.EqualTo(new byte[] { 1, 2, 3 }), "a load keeps the order");
         Assert.Throws<StreamFormatException>(() => Load(description, d, Hex("01 010101 01 020202 01 030303 01 040404 00")));
-        Assert.That(d.List, Has.Count.EqualTo(3), "a list over the device's most is dropped whole");
+        Assert.That(d.List, Has.Count.EqualTo(3), "a list longer than the device's limit changes nothing");
     }
 
     [Test]

@@ -5,7 +5,7 @@ using static Vmm.Tests.Support.SectionBytes;
 
 namespace Vmm.Tests.Unit.Core.VmStates;
 
-/// <summary>Subsections are found by lookahead and prefix (stream 2.4, 17.15).</summary>
+/// <summary>The reader finds subsections by lookahead and name prefix (stream 2.4, 17.15).</summary>
 [TestFixture]
 public sealed class VmStateSubsectionTests
 {
@@ -43,7 +43,7 @@ public sealed class VmStateSubsectionTests
         Assert.That(Save(s_device, new Device()), Is.EqualTo(Hex("01")));
         Assert.That(Save(s_device, new Device { SendC = true, SendB = true }), Is.EqualTo(Hex($"01 {B} 02 {C} 03")));
         Assert.That(Save(s_device, new Device { SendB = true, SendDeep = true }), Is.EqualTo(Hex($"01 {B} 02 {Deep} 04")));
-        Assert.That(Save(s_device, new Device { SendDeep = true }), Is.EqualTo(Hex("01")), "a subsection of one that is not needed");
+        Assert.That(Save(s_device, new Device { SendDeep = true }), Is.EqualTo(Hex("01")), "a needed subsection does not travel without its parent");
     }
 
     [Test]
@@ -81,7 +81,7 @@ public sealed class VmStateSubsectionTests
         Assert.That(f.Position, Is.EqualTo(1));
     }
 
-    /// <summary>The inner description's loop runs first: it leaves what is not its own and takes what only looks like it.</summary>
+    /// <summary>The inner description looks for subsections first; it takes all with its prefix and leaves the others to the outer description.</summary>
     [Test]
     public void AnOuterSubsectionPassesTheNestedStructThatIsReadFirst()
     {
@@ -99,7 +99,10 @@ public sealed class VmStateSubsectionTests
         Assert.That((loaded.C, loaded.Inner!.B), Is.EqualTo(((byte)3, (byte)2)));
     }
 
-    /// <summary>Prefixes are plain (stream 17.15), so these streams load nowhere; they are refused before any is written.</summary>
+    /// <summary>
+    /// A reader compares only the prefix of a name (stream 17.15), so no reader could load these streams. Bind refuses the descriptions before anything
+    /// writes a stream.
+    /// </summary>
     [Test]
     public void ADescriptionThatWouldTakeAnothersSubsectionIsRefused()
     {
@@ -116,7 +119,7 @@ public sealed class VmStateSubsectionTests
         };
         Assert.That(Assert.Throws<ArgumentException>(() => sibling.Bind(new Device()))!.Message, Does.Contain("'dev/cc'").And.Contain("'dev/c'"));
         VmStateDescription<Device> otherOrder = new() { Name = "dev", Subsections = [sibling.Subsections[1], sibling.Subsections[0]] };
-        Assert.DoesNotThrow(() => otherOrder.Bind(new Device()), "the longer name first is unambiguous");
+        Assert.DoesNotThrow(() => otherOrder.Bind(new Device()), "with the longer name first the order is unambiguous");
     }
 
     [Test]
@@ -125,8 +128,8 @@ public sealed class VmStateSubsectionTests
         var d = new Device();
         Load(s_device, d, Hex("01 05 05 6465762f62 ffffff02 07"));
         Assert.That(d.B, Is.EqualTo(7));
-        Assert.Throws<IncompatibleStateException>(() => Load(s_device, d, Hex("01 05 05 6465762f62 00000003 07")), "too new");
-        Assert.Throws<IncompatibleStateException>(() => Load(s_device, d, Hex("01 05 05 6465762f62 00000000 07")), "too old");
+        Assert.Throws<IncompatibleStateException>(() => Load(s_device, d, Hex("01 05 05 6465762f62 00000003 07")), "version 3 is too new");
+        Assert.Throws<IncompatibleStateException>(() => Load(s_device, d, Hex("01 05 05 6465762f62 00000000 07")), "version 0 is too old");
     }
 
     [Test]

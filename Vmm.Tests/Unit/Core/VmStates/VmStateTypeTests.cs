@@ -63,7 +63,7 @@ public sealed class VmStateTypeTests
         var empty = new Leaves { Yes = false, No = true, I8 = 0, I16 = 0, I32 = 0, I64 = 0, U8 = 0, U16 = 0, U32 = 0, U64 = 0, Pending = -1, Idle = 5, Real = 0 };
         Load(Leaves.Description, empty, s_leaves);
         Assert.That(Save(Leaves.Description, empty), Is.EqualTo(s_leaves));
-        Assert.That(empty.Idle, Is.EqualTo(-1), "all ones means not pending");
+        Assert.That(empty.Idle, Is.EqualTo(-1), "all ones means that the timer is not pending");
     }
 
     [Test]
@@ -121,11 +121,11 @@ public sealed class VmStateTypeTests
         Load(description, d, Hex(same));
         var error = Assert.Throws<StreamFormatException>(() => Load(description, d, Hex(other)));
         Assert.That(error!.Message, Does.Contain("'c/f'").And.Contain("the local value"));
-        Assert.That(error.Offset, Is.Zero, "offset of the value, not behind it");
-        Assert.That(Save(description, d), Is.EqualTo(Hex(same)), "a refused value must not stick");
+        Assert.That(error.Offset, Is.Zero, "the error names the offset of the value, not the one behind it");
+        Assert.That(Save(description, d), Is.EqualTo(Hex(same)), "a refused value must not change the field");
     }
 
-    /// <summary>"le" is less-or-equal, and big-endian (stream 17.16).</summary>
+    /// <summary>In "int32 le", "le" means less-or-equal; the value is big-endian (stream 17.16).</summary>
     [TestCase("00000000", true)]
     [TestCase("00000007", true)]
     [TestCase("00000008", false)]

@@ -16,7 +16,10 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Cpr;
 
-/// <summary>A VM changes hands between two VMs of this process: who has it when something goes wrong, and what the one that gave it away still does.</summary>
+/// <summary>
+/// One VM of this process hands its guest over to another. The tests check which of the two has the guest when something goes wrong, and what the
+/// old VM refuses afterwards.
+/// </summary>
 internal sealed class CprHandOverTests
 {
     private const ulong Size = 64 << 10;
@@ -76,7 +79,7 @@ internal sealed class CprHandOverTests
         Assert.That(_from.Vm.Reset, Throws.Nothing);
     }
 
-    /// <summary>With everything read, the next process ends its connection in good order, and without an answer that looks like success.</summary>
+    /// <summary>Without a return path, a destination that has read everything and then closes its connection must not look like success.</summary>
     [Test]
     public async Task WithoutTheCapabilityAFailedLoadIsStillAFailure()
     {
@@ -114,19 +117,19 @@ internal sealed class CprHandOverTests
         Assert.That(() => CprState.ToBytes(many, []), Throws.TypeOf<StreamLimitException>().With.Message.Contains("4097"));
     }
 
-    /// <summary>Two groups in one container: one descriptor under two names.</summary>
+    /// <summary>Two VFIO groups share a container, so one descriptor has two names.</summary>
     [Test]
     public void ADescriptorUnderTwoNamesSurvivesAnExec()
     {
         OwnedFd fd = Posix.EventFd();
         byte[] bytes = CprState.ToBytes([new CprFd("vfio_container_for_group", 7, fd), new CprFd("vfio_container_for_group", 8, fd)], []);
         int number = fd.Number;
-        fd.SetHandleAsInvalid(); // As after an exec: open, and nobody's.
+        fd.SetHandleAsInvalid(); // As after an exec, the descriptor is open and no object owns it.
         var claimed = new Dictionary<int, OwnedFd>();
         using CprIncoming read = CprState.Parse(bytes, MigrationMode.CprExec, n => CprExec.Claim(n, claimed));
         Assert.That(read.Fds.Select(static f => f.Id), Is.EqualTo(new[] { 7, 8 }));
         Assert.That(read.Fds[0].Fd.Number, Is.EqualTo(number));
-        Assert.That(read.Fds[1].Fd.Number, Is.Not.EqualTo(number), "each has an owner of its own");
+        Assert.That(read.Fds[1].Fd.Number, Is.Not.EqualTo(number), "each name has its own descriptor");
         read.Fds[0].Fd.Dispose();
         Assert.That(Posix.IsOpen(read.Fds[1].Fd.Number));
     }
@@ -145,7 +148,7 @@ internal sealed class CprHandOverTests
         Assert.That(called, Is.EqualTo(new[] { 0, 1, 2 }));
         called.Clear();
         Assert.That(() => notifiers.Notify(MigrationEvent.PrecopySetup, MigrationMode.CprTransfer), Throws.TypeOf<DeviceStateException>());
-        Assert.That(called, Is.EqualTo(new[] { 0 }), "before a migration the first refusal is enough");
+        Assert.That(called, Is.EqualTo(new[] { 0 }), "before a migration the first refusal ends the notification");
 
         using var table = new CprFdTable();
         table.Receive(new CprIncoming(MigrationMode.CprTransfer, [], []));
@@ -155,7 +158,7 @@ internal sealed class CprHandOverTests
         Assert.That(called, Does.Contain(9));
     }
 
-    /// <summary>The destination runs: however late a cancel or a yank comes, the source does not.</summary>
+    /// <summary>Once the destination runs, a late cancel or yank must not make the source run again.</summary>
     [TestCase(false)]
     [TestCase(true)]
     public async Task WhatTheDestinationConfirmedIsItsOwn(bool yank)
@@ -169,7 +172,7 @@ internal sealed class CprHandOverTests
         bool tooLate = false;
         var late = new LateChannel(a, () =>
         {
-            // All that is written behind the stop is one piece.
+            // The source writes everything after the stop in one piece, so this is its last write.
             if (source.Vm.RunState.State != RunState.FinishMigrate || !incoming.Wait(s_deadline)) return;
             tooLate = true;
             if (yank) source.Engine.Yank();
@@ -196,7 +199,7 @@ internal sealed class CprHandOverTests
     private static TestVm Make(CprTransferReceiver receiver) =>
         new(new VmOptions { Memory = [new RamBlockOptions { Name = "m", SizeBytes = Size }], IsIncoming = true, Cpr = receiver.Incoming });
 
-    /// <summary>Can be saved and not loaded.</summary>
+    /// <summary>A section that saves and then fails to load.</summary>
     private sealed class Broken : ISaveState, ILoadState
     {
         public void SaveState(QemuFileWriter f) => f.WriteByte(1);
@@ -204,7 +207,7 @@ internal sealed class CprHandOverTests
         public void LoadState(QemuFileReader f, int versionId) => throw new DeviceStateException("it does not load");
     }
 
-    /// <summary>Holds the source up right behind each of its writes.</summary>
+    /// <summary>Runs an action right after each of the source's writes, while the source waits.</summary>
     private sealed class LateChannel(InMemoryChannel inner, Action behind) : IMigrationChannel
     {
         public string Name => inner.Name;

@@ -9,7 +9,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Cpr;
 
-/// <summary>Mode cpr-reboot: state in one file, RAM in another that survives; and what blocks which mode.</summary>
+/// <summary>Mode cpr-reboot keeps the device state in one file and RAM in another that survives; a blocker blocks only the modes that it names.</summary>
 [TestFixture]
 public class CprRebootTests
 {

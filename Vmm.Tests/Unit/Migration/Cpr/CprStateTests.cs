@@ -10,7 +10,7 @@ namespace Vmm.Tests.Unit.Migration.Cpr;
 [TestFixture]
 public class CprStateTests
 {
-    /// <summary>As QEMU 11.1.3 sent it for <c>-M none,memory-backend=m</c>; the 0x20 carried the memfd.</summary>
+    /// <summary>The state that QEMU 11.1.3 sent for <c>-M none,memory-backend=m</c>; the byte 0x20 carried the memfd.</summary>
     private const string Qemu111 = "514350520000000101000000026d000000000020" + "00051543707253746174652f7666696f20646576696365730000000100";
 
     /// <summary>The layout that vfio-migration 7.2 shows for cpr-exec with an IOMMUFD device.</summary>
@@ -26,7 +26,7 @@ public class CprStateTests
         using OwnedFd fd = Posix.EventFd();
         IReadOnlyList<CprState.Part> parts = CprState.ToParts([new CprFd("m", 0, fd)], []);
         Assert.That(Convert.ToHexStringLower([.. parts.SelectMany(static p => p.Bytes)]), Is.EqualTo(Qemu111));
-        Assert.That(parts.Where(static p => p.Fd is not null).Select(static p => p.Bytes), Is.EqualTo(new byte[][] { [CprState.FdMark] }), "a descriptor travels with its own byte alone");
+        Assert.That(parts.Where(static p => p.Fd is not null).Select(static p => p.Bytes), Is.EqualTo(new byte[][] { [CprState.FdMark] }), "each descriptor travels with one byte of its own");
     }
 
     [Test]
@@ -58,7 +58,7 @@ public class CprStateTests
         int complete = s_exec.AsSpan().IndexOf("\0\0\0\x13"u8) + 5;
         for (int n = 0; n < s_exec.Length; n++)
         {
-            if (n == complete) continue; // Without the subsection it is what QEMU 10.0 writes.
+            if (n == complete) continue; // QEMU 10.0 writes exactly this, without the subsection.
             Assert.That(() => CprState.Parse(s_exec.AsSpan(0, n).ToArray(), MigrationMode.CprExec, _ => fd), Throws.InstanceOf<StreamTruncatedException>().Or.InstanceOf<StreamFormatException>(), $"{n} bytes");
         }
     }

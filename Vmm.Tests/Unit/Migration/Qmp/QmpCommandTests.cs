@@ -8,7 +8,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Qmp;
 
-/// <summary>Introspection, run state, dirty rate, jobs, descriptors (qmp 6, 7, 8.9, 9 and 11).</summary>
+/// <summary>Commands for introspection, run state, dirty rate, jobs and descriptors (qmp 6, 7, 8.9, 9 and 11).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
@@ -288,7 +288,7 @@ public sealed class QmpCommandTests
     {
         using var host = new QmpHost();
         using QmpWire wire = host.Client();
-        // In one piece, or the first may be over before the second is there.
+        // Send both commands in one piece; otherwise the first measurement may end before the second command arrives.
         JsonObject first = wire.Run($"{{\"execute\":\"calc-dirty-rate\",\"arguments\":{{\"calc-time\":400,\"calc-time-unit\":\"millisecond\",\"mode\":\"{mode}\"}}}}"
             + "{\"execute\":\"calc-dirty-rate\",\"arguments\":{\"calc-time\":1}}").Answer;
         Assert.That(first.ContainsKey("return"), first.ToJsonString());
@@ -302,7 +302,7 @@ public sealed class QmpCommandTests
             info = wire.Return("query-dirty-rate", "{\"calc-time-unit\":\"millisecond\"}");
         }
         while (info["status"]!.ToString() == "measuring");
-        // The whole of 1 MiB in about 0.4 s; a slow machine only lowers it.
+        // The loop writes at most 1 MiB in about 0.4 s; a slow machine only lowers the rate.
         Assert.That(info["dirty-rate"]!.GetValue<long>(), Is.InRange(0, 3));
         Assert.That(info["calc-time"]!.GetValue<long>(), Is.EqualTo(400));
         Assert.That(host.Vm.Memory.IsDirtyLogging, Is.False);
@@ -316,10 +316,10 @@ public sealed class QmpCommandTests
         for (int calcMs = 100; ; calcMs *= 4)
         {
             wire.Return("calc-dirty-rate", $"{{\"calc-time\":{calcMs},\"calc-time-unit\":\"millisecond\",\"mode\":\"dirty-bitmap\"}}");
-            LeakCheck.WaitFor(() => host.Vm.Memory.IsDirtyLogging || wire.Return("query-dirty-rate")["status"]!.ToString() == "measured", "the measurement has begun");
+            LeakCheck.WaitFor(() => host.Vm.Memory.IsDirtyLogging || wire.Return("query-dirty-rate")["status"]!.ToString() == "measured", "the measurement did not begin");
             using (host.Vm.Bql.Acquire())
             {
-                if (!host.Vm.Memory.IsDirtyLogging) continue; // It is over already, on a machine that does other work: once more, for longer.
+                if (!host.Vm.Memory.IsDirtyLogging) continue; // On a busy machine the measurement may have ended already: try again with a longer one.
                 host.Engine.Move(MigrationStatus.Active);
                 host.Vm.Memory.StartDirtyLog();
                 break;
@@ -334,7 +334,7 @@ public sealed class QmpCommandTests
         using (Assert.EnterMultipleScope())
         {
             Assert.That(info["status"]!.ToString(), Is.EqualTo("unstarted"));
-            Assert.That(marks.IsSet(2), "the migration's mark is still there");
+            Assert.That(marks.IsSet(2), "the measurement leaves the migration's dirty mark");
             Assert.That(wire.Error("calc-dirty-rate", "{\"calc-time\":1}"), Is.EqualTo("GenericError: the dirty rate cannot be measured while a migration is active"));
         }
     }

@@ -11,7 +11,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Qmp;
 
-/// <summary>The client sequences of qmp 8.10 and 9, on the real engine.</summary>
+/// <summary>Clients run the sequences of qmp 8.10 and 9 on the real engine.</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
@@ -134,7 +134,7 @@ public sealed class QmpEngineTests
         (_, List<string> events) = source.Wire.Run($"{{\"execute\":\"migrate\",\"arguments\":{{\"uri\":\"tcp:127.0.0.1:{port}\"}}}}");
         source.Until("MIGRATION active", events);
         source.Wire.Return("yank", "{\"instances\":[{\"type\":\"migration\"}]}");
-        LeakCheck.WaitFor(() => source.Wire.Execute("query-migrate")["return"]!["status"]!.ToString() == "failed", "the yanked migration has failed");
+        LeakCheck.WaitFor(() => source.Wire.Execute("query-migrate")["return"]!["status"]!.ToString() == "failed", "the yanked migration did not fail");
         Assert.That(source.Wire.Return("query-status")["running"]!.GetValue<bool>());
     }
 

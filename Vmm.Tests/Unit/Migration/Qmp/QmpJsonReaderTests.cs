@@ -120,7 +120,7 @@ public sealed class QmpJsonReaderTests
         {
             string text = string.Concat(Enumerable.Range(0, random.Next(1, 200)).Select(_ => alphabet[random.Next(alphabet.Length)]));
             List<string> whole = Read(text + "\u00ff{\"ok\":1}"), split = Read(text + "\u00ff{\"ok\":1}", random.Next(1, 7));
-            Assert.That(split, Is.EqualTo(whole), "the split must not matter");
+            Assert.That(split, Is.EqualTo(whole), "the split must not change the result");
             Assert.That(whole[^1], Is.EqualTo("{\"ok\": 1}"), text);
         }
     }

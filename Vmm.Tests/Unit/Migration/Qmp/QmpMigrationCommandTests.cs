@@ -124,7 +124,7 @@ public sealed class QmpMigrationCommandTests
             "direct-io=false", "cpr-exec-command=[]", "x-rdma-chunk-size=1048576",
         ];
         Assert.That(all.Select(static p => $"{p.Key}={p.Value!.ToJsonString()}"), Is.EquivalentTo(expected));
-        // Everything may be set to what it is.
+        // A client may set every parameter to the value that it has.
         wire.Return("migrate-set-parameters", all.ToJsonString());
     }
 

@@ -6,7 +6,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Qmp;
 
-/// <summary>Framing, negotiation, errors, events (qmp 1 to 6), byte for byte where they are given.</summary>
+/// <summary>Framing, negotiation, errors and events (qmp 1 to 6), byte for byte where the specification gives the bytes.</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
@@ -35,7 +35,7 @@ public sealed class QmpProtocolTests
         using QmpWire wire = host.Raw();
         (JsonObject answer, _) = wire.Run(input);
         AssertError(answer, errorClass, text, id);
-        Assert.That(wire.Execute("qmp_capabilities")["return"]!.ToJsonString(), Is.EqualTo("{}"), "still in negotiation");
+        Assert.That(wire.Execute("qmp_capabilities")["return"]!.ToJsonString(), Is.EqualTo("{}"), "the session is still in negotiation");
     }
 
     [Test]
@@ -141,7 +141,7 @@ public sealed class QmpProtocolTests
             Assert.That(events, Is.EqualTo(new[] { "RESUME" }), "the event precedes the return");
             Assert.That(answer["return"]!.ToJsonString(), Is.EqualTo("{}"));
             Assert.That(QmpWire.Describe(second.Read()), Is.EqualTo("RESUME"));
-            Assert.That(silent.Execute("qmp_capabilities").ContainsKey("return"), "no event before negotiation");
+            Assert.That(silent.Execute("qmp_capabilities").ContainsKey("return"), "a client receives no event before its negotiation");
         }
     }
 
@@ -175,7 +175,7 @@ public sealed class QmpProtocolTests
         long elapsedMs = Environment.TickCount64 - start;
         using (Assert.EnterMultipleScope())
         {
-            Assert.That(elapsedMs, Is.LessThan(1000), "50 ms on an idle machine; this one may be busy");
+            Assert.That(elapsedMs, Is.LessThan(1000), "an idle machine takes 50 ms, but this one may be busy");
             Assert.That(host.Engine.Calls, Does.Contain("yank"));
         }
         host.Engine.Move(Vmm.Migration.Status.MigrationStatus.Failed);
@@ -188,7 +188,7 @@ public sealed class QmpProtocolTests
     {
         using var host = new QmpHost();
         using QmpWire deaf = host.Client(), good = host.Client();
-        // The socket buffer takes some; the bounded queue must end what is beyond it.
+        // The socket buffer takes some events. Once the bounded queue behind it is full, the server must end the connection.
         for (int i = 0; i < 200_000 && !deaf.Served.IsCompleted && host.Server.ClientCount == 2; i++)
         {
             host.Server.Broadcast("STOP", null);

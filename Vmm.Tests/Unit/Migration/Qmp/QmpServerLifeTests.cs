@@ -9,7 +9,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Qmp;
 
-/// <summary>Sockets, clients coming and going, and what is left afterwards: nothing. Not parallel, because it counts descriptors.</summary>
+/// <summary>The server leaves nothing behind when sockets and clients come and go. Not parallel, because the tests count descriptors.</summary>
 [TestFixture]
 [NonParallelizable]
 [System.Runtime.Versioning.SupportedOSPlatform("linux")]
@@ -37,7 +37,7 @@ public sealed class QmpServerLifeTests
     {
         using var directory = new TempDirectory();
         using var host = new QmpHost();
-        // What a crash leaves: a socket file that nobody listens on.
+        // A crash leaves a socket file that nobody listens on.
         using (OwnedFd stale = Posix.Socket(Posix.AF_UNIX)) Posix.Bind(stale, Posix.UnixAddress(directory["live"]));
         host.Server.Listen(directory["live"]);
         File.WriteAllText(directory["file"], "precious");
@@ -74,7 +74,7 @@ public sealed class QmpServerLifeTests
         using var host = new QmpHost();
         host.Server.Listen(directory["qmp"]);
         using (QmpClient warm = QmpClient.Connect(directory["qmp"], s_deadline)) warm.Execute("query-name");
-        // The runtime's own, made for the first asynchronous socket of the process.
+        // The first asynchronous socket of the process makes the runtime open descriptors of its own.
         await Visit(2);
         await Gone(host);
         List<string> before = LeakCheck.SettledDescriptors();
@@ -123,7 +123,7 @@ public sealed class QmpServerLifeTests
         using var host = new QmpHost();
         using QmpWire first = host.Client(), second = host.Client(oob: true);
         first.Return("query-name");
-        LeakCheck.WaitFor(() => !LeakCheck.ThreadNames().Exists(static t => t.Name.StartsWith("qmp-", StringComparison.Ordinal)), "no thread of the control plane");
+        LeakCheck.WaitFor(() => !LeakCheck.ThreadNames().Exists(static t => t.Name.StartsWith("qmp-", StringComparison.Ordinal)), "a thread of the control plane is left");
     }
 
     [Test]
@@ -163,9 +163,9 @@ public sealed class QmpServerLifeTests
         var host = new QmpHost();
         using QmpWire deaf = host.Client();
         byte[] burst = Encoding.ASCII.GetBytes(string.Concat(Enumerable.Repeat("{\"execute\":\"query-migrate-capabilities\"}", 2000)));
-        // The server stops reading once its queue is full and its writer waits for room, so not all of this may fit.
+        // The server stops reading once its queue is full and its writer waits for room, so the burst may not fit.
         Task sending = Task.Run(() => deaf.TrySend(burst));
-        LeakCheck.WaitFor(() => sending.IsCompleted || deaf.HasUnread, "answers");
+        LeakCheck.WaitFor(() => sending.IsCompleted || deaf.HasUnread, "no answer came");
         await Task.Run(host.Dispose).WaitAsync(s_deadline);
         await deaf.Served.WaitAsync(s_deadline);
         await sending.WaitAsync(s_deadline);

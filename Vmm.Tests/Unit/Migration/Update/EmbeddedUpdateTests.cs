@@ -2,7 +2,7 @@ using System.Diagnostics;
 
 namespace Vmm.Tests.Unit.Migration.Update;
 
-/// <summary>An embedder's program, which knows nothing of the command, updates itself under its VM.</summary>
+/// <summary>An embedder's program, which does not use the command <c>vmm</c>, updates itself and keeps its VM.</summary>
 [TestFixture]
 public class EmbeddedUpdateTests
 {
@@ -14,7 +14,7 @@ public class EmbeddedUpdateTests
     {
         var info = new ProcessStartInfo(Path.Combine(AppContext.BaseDirectory, "EmbeddedVmm"), ["update", method]) { RedirectStandardOutput = true, RedirectStandardError = true };
         using Process first = Process.Start(info)!;
-        // Both processes write here, in either order; the pipe ends with the last of them.
+        // Both processes write to this pipe, in either order; the pipe ends when the last of them exits.
         using var limit = new CancellationTokenSource(s_deadline);
         Task<string> output = first.StandardOutput.ReadToEndAsync(limit.Token), errors = first.StandardError.ReadToEndAsync(limit.Token);
         await first.WaitForExitAsync(limit.Token);

@@ -7,7 +7,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Update;
 
-/// <summary>The rehearsal of a move as an embedder uses it.</summary>
+/// <summary>An embedder rehearses a move.</summary>
 [TestFixture]
 public class MoveRehearsalTests
 {

@@ -6,7 +6,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Update;
 
-/// <summary>What the new process tells the old one, and what the old one makes of anything else.</summary>
+/// <summary>The new process reports its progress to the old one, and the old one refuses everything that is no report.</summary>
 [TestFixture]
 public class UpdateReportsTests
 {

@@ -4,7 +4,7 @@ using Vmm.Migration.Update;
 
 namespace Vmm.Tests.Unit.Migration.Update;
 
-/// <summary>What the old process puts into the new one's environment.</summary>
+/// <summary>The old process puts a ticket into the new one's environment, which says how the VM arrives.</summary>
 [TestFixture]
 public class UpdateTicketTests
 {

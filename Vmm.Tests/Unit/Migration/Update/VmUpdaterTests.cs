@@ -10,7 +10,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Update;
 
-/// <summary>Updates that an embedder asks for and that cannot succeed: the VM goes on, nothing stays behind, and the error speaks of no command line.</summary>
+/// <summary>When an embedder's update fails, the VM goes on, nothing stays behind, and the error does not mention a command line.</summary>
 [TestFixture]
 internal sealed class VmUpdaterTests
 {
@@ -81,7 +81,7 @@ internal sealed class VmUpdaterTests
         ExpectAsBefore();
     }
 
-    /// <summary>An update to a shell script.</summary>
+    /// <summary>Options of an update whose new program is a shell script.</summary>
     private UpdateOptions Shell(string script, UpdateMethod method) => new()
     {
         Binary = "/bin/sh", Arguments = ["-c", script], TrialArguments = [], Method = method, Directory = _folder.Path, Rehearse = false,

@@ -9,7 +9,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Migration.Viewer;
 
-/// <summary>Each way to break a stream is reported with its place, and reading goes on where it can.</summary>
+/// <summary>The viewer reports every way to break a stream with its place, and reads on where it can.</summary>
 [TestFixture]
 public sealed class StreamViewerTests
 {
@@ -116,13 +116,13 @@ public sealed class StreamViewerTests
     [Test]
     public void StreamsOfUnusualButLegalFormAreWellFormed()
     {
-        Assert.That(View(Stream().Eof()).IsValid, "no sections at all");
-        Assert.That(View(new StreamBuilder().U32(0x5145564d).U32(3).Eof()).IsValid, "no configuration");
-        Assert.That(View(Stream().RamStart(body: static b => b.U64(4)).Eof()).IsValid, "no blocks");
+        Assert.That(View(Stream().Eof()).IsValid, "a stream needs no sections");
+        Assert.That(View(new StreamBuilder().U32(0x5145564d).U32(3).Eof()).IsValid, "a stream needs no configuration");
+        Assert.That(View(Stream().RamStart(body: static b => b.U64(4)).Eof()).IsValid, "a RAM section needs no blocks");
         StreamDocument twice = View(Stream().RamStart().RamPart(static b => b.U64(2).Counted("m").U8(0)).RamPart(static b => b.U64(0x1022).U8(0)).Eof());
-        Assert.That((twice.IsValid, twice.RamBlocks[0].Pages.Zero), Is.EqualTo((true, 2L)), "CONTINUE crosses sections");
+        Assert.That((twice.IsValid, twice.RamBlocks[0].Pages.Zero), Is.EqualTo((true, 2L)), "the CONTINUE flag works across sections");
         Assert.That(View(Stream().Command(7, [0, 0, 0, 6]).Command(4).Eof().Eof()).Entries.Select(static e => (e.Kind, e.Depth)).TakeLast(3),
-            Is.EqualTo(new[] { (StreamEntryKind.Command, 1), (StreamEntryKind.Eof, 1), (StreamEntryKind.Eof, 0) }), "a package with its own EOF");
+            Is.EqualTo(new[] { (StreamEntryKind.Command, 1), (StreamEntryKind.Eof, 1), (StreamEntryKind.Eof, 0) }), "a package has its own EOF");
     }
 
     [Test]
@@ -170,7 +170,7 @@ public sealed class StreamViewerTests
     [Test]
     public void WhatIsTooMuchIsLeftOutNotHeld()
     {
-        // A struct array of three million one-byte elements.
+        // VMDESC describes a struct array of three million one-byte elements.
         string fields = """{"name": "s", "array_len": 3000000, "type": "struct", "struct": {"vmsd_name": "e", "version": 1, "fields": [{"name": "v", "type": "uint8", "size": 1}]}, "size": 1}""";
         StreamDocument stream = View(Stream().Full(3, "dev", 1, new byte[3_000_000]).Described("dev", 1, fields));
         Assert.That(stream.Violations, Is.Empty);
@@ -182,7 +182,7 @@ public sealed class StreamViewerTests
         for (int i = 0; i <= WireLimits.ViewerEntries; i++) commands.Command(4);
         stream = View(commands.Eof());
         Assert.That(stream.Violations.Single().Message, Does.Contain("WireLimits.ViewerEntries"));
-        Assert.That(stream.Entries, Has.Count.EqualTo(WireLimits.ViewerEntries + 1), "and the rest as one entry that was not read");
+        Assert.That(stream.Entries, Has.Count.EqualTo(WireLimits.ViewerEntries + 1), "one more entry stands for the rest, which the viewer did not read");
     }
 
     [Test]

@@ -34,7 +34,7 @@ public sealed class VfioBarTests
         Assert.That(view.Slice(0x10, 8).ToArray(), Is.EqualTo((byte[])[0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]));
         Assert.That((io.RegionReads, io.WriteLog.Count), Is.EqualTo((reads, 0)));
         f.MmioWrite(VfioDeviceFixture.Bar0 + 0x1ffe, 4, 0x44332211);
-        Assert.That(io.WriteLog, Is.EqualTo((string[])["0+1ffe=44332211"]), "half outside, so by call; not posted, because areas are not ordered with it");
+        Assert.That(io.WriteLog, Is.EqualTo((string[])["0+1ffe=44332211"]), "an access half outside the area goes by call, and is not posted, because a posted write has no order with the areas");
     }
 
     [Test]
@@ -64,10 +64,10 @@ public sealed class VfioBarTests
         Assert.That(io.Mapped, Is.EqualTo(((uint, VfioRegionArea)[])[(2, new(0, 0x4000))]));
         using MappedRegion view = io.View(2, 0, 0x4000);
         view.Slice(0x1000, 0x1000).Fill(0x55);
-        Assert.That(f.MmioRead(VfioDeviceFixture.Bar2 + 0x1000, 8), Is.Zero, "table");
-        Assert.That(f.MmioRead(VfioDeviceFixture.Bar2 + 0x100c), Is.EqualTo(1), "masked");
-        Assert.That(f.MmioRead(VfioDeviceFixture.Bar2 + 0x1800), Is.Zero, "pending bits come by call");
-        Assert.That(f.MmioRead(VfioDeviceFixture.Bar2 + 0x1040), Is.EqualTo(0x55555555), "the rest of the page");
+        Assert.That(f.MmioRead(VfioDeviceFixture.Bar2 + 0x1000, 8), Is.Zero, "the table is emulated");
+        Assert.That(f.MmioRead(VfioDeviceFixture.Bar2 + 0x100c), Is.EqualTo(1), "the vector is masked");
+        Assert.That(f.MmioRead(VfioDeviceFixture.Bar2 + 0x1800), Is.Zero, "the pending bits are emulated");
+        Assert.That(f.MmioRead(VfioDeviceFixture.Bar2 + 0x1040), Is.EqualTo(0x55555555), "the rest of the table's page comes from the device");
         f.Vector(0, 0xfee00000, 1, masked: true);
         Assert.That(view.Slice(0x1000, 4).ToArray(), Is.All.EqualTo(0x55));
     }

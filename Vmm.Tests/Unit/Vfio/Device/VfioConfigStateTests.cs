@@ -25,7 +25,7 @@ public sealed class VfioConfigStateTests
             "0000000000000000 00000000 01000000" + "0000e0fe00000000 41000000 00000000" + "0000000000000000 00000000 01000000" + "0000000000000000 00000000 01000000" + "00")));
     }
 
-    /// <summary>A 256-byte device without MSI-X, every byte written by hand from vfio-migration 6.</summary>
+    /// <summary>The record of a 256-byte device without MSI-X, with every byte written by hand from vfio-migration 6.</summary>
     [Test]
     public void AHandMadeRecord()
     {
@@ -57,20 +57,20 @@ public sealed class VfioConfigStateTests
         source.Write(0x72, 2, 0x8000);
         source.Vector(3, 0xfee00000, 0x43, masked: true);
         source.Io.Fire(VfioPciIrq.Msix, 3);
-        LeakCheck.WaitFor(() => source.MmioRead(VfioDeviceFixture.Bar2 + 0x1800) == 8, "the pending bit");
+        LeakCheck.WaitFor(() => source.MmioRead(VfioDeviceFixture.Bar2 + 0x1800) == 8, "the pending bit is not set");
         byte[] record = source.Save();
 
         using var target = new VfioDeviceFixture();
         target.Load(record);
         Assert.That(target.Save(), Is.EqualTo(record));
-        Assert.That(target.Io.WriteLog, Is.EqualTo((string[])["7+04=0007"]), "BARs are virtual; only the command is the device's");
+        Assert.That(target.Io.WriteLog, Is.EqualTo((string[])["7+04=0007"]), "BARs are emulated, so only the command goes to the device");
         Assert.That(target.Io.BusMaster, Is.EqualTo((bool[])[true]));
         Assert.That(target.Io.IrqLog, Is.EqualTo((string[])["0 disable", "2 bind 0+2 -f"]));
         Assert.That(target.Device.Function.Bar(0)!.Address, Is.EqualTo(VfioDeviceFixture.Bar0));
         target.Io.Fire(VfioPciIrq.Msix, 1);
         Assert.That(target.Messages(1), Is.EqualTo(((ulong, uint)[])[(0xfee00000, 0x41)]));
         target.Vector(3, 0xfee00000, 0x43);
-        Assert.That(target.Messages(2)[1], Is.EqualTo((0xfee00000UL, 0x43u)), "it was pending when it moved");
+        Assert.That(target.Messages(2)[1], Is.EqualTo((0xfee00000UL, 0x43u)), "the vector was pending when the device moved");
     }
 
     [Test]
@@ -157,7 +157,10 @@ public sealed class VfioConfigStateTests
         Assert.That(Assert.Throws<IncompatibleStateException>(() => target.Load(record, apply: false))!.Message, Does.Contain("VFIOPCIDevice").And.Contain("offset 0x00"));
     }
 
-    /// <summary>The guest put the device into D3 since it was opened: the next process reads that at open, and the old one's shadow has it as it was.</summary>
+    /// <summary>
+    /// The guest has put the device into D3 since the old process opened it. The next process reads D3 when it opens the device, but the old one's
+    /// shadow still has D0.
+    /// </summary>
     [Test]
     public void TheNextProcessTakesWhatIsNotEmulatedFromTheDevice()
     {
@@ -171,7 +174,7 @@ public sealed class VfioConfigStateTests
         next.Io.Set(0x44, 2, 1);
         Assert.That(next.Read(0x44, 2), Is.EqualTo(1));
         Assert.That(next.Read(0x10), Is.EqualTo(VfioDeviceFixture.Bar0));
-        Assert.That(next.Save(), Is.EqualTo(opened), "a destination just opened takes it");
+        Assert.That(next.Save(), Is.EqualTo(opened), "the record equals that of a device just opened, so a destination accepts it");
         using var host = new VfioDeviceFixture();
         Assert.DoesNotThrow(() => host.Load(next.Save()));
     }
@@ -223,8 +226,8 @@ public sealed class VfioConfigStateTests
         byte[] after = f.Save();
         Assert.That(after[(4 + 0xc0)..(4 + 0xc4)], Is.EqualTo(SectionBytes.Hex("cefaedfe")));
         Assert.That(after[4 + 0x84], Is.EqualTo(0x99));
-        Assert.That(after[4 + 0x44], Is.EqualTo(before[4 + 0x44]), "a destination just opened would refuse it");
-        Assert.That(after[(4 + 4)..(4 + 6)], Is.EqualTo(before[(4 + 4)..(4 + 6)]), "the command is the guest's");
+        Assert.That(after[4 + 0x44], Is.EqualTo(before[4 + 0x44]), "a changed byte here would make a destination refuse the record");
+        Assert.That(after[(4 + 4)..(4 + 6)], Is.EqualTo(before[(4 + 4)..(4 + 6)]), "the record keeps the guest's command register");
         using var target = new VfioDeviceFixture();
         Assert.DoesNotThrow(() => target.Load(after));
     }

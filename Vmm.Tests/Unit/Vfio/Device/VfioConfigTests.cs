@@ -24,10 +24,10 @@ public sealed class VfioConfigTests
     {
         using var f = new VfioDeviceFixture(VfioDeviceFixture.Typical().Bar(4, 0x1800, 0x8));
         f.Io.Set(0x10, 4, 0xdead0000);
-        Assert.That(f.Read(0x10), Is.Zero, "the host's addresses are not shown");
+        Assert.That(f.Read(0x10), Is.Zero, "the guest does not see the host's addresses");
         for (int n = 0; n < 6; n++) f.Write(0x10 + 4 * n, 4, 0xffffffff);
         Assert.That(Enumerable.Range(0, 6).Select(n => f.Read(0x10 + 4 * n)),
-            Is.EqualTo((uint[])[0xfffff000, 0xffffffe1, 0xffffc00c, 0xffffffff, 0xffffe008, 0]), "0x1800 bytes make a BAR of 0x2000");
+            Is.EqualTo((uint[])[0xfffff000, 0xffffffe1, 0xffffc00c, 0xffffffff, 0xffffe008, 0]), "a region of 0x1800 bytes makes a BAR of 0x2000");
     }
 
     [Test]
@@ -38,7 +38,7 @@ public sealed class VfioConfigTests
         int reads = f.Io.RegionReads;
         Assert.That(f.Read(0x50), Is.EqualTo(0x01847005), "the enable bit starts clear");
         Assert.That(f.Read(0x70), Is.EqualTo(0x00038011));
-        Assert.That(f.Io.RegionReads, Is.EqualTo(reads), "without the device");
+        Assert.That(f.Io.RegionReads, Is.EqualTo(reads), "MSI registers are emulated, so the device is not read");
     }
 
     [TestCase(0x52, 2, 0x0001u, "7+52=0185")]
@@ -100,7 +100,7 @@ public sealed class VfioConfigTests
         Assert.That(f.Read(0, 2), Is.EqualTo(0xffff));
         Assert.DoesNotThrow(() => f.Write(4, 2, 7));
         Assert.DoesNotThrow(() => f.Write(0x72, 2, 0x8000));
-        Assert.That(f.Read(0x10), Is.Zero, "what is emulated needs no device");
+        Assert.That(f.Read(0x10), Is.Zero, "an emulated register needs no device");
     }
 
     [Test]
@@ -114,7 +114,7 @@ public sealed class VfioConfigTests
         f.Write(4, 2, 2);
         Assert.That(f.MmioRead(0xfd000010), Is.EqualTo(0x13121110));
         f.Write(0x30, 4, 0xfd000000);
-        Assert.That(f.MmioRead(0xfd000010), Is.EqualTo(0xffffffff), "disabled");
+        Assert.That(f.MmioRead(0xfd000010), Is.EqualTo(0xffffffff), "the ROM is disabled");
     }
 
     [Test]
@@ -123,7 +123,7 @@ public sealed class VfioConfigTests
         FakeVfioIo io = new FakeVfioIo(255).Set(0xfc, 2, 0x2211).Set(0xfe, 1, 0x33);
         using var f = new VfioDeviceFixture(io);
         Assert.That(f.Read(0xfc), Is.EqualTo(0x00332211));
-        Assert.That(f.Device.Function.Config.IsExpress, Is.True, "as QEMU takes mtty's 255 bytes");
+        Assert.That(f.Device.Function.Config.IsExpress, Is.True, "QEMU takes mtty, which has 255 bytes, for an express device");
     }
 
     [TestCaseSource(nameof(Unfit))]
@@ -158,7 +158,7 @@ public sealed class VfioConfigTests
         static TestCaseData Case(string why, Func<FakeVfioIo> make) => new TestCaseData(new FakeVfioIoMaker(make), why).SetArgDisplayNames(why);
     }
 
-    /// <summary>Makes a fake when its case runs.</summary>
+    /// <summary>Makes the fake only when its test case runs.</summary>
     public sealed class FakeVfioIoMaker
     {
         private readonly Func<FakeVfioIo> _make;
@@ -175,7 +175,7 @@ public sealed class VfioConfigTests
         io.Config[0x51] = 0x40;
         using var f = new VfioDeviceFixture(io);
         Assert.That(f.Device.Function.Config.Capabilities(out bool broken), Has.Count.EqualTo(2));
-        Assert.That(broken, Is.False, "the guest sees a sound chain");
+        Assert.That(broken, Is.False, "the guest sees a chain without a loop");
     }
 
     [Test]

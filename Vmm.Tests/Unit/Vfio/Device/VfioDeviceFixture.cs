@@ -8,7 +8,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Device;
 
-/// <summary>A VFIO device on a VM's bus and a guest's verbs on it.</summary>
+/// <summary>A VFIO device on a VM's bus, with the accesses that a guest makes.</summary>
 internal sealed class VfioDeviceFixture : IDisposable
 {
     internal const ulong Bar0 = 0xfe000000, Bar2 = 0x2_0000_0000;
@@ -33,7 +33,10 @@ internal sealed class VfioDeviceFixture : IDisposable
 
     internal RecordingInterruptController Interrupts => Services.Interrupts;
 
-    /// <summary>BAR 0 of 4 KiB, ports in BAR 1, 64-bit BAR 2 of 16 KiB with MSI-X of 4 vectors, MSI of 4, power management, a vendor's capability.</summary>
+    /// <summary>
+    /// A device with 4 KiB in BAR 0, ports in BAR 1, a 64-bit BAR 2 of 16 KiB with 4 MSI-X vectors, 4 MSI vectors, power management and a
+    /// vendor-specific capability.
+    /// </summary>
     internal static FakeVfioIo Typical(int configBytes = 4096) => new FakeVfioIo(configBytes)
         .Bar(0, 4096, 0).Bar(1, 32, 1).Bar(2, 0x4000, 0xc)
         .Capability(0x40, 0x01, 0, 3, 0, 0, 0, 0, 0)
@@ -47,7 +50,7 @@ internal sealed class VfioDeviceFixture : IDisposable
 
     internal void Write(int offset, int size, uint value) => Services.Pci.ConfigWrite(Device.Function.Address.DevFn, offset, size, value);
 
-    /// <summary>Gives the BARs addresses and lets them decode.</summary>
+    /// <summary>Gives the BARs addresses, and sets the command register so that they decode.</summary>
     internal VfioDeviceFixture Mapped(uint command = 7)
     {
         Write(0x10, 4, unchecked((uint)Bar0));
@@ -72,7 +75,7 @@ internal sealed class VfioDeviceFixture : IDisposable
         MmioWrite(entry + 12, 4, masked ? 1u : 0);
     }
 
-    /// <summary>Waits for messages and takes them.</summary>
+    /// <summary>Waits for this many messages, and takes them.</summary>
     internal (ulong Address, uint Data)[] Messages(int count)
     {
         Interrupts.WaitFor(i => i.Msi.Count >= count, $"{count} messages");
@@ -83,10 +86,10 @@ internal sealed class VfioDeviceFixture : IDisposable
 
     internal void Load(byte[] record, bool apply = true) => Load(record, f => Device.LoadConfig(f, apply));
 
-    /// <summary>What the next process gets.</summary>
+    /// <summary>Saves the record for the next process.</summary>
     internal byte[] SaveCpr() => Save(f => ((VfioPciFunction)Device.Function).SaveCpr(f));
 
-    /// <summary>As the next process.</summary>
+    /// <summary>Loads the record as the next process does.</summary>
     internal void LoadCpr(byte[] record) => Load(record, f => ((VfioPciFunction)Device.Function).LoadCpr(f));
 
     private byte[] Save(Action<QemuFileWriter> save)
@@ -102,7 +105,7 @@ internal sealed class VfioDeviceFixture : IDisposable
     {
         var f = new QemuFileReader(new MemoryChannel([.. record, 0xff])) { Section = "0000:00:01.0/vfio" };
         using (Services.Bql.Acquire()) load(f);
-        Assert.That(f.Position, Is.EqualTo(record.Length), "bytes consumed");
+        Assert.That(f.Position, Is.EqualTo(record.Length), "the device reads exactly its record");
     }
 
     internal void Locked(Action<VfioPciDevice> call)

@@ -9,7 +9,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Device;
 
-/// <summary>The device in a whole machine, through the product's own composition.</summary>
+/// <summary>The device in a whole VM, which the product's own service registrations put together.</summary>
 [TestFixture]
 public sealed class VfioDeviceInVmTests
 {
@@ -32,7 +32,7 @@ public sealed class VfioDeviceInVmTests
             second.Fire(VfioPciIrq.Intx);
             target.WaitFor(static t => t.Levels[1], "INTx");
             Assert.That(pci.MmioRead(new GuestAddress(0xfe000004), 1), Is.EqualTo(0x42));
-            Assert.That(otherPci.MmioRead(new GuestAddress(0xfe000004), 1), Is.EqualTo(0xff), "another VM");
+            Assert.That(otherPci.MmioRead(new GuestAddress(0xfe000004), 1), Is.EqualTo(0xff), "the other VM's device has no address");
             Assert.That(target.Intx, Is.EqualTo(((int, bool)[])[(0, false), (1, false), (2, false), (3, false), (1, true), (1, false)]));
             InterruptRouter dropped = other.Vm.Services.GetRequiredService<InterruptRouter>();
             LeakCheck.WaitFor(() => dropped.DroppedIntx == 1, "the other VM's interrupt is not counted");

@@ -7,7 +7,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Device;
 
-/// <summary>The pin's way past the process, and back when the level has to be known.</summary>
+/// <summary>While the VM runs, INTx bypasses this process by an irqfd; it returns to this process when the level must be known.</summary>
 [TestFixture]
 public sealed class VfioIntxTests
 {
@@ -19,19 +19,19 @@ public sealed class VfioIntxTests
     public void ARunningVmsPinIsAnIrqFdAndItsBarsAreMemory()
     {
         using VfioDeviceFixture f = Fixture();
-        Assert.That((_accelerator.Lines, _accelerator.Slots), Is.EqualTo((Array.Empty<int>(), Array.Empty<ulong>())), "stopped: accesses have to be seen");
+        Assert.That((_accelerator.Lines, _accelerator.Slots), Is.EqualTo((Array.Empty<int>(), Array.Empty<ulong>())), "a stopped VM has no irqfd and traps accesses");
         Start(f);
         Assert.That(f.Io.IrqLog, Is.EqualTo((string[])["0 unmask 0+1 f", "0 unmask 0+1"]));
         Assert.That((_accelerator.Lines, _accelerator.Slots), Is.EqualTo((new[] { 1 }, new[] { Bar0 })));
         f.Io.IrqLog.Clear();
         f.Io.Fire(VfioPciIrq.Intx);
         f.MmioRead(Bar0 + 0x100);
-        Assert.That(IsReadable(_accelerator.Pins[1].Trigger), "the accelerator's to read");
-        Assert.That((f.Interrupts.Levels[1], f.Io.IrqLog), Is.EqualTo((false, Array.Empty<string>())), "an access ends nothing");
+        Assert.That(IsReadable(_accelerator.Pins[1].Trigger), "only the accelerator reads the eventfd");
+        Assert.That((f.Interrupts.Levels[1], f.Io.IrqLog), Is.EqualTo((false, Array.Empty<string>())), "an access does not end the interrupt");
         Stop(f);
-        Assert.That(f.Io.IrqLog, Is.EqualTo((string[])["0 unmask 0+1 -", "0 unmask 0+1"]), "what is still asserted is signalled again, to us");
+        Assert.That(f.Io.IrqLog, Is.EqualTo((string[])["0 unmask 0+1 -", "0 unmask 0+1"]), "the unmask makes the device signal an asserted interrupt again, now to this process");
         Assert.That(_accelerator.Lines, Is.Empty);
-        f.Interrupts.WaitFor(static i => i.Levels[1], "the level, to be saved");
+        f.Interrupts.WaitFor(static i => i.Levels[1], "level for the VM to save");
     }
 
     [Test]
@@ -42,7 +42,7 @@ public sealed class VfioIntxTests
         f.Interrupts.WaitFor(static i => i.Levels[1], "INTx");
         Start(f);
         Assert.That(IsReadable(_accelerator.Pins[1].Trigger));
-        Assert.That((f.Interrupts.Levels[1], f.Io.IrqLog), Is.EqualTo((false, new[] { "0 unmask 0+1 f" })), "unmasked when the guest acknowledges");
+        Assert.That((f.Interrupts.Levels[1], f.Io.IrqLog), Is.EqualTo((false, new[] { "0 unmask 0+1 f" })), "the guest's acknowledgement unmasks the interrupt");
     }
 
     [Test]
@@ -54,7 +54,7 @@ public sealed class VfioIntxTests
         byte[] record = source.Save();
         using VfioDeviceFixture target = Fixture(mapped: false);
         target.Load(record);
-        Assert.That((target.Interrupts.Levels[1], _accelerator.Slots), Is.EqualTo((false, Array.Empty<ulong>())), "the bus's section raises it");
+        Assert.That((target.Interrupts.Levels[1], _accelerator.Slots), Is.EqualTo((false, Array.Empty<ulong>())), "the PCI bus's section raises the line, not the device");
         Start(target);
         Assert.That((IsReadable(_accelerator.Pins[1].Trigger), _accelerator.Slots), Is.EqualTo((true, new[] { Bar0 })));
     }
@@ -67,10 +67,10 @@ public sealed class VfioIntxTests
         f.Io.IrqLog.Clear();
         f.Write(4, 2, 0x407);
         Assert.That((_accelerator.Lines, f.Io.IrqLog), Is.EqualTo((Array.Empty<int>(), new[] { "0 unmask 0+1 -", "0 unmask 0+1" })));
-        Assert.That(_accelerator.Slots, Is.EqualTo(new[] { Bar0 }), "no interrupt, no end of one to see");
+        Assert.That(_accelerator.Slots, Is.EqualTo(new[] { Bar0 }), "without an interrupt there is no end of one to trap, so the BAR stays mapped");
         f.Io.Fire(VfioPciIrq.Intx);
-        LeakCheck.WaitFor(() => f.Device.Function.IsIntxAsserted, "it is asserted");
-        Assert.That(f.Interrupts.Levels[1], Is.False, "and not shown");
+        LeakCheck.WaitFor(() => f.Device.Function.IsIntxAsserted, "the pin is not asserted");
+        Assert.That(f.Interrupts.Levels[1], Is.False, "the guest does not see a disabled pin");
         f.Write(4, 2, 7);
         Assert.That((IsReadable(_accelerator.Pins[1].Trigger), f.Interrupts.Levels[1]), Is.EqualTo((true, false)));
     }
@@ -88,7 +88,7 @@ public sealed class VfioIntxTests
         f.Write(0x52, 2, 0x10);
         Assert.That(f.Io.IrqLog, Is.EqualTo((string[])["1 disable", "0 bind 0+1 f", "0 unmask 0+1 f", "0 unmask 0+1"]));
         f.Locked(static d => d.Reset());
-        Assert.That((_accelerator.Lines, _accelerator.Slots), Is.EqualTo((new[] { 1 }, Array.Empty<ulong>())), "no BAR has an address");
+        Assert.That((_accelerator.Lines, _accelerator.Slots), Is.EqualTo((new[] { 1 }, Array.Empty<ulong>())), "after the reset no BAR has an address");
     }
 
     [Test]
@@ -99,7 +99,7 @@ public sealed class VfioIntxTests
         Start(f);
         f.Io.IrqLog.Clear();
         Posix.SignalEventFd(_accelerator.Pins[1].Resample);
-        LeakCheck.WaitFor(() => { using (f.Services.Bql.Acquire()) return io.IrqLog.Count == 1; }, "the unmask message");
+        LeakCheck.WaitFor(() => { using (f.Services.Bql.Acquire()) return io.IrqLog.Count == 1; }, "no unmask message came");
         Assert.That(io.IrqLog, Is.EqualTo((string[])["0 unmask 0+1"]));
         Stop(f);
         Assert.That((_accelerator.Lines, io.IrqLog), Is.EqualTo((Array.Empty<int>(), new[] { "0 unmask 0+1", "0 unmask 0+1" })));
@@ -123,7 +123,7 @@ public sealed class VfioIntxTests
             "refused" => ["0 unmask 0+1 f"],
             _ => [],
         };
-        Assert.That(io.IrqLog, Is.EqualTo(asked), "asked once");
+        Assert.That(io.IrqLog, Is.EqualTo(asked), "the VMM asks the device only once");
         io.IrqLog.Clear();
         io.Fire(VfioPciIrq.Intx);
         f.Interrupts.WaitFor(static i => i.Levels[1], "INTx");

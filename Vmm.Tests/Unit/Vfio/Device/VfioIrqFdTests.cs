@@ -6,7 +6,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Device;
 
-/// <summary>What of a device the guest may reach without this process: open vectors, and pages of BARs without MSI-X structures.</summary>
+/// <summary>The guest reaches unmasked vectors, and BAR pages that hold no MSI-X structures, without this process.</summary>
 [TestFixture]
 public sealed class VfioIrqFdTests
 {
@@ -24,15 +24,15 @@ public sealed class VfioIrqFdTests
         Assert.That(_accelerator.Messages, Is.EqualTo((MsiMessage[])[new(0xfee00000, 0x41)]));
         f.Vector(1, 0xfee00000, 0x41, masked: true);
         f.Vector(1, 0xfee00000, 0x51);
-        Assert.That(_accelerator.Messages, Is.EqualTo((MsiMessage[])[new(0xfee00000, 0x51)]), "the message follows");
+        Assert.That(_accelerator.Messages, Is.EqualTo((MsiMessage[])[new(0xfee00000, 0x51)]), "the route follows the new message");
         f.Io.Fire(VfioPciIrq.Msix, 1);
-        Assert.That((IsReadable(f, 1), f.Interrupts.Msi.Count), Is.EqualTo((true, 0)), "the accelerator's to read");
+        Assert.That((IsReadable(f, 1), f.Interrupts.Msi.Count), Is.EqualTo((true, 0)), "only the accelerator reads the eventfd");
 
         f.Vector(1, 0xfee00000, 0x51, masked: true);
         Assert.That(_accelerator.Messages, Is.Empty);
-        LeakCheck.WaitFor(() => f.MmioRead(Bar2 + 0x1800) == 2, "the pending bit");
+        LeakCheck.WaitFor(() => f.MmioRead(Bar2 + 0x1800) == 2, "the pending bit is not set");
         f.Vector(1, 0xfee00000, 0x61);
-        Assert.That(f.Messages(1), Is.EqualTo(((ulong, uint)[])[(0xfee00000, 0x61)]), "what was pending, once");
+        Assert.That(f.Messages(1), Is.EqualTo(((ulong, uint)[])[(0xfee00000, 0x61)]), "unmasking sends the pending message once");
         Assert.That(_accelerator.Messages, Is.EqualTo((MsiMessage[])[new(0xfee00000, 0x61)]));
     }
 
@@ -55,7 +55,7 @@ public sealed class VfioIrqFdTests
         Assert.That((_accelerator.Messages, _accelerator.Routes), Is.EqualTo((Array.Empty<MsiMessage>(), 0)));
     }
 
-    /// <summary>The table is in page 1 of BAR 2, the pending bits behind it; they are emulated even where the device lets them be mapped.</summary>
+    /// <summary>Page 1 of BAR 2 holds the table and the pending bits. The VMM emulates them even where the device allows mapping them.</summary>
     [TestCase(false), TestCase(true)]
     public void PagesWithMsixStructuresAreTrapped(bool mappable)
     {
@@ -63,9 +63,9 @@ public sealed class VfioIrqFdTests
         f.Write(0x72, 2, 0x8000);
         Assert.That(_accelerator.Ranges.Order(), Is.EqualTo(((ulong, ulong)[])[(Bar0, 4096), (Bar2, 4096), (Bar2 + 0x2000, 0x2000)]));
         f.Write(0x10, 4, 0xfd000000);
-        Assert.That(_accelerator.Slots, Does.Contain(0xfd000000ul).And.Not.Contain(Bar0), "they follow the BAR");
+        Assert.That(_accelerator.Slots, Does.Contain(0xfd000000ul).And.Not.Contain(Bar0), "the mappings follow the BAR");
         f.Write(4, 2, 5);
-        Assert.That(_accelerator.Slots, Is.Empty, "memory is off");
+        Assert.That(_accelerator.Slots, Is.Empty, "memory decoding is off");
     }
 
     private VfioDeviceFixture Fixture(bool mappable = false)

@@ -41,7 +41,7 @@ public sealed class VfioIrqTests
         f.Mapped();
         f.Io.Fire(VfioPciIrq.Intx);
         f.Interrupts.WaitFor(static i => i.Levels[1], "INTx");
-        Assert.That(f.Io.IrqLog, Is.Empty, "the device keeps it masked");
+        Assert.That(f.Io.IrqLog, Is.Empty, "the device has masked the interrupt itself");
         f.Io.IrqLog.Clear();
         f.MmioRead(VfioDeviceFixture.Bar0);
         Assert.That(f.Interrupts.Levels[1], Is.False);
@@ -114,9 +114,9 @@ public sealed class VfioIrqTests
         Assert.That(f.Io.IrqLog, Is.EqualTo((string[])["0 disable", "2 bind 0+1 -"]));
         f.Io.IrqLog.Clear();
         for (int v = 0; v < 4; v++) f.Vector(v, 0x1000, (uint)v);
-        Assert.That(f.Io.IrqLog, Is.Empty, "all are masked by the function mask");
+        Assert.That(f.Io.IrqLog, Is.Empty, "the function mask masks all vectors");
         f.Write(0x72, 2, 0x8000);
-        Assert.That(f.Io.IrqLog, Is.EqualTo((string[])["2 bind 0+4 ffff"]), "in one request");
+        Assert.That(f.Io.IrqLog, Is.EqualTo((string[])["2 bind 0+4 ffff"]), "one request binds all vectors");
     }
 
     [Test]
@@ -141,9 +141,9 @@ public sealed class VfioIrqTests
         f.Vector(1, 0x2000, 11, masked: true);
         f.Io.IrqLog.Clear();
         f.Io.Fire(VfioPciIrq.Msix, 1);
-        LeakCheck.WaitFor(() => f.MmioRead(VfioDeviceFixture.Bar2 + 0x1800) == 2, "the pending bit");
+        LeakCheck.WaitFor(() => f.MmioRead(VfioDeviceFixture.Bar2 + 0x1800) == 2, "the pending bit is not set");
         Assert.That(f.Interrupts.Msi, Is.Empty);
-        Assert.That(f.Io.IrqLog, Is.Empty, "masking tells the device nothing");
+        Assert.That(f.Io.IrqLog, Is.Empty, "masking sends the device no request");
         f.Vector(1, 0x2000, 99);
         Assert.That(f.Messages(1), Is.EqualTo(((ulong, uint)[])[(0x2000, 99)]));
         Assert.That(f.Io.IrqLog, Is.EqualTo((string[])["2 bind 1+1 f"]));
@@ -192,7 +192,7 @@ public sealed class VfioIrqTests
         a.Io.Fire(VfioPciIrq.Intx);
         services.Interrupts.WaitFor(static i => i.Levels[1], "INTx of slot 1");
         b.MmioRead(VfioDeviceFixture.Bar0);
-        Assert.That(services.Interrupts.Levels, Is.EqualTo((bool[])[false, true, false, false]), "only its own access serves it");
+        Assert.That(services.Interrupts.Levels, Is.EqualTo((bool[])[false, true, false, false]), "an access to another device does not lower the level");
         b.Io.Fire(VfioPciIrq.Intx);
         services.Interrupts.WaitFor(static i => i.Levels[2], "INTx of slot 2");
         Assert.That((a.Device.Path, b.Device.Path), Is.EqualTo(("0000:00:01.0", "0000:00:02.0")));

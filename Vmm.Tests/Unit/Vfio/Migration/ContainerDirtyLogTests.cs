@@ -7,7 +7,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Migration;
 
-/// <summary>Who logs DMA writes, and what happens when a log fails (vfio-migration 3.10).</summary>
+/// <summary>The devices or their container log DMA writes; a failed log makes all pages dirty (vfio-migration 3.10).</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class ContainerDirtyLogTests
 {
@@ -19,7 +19,7 @@ public sealed class ContainerDirtyLogTests
         VfioPair.Add(vm, 0, a);
         VfioPair.Add(vm, 1, b);
         Start(vm);
-        Assert.That((a.IsLogging, b.IsLogging), Is.EqualTo((true, second)), "with one device that cannot, the container (here: a's) logs for both");
+        Assert.That((a.IsLogging, b.IsLogging), Is.EqualTo((true, second)), "if one device cannot log, the container, which is a's here, logs for both");
         Assert.That(a.Calls.Contains("StartDirtyLog"), Is.EqualTo(!second));
         Stop(vm);
         Assert.That((a.IsLogging, b.IsLogging), Is.EqualTo((false, false)));
@@ -36,7 +36,7 @@ public sealed class ContainerDirtyLogTests
         a.Written.Add(0x3000);
         b.Written.Add(0xff000);
         Assert.That(Dirty(vm), Is.EqualTo((long[])[3, 255]));
-        Assert.That(Dirty(vm), Is.Empty, "a report clears");
+        Assert.That(Dirty(vm), Is.Empty, "a report clears the log");
         Stop(vm);
     }
 
@@ -61,7 +61,7 @@ public sealed class ContainerDirtyLogTests
         Start(vm);
         a.FailAt = a.Calls.Count;
         Assert.That(Dirty(vm), Has.Length.EqualTo(256));
-        Assert.That(Dirty(vm), Has.Length.EqualTo(256), "what the log knew is gone");
+        Assert.That(Dirty(vm), Has.Length.EqualTo(256), "the lost log's marks are gone, so every page stays dirty");
         Stop(vm);
         Start(vm);
         Assert.That(Dirty(vm), Is.Empty);
@@ -100,7 +100,7 @@ public sealed class ContainerDirtyLogTests
         vm.Vm.Cont();
         Start(vm);
         a.Written.Add(0x1000);
-        Assert.That(Dirty(vm), Is.Empty, "not asked while the device runs");
+        Assert.That(Dirty(vm), Is.Empty, "the VMM does not read the log while the device runs");
         vm.Vm.Stop();
         Assert.That(device.State, Is.EqualTo(VfioDeviceState.Stop));
         Assert.That(Dirty(vm), Is.EqualTo((long[])[1]));

@@ -7,7 +7,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Migration;
 
-/// <summary>When a device keeps its VM from migrating, and that it says why (vfio-migration 3.1).</summary>
+/// <summary>A device that blocks its VM's migration says why (vfio-migration 3.1).</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class VfioBlockerTests
 {
@@ -34,7 +34,7 @@ public sealed class VfioBlockerTests
         Assert.That(blocked, Does.Contain("'vfio0'").And.Contain(reason));
         Assert.That(device.Migration.BlockedReason, Is.EqualTo(blocked));
         MigrationBlockers blockers = vm.FullEngine.Context.Blockers;
-        Assert.That(blockers.Reasons(MigrationMode.CprTransfer), Is.Empty, "CPR stays possible");
+        Assert.That(blockers.Reasons(MigrationMode.CprTransfer), Is.Empty, "the blocker leaves CPR possible");
         Assert.That(Assert.Throws<MigrationBlockedException>(() => vm.Engine.Migrate(new MemoryChannel()))!.Message, Does.Contain(reason));
         Assert.That(vm.Vm.SaveVm.Entries().Select(static e => e.IdStr), Has.None.Contains("/vfio"));
         vm.Vm.Cont();
@@ -65,7 +65,7 @@ public sealed class VfioBlockerTests
         using TestVm vm = VfioPair.Host(64 << 10, incoming: false);
         FakeVfioPci device = VfioPair.Add(vm, 0, new FakeVfioDevice("d"), new VfioMigrationOptions { Enable = VfioEnableMigration.Off });
         Assert.That(vm.Engine.Query().BlockedReasons.Single(), Does.Contain("enable-migration=off"));
-        Assert.That(device.Io.Calls, Is.Empty, "the device is not even asked");
+        Assert.That(device.Io.Calls, Is.Empty, "the VMM does not ask the device");
     }
 
     [Test]
@@ -78,7 +78,7 @@ public sealed class VfioBlockerTests
         FakeVfioPci odd = VfioPair.Add(vm, 2, new FakeVfioDevice("c", VfioMigrationFlags.StopCopy));
         Assert.That(vm.Engine.Query().BlockedReasons.Single(), Does.Contain("'vfio2'").And.Contain("P2P"));
         using (vm.Vm.Bql.Acquire()) odd.Migration.Dispose();
-        Assert.That(vm.Engine.Query().BlockedReasons, Is.Empty, "the blocker goes with the device");
+        Assert.That(vm.Engine.Query().BlockedReasons, Is.Empty, "removing the device removes its blocker");
     }
 
     [Test]

@@ -12,7 +12,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Migration;
 
-/// <summary>What a VFIO device brings to the rest of the house: snapshots and events.</summary>
+/// <summary>A VFIO device takes part in its VM's snapshots and events.</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class VfioHostTests
 {
@@ -36,7 +36,7 @@ public sealed class VfioHostTests
         byte[] loaded = v1 ? [.. region!.Committed.SelectMany(static c => c)] : device.Io.State;
         Assert.That(loaded, Is.EqualTo(state));
         Assert.That(device.Config.Bytes[9], Is.EqualTo(0x77));
-        Assert.That(device.Config.Trace.Count(static t => t == "LoadConfig"), Is.EqualTo(1), "the look over the file before loading does not touch the device");
+        Assert.That(device.Config.Trace.Count(static t => t == "LoadConfig"), Is.EqualTo(1), "the check of the file before the load does not touch the device");
         if (!v1) Assert.That(writes, Is.EqualTo(1));
         Assert.That(vm.Vm.RunState.IsRunning, Is.EqualTo(running));
         if (running) Assert.That(device.State, Is.EqualTo(VfioDeviceState.Running));
@@ -59,7 +59,7 @@ public sealed class VfioHostTests
         Assert.That(device.Config.Trace.Count(static t => t == "LoadConfig"), Is.EqualTo(loads));
         Assert.That(device.Io.Transitions, Has.None.EqualTo(VfioDeviceState.Resuming));
         Assert.That((vm.Vm.RunState.IsRunning, device.State), Is.EqualTo((true, VfioDeviceState.Running)));
-        Assert.That(device.Io.Resets, Is.EqualTo(resets), "what was not touched need not be reset");
+        Assert.That(device.Io.Resets, Is.EqualTo(resets), "a device that the load did not touch needs no reset");
     }
 
     [Test]

@@ -9,7 +9,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Migration;
 
-/// <summary>Whole migrations of VMs with fake devices, protocol v2.</summary>
+/// <summary>Whole migrations of VMs whose fake devices speak protocol v2.</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class VfioMigrationTests
 {
@@ -68,13 +68,13 @@ public sealed class VfioMigrationTests
             (Vmm.Core.Channels.InMemoryChannel a, Vmm.Core.Channels.InMemoryChannel b) = Vmm.Core.Channels.InMemoryChannel.CreatePair();
             Task<MigrationStatus> incoming = pair.Destination.Engine.MigrateIncoming(b);
             Task<MigrationStatus> outgoing = pair.Source.Engine.Migrate(a);
-            Assert.That(reached.Wait(VfioPair.Deadline), "the device gave precopy data");
+            Assert.That(reached.Wait(VfioPair.Deadline), "the device gives precopy data");
             pair.Source.Engine.Cancel();
             Assert.That(await outgoing.WaitAsync(VfioPair.Deadline), Is.EqualTo(MigrationStatus.Cancelled));
             Assert.That(await incoming.WaitAsync(VfioPair.Deadline), Is.EqualTo(MigrationStatus.Failed));
             pair.AssertOneSideRuns(atSource: true);
             Assert.That(pair.From.Io.Resets, Is.Zero, "a cancel needs no reset");
-            Assert.That(pair.To.State, Is.EqualTo(VfioDeviceState.Running), "the destination's device was reset: nothing else leaves RESUMING");
+            Assert.That(pair.To.State, Is.EqualTo(VfioDeviceState.Running), "only a reset takes the destination's device out of RESUMING");
         }
         pair.From.Io.EndlessPrecopy = null;
         pair.From.Io.PrecopyInfo = static () => new VfioPrecopyInfo(0, 0);
@@ -145,7 +145,7 @@ public sealed class VfioMigrationTests
         (MigrationStatus source, _) = await pair.Migrate();
         Assert.That(source, Is.EqualTo(MigrationStatus.Failed));
         Assert.That(pair.Source.Engine.Query().Error!.ToString(), Does.Contain("RUNNING to STOP").And.Contain("EBUSY").And.Contain("was reset"));
-        Assert.That((pair.From.Io.Resets, pair.From.Config.Reapplied), Is.EqualTo((1, 1)), "the guest's config is applied again after a reset");
+        Assert.That((pair.From.Io.Resets, pair.From.Config.Reapplied), Is.EqualTo((1, 1)), "after a reset the VMM applies the guest's config again");
         pair.AssertOneSideRuns(atSource: true);
     }
 
@@ -157,7 +157,7 @@ public sealed class VfioMigrationTests
         Task<MigrationStatus> incoming = pair.Destination.Engine.MigrateIncoming(global::Vmm.Migration.Channels.MigrationAddress.Parse("tcp:127.0.0.1:0"));
         int? port = pair.Destination.Engine.Query().SocketAddresses[0].Port;
         Task<MigrationStatus> outgoing = pair.Source.Engine.Migrate(global::Vmm.Migration.Channels.MigrationAddress.Parse($"tcp:127.0.0.1:{port}"));
-        // The destination waits for more: the source's end must not wait for the destination's.
+        // The destination waits for more data, so the source must end without waiting for the destination.
         Assert.That(await outgoing.WaitAsync(VfioPair.Deadline), Is.EqualTo(MigrationStatus.Failed));
         Assert.That(await incoming.WaitAsync(VfioPair.Deadline), Is.EqualTo(MigrationStatus.Failed));
         pair.AssertOneSideRuns(atSource: true);
@@ -175,7 +175,7 @@ public sealed class VfioMigrationTests
         Assert.That(pair.Source.Vm.RunState.State, Is.EqualTo(RunState.Paused));
         pair.To.Io.Accept = static _ => Errno.None;
         await pair.MigrateWell();
-        Assert.That(pair.To.State, Is.EqualTo(VfioDeviceState.Stop), "and so is that of a VM that arrives paused");
+        Assert.That(pair.To.State, Is.EqualTo(VfioDeviceState.Stop), "the device of a VM that arrives paused does no DMA either");
         pair.Destination.Vm.Cont();
         Assert.That(pair.To.State, Is.EqualTo(VfioDeviceState.Running));
     }
@@ -184,7 +184,7 @@ public sealed class VfioMigrationTests
     public async Task APagesDmaMarksReachTheDestination()
     {
         using var pair = new VfioPair(_ => new FakeVfioDevice("a", All), _ => new FakeVfioDevice("b", All), ramBytes: 8 << 20);
-        // The device writes behind the VMM's back while its precopy runs, and once more on the way to STOP_COPY.
+        // The device writes by DMA, which the VMM does not see, while its precopy runs and once more on the way to STOP_COPY.
         int writes = 0;
         void Dma(ulong address, byte value)
         {
@@ -225,7 +225,7 @@ public sealed class VfioMigrationTests
         await pair.MigrateWell();
         long allocated = GC.GetTotalAllocatedBytes(precise: true) - before;
         Assert.That(taken, Is.EqualTo(total));
-        // Other tests run beside this one; what is asserted is that nothing grows with the state.
+        // Parallel tests also allocate, so the limit is wide; it still fails if memory grows with the state.
         Assert.That(allocated, Is.LessThan(total / 4));
     }
 

@@ -8,11 +8,11 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Migration;
 
-/// <summary>Protocol v1 over a fake region: QEMU 7.2's behaviour (vfio-migration 5).</summary>
+/// <summary>Protocol v1 over a fake region behaves as in QEMU 7.2 (vfio-migration 5).</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class VfioMigrationV1Tests
 {
-    /// <summary>Data offset, size and mapped areas of a region; areas unsorted and with holes.</summary>
+    /// <summary>Data offset, data size and mapped areas of a region; some areas are unsorted and have holes.</summary>
     private static readonly (string Name, int DataBytes, uint Offset, VfioRegionArea[] Areas)[] s_windows =
     [
         ("unmapped", 16384, 0x1000, []),
@@ -30,10 +30,10 @@ public sealed class VfioMigrationV1Tests
         await pair.MigrateWell();
         FakeV1Region source = pair.From.Io.V1!, destination = pair.To.Io.V1!;
         Assert.That(destination.Committed.SelectMany(static c => c), Is.EqualTo(data), $"{s_windows[from].Name} to {s_windows[to].Name}");
-        Assert.That(destination.Committed.Max(static c => c.Length), Is.LessThanOrEqualTo(s_windows[to].DataBytes), "a chunk is split to the size of the destination's section");
+        Assert.That(destination.Committed.Max(static c => c.Length), Is.LessThanOrEqualTo(s_windows[to].DataBytes), "the destination splits a chunk to the size of its data section");
         Assert.That(source.States, Is.EqualTo((uint[])[3, 2, 0]), "pre-copy, stop-and-copy, stopped");
         Assert.That(destination.States, Is.EqualTo((uint[])[4, 1]), "resuming, running");
-        if (from == 1) Assert.That(source.SlowAccesses, Is.Zero, "a mapped section is not read by call");
+        if (from == 1) Assert.That(source.SlowAccesses, Is.Zero, "the source reads a mapped section without calls");
         if (to == 0) Assert.That(destination.SlowAccesses, Is.GreaterThan(0));
         pair.AssertOneSideRuns(atSource: false);
     }
@@ -73,7 +73,7 @@ public sealed class VfioMigrationV1Tests
     [Test]
     public async Task AnInvalidTransitionIsNotWritten()
     {
-        // The device says that it is resuming: to begin saving would make 6, which no state may be.
+        // The device reports RESUMING (4); adding the SAVING bit (2) would make 6, which is no valid state.
         using var pair = new VfioPair(_ => new FakeVfioDevice("a") { V1 = new FakeV1Region(4096) { Data = [1] } }, _ => new FakeVfioDevice("b") { V1 = new FakeV1Region(4096) });
         pair.From.Io.V1!.State = 4;
         (MigrationStatus source, _) = await pair.Migrate();
@@ -137,7 +137,7 @@ public sealed class VfioMigrationV1Tests
         pair.Source.Vm.Stop();
         await pair.MigrateWell();
         Assert.That(pair.From.Io.V1!.States, Is.EqualTo((uint[])[0, 2, 0]));
-        Assert.That(pair.To.Io.V1!.States, Is.EqualTo((uint[])[4]), "resuming until the VM starts");
+        Assert.That(pair.To.Io.V1!.States, Is.EqualTo((uint[])[4]), "the device stays in RESUMING until the VM starts");
     }
 
     private static FakeVfioDevice Device(int window, Action<FakeV1Region>? setup = null)

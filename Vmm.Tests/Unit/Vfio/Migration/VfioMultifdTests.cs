@@ -11,7 +11,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Migration;
 
-/// <summary>The final state over data channels: packets in any order, loaded in theirs (vfio-migration 3.7).</summary>
+/// <summary>The final state moves over data channels; packets arrive in any order, and the device loads them by index (vfio-migration 3.7).</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class VfioMultifdTests
 {
@@ -27,7 +27,7 @@ public sealed class VfioMultifdTests
         new Random(seed).Shuffle(System.Runtime.InteropServices.CollectionsMarshal.AsSpan(packets));
         using var to = new Side(incoming: true, new FakeVfioDevice("b", VfioMigrationFlags.StopCopy));
         to.BeginLoad();
-        // Some packets come before the switchover command, the others on four threads after it.
+        // Five packets come before the switchover command, the others after it on four threads.
         foreach (byte[] packet in packets[..5]) to.Buffers.LoadStateBuffer(Owned(packet));
         using (to.Vm.Vm.Bql.Acquire()) to.Buffers.SwitchoverStart();
         Parallel.ForEach(packets[5..], new ParallelOptions { MaxDegreeOfParallelism = 4 }, p => to.Buffers.LoadStateBuffer(Owned(p)));
@@ -141,7 +141,7 @@ public sealed class VfioMultifdTests
         return packet;
     }
 
-    /// <summary>One VM with one device and its roles.</summary>
+    /// <summary>A VM with one device, and the save and load roles of the device's section.</summary>
     private sealed class Side : IDisposable, IDeviceStateSink
     {
         private readonly List<byte[]> _sent = [];
@@ -203,7 +203,7 @@ public sealed class VfioMultifdTests
         public void Dispose() => Vm.Dispose();
     }
 
-    /// <summary>Says that there are channels; the test takes what would go over them itself.</summary>
+    /// <summary>Makes the device believe that data channels exist; the test itself takes the packets.</summary>
     private sealed class NoChannels : IDataChannels
     {
         public void AddPage(RamBlock block, long page) => throw new InvalidOperationException();

@@ -8,7 +8,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Migration;
 
-/// <summary>A device has one session at a time, and the next one knows nothing of the last.</summary>
+/// <summary>A device has one session at a time, and a new session starts without the figures of the previous one.</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class VfioSessionTests
 {
@@ -36,7 +36,7 @@ public sealed class VfioSessionTests
         VfioDeviceState before = device.State;
         handlers.Load!.LoadSetup(new LoadContext { ValidateOnly = true }).Cleanup!.LoadCleanup();
         Assert.That(device.State, Is.EqualTo(before));
-        Assert.Throws<VfioException>(() => handlers.Save!.SavePrepare(new SaveContext()), "the check has not closed what it did not open");
+        Assert.Throws<VfioException>(() => handlers.Save!.SavePrepare(new SaveContext()), "the check has not closed the save session, which it did not open");
         save.Cleanup!.SaveCleanup();
     }
 
@@ -73,7 +73,7 @@ public sealed class VfioSessionTests
             first.Cleanup!.SaveCleanup();
             second = handlers.Save!.SavePrepare(new SaveContext());
             Assert.That(second.Live!.EstimatePending().TotalBytes, Is.Zero);
-            // A v2 device that was started again after a part was sent would fail here if the part counted still.
+            // The v2 device ran again after it had sent a part. This call would fail if the part still counted.
             second.Live.SaveLiveCompletePrecopy(new QemuFileWriter(new MemoryChannel()));
             second.Cleanup!.SaveCleanup();
         }

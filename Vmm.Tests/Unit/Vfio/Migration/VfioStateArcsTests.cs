@@ -4,7 +4,7 @@ using Vmm.Tests.Contract;
 
 namespace Vmm.Tests.Unit.Vfio.Migration;
 
-/// <summary>All 8x8 pairs against the table that was measured on kernels (vfio-migration 2).</summary>
+/// <summary>All 8x8 state pairs agree with the table that was measured on kernels (vfio-migration 2).</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class VfioStateArcsTests
 {

@@ -25,7 +25,7 @@ public sealed class VfioSwitchoverAckTests
         {
             int given = 0;
             device.Io.State = [1];
-            // Long after its data have left, and the window that measures the wire is over: only the acknowledgement holds the switchover up.
+            // By this call the data have long been sent and the bandwidth window is over, so only the missing acknowledgement holds the switchover up.
             device.Io.EndlessPrecopy = () =>
             {
                 if (given++ == parts + 60) idle.Signal();
@@ -82,7 +82,7 @@ public sealed class VfioSwitchoverAckTests
         device.EndlessPrecopy = () => asked++ < 1 ? new byte[100] : [];
         bool late = false;
         device.PrecopyInfo = () => late ? new VfioPrecopyInfo(100, 0, IsReinit: true) : new VfioPrecopyInfo(asked == 0 ? 100UL : 0, 0);
-        // The query in the prepare pass is the first one after the VM was told to stop.
+        // The VM stops before the prepare pass, whose query is the first one to find new first data.
         using (pair.Source.Vm.Bql.Acquire()) pair.Source.Vm.RunState.Register(new First(() => late = true), priority: 100);
         (MigrationStatus source, _) = await pair.Migrate();
         Assert.That(source, Is.EqualTo(MigrationStatus.Failed));

@@ -12,7 +12,7 @@ using static Vmm.Tests.Support.RawVfioUserClient;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>What a client gets from a device that hangs, and function-level reset (vfio-user 6 and 7).</summary>
+/// <summary>The server answers the client of a hanging device, and carries out function-level resets (vfio-user 6 and 7).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
@@ -37,10 +37,10 @@ internal sealed class AnswerTests() : FakeServerFixture(new VfioUserServerOption
         AnswersInTime(Errno.EIO, VfioUserCommand.DeviceFeature, StateRequest(VfioDeviceState.Running));
         AnswersInTime(Errno.EIO, VfioUserCommand.DeviceReset);
         AnswersInTime(Errno.EIO, VfioUserCommand.MigDataRead, 1032, 1024);
-        Assert.That(Client.Read32(0, 0), Is.Zero, "registers are not in the way of it");
-        Assert.That(Client.State, Is.EqualTo(VfioDeviceState.Running), "the last completed state");
+        Assert.That(Client.Read32(0, 0), Is.Zero, "the hanging state change does not block register accesses");
+        Assert.That(Client.State, Is.EqualTo(VfioDeviceState.Running), "the server reports the last completed state");
         hang.SetResult();
-        LeakCheck.WaitFor(() => Client.State == VfioDeviceState.Stop, "the arc that came late does not end");
+        LeakCheck.WaitFor(() => Client.State == VfioDeviceState.Stop, "the late state change did not end");
         Client.SetState(VfioDeviceState.StopCopy);
         Assert.That(Client.MigReadAll(), Is.EqualTo(Fake.State));
         Client.SetState(VfioDeviceState.Running);
@@ -125,7 +125,7 @@ internal sealed class AnswerTests() : FakeServerFixture(new VfioUserServerOption
         byte[] bytes = new byte[100];
         Assert.That(map.Read(0x1000, bytes), Is.EqualTo(Errno.None));
         Posix.Truncate(file, 0);
-        Assert.That(map.Read(0x1000, bytes), Is.EqualTo(Errno.EFAULT), "a mapping would end this process here");
+        Assert.That(map.Read(0x1000, bytes), Is.EqualTo(Errno.EFAULT), "an access through a mapping would end this process with SIGBUS");
     }
 
     [Test]

@@ -11,7 +11,7 @@ using static Vmm.Tools.Devices.DmaTestRegisters;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>Our client on our server: a busy device's state and every page it wrote come to the other side.</summary>
+/// <summary>Our client on our server moves a busy device's state, and every page that the device wrote.</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 internal sealed class ClientToServerTests
@@ -35,7 +35,7 @@ internal sealed class ClientToServerTests
         target.CopyRam(source, null);
         byte[] stream = source.Save(hasPrecopy: !options.Contains("precopy=off", StringComparison.Ordinal), out ulong[] dirty);
         ulong next = source.Read64(Sequence);
-        // Without descriptors the client itself sees every write; that it marks them is the client's test.
+        // Without descriptors every DMA write passes the client, and the client's own tests check that it marks them; so copy all RAM.
         target.CopyRam(source, sharedRam ? dirty : null);
         target.Load(stream);
         Assert.That((target.Read64(Sequence), target.Read64(StateChecksum)), Is.EqualTo((next, source.Read64(StateChecksum))));
@@ -46,7 +46,7 @@ internal sealed class ClientToServerTests
         target.AssertMemory(target.Read64(Sequence));
     }
 
-    /// <summary>One VMM's worth of <see cref="VfioUserSide"/> with a dma-test device.</summary>
+    /// <summary>A <see cref="VfioUserSide"/> with a dma-test device.</summary>
     private sealed class Side(string device, bool sharedRam) : IDisposable
     {
         private readonly VfioUserSide _side = new(new ServedDevice(new DmaTestType().Create(DeviceOptions.Parse(device))), sharedRam, RamBytes);

@@ -13,7 +13,7 @@ using static Vmm.Tools.Devices.DmaTestRegisters;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>The served test device: its engine, and its state from one server to another.</summary>
+/// <summary>The served test device runs its DMA engine, and its state moves from one server to another.</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 internal sealed class DmaTestDeviceTests
@@ -40,7 +40,7 @@ internal sealed class DmaTestDeviceTests
     private static void WaitForSequence(RawVfioUserClient client, ulong atLeast) =>
         LeakCheck.WaitFor(() => client.Read64(0, Sequence) >= atLeast, "the engine does not write");
 
-    /// <summary>Every slot holds the last block that went to it.</summary>
+    /// <summary>Checks that every slot holds the last block that the engine wrote to it.</summary>
     private static void AssertMemory(VfioUserMemory ram, ulong next)
     {
         byte[] expected = new byte[BlockBytes];
@@ -103,7 +103,7 @@ internal sealed class DmaTestDeviceTests
         using RawVfioUserClient client = served.Attach();
         using VfioUserMemory ram = Ram();
         StartEngine(client);
-        LeakCheck.WaitFor(() => (client.Read32(0, Status) & StatusStalled) != 0, "no stall");
+        LeakCheck.WaitFor(() => (client.Read32(0, Status) & StatusStalled) != 0, "the engine did not stall");
         client.Map(Address, ram.SizeBytes, ram.Fd);
         WaitForSequence(client, 5);
         client.HangUp();
@@ -133,7 +133,7 @@ internal sealed class DmaTestDeviceTests
         WaitForSequence(from, 10);
         var dirty = new HashSet<int>();
         var stream = new List<byte>();
-        // What was written before the log started, as RAM's first pass would.
+        // Copy the pages written before the log started, as the first RAM pass does.
         ram.Slice(0, (int)ram.SizeBytes).CopyTo(copy.Slice(0, (int)ram.SizeBytes));
         if (options.Contains("precopy=on"))
         {
@@ -210,7 +210,7 @@ internal sealed class DmaTestDeviceTests
         client.Map(Address, Slots * BlockBytes, null);
         PrepareEngine(client, 0);
         client.Send(VfioUserCommand.RegionWrite, Bytes(Control, 0u, 4, ControlRun), flags: VfioUserHeader.NoReply);
-        // The engine's request is on its way while we ask for the stop: answer it, then the stop is answered.
+        // The engine's DMA request is under way when the client asks for the stop, so the server answers the stop only after that request's reply.
         VfioUserReply request = NextDma(client);
         client.Send(VfioUserCommand.DeviceFeature, StateRequest(VfioDeviceState.StopCopy), id: 1);
         client.Send(VfioUserCommand.DmaWrite, [], flags: 1, id: request.Header.Id);
@@ -270,7 +270,7 @@ internal sealed class DmaTestDeviceTests
             bad[at] ^= 0x10;
             Assert.That(Load(bad, "state-size=100"), Is.EqualTo(Errno.EINVAL).Or.EqualTo(Errno.EFBIG), $"byte {at}");
         }
-        Assert.That(Load([.. stream, 0], "state-size=100"), Is.EqualTo(Errno.EINVAL), "bytes behind the end");
+        Assert.That(Load([.. stream, 0], "state-size=100"), Is.EqualTo(Errno.EINVAL), "bytes behind the end of the state");
     }
 
     [Test]

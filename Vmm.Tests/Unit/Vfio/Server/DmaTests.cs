@@ -10,7 +10,7 @@ using static Vmm.Tests.Support.RawVfioUserClient;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>The client's memory: maps, DMA by descriptor and by message, dirty logging (vfio-user 3.8 to 3.10, 4).</summary>
+/// <summary>Access to the client's memory: maps, DMA by descriptor and by message, dirty logging (vfio-user 3.8 to 3.10, 4).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
@@ -231,7 +231,7 @@ internal sealed class DmaTests : FakeServerFixture
             return read.Result;
         }
         Assert.That(Answer([], 0x21, Errno.ENODEV), Is.EqualTo(Errno.ENODEV));
-        Assert.That(Answer([], 0x21), Is.EqualTo(Errno.EIO), "an error without a number");
+        Assert.That(Answer([], 0x21), Is.EqualTo(Errno.EIO), "an error reply without an errno becomes EIO");
         Assert.That(Answer(Bytes(0UL, 4UL)), Is.EqualTo(Errno.EPROTO));
         Assert.That(Answer(Bytes(0UL, 4UL, 0UL)), Is.EqualTo(Errno.EPROTO));
         Assert.That(Answer(Bytes(8UL, 4UL, 0)), Is.EqualTo(Errno.EPROTO));
@@ -276,13 +276,13 @@ internal sealed class DmaTests : FakeServerFixture
     public void S32_AnswersToDmaAreReadWhileARequestWaitsForTheDevice()
     {
         Client.Map(0, Page, null);
-        // A device that becomes quiet only once its DMA is answered: on one stream, both directions.
+        // The device becomes quiet only once the client has answered its DMA, which comes on the same stream as the client's commands.
         Task<Errno> write = null!;
         Fake.OnQuiesce = async () => await (write = Task.Run(() => Write(0, 4)));
         Client.Send(VfioUserCommand.DmaMap, MapRequest(Page, Page), id: 1);
         using VfioUserReply request = Client.Receive();
         Assert.That(request.Header.Command, Is.EqualTo(VfioUserCommand.DmaWrite));
-        // Commands that come first wait their turn.
+        // A command that arrives before the DMA reply must wait.
         Client.Send(VfioUserCommand.DeviceGetInfo, Bytes(16, 0, 0, 0), id: 2);
         Client.Send(VfioUserCommand.DmaWrite, [], flags: 1, id: request.Header.Id);
         using VfioUserReply first = Client.Receive(), second = Client.Receive();
@@ -322,7 +322,7 @@ internal sealed class DmaTests : FakeServerFixture
         Client.Map(128 * Page, Page, null);
         Write(0, 8);
         Client.StartLog();
-        Assert.That(Client.Report(0, 64 * Page), Is.Empty, "before the start does not count");
+        Assert.That(Client.Report(0, 64 * Page), Is.Empty, "the log has no write from before its start");
         Write((3 * Page) - 4, 8);
         Write(70 * Page, 1);
         Dma.Read(20 * Page, new byte[64]);
@@ -330,7 +330,7 @@ internal sealed class DmaTests : FakeServerFixture
         using (VfioUserReply request = Client.Receive()) Client.Send(VfioUserCommand.DmaWrite, [], flags: 1, id: request.Header.Id);
         Assert.That(message.Result, Is.EqualTo(Errno.None));
         Assert.That(Client.Report(0, 64 * Page), Is.EqualTo((int[])[2, 3]));
-        Assert.That(Client.Report(0, 64 * Page), Is.Empty, "reading clears");
+        Assert.That(Client.Report(0, 64 * Page), Is.Empty, "a report clears the log");
         Assert.That(Client.Report(0, 129 * Page), Is.EqualTo((int[])[70]));
         Client.Fails(Errno.EINVAL, VfioUserCommand.DeviceFeature, ReportRequest(128 * Page, Page, Page));
     }
@@ -344,8 +344,8 @@ internal sealed class DmaTests : FakeServerFixture
         Write(0x12000, 1);
         Write(0x15000, 1);
         Write(0x41000, 1);
-        Assert.That(Client.Report(0x12000, 2 * Page), Is.EqualTo((int[])[0]), "a part, its page cleared");
-        Assert.That(Client.Report(0, 0x60000), Is.EqualTo((int[])[0x15, 0x41]), "two maps and what is between");
+        Assert.That(Client.Report(0x12000, 2 * Page), Is.EqualTo((int[])[0]), "a report on a part of a map clears that part's page");
+        Assert.That(Client.Report(0, 0x60000), Is.EqualTo((int[])[0x15, 0x41]), "a report covers both maps and the hole between them");
         Client.Fails(Errno.ENOENT, VfioUserCommand.DeviceFeature, ReportRequest(0x80000, Page, Page));
     }
 
@@ -363,7 +363,7 @@ internal sealed class DmaTests : FakeServerFixture
         Assert.That(Client.Report(0, 256 * Page, 65536), Is.EqualTo((int[])[0, 12]));
         Dirty();
         Assert.That(Client.Report(5 * Page, Page / 2, 2048), Is.EqualTo((int[])[0]));
-        Assert.That(Client.Report(0, 256 * Page), Is.EqualTo((int[])[5, 200]), "half a page's report does not clear the page");
+        Assert.That(Client.Report(0, 256 * Page), Is.EqualTo((int[])[5, 200]), "a report on half a page does not clear the page");
     }
 
     [Test]
@@ -387,7 +387,7 @@ internal sealed class DmaTests : FakeServerFixture
         Client.Ok(VfioUserCommand.DeviceFeature, Bytes(8, 0x20007));
         Client.Ok(VfioUserCommand.DeviceFeature, Bytes(16, 0x20007, 0UL));
         Client.Fails(Errno.EINVAL, VfioUserCommand.DeviceFeature, ReportRequest(0, Page, Page));
-        // A log over all of this would be 2 GiB: maps are bounded by what logging them costs.
+        // A log of all these maps would take 2 GiB; the log is only kept for maps with descriptors, so the start must succeed.
         for (ulong i = 1; i < 9; i++) Client.Map(i << 43, 8UL << 40, null);
         Client.StartLog();
     }
@@ -407,7 +407,7 @@ internal sealed class DmaTests : FakeServerFixture
         Client.Invalid(VfioUserCommand.DmaUnmap, 48, 1, 0x100000UL, 16 * Page, Page);
         byte[] request = Bytes(48, 1, 0x100000UL, 16 * Page, Page, 8UL);
         Assert.That(Client.Ok(VfioUserCommand.DmaUnmap, request), Is.EqualTo(Bytes(request, 0xaUL)));
-        Assert.That(Client.Report(0x200000, Page), Is.EqualTo((int[])[0]), "the other map's log is untouched");
+        Assert.That(Client.Report(0x200000, Page), Is.EqualTo((int[])[0]), "the unmap leaves the other map's log as it is");
     }
 
     [Test]

@@ -13,7 +13,9 @@ using Vmm.Tools.Devices;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>One device model, twice: in a VM of this process, and served to another one. Its DMA reaches memory, marks it dirty, and goes on after a move.</summary>
+/// <summary>
+/// The edu model runs in a VM of this process and served to another VM. In both, its DMA reaches memory, marks pages dirty and continues after a move.
+/// </summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 internal sealed class EduDeviceTests
@@ -45,7 +47,7 @@ internal sealed class EduDeviceTests
         source.Memory.Write(new GuestAddress(Source), Block(9));
         source.Stop();
         Start(new InVm(source), Source, EduDevice.BufferAt, 1);
-        Assert.That(source.Pci.MmioRead(new GuestAddress(Bar + 0x98), 8), Is.EqualTo(1UL), "a stopped VM's device does nothing");
+        Assert.That(source.Pci.MmioRead(new GuestAddress(Bar + 0x98), 8), Is.EqualTo(1UL), "a stopped VM's device does no DMA");
         target.Memory.Write(new GuestAddress(Source), Block(9));
         Move(source, target);
         using (target.Bql.Acquire()) target.RunState.Set(Vmm.Core.RunStates.RunState.Paused);
@@ -58,7 +60,7 @@ internal sealed class EduDeviceTests
         Assert.That(found, Is.EqualTo(Block(9)));
     }
 
-    /// <summary>By descriptors and by messages; three cancels; the dirty log has every page that the device wrote.</summary>
+    /// <summary>DMA goes by descriptors or by messages. The move is cancelled three times, and the dirty log has every page that the device wrote.</summary>
     [Test]
     public void ServedItMovesWhileItsGuestKeepsItBusyWithDma([Values] bool sharedRam)
     {
@@ -84,11 +86,11 @@ internal sealed class EduDeviceTests
             Copy(guest, next++);
             source.Report();
         }
-        // One is still under way when it is stopped.
+        // Stop the device while this transfer is under way.
         FillBuffer(guest, source, next);
         Start(guest, EduDevice.BufferAt, Source + (next * 4096), 3);
         byte[] state = source.SaveStopped(data);
-        // Without descriptors the client marks what it wrote itself.
+        // Without descriptors the client writes the pages and marks them itself, so copy all RAM.
         target.CopyRam(source, sharedRam ? source.Dirty : null);
         target.Load(state);
         Assert.That(target.Io.SetMigrationState(VfioDeviceState.Running, out _), Is.EqualTo(Errno.None));
@@ -107,7 +109,7 @@ internal sealed class EduDeviceTests
         return block;
     }
 
-    /// <summary>Memory to the device's buffer and back to another page: what a driver would do.</summary>
+    /// <summary>Copies a page to the device's buffer and from there to another page, as a driver does.</summary>
     private static void Copy(IRegisters device, ulong page)
     {
         device.WriteMemory(Source, Block(page));
@@ -151,7 +153,7 @@ internal sealed class EduDeviceTests
         return vm;
     }
 
-    /// <summary>The sections of one VM into another, framed as the server frames them.</summary>
+    /// <summary>Moves the sections of one VM into another, framed as the server frames them.</summary>
     private static void Move(Vm source, Vm target)
     {
         (InMemoryChannel ours, InMemoryChannel theirs) = InMemoryChannel.CreatePair();

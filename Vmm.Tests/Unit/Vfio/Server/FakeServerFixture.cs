@@ -4,7 +4,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>A fake device behind a server, and a client that has agreed on a version. Each test has its own.</summary>
+/// <summary>Gives each test a fake device behind a server, and a client that has negotiated a version.</summary>
 internal abstract class FakeServerFixture : IDisposable
 {
     protected FakeServerFixture(VfioUserServerOptions? options = null)
@@ -23,7 +23,7 @@ internal abstract class FakeServerFixture : IDisposable
     {
         Client.Dispose();
         Served.Dispose();
-        Assert.That((Fake.OpenSessions, Fake.Quiesced), Is.EqualTo((0, 0)), "sessions and quiesces left behind");
+        Assert.That((Fake.OpenSessions, Fake.Quiesced), Is.EqualTo((0, 0)), "the test left sessions or quiesces behind");
         GC.SuppressFinalize(this);
     }
 }

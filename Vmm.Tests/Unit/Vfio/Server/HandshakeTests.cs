@@ -27,7 +27,7 @@ internal sealed class HandshakeTests : IDisposable
     [Test]
     public void S05_TheReplyIsNeverLongerThanTheRequest()
     {
-        // Requests of every length from the shortest that holds JSON to one that takes everything.
+        // The requests grow from the shortest with JSON to one whose reply has room for everything.
         for (int pad = 0; pad < 150; pad++)
         {
             string json = $$"""{"x":"{{new string('a', pad)}}","capabilities":{ } }""";
@@ -141,7 +141,7 @@ internal sealed class HandshakeTests : IDisposable
     [Test]
     public void S01_S03_MessagesComeInAnyFragmentsAndStrayDescriptorsAreClosed()
     {
-        // Of a name of its own: tests beside this one open others.
+        // A unique name tells this test's descriptors from those of parallel tests.
         string name = $"stray-{Guid.NewGuid():n}";
         using (RawVfioUserClient client = _served.Attach())
         {
@@ -182,7 +182,7 @@ internal sealed class HandshakeTests : IDisposable
         }
         catch (ChannelException e)
         {
-            // The server closed with bytes unread.
+            // The kernel reports ECONNRESET when the server closes the socket with unread bytes.
             return e.Errno == Errno.ECONNRESET;
         }
     }

@@ -12,7 +12,7 @@ using Vmm.Tools.Devices;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>Any PCI function of the core behind the server: what the bridge does with registers, interrupts and state (vfio-user 13).</summary>
+/// <summary>The server hosts any PCI function of the core: the bridge carries registers, interrupts and state (vfio-user 13).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 internal sealed class HostedDeviceTests
@@ -60,7 +60,7 @@ internal sealed class HostedDeviceTests
         RawVfioUserClient.WaitSignalled(line);
         client.RegionWrite(0, 0x64, 0x10);
         client.SetIrqs(0x11, 0, 0, 1);
-        Assert.That(RawVfioUserClient.IsSignalled(line), Is.False, "acknowledged (vfio-user S-27)");
+        Assert.That(RawVfioUserClient.IsSignalled(line), Is.False, "the server does not signal an acknowledged interrupt again (vfio-user S-27)");
         client.RegionWrite(7, 4, (ushort)6);
         client.RegionWrite(7, 0x42, (ushort)1);
         client.SetIrqs(0x24, 1, 0, 1, msi);
@@ -117,7 +117,7 @@ internal sealed class HostedDeviceTests
         using RawVfioUserClient client = served.Attach();
         client.SetState(VfioDeviceState.StopCopy);
         Assert.That(client.MigRead(65536), Has.Length.EqualTo(65536));
-        Assert.That(Interlocked.Read(ref behaviour.Written), Is.LessThan(4 << 20), "the save code runs ahead of the reader");
+        Assert.That(Interlocked.Read(ref behaviour.Written), Is.LessThan(4 << 20), "the save code must not run ahead of the reader");
         Assert.That(client.MigReadAll(1 << 20).Length, Is.GreaterThan(29_000_000));
     }
 
@@ -157,7 +157,7 @@ internal sealed class HostedDeviceTests
         Assert.That(behaviour.Log, Is.EqualTo((string[])
             [
                 "acquire", "drain and flush", "PrecopySetup", "PrecopyDone",
-                "drain and flush", // A start that failed is undone.
+                "drain and flush", // The server undoes the failed start.
                 "acquire", "drain and flush", "PrecopySetup", "PrecopyDone", "acquire",
             ]));
     }
@@ -276,7 +276,7 @@ internal sealed class HostedDeviceTests
         LeakCheck.WaitFor(() => two.Read32(0, 8) == 120, "the other device was stopped too");
         Assert.That((one.Read32(0, 8), one.Read32(0, 0x20) & 1), Is.EqualTo((5u, 1u)));
         one.SetState(VfioDeviceState.Running);
-        LeakCheck.WaitFor(() => one.Read32(0, 8) == 120, "it does not go on");
+        LeakCheck.WaitFor(() => one.Read32(0, 8) == 120, "the device did not continue");
     }
 
     [Test]

@@ -9,7 +9,7 @@ using static Vmm.Tests.Support.RawVfioUserClient;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>Region 9, the protocol of before 2023, over the same sessions (vfio-user 9).</summary>
+/// <summary>Region 9, the migration protocol from before 2023, uses the same sessions (vfio-user 9).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
@@ -93,7 +93,7 @@ internal sealed class LegacyMigrationTests : FakeServerFixture
         }
         Set(1);
         Assert.That(Fake.Loaded, Is.EqualTo(all));
-        Assert.That(Client.State, Is.EqualTo(VfioDeviceState.Running), "one state for both protocols");
+        Assert.That(Client.State, Is.EqualTo(VfioDeviceState.Running), "both protocols share one state");
     }
 
     [Test]
@@ -215,7 +215,7 @@ internal sealed class LegacyMigrationTests : FakeServerFixture
         Assert.That(Client.Ok(VfioUserCommand.DirtyPages, Bytes(8, 1)), Is.Empty);
         Fake.Host.Dma.Write(0x12000, new byte[8]);
         byte[] get = Bytes(48, 4, 0x10000UL, 16 * Page, Page, 8UL);
-        Assert.That(Client.Ok(VfioUserCommand.DirtyPages, Bytes(40, 4, 0x10000UL, 16 * Page, Page, 8UL)), Is.EqualTo(Bytes(48, 4)), "too small: what it takes");
+        Assert.That(Client.Ok(VfioUserCommand.DirtyPages, Bytes(40, 4, 0x10000UL, 16 * Page, Page, 8UL)), Is.EqualTo(Bytes(48, 4)), "a reply to a request that is too small names the size that it needs");
         Assert.That(Client.Ok(VfioUserCommand.DirtyPages, get), Is.EqualTo(Bytes(get, 4UL)));
         Assert.That(Client.Ok(VfioUserCommand.DirtyPages, get), Is.EqualTo(Bytes(get, 0UL)));
         Client.Invalid(VfioUserCommand.DirtyPages, 48, 4, 0x10000UL, 16 * Page, Page, 16UL);

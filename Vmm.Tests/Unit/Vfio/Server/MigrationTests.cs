@@ -19,7 +19,7 @@ internal sealed class MigrationTests : FakeServerFixture
 
     private static IEnumerable<object[]> Pairs() => from a in s_states from b in s_states select new object[] { a, b };
 
-    /// <summary>The table of vfio-user 8, requested to next step.</summary>
+    /// <summary>The next step from one state towards a requested state, by the table of vfio-user 8.</summary>
     private static VfioDeviceState? Next(VfioDeviceState from, VfioDeviceState to) => (from, to) switch
     {
         (VfioDeviceState.StopCopy, VfioDeviceState.PreCopy) => null,
@@ -187,7 +187,7 @@ internal sealed class MigrationTests : FakeServerFixture
         Client.Ok(VfioUserCommand.DmaUnmap, UnmapRequest(0x1000, 0x1000));
         Client.SetIrqs(0x21, 2, 0, 0);
         Client.RegionWrite(0, 0, 0x55u);
-        Assert.That(Client.Read32(0, 0), Is.EqualTo(state == VfioDeviceState.StopCopy ? 0 : 0x55), "writes in STOP_COPY are dropped, without an error");
+        Assert.That(Client.Read32(0, 0), Is.EqualTo(state == VfioDeviceState.StopCopy ? 0 : 0x55), "the server drops writes in STOP_COPY without an error");
     }
 
     [Test]
@@ -199,8 +199,8 @@ internal sealed class MigrationTests : FakeServerFixture
         using RawVfioUserClient next = Served.Attach();
         Assert.That(next.State, Is.EqualTo(VfioDeviceState.Running));
         Assert.That(Fake.Log, Does.Contain("client lost"));
-        Assert.That(Fake.Log.Contains("reset LoadAborted"), Is.EqualTo(state == VfioDeviceState.Resuming), "only a half-loaded device is reset");
-        Assert.That(next.Read32(0, 8), Is.EqualTo(0x1234), "device state stays");
+        Assert.That(Fake.Log.Contains("reset LoadAborted"), Is.EqualTo(state == VfioDeviceState.Resuming), "the server resets only a half-loaded device");
+        Assert.That(next.Read32(0, 8), Is.EqualTo(0x1234), "the disconnect keeps the device's registers");
     }
 
     [Test]

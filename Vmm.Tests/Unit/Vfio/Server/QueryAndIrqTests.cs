@@ -133,7 +133,7 @@ internal sealed class QueryAndIrqTests : FakeServerFixture
     public void InterruptsAreBoundInChunksUnboundSinglyAndDisabledTogether()
     {
         OwnedFd[] fds = [.. Enumerable.Range(0, 20).Select(static _ => Posix.EventFd())];
-        // As QEMU does it: the first without a descriptor, then chunks of what we take.
+        // QEMU first sends vector 0 without a descriptor, then as many descriptors in each message as the server accepts.
         Client.SetIrqs(0x24, Msix, 0, 1);
         for (uint at = 0; at < 20; at += 8) Client.SetIrqs(0x24, Msix, at, Math.Min(8, 20 - at), fds[(int)at..(int)Math.Min(20, at + 8)]);
         for (uint v = 0; v < 20; v++) Fake.Host.Irqs.Raise(Msix, v);
@@ -176,9 +176,9 @@ internal sealed class QueryAndIrqTests : FakeServerFixture
         Fake.Host.Irqs.SetIntx(true);
         Assert.That(IsSignalled(fd));
         Fake.Host.Irqs.SetIntx(true);
-        Assert.That(IsSignalled(fd), Is.False, "one signal until it is unmasked");
+        Assert.That(IsSignalled(fd), Is.False, "the server signals once until the client unmasks");
         Client.SetIrqs(0x11, Intx, 0, 1);
-        Assert.That(IsSignalled(fd), "still asserted");
+        Assert.That(IsSignalled(fd), "the unmask signals the level that is still asserted");
         Fake.Host.Irqs.SetIntx(false);
         Client.SetIrqs(0x11, Intx, 0, 1);
         Assert.That(IsSignalled(fd), Is.False);

@@ -7,7 +7,7 @@ using static Vmm.Tests.Support.RawVfioUserClient;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>Register accesses, posted ones included (vfio-user 3.6, 3.7, 6).</summary>
+/// <summary>Register accesses, including posted writes (vfio-user 3.6, 3.7, 6).</summary>
 [TestFixture]
 [Parallelizable(ParallelScope.All)]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]

@@ -10,7 +10,7 @@ using static Vmm.Tests.Support.RawVfioUserClient;
 
 namespace Vmm.Tests.Unit.Vfio.Server;
 
-/// <summary>Listening, clients that come and go, and what they leave behind (vfio-user 7, S-33, S-59). Alone, because it counts descriptors.</summary>
+/// <summary>Clients come and go and leave nothing behind (vfio-user 7, S-33, S-59). Not parallel, because the tests count descriptors.</summary>
 [TestFixture]
 [NonParallelizable]
 internal sealed class ServerLifeTests
@@ -158,7 +158,7 @@ internal sealed class ServerLifeTests
         using OwnedFd later = Posix.EventFd();
         using RawVfioUserClient next = served.Attach();
         next.SetIrqs(0x24, 2, 0, 1, later);
-        Assert.That(IsSignalled(later), "what was raised meanwhile is the device's state");
+        Assert.That(IsSignalled(later), "the next client receives the interrupt that was raised between the clients");
     }
 
     [Test]
@@ -223,7 +223,7 @@ internal sealed class ServerLifeTests
             client.ReceiveRaw(reply);
         }
         for (int i = 0; i < 50; i++) Exchange();
-        // The least of several: the count is the whole process's, and the runtime allocates at times of its own.
+        // Take the least of several rounds, because the count covers the whole process and the runtime allocates at any time.
         long least = long.MaxValue;
         for (int round = 0; round < 8; round++)
         {
@@ -231,6 +231,6 @@ internal sealed class ServerLifeTests
             for (int i = 0; i < 100; i++) Exchange();
             least = Math.Min(least, GC.GetTotalAllocatedBytes(precise: true) - before);
         }
-        Assert.That(least, Is.LessThan(100 * 100), "100 messages of 64 KiB");
+        Assert.That(least, Is.LessThan(100 * 100), "100 messages of 64 KiB allocate less than 100 bytes each");
     }
 }

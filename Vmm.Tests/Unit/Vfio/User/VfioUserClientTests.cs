@@ -9,7 +9,7 @@ using static Vmm.Tests.Support.ScriptedVfioUserServer;
 
 namespace Vmm.Tests.Unit.Vfio.User;
 
-/// <summary>Framing, negotiation, the connection (vfio-user C-1 to C-8).</summary>
+/// <summary>Framing, negotiation and the connection's life (vfio-user C-1 to C-8).</summary>
 [TestFixture]
 public class VfioUserClientTests
 {
@@ -41,7 +41,7 @@ public class VfioUserClientTests
         using OwnedFd irq = Posix.EventFd();
         Assert.That(rig.Io.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger, 0, 0, 1), default, [irq]), Is.EqualTo(Errno.None));
         Assert.That(found.Where(static f => f.Have != f.Said), Is.Empty);
-        Assert.That(found.Sum(static f => f.Fds), Is.EqualTo(2), "one map, one interrupt");
+        Assert.That(found.Sum(static f => f.Fds), Is.EqualTo(2), "one descriptor for the map and one for the interrupt");
     }
 
     [Test]
@@ -69,7 +69,7 @@ public class VfioUserClientTests
         var server = new ScriptedVfioUserServer { Fragments = true };
         server.On(VfioUserCommand.RegionRead, m => server.Reply(m, [.. m.Body, .. Enumerable.Range(0, (int)m.Access.Count).Select(static i => (byte)i)], stray, stray))
             .On(VfioUserCommand.DeviceGetIrqInfo, m => server.Reply(m, Bytes(16, b => new VfioUserIrqInfo(16, 1, m.Body[8], 1).Write(b)), stray));
-        // A pipe end that only strays hold: it reads end of file as soon as all of them are closed.
+        // Only stray descriptors hold the pipe's write end, so the read end reports POLLHUP as soon as all strays are closed.
         (OwnedFd read, OwnedFd write) = Posix.Pipe();
         using (read)
         {
@@ -148,7 +148,7 @@ public class VfioUserClientTests
         List<(ulong Address, ulong Size)> maps = [.. rig.Server.Received.Where(static m => m.Command == VfioUserCommand.DmaMap).Select(static m =>
         {
             VfioUserDmaMap.TryRead(m.Body, out VfioUserDmaMap map);
-            Assert.That(map.Offset, Is.EqualTo(map.Address), "the block starts at 0");
+            Assert.That(map.Offset, Is.EqualTo(map.Address), "the block starts at address 0, so offset and address are equal");
             return (map.Address, map.Size);
         })];
         Assert.That(maps, Is.EqualTo(((ulong, ulong)[])[(0, 16 << 20), (16 << 20, 16 << 20), (32 << 20, 8 << 20)]));

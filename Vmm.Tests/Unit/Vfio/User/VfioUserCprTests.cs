@@ -7,7 +7,7 @@ using static Vmm.Tests.Support.ScriptedVfioUserServer;
 
 namespace Vmm.Tests.Unit.Vfio.User;
 
-/// <summary>A connection is left alone for another process to take, whatever its server does meanwhile (vfio-migration 7.4).</summary>
+/// <summary>The client leaves its connection to another process, whatever the server does meanwhile (vfio-migration 7.4).</summary>
 [TestFixture]
 public sealed class VfioUserCprTests
 {

@@ -12,7 +12,7 @@ using static Vmm.Tests.Support.ScriptedVfioUserServer;
 
 namespace Vmm.Tests.Unit.Vfio.User;
 
-/// <summary>The vfio-user backend of the seam: attach, interrupts, areas, DMA, loss.</summary>
+/// <summary>The vfio-user backend of the VFIO device interface: attach, interrupts, areas, DMA, lost servers.</summary>
 [TestFixture]
 public class VfioUserDeviceIoTests
 {
@@ -26,7 +26,7 @@ public class VfioUserDeviceIoTests
         var server = new ScriptedVfioUserServer();
         server.On(VfioUserCommand.DmaMap, m =>
         {
-            // Hold the first 16; a client that waits for each would hang here.
+            // Hold back the first 16 replies; a client that waited for each reply would hang here.
             underway.Add(m);
             most = Math.Max(most, underway.Count);
             if (underway.Count < 16 && server.Received.Count(static r => r.Command == VfioUserCommand.DmaMap) < 20) return;
@@ -83,7 +83,7 @@ public class VfioUserDeviceIoTests
         Assert.That(rig.Io.SetIrqs(new VfioIrqSet(s_bind, VfioPciIrq.Msix, 4, (uint)vectors.Length), default, vectors), Is.EqualTo(Errno.None));
         Assert.That(rig.Io.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataNone | VfioIrqSetFlags.ActionTrigger, VfioPciIrq.Msix, 0, 0), default, default), Is.EqualTo(Errno.None));
         Assert.That(rig.Io.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataBool | VfioIrqSetFlags.ActionMask, VfioPciIrq.Msix, 1, 2), [1, 0], default), Is.EqualTo(Errno.None));
-        Assert.That(rig.Io.SetIrqs(new VfioIrqSet(s_bind, VfioPciIrq.Msix, 0, 2), default, [null]), Is.EqualTo(Errno.EINVAL), "one for each vector");
+        Assert.That(rig.Io.SetIrqs(new VfioIrqSet(s_bind, VfioPciIrq.Msix, 0, 2), default, [null]), Is.EqualTo(Errno.EINVAL), "the request needs one descriptor or null for each vector");
         Assert.That(rig.Server.Received.Where(static m => m.Command == VfioUserCommand.DeviceSetIrqs).Select(static m =>
         {
             VfioUserIrqSet.TryRead(m.Body, out VfioUserIrqSet set);
@@ -114,13 +114,13 @@ public class VfioUserDeviceIoTests
             Assert.That(map.Slice(0, 2).ToArray(), Is.EqualTo((byte[])[0xab, 0xcd]), "region offset 0x1000 in the file, area 0x3000");
         }
         Posix.Truncate(file, 0x4800);
-        Assert.That(rig.Io.MapArea(0, bar.Areas[1]), Is.Null, "the file is too short to be touched");
-        Assert.That(rig.Io.MapArea(0, new VfioRegionArea(0, 0x1000)), Is.Null, "not offered");
+        Assert.That(rig.Io.MapArea(0, bar.Areas[1]), Is.Null, "an access to a file that is too short would raise SIGBUS");
+        Assert.That(rig.Io.MapArea(0, new VfioRegionArea(0, 0x1000)), Is.Null, "the server does not offer this area");
         Assert.That(rig.Io.RegionWrite(0, 0, new byte[4], posted: true), Is.EqualTo(Errno.None));
-        Assert.That(rig.Server.Received[^1].Header.WantsNoReply, Is.False, "nothing is posted past a mapped area");
+        Assert.That(rig.Server.Received[^1].Header.WantsNoReply, Is.False, "the client posts no write to a region with areas, because a posted write has no order with them");
     }
 
-    /// <summary>BAR0 with a sparse capability and a descriptor, in two steps.</summary>
+    /// <summary>A server whose BAR 0 has a sparse capability and a descriptor; the client needs two requests to read it.</summary>
     private static ScriptedVfioUserServer SparseServer(OwnedFd file, params (ulong Offset, ulong Size)[] areas)
     {
         var server = new ScriptedVfioUserServer();
@@ -269,7 +269,7 @@ public class VfioUserDeviceIoTests
         Assert.That(rig.Io.LostReason, Is.SameAs(reason));
         using var late = new ManualResetEventSlim();
         rig.Io.Lost += _ => late.Set();
-        Assert.That(late.Wait(TimeSpan.FromSeconds(30)), "who subscribes late is told as well");
+        Assert.That(late.Wait(TimeSpan.FromSeconds(30)), "a late subscriber receives the event too");
     }
 
     [Test]
@@ -309,7 +309,7 @@ public class VfioUserDeviceIoTests
         Assert.That(rig.Io.StartDmaLog(4096, [], out _), Is.EqualTo(Errno.ENODEV));
         Assert.That(rig.Io.Reset(), Is.EqualTo(Errno.ENODEV));
         Assert.That(clock.Elapsed, Is.LessThan(TimeSpan.FromSeconds(2)));
-        Assert.That(() => rig.Memory.RemoveBlock(rig.Memory.AddBlock(new RamBlockOptions { Name = "more", SizeBytes = 4096 })), Throws.Nothing, "RAM comes and goes without it");
+        Assert.That(() => rig.Memory.RemoveBlock(rig.Memory.AddBlock(new RamBlockOptions { Name = "more", SizeBytes = 4096 })), Throws.Nothing, "the VM can still add and remove RAM");
     }
 
     [TestCase("0100090011000000010000000000000000", "a reply nobody waits for")]

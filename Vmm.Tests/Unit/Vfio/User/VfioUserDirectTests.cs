@@ -11,7 +11,7 @@ using Vmm.Tools.Devices;
 
 namespace Vmm.Tests.Unit.Vfio.User;
 
-/// <summary>Migration data that go from socket to socket, without a copy in between.</summary>
+/// <summary>Migration data go from socket to socket without a copy in this process.</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 internal sealed class VfioUserDirectTests
 {
@@ -28,7 +28,7 @@ internal sealed class VfioUserDirectTests
         {
             var pieces = new List<int>();
             IVfioDirectData source = from.Open(VfioDeviceState.StopCopy), target = to.Open(VfioDeviceState.Resuming);
-            // Pieces are announced in the same socket, as the stream's records are.
+            // Announce each piece on the same socket, as the migration stream does with its records.
             Task sending = WorkerThread.Run("out", () => Assert.That(source.MoveOut(near, "pair", n =>
             {
                 pieces.Add(n);
@@ -41,7 +41,7 @@ internal sealed class VfioUserDirectTests
             while (Fill(far, announced))
             {
                 int n = BinaryPrimitives.ReadInt32LittleEndian(announced);
-                // Part of the piece has been read ahead, as a buffered reader does.
+                // Read a part of the piece ahead, as a buffered reader does.
                 byte[] ahead = new byte[Math.Min(n, 100)];
                 Fill(far, ahead);
                 Assert.That(target.MoveIn(ahead, far, "pair", n), Is.EqualTo(Errno.None));
@@ -51,7 +51,7 @@ internal sealed class VfioUserDirectTests
             Assert.That(pieces, Has.All.LessThanOrEqualTo(Chunk));
             Assert.That(pieces.Sum(), Is.GreaterThan(bytes));
         }
-        Assert.That(to.Io.SetMigrationState(VfioDeviceState.Stop, out _), Is.EqualTo(Errno.None), "the device finds its data whole");
+        Assert.That(to.Io.SetMigrationState(VfioDeviceState.Stop, out _), Is.EqualTo(Errno.None), "the device accepts its data as complete");
         Assert.That(to.Read64(DmaTestRegisters.StateChecksum), Is.EqualTo(from.Read64(DmaTestRegisters.StateChecksum)));
         Assert.That(to.Read32(DmaTestRegisters.Loads), Is.EqualTo(1));
     }
@@ -64,7 +64,7 @@ internal sealed class VfioUserDirectTests
         using (near)
         {
             IVfioDirectData source = from.Open(VfioDeviceState.StopCopy);
-            // It takes two pieces and a half.
+            // The peer takes two and a half pieces.
             Task taking = WorkerThread.Run("in", () =>
             {
                 using (far) Fill(far, new byte[Chunk * 5 / 2]);
@@ -74,7 +74,7 @@ internal sealed class VfioUserDirectTests
             Assert.That(e.Message, Does.Contain("cannot write to the peer"));
         }
         Assert.That(from.Io.SetMigrationState(VfioDeviceState.Running, out _), Is.EqualTo(Errno.None));
-        Assert.That(from.Read32(DmaTestRegisters.Id), Is.EqualTo(DmaTestRegisters.IdValue), "the connection is in step");
+        Assert.That(from.Read32(DmaTestRegisters.Id), Is.EqualTo(DmaTestRegisters.IdValue), "requests and replies on the connection are still in step");
     }
 
     [Test]
@@ -89,7 +89,7 @@ internal sealed class VfioUserDirectTests
             near.Dispose();
             Assert.That(Assert.Throws<ChannelException>(() => target.MoveIn([1, 2, 3], far, "the peer", 5000))!.Message, Does.Contain("cannot read from the peer"));
         }
-        Assert.That(to.Io.Reset(), Is.EqualTo(Errno.None), "nothing else leaves RESUMING");
+        Assert.That(to.Io.Reset(), Is.EqualTo(Errno.None), "only a reset leaves RESUMING");
         Assert.That(to.Read32(DmaTestRegisters.Id), Is.EqualTo(DmaTestRegisters.IdValue));
     }
 
@@ -104,7 +104,7 @@ internal sealed class VfioUserDirectTests
         {
             Posix.Write(near, new byte[4096], out _);
             Errno first = target.MoveIn([], far, "pair", 4096);
-            Assert.That(first != Errno.None ? first : target.FinishMoves(), Is.EqualTo(Errno.EINVAL), "zeros are no state");
+            Assert.That(first != Errno.None ? first : target.FinishMoves(), Is.EqualTo(Errno.EINVAL), "the device refuses zeros as its state");
         }
     }
 

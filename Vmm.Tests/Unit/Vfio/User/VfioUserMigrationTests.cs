@@ -8,11 +8,11 @@ using static Vmm.Tests.Support.ScriptedVfioUserServer;
 
 namespace Vmm.Tests.Unit.Vfio.User;
 
-/// <summary>What a client must do in a migration (vfio-user C-9 to C-15), and when a session begins and ends.</summary>
+/// <summary>The client's duties in a migration (vfio-user C-9 to C-15), and where a session begins and ends.</summary>
 [TestFixture]
 public class VfioUserMigrationTests
 {
-    /// <summary>A server that follows any state and gives these pieces to MIG_DATA_READ, then nothing.</summary>
+    /// <summary>A server that enters every requested state, and answers MIG_DATA_READ with these pieces and then with no data.</summary>
     private static ScriptedVfioUserServer Migratable(bool pad = true, params byte[][] pieces)
     {
         int next = 0;
@@ -76,7 +76,7 @@ public class VfioUserMigrationTests
         using var rig = new VfioUserRig(Migratable(true, [1], [2, 3], [4]));
         using IVfioMigrationData data = Enter(rig, VfioDeviceState.StopCopy);
         Assert.That(ReadAll(data), Is.EqualTo((byte[])[1, 2, 3, 4]));
-        Assert.That((data.Read(new byte[8], out Errno errno), errno), Is.EqualTo((0, Errno.None)), "the end stays the end");
+        Assert.That((data.Read(new byte[8], out Errno errno), errno), Is.EqualTo((0, Errno.None)), "a read after the end finds the end again");
     }
 
     [Test]
@@ -86,9 +86,9 @@ public class VfioUserMigrationTests
         using IVfioMigrationData data = Enter(rig, VfioDeviceState.PreCopy);
         byte[] buffer = new byte[64];
         Assert.That((data.Read(buffer, out Errno errno), errno), Is.EqualTo(discard ? (0, Errno.ENOMSG) : (2, Errno.None)));
-        if (!discard) Assert.That(data.Read(buffer, out _), Is.Zero, "nothing now");
+        if (!discard) Assert.That(data.Read(buffer, out _), Is.Zero, "the device has no data at the moment");
         Assert.That(rig.Io.SetMigrationState(VfioDeviceState.StopCopy, out IVfioMigrationData? again), Is.EqualTo(Errno.None));
-        Assert.That(again, Is.Null, "the session goes on");
+        Assert.That(again, Is.Null, "the precopy session continues");
         Assert.That(ReadAll(data), Is.EqualTo(discard ? (byte[])[1, 2] : [3, 4]));
     }
 
@@ -112,7 +112,7 @@ public class VfioUserMigrationTests
     {
         using var rig = new VfioUserRig();
         Assert.That(rig.BlockedReason(), Does.Contain("does not support migration"));
-        Assert.That(rig.Io.DeviceFeature(VfioDeviceFeature.Migration, VfioFeatureOp.Get, new byte[8]), Is.EqualTo(Errno.ENOTTY), "EINVAL means unknown");
+        Assert.That(rig.Io.DeviceFeature(VfioDeviceFeature.Migration, VfioFeatureOp.Get, new byte[8]), Is.EqualTo(Errno.ENOTTY), "the client takes EINVAL for an unknown feature");
     }
 
     [Test]
@@ -123,7 +123,7 @@ public class VfioUserMigrationTests
         if (logs) server.KnowsFeatures(VfioDeviceFeature.DmaLoggingStart);
         using var rig = new VfioUserRig(server, shared: sharedRam);
         Assert.That(rig.BlockedReason(), logs || !sharedRam ? Is.Null : Does.Contain("log DMA writes"));
-        Assert.That(rig.Io.Container.CanLogDirty, Is.EqualTo(!sharedRam), "what comes by message marks itself");
+        Assert.That(rig.Io.Container.CanLogDirty, Is.EqualTo(!sharedRam), "the client marks pages that the server writes by message");
         Assert.That(rig.Server.Received.Where(static m => m.Command == VfioUserCommand.DmaMap).Select(static m => m.Fds.Count), Is.EqualTo((int[])[sharedRam ? 1 : 0]));
     }
 
@@ -147,7 +147,7 @@ public class VfioUserMigrationTests
         Assert.That(rig.Io.RegionWrite(9, 0x1000, new byte[12296]), Is.EqualTo(Errno.None));
         Assert.That(rig.Server.Received.Where(static m => m.Command is VfioUserCommand.RegionRead or VfioUserCommand.RegionWrite).Select(static m => (m.Access.Offset, m.Access.Count, m.Header.WantsNoReply)),
             Is.EqualTo(((ulong, uint, bool)[])[(0, 4, false), (8, 8, false), (0x1000, 12296, false)]));
-        Assert.That(rig.BlockedReason(), Is.Null, "v1 era: DIRTY_PAGES is there");
+        Assert.That(rig.BlockedReason(), Is.Null, "a v1 server logs by DIRTY_PAGES, so it is no blocker");
     }
 
     [Test]
@@ -174,7 +174,7 @@ public class VfioUserMigrationTests
         ScriptedVfioUserServer server = Migratable();
         server.OnFeature(VfioDeviceFeature.DmaLoggingReport, VfioFeatureOp.Get, m => server.Reply(m, [.. m.Body, .. new byte[32]]));
         using var rig = new VfioUserRig(server);
-        Assert.That(rig.Io.ReportDmaLog(rig.Ram.Range, 4096, new ulong[4]), Is.EqualTo(Errno.EINVAL), "not started");
+        Assert.That(rig.Io.ReportDmaLog(rig.Ram.Range, 4096, new ulong[4]), Is.EqualTo(Errno.EINVAL), "the log has not started");
         Assert.That(rig.Io.StartDmaLog(8192, [rig.Ram.Range], out _), Is.EqualTo(Errno.None));
         Assert.That(rig.Io.ReportDmaLog(rig.Ram.Range, 4096, new ulong[4]), Is.EqualTo(Errno.EINVAL));
         Assert.That(rig.Io.ReportDmaLog(rig.Ram.Range, 8192, new ulong[4]), Is.EqualTo(Errno.None));
@@ -215,9 +215,9 @@ public class VfioUserMigrationTests
         }).OnFeature(VfioDeviceFeature.MigDeviceState, VfioFeatureOp.Get, m => server.Reply(m, [.. m.Body, (byte)VfioDeviceState.Stop, 0, 0, 0, 255, 255, 255, 255]));
         using var rig = new VfioUserRig(server);
         using IVfioMigrationData data = Enter(rig, VfioDeviceState.PreCopy);
-        Assert.That(rig.Io.SetMigrationState(VfioDeviceState.StopCopy, out IVfioMigrationData? none), Is.EqualTo((Errno)0xbeef), "verbatim");
+        Assert.That(rig.Io.SetMigrationState(VfioDeviceState.StopCopy, out IVfioMigrationData? none), Is.EqualTo((Errno)0xbeef), "the client passes the server's errno on");
         Assert.That(none, Is.Null);
-        Assert.That(data.Read(new byte[8], out Errno errno), Is.EqualTo(-1), "the device fell to STOP, the session with it");
+        Assert.That(data.Read(new byte[8], out Errno errno), Is.EqualTo(-1), "the device fell back to STOP, which ends the session");
         Assert.That(errno, Is.EqualTo(Errno.ENODEV));
     }
 

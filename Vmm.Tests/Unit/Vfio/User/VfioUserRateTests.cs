@@ -9,7 +9,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.User;
 
-/// <summary>How fast device state goes from one server to another through two clients, measured against plain copies over the same kind of sockets.</summary>
+/// <summary>Compares the rate of device state from one server through two clients to another with plain copies over the same kind of sockets.</summary>
 [TestFixture]
 [NonParallelizable]
 public class VfioUserRateTests
@@ -22,7 +22,7 @@ public class VfioUserRateTests
     {
         double plain = 0, state = 0;
         long grown = 0;
-        // The best of each: other work on the machine only ever slows either, and the more there is of it the more rounds it takes to see the best.
+        // Take the best of each, because other work on the machine can only slow them down; a busier machine needs more rounds.
         for (int i = 0; i < 3 || (i < 12 && state <= plain / 2); i++)
         {
             plain = Math.Max(plain, PlainRate());
@@ -33,7 +33,7 @@ public class VfioUserRateTests
         Assert.That(grown, Is.LessThan(16 << 20));
     }
 
-    /// <summary>Socket to socket to socket: what the state's way is without a protocol.</summary>
+    /// <summary>Copies bytes over two socket pairs, the same path as the state's but without a protocol.</summary>
     private static double PlainRate()
     {
         (OwnedFd a, OwnedFd b) = Posix.SocketPair();
@@ -87,7 +87,7 @@ public class VfioUserRateTests
         return StateBytes / 1e6 / clock.Elapsed.TotalSeconds;
     }
 
-    /// <summary>A server that gives and takes state without making garbage.</summary>
+    /// <summary>A server that gives and takes state without allocating.</summary>
     private sealed class StateServer : IDisposable
     {
         private readonly byte[] _body = new byte[8 + ChunkBytes];

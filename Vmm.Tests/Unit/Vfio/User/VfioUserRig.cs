@@ -8,7 +8,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Unit.Vfio.User;
 
-/// <summary>A scripted server, guest RAM, and the client between them.</summary>
+/// <summary>A scripted server, guest RAM, and the client that connects them.</summary>
 internal sealed class VfioUserRig : IDisposable
 {
     internal VfioUserRig(ScriptedVfioUserServer? server = null, Func<VfioUserOptions, VfioUserOptions>? options = null, ulong ramBytes = 1 << 20, bool shared = true)
@@ -35,7 +35,7 @@ internal sealed class VfioUserRig : IDisposable
 
     internal VfioUserDeviceIo Io { get; } = null!;
 
-    /// <summary>Why a VM that has the device does not migrate.</summary>
+    /// <summary>The reason why a VM with this device does not migrate.</summary>
     internal string? BlockedReason()
     {
         TestServices? services = null;

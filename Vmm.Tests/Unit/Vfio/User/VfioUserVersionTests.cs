@@ -4,7 +4,7 @@ using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Tests.Unit.Vfio.User;
 
-/// <summary>The VERSION payload (vfio-user 2).</summary>
+/// <summary>The client and the server read and write the VERSION payload (vfio-user 2).</summary>
 [TestFixture]
 public class VfioUserVersionTests
 {
@@ -90,7 +90,7 @@ public class VfioUserVersionTests
         Assert.That(reply, Has.Length.LessThanOrEqualTo(request.Length));
         VfioUserVersion parsed = VfioUserVersion.Parse(reply);
         Assert.That(parsed.Minor, Is.Zero);
-        Assert.That(parsed.TwinSocket, Is.Null, "not asked for");
+        Assert.That(parsed.TwinSocket, Is.Null, "the client did not ask for a twin socket");
     }
 
     [Test]
