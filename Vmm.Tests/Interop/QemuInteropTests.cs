@@ -147,7 +147,7 @@ public class QemuInteropTests
         Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.Running));
         Assert.That(vm.Vm.Clock.NowNs, Is.GreaterThan(0), "the virtual clock goes on from QEMU's");
         // QEMU reports the migration as completed before it changes its run state.
-        LeakCheck.WaitFor(() => qemu.Run("query-status")!["status"]!.ToString() == "postmigrate", "QEMU stands in postmigrate");
+        LeakCheck.WaitFor(() => qemu.Run("query-status")!["status"]!.ToString() == "postmigrate", "QEMU reaches postmigrate");
     }
 
     [Test]
