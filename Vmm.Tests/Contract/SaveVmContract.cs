@@ -114,6 +114,6 @@ public abstract class SaveVmContract<TDevice> where TDevice : class
         byte[] before = SectionBytes.Save(section);
         var error = Assert.Throws<IncompatibleStateException>(() => SectionBytes.Load(section, before, version));
         Assert.That(error!.Message, Does.Contain($"'{section.Name}'").And.Contain($"version {version}"));
-        Assert.That(SectionBytes.Save(section), Is.EqualTo(before), "nothing is loaded");
+        Assert.That(SectionBytes.Save(section), Is.EqualTo(before), "the refused load changed nothing");
     }
 }

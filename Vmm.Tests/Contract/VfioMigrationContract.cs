@@ -63,7 +63,7 @@ public abstract class VfioMigrationContract
         {
             Assert.That(errno, Is.EqualTo(path is null ? Errno.EINVAL : Errno.None));
             Assert.That(StateOf(Source), Is.EqualTo(path is null ? start : target));
-            Assert.That(data is not null, Is.EqualTo(path is not null && VfioMigrationTable.OpensData(start, path)), "a session begins");
+            Assert.That(data is not null, Is.EqualTo(path is not null && VfioMigrationTable.OpensData(start, path)), "whether the request opened a data session");
         });
     }
 
@@ -75,7 +75,7 @@ public abstract class VfioMigrationContract
         IVfioMigrationData data = Set(Source, VfioDeviceState.PreCopy)!;
         byte[] early = ReadAll(data, Chunk, runs: true);
         Assert.That(Source.SetMigrationState(VfioDeviceState.StopCopy, out IVfioMigrationData? second), Is.EqualTo(Errno.None));
-        Assert.That(second, Is.Null, "the session goes on");
+        Assert.That(second, Is.Null, "the session of PRE_COPY stays open");
         byte[] late = ReadAll(data, Chunk, runs: false);
         Assert.That(early.Length + late.Length, Is.Positive);
         Load(Destination, [.. early, .. late], Chunk);
@@ -115,7 +115,7 @@ public abstract class VfioMigrationContract
         Set(Source, VfioDeviceState.Stop);
         Assert.That((data.Read(new byte[Chunk], out Errno errno), errno), Is.EqualTo((-1, Errno.ENODEV)));
         IVfioMigrationData next = Set(Source, VfioDeviceState.StopCopy)!;
-        Assert.That(next.Read(new byte[Chunk], out _), Is.Not.Negative, "a new session is another one");
+        Assert.That(next.Read(new byte[Chunk], out _), Is.Not.Negative, "a new session works after the reset");
         Assert.That((data.Read(new byte[Chunk], out errno), errno), Is.EqualTo((-1, Errno.ENODEV)));
     }
 
@@ -292,6 +292,6 @@ public abstract class VfioMigrationContract
         Assert.That(StateOf(Destination), Is.EqualTo(VfioDeviceState.Running));
         byte[] expected = Change(Source);
         Load(Destination, Save(Source), Chunk);
-        Assert.That(Observe(Destination), Is.EqualTo(expected), "a good state after the reset");
+        Assert.That(Observe(Destination), Is.EqualTo(expected), "a valid state loads after the reset");
     }
 }

@@ -132,7 +132,7 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
     /// <summary>The areas that were mapped, in order.</summary>
     internal List<(uint Region, VfioRegionArea Area)> Mapped { get; } = [];
 
-    /// <summary>Fires an interrupt, as a device would.</summary>
+    /// <summary>Fires an interrupt, as a device does.</summary>
     internal void Fire(uint index, uint vector = 0) =>
         Posix.SignalEventFd(Bound(index, vector));
 

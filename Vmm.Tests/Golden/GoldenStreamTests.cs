@@ -145,7 +145,7 @@ internal sealed class GoldenStreamTests
             Assert.That(vm.Engine.Query().Error!.ToString(), Does.Contain("ended"), $"prefix of {length} bytes");
             Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.InMigrate));
         }
-        Assert.That(await vm.Engine.MigrateIncoming(new MemoryChannel(stream)), Is.EqualTo(MigrationStatus.Completed), "after all those failures");
+        Assert.That(await vm.Engine.MigrateIncoming(new MemoryChannel(stream)), Is.EqualTo(MigrationStatus.Completed), "the whole stream loads after all those failures");
     }
 
     [TestCase("q35-111-devices.bin", "machine type differs: 'none' here, 'pc-q35-11.1' in the stream")]

@@ -168,7 +168,7 @@ internal static partial class FolderArrows
                     Add(specification.Method);
                     specification.DecodeSignature(this, null);
                     break;
-                default: break; // a type of another assembly
+                default: break; // The type belongs to another assembly.
             }
         }
 

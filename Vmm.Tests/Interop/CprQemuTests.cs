@@ -91,7 +91,7 @@ public class CprQemuTests
         return stat.Inode;
     }
 
-    /// <summary>Inodes of the memory files that a process maps, from its maps.</summary>
+    /// <summary>Inodes of the memfds that a process maps, read from /proc.</summary>
     private static ulong[] MemFds(int pid) =>
     [
         .. File.ReadAllLines($"/proc/{pid}/maps").Where(static l => l.Contains("/memfd:", StringComparison.Ordinal))

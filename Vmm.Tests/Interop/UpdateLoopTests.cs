@@ -79,7 +79,7 @@ internal sealed class UpdateLoopTests : EndToEnd
         string figures = $"{updates} updates, {(kvm ? "KVM guest" : "no CPU")}, {devices} devices, {ramMiB} MiB{(exec ? ", exec" : "")}: {Figures("pause", pauses)}; {Figures("by the guest's clock", gaps)}; "
             + $"{bytes} bytes a stream; {seen.Interrupts} interrupts";
         await TestContext.Out.WriteLineAsync(figures);
-        Assert.That(bytes, Is.LessThan(StreamBytes), "RAM does not travel");
+        Assert.That(bytes, Is.LessThan(StreamBytes), "the stream has no RAM pages");
         if (limitMs is { } most) Assert.That((Median(pauses), Median(gaps)), Is.EqualTo((Math.Min(Median(pauses), most), Math.Min(Median(gaps), most))), figures);
         return bytes;
     }

@@ -47,8 +47,8 @@ internal sealed class VfioUserDeviceMigrationTests : EndToEnd
         Assert.That(await Levels(to), Is.EqualTo(0xfau));
         await to.Out(GpioPort, 0x05);
         await to.Out(GpioPort, 0x05);
-        Assert.That(await Levels(to), Is.EqualTo(0xffu), "counts go on from where they were");
-        Assert.That((int)await to.In(SamplePort), Is.InRange(-1000, -800), "the timer is armed for the same moment");
+        Assert.That(await Levels(to), Is.EqualTo(0xffu), "the counts continue after the migration");
+        Assert.That((int)await to.In(SamplePort), Is.InRange(-1000, -800), "the timer keeps its due time");
         Assert.That(await to.ConfigRead(Edu, 4), Is.EqualTo(edu));
     }
 
@@ -79,7 +79,7 @@ internal sealed class VfioUserDeviceMigrationTests : EndToEnd
         await Vmm.Ok("migrate", "--vm", "from", "--to", to.IncomingUri);
         long[] arrived = await EduWords(to);
         await WaitSteps(to, arrived[0] + 100);
-        Assert.That((await EduWords(to))[1], Is.Zero, "pages that came back wrong");
+        Assert.That((await EduWords(to))[1], Is.Zero, "edu returned wrong data in some pages");
     }
 
     private async Task<PeerProcess> EduVm(string name, params string[] arguments)

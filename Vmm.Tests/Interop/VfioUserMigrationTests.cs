@@ -146,7 +146,7 @@ internal sealed class VfioUserMigrationTests : EndToEnd
         await from.Run("migrate", new JsonObject { ["uri"] = to.Process.IncomingUri });
         await Reach(from, moment, () => Kill(to));
         Assert.That(await from.WaitMigration("failed", "completed"), Is.EqualTo("failed"));
-        Assert.That((await from.Run("query-migrate"))!["error-desc"]!.ToString(), Does.Contain("destination").And.Contain("to-0.sock"), "the reason names the device, on the source too");
+        Assert.That((await from.Run("query-migrate"))!["error-desc"]!.ToString(), Does.Contain("destination").And.Contain("to-0.sock"), "the source's reason also names the device");
         Assert.That((await from.State(), await to.State()), Is.EqualTo(("running", "inmigrate")));
         // The source's device still runs, as before the attempt.
         await from.WaitForBlocks(0, 20);

@@ -66,7 +66,7 @@ public sealed class InteropStructsTests : LabFixture
         Assert.That(Call(container, VfioUapi.VFIO_SET_IOMMU, (nint)VfioUapi.VFIO_TYPE1v2_IOMMU), Is.EqualTo(Errno.EINVAL), "the IOMMU is set already");
         Assert.That(DeviceFd(group, "/nobody", out _), Is.EqualTo(Errno.ENODEV));
         Assert.That(DeviceFd(group, LabVfio.Mtty1, out OwnedFd? device), Is.EqualTo(Errno.None));
-        Assert.That(Call(group, VfioUapi.VFIO_GROUP_UNSET_CONTAINER, 0), Is.EqualTo(Errno.EBUSY), "a device is open");
+        Assert.That(Call(group, VfioUapi.VFIO_GROUP_UNSET_CONTAINER, 0), Is.EqualTo(Errno.EBUSY), "a device of the group is open");
         device!.Dispose();
         Assert.That(Call(group, VfioUapi.VFIO_GROUP_UNSET_CONTAINER, 0), Is.EqualTo(Errno.None));
     }
@@ -77,7 +77,7 @@ public sealed class InteropStructsTests : LabFixture
         VfioHostDevice host = VfioHostDevice.Read(LabVfio.Edu);
         OwnedFd device = Open(LabVfio.Paths.Cdev(host.VfioName!)), iommufd = Open(LabVfio.Paths.Iommufd);
         var info = new VfioUapi.DeviceInfo { Argsz = 24 };
-        Assert.That(_kernel.Call(device, VfioUapi.VFIO_DEVICE_GET_INFO, ref info), Is.EqualTo(Errno.EINVAL), "before it is bound");
+        Assert.That(_kernel.Call(device, VfioUapi.VFIO_DEVICE_GET_INFO, ref info), Is.EqualTo(Errno.EINVAL), "the device is not bound yet");
         var bind = new VfioUapi.DeviceBindIommufd { Argsz = 16, Iommufd = iommufd.Number };
         Assert.That(_kernel.Call(device, VfioUapi.VFIO_DEVICE_BIND_IOMMUFD, ref bind), Is.EqualTo(Errno.None));
         Assert.That(_kernel.Call(device, VfioUapi.VFIO_DEVICE_BIND_IOMMUFD, ref bind), Is.EqualTo(Errno.EINVAL), "the device is bound already");

@@ -68,7 +68,7 @@ public abstract class LabUpdateFixture : LabFixture
     {
         long from = Ram.Word(Steps);
         Assert.That(SpinWait.SpinUntil(() => Ram.Word(Steps) >= from + more, Deadline), $"an interrupt was lost: the guest stands at step {Ram.Word(Steps)}");
-        Assert.That(Ram.Word(WrongPages), Is.Zero, "pages came back wrong");
+        Assert.That(Ram.Word(WrongPages), Is.Zero, "edu returned wrong data in some pages");
     }
 
     /// <summary>Runs <c>vmm update</c> and expects success.</summary>

@@ -29,7 +29,7 @@ public sealed class LabUpdateTests : LabUpdateFixture
             WaitForSteps(6);
             Assert.That(SpinWait.SpinUntil(() => !LabOpenFiles.IsAlive(pid), Deadline), "the old process ends");
             AssertHasTheSameFiles(next);
-            Assert.That(eventFds.Intersect(LabOpenFiles.EventFds(next).Keys), Is.Not.Empty, "the eventfds of its interrupts");
+            Assert.That(eventFds.Intersect(LabOpenFiles.EventFds(next).Keys), Is.Not.Empty, "the eventfds of the device's interrupts stay");
             AssertMoved(pid, next);
             pid = next;
         }
@@ -85,7 +85,7 @@ public sealed class LabUpdateTests : LabUpdateFixture
             Assert.That(result["pid"]!.GetValue<int>(), Is.EqualTo(Vm.Pid));
             WaitForSteps(6);
             AssertHasTheSameFiles(Vm.Pid);
-            Assert.That(eventFds.Intersect(LabOpenFiles.EventFds(Vm.Pid).Keys), Is.Not.Empty, "the eventfds of its interrupts");
+            Assert.That(eventFds.Intersect(LabOpenFiles.EventFds(Vm.Pid).Keys), Is.Not.Empty, "the eventfds of the device's interrupts stay");
             Assert.That(Changes(Vm.Pid), Is.EqualTo((uint[])[VfioUapi.VFIO_IOMMU_UNMAP_DMA, .. Enumerable.Repeat(VfioUapi.VFIO_IOMMU_MAP_DMA, Mappings)]), "one suspend, then one new address for each mapping");
         }
     }

@@ -110,7 +110,7 @@ public sealed class MigrationFailureTests : LabDeviceFixture
         Assert.That(pair.Source.Engine.Query().Error!.Message, Does.Contain("broken"));
         pair.Source.Vm.Reset();
         LabMemory.Fill(LabPair.Io(pair.Source), 33);
-        Assert.That((LabPair.Io(pair.Source).GetMigrationState(out VfioDeviceState state), state), Is.EqualTo((Errno.None, VfioDeviceState.Running)), "a reset of the VM mends it");
+        Assert.That((LabPair.Io(pair.Source).GetMigrationState(out VfioDeviceState state), state), Is.EqualTo((Errno.None, VfioDeviceState.Running)), "a reset of the VM makes the device usable again");
     }
 
     [Test]
@@ -132,7 +132,7 @@ public sealed class MigrationFailureTests : LabDeviceFixture
         foreach (int _ in Enumerable.Range(0, 4)) Make("v2")["dma_log"] = 1;
         using var pair = new LabPair(true, [Made[0].Path, Made[1].Path], [Made[2].Path, Made[3].Path]);
         await pair.MigrateWell();
-        Assert.That(pair.Source.Engine.Query().Ram!.NormalPages + pair.Source.Engine.Query().Ram!.DuplicatePages, Is.EqualTo((1 << 20) / 4096), "each page once");
+        Assert.That(pair.Source.Engine.Query().Ram!.NormalPages + pair.Source.Engine.Query().Ram!.DuplicatePages, Is.EqualTo((1 << 20) / 4096), "the source sends each page once");
     }
 
     private static async Task FailsAndRunsOn(LabPair pair, string? named)

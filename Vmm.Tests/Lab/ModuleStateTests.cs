@@ -61,7 +61,7 @@ public sealed class ModuleStateTests : LabFixture
         (LabDevice lab, KernelVfioDeviceIo device) = Open("v2");
         lab["refuse"] = $"{(int)VfioDeviceState.Stop} {(int)VfioDeviceState.Resuming} {(int)Errno.EBUSY} 1";
         Assert.That(device.SetMigrationState(VfioDeviceState.Resuming, out _), Is.EqualTo(Errno.EBUSY));
-        Assert.That(LabSession.State(device), Is.EqualTo(VfioDeviceState.Stop), "RUNNING_P2P and STOP were passed");
+        Assert.That(LabSession.State(device), Is.EqualTo(VfioDeviceState.Stop), "the kernel passes RUNNING_P2P and stays in STOP");
     }
 
     [Test]

@@ -82,7 +82,7 @@ internal sealed class RawVfioUserClient(OwnedFd socket) : IDisposable
         ushort id = Send(command, payload, fds);
         VfioUserReply reply = Receive();
         Assert.That((reply.Header.Id, reply.Header.Command, reply.Header.IsReply), Is.EqualTo((id, command, true)));
-        if (reply.Header.IsError) Assert.That(reply.Payload, Is.Empty, "an error reply is exactly a header");
+        if (reply.Header.IsError) Assert.That(reply.Payload, Is.Empty, "an error reply has a header only");
         return reply;
     }
 

@@ -92,7 +92,7 @@ internal abstract class UpdatedGuest
         {
             long[] ticker = await Stopped(async () => Words(await Read(monitor, TicksAddress, 40, file)), static t => t[TickerDevice.StopsOffset / 8]);
             long[] edu = Words(await Read(monitor, 0, 16, file));
-            Assert.That(edu[1], Is.Zero, "pages came back wrong");
+            Assert.That(edu[1], Is.Zero, "the edu function returned wrong data in some pages");
             return new Seen(ticker[TickerDevice.StopGapOffset / 8] / 1e6, edu[0]);
         }
 
