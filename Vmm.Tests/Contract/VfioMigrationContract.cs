@@ -115,7 +115,7 @@ public abstract class VfioMigrationContract
         Set(Source, VfioDeviceState.Stop);
         Assert.That((data.Read(new byte[Chunk], out Errno errno), errno), Is.EqualTo((-1, Errno.ENODEV)));
         IVfioMigrationData next = Set(Source, VfioDeviceState.StopCopy)!;
-        Assert.That(next.Read(new byte[Chunk], out _), Is.Not.Negative, "a new session works after the reset");
+        Assert.That(next.Read(new byte[Chunk], out _), Is.Not.Negative, "a new session works after the end of the old one");
         Assert.That((data.Read(new byte[Chunk], out errno), errno), Is.EqualTo((-1, Errno.ENODEV)));
     }
 
