@@ -31,7 +31,7 @@ internal sealed class ScratchDeviceContract : SaveVmContract<ScratchDevice>
 [TestFixture]
 internal sealed class SerialDeviceContract : SaveVmContract<SerialDevice>
 {
-    /// <summary>A line that takes nothing, so bytes stay in flight.</summary>
+    /// <summary>A line that accepts no byte, so that bytes stay in the transmitter.</summary>
     private sealed class BlockedLine : ISerialLine
     {
         public bool TryWrite(byte value) => false;
@@ -82,7 +82,7 @@ internal sealed class SerialDeviceContract : SaveVmContract<SerialDevice>
 
     protected override void Reset(SerialDevice device) => device.Reset();
 
-    /// <summary>The section's version 2 says nothing about the struct inside, whose own version 3 has fcr_vmstate (stream 2.3).</summary>
+    /// <summary>The section's version 2 does not lower the version of the struct inside: that is 3, so fcr_vmstate is there (stream 2.3).</summary>
     protected override (byte[], byte[]) OldestVersion() => (Hex("0001 41 01 c4 03 0b 61 b0 00 81"), Hex("0001 41 01 c4 03 0b 61 b0 00 81"));
 }
 

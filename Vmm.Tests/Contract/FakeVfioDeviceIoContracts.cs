@@ -4,7 +4,7 @@ using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Contract;
 
-/// <summary>The kernel backend on the fake kernel.</summary>
+/// <summary>The contract on the kernel backend over <see cref="FakeVfioKernel"/>.</summary>
 [TestFixture]
 public sealed class FakeKernelDeviceIoContract : VfioDeviceIoContract
 {

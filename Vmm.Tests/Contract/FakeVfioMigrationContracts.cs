@@ -4,7 +4,7 @@ using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Contract;
 
-/// <summary>The fake that the other tests trust keeps the laws that real devices keep in the lab.</summary>
+/// <summary>The other tests trust the fake device, so it must keep the laws that real devices keep in the lab.</summary>
 [TestFixture(VfioMigrationFlags.StopCopy)]
 [TestFixture(VfioMigrationFlags.StopCopy | VfioMigrationFlags.P2P)]
 [TestFixture(VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy)]

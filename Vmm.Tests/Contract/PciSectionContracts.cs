@@ -5,7 +5,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Contract;
 
-/// <summary>A function's part of its device's section.</summary>
+/// <summary>The PCIDevice part that each PCI function puts into its device's section.</summary>
 [TestFixture(false)]
 [TestFixture(true)]
 internal sealed class PciDeviceContract(bool isExpress) : SaveVmContract<FakePciDevice>
@@ -36,7 +36,7 @@ internal sealed class PciDeviceContract(bool isExpress) : SaveVmContract<FakePci
         return (old, [0, 0, 0, 1, .. now[4..]]);
     }
 
-    /// <summary>Sections save and load with the BQL held: the test's thread takes each machine's and keeps it.</summary>
+    /// <summary>Services whose BQL the test's thread holds, because sections save and load with the BQL held.</summary>
     internal static TestServices Held()
     {
         var services = new TestServices();

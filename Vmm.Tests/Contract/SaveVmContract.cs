@@ -4,20 +4,20 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Contract;
 
-/// <summary>Laws of every declared section; a device's fixture inherits them.</summary>
-/// <typeparam name="TDevice">The owner.</typeparam>
+/// <summary>The laws that every declared section keeps; the fixture of each device inherits them.</summary>
+/// <typeparam name="TDevice">The device that owns the section's state.</typeparam>
 public abstract class SaveVmContract<TDevice> where TDevice : class
 {
-    /// <summary>A new device in its power-on state, and its section.</summary>
+    /// <summary>Creates a device in its power-on state, and its section.</summary>
     protected abstract (TDevice Device, IVmStateSection Section) Create();
 
-    /// <summary>Puts the device into one of several states that differ from power-on, by every field and subsection between them.</summary>
+    /// <summary>States that differ from power-on. Together they change every field and send every subsection.</summary>
     protected abstract IEnumerable<(string Name, Action<TDevice> Apply)> States();
 
-    /// <summary>Power-on state again.</summary>
+    /// <summary>Resets the device to its power-on state.</summary>
     protected abstract void Reset(TDevice device);
 
-    /// <summary>A body of the oldest version that loads, and what the device must save after loading it.</summary>
+    /// <summary>A body of the oldest version that loads, and the body that the device must save after that load.</summary>
     protected abstract (byte[] Body, byte[] SavedAfterwards) OldestVersion();
 
     [Test]
@@ -114,6 +114,6 @@ public abstract class SaveVmContract<TDevice> where TDevice : class
         byte[] before = SectionBytes.Save(section);
         var error = Assert.Throws<IncompatibleStateException>(() => SectionBytes.Load(section, before, version));
         Assert.That(error!.Message, Does.Contain($"'{section.Name}'").And.Contain($"version {version}"));
-        Assert.That(SectionBytes.Save(section), Is.EqualTo(before), "nothing is loaded");
+        Assert.That(SectionBytes.Save(section), Is.EqualTo(before), "the refused load changed nothing");
     }
 }

@@ -3,13 +3,13 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Tests.Contract;
 
-/// <summary>What every device answers apart from its migration (vfio-migration 1.4 to 1.7, 1.11), whoever plays it.</summary>
+/// <summary>What every device, fake or real, answers to requests other than migration (vfio-migration 1.4 to 1.7, 1.11).</summary>
 public abstract class VfioDeviceIoContract
 {
-    /// <summary>The device.</summary>
+    /// <summary>The device under test.</summary>
     private protected abstract IVfioDeviceIo Device { get; }
 
-    /// <summary>Whether it answers VFIO_DEVICE_RESET.</summary>
+    /// <summary>Whether the device supports VFIO_DEVICE_RESET.</summary>
     protected abstract bool Resets { get; }
 
     [Test]

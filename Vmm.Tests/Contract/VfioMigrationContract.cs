@@ -5,15 +5,15 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Tests.Contract;
 
 /// <summary>
-/// What every device with migration states does (vfio-migration 1.7, 1.11 and 2), whoever plays it: a fake, the kernel in the lab. Names
-/// carry the sections of vfio-migration. A type under test says how to open two devices of one kind, and how to put into one what a guest would.
+/// What every device with migration states does (vfio-migration 1.7, 1.11 and 2), be it a fake or a device of the lab's kernel. Test names
+/// carry the section of vfio-migration that they check. A fixture opens two devices of one kind and changes their state as a guest would.
 /// </summary>
 public abstract class VfioMigrationContract
 {
     private const int Chunk = 4096;
     private readonly List<IVfioMigrationData> _open = [];
 
-    /// <summary>What the devices can do.</summary>
+    /// <summary>The migration states that both devices support.</summary>
     protected abstract VfioMigrationFlags Flags { get; }
 
     /// <summary>The device that is saved; RUNNING before each test.</summary>
@@ -22,13 +22,13 @@ public abstract class VfioMigrationContract
     /// <summary>The device that is loaded; RUNNING before each test.</summary>
     private protected abstract IVfioDeviceIo Destination { get; }
 
-    /// <summary>Works on a device as a guest would and returns what <see cref="Observe"/> shall then find.</summary>
+    /// <summary>Changes a device's state as a guest would and returns what <see cref="Observe"/> must find afterwards.</summary>
     private protected abstract byte[] Change(IVfioDeviceIo device);
 
-    /// <summary>What a guest sees of a device.</summary>
+    /// <summary>Reads the part of a device's state that a guest can see.</summary>
     private protected abstract byte[] Observe(IVfioDeviceIo device);
 
-    /// <summary>What a device without PRE_COPY does instead: it refuses the state and goes on.</summary>
+    /// <summary>True for a device without PRE_COPY, after a check that it refuses that state and stays in RUNNING.</summary>
     protected bool RefusesPreCopy()
     {
         if ((Flags & VfioMigrationFlags.PreCopy) != 0) return false;
@@ -63,7 +63,7 @@ public abstract class VfioMigrationContract
         {
             Assert.That(errno, Is.EqualTo(path is null ? Errno.EINVAL : Errno.None));
             Assert.That(StateOf(Source), Is.EqualTo(path is null ? start : target));
-            Assert.That(data is not null, Is.EqualTo(path is not null && VfioMigrationTable.OpensData(start, path)), "a session begins");
+            Assert.That(data is not null, Is.EqualTo(path is not null && VfioMigrationTable.OpensData(start, path)), "whether the request opened a data session");
         });
     }
 
@@ -75,7 +75,7 @@ public abstract class VfioMigrationContract
         IVfioMigrationData data = Set(Source, VfioDeviceState.PreCopy)!;
         byte[] early = ReadAll(data, Chunk, runs: true);
         Assert.That(Source.SetMigrationState(VfioDeviceState.StopCopy, out IVfioMigrationData? second), Is.EqualTo(Errno.None));
-        Assert.That(second, Is.Null, "the session goes on");
+        Assert.That(second, Is.Null, "the session of PRE_COPY stays open");
         byte[] late = ReadAll(data, Chunk, runs: false);
         Assert.That(early.Length + late.Length, Is.Positive);
         Load(Destination, [.. early, .. late], Chunk);
@@ -115,7 +115,7 @@ public abstract class VfioMigrationContract
         Set(Source, VfioDeviceState.Stop);
         Assert.That((data.Read(new byte[Chunk], out Errno errno), errno), Is.EqualTo((-1, Errno.ENODEV)));
         IVfioMigrationData next = Set(Source, VfioDeviceState.StopCopy)!;
-        Assert.That(next.Read(new byte[Chunk], out _), Is.Not.Negative, "a new session is another one");
+        Assert.That(next.Read(new byte[Chunk], out _), Is.Not.Negative, "a new session works after the end of the old one");
         Assert.That((data.Read(new byte[Chunk], out errno), errno), Is.EqualTo((-1, Errno.ENODEV)));
     }
 
@@ -150,7 +150,7 @@ public abstract class VfioMigrationContract
         byte[] state = Save(Source);
         state.AsSpan(0, 8).Fill(0xa5);
         IVfioMigrationData data = Set(Destination, VfioDeviceState.Resuming)!;
-        // A driver may refuse the bytes, and then still go to STOP (mtty does), or take them and refuse to go there.
+        // A driver may refuse the bytes and still go to STOP (mtty does), or accept the bytes and refuse to go to STOP.
         if (data.Write(state, out _) == state.Length) AssertOnlyAResetHelps();
         else AssertAResetHelps();
     }
@@ -212,14 +212,14 @@ public abstract class VfioMigrationContract
         Set(Source, VfioDeviceState.StopCopy);
         Assert.That(data.PrecopyInfo(out _), Is.EqualTo(Errno.EINVAL));
         Assert.That(Source.Reset(), Is.EqualTo(Errno.None));
-        // mtty looks at the device's state first, at the session second.
+        // The errno may vary, because mtty checks the device's state before the session.
         Assert.That(data.PrecopyInfo(out _), Is.EqualTo(Errno.ENODEV).Or.EqualTo(Errno.EINVAL));
         Set(Source, VfioDeviceState.PreCopy);
         Assert.That(data.PrecopyInfo(out _), Is.EqualTo(Errno.ENODEV));
         Assert.That(Set(Destination, VfioDeviceState.Resuming)!.PrecopyInfo(out _), Is.EqualTo(Errno.ENOTTY));
     }
 
-    /// <summary>Asks for a state and expects to get there.</summary>
+    /// <summary>Requests a state and expects that the device reaches it.</summary>
     private protected IVfioMigrationData? Set(IVfioDeviceIo device, VfioDeviceState state)
     {
         Assert.That(device.SetMigrationState(state, out IVfioMigrationData? data), Is.EqualTo(Errno.None), $"to {state}");
@@ -228,7 +228,7 @@ public abstract class VfioMigrationContract
         return data;
     }
 
-    /// <summary>Reads a device's whole state and lets it run on.</summary>
+    /// <summary>Reads a device's whole state, then returns the device to RUNNING.</summary>
     private protected byte[] Save(IVfioDeviceIo device, int step = Chunk)
     {
         byte[] state = ReadAll(Set(device, VfioDeviceState.StopCopy)!, step, runs: false);
@@ -236,7 +236,7 @@ public abstract class VfioMigrationContract
         return state;
     }
 
-    /// <summary>Writes a whole state and lets the device run.</summary>
+    /// <summary>Writes a whole state into a device, then moves the device to RUNNING.</summary>
     private protected void Load(IVfioDeviceIo device, byte[] state, int step)
     {
         IVfioMigrationData data = Set(device, VfioDeviceState.Resuming)!;
@@ -292,6 +292,6 @@ public abstract class VfioMigrationContract
         Assert.That(StateOf(Destination), Is.EqualTo(VfioDeviceState.Running));
         byte[] expected = Change(Source);
         Load(Destination, Save(Source), Chunk);
-        Assert.That(Observe(Destination), Is.EqualTo(expected), "a good state after the reset");
+        Assert.That(Observe(Destination), Is.EqualTo(expected), "a valid state loads after the reset");
     }
 }

@@ -2,7 +2,7 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Tests.Contract;
 
-/// <summary>The state table of vfio-migration 2, letter by letter, so that what judges a device is not what the product believes.</summary>
+/// <summary>The state table of vfio-migration 2, typed in by hand, so that the tests do not judge a device by the product's own table.</summary>
 internal static class VfioMigrationTable
 {
     private const string Letters = "RrPpSCU";
@@ -23,7 +23,7 @@ internal static class VfioMigrationTable
         VfioDeviceState.Running, VfioDeviceState.RunningP2P, VfioDeviceState.PreCopy, VfioDeviceState.PreCopyP2P, VfioDeviceState.Stop, VfioDeviceState.StopCopy, VfioDeviceState.Resuming,
     ];
 
-    /// <summary>All 56 requests: seven states to be in, eight to ask for.</summary>
+    /// <summary>All 56 requests: each of seven start states with each of eight target states.</summary>
     internal static IEnumerable<TestCaseData> Requests =>
         from start in s_states
         from target in s_states.Append(VfioDeviceState.Error)
@@ -34,7 +34,7 @@ internal static class VfioMigrationTable
         && (state is not (VfioDeviceState.PreCopy or VfioDeviceState.PreCopyP2P) || (flags & VfioMigrationFlags.PreCopy) != 0)
         && state != VfioDeviceState.Error;
 
-    /// <summary>The states passed, target included; empty where the device is there already; null where it must refuse.</summary>
+    /// <summary>The states that the device enters, the target last: empty when it is in the target already, null when it must refuse.</summary>
     internal static VfioDeviceState[]? Path(VfioDeviceState start, VfioDeviceState target, VfioMigrationFlags flags)
     {
         if (!Has(start, flags) || !Has(target, flags)) return null;
@@ -43,7 +43,7 @@ internal static class VfioMigrationTable
         return cell == "." ? [] : [.. cell.Select(static c => s_states[Letters.IndexOf(c, StringComparison.Ordinal)]).Where(s => Has(s, flags))];
     }
 
-    /// <summary>Whether the last step of a path opens a session.</summary>
+    /// <summary>Whether the last step of a path opens a data session.</summary>
     internal static bool OpensData(VfioDeviceState start, VfioDeviceState[] path)
     {
         if (path.Length == 0) return false;

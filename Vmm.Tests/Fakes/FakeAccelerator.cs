@@ -7,27 +7,27 @@ using Vmm.Core.RunStates;
 
 namespace Vmm.Tests.Fakes;
 
-/// <summary>An accelerator that runs nothing and notes which ways devices took past the process.</summary>
+/// <summary>An accelerator without vCPUs. It records the irqfds, MSI routes and memory slots by which devices reach the guest directly.</summary>
 internal sealed class FakeAccelerator : IAccelerator
 {
-    /// <summary>Whether it knows acknowledgements of lines.</summary>
+    /// <summary>Whether the accelerator signals resample eventfds; without them it refuses irqfds for lines.</summary>
     internal bool HasResample { get; set; } = true;
 
-    /// <summary>The pins that are irqfds, with what raises them and what hears of their acknowledgement.</summary>
+    /// <summary>The lines that have an irqfd, each with its trigger and its resample eventfd.</summary>
     internal Dictionary<int, (OwnedFd Trigger, OwnedFd Resample)> Pins { get; } = [];
 
     internal int[] Lines => [.. Pins.Keys];
 
-    /// <summary>Addresses of the device memory that is shown to the guest.</summary>
+    /// <summary>Guest addresses of the mapped device memory.</summary>
     internal ulong[] Slots => [.. Ranges.Select(static r => r.Start)];
 
-    /// <summary>The same, with their lengths.</summary>
+    /// <summary>Guest addresses and lengths of the mapped device memory.</summary>
     internal List<(ulong Start, ulong Bytes)> Ranges { get; } = [];
 
-    /// <summary>Messages whose eventfds are attached.</summary>
+    /// <summary>The messages of the routes that have one.</summary>
     internal List<MsiMessage> Messages { get; } = [];
 
-    /// <summary>Routes that were not disposed.</summary>
+    /// <summary>Count of routes that were not disposed.</summary>
     internal int Routes { get; private set; }
 
     public string Name => "fake";

@@ -3,7 +3,7 @@ using Vmm.Devices.Vfio.Migration;
 
 namespace Vmm.Tests.Fakes;
 
-/// <summary>A function's config of fixed bytes, 276 as of a 256-byte device.</summary>
+/// <summary>A function's config record of fixed bytes: 276, the size that a device with 256 bytes of config space has.</summary>
 internal sealed class FakeConfigState : IVfioConfigState
 {
     public byte[] Bytes { get; set; } = new byte[276];

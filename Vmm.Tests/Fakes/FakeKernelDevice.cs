@@ -6,7 +6,7 @@ using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Tests.Fakes;
 
-/// <summary>One device of <see cref="FakeVfioKernel"/>: what its ioctls answer, and what they were given.</summary>
+/// <summary>One device of <see cref="FakeVfioKernel"/>: the answers to its ioctls, and a record of their arguments.</summary>
 internal sealed class FakeKernelDevice(string name)
 {
     internal const int RegionShift = 40;
@@ -19,24 +19,24 @@ internal sealed class FakeKernelDevice(string name)
 
     internal string? Cdev { get; set; }
 
-    /// <summary>Regions by index: flags, size and the bytes of their capabilities, whose offsets count from 32 on.</summary>
+    /// <summary>Regions by index: flags, size and capability chain. The chain lies behind the 32 bytes of the structure, so its first offset is 32.</summary>
     internal Dictionary<uint, (uint Flags, ulong Size, byte[] Caps)> Regions { get; } = new() { [7] = (3, 256, []) };
 
     internal Dictionary<uint, (uint Flags, uint Count)> Irqs { get; } = new() { [0] = (7, 1), [2] = (9, 4) };
 
-    /// <summary>null: the device has no migration.</summary>
+    /// <summary>The migration state; null when the device cannot migrate.</summary>
     internal uint? MigState { get; set; }
 
-    /// <summary>Features that are plain bytes.</summary>
+    /// <summary>The bytes that a GET of each other feature returns.</summary>
     internal Dictionary<ushort, byte[]> Features { get; } = [];
 
     /// <summary>SET_IRQS payloads, headers included.</summary>
     internal List<byte[]> IrqSets { get; } = [];
 
-    /// <summary>DEVICE_FEATURE requests: flags and data, second buffers behind them.</summary>
+    /// <summary>DEVICE_FEATURE requests: flags, data, and the buffer that a pointer in the data refers to.</summary>
     internal List<(uint Flags, byte[] Data, byte[] Pointee)> FeatureCalls { get; } = [];
 
-    /// <summary>What SET_IRQS returns.</summary>
+    /// <summary>The result of SET_IRQS.</summary>
     internal int IrqResult { get; set; }
 
     /// <summary>Whether the next SET of a state hands out a data descriptor.</summary>
@@ -94,7 +94,7 @@ internal sealed class FakeKernelDevice(string name)
             return Errno.None;
         }
         if (!Features.TryGetValue((ushort)feature, out byte[]? value)) return Errno.ENOTTY;
-        // A report's answer goes where its pointer leads; everything else answers in place.
+        // The answer to DMA_LOGGING_REPORT goes to the buffer that its data points to; other answers go into the data.
         if (pointee.Length > 0 && (flags & (uint)VfioFeatureOp.Get) != 0)
             for (int i = 0; i < value.Length; i++) pointee[i] |= value[i];
         else if (value.Length > 0 && value.Length <= data.Length) value.CopyTo(data);

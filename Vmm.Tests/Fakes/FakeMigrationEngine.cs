@@ -7,7 +7,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Tests.Fakes;
 
-/// <summary>An engine that moves when the test says so.</summary>
+/// <summary>A migration engine whose status a test sets.</summary>
 internal sealed class FakeMigrationEngine : IMigrationEngine
 {
     private TaskCompletionSource<MigrationStatus> _end = new(TaskCreationOptions.RunContinuationsAsynchronously);

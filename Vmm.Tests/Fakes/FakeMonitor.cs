@@ -4,7 +4,7 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Fakes;
 
-/// <summary>A VM that answers QMP commands from a script. Answers to one command are used in order, the last one for ever.</summary>
+/// <summary>A VM that answers QMP commands from a script. It gives the answers to one command in order and repeats the last one.</summary>
 internal sealed class FakeMonitor : IMonitor
 {
     private readonly Dictionary<string, Queue<Func<JsonObject?, JsonNode?>>> _answers = new(StringComparer.Ordinal);
@@ -20,7 +20,7 @@ internal sealed class FakeMonitor : IMonitor
         On("query-migrate", "{}");
     }
 
-    /// <summary>Command names with their arguments, in order.</summary>
+    /// <summary>The commands that came, with their arguments, in order.</summary>
     internal List<string> Log { get; } = [];
 
     internal bool IsDisposed { get; private set; }
@@ -38,7 +38,7 @@ internal sealed class FakeMonitor : IMonitor
         return this;
     }
 
-    /// <summary>Runs code when the command comes, then goes on with the answers given so far.</summary>
+    /// <summary>Runs code each time the command comes, before the answer that the script already has.</summary>
     internal FakeMonitor Before(string command, Action act)
     {
         Queue<Func<JsonObject?, JsonNode?>> rest = _answers[command];
@@ -46,7 +46,7 @@ internal sealed class FakeMonitor : IMonitor
         return this;
     }
 
-    /// <summary>Accepts snapshot-save and lists its job, first running, then concluded with <paramref name="more"/> members.</summary>
+    /// <summary>Accepts snapshot-save and lists its job: first as running, then as concluded with the members in <paramref name="more"/>.</summary>
     internal FakeMonitor WithJob(string more)
     {
         string id = string.Empty;
@@ -90,5 +90,5 @@ internal sealed class FakeMonitor : IMonitor
     }
 }
 
-/// <summary>What a command line did.</summary>
+/// <summary>Exit code and output of a command line.</summary>
 internal sealed record CliResult(ExitCode Code, string Out, string Error);

@@ -19,7 +19,7 @@ internal sealed class FakePciDevice : PciDevice
         AddMsix(0x60, Layout);
     }
 
-    /// <summary>Accesses that reached the device.</summary>
+    /// <summary>The accesses that reached the device, in order.</summary>
     internal List<string> Log { get; } = [];
 
     internal ulong Answer { get; set; } = 0x1122334455667788;

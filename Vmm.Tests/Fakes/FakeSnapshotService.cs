@@ -3,7 +3,7 @@ using Vmm.Migration.Snapshot;
 
 namespace Vmm.Tests.Fakes;
 
-/// <summary>Snapshots in a list; <see cref="Hold"/> makes saving wait for <see cref="Release"/> or a cancel.</summary>
+/// <summary>Keeps snapshots in a list; <see cref="Hold"/> makes a save wait for <see cref="Release"/> or a cancel.</summary>
 internal sealed class FakeSnapshotService : ISnapshotService
 {
     private readonly List<SnapshotManifest> _list = [];

@@ -7,8 +7,8 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Tests.Fakes;
 
 /// <summary>
-/// A v1 migration region (vfio-migration 5): staged chunks on the saving side, committed ones on the resuming side. The data section may be
-/// covered by mappable areas in any order; those are a memfd that the device shares.
+/// A v1 migration region (vfio-migration 5). The saving side stages chunks, the resuming side commits them. Mappable areas may cover the data
+/// section in any order; a memfd backs them, which the region and the mappings share.
 /// </summary>
 internal sealed class FakeV1Region : IDisposable
 {
@@ -40,36 +40,36 @@ internal sealed class FakeV1Region : IDisposable
     /// <summary>All 32 bits of device_state.</summary>
     public uint State { get; set; } = 1;
 
-    /// <summary>States written, in order.</summary>
+    /// <summary>Every value that was written to device_state, in order.</summary>
     public List<uint> States { get; } = [];
 
-    /// <summary>What the device gives out; <see cref="ChunkBytes"/> at a time.</summary>
+    /// <summary>The state that the device gives out, <see cref="ChunkBytes"/> at a time.</summary>
     public byte[] Data { get; set; } = [];
 
     public int ChunkBytes { get; set; } = 1 << 16;
 
-    /// <summary>Sizes of the first chunks; <see cref="ChunkBytes"/> after them.</summary>
+    /// <summary>Sizes of the first chunks; later chunks have <see cref="ChunkBytes"/>.</summary>
     public int[] ChunkSizes { get; set; } = [];
 
-    /// <summary>What was committed, by commit.</summary>
+    /// <summary>The bytes of each commit, in order.</summary>
     public List<byte[]> Committed { get; } = [];
 
-    /// <summary>Accesses that hit the data section by call instead of by mapping.</summary>
+    /// <summary>Count of accesses to the data section that came by call instead of through a mapping.</summary>
     public int SlowAccesses { get; private set; }
 
-    /// <summary>Makes the device say 6 (error) when this value is written.</summary>
+    /// <summary>A write of this value to device_state fails and leaves the device in state 6 (error).</summary>
     public uint? BreakAt { get; set; }
 
-    /// <summary>Refuses a write of this state without breaking.</summary>
+    /// <summary>A write of this value to device_state fails and leaves the device in its state.</summary>
     public uint? RefuseAt { get; set; }
 
-    /// <summary>Says that something is pending and then gives a chunk of 0 bytes.</summary>
+    /// <summary>Makes pending_bytes positive although every chunk has 0 bytes.</summary>
     public bool LiesAboutPending { get; set; }
 
-    /// <summary>Overrides data_offset, to be hostile.</summary>
+    /// <summary>Replaces data_offset, as a hostile device might.</summary>
     public ulong? BadOffset { get; set; }
 
-    /// <summary>Overrides data_size, to be hostile.</summary>
+    /// <summary>Replaces data_size, as a hostile device might.</summary>
     public ulong? BadSize { get; set; }
 
     /// <summary>Starts from the first byte again, as a device in a new session does.</summary>
@@ -98,7 +98,7 @@ internal sealed class FakeV1Region : IDisposable
         {
             case (0, 4): BinaryPrimitives.WriteUInt32LittleEndian(into, State); return Errno.None;
             case (8, 8):
-                // Reading it says that the chunk staged before has been taken.
+                // A read of pending_bytes tells the device that the reader has taken the staged chunk.
                 (_at, _staged) = (_at + _staged, 0);
                 value = LiesAboutPending ? 64 : (ulong)(Data.Length - _at);
                 break;
@@ -107,7 +107,7 @@ internal sealed class FakeV1Region : IDisposable
                 value = BadOffset ?? _dataOffset;
                 break;
             case (24, 8): value = BadSize ?? (ulong)_staged; break;
-            default: return Errno.EINVAL; // Not at native width and alignment.
+            default: return Errno.EINVAL; // Registers accept their native width and alignment only.
         }
         BinaryPrimitives.WriteUInt64LittleEndian(into, value);
         return Errno.None;

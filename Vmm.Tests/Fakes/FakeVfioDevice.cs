@@ -7,8 +7,8 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Tests.Fakes;
 
 /// <summary>
-/// A programmable VFIO device behind the seam: v2 states and data, or a v1 region (see <see cref="FakeV1Region"/>); any call can be made to fail
-/// by its number. What it holds is <see cref="State"/>; what was loaded into it and accepted becomes that state.
+/// A programmable VFIO device: it has v2 states and data, or a v1 region (see <see cref="FakeV1Region"/>). A test can make any call fail by
+/// its number. The device keeps its state in <see cref="State"/>; a load that the device accepts replaces it.
 /// </summary>
 internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
 {
@@ -32,42 +32,42 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
 
     public IVfioContainer Container => SharedContainer ?? this;
 
-    /// <summary>Another device's container, or null for one of its own.</summary>
+    /// <summary>The container of another device; null when this device has its own.</summary>
     public IVfioContainer? SharedContainer { get; set; }
 
     public ulong AssumedStopCopyBytes { get; set; } = 100UL << 30;
 
     public event Action<VmmException>? Lost;
 
-    /// <summary>The device's whole state, read out in STOP_COPY after what PRE_COPY gave.</summary>
+    /// <summary>The device's whole state. STOP_COPY gives it, after the chunks of PRE_COPY.</summary>
     public byte[] State { get; set; } = [];
 
-    /// <summary>Gives the state in STOP_COPY instead of <see cref="State"/>.</summary>
+    /// <summary>Replaces <see cref="State"/> as the source of the data in STOP_COPY.</summary>
     public ReadInto? ReadState { get; set; }
 
-    /// <summary>Takes what is loaded instead of keeping it.</summary>
+    /// <summary>Receives the loaded bytes in place of <see cref="State"/>.</summary>
     public WriteFrom? WriteState { get; set; }
 
     public delegate int ReadInto(Span<byte> into);
 
     public delegate void WriteFrom(ReadOnlySpan<byte> from);
 
-    /// <summary>Chunks that PRE_COPY gives first; null entries mean ENOMSG once.</summary>
+    /// <summary>Chunks that PRE_COPY gives; a null entry makes one read fail with ENOMSG.</summary>
     public Queue<byte[]?> Precopy { get; } = new();
 
-    /// <summary>Asked when <see cref="Precopy"/> is empty: a device whose precopy never ends.</summary>
+    /// <summary>Supplies further chunks when <see cref="Precopy"/> is empty, for a device whose precopy never ends.</summary>
     public Func<byte[]?>? EndlessPrecopy { get; set; }
 
-    /// <summary>Longest read and write the device takes.</summary>
+    /// <summary>Longest read and write of data that the device does at once.</summary>
     public int MaxTransfer { get; set; } = int.MaxValue;
 
-    /// <summary>Judges what was loaded, at RESUMING to STOP.</summary>
+    /// <summary>Accepts or refuses the loaded bytes when the device goes from RESUMING to STOP.</summary>
     public Func<byte[], Errno> Accept { get; set; } = static _ => Errno.None;
 
-    /// <summary>What the precopy query says; null for ENOTTY.</summary>
+    /// <summary>Answers VFIO_MIG_GET_PRECOPY_INFO; null means ENOTTY.</summary>
     public Func<VfioPrecopyInfo?> PrecopyInfo { get; set; } = static () => new VfioPrecopyInfo(0, 0);
 
-    /// <summary>What MIG_DATA_SIZE says; null for the state's length.</summary>
+    /// <summary>The answer to MIG_DATA_SIZE; null means the length of <see cref="State"/>.</summary>
     public ulong? DataSize { get; set; }
 
     public bool HasPrecopyInfoV2 { get; set; }
@@ -78,33 +78,33 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
 
     public ulong MaxDirtyBitmapBytes { get; set; } = 1 << 28;
 
-    /// <summary>DMA addresses of pages written since the last report.</summary>
+    /// <summary>DMA addresses of the pages that the device has written since the last report.</summary>
     public HashSet<ulong> Written { get; } = [];
 
     public ulong LogGranularityBytes { get; set; } = 4096;
 
-    /// <summary>A v1 device instead of a v2 one.</summary>
+    /// <summary>The migration region of a v1 device; null for a v2 device.</summary>
     public FakeV1Region? V1 { get; set; }
 
-    /// <summary>Where the device is.</summary>
+    /// <summary>The migration state that the device is in.</summary>
     public VfioDeviceState MigrationState { get; set; } = VfioDeviceState.Running;
 
-    /// <summary>Every state it was in, single steps included.</summary>
+    /// <summary>Every state that the device entered, intermediate states included.</summary>
     public List<VfioDeviceState> Transitions { get; } = [];
 
-    /// <summary>Every call that can fail, by name.</summary>
+    /// <summary>The names of all calls that could have failed, in order.</summary>
     public List<string> Calls { get; } = [];
 
     /// <summary>The number of the call to fail, from 0; -1 for none.</summary>
     public int FailAt { get; set; } = -1;
 
-    /// <summary>What it fails with.</summary>
+    /// <summary>The errno of the call that <see cref="FailAt"/> selects.</summary>
     public Errno FailWith { get; set; } = Errno.EIO;
 
-    /// <summary>Steps into a state that are refused, once each.</summary>
+    /// <summary>States that the device refuses to enter, once each.</summary>
     public Dictionary<VfioDeviceState, Errno> Refuse { get; } = [];
 
-    /// <summary>Told of each step before it happens, e.g. to note an order over several devices.</summary>
+    /// <summary>Called before each step, so that a test can record the order of steps over several devices.</summary>
     public Action<FakeVfioDevice, VfioDeviceState>? Step { get; set; }
 
     public int Resets { get; private set; }
@@ -117,7 +117,7 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
 
     public Errno ResetAnswer { get; set; } = Errno.None;
 
-    /// <summary>Names the point the device fails at and counts it.</summary>
+    /// <summary>Records and counts a call that can fail, and fails it when it is the call of <see cref="FailAt"/>.</summary>
     public Errno Point(string call)
     {
         lock (_gate)
@@ -291,7 +291,7 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
         return _session = new FakeData(this, isLoading: state == VfioDeviceState.Resuming);
     }
 
-    /// <summary>The data of one session; after its end it answers ENODEV, as the kernel's descriptor does.</summary>
+    /// <summary>The data of one session. After the session's end it answers ENODEV, as the kernel's data descriptor does.</summary>
     private sealed class FakeData(FakeVfioDevice device, bool isLoading) : IVfioMigrationData
     {
         private byte[]? _rest;

@@ -8,7 +8,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Fakes;
 
-/// <summary>A host with VFIO devices: a tree shaped like sysfs and /dev in a temp folder, a fake kernel behind it, and one VM to use them.</summary>
+/// <summary>A host with VFIO devices: a temp folder shaped like sysfs and /dev, the fake kernel that serves its nodes, and one VM.</summary>
 internal sealed class FakeVfioHost : IDisposable
 {
     private readonly TempDirectory _root = new();
@@ -35,18 +35,18 @@ internal sealed class FakeVfioHost : IDisposable
 
     internal VfioContainers Containers => _scope.GetRequiredService<VfioContainers>();
 
-    /// <summary>Makes the node of a container, iommufd or anything else exist.</summary>
+    /// <summary>Creates the node of a container, of iommufd or of anything else below /dev.</summary>
     internal void AddNode(string path) => File.WriteAllBytes(path, []);
 
-    /// <summary>A PCI function; with <paramref name="cdev"/> its character device has number 511:0.</summary>
+    /// <summary>Adds a PCI function; with <paramref name="cdev"/> it also has a character device, number 511:0.</summary>
     internal FakeKernelDevice AddPci(string name, string? driver = "vfio-pci", string? group = "7", string? cdev = null) =>
         AddDevice(Path.Combine(_root["sys"], "devices", name), Paths.PciDevices, "pci", name, driver, group, cdev);
 
-    /// <summary>A mediated device.</summary>
+    /// <summary>Adds a mediated device.</summary>
     internal FakeKernelDevice AddMediated(string uuid, string group, string? cdev = null) =>
         AddDevice(Path.Combine(_root["sys"], "devices", "virtual", uuid), Paths.MediatedDevices, "mdev", uuid, "vfio_mdev", group, cdev);
 
-    /// <summary>Opens by options such as <c>host=0000:00:01.0,iommufd=on</c>.</summary>
+    /// <summary>Opens a device by options such as <c>host=0000:00:01.0,iommufd=on</c>.</summary>
     internal KernelVfioDeviceIo Open(string options) => KernelVfioDeviceIo.Open(DeviceOptions.Parse($"vfio-pci,{options}"), Services);
 
     public void Dispose()

@@ -6,8 +6,8 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Tests.Fakes;
 
 /// <summary>
-/// A PCI device behind the io seam: configuration space with header registers that take writes, BARs as plain memory, interrupts that a test
-/// fires. It cannot migrate. Requests are recorded in order, in the form the tests compare.
+/// A PCI device behind <see cref="IVfioDeviceIo"/>: its config space has writable header registers, its BARs are plain memory, and a test
+/// fires its interrupts. It cannot migrate. It records requests in order, as the text that tests compare.
 /// </summary>
 internal sealed class FakeVfioIo : IVfioDeviceIo
 {
@@ -24,7 +24,7 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
     private readonly Dictionary<(uint, ulong), OwnedFd> _areas = [];
     private byte[]? _configAtReset;
 
-    /// <summary>A device with an express-sized space unless told otherwise, ids 1af4:0001, pin A.</summary>
+    /// <summary>Creates a device with ids 1af4:0001 and pin A; the default config space has the size of PCI Express.</summary>
     internal FakeVfioIo(int configBytes = 4096)
     {
         Config = new byte[configBytes];
@@ -47,10 +47,10 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
 
     internal byte[] Config { get; }
 
-    /// <summary>Size of the ROM; its register then answers a probe.</summary>
+    /// <summary>Size of the ROM. With 0 there is none, and its register reads as zero.</summary>
     internal uint RomBytes { get; init; }
 
-    /// <summary>SET_IRQS requests, e.g. <c>2 bind 0+3 f-f</c>: f for a descriptor, - for none.</summary>
+    /// <summary>SET_IRQS requests, e.g. <c>2 bind 0+3 f-f</c>: f stands for an eventfd, - for none.</summary>
     internal List<string> IrqLog { get; } = [];
 
     /// <summary>Region writes, e.g. <c>7+04=0007</c>; posted ones end in p.</summary>
@@ -64,15 +64,15 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
 
     internal bool IsDisposed { get; private set; }
 
-    /// <summary>What every request is answered.</summary>
+    /// <summary>The result of every request.</summary>
     internal Errno Answer { get; set; }
 
     public bool TakesUnmaskEventFd { get; init; } = true;
 
-    /// <summary>What SET_IRQS is answered.</summary>
+    /// <summary>The result of SET_IRQS.</summary>
     internal Errno IrqAnswer { get; set; }
 
-    /// <summary>What binding an eventfd to unmask the pin is answered, until one is unbound if this is EBUSY.</summary>
+    /// <summary>The result when an eventfd is bound to unmask the pin. EBUSY ends when an eventfd is unbound.</summary>
     internal Errno UnmaskEventFdAnswer { get; set; }
 
     internal FakeVfioIo Set(int offset, int size, uint value)
@@ -81,7 +81,7 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
         return this;
     }
 
-    /// <summary>Adds a capability behind those there are.</summary>
+    /// <summary>Adds a capability at the end of the chain.</summary>
     internal FakeVfioIo Capability(int offset, params byte[] bytes)
     {
         int pointer = 0x34;
@@ -113,7 +113,7 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
         return this;
     }
 
-    /// <summary>A BAR over every limit.</summary>
+    /// <summary>Adds a BAR that exceeds every limit.</summary>
     internal FakeVfioIo HugeBar(int number)
     {
         _regions[(uint)number] = Region((uint)number, (1UL << 63) + 1);
@@ -126,21 +126,21 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
         return this;
     }
 
-    /// <summary>Content of a BAR outside its areas.</summary>
+    /// <summary>The content of a BAR outside its mappable areas.</summary>
     internal byte[] Memory(int bar) => _memory[(uint)bar];
 
-    /// <summary>Areas that were mapped.</summary>
+    /// <summary>The areas that were mapped, in order.</summary>
     internal List<(uint Region, VfioRegionArea Area)> Mapped { get; } = [];
 
-    /// <summary>Fires an interrupt, as a device would.</summary>
+    /// <summary>Fires an interrupt, as a device does.</summary>
     internal void Fire(uint index, uint vector = 0) =>
         Posix.SignalEventFd(Bound(index, vector));
 
-    /// <summary>What an interrupt signals.</summary>
+    /// <summary>The eventfd that is bound to an interrupt.</summary>
     internal OwnedFd Bound(uint index, uint vector) =>
         _bound.GetValueOrDefault((index, vector)) ?? throw new InvalidOperationException($"interrupt {index}.{vector} is not bound");
 
-    /// <summary>What unmasks the pin, if it was bound.</summary>
+    /// <summary>The eventfd that unmasks the pin; null when none is bound.</summary>
     internal OwnedFd? UnmaskFd { get; private set; }
 
     internal void Lose() => Lost?.Invoke(new VfioException("the server went away", Errno.ENOTCONN));
@@ -204,12 +204,12 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
     public MappedRegion? MapArea(uint index, VfioRegionArea area)
     {
         Mapped.Add((index, area));
-        // A part of an area is that part of its memory.
+        // A mapping of a part of an area shows that part of the area's memory.
         VfioRegionArea whole = GetRegionInfo(index).Areas.Single(a => area.OffsetBytes >= a.OffsetBytes && area.End <= a.End);
         return MappedRegion.Map(_areas[(index, whole.OffsetBytes)], area.SizeBytes, shared: true, (long)(area.OffsetBytes - whole.OffsetBytes), "fake");
     }
 
-    /// <summary>Another view of a mapped area.</summary>
+    /// <summary>Maps the memory of an area once more, for the test.</summary>
     internal MappedRegion View(int bar, ulong areaOffset, ulong size) => MappedRegion.Map(_areas[((uint)bar, areaOffset)], size, shared: true, 0, "view");
 
     public void SetBusMaster(bool enabled) => BusMaster.Add(enabled);
@@ -222,7 +222,7 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
         return Errno.None;
     }
 
-    /// <summary>Makes what is in configuration space now its power-on state.</summary>
+    /// <summary>Makes the present content of config space the power-on state.</summary>
     internal FakeVfioIo PoweredOn()
     {
         _configAtReset = [.. Config];
@@ -263,7 +263,7 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
 
     private static VfioRegionInfo Region(uint index, ulong size) => new() { Index = index, SizeBytes = size, Flags = VfioRegionFlags.Read | VfioRegionFlags.Write };
 
-    /// <summary>Identity and BAR types are read-only; the ROM register takes address bits only.</summary>
+    /// <summary>Identity and BAR types are read-only; the ROM register stores its address bits and its enable bit only.</summary>
     private void WriteConfig(int offset, ReadOnlySpan<byte> source)
     {
         if (offset == 0x30)

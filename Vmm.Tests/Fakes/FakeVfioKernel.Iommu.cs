@@ -3,15 +3,15 @@ using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Tests.Fakes;
 
-/// <summary>The IOMMU half: type1 mappings and dirty log, iommufd objects.</summary>
+/// <summary>The IOMMU of the fake kernel: mappings and dirty log of type1, objects of iommufd.</summary>
 internal sealed partial class FakeVfioKernel
 {
     private uint _nextId = 100;
 
-    /// <summary>Type1 capabilities behind the 24 bytes of the info; offsets count from 24 on.</summary>
+    /// <summary>The capability chain of VFIO_IOMMU_GET_INFO. It lies behind the 24 bytes of the structure, so its first offset is 24.</summary>
     internal byte[] Type1Caps { get; set; } = [];
 
-    /// <summary>Mappings by address, type1's and iommufd's.</summary>
+    /// <summary>The mappings of type1 and of iommufd, by IOVA.</summary>
     internal SortedDictionary<ulong, (ulong Size, ulong From, uint Flags)> Mappings { get; } = [];
 
     /// <summary>Address ranges that iommufd offers.</summary>
@@ -19,13 +19,13 @@ internal sealed partial class FakeVfioKernel
 
     internal ulong HwCapabilities { get; set; }
 
-    /// <summary>Whether iommufd can change its process, as Linux 6.13 can.</summary>
+    /// <summary>Whether iommufd has IOMMU_IOAS_CHANGE_PROCESS, as Linux 6.13 does.</summary>
     internal bool ChangesProcess { get; set; }
 
-    /// <summary>Dirty pages, by page number; a query takes them.</summary>
+    /// <summary>Page numbers of the dirty pages; a query clears those that it reports.</summary>
     internal HashSet<ulong> DirtyPages { get; } = [];
 
-    /// <summary>Queries: address, length, bytes of bitmap.</summary>
+    /// <summary>The dirty queries, in order: IOVA, length, bytes of the bitmap.</summary>
     internal List<(ulong Iova, ulong Length, int BitmapBytes)> Queries { get; } = [];
 
     private int Container(Node node, uint request, Span<byte> argument, Span<byte> pointee, out Errno errno)
@@ -118,10 +118,10 @@ internal sealed partial class FakeVfioKernel
         }
     }
 
-    /// <summary>Mappings that have no address at the moment, by their place.</summary>
+    /// <summary>IOVAs of the mappings whose vaddr is invalid (VFIO_DMA_UNMAP_FLAG_VADDR).</summary>
     internal SortedSet<ulong> Suspended { get; } = [];
 
-    /// <summary>What another process does right before the next mapping gets an address; once.</summary>
+    /// <summary>Actions of another process. Each runs once, right before the next mapping gets a new vaddr.</summary>
     internal Queue<Action> BeforeMoves { get; } = [];
 
     private int Suspend(VfioUapi.IommuType1DmaUnmap unmap, out Errno errno)
@@ -131,7 +131,7 @@ internal sealed partial class FakeVfioKernel
         if (Refused(Calls[^1], out errno, log: false)) return -1;
         bool all = (unmap.Flags & VfioUapi.VFIO_DMA_UNMAP_FLAG_ALL) != 0;
         if (all ? (unmap.Iova | unmap.Size) != 0 : !Mappings.TryGetValue(unmap.Iova, out var one) || one.Size != unmap.Size) return Fail(Errno.EINVAL, out errno);
-        // As the kernel: all or nothing, and nothing twice.
+        // As in the kernel, the call suspends all or nothing, and no mapping twice.
         IEnumerable<ulong> places = all ? Mappings.Keys : [unmap.Iova];
         if (places.Any(Suspended.Contains)) return Fail(Errno.EINVAL, out errno);
         Suspended.UnionWith(places);

@@ -11,16 +11,15 @@ using Vmm.Devices.Vfio.Uapi;
 namespace Vmm.Tests.Fakes;
 
 /// <summary>
-/// A kernel with VFIO devices, scripted: it models containers, groups, iommufd and devices as far as the open flow sees them, writes down every
-/// call, and fails those that a test names. Descriptors are real ones, so that what is not closed shows; their
-/// receivers own them.
+/// A scripted kernel with VFIO devices: it models containers, groups, iommufd and devices as far as the open flow uses them, records every
+/// call, and fails those that a test names. Its descriptors are real, so that a test finds those that nobody closed; the receiver owns each.
 /// </summary>
 internal sealed partial class FakeVfioKernel : IVfioKernel
 {
     private readonly Dictionary<int, Node> _nodes = [];
     private readonly List<(int Number, (ulong Device, ulong Inode) File)> _handed = [];
 
-    /// <summary>Cut from paths in <see cref="Calls"/>.</summary>
+    /// <summary>The prefix that <see cref="Calls"/> leaves out of paths.</summary>
     internal string Root { get; set; } = "/dev/";
 
     internal List<FakeKernelDevice> Devices { get; } = [];
@@ -28,13 +27,13 @@ internal sealed partial class FakeVfioKernel : IVfioKernel
     /// <summary>Every call, in order: <c>open vfio/7</c>, <c>group 7: SET_CONTAINER</c>.</summary>
     internal List<string> Calls { get; } = [];
 
-    /// <summary>Calls to fail, by the name that <see cref="Calls"/> has, or by its part behind the colon.</summary>
+    /// <summary>Calls that always fail, by their name in <see cref="Calls"/> or by the part of it behind the colon.</summary>
     internal Dictionary<string, Errno> Failures { get; } = [];
 
-    /// <summary>Calls to fail the next time only.</summary>
+    /// <summary>Calls that fail the next time only.</summary>
     internal Dictionary<string, Errno> FailOnce { get; } = [];
 
-    /// <summary>Calls to fail the time after the next.</summary>
+    /// <summary>Calls that succeed once, then fail once.</summary>
     internal Dictionary<string, Errno> FailOnSecond { get; } = [];
 
     internal int ApiVersion { get; set; }
@@ -43,23 +42,23 @@ internal sealed partial class FakeVfioKernel : IVfioKernel
 
     internal bool IsViable { get; set; } = true;
 
-    /// <summary>Device number that every character device reports.</summary>
+    /// <summary>The device number that every character device reports.</summary>
     internal string CdevNumber { get; set; } = "511:0";
 
-    /// <summary>Descriptors that this kernel gave away and that are still open.</summary>
+    /// <summary>Count of the descriptors that this kernel gave out and that are still open.</summary>
     internal int OpenCount => _handed.Count(static f => IsOpen(f.Number, f.File));
 
-    /// <summary>Reads and writes at a region's file offset: offset, bytes; a read answers from here.</summary>
+    /// <summary>Content of regions, by file offset: reads return it, writes replace it.</summary>
     internal Dictionary<long, byte[]> Memory { get; } = [];
 
     internal List<(bool IsWrite, long Offset, int Length)> Accesses { get; } = [];
 
-    /// <summary>What the next read of a data descriptor gives.</summary>
+    /// <summary>The results of the next reads of a data descriptor.</summary>
     internal Queue<(byte[] Data, Errno Errno)> Data { get; } = [];
 
     internal List<byte[]> Written { get; } = [];
 
-    /// <summary>A descriptor as another process receives it: another number, the same file.</summary>
+    /// <summary>Duplicates a descriptor, as SCM_RIGHTS does for another process: a new number for the same open file.</summary>
     internal OwnedFd Pass(OwnedFd fd)
     {
         OwnedFd passed = Posix.Duplicate(fd);
@@ -169,14 +168,14 @@ internal sealed partial class FakeVfioKernel : IVfioKernel
         return -1;
     }
 
-    /// <summary>Whether a number is still the file it was: it may have been closed and given to somebody else.</summary>
+    /// <summary>Whether a descriptor number still refers to the same file; after a close the number may be in use for another file.</summary>
     private static bool IsOpen(int number, (ulong Device, ulong Inode) file)
     {
         using var fd = new OwnedFd(number, ownsFd: false);
         return Posix.Stat(fd, out FileStatus stat) == Errno.None && (stat.Device, stat.Inode) == file;
     }
 
-    /// <summary>The C name of a request without its prefix; the same number means different things on different nodes.</summary>
+    /// <summary>The C name of an ioctl without its prefix; the kind of node decides, because nodes share ioctl numbers.</summary>
     private static string RequestName(Node node, uint request)
     {
         Type holder = node.Kind == Kind.Iommufd ? typeof(IommufdUapi) : typeof(VfioUapi);
@@ -286,7 +285,7 @@ internal sealed partial class FakeVfioKernel : IVfioKernel
         return fd;
     }
 
-    /// <summary>A descriptor as the kernel hands it inside a structure: a number that nobody owns yet.</summary>
+    /// <summary>A descriptor as the kernel returns it inside a structure: a bare number that no handle owns yet.</summary>
     private int HandNumber(Node node)
     {
         OwnedFd fd = Hand(node);

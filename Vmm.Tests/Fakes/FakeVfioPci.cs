@@ -4,7 +4,7 @@ using Vmm.Devices.Vfio.Migration;
 
 namespace Vmm.Tests.Fakes;
 
-/// <summary>A device of a VM that has the migration of a VFIO device and nothing else.</summary>
+/// <summary>A device of a VM that has only the migration part of a VFIO device.</summary>
 internal sealed class FakeVfioPci : IVmDevice, IResetByType
 {
     public FakeVfioPci(string id, string path, FakeVfioDevice io, IDeviceServices services, VfioMigrationOptions? options = null)

@@ -4,7 +4,7 @@ using Vmm.Devices.Vfio.User.Backend;
 
 namespace Vmm.Tests.Fakes;
 
-/// <summary>A hosted device that records what it is asked and fails where it is told to. Its state is <see cref="State"/>, raw.</summary>
+/// <summary>A hosted device that records the calls of the server and fails those that a test chooses. Its saved state is <see cref="State"/>.</summary>
 internal sealed class FakeVfioUserBackend : IVfioUserBackend
 {
     internal const uint Bar0 = 0, Sparse = 1, Whole = 2, Config = 7;
@@ -23,7 +23,7 @@ internal sealed class FakeVfioUserBackend : IVfioUserBackend
     internal List<(VfioDeviceState From, VfioDeviceState To)> Transitions { get; } = [];
     internal Func<VfioDeviceState, VfioDeviceState, Errno> OnTransition { get; set; } = static (_, _) => Errno.None;
     internal Func<ValueTask<Errno>> OnQuiesce { get; set; } = static () => ValueTask.FromResult(Errno.None);
-    /// <summary>What resets and transitions wait for.</summary>
+    /// <summary>Resets and transitions wait for this task.</summary>
     internal Task Hang { get; set; } = Task.CompletedTask;
     internal byte[] ConfigSpace { get; } = new byte[256];
     internal Errno CommitResult { get; set; }
@@ -116,7 +116,7 @@ internal sealed class FakeVfioUserBackend : IVfioUserBackend
         public int ReadState(Span<byte> destination, out Errno errno)
         {
             errno = Errno.None;
-            // Short reads on purpose: the server fills its replies (vfio-user S-36).
+            // Reads are short on purpose, because the server must fill its replies all the same (vfio-user S-36).
             int n = Math.Min(Math.Min(destination.Length, 1000), device.State.Length - _at);
             device.State.AsSpan(_at, n).CopyTo(destination);
             _at += n;

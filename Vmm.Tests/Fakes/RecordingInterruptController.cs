@@ -4,7 +4,7 @@ using Vmm.Core.Pci;
 
 namespace Vmm.Tests.Fakes;
 
-/// <summary>Remembers what PCI functions raised.</summary>
+/// <summary>Records the interrupts that PCI functions raise.</summary>
 internal sealed class RecordingInterruptController : IInterruptController
 {
     /// <summary>Every change of a line, in order.</summary>

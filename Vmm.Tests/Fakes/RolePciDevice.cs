@@ -9,8 +9,8 @@ using Vmm.Core.Wire;
 namespace Vmm.Tests.Fakes;
 
 /// <summary>
-/// A PCI function with roles beside its declared state: a large part written by code, whose size nobody knows before, and something it owns
-/// while it runs. MSI-X in BAR 0.
+/// A PCI function that plays several roles beside its declared section: it writes a section of unknown size by code, and it owns a resource
+/// while the VM runs. BAR 0 holds the MSI-X structures.
 /// </summary>
 internal sealed class RolePciDevice : PciDevice, IVmDevice, ISaveState, ILoadSetup, ILoadState, IVmStateHandler
 {
@@ -44,7 +44,7 @@ internal sealed class RolePciDevice : PciDevice, IVmDevice, ISaveState, ILoadSet
         _registrations.Add(services.Notifiers.Add(e => { lock (behaviour.Log) behaviour.Log.Add(e.ToString()); }));
     }
 
-    /// <summary>What all devices of one backend share with the test.</summary>
+    /// <summary>Settings and records that a test shares with all devices that it creates.</summary>
     internal sealed class Behaviour
     {
         internal List<RolePciDevice> Made { get; } = [];

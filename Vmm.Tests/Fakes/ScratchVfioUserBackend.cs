@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.User.Backend;
 
 namespace Vmm.Tests.Fakes;
 
-/// <summary>The scratch servers of the captures: BAR0 is plain memory, with MSI-X BAR1 has its table and pending bits. No migration.</summary>
+/// <summary>The device of the captures' scratch servers: BAR0 is plain memory; with MSI-X, BAR1 holds table and PBA. It cannot migrate.</summary>
 internal sealed class ScratchVfioUserBackend(uint bar0Bytes, bool hasMsix, bool isMappable) : IVfioUserBackend
 {
     private const uint Bar0 = 0, Bar1 = 1;

@@ -12,15 +12,15 @@ using Vmm.Tests.Support;
 namespace Vmm.Tests.Fuzz;
 
 /// <summary>
-/// What one process hands to the next, damaged: the CPR state, the table of descriptors and the transcript of a vfio-user device. Whatever comes, it
-/// is read or refused with a <see cref="VmmException"/> that names what is wrong, and no descriptor stays open.
+/// Damaged forms of what one process hands to the next: the CPR state, the table of descriptors and the transcript of a vfio-user device. The
+/// reader accepts each or refuses it with a <see cref="VmmException"/> that names the fault, and no descriptor stays open.
 /// </summary>
 [TestFixture]
 public sealed class CprFuzz
 {
     private const int Rounds = 200;
 
-    /// <summary>One state; the first byte says whether descriptors are numbers and how many there are.</summary>
+    /// <summary>Reads one CPR state; the first byte gives the count of descriptors, and whether they come as numbers.</summary>
     public static void FuzzState(ReadOnlySpan<byte> input)
     {
         if (input.IsEmpty) return;
@@ -41,7 +41,7 @@ public sealed class CprFuzz
         Assert.That(given.Count(static f => !f.IsClosed), Is.Zero, "descriptors stay open");
     }
 
-    /// <summary>One transcript, with as many descriptors as the first byte says.</summary>
+    /// <summary>Reads one transcript; the first byte gives the count of descriptors.</summary>
     public static void FuzzTranscript(ReadOnlySpan<byte> input)
     {
         if (input.IsEmpty) return;
@@ -88,7 +88,7 @@ public sealed class CprFuzz
         Assert.That(transcript.Fds, Has.Count.EqualTo(2));
     }
 
-    /// <summary>Over the real socket: descriptors in wrong places and numbers, by a name that no other test's have.</summary>
+    /// <summary>Over the real socket, descriptors come at wrong places and in wrong numbers. Their name is unique, so that other tests do not count.</summary>
     [Test]
     public async Task AHostileSenderLeavesNoDescriptorBehind([Range(1, 4)] int seed)
     {
@@ -108,7 +108,7 @@ public sealed class CprFuzz
             }
             catch (VmmException)
             {
-                // Refused, with a reason.
+                // The receiver refused the state and gave a reason.
             }
         }
         Assert.That(LeakCheck.Descriptors().Where(d => d.Contains(name, StringComparison.Ordinal)), Is.Empty);
@@ -123,12 +123,12 @@ public sealed class CprFuzz
             int length = random.Next(1, bytes.Length - at + 1);
             OwnedFd[] fds = [.. Enumerable.Repeat(memory, random.Next(4))];
             int sent = Posix.SendWithFds(socket, bytes.AsSpan(at, length), fds, out _);
-            if (sent <= 0) return; // Refused already.
+            if (sent <= 0) return; // The receiver has refused the state and closed the socket.
             at += sent;
         }
     }
 
-    /// <summary>The path appears with bind, a moment before listen.</summary>
+    /// <summary>Repeats a refused connect, because bind creates the path a moment before listen.</summary>
     private static OwnedFd Connect(string path)
     {
         using OwnedFd never = Posix.EventFd();
@@ -157,7 +157,7 @@ public sealed class CprFuzz
 
     private delegate void Fuzzed(ReadOnlySpan<byte> input);
 
-    /// <summary>Some bytes changed, or some lost or doubled.</summary>
+    /// <summary>Changes some bytes, and removes or doubles others.</summary>
     private static byte[] Damage(byte[] good, Random random)
     {
         byte[] bytes = [.. good];

@@ -8,14 +8,14 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Fuzz;
 
-/// <summary>A channel of multifd with hostile packets: the load always ends, with an error of ours or well, and writes nowhere but in RAM.</summary>
+/// <summary>Hostile packets on a multifd channel: each load succeeds or fails with a <see cref="VmmException"/>, and writes to RAM only.</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class MultifdFuzz
 {
     private const ulong RamBytes = 1 << 20;
 
-    /// <summary>One input.</summary>
-    /// <returns>Why the load ended; null when it ended well.</returns>
+    /// <summary>Loads one input.</summary>
+    /// <returns>Why the load failed; null when it succeeded.</returns>
     private static Exception? Feed(TestVm vm, ReadOnlySpan<byte> input)
     {
         var latch = new FaultLatch();
@@ -30,7 +30,7 @@ public sealed class MultifdFuzz
             receiver.Start(stream);
             try
             {
-                // Ends with the channel.
+                // The end of the channel ends this loop with an exception.
                 while (true) receiver.WaitSync();
             }
             catch (Exception e) when (e is VmmException or OperationCanceledException)
@@ -99,13 +99,13 @@ public sealed class MultifdFuzz
         for (int round = 0; round < 150; round++)
         {
             byte[] bytes = [.. good];
-            // Headers, not pages.
+            // Change headers, because changed pages are legal.
             for (int i = random.Next(1, 6); i > 0; i--) bytes[random.Next(64 + 1344 + 64 + 260 + 80)] ^= (byte)(1 << random.Next(8));
             Assert.That(Feed(vm, bytes), Is.Null.Or.InstanceOf<VmmException>());
         }
     }
 
-    /// <summary>Preamble, SYNC, a packet of three pages, SYNC.</summary>
+    /// <summary>A valid channel: preamble, SYNC, a packet of three pages, SYNC.</summary>
     private static byte[] Good(TestVm vm)
     {
         byte[] pages = new byte[3 * 4096];

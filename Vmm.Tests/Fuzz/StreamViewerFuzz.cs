@@ -4,7 +4,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Fuzz;
 
-/// <summary>The viewer on hostile files: it never throws, always ends, and holds memory in proportion to the file.</summary>
+/// <summary>The stream viewer on hostile files: it never throws, always ends, and allocates memory in proportion to the file.</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class StreamViewerFuzz
 {
@@ -15,14 +15,14 @@ public sealed class StreamViewerFuzz
         "none-111-mapped-ram.bin",
     ];
 
-    /// <summary>One input.</summary>
+    /// <summary>Views one input.</summary>
     public static void Fuzz(ReadOnlySpan<byte> input)
     {
         byte[] bytes = input.ToArray();
         long before = GC.GetAllocatedBytesForCurrentThread();
         StreamDocument stream = StreamViewer.Read(new MemoryFile(bytes), new StreamViewOptions { ListPages = true });
         long held = GC.GetAllocatedBytesForCurrentThread() - before;
-        // 512 KiB are the reader's buffer and other fixed ones; a byte of the file makes at most one field.
+        // Fixed buffers take up to 512 KiB; each byte of the file makes at most one field, for which 700 bytes are enough.
         Assert.That(held, Is.LessThan((512 << 10) + (700L * bytes.Length)));
         Assert.That(stream.IsValid || stream.Violations.All(static v => v.Message.Length > 0));
         Assert.That(stream.IsComplete || !stream.IsValid);
@@ -70,7 +70,7 @@ public sealed class StreamViewerFuzz
         {
             byte[] tail = new byte[random.Next(2000)];
             random.NextBytes(tail);
-            // Small numbers are the ones with a meaning.
+            // Small numbers reach more code, because types and flags are small numbers.
             if (seed % 2 == 0) for (int k = 0; k < tail.Length; k++) tail[k] = (byte)(tail[k] % 12);
             Fuzz(new StreamBuilder().Header().Bytes(tail).ToArray());
         }

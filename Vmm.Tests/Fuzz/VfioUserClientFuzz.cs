@@ -12,8 +12,8 @@ using static Vmm.Tests.Support.ScriptedVfioUserServer;
 namespace Vmm.Tests.Fuzz;
 
 /// <summary>
-/// A hostile vfio-user server: right answers with bytes changed, cut, padded, doubled, with descriptors added and commands between. Whatever it
-/// does, the client comes back within its time limit, throws nothing but <see cref="VmmException"/>, and closes every descriptor it was given.
+/// A hostile vfio-user server changes bytes of its replies, cuts, pads and doubles them, adds descriptors and sends commands between them.
+/// The client must return within its time limit, throw nothing but <see cref="VmmException"/>, and close every descriptor that it received.
 /// </summary>
 [TestFixture]
 public class VfioUserClientFuzz
@@ -37,7 +37,7 @@ public class VfioUserClientFuzz
                     case true: lost++; break;
                     default: attached++; break;
                 }
-                // Every request may wait for its whole limit; most attacks end at the first.
+                // Each request may wait for its whole time limit, but most attacks end at the first request that waits.
                 Assert.That(clock.Elapsed, Is.LessThan(TimeSpan.FromSeconds(10)), $"seed {seed}, attack {i}");
             }
             write.Dispose();
@@ -47,7 +47,7 @@ public class VfioUserClientFuzz
         Assert.That(lost + refused, Is.GreaterThan(5));
     }
 
-    /// <returns>Null: refused at attach; true: the connection was lost later.</returns>
+    /// <returns>Null: the client refused to attach; true: it attached and lost the connection later; false: the connection lives.</returns>
     private static bool? Attack(Random random, OwnedFd gift)
     {
         using var server = new ScriptedVfioUserServer(s => Serve(s, random, gift)) { HasMigration = true, Fragments = random.Next(4) == 0 };
@@ -71,7 +71,7 @@ public class VfioUserClientFuzz
         }
     }
 
-    /// <summary>Everything the seam offers, once.</summary>
+    /// <summary>Calls each kind of request of <see cref="VfioUserDeviceIo"/>.</summary>
     private static void Drive(VfioUserDeviceIo io, RamBlock ram)
     {
         byte[] data = new byte[5000];
@@ -97,8 +97,8 @@ public class VfioUserClientFuzz
         while (true)
         {
             VfioUserMessage m = server.Receive();
-            if (m.Header.IsReply) continue; // To a command that was slipped in.
-            // Attaching takes some twenty messages; most attacks should come later.
+            if (m.Header.IsReply) continue; // The client replies to a command that Lie sent.
+            // Attaching takes about twenty messages, so lies are rare there: most attacks should come later.
             bool attaching = m.Command is VfioUserCommand.Version or VfioUserCommand.DmaMap or VfioUserCommand.DeviceGetInfo or VfioUserCommand.DeviceGetRegionInfo or VfioUserCommand.DeviceGetIrqInfo;
             if (random.Next(attaching ? 40 : 7) > 0) server.Answer(m);
             else Lie(server, random, m, gift);
@@ -113,7 +113,7 @@ public class VfioUserClientFuzz
         for (int i = random.Next(5); i > 0 && body.Length > 0; i--) body[random.Next(body.Length)] = (byte)random.Next(256);
         switch (random.Next(9))
         {
-            case 0: return; // Silence.
+            case 0: return; // Send no reply.
             case 1: server.Hangup(); return;
             case 2: server.Error(m, (Errno)random.Next(0, 200)); return;
             case 3: server.Raw(Message((ushort)random.Next(65536), m.Command, VfioUserHeader.Reply, Errno.None, body), gifts); return;

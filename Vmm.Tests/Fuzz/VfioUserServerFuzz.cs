@@ -13,15 +13,15 @@ using static Vmm.Tests.Support.RawVfioUserClient;
 namespace Vmm.Tests.Fuzz;
 
 /// <summary>
-/// The vfio-user server under hostile clients: wrong sizes, orders, fields and descriptors. It never faults or hangs, answers or closes, and the
-/// next client finds it whole (vfio-user 12, 14).
+/// Hostile clients send wrong sizes, orders, fields and descriptors. The vfio-user server must answer or close the connection, never fault or
+/// hang, and serve the next client as if nothing had happened (vfio-user 12, 14).
 /// </summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 internal sealed class VfioUserServerFuzz
 {
     private static readonly VfioUserCommand[] s_commands = [.. Enum.GetValues<VfioUserCommand>(), (VfioUserCommand)0, (VfioUserCommand)19];
 
-    /// <summary>Good requests, to be spoilt.</summary>
+    /// <summary>Valid requests, which a test then damages.</summary>
     private static byte[][] Good(VfioUserCommand command) => command switch
     {
         VfioUserCommand.DmaMap => [MapRequest(0x1000, 0x1000), MapRequest(0x2000, 0x1000, 0x1000, 11), MapRequest(0x10000, 0x3000, flags: 1)],
@@ -67,8 +67,8 @@ internal sealed class VfioUserServerFuzz
     }
 
     /// <summary>
-    /// As many messages as VMM_FUZZ_MESSAGES says, 20,000 without it: descriptors and memory are afterwards what they were, on a device whose
-    /// state moves by the bridge. The long run: <c>VMM_FUZZ_MESSAGES=1000000 dotnet test Vmm.Tests -c Release --filter TestCategory=fuzz-long</c>.
+    /// Sends VMM_FUZZ_MESSAGES messages (default 20,000) to a fake device and to a PCI device: neither descriptors nor memory may grow.
+    /// The long run: <c>VMM_FUZZ_MESSAGES=1000000 dotnet test Vmm.Tests -c Release --filter TestCategory=fuzz-long</c>.
     /// </summary>
     [Test, NonParallelizable, Category("fuzz-long"), CancelAfter(1_800_000)]
     public void ManyHostileMessagesLeaveNothingBehind()

@@ -6,11 +6,11 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Fuzz;
 
-/// <summary>Loading of declared sections: any bytes load or fail with a <see cref="VmmException"/>, and what loaded can be saved again.</summary>
+/// <summary>Declared sections with any bytes: a load succeeds or fails with a <see cref="VmmException"/>, and loaded state can be saved.</summary>
 [TestFixture]
 public sealed class VmStateLoadFuzz
 {
-    /// <summary>One input; the first byte picks the section and its version.</summary>
+    /// <summary>Loads one input; its first byte selects the section and the version.</summary>
     public static void Fuzz(ReadOnlySpan<byte> input)
     {
         if (input.IsEmpty) return;

@@ -9,7 +9,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.GoldenTests;
 
-/// <summary>Real QEMU streams load, what we save for the same content equals them, and every proper prefix fails cleanly.</summary>
+/// <summary>Captured QEMU streams load, vmm saves the same content to the same bytes, and every proper prefix fails cleanly.</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 internal sealed class GoldenStreamTests
 {
@@ -17,7 +17,7 @@ internal sealed class GoldenStreamTests
     private const int PrefixParts = 8;
     private static readonly MigrationCompat s_switchoverStart = new() { SendSwitchoverStart = true };
 
-    /// <summary>Name, RAM image, framing, run state that the stream leads to.</summary>
+    /// <summary>Name, whether RAM is RAM_A, framing, run state after the load.</summary>
     private static IEnumerable<TestCaseData> Loadable()
     {
         MigrationCompat plain = new();
@@ -58,7 +58,7 @@ internal sealed class GoldenStreamTests
     public async Task BackgroundSnapshotWithoutEndSectionLoads()
     {
         using TestVm vm = Destination(ram: true, "none-111-bgsnapshot.bin");
-        // The destination's memory is not zero beforehand, so that the stream's zero pages must really be written.
+        // The destination's memory starts non-zero, so that the test fails when a load skips the stream's zero pages.
         vm.FilledRandom(7);
         Assert.That(await vm.Engine.MigrateIncoming(new MemoryChannel(Golden.Read("none-111-bgsnapshot.bin"))), Is.EqualTo(MigrationStatus.Completed));
         Assert.That(vm.Ram.ReadOnlySlice(0, 1 << 20).IndexOfAnyExcept((byte)0), Is.EqualTo(-1));
@@ -69,7 +69,7 @@ internal sealed class GoldenStreamTests
     public async Task XbzrleStreamGivesTheExpectedRam(string name)
     {
         using TestVm vm = Destination(ram: true, name);
-        // The capture has a CPU object; its two sections are opaque here, their lengths are those of the capture's VMDESC.
+        // The capture has a CPU object, which vmm lacks. Its two sections are opaque here; their lengths come from the capture's VMDESC.
         byte[] stream = Golden.Read(name + ".bin");
         foreach ((string id, int version, int length) in CpuSections(stream))
             vm.Vm.SaveVm.Register(new SaveVmRegistration { IdStr = id, InstanceId = 0, VersionId = version, MinimumVersionId = version }, SaveVmHandlers.Of(new Opaque(length)));
@@ -77,7 +77,7 @@ internal sealed class GoldenStreamTests
         Assert.That(vm.Ram.ReadOnlySlice(0, 1 << 20).SequenceEqual(Golden.Read(name + ".ram.bin")));
     }
 
-    /// <summary>Name, RAM image, framing, ids to reserve before ram and before globalstate, UUID.</summary>
+    /// <summary>Name, whether RAM is RAM_A, framing, section ids to reserve before ram and before globalstate, UUID.</summary>
     private static IEnumerable<TestCaseData> Saveable()
     {
         MigrationCompat legacy = new() { LegacyDescriptions = true };
@@ -126,14 +126,14 @@ internal sealed class GoldenStreamTests
         AssertBytes(back.Written, Golden.Read("none-111-return-path.main.rp.bin"));
     }
 
-    /// <summary>In parts: all 44,000 in one test took 40 s, and on a busy machine the five minutes after which a test counts as hung.</summary>
+    /// <summary>Runs in parts, because a test counts as hung after five minutes: all 44,000 prefixes take 40 s, on a busy machine much longer.</summary>
     [Test]
     public async Task EveryProperPrefixFailsCleanly(
         [Values("none-72-plain.bin", "none-111-plain.bin", "none-111-noram-running.bin", "none-111-uuid.bin")] string name,
         [Range(0, PrefixParts - 1)] int part)
     {
         byte[] stream = Golden.Read(name);
-        // VMDESC may be missing, as in QEMU: the stream is whole once EOF has been read (stream 1.6).
+        // The stream is complete at EOF, because VMDESC is optional, as in QEMU (stream 1.6).
         int whole = stream.AsSpan().LastIndexOf("{\"configuration\""u8);
         if (whole < 0) whole = stream.AsSpan().LastIndexOf("{\"page_size\""u8);
         int end = whole - 5;
@@ -145,7 +145,7 @@ internal sealed class GoldenStreamTests
             Assert.That(vm.Engine.Query().Error!.ToString(), Does.Contain("ended"), $"prefix of {length} bytes");
             Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.InMigrate));
         }
-        Assert.That(await vm.Engine.MigrateIncoming(new MemoryChannel(stream)), Is.EqualTo(MigrationStatus.Completed), "after all those failures");
+        Assert.That(await vm.Engine.MigrateIncoming(new MemoryChannel(stream)), Is.EqualTo(MigrationStatus.Completed), "the whole stream loads after all those failures");
     }
 
     [TestCase("q35-111-devices.bin", "machine type differs: 'none' here, 'pc-q35-11.1' in the stream")]
@@ -185,7 +185,7 @@ internal sealed class GoldenStreamTests
                 Memory = ram ? [new RamBlockOptions { Name = "m", SizeBytes = 1 << 20 }] : [],
             },
             b => { if (qemu72Ids) b.Services.Insert(0, Microsoft.Extensions.DependencyInjection.ServiceDescriptor.Scoped<IMachineComponent, Qemu72BlockSection>()); });
-        vm.FullEngine.Context.IterateLimit = TimeSpan.FromMinutes(1); // The capture has all RAM in one section.
+        vm.FullEngine.Context.IterateLimit = TimeSpan.FromMinutes(1); // The capture has all RAM in one section, so no limit may split ours.
         return ram ? vm.Filled(Golden.RamA()) : vm;
     }
 
@@ -215,7 +215,7 @@ internal sealed class GoldenStreamTests
         public void LoadState(Core.Wire.QemuFileReader f, int versionId) => f.Skip(length);
     }
 
-    /// <summary>QEMU 7.2 registers <c>block</c> before <c>ram</c>; it never appears in a stream but takes an id.</summary>
+    /// <summary>QEMU 7.2 registers <c>block</c> before <c>ram</c>. <c>block</c> takes a section id but never appears in a stream.</summary>
     private sealed class Qemu72BlockSection : IMachineComponent
     {
         public MachinePhase Phase => MachinePhase.BeforeDevices;

@@ -6,14 +6,14 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.GoldenTests;
 
-/// <summary>The viewer reads every capture of QEMU to its last byte, of any machine type, and rebuilds RAM from it.</summary>
+/// <summary>The viewer reads QEMU's captures of every machine type to the last byte and rebuilds RAM from them.</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public class GoldenViewerTests
 {
     private const string RamA = "27485cdc414b90bbbf7fce4fc8999eafb8e1486e19ae601e32cd0d48df4e9a6a";
     private const string RamZ = "30e14955ebf1352266dc2ff8067e68104607e750abb9d3b36582b8af909fcb58";
 
-    /// <summary>What goes over the main channel, and VM state files; not the one that was cut on purpose.</summary>
+    /// <summary>Captures of main channels and VM state files, without conn0, which was cut on purpose.</summary>
     private static IEnumerable<string> MainChannels() =>
         Golden.Names.Where(static n => !n.Contains(".rp.") && !n.Contains(".ram.") && !n.Contains("preempt.fwd") && !n.Contains(".ch0.") && !n.Contains(".ch1.") && !n.Contains("conn0"));
 
@@ -26,7 +26,7 @@ public class GoldenViewerTests
         StreamEntry last = stream.Entries[^1];
         Assert.That(last.Offset + last.Length, Is.EqualTo(stream.LengthBytes));
         Assert.That(stream.HasVmDescription, Is.EqualTo(!name.Contains("postcopy") && !name.Contains("novmdesc")));
-        // Entries touch each other; a package's content follows its command.
+        // No byte lies between two entries. The content of a PACKAGED command counts as entries after the command.
         foreach ((StreamEntry a, StreamEntry b) in stream.Entries.Zip(stream.Entries.Skip(1)))
             Assert.That(b.Offset, Is.EqualTo(a.Offset + a.Length), $"{a} {b}");
         // Fields account for every byte of a device section between its header and its footer.
@@ -69,7 +69,7 @@ public class GoldenViewerTests
         Assert.That(stream.Machine, Is.EqualTo("pc-q35-11.1"));
         Assert.That(stream.RamBlocks.Select(static b => b.Name), Is.EquivalentTo(
             (string[])["pc.ram", "/rom@etc/acpi/tables", "pc.rom", "pc.bios", "/rom@etc/table-loader", "/rom@etc/acpi/rsdp"]));
-        // 7.2 has the same set, apic after kvm-tpr-opt.
+        // QEMU 7.2 has the same sections, but apic comes after kvm-tpr-opt.
         Assert.That(Devices("q35-72-devices.bin").Select(static d => d[(d.IndexOf(' ') + 1)..]).Order(), Is.EqualTo(expected.Select(static d => d[(d.IndexOf(' ') + 1)..]).Order()));
         Assert.That(Devices("pc-111-devices.bin"), Has.Some.Contains("piix3").IgnoreCase.Or.Some.Contains("PIIX"));
     }
@@ -162,7 +162,7 @@ public class GoldenViewerTests
         Assert.That(first.Violations.Single().ToString(), Does.Contain("ram/0").And.Contain("ended at offset 263650"));
     }
 
-    /// <summary>Other channels are told apart from a main channel.</summary>
+    /// <summary>The viewer refuses what is not a main channel and says why.</summary>
     [TestCase("none-111-multifd.ch0.fwd.bin", "multifd channel")]
     [TestCase("none-111-postcopy.main.rp.bin", "QEVM")]
     [TestCase("none-111-postcopy-preempt.preempt.fwd.bin", "QEVM")]
@@ -180,7 +180,7 @@ public class GoldenViewerTests
         byte[] bytes = Golden.Read(name);
         StreamDocument whole = View(bytes);
         long eof = whole.Entries.Last(static e => e is { Kind: StreamEntryKind.Eof, Depth: 0 }).Offset;
-        // One end is legal: right after EOF, where VMDESC may be missing, if every section is known without it.
+        // A stream may end right after EOF, because VMDESC is optional when the reader knows every section without it.
         long legal = eof + 1;
         int step = bytes.Length <= 8192 ? 1 : Math.Max(1, bytes.Length / 300);
         for (int length = 0; length < bytes.Length; length += length < 300 || length > bytes.Length - 10 ? 1 : step)
@@ -197,6 +197,6 @@ public class GoldenViewerTests
     private static string[] Devices(string name) =>
         [.. View(Golden.Read(name)).Entries.Where(static e => e.Kind == StreamEntryKind.Full).Select(static e => $"{e.SectionId} {e.Name}/{e.InstanceId} v{e.VersionId}")];
 
-    /// <summary>Bytes of fields; subsections carry their own heads.</summary>
+    /// <summary>Bytes of all fields. The length of a subsection includes its own header.</summary>
     private static long Bytes(IReadOnlyList<StreamField> fields) => fields.Sum(static f => f.Length);
 }

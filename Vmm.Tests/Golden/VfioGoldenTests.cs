@@ -14,7 +14,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.GoldenTests;
 
-/// <summary>Both protocols write the hand-computed streams of Golden/vfio byte for byte, and load them back.</summary>
+/// <summary>Both protocols save exactly the bytes of the hand-computed streams in Golden/vfio, and load them.</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class VfioGoldenTests
 {
@@ -79,7 +79,7 @@ public sealed class VfioGoldenTests
         Assert.That(Assert.Throws<StreamFormatException>(() => without.Load(Read("v2-switchover-ack.hex"), switchoverAck: true))!.Message, Does.Contain("INIT_DATA_SENT"));
     }
 
-    /// <summary>The stream does not say which protocol made it; what follows is what the device answers (vfio-migration 5.6).</summary>
+    /// <summary>The stream does not name the protocol that wrote it, so only the device can refuse the other protocol's data (vfio-migration 5.6).</summary>
     [Test]
     public void DataOfTheOtherProtocolFailAsTheDeviceSays()
     {
@@ -89,7 +89,7 @@ public sealed class VfioGoldenTests
         using var v1 = new Machine(new FakeVfioDevice("old") { V1 = new FakeV1Region(4096) });
         v1.Device.Io.V1!.RefuseAt = 1;
         v1.Load(Read("v2.hex"), switchoverAck: false);
-        // v1 knows only at the start of the VM what it thinks of its data.
+        // A v1 device accepts or refuses its data only when the VM starts.
         DeviceStateException e = Assert.Throws<DeviceStateException>(() =>
         {
             using (v1.Services.Bql.Acquire()) v1.Services.Notifier.Start();
@@ -103,7 +103,7 @@ public sealed class VfioGoldenTests
         if (file[1] == '1')
         {
             byte[] all = Data(file);
-            // Chunks of 24, 64 and 8 bytes: the section gives them out as the device stages them.
+            // The device stages chunks of 24, 64 and 8 bytes, and the section has a record for each.
             return new FakeVfioDevice("v1") { V1 = new FakeV1Region(4096) { Data = all, ChunkSizes = all.Length == 0 ? [] : [24, 64, 8] } };
         }
         var device = new FakeVfioDevice("v2", file == "v2-empty.hex" ? VfioMigrationFlags.StopCopy : VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy) { MaxTransfer = 64 };
@@ -165,7 +165,7 @@ public sealed class VfioGoldenTests
         return [.. bytes];
     }
 
-    /// <summary>A registry with three ids taken and one VFIO device.</summary>
+    /// <summary>A section registry with one VFIO device, whose section follows three others.</summary>
     private sealed class Machine : IDisposable
     {
         private readonly ServiceProvider _provider;

@@ -10,8 +10,8 @@ using Vmm.Tests.Support;
 namespace Vmm.Tests.GoldenTests;
 
 /// <summary>
-/// Conversations of foreign clients with foreign servers, both protocol generations: our client is made to do the same, is answered with the
-/// recorded bytes, must send the recorded requests and must understand the answers.
+/// Replays recorded conversations of foreign clients with foreign servers, of both migration protocols. The test makes our client act as the
+/// foreign client did and answers it with the recorded bytes; the client must send the recorded requests and understand the answers.
 /// </summary>
 [TestFixture]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
@@ -23,7 +23,10 @@ public sealed class VfioUserClientReplayTests : IDisposable
     private VfioUserDeviceIo _io = null!;
     private IVfioMigrationData? _session;
 
-    /// <summary>Requests replayed, and those left out because no client of ours makes them: unmap with bitmap or of everything, a report in a foreign page size.</summary>
+    /// <summary>
+    /// Arguments: capture, count of requests, count of requests left out. Our client never sends the latter: unmap with a bitmap, unmap of
+    /// everything, a report in another page size.
+    /// </summary>
     [TestCase("qemu-gpio-boot", 277, 0)]
     [TestCase("qemu-gpio-migrate-src", 1138, 0)]
     [TestCase("qemu-gpio-migrate-dst", 722, 0)]
@@ -75,7 +78,7 @@ public sealed class VfioUserClientReplayTests : IDisposable
     private static bool IsAttach(VfioUserCommand command) =>
         command is VfioUserCommand.Version or VfioUserCommand.DeviceGetInfo or VfioUserCommand.DeviceGetRegionInfo or VfioUserCommand.DeviceGetIrqInfo;
 
-    /// <summary>What our client has to do to send the recorded request, with the check of how it takes the answer; null when it never asks that.</summary>
+    /// <summary>The call that makes our client send the recorded request, and the check of its result; null when our client never sends it.</summary>
     private Action? Action(CapturedStep step, RamBlock messages)
     {
         byte[] body = step.Request.Body;
@@ -127,9 +130,9 @@ public sealed class VfioUserClientReplayTests : IDisposable
     private void WriteRegion(byte[] body, bool posted, Errno expected)
     {
         VfioUserRegionAccess.TryRead(body, out VfioUserRegionAccess access);
-        // As the device does: what the guest writes to the command register decides about DMA.
+        // The device allows DMA by the bus-master bit of the command register, so the client must know each write of it.
         if (access is { Region: VfioPciRegion.Config, Offset: 4 }) _io.SetBusMaster((body[16] & 4) != 0);
-        // The sample client never touches the command register.
+        // The sample client never writes the command register, yet its device does DMA.
         if (_io.Name.StartsWith("sample", StringComparison.Ordinal)) _io.SetBusMaster(true);
         Assert.That(_io.RegionWrite(access.Region, access.Offset, body.AsSpan(16), posted), Is.EqualTo(expected));
     }
@@ -204,7 +207,7 @@ public sealed class VfioUserClientReplayTests : IDisposable
                 return () => Assert.That(_io.StopDmaLog(), Is.EqualTo(expected));
             case VfioDeviceFeature.DmaLoggingReport:
                 VfioUserLogReport.TryRead(body.AsSpan(8), out VfioUserLogReport report);
-                if (report.PageSize != 4096) return null; // Forbidden to us by vfio-user C-15.
+                if (report.PageSize != 4096) return null; // vfio-user C-15 forbids another page size to our client.
                 return () =>
                 {
                     ulong[] bits = new ulong[VfioUserBitmap.BytesFor(report.Size, report.PageSize) / 8];

@@ -13,15 +13,18 @@ using Vmm.Tools.Devices;
 namespace Vmm.Tests.GoldenTests;
 
 /// <summary>
-/// Conversations of foreign clients with foreign servers: our server with the same device gets the recorded requests, with real descriptors of
-/// the recorded kinds and sizes, and must give the recorded replies and make the recorded requests wherever the protocol fixes them.
-/// <see cref="Difference"/> lists what it does not fix.
+/// Replays recorded conversations of foreign clients with foreign servers. Our server has the same device and gets the recorded requests, with
+/// real descriptors of the recorded kinds and sizes. It must send the recorded replies and requests wherever the protocol fixes them;
+/// <see cref="Difference"/> and <see cref="Mask"/> list what the protocol leaves open.
 /// </summary>
 [TestFixture]
 [FixtureLifeCycle(LifeCycle.InstancePerTestCase)]
 internal sealed class VfioUserServerReplayTests : IDisposable
 {
-    /// <summary>The v1 client's reads after the stop. Which chunks there are is the server's choice: ours are read as that protocol says, and their end must be the same state.</summary>
+    /// <summary>
+    /// Messages by which the v1 client reads the device after the stop. The server chooses the size of its chunks, so the test reads our chunks
+    /// instead: their last bytes must be the recorded state.
+    /// </summary>
     private const int V1RestFirst = 172, V1RestLast = 180, V1RestData = 179;
 
     private readonly List<OwnedFd> _fds = [];
@@ -29,7 +32,7 @@ internal sealed class VfioUserServerReplayTests : IDisposable
     private string _name = "";
     private bool _isStopCopy;
 
-    /// <summary>Requests replayed, requests of the server. Every reply is compared in all bytes but those that <see cref="Mask"/> names.</summary>
+    /// <summary>Arguments: capture, count of requests, count of the server's requests. Replies must agree in all bytes that <see cref="Mask"/> keeps.</summary>
     [TestCase("qemu-gpio-boot", 287, 0)]
     [TestCase("qemu-gpio-migrate-src", 1148, 0)]
     [TestCase("qemu-gpio-migrate-dst", 732, 0)]
@@ -46,7 +49,7 @@ internal sealed class VfioUserServerReplayTests : IDisposable
     {
         _name = name;
         List<CapturedMessage> capture = VfioUserCapture.Read(name);
-        // A second before the sample client's first timer.
+        // The clock starts one second before the sample client's first timer is due.
         _time = new ManualTimeProvider { UtcStart = DateTimeOffset.FromUnixTimeSeconds(name.StartsWith("sample-v1", StringComparison.Ordinal) ? 0x6b00e158 : 0x6b00e0ec) };
         using var served = new ServedDevice(Device(), new VfioUserServerOptions { LegacyMigrationRegion = name.StartsWith("sample-v1", StringComparison.Ordinal), TwinSocket = false });
         int played = 0, asked = 0, outcomeOnly = 0;
@@ -72,7 +75,7 @@ internal sealed class VfioUserServerReplayTests : IDisposable
                 if (commands.Length > 0) Answer(served, client, step, commands);
                 asked += commands.Length;
             }
-            Assert.That(client.HasNothingToRead, "the server says more than was recorded");
+            Assert.That(client.HasNothingToRead, "the server sent more than was recorded");
         }
         TestContext.Out.WriteLine($"{name}: {played} requests, {outcomeOnly} of them compared in outcome only, {asked} requests of the server");
         Assert.That((played, asked), Is.EqualTo((requests, serverRequests)));
@@ -99,7 +102,7 @@ internal sealed class VfioUserServerReplayTests : IDisposable
         return fd;
     }
 
-    /// <summary>Compares a reply; false when only its outcome could be.</summary>
+    /// <summary>Compares a reply with the recorded one; false when only their outcomes are comparable.</summary>
     private bool Compare(CapturedStep step, VfioUserReply reply, string what)
     {
         CapturedMessage recorded = step.Reply!;
@@ -116,7 +119,7 @@ internal sealed class VfioUserServerReplayTests : IDisposable
         return true;
     }
 
-    /// <summary>Why a reply may differ from the recorded one; null when it may not.</summary>
+    /// <summary>The reason why a reply may differ from the recorded one; null when it must agree.</summary>
     private string? Difference(CapturedStep step)
     {
         byte[] body = step.Request.Body;
@@ -135,7 +138,7 @@ internal sealed class VfioUserServerReplayTests : IDisposable
         }
     }
 
-    /// <summary>Clears bytes that no protocol fixes.</summary>
+    /// <summary>Clears the bytes of a reply that the protocol leaves open.</summary>
     private byte[] Mask(CapturedStep step, byte[] payload)
     {
         byte[] copy = [.. payload];
@@ -143,20 +146,20 @@ internal sealed class VfioUserServerReplayTests : IDisposable
         if (step.Request.Command == VfioUserCommand.RegionRead && copy.Length > 16)
         {
             VfioUserRegionAccess.TryRead(body, out VfioUserRegionAccess access);
-            // libvfio-user says I/O in the registers of BARs that are not there.
+            // libvfio-user sets the I/O bit in the registers of BARs that do not exist.
             if (access is { Region: VfioPciRegion.Config, Offset: 0, Count: > 0x28 })
                 for (int i = 0; i < 6; i++) copy[16 + 0x10 + (4 * i)] &= 0xfe;
-            // The reference's chunk is its BAR1 itself, still being written to; ours does not change once it was told of (vfio-user S-46).
+            // The recorded chunk is the live BAR1, which still changed; our chunk stays the same once its size was reported (vfio-user S-46).
             if (access is { Region: VfioPciRegion.FirstDeviceSpecific, Offset: 0x1000 }) copy.AsSpan(16).Clear();
-            // Seconds since a moment.
+            // The sample's BAR0 counts seconds, which differ in each run.
             if (access.Region == 0 && _name.StartsWith("sample", StringComparison.Ordinal)) copy.AsSpan(16).Clear();
         }
-        // BAR1 was being overwritten by writes that are not all in the capture.
+        // In PRE_COPY the client was still writing to BAR1, and the capture does not contain all of those writes.
         if (step.Request.Command == VfioUserCommand.MigDataRead && !_isStopCopy && _name.StartsWith("sample", StringComparison.Ordinal)) copy.AsSpan(8).Clear();
         return copy;
     }
 
-    /// <summary>The server's own requests, answered with the recorded replies.</summary>
+    /// <summary>Receives the server's own requests and answers them with the recorded replies.</summary>
     private void Answer(ServedDevice served, RawVfioUserClient client, CapturedStep step, CapturedMessage[] commands)
     {
         Task device = Task.CompletedTask;
@@ -187,7 +190,7 @@ internal sealed class VfioUserServerReplayTests : IDisposable
         Assert.That(data[^recorded.Length..], Is.EqualTo(recorded));
     }
 
-    /// <summary>The scratch server did these transfers when its user told it to.</summary>
+    /// <summary>Does the transfers that the scratch server's user typed in, because no message in the capture asks for them.</summary>
     private static void DriveScratch(ServedDevice served, CapturedMessage[] commands)
     {
         foreach (CapturedMessage command in commands)

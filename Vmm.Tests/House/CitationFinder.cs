@@ -2,18 +2,18 @@ using System.Text.RegularExpressions;
 
 namespace Vmm.Tests.House;
 
-/// <summary>Finds citations of docs/spec in a text, and what looks like one but has another form than docs/spec/README.md gives.</summary>
+/// <summary>Finds citations of docs/spec in a text, and attempts at citations that do not have the form that docs/spec/README.md gives.</summary>
 internal static partial class CitationFinder
 {
     private const string Label = @"(?:[SCL]-\d+|\d+(?:\.\d+)*)(?![\w-])";
 
-    /// <summary>A space, or the end of a line with the comment marker of the next one.</summary>
+    /// <summary>A space, or a line break with the comment marker of the next line.</summary>
     private const string Gap = @"(?: |[ ]*\r?\n[ \t]*(?:/{2,3}[ \t]*)?)";
 
     private const string Labels = Label + "(?:(?:," + Gap + "|" + Gap + "(?:and|to)" + Gap + ")" + Label + ")*";
     private const string Documents = "stream|qmp|vfio-migration|vfio-user|lab";
 
-    /// <summary>File name of each document in docs/spec by the short name that citations use.</summary>
+    /// <summary>The file name of each document in docs/spec, by the short name that citations use.</summary>
     internal static readonly IReadOnlyDictionary<string, string> Files = new Dictionary<string, string>
     {
         ["stream"] = "qemu-migration-stream.md", ["qmp"] = "qmp.md", ["vfio-migration"] = "vfio-migration.md", ["vfio-user"] = "vfio-user.md", ["lab"] = "vfio-lab.md",
@@ -32,7 +32,7 @@ internal static partial class CitationFinder
     /// <summary>One target of a citation.</summary>
     internal readonly record struct Citation(int Line, string Document, string Target);
 
-    /// <summary>Something that is no citation, but was meant as one.</summary>
+    /// <summary>A text that means a citation but has another form.</summary>
     internal readonly record struct OtherForm(int Line, string Text, string What);
 
     /// <summary>All targets that a text cites.</summary>
@@ -41,7 +41,7 @@ internal static partial class CitationFinder
         from Match target in LabelForm().Matches(citation.Groups["labels"].Value)
         select new Citation(LineOf(text, citation.Groups["labels"].Index + target.Index), citation.Groups["document"].Value, target.Value);
 
-    /// <summary>Citations in any form but the one.</summary>
+    /// <summary>All texts that mean a citation but have another form.</summary>
     internal static IEnumerable<OtherForm> OtherForms(string text)
     {
         string rest = CitationForm().Replace(text, static m => Regex.Replace(m.Value, @"[^\r\n]", " "));

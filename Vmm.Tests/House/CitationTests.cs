@@ -3,7 +3,7 @@ using System.Text.RegularExpressions;
 
 namespace Vmm.Tests.House;
 
-/// <summary>Citations of docs/spec: each has its target, all have one form. The finder itself is tested with good and bad samples.</summary>
+/// <summary>Each citation of docs/spec has a target, and all have the same form. Good and bad samples test the finder itself.</summary>
 [TestFixture]
 public sealed partial class CitationTests
 {
@@ -25,7 +25,7 @@ public sealed partial class CitationTests
             }
         }
         Assert.That(bad, Is.Empty);
-        Assert.That(count, Is.GreaterThan(300), "the finder finds them");
+        Assert.That(count, Is.GreaterThan(300), "the finder finds too few citations");
     }
 
     [Test]
@@ -49,7 +49,7 @@ public sealed partial class CitationTests
                     where definition.Count() > 1
                     select $"docs/spec/{document.Value}: {definition.Key}, lines {string.Join(", ", definition.Select(static d => d.Line))}", Is.Empty);
 
-    /// <summary>Tests of the lab are named after the sections of vfio-migration that they show.</summary>
+    /// <summary>Names of lab tests contain the section of vfio-migration that the test shows, and that section must exist.</summary>
     [Test]
     public void TestsNamedAfterASectionHaveTheirTarget()
     {
@@ -121,7 +121,7 @@ public sealed partial class CitationTests
 
     private static string Read(string document) => File.ReadAllText(Path.Combine(s_spec, document));
 
-    /// <summary>Sources and pages. Strings of sources count too: what a test says when it fails is read like a comment.</summary>
+    /// <summary>All sources and pages. Strings in sources count too, because a reader of a test's failure needs the same citations.</summary>
     private static IEnumerable<(string Name, string Text)> Texts() =>
         from file in Directory.EnumerateFiles(HouseTests.Root, "*", SearchOption.AllDirectories)
         let name = Path.GetRelativePath(HouseTests.Root, file)
@@ -129,7 +129,7 @@ public sealed partial class CitationTests
         orderby name
         select (name, File.ReadAllText(file));
 
-    /// <summary>Made by builds, and this file with its samples of both kinds.</summary>
+    /// <summary>Files that are not checked: the output of builds, and this file, whose samples include bad citations.</summary>
     [GeneratedRegex(@"(^|/)(bin|obj|\.git)/|^Vmm\.Tests/House/Citation\w+\.cs$")]
     private static partial Regex NotOurs();
 

@@ -16,7 +16,7 @@ internal static partial class FolderArrows
     private static readonly Dictionary<int, OpCode> s_opCodes =
         typeof(OpCodes).GetFields().Select(static f => (OpCode)f.GetValue(null)!).ToDictionary(static o => (int)(ushort)o.Value);
 
-    /// <summary>Arrows that metadata and IL of the built assembly show: base types, attributes, signatures, locals, calls, field accesses.</summary>
+    /// <summary>Arrows in metadata and IL of the built assembly: base types, attributes, signatures, locals, calls, field accesses.</summary>
     public static IReadOnlyCollection<FolderArrow> InAssembly(string path, string rootNamespace)
     {
         using var file = new PEReader(File.OpenRead(path));
@@ -42,7 +42,7 @@ internal static partial class FolderArrows
         return arrows;
     }
 
-    /// <summary>Arrows that using directives show. The compiler copies constants into their users, so the assembly does not show those uses.</summary>
+    /// <summary>Arrows in using directives. The assembly lacks uses of constants, because the compiler copies their values.</summary>
     public static IReadOnlyCollection<FolderArrow> InSources(IReadOnlyCollection<string> files, string rootNamespace)
     {
         var sources = files.Select(static f => (File: Path.GetFileName(f), Text: File.ReadAllText(f))).Select(static s => (s.File, s.Text, Namespace: NamespaceOf(s.Text))).ToList();
@@ -52,7 +52,7 @@ internal static partial class FolderArrows
         {
             foreach (string name in UsingDirective().Matches(text).Select(static m => m.Groups[1].Value))
             {
-                // 'using static' and an alias may name a type: its namespace is what stands before the last dot.
+                // 'using static' and an alias may name a type, whose namespace stands before the last dot.
                 string used = namespaces.Contains(name) ? name : name[..Math.Max(0, name.LastIndexOf('.'))];
                 if (used != from && namespaces.Contains(used) && Folder(from, rootNamespace) is { } user && Folder(used, rootNamespace) is { } other)
                 {
@@ -95,7 +95,7 @@ internal static partial class FolderArrows
         }
     }
 
-    /// <summary>Folder and name of the outermost type around a type: closures and state machines belong to the type that they are written in.</summary>
+    /// <summary>Folder and name of the outermost type around a type, because closures and state machines belong to the type that contains their code.</summary>
     private static (string? Folder, string Name) Place(MetadataReader metadata, TypeDefinitionHandle handle, string rootNamespace)
     {
         TypeDefinition type = metadata.GetTypeDefinition(handle);
@@ -117,7 +117,7 @@ internal static partial class FolderArrows
     {
         public HashSet<TypeDefinitionHandle> Types { get; } = [];
 
-        /// <summary>What a type names outside the bodies of its methods.</summary>
+        /// <summary>The types that a type names outside its method bodies.</summary>
         public void AddType(TypeDefinitionHandle handle)
         {
             TypeDefinition type = metadata.GetTypeDefinition(handle);
@@ -168,7 +168,7 @@ internal static partial class FolderArrows
                     Add(specification.Method);
                     specification.DecodeSignature(this, null);
                     break;
-                default: break; // a type of another assembly
+                default: break; // The type belongs to another assembly.
             }
         }
 

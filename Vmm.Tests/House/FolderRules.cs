@@ -12,7 +12,7 @@ internal sealed record FolderRules(string Name, string AssemblyFile, string Root
     [
         new("Vmm.Core", "Vmm.Core.dll", "Vmm.Core",
         [
-            // The top folder of Core is its ground: it holds Registration, which many folders return.
+            // The top folder of Core is the lowest row, because it holds Registration, which many folders return.
             [".", "Errors", "Diagnostics"],
             ["Interop", "RunStates"],
             ["Buffers", "Threading"],
@@ -56,7 +56,7 @@ internal sealed record FolderRules(string Name, string AssemblyFile, string Root
         ]),
     ];
 
-    /// <summary>What is wrong: an arrow that does not point to a lower row, or whose ends are in no row. Empty for a good assembly.</summary>
+    /// <summary>Describes each arrow that does not point to a lower row and each folder that is in no row. Empty for a good assembly.</summary>
     public IReadOnlyList<string> Broken(IEnumerable<FolderArrow> arrows)
     {
         var row = Rows.SelectMany(static (folders, i) => folders.Select(folder => (folder, i))).ToDictionary(static x => x.folder, static x => x.i);

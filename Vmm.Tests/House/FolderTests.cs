@@ -3,7 +3,7 @@ using Vmm.Tests.House.Sample.Low;
 
 namespace Vmm.Tests.House;
 
-/// <summary>Folders do not use each other in a circle: arrows go downwards in the rows of <see cref="FolderRules"/>, which docs/architecture.md draws.</summary>
+/// <summary>A folder uses only folders in lower rows of <see cref="FolderRules"/>, so that no circle exists. docs/architecture.md draws the rows.</summary>
 [TestFixture]
 internal sealed class FolderTests
 {
@@ -78,7 +78,7 @@ internal sealed class FolderTests
     private static IReadOnlyCollection<FolderArrow> InAssembly(FolderRules rules)
     {
         IReadOnlyCollection<FolderArrow> arrows = FolderArrows.InAssembly(Path.Combine(Path.GetDirectoryName(typeof(FolderTests).Assembly.Location)!, rules.AssemblyFile), rules.RootNamespace);
-        Assert.That(arrows, Has.Count.GreaterThan(20), "a reader that finds nothing proves nothing");
+        Assert.That(arrows, Has.Count.GreaterThan(20), "the reader finds too few arrows, so that the other tests prove nothing");
         return arrows;
     }
 

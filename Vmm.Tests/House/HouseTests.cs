@@ -4,7 +4,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Tests.House;
 
-/// <summary>Rules of the house that a compiler does not know.</summary>
+/// <summary>Rules of this code base that the compiler does not check.</summary>
 [TestFixture]
 public partial class HouseTests
 {

@@ -4,7 +4,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.House;
 
-/// <summary>What tools/lab/lab says when something is missing, has changed or hangs, in environments that are faked.</summary>
+/// <summary>The messages of tools/lab/lab when something is missing, has changed or hangs, in faked environments.</summary>
 [TestFixture]
 public sealed class LabScriptTests
 {
@@ -34,7 +34,7 @@ public sealed class LabScriptTests
     [Test]
     public void AMissingPackageIsNamedToWhoCannotInstallIt()
     {
-        // Everything that the script calls, but no compiler and no emulator.
+        // The script finds all other programs that it calls, but neither compiler nor emulator.
         foreach (string tool in (string[])["bash", "dirname", "sed", "grep", "head", "cat", "sha256sum", "cut", "mkdir", "flock", "make", "xz", "strip", "python3"]) Link(tool);
         Fake("id", "echo 1000");
         (int status, string errors) = Lab(_folder["bin"], "build");
@@ -116,14 +116,14 @@ public sealed class LabScriptTests
         File.CreateSymbolicLink(Path.Combine(_folder["bin"], tool), found);
     }
 
-    /// <summary>Runs the script with a cache of its own.</summary>
+    /// <summary>Runs the script with a private cache.</summary>
     private (int Status, string Errors) Lab(string path, string verb)
     {
         (int status, _, string errors) = Bash(path, $"exec '{s_lab}/lab' {verb}");
         return (status, errors);
     }
 
-    /// <summary>Boots an emulator that is a script, which finds where console and records go in its variables.</summary>
+    /// <summary>Boots a script in place of the emulator. Its variables <c>console</c> and <c>records</c> name the files to write.</summary>
     private (int Status, string Output, string Errors) Boot(string emulator, string filter = "", int silenceSeconds = 180)
     {
         Fake("emulator", """

@@ -13,7 +13,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Interop;
 
-/// <summary>RAM changes hands between QEMU 11.1 and vmm by cpr-transfer: the memfd goes over, no page is copied (vfio-migration 7.4).</summary>
+/// <summary>cpr-transfer hands RAM over between QEMU 11.1 and vmm: the memfd travels and no page is copied (vfio-migration 7.4).</summary>
 [TestFixture, Category(QemuVersions.Category)]
 public class CprQemuTests
 {
@@ -23,7 +23,7 @@ public class CprQemuTests
 
     private static string[] Machine => ["-M", "none,memory-backend=m,aux-ram-share=on", "-m", "16", "-object", $"memory-backend-memfd,id=m,size={Size},share=on"];
 
-    /// <summary>Channels of multifd are opened in CPR too, and nothing goes over them; QEMU does not refuse it.</summary>
+    /// <summary>With multifd, QEMU opens the channels in CPR too but sends no data on them.</summary>
     private static string[] Multifd(bool on) => on ? ["-global", "migration.x-multifd=on"] : [];
 
     [TestCase(true, false)]
@@ -36,14 +36,14 @@ public class CprQemuTests
         using TestVm vm = TestVm.WithRam(Size).FilledRandom(1, halfZero: true);
         vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, returnPath), new(MigrationCapability.Multifd, multifd)]);
         vm.Engine.Parameters.Replace(new MigrationParameters { Mode = MigrationMode.CprTransfer });
-        // QEMU makes no monitor before it has the descriptors.
+        // QEMU creates its monitor only after it has received the descriptors, so its start runs in a task.
         Task<QemuProcess> starting = Task.Run(() => QemuProcess.WithMachine(Version, [.. Machine, .. Multifd(multifd)], "-S", "-incoming", $"unix:{main}", "-incoming", MigrationChannelArgument.Unix("cpr", cpr)));
         Assert.That(SpinWait.SpinUntil(() => File.Exists(cpr) || starting.IsFaulted, QemuProcess.Deadline));
         Task<MigrationStatus> outgoing = vm.Engine.Migrate(MigrationAddress.Parse($"unix:{main}"), MigrationAddress.Parse($"unix:{cpr}"));
         using QemuProcess qemu = await starting.WaitAsync(QemuProcess.Deadline);
         Assert.That(await outgoing.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error}");
         Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
-        Assert.That(MemFds(qemu.ProcessId), Does.Contain(Inode(vm.Ram.Fd)), "QEMU maps the very memory");
+        Assert.That(MemFds(qemu.ProcessId), Does.Contain(Inode(vm.Ram.Fd)), "QEMU maps the same memfd");
         Assert.That(qemu.DumpMemory(Size).AsSpan().SequenceEqual(vm.Ram.ReadOnlySlice(0, (int)Size)), "RAM differs");
         Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.PostMigrate));
         RamStats ram = vm.Engine.Query().Ram!;
@@ -78,7 +78,7 @@ public class CprQemuTests
         receiver.Dispose();
         Assert.That(await incoming.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error}");
         Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
-        Assert.That(theirs, Does.Contain(Inode(vm.Ram.Fd)), "vmm maps the very memory");
+        Assert.That(theirs, Does.Contain(Inode(vm.Ram.Fd)), "vmm maps the same memfd");
         Assert.That(vm.Ram.ReadOnlySlice(0, (int)Size).SequenceEqual(expected), "RAM differs");
         Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.PreLaunch).Or.EqualTo(RunState.Running));
         Assert.That(vm.Vm.CprFds.IsIncoming, Is.False);
@@ -91,7 +91,7 @@ public class CprQemuTests
         return stat.Inode;
     }
 
-    /// <summary>Inodes of the memory files that a process maps, from its maps.</summary>
+    /// <summary>Inodes of the memfds that a process maps, read from /proc.</summary>
     private static ulong[] MemFds(int pid) =>
     [
         .. File.ReadAllLines($"/proc/{pid}/maps").Where(static l => l.Contains("/memfd:", StringComparison.Ordinal))

@@ -5,7 +5,7 @@ using Vmm.Tests.Unit.Kvm;
 
 namespace Vmm.Tests.Interop;
 
-/// <summary>The interrupt controllers and the timer that KVM keeps have the sections of QEMU's, which change sides both ways, body and VMDESC.</summary>
+/// <summary>The in-kernel PIC, IOAPIC and PIT have QEMU's sections: body and VMDESC load and save between KVM and QEMU in both directions.</summary>
 [TestFixture, Category(QemuVersions.Category)]
 internal sealed class KvmChipQemuTests
 {
@@ -56,7 +56,7 @@ internal sealed class KvmChipQemuTests
         return SectionBytes.Save(entry.VmState!);
     }
 
-    /// <summary>What a guest's kernel makes of a chip after power-on.</summary>
+    /// <summary>The section of a chip as a guest's kernel programs it after power-on.</summary>
     private static byte[] Used(string name, byte[] body)
     {
         byte[] used = [.. body];
@@ -79,7 +79,7 @@ internal sealed class KvmChipQemuTests
         return used;
     }
 
-    /// <summary>Without the times of counts, which the kernel begins anew.</summary>
+    /// <summary>A copy without the times at which the PIT's counts began, because KVM sets new ones at load.</summary>
     private static byte[] Timeless(string name, byte[] body)
     {
         if (name != Pit) return body;

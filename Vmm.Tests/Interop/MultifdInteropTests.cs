@@ -6,7 +6,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Interop;
 
-/// <summary>Multifd with real QEMUs that synchronise once a round (9.0 and later), both directions (stream 4).</summary>
+/// <summary>Multifd with real QEMUs that send one SYNC per round (9.0 and later), in both directions (stream 4).</summary>
 [TestFixture, Category(QemuVersions.Category)]
 public sealed class MultifdInteropTests
 {
@@ -33,7 +33,7 @@ public sealed class MultifdInteropTests
         using var content = new TempDirectory();
         File.WriteAllBytes(content["ram"], pattern.Ram.ReadOnlySlice(0, (int)Size).ToArray());
         using var qemu = QemuProcess.WithRamFile(version, Size, content["ram"], "-S");
-        // RAM that is not zero: what the source lists as zero must become so.
+        // RAM starts non-zero, so that the test fails when a load skips the pages that the source lists as zero.
         using TestVm vm = TestVm.WithRam(Size, incoming: true).FilledRandom(9);
         qemu.SetCapability("multifd", true);
         if (returnPath) qemu.SetCapability("return-path", true);

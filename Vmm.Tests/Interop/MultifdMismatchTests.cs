@@ -8,8 +8,8 @@ using Vmm.Tests.Support;
 namespace Vmm.Tests.Interop;
 
 /// <summary>
-/// Real QEMUs whose multifd is not set as ours: another number of channels, a SYNC after each section, on at one side only. Either all RAM
-/// arrives, or the destination refuses, says why, and the source runs on.
+/// Real QEMUs whose multifd settings differ from ours: another number of channels, a SYNC after each section, multifd on one side only.
+/// Either all RAM arrives, or the destination refuses with the reason and the source runs on.
 /// </summary>
 [TestFixture, Category(QemuVersions.Category)]
 public sealed class MultifdMismatchTests
@@ -55,7 +55,7 @@ public sealed class MultifdMismatchTests
         RamAssert.AreEqual(pattern.Vm.Memory, vm.Vm.Memory);
     }
 
-    /// <summary>7.2 does not say on the main channel that there are others; only their connections do.</summary>
+    /// <summary>QEMU 7.2 does not announce multifd on the main channel; the destination learns of it from the other connections.</summary>
     [Test]
     public async Task OnAtTheSourceOnlyIsRefusedAtOnceAndTheSourceRunsOn([Values("7.2", "10.0", "11.1")] string version, [Values(2, 64)] int sizeMiB)
     {
@@ -67,10 +67,10 @@ public sealed class MultifdMismatchTests
         Use(vm, multifd: false);
         var clock = Stopwatch.StartNew();
         (MigrationStatus here, string there) = await Migrate(qemu, vm);
-        Assert.That(clock.Elapsed, Is.LessThan(TimeSpan.FromSeconds(3)), "0.2 s on a machine that has nothing else to do");
+        Assert.That(clock.Elapsed, Is.LessThan(TimeSpan.FromSeconds(3)), "the refusal comes at once (0.2 s on an idle machine)");
         Assert.That(here, Is.EqualTo(MigrationStatus.Failed));
         Assert.That(there, Is.EqualTo("failed"), () => qemu.Errors);
-        // 7.2 does not wait for its channels: a short load may end before they connect, and lacks their pages.
+        // QEMU 7.2 does not wait until its channels connect, so that a short load may end before that, without their pages.
         Assert.That(vm.Engine.Query().Error!.Message, version == "7.2" ? Does.Contain("multifd is off here").Or.Contain("pages never came") : Does.Contain("multifd is off here"));
         Assert.That(qemu.Run("query-status")!["status"]!.ToString(), Is.EqualTo("running"));
     }
@@ -94,7 +94,7 @@ public sealed class MultifdMismatchTests
     {
         File.WriteAllBytes(file, content.Ram.ReadOnlySlice(0, (int)content.Ram.SizeBytes).ToArray());
         QemuProcess qemu = QemuProcess.WithRamFile(version, content.Ram.SizeBytes, file, extra);
-        // Without a return path a source cannot learn that it was refused once its last byte is in the kernel's buffers.
+        // Without a return path, a source that has written its last byte to the socket cannot learn of a refusal.
         if (returnPath) qemu.SetCapability("return-path", true);
         return qemu;
     }

@@ -6,7 +6,7 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Interop;
 
-/// <summary>A VM that was paused stays paused over an update, its devices too, and goes on when it is told to.</summary>
+/// <summary>A paused VM and its devices stay paused over an update, and both run again after cont.</summary>
 [TestFixture, NonParallelizable]
 internal sealed class PausedUpdateTests : EndToEnd
 {
@@ -27,7 +27,7 @@ internal sealed class PausedUpdateTests : EndToEnd
             long before = (await Look(guest)).Interrupts;
             await Vmm.Ok(["update", "--vm", "a", .. exec ? (string[])["--exec"] : []]);
             Assert.That(JsonNode.Parse(await Vmm.Ok("status", "--vm", "a", "--json"))!["status"]!.ToString(), Is.EqualTo("paused"));
-            Assert.That((await Look(guest)).Interrupts, Is.EqualTo(before), "the guest stands still");
+            Assert.That((await Look(guest)).Interrupts, Is.EqualTo(before), "the paused guest takes no interrupt");
             await Vmm.Ok("cont", "--vm", "a");
             await WaitForInterrupts(guest, before + 10);
         }
@@ -37,7 +37,7 @@ internal sealed class PausedUpdateTests : EndToEnd
     private async Task WaitForInterrupts(UpdatedGuest guest, long past)
     {
         using var limit = new CancellationTokenSource(VmmCommands.Deadline);
-        while ((await Look(guest)).Interrupts <= past) Assert.That(limit.IsCancellationRequested, Is.False, "the device stands still");
+        while ((await Look(guest)).Interrupts <= past) Assert.That(limit.IsCancellationRequested, Is.False, "the device raises no more interrupts");
     }
 
     private async Task<UpdatedGuest.Seen> Look(UpdatedGuest guest)

@@ -5,8 +5,8 @@ using Vmm.Tests.Support;
 namespace Vmm.Tests.Interop;
 
 /// <summary>
-/// The devices that a KVM guest finds here are those of QEMU's microvm with a PCI bus: each section changes sides with a running QEMU, both ways,
-/// body and VMDESC.
+/// A KVM guest of vmm has the devices of QEMU's microvm with a PCI bus. Body and VMDESC of each section load and save between vmm and a
+/// running QEMU in both directions.
 /// </summary>
 [TestFixture, Category(QemuVersions.Category)]
 public sealed class PcDeviceQemuTests
@@ -44,7 +44,7 @@ public sealed class PcDeviceQemuTests
         foreach (string name in s_sections)
         {
             ours[name] = SectionBytes.Save(pc.Services.SaveVm.Find(name, 0)!.VmState!);
-            if (name != Bus) Assert.That(ours[name], Is.Not.EqualTo(stream.Body(name)), $"{name} is as it was at the start: nothing would be shown");
+            if (name != Bus) Assert.That(ours[name], Is.Not.EqualTo(stream.Body(name)), $"{name} still has its power-on state, so that this test would prove nothing");
             stream.Replace(name, 0, ours[name]);
         }
         using QemuProcess target = MicrovmStream.Start(version, "-incoming", "defer");
@@ -53,7 +53,7 @@ public sealed class PcDeviceQemuTests
         foreach (string name in s_sections) Assert.That(Timeless(name, again.Body(name)), Is.EqualTo(Timeless(name, ours[name])), name);
     }
 
-    /// <summary>A section without what the wall clock changes between two saves: the time of day, and when its timers are next due.</summary>
+    /// <summary>A copy of a section without the fields that the wall clock changes between two saves: time of day and due times.</summary>
     private static byte[] Timeless(string name, byte[] body)
     {
         if (name != Rtc) return body;
@@ -63,7 +63,7 @@ public sealed class PcDeviceQemuTests
         return copy;
     }
 
-    /// <summary>The devices of a VM with an accelerator, without one.</summary>
+    /// <summary>The devices that a VM with an accelerator has, here without an accelerator.</summary>
     private sealed class Pc : IDisposable
     {
         private readonly LegacyDevices _legacy;
@@ -78,7 +78,7 @@ public sealed class PcDeviceQemuTests
 
         internal TestServices Services { get; } = new();
 
-        /// <summary>What firmware and drivers do to them, so that no section is as after power-on.</summary>
+        /// <summary>Programs the devices as firmware and drivers do, so that each section differs from its power-on state.</summary>
         internal void Use()
         {
             using Lock.Scope held = Services.Bql.Acquire();
@@ -90,7 +90,7 @@ public sealed class PcDeviceQemuTests
             }
             io.PioWrite(0x64, 1, 0x60);
             io.PioWrite(0x60, 1, 0x65);
-            io.PioWrite(0x64, 1, 0xaa); // Its answer 0x55 stays in the buffer.
+            io.PioWrite(0x64, 1, 0xaa); // The answer 0x55 of the self-test stays in the output buffer.
             io.PioWrite(0xcf8, 4, 0x80000004);
             io.PioWrite(0xcfc, 2, 0x0103);
             io.PioWrite(0xcf8, 4, 0x8000003c);

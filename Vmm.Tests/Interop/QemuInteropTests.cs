@@ -9,7 +9,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Interop;
 
-/// <summary>Real QEMUs at the other end, both directions, every transport, with and without a return path.</summary>
+/// <summary>Migration to and from real QEMUs over every transport, with and without a return path.</summary>
 [TestFixture, Category(QemuVersions.Category)]
 public class QemuInteropTests
 {
@@ -21,7 +21,7 @@ public class QemuInteropTests
         {
             foreach (string transport in (string[])["tcp", "unix", "exec", "fd", "file"])
             {
-                if (transport == "file" && version == "7.2") continue; // file: exists since QEMU 8.2.
+                if (transport == "file" && version == "7.2") continue; // QEMU has file: since 8.2.
                 yield return new TestCaseData(version, transport, false);
                 if (transport is "tcp" or "unix" or "fd") yield return new TestCaseData(version, transport, true);
             }
@@ -60,7 +60,7 @@ public class QemuInteropTests
         Assert.That(await outgoing.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error}");
         Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
         Assert.That(qemu.DumpMemory(Size).AsSpan().SequenceEqual(vm.Ram.ReadOnlySlice(0, (int)Size)), "RAM differs");
-        Assert.That(qemu.Run("query-status")!["status"]!.ToString(), Is.EqualTo("prelaunch"), "the source's run state travels");
+        Assert.That(qemu.Run("query-status")!["status"]!.ToString(), Is.EqualTo("prelaunch"), "the destination takes over the source's run state");
         Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.PostMigrate));
     }
 
@@ -146,8 +146,8 @@ public class QemuInteropTests
         Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"));
         Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.Running));
         Assert.That(vm.Vm.Clock.NowNs, Is.GreaterThan(0), "the virtual clock goes on from QEMU's");
-        // It says that it has completed before it says where it stands.
-        LeakCheck.WaitFor(() => qemu.Run("query-status")!["status"]!.ToString() == "postmigrate", "QEMU stands in postmigrate");
+        // QEMU reports the migration as completed before it changes its run state.
+        LeakCheck.WaitFor(() => qemu.Run("query-status")!["status"]!.ToString() == "postmigrate", "QEMU reaches postmigrate");
     }
 
     [Test]
@@ -176,8 +176,8 @@ public class QemuInteropTests
         qemu.Run("migrate", new JsonObject { ["uri"] = $"tcp:127.0.0.1:{vm.Engine.Query().SocketAddresses[0].Port}" });
         Assert.That(await incoming.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Failed));
         Assert.That($"{vm.Engine.Query().Error}", Does.Contain("'m': size differs, 0x2000000 here, 0x1000000 in the stream"));
-        Assert.That(qemu.WaitMigrated(), Is.EqualTo("failed"), "our SHUT with an error is understood");
-        // 7.2 may have declared itself postmigrate before it reads our answer; 11.1 waits for it.
+        Assert.That(qemu.WaitMigrated(), Is.EqualTo("failed"), "QEMU understands our SHUT with an error");
+        // QEMU 7.2 may already be in postmigrate when it reads our SHUT; 11.1 waits for SHUT first.
         if (version == "11.1") Assert.That(qemu.Run("query-status")!["status"]!.ToString(), Is.EqualTo("prelaunch"));
     }
 

@@ -9,7 +9,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Interop;
 
-/// <summary>The same bytes to vmm and to QEMU 11.1: the same errors, and answers of the same shape.</summary>
+/// <summary>Sends the same bytes to vmm and to QEMU 11.1 and expects the same errors, and answers of the same shape.</summary>
 [TestFixture]
 [Category(QemuVersions.Category)]
 [Parallelizable(ParallelScope.All)]
@@ -17,7 +17,7 @@ public sealed class QmpDifferentialTests
 {
     private const string Version = "11.1", Negotiate = "{\"execute\":\"qmp_capabilities\"}\n";
 
-    /// <summary>Each line gets exactly one answer; texts must be equal.</summary>
+    /// <summary>Lines that get exactly one error each; class and text must be equal.</summary>
     private static readonly string[] s_errors =
     [
         Negotiate, "{\"execute\":}", "{ \"execute\": }", "{\"a\" 1}", "[truefoo]", "[1 22222]", "{\"a\":1 \"b\"}", "{5:1}", "{\"a\":1,\"a\":2}",
@@ -48,7 +48,7 @@ public sealed class QmpDifferentialTests
         "{\"execute\":\"pmemsave\",\"arguments\":{\"val\":0,\"size\":4096,\"filename\":\"/nonexist/x\"}}", Negotiate,
     ];
 
-    /// <summary>Human monitor lines whose whole output must be equal.</summary>
+    /// <summary>Lines of the human monitor whose whole output must be equal.</summary>
     private static readonly string[] s_lines =
     [
         "", "bogus", "info bogus", "info status", "info name", "info snapshots", "savevm a b", "savevm a", "loadvm", "info migrate_parameters",
@@ -72,7 +72,8 @@ public sealed class QmpDifferentialTests
         {
             foreach (string line in s_errors)
             {
-                // QEMU counts a byte that its lexer looks at twice as two columns, and a duplicate whose value is a container one token later: left out.
+                // s_errors leaves out two cases where only QEMU's column differs: a byte that its lexer reads twice counts as two columns, and
+                // the column of a duplicate key whose value is a container is one token too far.
                 (JsonObject ours, JsonObject theirs) = pair.Answers(line.EndsWith('\n') ? line : line + "\n");
                 Assert.That(ours["error"]?["class"]?.ToString(), Is.EqualTo(theirs["error"]?["class"]?.ToString()), line);
                 Assert.That(ours["error"]?["desc"]?.ToString(), Is.EqualTo(theirs["error"]?["desc"]?.ToString()), line);
@@ -146,7 +147,7 @@ public sealed class QmpDifferentialTests
 
     private static string Capability(string one) => $"{{\"execute\":\"migrate-set-capabilities\",\"arguments\":{{\"capabilities\":[{one}]}}}}";
 
-    // Where we knowingly declare less: parameters of what vmm does not have at all.
+    // Parameters that only QEMU declares, because they belong to features that vmm does not have.
     private static string Known(string name) => name switch
     {
         "migrate-set-parameters" => "announce-initial? announce-max? announce-rounds? announce-step? avail-switchover-bandwidth? cpr-exec-command? "
@@ -173,7 +174,7 @@ public sealed class QmpDifferentialTests
 
     private static string Sorted(string text) => string.Join('\n', text.Split("\r\n").Where(static l => !l.Contains("-level", StringComparison.Ordinal)));
 
-    /// <summary>vmm and QEMU side by side, both without having negotiated.</summary>
+    /// <summary>A connection to vmm and one to QEMU, both before qmp_capabilities.</summary>
     private sealed class Pair : IDisposable
     {
         private readonly TestVm _vm = TestVm.WithRam(1 << 20);

@@ -5,7 +5,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Interop;
 
-/// <summary>QEMU's own Python clients, unmodified, against our server and engine. VMM_QEMU_PYTHON names the folder that holds their package <c>qemu</c>.</summary>
+/// <summary>QEMU's unmodified Python clients against our QMP server. VMM_QEMU_PYTHON names the folder that holds their package <c>qemu</c>.</summary>
 [TestFixture]
 [Category(QemuVersions.Category)]
 [Parallelizable(ParallelScope.All)]

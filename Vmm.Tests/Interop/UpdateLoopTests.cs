@@ -7,8 +7,8 @@ using Vmm.Tools.Cli.Shell;
 namespace Vmm.Tests.Interop;
 
 /// <summary>
-/// Update after update under load: RAM that the guest rewrites and checks, a served edu function that does DMA, and every step of it begun by the
-/// interrupt of the one before. Once with a vCPU and once without. Prints the pauses, as the VMM measures them and as the guest's own clock does.
+/// Many updates in a row under load, with a vCPU and without: the guest rewrites and checks RAM, and a served edu function does DMA, each
+/// transfer started by the interrupt of the one before. Prints the pauses that the VMM and the guest's clock measure.
 /// </summary>
 [TestFixture, NonParallelizable]
 internal sealed class UpdateLoopTests : EndToEnd
@@ -30,7 +30,7 @@ internal sealed class UpdateLoopTests : EndToEnd
     [Category("slow"), Explicit("takes minutes, and its limits want a quiet machine"), CancelAfter(3_600_000)]
     public Task AHundredUpdatesInARow(bool kvm, int devices, int ramMiB, int updates, double limitMs) => Loop(kvm, devices, ramMiB, updates, exec: false, limitMs);
 
-    /// <summary>A process that replaces itself starts within the pause, which has no limit.</summary>
+    /// <summary>There is no limit on the pause here, because with --exec the pause includes the start of the new program.</summary>
     [TestCase(false)]
     [TestCase(true)]
     [Category("slow"), Explicit("takes minutes"), CancelAfter(3_600_000)]
@@ -40,7 +40,7 @@ internal sealed class UpdateLoopTests : EndToEnd
     [TestCase(true)]
     public async Task WhatIsSentDoesNotGrowWithRam(bool kvm)
     {
-        // Names and sizes of blocks are sent; a size has the same length whatever it is.
+        // The stream has names and sizes of blocks. A size always takes 8 bytes, so both streams have the same length.
         Assert.That(await Loop(kvm, 0, 512, 1, exec: false, limitMs: null), Is.EqualTo(await Loop(kvm, 0, 64, 1, exec: false, limitMs: null)));
     }
 
@@ -75,16 +75,16 @@ internal sealed class UpdateLoopTests : EndToEnd
         }
         await Patiently((m, cancel) => guest.Verify(m, Vmm["words"], cancel));
         await Vmm.Ok("quit", "--vm", "a");
-        Assert.That(SpinWait.SpinUntil(() => !Vmm.Registered.Any(), VmmCommands.Deadline), "its entry goes with it");
+        Assert.That(SpinWait.SpinUntil(() => !Vmm.Registered.Any(), VmmCommands.Deadline), "the VM's end removes its entry");
         string figures = $"{updates} updates, {(kvm ? "KVM guest" : "no CPU")}, {devices} devices, {ramMiB} MiB{(exec ? ", exec" : "")}: {Figures("pause", pauses)}; {Figures("by the guest's clock", gaps)}; "
             + $"{bytes} bytes a stream; {seen.Interrupts} interrupts";
         await TestContext.Out.WriteLineAsync(figures);
-        Assert.That(bytes, Is.LessThan(StreamBytes), "RAM does not travel");
+        Assert.That(bytes, Is.LessThan(StreamBytes), "the stream has no RAM pages");
         if (limitMs is { } most) Assert.That((Median(pauses), Median(gaps)), Is.EqualTo((Math.Min(Median(pauses), most), Math.Min(Median(gaps), most))), figures);
         return bytes;
     }
 
-    /// <summary>An interrupt that is lost ends the chain for good.</summary>
+    /// <summary>Checks that interrupts still come: each starts the next transfer, so that one lost interrupt would end them all.</summary>
     private async Task GoesOn(UpdatedGuest guest, IMonitor monitor, long interrupts, int update)
     {
         if (guest.Device is null) return;
@@ -93,7 +93,7 @@ internal sealed class UpdateLoopTests : EndToEnd
             Assert.That(limit.IsCancellationRequested, Is.False, $"update {update + 1}: an interrupt was lost, the guest stands at step {interrupts}");
     }
 
-    /// <summary>For what goes over all RAM.</summary>
+    /// <summary>Runs a command with a long deadline, because the guest goes over all RAM for it.</summary>
     private async Task Patiently(Func<IMonitor, CancellationToken, Task> use)
     {
         using var patience = new CancellationTokenSource(TimeSpan.FromMinutes(15));

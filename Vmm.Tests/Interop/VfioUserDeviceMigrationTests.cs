@@ -7,8 +7,8 @@ using Vmm.Tools.Cli.Client;
 namespace Vmm.Tests.Interop;
 
 /// <summary>
-/// The other shipped devices between two <c>vmm run</c> processes, all of a VM in one server process: a GPIO card, the sample device and edu,
-/// moved live after three cancels, and a server that dies and comes back.
+/// Migrates the other shipped devices (a GPIO card, the sample device and edu) between two <c>vmm run</c> processes. One server process has
+/// all devices of a VM. Covers a live migration after three cancels, and a server that dies and is started again.
 /// </summary>
 [TestFixture, Category("interop")]
 internal sealed class VfioUserDeviceMigrationTests : EndToEnd
@@ -47,8 +47,8 @@ internal sealed class VfioUserDeviceMigrationTests : EndToEnd
         Assert.That(await Levels(to), Is.EqualTo(0xfau));
         await to.Out(GpioPort, 0x05);
         await to.Out(GpioPort, 0x05);
-        Assert.That(await Levels(to), Is.EqualTo(0xffu), "counts go on from where they were");
-        Assert.That((int)await to.In(SamplePort), Is.InRange(-1000, -800), "the timer is armed for the same moment");
+        Assert.That(await Levels(to), Is.EqualTo(0xffu), "the counts continue after the migration");
+        Assert.That((int)await to.In(SamplePort), Is.InRange(-1000, -800), "the timer keeps its due time");
         Assert.That(await to.ConfigRead(Edu, 4), Is.EqualTo(edu));
     }
 
@@ -61,7 +61,7 @@ internal sealed class VfioUserDeviceMigrationTests : EndToEnd
         vm.Servers[0].Signal(SigKill);
         await vm.Servers[0].Finish();
         Assert.That((await vm.In(GpioPort), await vm.State()), Is.EqualTo((uint.MaxValue, "running")));
-        // The socket of the dead one is in the way of nobody; the new one's devices are new, and move.
+        // A new server may bind over the socket that the dead server left. Its devices start from power-on, and they can migrate.
         VfioUserVm next = await VfioUserVm.Attach(Vmm, "next", await VfioUserVm.ServeTogether(Vmm, "from", s_types), "from", s_types.Length);
         VfioUserVm to = await VfioUserVm.StartTogether(Vmm, "to", s_types, "--incoming", "tcp:127.0.0.1:0");
         await Program(next);
@@ -79,7 +79,7 @@ internal sealed class VfioUserDeviceMigrationTests : EndToEnd
         await Vmm.Ok("migrate", "--vm", "from", "--to", to.IncomingUri);
         long[] arrived = await EduWords(to);
         await WaitSteps(to, arrived[0] + 100);
-        Assert.That((await EduWords(to))[1], Is.Zero, "pages that came back wrong");
+        Assert.That((await EduWords(to))[1], Is.Zero, "edu returned wrong data in some pages");
     }
 
     private async Task<PeerProcess> EduVm(string name, params string[] arguments)
@@ -88,14 +88,14 @@ internal sealed class VfioUserDeviceMigrationTests : EndToEnd
         return await Vmm.StartVmOf(name, "1M,id=edu", ["--device", $"vfio-user-pci,socket={Vmm[$"{name}.sock"]},enable-migration=on", "--device", "edu-guest", .. arguments]);
     }
 
-    /// <summary>A step that gets no interrupt is the last: then this waits in vain.</summary>
+    /// <summary>Waits until the guest has done this many steps. A lost interrupt stops the guest, so that the wait times out.</summary>
     private async Task WaitSteps(PeerProcess vm, long steps)
     {
         using var limit = new CancellationTokenSource(VmmCommands.Deadline);
         while ((await EduWords(vm))[0] < steps) limit.Token.ThrowIfCancellationRequested();
     }
 
-    /// <summary>Steps done, wrong pages (EduGuest).</summary>
+    /// <summary>Reads the counters that <c>EduGuest</c> keeps in RAM: steps done, wrong pages.</summary>
     private async Task<long[]> EduWords(PeerProcess vm)
     {
         await vm.Monitor.Execute("pmemsave", new JsonObject { ["val"] = 0, ["size"] = 16, ["filename"] = Vmm["words"] }, CancellationToken.None);
@@ -112,6 +112,6 @@ internal sealed class VfioUserDeviceMigrationTests : EndToEnd
         Assert.That(await Levels(vm), Is.EqualTo(0xffu));
     }
 
-    /// <summary>Which pins' counts are divisible by 3: byte 1.</summary>
+    /// <summary>Reads the GPIO levels (byte 1): a pin is high while its count is divisible by 3.</summary>
     private static async Task<uint> Levels(VfioUserVm vm) => await vm.In(GpioPort) >> 8 & 0xff;
 }

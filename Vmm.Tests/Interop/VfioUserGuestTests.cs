@@ -8,8 +8,8 @@ using Vmm.Tools.Devices;
 namespace Vmm.Tests.Interop;
 
 /// <summary>
-/// Every shipped device in a Linux guest of QEMU 11.1 under emulation: found on the bus, registers read and written, INTx, MSI and MSI-X, DMA
-/// by mapped memory and by messages. The guest's side is tools/qemu/guest/devices.c; it prints a line for each check.
+/// Checks every shipped device in a Linux guest of QEMU 11.1 under TCG: enumeration, register access, INTx, MSI and MSI-X, and DMA through
+/// mapped memory and through messages. The guest runs tools/qemu/guest/devices.c, which prints a line for each check.
 /// </summary>
 [TestFixture, Category("interop")]
 internal sealed class VfioUserGuestTests
@@ -53,7 +53,7 @@ internal sealed class VfioUserGuestTests
             var start = new ProcessStartInfo(qemu) { RedirectStandardError = true };
             foreach (string argument in $"-accel tcg -M q35,kernel-irqchip=split -cpu max -m 256 {memory} -nodefaults -display none -no-reboot -device intel-iommu,intremap=on,caching-mode=on -kernel {kernel} -initrd {initrd} -serial file:{console} -append".Split(' ', StringSplitOptions.RemoveEmptyEntries))
                 start.ArgumentList.Add(argument);
-            // The timer's check counts ticks, which a busy host does not give in time: one boot of six panicked beside processes that took 40 % of each processor.
+            // no_timer_check: a busy host delivers timer ticks too late for the kernel's check, and one boot in six panicked at 40 % load.
             start.ArgumentList.Add("console=ttyS0 quiet panic=-1 intel_iommu=on no_timer_check");
             foreach ((string path, _, _) in served)
             {
@@ -69,7 +69,7 @@ internal sealed class VfioUserGuestTests
                 string[] said = File.Exists(console) ? File.ReadAllLines(console) : [], lines = [.. said.Where(static l => l.StartsWith("GUEST ", StringComparison.Ordinal))];
                 string all = string.Join('\n', said.TakeLast(lines.Length + 20)) + "\n" + string.Join('\n', errors.Result.Split('\n').Where(static l => !l.Contains("No such file", StringComparison.Ordinal)).TakeLast(10));
                 TestContext.Out.WriteLine(string.Join('\n', lines));
-                Assert.That(ended, $"the guest does not end: {all}");
+                Assert.That(ended, $"the guest did not end in time: {all}");
                 foreach (string check in s_checks) Assert.That(lines.Any(l => l.StartsWith($"GUEST {check} ok", StringComparison.Ordinal)), $"{check}:\n{all}");
                 Assert.That(lines, Has.None.Contains("FAILED"));
                 Assert.That(lines[^1], Is.EqualTo("GUEST end"));
@@ -79,7 +79,7 @@ internal sealed class VfioUserGuestTests
                 if (!process.HasExited) process.Kill();
             }
             Assert.That(((SampleDevice)served[3].Backend).Mismatches, Is.Zero);
-            // With descriptors only what asks for messages uses them: the sample's own transfer.
+            // With shared RAM the server maps it, so that only the sample device (index 3) sends DMA messages.
             Assert.That(served.Take(3).Sum(static s => s.Server.Stats.DmaMessages), isShared ? Is.Zero : Is.GreaterThan(20));
         }
         finally

@@ -7,8 +7,8 @@ using Vmm.Tools.Devices;
 namespace Vmm.Tests.Interop;
 
 /// <summary>
-/// Two <c>vmm run</c> processes, each attached over vfio-user to device servers of their own, migrate live over TCP while the devices write into
-/// guest memory.
+/// Live migration over TCP between two <c>vmm run</c> processes, while their devices write to guest memory. Each process has its own
+/// vfio-user device servers.
 /// </summary>
 [TestFixture, Category("interop")]
 internal sealed class VfioUserMigrationTests : EndToEnd
@@ -55,7 +55,7 @@ internal sealed class VfioUserMigrationTests : EndToEnd
             await to.AssertMemory(i);
         }
         JsonNode ram = (await from.Run("query-migrate"))!["ram"]!;
-        // Without PRE_COPY all of the state is final.
+        // A device without PRE_COPY sends its whole state after the stop, over the multifd channels.
         if (options.Length > 0) Assert.That((long)ram["multifd-bytes"]!, Is.GreaterThan(37L << 20));
         Assert.That((long)ram["multifd-bytes"]!, Is.Positive);
     }
@@ -73,7 +73,7 @@ internal sealed class VfioUserMigrationTests : EndToEnd
             await from.StartDma(i, 10 << 20);
             checksums[i] = await from.Read64(i, DmaTestRegisters.StateChecksum);
         }
-        // The trace is the events of both sides.
+        // The VFIO_MIGRATION events of both sides show the order of states.
         using QmpTrace source = new(Vmm["vmm/from.qmp"]), destination = new(Vmm["vmm/to.qmp"]);
         await Migrate(from, to);
         for (int i = 0; i < 3; i++)
@@ -98,7 +98,7 @@ internal sealed class VfioUserMigrationTests : EndToEnd
         for (int i = 0; i < 3; i++)
         {
             await from.Run("migrate", new JsonObject { ["uri"] = to.Process.IncomingUri });
-            // Once in the middle of precopy, then with the VM stopped before the switchover.
+            // The first cancel comes in the middle of precopy, the others while the VM is stopped before the switchover.
             await from.WaitMigration(i == 0 ? "active" : "pre-switchover");
             await from.Run("migrate_cancel");
             Assert.That(await from.WaitMigration("cancelled", "completed", "failed"), Is.EqualTo("cancelled"));
@@ -133,7 +133,7 @@ internal sealed class VfioUserMigrationTests : EndToEnd
         Assert.That(reason, Does.Contain("from-0.sock"), "the reason names the device");
         Assert.That(await to.State(), Is.EqualTo("inmigrate"), "the destination does not start");
         Assert.That(await from.State(), Is.EqualTo("running").Or.EqualTo("finish-migrate").Or.EqualTo("paused"), reason);
-        Assert.That(await from.Read32(0, DmaTestRegisters.Id), Is.EqualTo(uint.MaxValue), "what is gone reads as all ones");
+        Assert.That(await from.Read32(0, DmaTestRegisters.Id), Is.EqualTo(uint.MaxValue), "a device whose server is gone reads as all ones");
     }
 
     [Test]
@@ -146,9 +146,9 @@ internal sealed class VfioUserMigrationTests : EndToEnd
         await from.Run("migrate", new JsonObject { ["uri"] = to.Process.IncomingUri });
         await Reach(from, moment, () => Kill(to));
         Assert.That(await from.WaitMigration("failed", "completed"), Is.EqualTo("failed"));
-        Assert.That((await from.Run("query-migrate"))!["error-desc"]!.ToString(), Does.Contain("destination").And.Contain("to-0.sock"), "the reason names the device, on the source too");
+        Assert.That((await from.Run("query-migrate"))!["error-desc"]!.ToString(), Does.Contain("destination").And.Contain("to-0.sock"), "the source's reason also names the device");
         Assert.That((await from.State(), await to.State()), Is.EqualTo(("running", "inmigrate")));
-        // The source goes on as if nothing had been tried.
+        // The source's device still runs, as before the attempt.
         await from.WaitForBlocks(0, 20);
         await from.AssertMemory(0);
     }
@@ -159,7 +159,7 @@ internal sealed class VfioUserMigrationTests : EndToEnd
         await from.StartDma(0);
         await from.Run("migrate-set-capabilities", Capability("return-path", true));
         if (moment == Moment.BeforeTheSwitchover) await from.Run("migrate-set-capabilities", Capability("pause-before-switchover", true));
-        // So slow that precopy does not end by itself.
+        // The bandwidth is so low that precopy does not converge.
         if (moment == Moment.InPrecopy) await from.Run("migrate-set-parameters", new JsonObject { ["max-bandwidth"] = 4 << 20 });
     }
 

@@ -10,7 +10,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Interop;
 
-/// <summary>The deterministic guest moves while it writes, and says itself whether a page was lost or torn.</summary>
+/// <summary>The deterministic workload migrates while it writes; its own checks report a page that was lost or torn.</summary>
 [TestFixture, Category(QemuVersions.Category)]
 public class WorkloadInteropTests
 {

@@ -9,7 +9,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>Devices between processes: handed over with their mappings, and left behind by a process that died.</summary>
+/// <summary>Devices that pass from one process to another: by a handover with their mappings, or after the death of a process.</summary>
 [TestFixture(false, TestName = "HandOver(group)")]
 [TestFixture(true, TestName = "HandOver(iommufd)")]
 public sealed class HandOverTests(bool iommufd) : LabFixture
@@ -32,7 +32,7 @@ public sealed class HandOverTests(bool iommufd) : LabFixture
         using Process other = LabOtherProcess.Start("--take", folder["s"]);
         try
         {
-            Assert.That(Posix.Poll(listener, Posix.POLLIN, null, 120_000, out _), Is.Not.Zero, "it connects");
+            Assert.That(Posix.Poll(listener, Posix.POLLIN, null, 120_000, out _), Is.Not.Zero, "the other process connects");
             using OwnedFd socket = Posix.Accept(listener, out Errno errno)!;
             SafeHandle[] handed = [lab.Ram.Fd, device.Fd, interrupt];
             if (device.Container is Type1Container container)
@@ -41,9 +41,9 @@ public sealed class HandOverTests(bool iommufd) : LabFixture
                 handed = [.. handed, container.Fd];
             }
             Assert.That(Posix.SendWithFds(socket, [0], handed, out errno), Is.EqualTo(1));
-            Assert.That(Posix.Poll(socket, Posix.POLLIN, null, 120_000, out _), Is.Not.Zero, "it answers");
-            Assert.That(Posix.Receive(socket, new byte[1], 0, out errno), Is.EqualTo(1), "it succeeded");
-            Assert.That(lab.Ram.ReadOnlySlice(0x3000, 64).ToArray(), Is.EqualTo(Pattern), "what its device wrote is here");
+            Assert.That(Posix.Poll(socket, Posix.POLLIN, null, 120_000, out _), Is.Not.Zero, "the other process answers");
+            Assert.That(Posix.Receive(socket, new byte[1], 0, out errno), Is.EqualTo(1), "the other process succeeded");
+            Assert.That(lab.Ram.ReadOnlySlice(0x3000, 64).ToArray(), Is.EqualTo(Pattern), "the device wrote to this memory from the other process");
             other.WaitForExit();
             Assert.That(other.ExitCode, Is.Zero);
         }
@@ -68,7 +68,7 @@ public sealed class HandOverTests(bool iommufd) : LabFixture
         Assert.That((device.StateAtOpen, LabSession.State(device)), Is.EqualTo(((VfioDeviceState?)VfioDeviceState.PreCopy, VfioDeviceState.Running)));
         byte[] expected = Uart.Change(device);
         using (LabSession.Open(device, VfioDeviceState.PreCopy)) LabSession.Set(device, VfioDeviceState.Running);
-        Assert.That(Uart.Observe(device), Is.EqualTo(expected), "and works");
+        Assert.That(Uart.Observe(device), Is.EqualTo(expected), "the device works after the reset");
     }
 
     internal static Errno Suspend(Type1Container container)
@@ -78,7 +78,7 @@ public sealed class HandOverTests(bool iommufd) : LabFixture
     }
 }
 
-/// <summary>Addresses that are suspended; type1 alone has them.</summary>
+/// <summary>Mappings with a suspended vaddr, which only type1 has.</summary>
 [TestFixture(TestName = "HandOver(suspended)")]
 public sealed class SuspendedAddressTests : LabFixture
 {
@@ -92,7 +92,7 @@ public sealed class SuspendedAddressTests : LabFixture
         var container = (Type1Container)device.Container;
         HandOverTests.Pattern.CopyTo(lab.Ram.Slice(0x1000, 64));
         Assert.That(HandOverTests.Suspend(container), Is.EqualTo(Errno.None));
-        Assert.That(HandOverTests.Suspend(container), Is.EqualTo(Errno.EINVAL), "suspended already");
+        Assert.That(HandOverTests.Suspend(container), Is.EqualTo(Errno.EINVAL), "the mapping is suspended already");
         edu.Copy(0x1000, 0x2000, 64);
         Assert.That(lab.Ram.ReadOnlySlice(0x2000, 64).ToArray(), Is.EqualTo(HandOverTests.Pattern), "DMA while suspended");
         var back = new VfioUapi.IommuType1DmaMap { Argsz = 32, Flags = VfioUapi.VFIO_DMA_MAP_FLAG_VADDR, Vaddr = (ulong)lab.Ram.HostAddress, Iova = 0, Size = lab.Ram.SizeBytes };

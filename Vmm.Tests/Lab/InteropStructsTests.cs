@@ -10,8 +10,8 @@ using Vmm.Devices.Vfio.Uapi;
 namespace Vmm.Tests.Lab;
 
 /// <summary>
-/// The interop layer's structures and numbers against a kernel: each ioctl is issued with our structure and must come back with what only the
-/// right layout gives, or with the errno that docs/spec/vfio-migration.md names. The layouts themselves are checked against a compiler in UapiLayoutTests.
+/// The interop layer's structures and numbers against a kernel: each ioctl gets our structure, and must return values that only the right
+/// layout gives, or the errno that docs/spec/vfio-migration.md names. UapiLayoutTests compares the layouts with a compiler's.
 /// </summary>
 [TestFixture]
 public sealed class InteropStructsTests : LabFixture
@@ -44,9 +44,9 @@ public sealed class InteropStructsTests : LabFixture
         Assert.That(Has(container, VfioUapi.VFIO_TYPE1v2_IOMMU), Is.EqualTo(1));
         Assert.That(Has(container, VfioUapi.VFIO_UPDATE_VADDR), Is.Zero, "before SET_IOMMU");
         Join(container, LabVfio.Edu, first: true);
-        Assert.That(Has(container, VfioUapi.VFIO_UPDATE_VADDR), Is.EqualTo(1), "with physical devices only");
+        Assert.That(Has(container, VfioUapi.VFIO_UPDATE_VADDR), Is.EqualTo(1), "while all devices are physical");
         Join(container, LabVfio.Mtty1, first: false);
-        Assert.That(Has(container, VfioUapi.VFIO_UPDATE_VADDR), Is.Zero, "with an mdev");
+        Assert.That(Has(container, VfioUapi.VFIO_UPDATE_VADDR), Is.Zero, "while one device is an mdev");
     }
 
     [Test]
@@ -56,17 +56,17 @@ public sealed class InteropStructsTests : LabFixture
         Assert.That(Call(container, VfioUapi.VFIO_SET_IOMMU, (nint)VfioUapi.VFIO_TYPE1v2_IOMMU), Is.EqualTo(Errno.EINVAL), "SET_IOMMU without a group");
         OwnedFd group = Open(GroupOf(LabVfio.Mtty1));
         Assert.That(_kernel.Open(GroupOf(LabVfio.Mtty1), out Errno errno), Is.Null);
-        Assert.That(errno, Is.EqualTo(Errno.EBUSY), "a group is open once");
-        Assert.That(DeviceFd(group, LabVfio.Mtty1, out _), Is.EqualTo(Errno.EINVAL), "no container yet");
+        Assert.That(errno, Is.EqualTo(Errno.EBUSY), "a group can be open only once");
+        Assert.That(DeviceFd(group, LabVfio.Mtty1, out _), Is.EqualTo(Errno.EINVAL), "the group has no container yet");
         var status = new VfioUapi.GroupStatus { Argsz = 8 };
         Assert.That((_kernel.Call(group, VfioUapi.VFIO_GROUP_GET_STATUS, ref status), status.Flags), Is.EqualTo((Errno.None, VfioUapi.VFIO_GROUP_FLAGS_VIABLE)));
         Assert.That(SetContainer(group, container), Is.EqualTo(Errno.None));
-        Assert.That(SetContainer(group, container), Is.EqualTo(Errno.EINVAL), "twice");
+        Assert.That(SetContainer(group, container), Is.EqualTo(Errno.EINVAL), "the group has a container already");
         Assert.That(Call(container, VfioUapi.VFIO_SET_IOMMU, (nint)VfioUapi.VFIO_TYPE1v2_IOMMU), Is.EqualTo(Errno.None));
-        Assert.That(Call(container, VfioUapi.VFIO_SET_IOMMU, (nint)VfioUapi.VFIO_TYPE1v2_IOMMU), Is.EqualTo(Errno.EINVAL), "twice");
+        Assert.That(Call(container, VfioUapi.VFIO_SET_IOMMU, (nint)VfioUapi.VFIO_TYPE1v2_IOMMU), Is.EqualTo(Errno.EINVAL), "the IOMMU is set already");
         Assert.That(DeviceFd(group, "/nobody", out _), Is.EqualTo(Errno.ENODEV));
         Assert.That(DeviceFd(group, LabVfio.Mtty1, out OwnedFd? device), Is.EqualTo(Errno.None));
-        Assert.That(Call(group, VfioUapi.VFIO_GROUP_UNSET_CONTAINER, 0), Is.EqualTo(Errno.EBUSY), "a device is open");
+        Assert.That(Call(group, VfioUapi.VFIO_GROUP_UNSET_CONTAINER, 0), Is.EqualTo(Errno.EBUSY), "a device of the group is open");
         device!.Dispose();
         Assert.That(Call(group, VfioUapi.VFIO_GROUP_UNSET_CONTAINER, 0), Is.EqualTo(Errno.None));
     }
@@ -77,13 +77,13 @@ public sealed class InteropStructsTests : LabFixture
         VfioHostDevice host = VfioHostDevice.Read(LabVfio.Edu);
         OwnedFd device = Open(LabVfio.Paths.Cdev(host.VfioName!)), iommufd = Open(LabVfio.Paths.Iommufd);
         var info = new VfioUapi.DeviceInfo { Argsz = 24 };
-        Assert.That(_kernel.Call(device, VfioUapi.VFIO_DEVICE_GET_INFO, ref info), Is.EqualTo(Errno.EINVAL), "before it is bound");
+        Assert.That(_kernel.Call(device, VfioUapi.VFIO_DEVICE_GET_INFO, ref info), Is.EqualTo(Errno.EINVAL), "the device is not bound yet");
         var bind = new VfioUapi.DeviceBindIommufd { Argsz = 16, Iommufd = iommufd.Number };
         Assert.That(_kernel.Call(device, VfioUapi.VFIO_DEVICE_BIND_IOMMUFD, ref bind), Is.EqualTo(Errno.None));
-        Assert.That(_kernel.Call(device, VfioUapi.VFIO_DEVICE_BIND_IOMMUFD, ref bind), Is.EqualTo(Errno.EINVAL), "twice");
+        Assert.That(_kernel.Call(device, VfioUapi.VFIO_DEVICE_BIND_IOMMUFD, ref bind), Is.EqualTo(Errno.EINVAL), "the device is bound already");
         Assert.That(_kernel.Call(device, VfioUapi.VFIO_DEVICE_GET_INFO, ref info), Is.EqualTo(Errno.None));
         Assert.That(_kernel.Open(GroupOf(LabVfio.Edu), out Errno errno), Is.Null);
-        Assert.That(errno, Is.EqualTo(Errno.EBUSY), "its group, while the device is bound");
+        Assert.That(errno, Is.EqualTo(Errno.EBUSY), "the device's group cannot be opened while the device is bound");
 
         var ioas = new IommufdUapi.IoasAlloc { Size = 12 };
         Assert.That(_kernel.Call(iommufd, IommufdUapi.IOMMU_IOAS_ALLOC, ref ioas), Is.EqualTo(Errno.None));
@@ -91,7 +91,7 @@ public sealed class InteropStructsTests : LabFixture
         Assert.That(_kernel.Call(iommufd, IommufdUapi.IOMMU_GET_HW_INFO, ref hardware), Is.EqualTo(Errno.None));
         Assert.That(hardware.OutCapabilities & IommufdUapi.IOMMU_HW_CAP_DIRTY_TRACKING, Is.Zero);
         var hwpt = new IommufdUapi.HwptAlloc { Size = 48, Flags = IommufdUapi.IOMMU_HWPT_ALLOC_DIRTY_TRACKING, DevId = bind.OutDevid, PtId = ioas.OutIoasId };
-        Assert.That(_kernel.Call(iommufd, IommufdUapi.IOMMU_HWPT_ALLOC, ref hwpt), Is.EqualTo(Errno.EOPNOTSUPP), "no dirty bits in this IOMMU");
+        Assert.That(_kernel.Call(iommufd, IommufdUapi.IOMMU_HWPT_ALLOC, ref hwpt), Is.EqualTo(Errno.EOPNOTSUPP), "this IOMMU has no dirty bits");
         hwpt.Flags = 0;
         Assert.That(_kernel.Call(iommufd, IommufdUapi.IOMMU_HWPT_ALLOC, ref hwpt), Is.EqualTo(Errno.None));
         var attach = new VfioUapi.DeviceAttachIommufdPt { Argsz = 12, PtId = hwpt.OutHwptId };
@@ -101,10 +101,10 @@ public sealed class InteropStructsTests : LabFixture
         Assert.That(_kernel.Call(iommufd, IommufdUapi.IOMMU_IOAS_MAP, ref map), Is.EqualTo(Errno.None));
         Assert.That(_kernel.Call(iommufd, IommufdUapi.IOMMU_IOAS_MAP, ref map), Is.EqualTo(Errno.EEXIST));
         var unmap = new IommufdUapi.IoasUnmap { Size = 24, IoasId = ioas.OutIoasId, Iova = 0x100000, Length = 0x1000 };
-        Assert.That(_kernel.Call(iommufd, IommufdUapi.IOMMU_IOAS_UNMAP, ref unmap), Is.EqualTo(Errno.ENOENT), "a part");
+        Assert.That(_kernel.Call(iommufd, IommufdUapi.IOMMU_IOAS_UNMAP, ref unmap), Is.EqualTo(Errno.ENOENT), "a part of a mapping");
         unmap.Length = 0x10000;
         Assert.That((_kernel.Call(iommufd, IommufdUapi.IOMMU_IOAS_UNMAP, ref unmap), unmap.Length), Is.EqualTo((Errno.None, 0x10000UL)));
-        Assert.That(_kernel.Call(iommufd, IommufdUapi.IOMMU_IOAS_UNMAP, ref unmap), Is.EqualTo(Errno.ENOENT), "nothing");
+        Assert.That(_kernel.Call(iommufd, IommufdUapi.IOMMU_IOAS_UNMAP, ref unmap), Is.EqualTo(Errno.ENOENT), "no mapping there");
     }
 
     [Test]
@@ -131,7 +131,7 @@ public sealed class InteropStructsTests : LabFixture
         while (BinaryPrimitives.ReadUInt16LittleEndian(answer.AsSpan(migration)) != VfioUapi.VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION)
         {
             migration = BinaryPrimitives.ReadInt32LittleEndian(answer.AsSpan(migration + 4));
-            Assert.That(migration, Is.Positive, "a MIGRATION capability");
+            Assert.That(migration, Is.Positive, "the info has a MIGRATION capability");
         }
         var capability = Ioctl.Read<VfioUapi.IommuType1InfoCapMigration>(answer.AsSpan(migration, Marshal.SizeOf<VfioUapi.IommuType1InfoCapMigration>()));
         Assert.That((capability.PgsizeBitmap, capability.MaxDirtyBitmapSize), Is.EqualTo((0x1000UL, 0x10000000UL)));
@@ -140,13 +140,13 @@ public sealed class InteropStructsTests : LabFixture
         Assert.That(Map(container, 0x1000, 0x1000, 3), Is.EqualTo(Errno.EEXIST));
         Assert.That(Map(container, 0x20000, 0x1000, 0), Is.EqualTo(Errno.EINVAL), "neither read nor write");
         Assert.That(Map(container, 0x20000, 0x800, 3), Is.EqualTo(Errno.EINVAL), "not whole pages");
-        Assert.That(Map(container, 0xfee00000, 0x1000, 3), Is.EqualTo(Errno.EINVAL), "where interrupts go");
-        Assert.That(Unmap(container, 0, 0x1000, 0), Is.EqualTo((Errno.EINVAL, 0x1000UL)).Or.EqualTo((Errno.EINVAL, 0UL)), "cuts a mapping");
-        Assert.That(Unmap(container, 0x100000, 0x1000, 0), Is.EqualTo((Errno.None, 0UL)), "nothing there");
+        Assert.That(Map(container, 0xfee00000, 0x1000, 3), Is.EqualTo(Errno.EINVAL), "the reserved MSI window");
+        Assert.That(Unmap(container, 0, 0x1000, 0), Is.EqualTo((Errno.EINVAL, 0x1000UL)).Or.EqualTo((Errno.EINVAL, 0UL)), "a range that cuts a mapping");
+        Assert.That(Unmap(container, 0x100000, 0x1000, 0), Is.EqualTo((Errno.None, 0UL)), "a range without mappings");
         Assert.That(Unmap(container, 0, 0x10000, VfioUapi.VFIO_DMA_UNMAP_FLAG_VADDR), Is.EqualTo((Errno.None, 0x10000UL)));
-        Assert.That(Unmap(container, 0, 0x10000, VfioUapi.VFIO_DMA_UNMAP_FLAG_VADDR).Item1, Is.EqualTo(Errno.EINVAL), "invalid already");
+        Assert.That(Unmap(container, 0, 0x10000, VfioUapi.VFIO_DMA_UNMAP_FLAG_VADDR).Item1, Is.EqualTo(Errno.EINVAL), "the vaddr is invalid already");
         Assert.That(Map(container, 0x40000, 0x1000, VfioUapi.VFIO_DMA_MAP_FLAG_VADDR), Is.EqualTo(Errno.ENOENT));
-        Assert.That(Map(container, 0, 0x8000, VfioUapi.VFIO_DMA_MAP_FLAG_VADDR), Is.EqualTo(Errno.EINVAL), "not that mapping's size");
+        Assert.That(Map(container, 0, 0x8000, VfioUapi.VFIO_DMA_MAP_FLAG_VADDR), Is.EqualTo(Errno.EINVAL), "another size than the mapping's");
         Assert.That(Map(container, 0, 0x10000, VfioUapi.VFIO_DMA_MAP_FLAG_VADDR), Is.EqualTo(Errno.None));
         Assert.That(Unmap(container, 0, ulong.MaxValue & ~0xfffUL, VfioUapi.VFIO_DMA_UNMAP_FLAG_ALL).Item1, Is.EqualTo(Errno.EINVAL));
         Assert.That(Unmap(container, 0, 0, VfioUapi.VFIO_DMA_UNMAP_FLAG_ALL), Is.EqualTo((Errno.None, 0x10000UL)));
@@ -158,7 +158,7 @@ public sealed class InteropStructsTests : LabFixture
         using var lab = new LabVfio();
         KernelVfioDeviceIo mtty = lab.Open(LabVfio.Mtty1, iommufd: false);
         ulong[] bitmap = new ulong[4];
-        Assert.That(mtty.Container.GetDirtyBitmap(lab.Ram.Range, bitmap), Is.EqualTo(Errno.EINVAL), "not started");
+        Assert.That(mtty.Container.GetDirtyBitmap(lab.Ram.Range, bitmap), Is.EqualTo(Errno.EINVAL), "the log is not started");
         Assert.That((mtty.Container.StartDirtyLog(), mtty.Container.StartDirtyLog()), Is.EqualTo((Errno.None, Errno.None)), "idempotent");
         Assert.That(mtty.Container.GetDirtyBitmap(lab.Ram.Range, bitmap), Is.EqualTo(Errno.None));
         Assert.That(bitmap, Is.All.Zero);
@@ -172,10 +172,10 @@ public sealed class InteropStructsTests : LabFixture
         KernelVfioDeviceIo mtty = lab.Open(LabVfio.Mtty1, iommufd);
         Assert.That(mtty.StartDmaLog(4096, [], out _), Is.EqualTo(Errno.EINVAL));
         Assert.That(mtty.StartDmaLog(4096, [.. Enumerable.Range(0, 257).Select(static i => new GuestRange(new((ulong)i << 13), 4096))], out _), Is.EqualTo(Errno.E2BIG));
-        Assert.That(mtty.StartDmaLog(4096, [new(new(0), 0x2000), new(new(0x1000), 0x2000)], out _), Is.EqualTo(Errno.EINVAL), "overlap");
+        Assert.That(mtty.StartDmaLog(4096, [new(new(0), 0x2000), new(new(0x1000), 0x2000)], out _), Is.EqualTo(Errno.EINVAL), "ranges that overlap");
         Assert.That(mtty.StartDmaLog(4096, [lab.Ram.Range], out _), Is.EqualTo(Errno.None));
         ulong[] bitmap = new ulong[4];
-        Assert.That(mtty.ReportDmaLog(lab.Ram.Range, 3000, bitmap), Is.EqualTo(Errno.EINVAL), "no power of two");
+        Assert.That(mtty.ReportDmaLog(lab.Ram.Range, 3000, bitmap), Is.EqualTo(Errno.EINVAL), "a page size that is no power of two");
         Assert.That(mtty.ReportDmaLog(lab.Ram.Range, 4096, bitmap), Is.EqualTo(Errno.None));
         Assert.That(mtty.StopDmaLog(), Is.EqualTo(Errno.None));
     }
@@ -197,12 +197,12 @@ public sealed class InteropStructsTests : LabFixture
         {
             Assert.That(Ask(migration | get, new byte[8]), Is.EqualTo(Errno.None));
             Assert.That(Ask(migration | get | probe), Is.EqualTo(Errno.None));
-            Assert.That(Ask(migration, new byte[8]), Is.EqualTo(Errno.EINVAL), "none of the three");
-            Assert.That(Ask(migration | get | set, new byte[8]), Is.EqualTo(Errno.EINVAL), "both without PROBE");
+            Assert.That(Ask(migration, new byte[8]), Is.EqualTo(Errno.EINVAL), "none of GET, SET and PROBE");
+            Assert.That(Ask(migration | get | set, new byte[8]), Is.EqualTo(Errno.EINVAL), "GET and SET without PROBE");
             Assert.That(Ask(migration | set, new byte[8]), Is.EqualTo(Errno.EINVAL), "unsupported direction");
             Assert.That(Ask(migration | get, new byte[4]), Is.EqualTo(Errno.EINVAL), "too short");
             Assert.That(Ask(migration | get | 0x80000, new byte[8]), Is.EqualTo(Errno.EINVAL), "unknown flag");
-            Assert.That(Ask((uint)VfioDeviceFeature.MigPrecopyInfoV2 | set), Is.EqualTo(Errno.ENOTTY), "newer than this kernel");
+            Assert.That(Ask((uint)VfioDeviceFeature.MigPrecopyInfoV2 | set), Is.EqualTo(Errno.ENOTTY), "a feature newer than this kernel");
         });
     }
 

@@ -11,14 +11,14 @@ using Vmm.Devices.Vfio.Kernel;
 namespace Vmm.Tests.Lab;
 
 /// <summary>
-/// QEMU's edu behind an emulated Intel IOMMU changes hands by its descriptors, while it does DMA: addresses suspended and taken anew, the
-/// interrupt's eventfd kept (vfio-migration 7.5, 7.6). Both hands are in this process, with mappings of their own of one memory.
+/// CPR of QEMU's edu behind an emulated Intel IOMMU, while it does DMA: the old owner suspends its addresses, the new owner gives the kernel its
+/// own, and the interrupt's eventfd stays (vfio-migration 7.5, 7.6). Both owners are in this process, and each maps the same memory.
 /// </summary>
 [TestFixture]
 public sealed class LabCprTests : LabFixture
 {
     private const ulong RaiseInterrupt = 0x60, DmaSource = 0x80, DmaDestination = 0x88, DmaCount = 0x90, DmaCommand = 0x98, Buffer = 0x40000, ToMemory = 2;
-    // QEMU 7.2 takes less than its whole buffer in one go.
+    // edu of QEMU 7.2 refuses a transfer of its whole buffer.
     private const int Page = 4096, Bytes = 2048;
 
     [Test]
@@ -36,7 +36,7 @@ public sealed class LabCprTests : LabFixture
         old.SuspendCpr();
         using var next = new NextHand(lab, table);
         Wait(old);
-        Assert.That(lab.Ram.ReadOnlySlice(Page, Bytes).SequenceEqual(lab.Ram.ReadOnlySlice(0, Bytes)), "DMA under way went on while nobody had the addresses");
+        Assert.That(lab.Ram.ReadOnlySlice(Page, Bytes).SequenceEqual(lab.Ram.ReadOnlySlice(0, Bytes)), "DMA went on while the addresses were suspended");
         Start(old, Buffer, 2 * Page, ToMemory);
         next.Io.LoadCpr();
         Assert.That(next.Io.Reset(), Is.EqualTo(Errno.None));
@@ -44,7 +44,7 @@ public sealed class LabCprTests : LabFixture
         next.Io.ResumeCpr();
         old.Dispose();
         Wait(next.Io);
-        Assert.That(next.Ram.ReadOnlySlice(2 * Page, Bytes).SequenceEqual(next.Ram.ReadOnlySlice(0, Bytes)), "no reset came between");
+        Assert.That(next.Ram.ReadOnlySlice(2 * Page, Bytes).SequenceEqual(next.Ram.ReadOnlySlice(0, Bytes)), "the reset of the new owner did not reach the device");
         Fill(next.Ram, 2);
         Start(next.Io, 0, Buffer, 0);
         Wait(next.Io);
@@ -52,7 +52,7 @@ public sealed class LabCprTests : LabFixture
         Wait(next.Io);
         Assert.That(next.Ram.ReadOnlySlice(3 * Page, Bytes).SequenceEqual(next.Ram.ReadOnlySlice(0, Bytes)));
         Write(next.Io, RaiseInterrupt, 1, 4);
-        Assert.That(Posix.Poll(interrupt, Posix.POLLIN, null, 10_000, out _), Is.EqualTo(Posix.POLLIN), "the eventfd that the first hand bound");
+        Assert.That(Posix.Poll(interrupt, Posix.POLLIN, null, 10_000, out _), Is.EqualTo(Posix.POLLIN), "the interrupt signals the eventfd that the old owner bound");
     }
 
     [Test]
@@ -70,7 +70,7 @@ public sealed class LabCprTests : LabFixture
         Start(old, Buffer, Page, ToMemory);
         Wait(old);
         Assert.That(lab.Ram.ReadOnlySlice(Page, Bytes).SequenceEqual(lab.Ram.ReadOnlySlice(0, Bytes)));
-        // And it can be suspended again.
+        // A further suspend works.
         old.SuspendCpr();
         old.ResumeCpr();
     }
@@ -87,7 +87,7 @@ public sealed class LabCprTests : LabFixture
         KernelVfioDeviceIo io = lab.Containers.Open(new VfioDeviceChoice(LabVfio.Edu, false), table);
         io.EnterCpr(table, "edu");
         Assert.That(io.CprBlockedReason, Is.Null);
-        // Memory and bus master.
+        // Enable memory space and bus master.
         Assert.That(io.RegionWrite(VfioPciRegion.Config, 4, [6, 0]), Is.EqualTo(Errno.None));
         return io;
     }
@@ -109,7 +109,7 @@ public sealed class LabCprTests : LabFixture
     private static void Wait(KernelVfioDeviceIo io)
     {
         byte[] command = new byte[8];
-        Assert.That(SpinWait.SpinUntil(() => io.RegionRead(0, DmaCommand, command) == Errno.None && (command[0] & 1) == 0, TimeSpan.FromSeconds(30)), "the DMA does not end");
+        Assert.That(SpinWait.SpinUntil(() => io.RegionRead(0, DmaCommand, command) == Errno.None && (command[0] & 1) == 0, TimeSpan.FromSeconds(30)), "the DMA transfer did not end in time");
     }
 
     private static void Write(KernelVfioDeviceIo io, ulong offset, ulong value, int size)
@@ -119,7 +119,7 @@ public sealed class LabCprTests : LabFixture
         Assert.That(io.RegionWrite(0, offset, bytes.AsSpan(0, size)), Is.EqualTo(Errno.None));
     }
 
-    /// <summary>Takes over by duplicates of the descriptors, as SCM_RIGHTS makes them, with a mapping of its own of the same memory.</summary>
+    /// <summary>The new owner. It gets duplicates of the descriptors, as over SCM_RIGHTS, and maps the same memory at another address.</summary>
     private sealed class NextHand : IDisposable
     {
         private readonly GuestMemory _memory = new();

@@ -1,6 +1,6 @@
 namespace Vmm.Tests.Lab;
 
-/// <summary>A device of the lab's own kernel module (tools/lab/module), made for one test and removed after it.</summary>
+/// <summary>A device of the lab's kernel module (tools/lab/module). A test creates it, and dispose removes it.</summary>
 internal sealed class LabDevice : IDisposable
 {
     private readonly string _uuid = Guid.NewGuid().ToString();
@@ -12,17 +12,17 @@ internal sealed class LabDevice : IDisposable
 
     internal string Path => $"/sys/bus/mdev/devices/{_uuid}";
 
-    /// <summary>A knob, by the name that the module's README gives it.</summary>
+    /// <summary>Sets a knob; the module's README lists their names.</summary>
     internal object this[string knob]
     {
         set => File.WriteAllText($"{Path}/lab/{knob}", value.ToString());
     }
 
-    /// <summary>States entered since the log was emptied, with their places in the order of all devices.</summary>
+    /// <summary>The states entered since the log was emptied. Places are numbers in one order over all devices.</summary>
     internal IReadOnlyList<(int Place, int State)> Log =>
         [.. File.ReadAllLines($"{Path}/lab/log").Select(static l => l.Split(' ')).Select(static p => (int.Parse(p[0]), int.Parse(p[1])))];
 
-    /// <summary>The states alone.</summary>
+    /// <summary>The states of <see cref="Log"/> without their places.</summary>
     internal IEnumerable<int> States => Log.Select(static l => l.State);
 
     public void Dispose() => File.WriteAllText($"{Path}/remove", "1");

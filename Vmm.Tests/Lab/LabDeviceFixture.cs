@@ -2,7 +2,7 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>Tests that make devices of our module; they are removed after each test.</summary>
+/// <summary>Base of tests that create devices of our module. Each test's devices are removed after it.</summary>
 public abstract class LabDeviceFixture : LabFixture
 {
     private protected const int Stop = (int)VfioDeviceState.Stop, Running = (int)VfioDeviceState.Running, StopCopy = (int)VfioDeviceState.StopCopy, Resuming = (int)VfioDeviceState.Resuming,
@@ -10,7 +10,7 @@ public abstract class LabDeviceFixture : LabFixture
 
     private readonly List<LabDevice> _made = [];
 
-    /// <summary>Devices of this test, in the order they were made.</summary>
+    /// <summary>The devices of this test, in the order of creation.</summary>
     private protected IReadOnlyList<LabDevice> Made => _made;
 
     [TearDown]

@@ -6,7 +6,7 @@ using Vmm.Tests.Contract;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>The io contract on a real device, opened both ways.</summary>
+/// <summary>The device io contract on real devices, each opened through group and container and through cdev and iommufd.</summary>
 [Category(LabFixture.Category), NonParallelizable]
 public abstract class LabDeviceIoContract(bool iommufd) : VfioDeviceIoContract
 {
@@ -17,7 +17,7 @@ public abstract class LabDeviceIoContract(bool iommufd) : VfioDeviceIoContract
 
     protected abstract string Path { get; }
 
-    /// <summary>An interrupt index with an eventfd that the kernel signals when told to.</summary>
+    /// <summary>The interrupt index whose eventfd the kernel signals when SET_IRQS asks for a trigger.</summary>
     protected abstract uint TriggerIrq { get; }
 
     [OneTimeSetUp]

@@ -4,30 +4,29 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>QEMU's edu as a driver uses it: an identification, an interrupt on demand, a DMA engine with a buffer of its own.</summary>
-/// <param name="device">The device.</param>
+/// <summary>Uses QEMU's edu as a driver does: it has an identification, an interrupt on demand, and a DMA engine with its own buffer.</summary>
 internal sealed class LabEdu(IVfioDeviceIo device)
 {
     internal const uint Identification = 0x010000ed;
     private const ulong RaiseInterrupt = 0x60, AcknowledgeInterrupt = 0x64, DmaSource = 0x80, DmaDestination = 0x88, DmaCount = 0x90, DmaCommand = 0x98, Buffer = 0x40000;
 
-    /// <summary>Switches on memory and bus master.</summary>
+    /// <summary>Enables memory space and bus master.</summary>
     internal void Enable() => Assert.That(device.RegionWrite(VfioPciRegion.Config, 4, [6, 0]), Is.EqualTo(Errno.None));
 
-    /// <summary>Has the device raise its interrupt.</summary>
+    /// <summary>Makes the device raise its interrupt.</summary>
     internal void Raise() => Write(RaiseInterrupt, 1, 4);
 
-    /// <summary>Lowers its pin.</summary>
+    /// <summary>Acknowledges the interrupt, which lowers the device's pin.</summary>
     internal void Acknowledge() => Write(AcknowledgeInterrupt, 1, 4);
 
-    /// <summary>Has the device read from one address and write what it read to another.</summary>
+    /// <summary>Makes the device copy memory by DMA, through its buffer.</summary>
     internal void Copy(ulong from, ulong to, ulong count)
     {
         Dma(from, Buffer, count, fromDevice: false);
         CopyFromBuffer(to, count);
     }
 
-    /// <summary>Has the device write what it has read.</summary>
+    /// <summary>Makes the device write its buffer to memory by DMA.</summary>
     internal void CopyFromBuffer(ulong to, ulong count) => Dma(Buffer, to, count, fromDevice: true);
 
     private void Dma(ulong source, ulong destination, ulong count, bool fromDevice)

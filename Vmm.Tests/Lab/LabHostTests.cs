@@ -2,7 +2,7 @@ using Vmm.Devices.Vfio.Kernel;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>The lab itself: without its devices nothing below would mean anything.</summary>
+/// <summary>Checks the lab itself, because no other lab test means anything without the lab's devices.</summary>
 [TestFixture]
 public sealed class LabHostTests : LabFixture
 {

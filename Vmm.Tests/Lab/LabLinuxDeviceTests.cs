@@ -5,7 +5,7 @@ using Vmm.Tools.Cli.Client;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>Devices of the lab's kernel in a Linux guest of <c>vmm</c>: a PCI device with interrupts and DMA, and an mtty that moves with its guest.</summary>
+/// <summary>Devices of the lab's kernel in a Linux guest of <c>vmm</c>: a PCI device with interrupts and DMA, and an mtty that migrates.</summary>
 [TestFixture]
 [Category(Slow)]
 public sealed class LabLinuxDeviceTests : LabFixture

@@ -6,7 +6,7 @@ using Vmm.Tools.Cli.Client;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>The shipped devices, each served over vfio-user by a process of its own, in a Linux guest of <c>vmm</c>.</summary>
+/// <summary>The shipped devices in a Linux guest of <c>vmm</c>. Each is served over vfio-user by its own process.</summary>
 [TestFixture]
 [Category(Slow)]
 public sealed class LabLinuxServedDeviceTests : LabFixture
@@ -34,7 +34,7 @@ public sealed class LabLinuxServedDeviceTests : LabFixture
         Assert.That(Checks(console).Distinct(), Is.EquivalentTo((string[])[.. s_eduChecks, messages ? "EDU msi ok" : "EDU intx ok", .. s_dmaChecks]), LinuxGuest.Tail(console));
     }
 
-    /// <summary>A driver is loaded and unloaded all the time, by turns with the pin and with messages: the move falls into the middle of some check.</summary>
+    /// <summary>The guest loads and unloads a driver in a loop, by turns with INTx and with MSI, so that the migration interrupts one of its checks.</summary>
     [TestCase("edu", TestName = "AServedDeviceMovesWithItsGuest(edu)")]
     [TestCase("dma", TestName = "AServedDeviceMovesWithItsGuest(dma-test)")]
     public async Task AServedDeviceMovesWithItsGuest(string device)
@@ -64,7 +64,7 @@ public sealed class LabLinuxServedDeviceTests : LabFixture
         }
         string source = LinuxGuest.Read(vmm["from"]), all = source + LinuxGuest.Read(vmm["to"]);
         TestContext.Out.WriteLine(LinuxGuest.Tail(all));
-        Assert.That(source, Does.Not.Contain($"ROUND {rounds - 2}\n"), "it moved while it worked");
+        Assert.That(source, Does.Not.Contain($"ROUND {rounds - 2}\n"), "the guest migrated before its work ended");
         Assert.That(Regex.Matches(all, @"ROUND (\d+)\n").Select(static m => int.Parse(m.Groups[1].Value, CultureInfo.InvariantCulture)), Is.EqualTo(Enumerable.Range(0, rounds)));
         Dictionary<string, int> wanted = (isEdu ? s_eduChecks : s_dmaChecks).ToDictionary(static c => c, static _ => rounds);
         if (isEdu) wanted["EDU msi ok"] = wanted["EDU intx ok"] = rounds / 2 * 3;

@@ -8,7 +8,7 @@ using Vmm.Tools.Cli.Client;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>Debian's kernel as guest of real <c>vmm</c> processes with nested KVM: boots, answers on its console, and moves while it works.</summary>
+/// <summary>Debian's kernel as guest of <c>vmm</c> processes with nested KVM: it boots, answers on its console, and migrates while it works.</summary>
 [TestFixture]
 [Category(Slow)]
 public sealed class LabLinuxTests : LabFixture
@@ -57,21 +57,21 @@ public sealed class LabLinuxTests : LabFixture
         Assert.That(await vmm.State(from), Is.EqualTo("postmigrate"));
         string first = LinuxGuest.Read(vmm["first"]), second = LinuxGuest.Read(vmm["second"]);
         TestContext.Out.WriteLine(LinuxGuest.Tail(first) + "\n--- moved ---\n" + second[..Math.Min(1500, second.Length)]);
-        // A line may be cut by the move: both halves make it whole.
+        // The migration may split a line, so join both outputs.
         string all = first + second;
         int[] beats = [.. Regex.Matches(all, @"BEAT (\d+) (\d+\.\d+)\n").Select(static m => int.Parse(m.Groups[1].Value, CultureInfo.InvariantCulture))];
         double[] times = [.. Regex.Matches(all, @"BEAT \d+ (\d+\.\d+)\n").Select(static m => double.Parse(m.Groups[1].Value, CultureInfo.InvariantCulture))];
         Assert.That(beats, Is.EqualTo(Enumerable.Range(0, 250)), () => "heartbeats: " + LinuxGuest.Around(all, "BEAT", beats));
-        Assert.That(times, Is.Ordered, "the guest's clock");
+        Assert.That(times, Is.Ordered, "the guest's clock never goes back");
         Assert.That(second, Does.Contain("BEAT 249"));
         Assert.That(Regex.Count(second, @"SUM \d+ ok\n"), Is.GreaterThan(2));
         Assert.That(all, Does.Not.Contain("WRONG"));
-        // A pause of more than a second is one: the guest's clocks count it, and its clock watchdog says so.
+        // A pause of more than a second causes a warning too: the guest's clocks count it, and its clocksource watchdog reports it.
         Assert.That(Warnings(all), Is.Empty, $"the kernel's log; downtime {(await from.Monitor.Execute("query-migrate", null, CancellationToken.None))!["downtime"]} ms");
         Assert.That(all, Does.Contain("\nkvm-clock\n"));
     }
 
-    /// <summary>What the kernel warned of, without what it says of every processor without mitigations in a machine without firmware.</summary>
+    /// <summary>The kernel's warnings about clocks, stalls and bugs. Others, e.g. about missing CPU mitigations, appear in every guest here.</summary>
     private static string[] Warnings(string console)
     {
         int start = console.LastIndexOf("WARNINGS\n", StringComparison.Ordinal), end = console.IndexOf("\nEND", start, StringComparison.Ordinal);

@@ -8,8 +8,8 @@ using NUnit.Framework.Internal;
 namespace Vmm.Tests.Lab;
 
 /// <summary>
-/// Runs this folder's tests without a test host, as the lab does: <c>dotnet Vmm.Tests.dll RECORDS [FILTER]</c>. A line for each test on stdout,
-/// a JSON record for each start and end in RECORDS, so that what a crash interrupts is known by name.
+/// Runs this folder's tests without a test host, for the lab: <c>dotnet Vmm.Tests.dll RECORDS [FILTER]</c>. It prints a line for each test, and
+/// writes a JSON record for each start and end to RECORDS, so that the lab can name the test that a crash interrupted.
 /// </summary>
 internal static class LabMain
 {
@@ -17,13 +17,13 @@ internal static class LabMain
     {
         if (LabOtherProcess.Run(arguments) is { } code) return code;
         using var records = new StreamWriter(arguments[0]) { AutoFlush = true };
-        // NUnit replaces Console.Out.
+        // NUnit replaces Console.Out, so open stdout directly.
         using var console = new StreamWriter(Console.OpenStandardOutput()) { AutoFlush = true };
         var runner = new NUnitTestAssemblyRunner(new DefaultTestAssemblyBuilder());
         runner.Load(Assembly.GetExecutingAssembly(), new Dictionary<string, object>
         {
             [NUnit.FrameworkPackageSettings.LOAD] = new[] { "Vmm.Tests.Lab" },
-            // One device and one processor: tests at a time would only wait for each other.
+            // Run one test at a time, because all share one processor and the same devices.
             [NUnit.FrameworkPackageSettings.NumberOfTestWorkers] = 0,
         });
         string[] parts = arguments.Length > 1 ? arguments[1].Split(',', StringSplitOptions.RemoveEmptyEntries) : [];
@@ -42,7 +42,7 @@ internal static class LabMain
 
         public void TestFinished(ITestResult result)
         {
-            // A fixture that cannot be set up fails its tests without starting them; its own failure says why.
+            // A fixture whose setup fails does not start its tests, so report the fixture's own result, which has the reason.
             if (result.Test.IsSuite && result.ResultState.Site is not (FailureSite.SetUp or FailureSite.TearDown)) return;
             string outcome = result.ResultState.Status.ToString();
             console.WriteLine($"{outcome,-8} {result.Duration,6:0.00} s  {result.Test.FullName}");
@@ -54,7 +54,7 @@ internal static class LabMain
             });
         }
 
-        /// <summary>What a long test says of its progress: without a word for long, the guest counts as hung.</summary>
+        /// <summary>Prints the progress of a long test, because the lab takes a guest without output for hung.</summary>
         public void TestOutput(TestOutput output) => console.WriteLine($"         {output.Text.TrimEnd()}");
 
         public void SendMessage(TestMessage message)

@@ -7,7 +7,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>Whole migrations between two VMs whose devices are the kernel's.</summary>
+/// <summary>Whole migrations between two VMs with devices of the kernel.</summary>
 [TestFixture(false, TestName = "Migration(group)")]
 [TestFixture(true, TestName = "Migration(iommufd)")]
 public sealed class LabMigrationTests(bool iommufd) : LabDeviceFixture
@@ -31,9 +31,9 @@ public sealed class LabMigrationTests(bool iommufd) : LabDeviceFixture
         await pair.MigrateWell();
         Assert.That(source[0].States, Is.EqualTo((int[])[PreCopy, PreCopyP2P, StopCopy, Stop]));
         Assert.That(source[1].States, Is.EqualTo(source[0].States));
-        Assert.That(source.Max(d => Place(d, PreCopyP2P)), Is.LessThan(source.Min(d => Place(d, StopCopy))), "both in P2P, then the first stops");
+        Assert.That(source.Max(d => Place(d, PreCopyP2P)), Is.LessThan(source.Min(d => Place(d, StopCopy))), "both devices are in P2P before the first stops");
         Assert.That(destination.Select(static d => d.States.Take(2)), Is.All.Not.Empty);
-        Assert.That(destination.Max(d => Place(d, RunningP2P)), Is.LessThan(destination.Min(d => Place(d, Running, last: true))), "both in P2P, then the first runs");
+        Assert.That(destination.Max(d => Place(d, RunningP2P)), Is.LessThan(destination.Min(d => Place(d, Running, last: true))), "both devices are in P2P before the first runs");
         Assert.That((LabMemory.Read(LabPair.Io(pair.Destination, 0)), LabMemory.Read(LabPair.Io(pair.Destination, 1))), Is.EqualTo((expected[0], expected[1])));
     }
 
@@ -121,7 +121,7 @@ public sealed class LabMigrationTests(bool iommufd) : LabDeviceFixture
             expected = LabMemory.Fill(LabPair.Io(pair.Source), 10);
             source["log"] = 0;
             Task<(MigrationStatus Source, MigrationStatus Destination)> migration = pair.Migrate();
-            // The state would take 20 s to read.
+            // The state takes 20 s to read, so the cancel comes in STOP_COPY.
             Assert.That(() => source.States.LastOrDefault(), Is.EqualTo(StopCopy).After(60_000, 20));
             pair.Source.Engine.Cancel();
             Assert.That((await migration).Source, Is.EqualTo(MigrationStatus.Cancelled), pair.Reasons);

@@ -6,17 +6,17 @@ using Vmm.Core.Interop;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>The open files of another process: which they are, and whether another has the same.</summary>
+/// <summary>The open files of another process: finds them by name and compares them with those of this process.</summary>
 internal static class LabOpenFiles
 {
     private const int PidfdOpen = 434, PidfdGetFd = 438, Kcmp = 312, KcmpFile = 0;
 
-    /// <summary>Numbers of a process's descriptors whose name in /proc contains a text.</summary>
+    /// <summary>Numbers of the descriptors of a process whose name in /proc contains a text.</summary>
     internal static int[] Numbers(int pid, string name) =>
         [.. Directory.GetFiles($"/proc/{pid}/fd").Where(f => Target(f).Contains(name, StringComparison.Ordinal))
             .Select(static f => int.Parse(Path.GetFileName(f), CultureInfo.InvariantCulture)).Order()];
 
-    /// <summary>A descriptor of this process for a file that another has open.</summary>
+    /// <summary>Duplicates a descriptor of another process into this one.</summary>
     internal static OwnedFd Duplicate(int pid, string name)
     {
         int number = Numbers(pid, name) is [var first, ..] ? first : throw new InvalidDataException($"process {pid} has no '{name}' open");
@@ -24,11 +24,11 @@ internal static class LabOpenFiles
         return new OwnedFd(Checked(Posix.SystemCall(PidfdGetFd, process.Number, number, 0, 0, 0)));
     }
 
-    /// <summary>Whether a process has that very open file.</summary>
+    /// <summary>Whether a process has a descriptor for the same open file description.</summary>
     internal static bool Has(int pid, string name, OwnedFd file) =>
         Numbers(pid, name).Any(n => Posix.SystemCall(Kcmp, pid, Environment.ProcessId, KcmpFile, n, file.Number) == 0);
 
-    /// <summary>The eventfds of a process by their numbers in the kernel, with what has collected in them.</summary>
+    /// <summary>The eventfds of a process: the kernel's eventfd-id and the present count of each.</summary>
     internal static SortedDictionary<int, ulong> EventFds(int pid)
     {
         var found = new SortedDictionary<int, ulong>();
@@ -41,7 +41,7 @@ internal static class LabOpenFiles
             }
             catch (IOException)
             {
-                // Closed since it was listed.
+                // The process closed the descriptor after the listing.
                 continue;
             }
             if (Regex.Match(info, @"eventfd-id: (\d+)") is not { Success: true } id) continue;
@@ -50,7 +50,7 @@ internal static class LabOpenFiles
         return found;
     }
 
-    /// <summary>Whether the process runs.</summary>
+    /// <summary>Whether the process exists and is no zombie.</summary>
     internal static bool IsAlive(int pid)
     {
         try
@@ -95,7 +95,7 @@ internal static class LabOpenFiles
     private static int Checked(int result) => result >= 0 ? result : throw new IOException($"system call: {Posix.Describe(Posix.LastError)}");
 }
 
-/// <summary>A RAM block of another process, read by its memfd: also while no process has its address.</summary>
+/// <summary>A RAM block of another process, read through its memfd. This works also while the mapping's vaddr is suspended.</summary>
 internal sealed class LabRam(int pid, string block) : IDisposable
 {
     private readonly SafeFileHandle _file = File.OpenHandle($"/proc/{pid}/fd/{LabOpenFiles.Numbers(pid, $"memfd:vmm-ram-{block}")[0]}", FileMode.Open, FileAccess.Read, FileShare.ReadWrite);

@@ -11,15 +11,15 @@ using Vmm.Devices.Vfio.Uapi;
 namespace Vmm.Tests.Lab;
 
 /// <summary>
-/// What a test needs another process for: <c>--take SOCKET</c> receives descriptors and uses the device, <c>--hold DEVICE iommufd|group</c> puts a
-/// device into PRE_COPY and waits to be killed.
+/// The other process that some tests need: <c>--take SOCKET</c> receives descriptors and uses the device; <c>--hold DEVICE iommufd|group</c> puts
+/// a device into PRE_COPY and waits until it is killed.
 /// </summary>
 internal static class LabOtherProcess
 {
     internal const ulong RamBytes = 1 << 20, OwnIova = 0x800000;
 
     /// <summary>Runs as the other process.</summary>
-    /// <returns>Null when the arguments are for somebody else.</returns>
+    /// <returns>The exit code; null when the arguments do not ask for the other process.</returns>
     internal static int? Run(string[] arguments)
     {
         switch (arguments)
@@ -35,7 +35,7 @@ internal static class LabOtherProcess
         }
     }
 
-    /// <summary>Starts this program as another process; its first line has come on return, if it is to write one.</summary>
+    /// <summary>Starts this program as another process, with its stdout redirected.</summary>
     internal static Process Start(params string[] arguments)
     {
         var info = new ProcessStartInfo(Environment.ProcessPath!, [Assembly.GetExecutingAssembly().Location, .. arguments]) { RedirectStandardOutput = true };
@@ -47,7 +47,7 @@ internal static class LabOtherProcess
         using var lab = new LabVfio();
         KernelVfioDeviceIo device = lab.Open(path, iommufd);
         using OwnedFd data = LabSession.Open(device, VfioDeviceState.PreCopy);
-        // A runner of tests is not at work here: this is the program's own output.
+        // Open stdout directly: the test reads this line from it.
         using var output = new StreamWriter(Console.OpenStandardOutput()) { AutoFlush = true };
         output.WriteLine("held");
         new ManualResetEventSlim().Wait();
@@ -62,7 +62,7 @@ internal static class LabOtherProcess
         if (Posix.ReceiveWithFds(socket, new byte[1], fds, wait: true, out errno) != 1) throw Posix.Error(path, errno);
         var kernel = new KernelVfio();
         using var memory = new GuestMemory();
-        // The same memory at another address.
+        // Map the same memory at another address.
         RamBlock ram = memory.AddBlock(new RamBlockOptions { Name = "taken", SizeBytes = RamBytes, FilePath = $"/proc/self/fd/{fds[0].Number}" });
         RamBlock own = memory.AddBlock(new RamBlockOptions { Name = "own", SizeBytes = RamBlock.PageSize }, new GuestAddress(OwnIova));
         using var device = new KernelVfioDeviceIo("taken", fds[1], kernel, null!, NullLogger.Instance, null);

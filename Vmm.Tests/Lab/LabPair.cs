@@ -12,7 +12,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>Two VMs in this process with real devices, the source running.</summary>
+/// <summary>Two VMs in this process with real devices. The source runs.</summary>
 internal sealed class LabPair : IDisposable
 {
     private static readonly TimeSpan s_deadline = TimeSpan.FromSeconds(120);
@@ -40,7 +40,7 @@ internal sealed class LabPair : IDisposable
         return (source, await incoming.WaitAsync(s_deadline));
     }
 
-    /// <summary>By TCP and with multifd.</summary>
+    /// <summary>Migrates over TCP with multifd and expects success.</summary>
     internal async Task MigrateWellOverMultifd()
     {
         foreach (IMigrationEngine engine in (IMigrationEngine[])[Source.Engine, Destination.Engine]) engine.Capabilities.Apply([new(MigrationCapability.Multifd, true)]);

@@ -5,7 +5,7 @@ using Vmm.Tools.Cli.Client;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>Two <c>vmm</c> processes with real devices, over TCP, told by QMP: a command more would be another slow start.</summary>
+/// <summary>Two <c>vmm</c> processes with real devices migrate over TCP. The tests use QMP, because each <c>vmm</c> command would start slowly here.</summary>
 [TestFixture(TestName = "Processes")]
 [Category(Slow)]
 public sealed class LabProcessTests : LabFixture
@@ -26,7 +26,7 @@ public sealed class LabProcessTests : LabFixture
     {
         const bool iommufd = true;
         using LabDevice source = new("v2"), destination = new("v2");
-        // An emulated IOMMU logs nothing under iommufd, and without any log all RAM would be dirty for ever.
+        // An emulated IOMMU has no dirty log under iommufd, so the device needs one: without any log all RAM stays dirty.
         (source["dma_log"], destination["dma_log"]) = (1, 1);
         byte[] first = With(iommufd, LabVfio.Mtty1, Uart.Change), second = With(iommufd, source.Path, static d => LabMemory.Fill(d, 2));
         await Move(iommufd, [LabVfio.Mtty1, source.Path], [LabVfio.Mtty2, destination.Path]);
@@ -36,7 +36,7 @@ public sealed class LabProcessTests : LabFixture
     [Test]
     public async Task Spec5_4_AV1DeviceMovesIntoASmallerSection()
     {
-        const bool iommufd = false; // v1 has the dirty log of type1 only.
+        const bool iommufd = false; // Protocol v1 works with the dirty log of type1 only.
         using LabDevice source = new("v1"), destination = new("v1");
         destination["data_section_bytes"] = 40;
         byte[] expected = With(iommufd, source.Path, static d => LabMemory.Fill(d, 3));
@@ -54,7 +54,7 @@ public sealed class LabProcessTests : LabFixture
         do status = (await from.Monitor.Execute("query-migrate", null, CancellationToken.None))!["status"]?.ToString();
         while (status is not ("completed" or "failed" or "cancelled") && Environment.TickCount64 < deadline);
         Assert.That(status, Is.EqualTo("completed"), $"{from.Errors} {to.Errors}");
-        // Without a return path the source does not wait for the destination.
+        // Without a return path the source completes before the destination has loaded.
         string state;
         do state = await vmm.State(to);
         while (state == "inmigrate" && Environment.TickCount64 < deadline);
@@ -64,7 +64,7 @@ public sealed class LabProcessTests : LabFixture
     private static string[] Devices(bool iommufd, string[] paths) =>
         [.. paths.SelectMany((path, i) => (string[])["--device", $"vfio-pci,id=d{i},addr={i + 2},sysfsdev={path},enable-migration=on,iommufd={(iommufd ? "on" : "off")}"])];
 
-    /// <summary>Does something to a device while no VM has it.</summary>
+    /// <summary>Uses a device while no VM has it.</summary>
     private static byte[] With(bool iommufd, string path, Func<IVfioDeviceIo, byte[]> work)
     {
         using var lab = new LabVfio();

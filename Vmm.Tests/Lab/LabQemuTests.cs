@@ -12,8 +12,8 @@ using Vmm.Tests.Support;
 namespace Vmm.Tests.Lab;
 
 /// <summary>
-/// QEMU 11.1 as peer of a real mtty, both directions. Its machine <c>x-remote</c> is a PCI bus and nothing else, so that our VM can be the same:
-/// no RAM, sections <c>timer</c>, <c>PCIHost</c>, <c>PCIBUS</c> with 256 lines, and the device.
+/// Migration of a real mtty to and from QEMU 11.1. QEMU's machine <c>x-remote</c> has only a PCI bus, so our VM can have the same sections:
+/// <c>timer</c>, <c>PCIHost</c>, <c>PCIBUS</c> with 256 lines, and the device. There is no RAM.
 /// </summary>
 [TestFixture(false, TestName = "Qemu(group)")]
 [TestFixture(true, TestName = "Qemu(iommufd)")]
@@ -34,7 +34,7 @@ public sealed class LabQemuTests(bool iommufd) : LabFixture
             Assert.That(Uart.Observe(device), Is.EqualTo(expected), "after the first hop");
             expected = Uart.Change(device);
         }
-        // The UART keeps what it holds while nobody has it.
+        // mtty keeps its registers and FIFOs while no process has it open.
         using (QemuProcess qemu = Qemu(LabVfio.Mtty1, "-incoming", "defer"))
         using (TestVm vm = Vm(LabVfio.Mtty2, incoming: false))
         {
@@ -53,7 +53,7 @@ public sealed class LabQemuTests(bool iommufd) : LabFixture
         {
             await FromQemu(qemu, vm);
         }
-        // So that the device of the second hop does not hold what the first one left in it.
+        // Overwrite the device's state, because the first hop left the expected state in it.
         Assert.That(With(LabVfio.Mtty1, static d => Uart.Change(d, 0x11)), Is.Not.EqualTo(expected));
         using (QemuProcess qemu = Qemu(LabVfio.Mtty1, "-incoming", "defer"))
         {
@@ -103,7 +103,7 @@ public sealed class LabQemuTests(bool iommufd) : LabFixture
         (List<string> theirs, List<string> ours) = (Records(folder["qemu"]), Records(folder["vmm"]));
         foreach (string line in ours) TestContext.Out.WriteLine(line);
         Assert.That(ours, Is.EqualTo(theirs));
-        Assert.That(ours, Has.Count.GreaterThanOrEqualTo(7), "SETUP, data of PRE_COPY and STOP_COPY, their ends, the config record");
+        Assert.That(ours, Has.Count.GreaterThanOrEqualTo(7), "records: SETUP, data of PRE_COPY and STOP_COPY, their ends, config");
     }
 
     private static async Task FromQemu(QemuProcess qemu, TestVm vm)
@@ -121,20 +121,20 @@ public sealed class LabQemuTests(bool iommufd) : LabFixture
         Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"), () => qemu.Errors);
     }
 
-    /// <summary>The VFIO records of a stream in its file, each with its section, and its bytes where they are the device's.</summary>
+    /// <summary>The VFIO records of a stream file, each as text with its section and its bytes.</summary>
     private static List<string> Records(string path)
     {
         StreamDocument document = StreamViewer.ReadFile(path);
         Assert.That(document.IsValid, string.Join('\n', document.Findings));
         byte[] bytes = File.ReadAllBytes(path);
-        // How often an iterable is asked for more, and gives nothing, is a matter of timing.
+        // The count of PART sections without data depends on timing, so leave them out.
         return [.. from entry in document.Entries
                    where entry.Name?.EndsWith("/vfio", StringComparison.Ordinal) == true && !(entry.Kind == StreamEntryKind.Part && entry.Fields.Count == 1)
                    from field in entry.Fields
                    select $"{entry.Kind} {entry.Name}/{entry.InstanceId} v{entry.VersionId} {field.Name} {Convert.ToHexStringLower(bytes.AsSpan((int)field.Offset, (int)field.Length))}"];
     }
 
-    // Without RAM there is nothing to log, and drivers refuse a log of no ranges.
+    // Device dirty tracking is off, because this VM has no RAM and drivers refuse a log without ranges.
     private static TestVm Vm(string path, bool incoming) => new(
         new VmOptions { Machine = global::Vmm.Core.Devices.Vm.RemoteMachine, IsIncoming = incoming, Devices = [DeviceOptions.Parse($"vfio-pci,id=v0,addr=2,sysfsdev={path},enable-migration=on,x-device-dirty-page-tracking=off")] },
         static b => b.AddPlugin<VfioPlugin>());
@@ -142,7 +142,7 @@ public sealed class LabQemuTests(bool iommufd) : LabFixture
     private QemuProcess Qemu(string path, params string[] extra) => QemuProcess.WithMachine(Version, ["-M", global::Vmm.Core.Devices.Vm.RemoteMachine],
         ["-device", $"vfio-pci,id=v0,addr=2,sysfsdev={path},enable-migration=on,x-device-dirty-page-tracking=off{(iommufd ? ",iommufd=i0" : "")}", .. iommufd ? (string[])["-object", "iommufd,id=i0"] : [], .. extra]);
 
-    /// <summary>Does something to a device while no VM has it.</summary>
+    /// <summary>Uses a device while no VM has it.</summary>
     private byte[] With(string path, Func<IVfioDeviceIo, byte[]> work)
     {
         using var lab = new LabVfio();

@@ -3,12 +3,12 @@ using System.Net.Sockets;
 namespace Vmm.Tests.Lab;
 
 /// <summary>
-/// Stands between the two processes of an update, on their main channel: it keeps what the old one sends behind the stream's head, so that the new one
-/// learns of nothing until it is told to. The new one answers without delay.
+/// A relay on the main channel between the two processes of an update. It holds back the old process's stream behind the file header until
+/// <see cref="Give"/>. Answers of the new process pass at once.
 /// </summary>
 internal sealed class LabRelay : IDisposable
 {
-    /// <summary>Magic and version: without them a process that listens takes the connection for an idle one and ends it.</summary>
+    /// <summary>Bytes of magic and version. They pass at once, because a listening process closes a connection on which nothing comes.</summary>
     private const int Head = 8;
 
     private static readonly TimeSpan s_quiet = TimeSpan.FromMilliseconds(500);
@@ -18,8 +18,8 @@ internal sealed class LabRelay : IDisposable
     private Socket? _old, _new;
     private Task? _answers, _rest;
 
-    /// <summary>Takes the place of the new process.</summary>
-    /// <param name="path">Where the old one will connect to; the new one listens at a path that ends in <c>-next</c>.</param>
+    /// <summary>Listens in place of the new process.</summary>
+    /// <param name="path">The socket to which the old process connects; the new process listens at this path with <c>-next</c> appended.</param>
     internal LabRelay(string path)
     {
         _path = path;
@@ -27,13 +27,13 @@ internal sealed class LabRelay : IDisposable
         _listener.Listen(1);
     }
 
-    /// <summary>For the script that starts the new process: makes it listen behind this.</summary>
+    /// <summary>Start of the script that runs the new process: it changes the arguments, so that the new process listens at the other path.</summary>
     internal const string Script = """
         for a; do shift; case "$a" in *'"channel-type":"main"'*) a=$(echo "$a" | sed 's/\.main"/.main-next"/');; esac; set -- "$@" "$a"; done
 
         """;
 
-    /// <summary>Takes what the old process sends, until it has sent nothing for a while and a condition holds.</summary>
+    /// <summary>Receives from the old process until it has sent nothing for a while and a condition holds.</summary>
     internal async Task Keep(Func<bool> isAll, TimeSpan deadline)
     {
         using var limit = new CancellationTokenSource(deadline);
@@ -60,8 +60,8 @@ internal sealed class LabRelay : IDisposable
         _rest = Pass(_old, _new);
     }
 
-    /// <summary>Gives the new process what was kept.</summary>
-    /// <param name="withoutLast">How many bytes at the end it does not get.</param>
+    /// <summary>Sends the held bytes to the new process.</summary>
+    /// <param name="withoutLast">Count of bytes at the end that are not sent.</param>
     internal async Task Give(int withoutLast = 0) => await _new!.SendAsync(_kept.ToArray().AsMemory(Head, (int)_kept.Length - Head - withoutLast));
 
     public void Dispose()
@@ -82,7 +82,7 @@ internal sealed class LabRelay : IDisposable
         }
         catch (Exception e) when (e is SocketException or ObjectDisposedException)
         {
-            // One of the two has ended.
+            // One of the two processes has ended.
         }
     }
 }

@@ -6,12 +6,12 @@ using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>State requests made by hand, where a test looks at the descriptor itself.</summary>
+/// <summary>Requests migration states directly, for tests that need the data descriptor itself.</summary>
 internal static class LabSession
 {
     private static readonly KernelVfio s_kernel = new();
 
-    /// <summary>Asks for a state that opens a session.</summary>
+    /// <summary>Requests a state that opens a data session.</summary>
     internal static OwnedFd Open(KernelVfioDeviceIo device, VfioDeviceState state)
     {
         byte[] request =
@@ -24,7 +24,7 @@ internal static class LabSession
         return new OwnedFd(BitConverter.ToInt32(request, 12));
     }
 
-    /// <summary>Asks for a state that opens none.</summary>
+    /// <summary>Requests a state that opens no data session.</summary>
     internal static void Set(KernelVfioDeviceIo device, VfioDeviceState state)
     {
         Assert.That(device.SetMigrationState(state, out IVfioMigrationData? data), Is.EqualTo(Errno.None), $"to {state}");

@@ -6,26 +6,26 @@ using Vmm.Devices.Vfio.Uapi;
 namespace Vmm.Tests.Lab;
 
 /// <summary>
-/// What processes ask of VFIO while this exists, as the kernel's tracer sees it: ioctls of type1 and devices, and writes to configuration spaces.
+/// Records the calls to VFIO of all processes with the kernel's tracer, until dispose: ioctls of type1 and devices, and writes to config space.
 /// </summary>
 internal sealed partial class LabTrace : IDisposable
 {
     private const string Root = "/sys/kernel/tracing/", Events = Root + "events/syscalls/";
 
-    /// <summary>Stands for a write to a configuration space.</summary>
+    /// <summary>Stands for a write to config space in <see cref="Calls"/>.</summary>
     internal const uint ConfigWrite = 0;
 
-    /// <summary>Region 7, in a device's file (vfio-pci's layout).</summary>
+    /// <summary>Offsets of region 7 (config space) in a device's file, as vfio-pci lays it out.</summary>
     private const ulong ConfigAt = (ulong)7 << 40, ConfigEnd = (ulong)8 << 40;
 
-    /// <summary>What changes a device, its container or what is mapped.</summary>
+    /// <summary>The calls that change a device, its container or its mappings.</summary>
     internal static readonly uint[] Changes =
     [
         ConfigWrite, VfioUapi.VFIO_SET_IOMMU, VfioUapi.VFIO_GROUP_SET_CONTAINER, VfioUapi.VFIO_GROUP_UNSET_CONTAINER, VfioUapi.VFIO_GROUP_GET_DEVICE_FD, VfioUapi.VFIO_DEVICE_SET_IRQS,
         VfioUapi.VFIO_DEVICE_RESET, VfioUapi.VFIO_IOMMU_MAP_DMA, VfioUapi.VFIO_IOMMU_UNMAP_DMA,
     ];
 
-    /// <summary>Lines of the log that were there before: it cannot be emptied but by an open that cuts it, which .NET does not do.</summary>
+    /// <summary>Count of the trace's lines at the last <see cref="Clear"/>. Only an open with O_TRUNC empties the trace, and .NET does not use it.</summary>
     private int _old;
 
     internal LabTrace()
@@ -41,15 +41,15 @@ internal sealed partial class LabTrace : IDisposable
         Clear();
     }
 
-    /// <summary>Forgets what was seen.</summary>
+    /// <summary>Hides the calls so far.</summary>
     internal void Clear() => _old = Lines().Count();
 
-    /// <summary>What a process asked for, in its order.</summary>
+    /// <summary>The calls of a process, in order.</summary>
     internal uint[] Calls(int pid) =>
         [.. Lines().Skip(_old).Select(static l => Entry().Match(l)).Where(m => m.Groups[1].Value == pid.ToString(CultureInfo.InvariantCulture))
             .Select(static m => m.Groups[2].Value == "ioctl" ? Command(m.Groups[3].Value) : ConfigWrite)];
 
-    /// <summary>Whether the process of each call is known.</summary>
+    /// <summary>Whether the trace names the process of each call.</summary>
     internal bool IsComplete => !Lines().Skip(_old).Any(static l => l.Contains("(-------)", StringComparison.Ordinal));
 
     public void Dispose()

@@ -8,8 +8,8 @@ using Vmm.Tools.Cli.Shell;
 namespace Vmm.Tests.Lab;
 
 /// <summary>
-/// The new process of an update fails at each of its steps: the old one has its device as before, tells the kernel where memory is when that had been
-/// taken back, and goes on; DMA and interrupts with it (vfio-migration 7.5).
+/// The new process of an update fails at each step. The old process keeps its device, gives the kernel its addresses again if they were
+/// suspended, and runs on; DMA and interrupts go on too (vfio-migration 7.5).
 /// </summary>
 [TestFixture]
 public sealed class LabUpdateFailureTests : LabUpdateFixture
@@ -40,10 +40,10 @@ public sealed class LabUpdateFailureTests : LabUpdateFixture
 
     public enum Step
     {
-        /// <summary>The old process has suspended the addresses, the new one has no state yet.</summary>
+        /// <summary>The old process has suspended its addresses, and the new process has no state yet.</summary>
         Suspended,
 
-        /// <summary>The new process has told the kernel of its own addresses.</summary>
+        /// <summary>The new process has given the kernel its own addresses.</summary>
         Taken,
     }
 
@@ -60,7 +60,7 @@ public sealed class LabUpdateFailureTests : LabUpdateFixture
             if (step == Step.Taken)
             {
                 await relay.Give(withoutLast: 1);
-                Assert.That(SpinWait.SpinUntil(() => Trace.Calls(next).Count(static c => c == VfioUapi.VFIO_IOMMU_MAP_DMA) == Mappings, Deadline), "it takes the addresses");
+                Assert.That(SpinWait.SpinUntil(() => Trace.Calls(next).Count(static c => c == VfioUapi.VFIO_IOMMU_MAP_DMA) == Mappings, Deadline), "the new process gives the kernel its addresses");
             }
             Trace.Clear();
             long from = Ram.Word(Steps), start = Stopwatch.GetTimestamp();
@@ -72,7 +72,7 @@ public sealed class LabUpdateFailureTests : LabUpdateFixture
             Assert.That(result.Error, Does.Contain("exit code 137"));
         }
         uint[] each = step == Step.Suspended ? [VfioUapi.VFIO_IOMMU_MAP_DMA] : [VfioUapi.VFIO_IOMMU_MAP_DMA, VfioUapi.VFIO_IOMMU_UNMAP_DMA, VfioUapi.VFIO_IOMMU_MAP_DMA];
-        Assert.That(Changes(Vm.Pid), Is.EqualTo(Enumerable.Repeat(each, Mappings).SelectMany(static c => c)), "the old process tells of its addresses again");
+        Assert.That(Changes(Vm.Pid), Is.EqualTo(Enumerable.Repeat(each, Mappings).SelectMany(static c => c)), "the old process gives the kernel its addresses again");
         await AssertGoesOn();
         await AssertUpdates();
     }
@@ -100,7 +100,7 @@ public sealed class LabUpdateFailureTests : LabUpdateFixture
         AssertHasTheSameFiles(Vm.Pid);
     }
 
-    /// <summary>The next one, to a program that works.</summary>
+    /// <summary>Asserts that a further update, to a working program, succeeds.</summary>
     private async Task AssertUpdates()
     {
         await Update();

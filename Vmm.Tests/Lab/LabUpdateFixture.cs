@@ -8,20 +8,20 @@ using Vmm.Tools.Cli.Shell;
 namespace Vmm.Tests.Lab;
 
 /// <summary>
-/// A VM in a process of its own that has the lab's edu and keeps it busy: each step of its guest waits for the interrupt of the one before, each
-/// second one has the device write memory. <c>vmm update</c> carries it on.
+/// A VM in its own process whose guest keeps the lab's edu busy: the interrupt of each DMA transfer starts the next one, and every second
+/// transfer writes to memory. The tests update this VM with <c>vmm update</c>.
 /// </summary>
 [Category(Slow)]
 public abstract class LabUpdateFixture : LabFixture
 {
     private protected const int Steps = 0, WrongPages = 1, LongestGap = 3, Page = 4096, TransferBytes = 2048;
-    /// <summary>Two blocks of RAM, none longer than a mapping may be.</summary>
+    /// <summary>The VM has two blocks of RAM, and each needs one mapping.</summary>
     private protected const int Mappings = 2;
 
     private protected static readonly TimeSpan Deadline = TimeSpan.FromSeconds(240);
     private OwnedFd[] _files = [];
 
-    /// <summary>Container, group and device, as /proc names them.</summary>
+    /// <summary>The names that container, group and device have in /proc/PID/fd.</summary>
     private static string[] Files => ["/dev/vfio/vfio", $"/dev/vfio/{Group}", "[vfio-device]"];
 
     private static string Group => Path.GetFileName(File.ResolveLinkTarget(Path.Combine(LabVfio.Edu, "iommu_group"), true)!.FullName);
@@ -32,7 +32,7 @@ public abstract class LabUpdateFixture : LabFixture
 
     private protected LabTrace Trace { get; private set; } = null!;
 
-    /// <summary>The block that holds all the guest knows.</summary>
+    /// <summary>The RAM block with the guest's counters and its DMA pages.</summary>
     private protected LabRam Ram { get; private set; } = null!;
 
     [SetUp]
@@ -54,7 +54,7 @@ public abstract class LabUpdateFixture : LabFixture
         foreach (OwnedFd one in _files) one.Dispose();
         _files = [];
         Ram?.Dispose();
-        // One that a failed test left behind would keep the device; all that has this test's folder in its command line is this test's.
+        // A process that a failed test left behind would keep the device. This test's folder in the command line identifies its processes.
         foreach (int pid in LabOpenFiles.Processes(Path.GetDirectoryName(Vmm["a"])!))
         {
             Posix.Kill(pid, 9);
@@ -63,15 +63,15 @@ public abstract class LabUpdateFixture : LabFixture
         await Vmm.DisposeAsync();
     }
 
-    /// <summary>The guest takes so many steps more.</summary>
+    /// <summary>Waits until the guest has done this many more steps.</summary>
     private protected void WaitForSteps(int more)
     {
         long from = Ram.Word(Steps);
         Assert.That(SpinWait.SpinUntil(() => Ram.Word(Steps) >= from + more, Deadline), $"an interrupt was lost: the guest stands at step {Ram.Word(Steps)}");
-        Assert.That(Ram.Word(WrongPages), Is.Zero, "pages came back wrong");
+        Assert.That(Ram.Word(WrongPages), Is.Zero, "edu returned wrong data in some pages");
     }
 
-    /// <summary>Updates, and expects it to succeed.</summary>
+    /// <summary>Runs <c>vmm update</c> and expects success.</summary>
     private protected async Task<JsonNode> Update(params string[] more)
     {
         CliResult result = await Vmm.Run(["update", "--vm", "a", "--json", "--timeout", $"{Deadline.TotalSeconds}", .. more]);
@@ -81,13 +81,13 @@ public abstract class LabUpdateFixture : LabFixture
         return updated;
     }
 
-    /// <summary>What a process has asked for that changes device, container or mappings.</summary>
+    /// <summary>The calls of a process that change device, container or mappings.</summary>
     private protected uint[] Changes(int pid) => [.. Trace.Calls(pid).Where(LabTrace.Changes.Contains)];
 
-    /// <summary>The process that has the VM.</summary>
+    /// <summary>The process that runs the VM now.</summary>
     private protected async Task<int> VmPid() => JsonNode.Parse(await Vmm.Ok("list", "--json"))![0]!["pid"]!.GetValue<int>();
 
-    /// <summary>A program that begins as <c>vmm</c> does and may do other things.</summary>
+    /// <summary>Writes a shell script that takes the place of the new <c>vmm</c>; it finds the program in <c>$VMM</c> and <c>$@</c>.</summary>
     private protected string Program(string script)
     {
         string path = Vmm["next"];
@@ -97,7 +97,7 @@ public abstract class LabUpdateFixture : LabFixture
         return path;
     }
 
-    /// <summary>A process has container, group and device as the first one opened them.</summary>
+    /// <summary>Asserts that a process has the same open files for container, group and device as the first process.</summary>
     private protected void AssertHasTheSameFiles(int pid)
     {
         for (int i = 0; i < _files.Length; i++) Assert.That(LabOpenFiles.Has(pid, Files[i], _files[i]), $"process {pid} has the same {Files[i]}");

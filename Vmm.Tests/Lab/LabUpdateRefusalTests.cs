@@ -5,7 +5,7 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>Devices that cannot change process: an update says why and the VM runs on; other modes are not their affair (vfio-migration 7.5).</summary>
+/// <summary>Devices that cannot change process: an update fails with the reason and the VM runs on; other migration modes work (vfio-migration 7.5).</summary>
 [TestFixture]
 [Category(Slow)]
 public sealed class LabUpdateRefusalTests : LabFixture

@@ -7,8 +7,8 @@ using Vmm.Devices.Vfio.Uapi;
 namespace Vmm.Tests.Lab;
 
 /// <summary>
-/// <c>vmm update</c> with a device of the kernel under DMA: what each process asks of the kernel, that its files stay open, that DMA goes on while no
-/// process has addresses, and that no interrupt is lost (vfio-migration 7.5, 7.6).
+/// <c>vmm update</c> with a kernel device that does DMA. Each process makes only the expected calls, the device's files stay open, DMA goes on
+/// while the addresses are suspended, and no interrupt is lost (vfio-migration 7.5, 7.6).
 /// </summary>
 [TestFixture]
 public sealed class LabUpdateTests : LabUpdateFixture
@@ -27,9 +27,9 @@ public sealed class LabUpdateTests : LabUpdateFixture
             pauses.Add(result["pause-ms"]!.GetValue<double>());
             Assert.That(next, Is.Not.EqualTo(pid));
             WaitForSteps(6);
-            Assert.That(SpinWait.SpinUntil(() => !LabOpenFiles.IsAlive(pid), Deadline), "the old process is gone");
+            Assert.That(SpinWait.SpinUntil(() => !LabOpenFiles.IsAlive(pid), Deadline), "the old process ends");
             AssertHasTheSameFiles(next);
-            Assert.That(eventFds.Intersect(LabOpenFiles.EventFds(next).Keys), Is.Not.Empty, "the eventfds of its interrupts");
+            Assert.That(eventFds.Intersect(LabOpenFiles.EventFds(next).Keys), Is.Not.Empty, "the eventfds of the device's interrupts stay");
             AssertMoved(pid, next);
             pid = next;
         }
@@ -44,7 +44,7 @@ public sealed class LabUpdateTests : LabUpdateFixture
         string program = Program(LabRelay.Script + "exec \"$VMM\" \"$@\"");
         using var device = new KernelVfioDeviceIo("edu", LabOpenFiles.Duplicate(pid, "[vfio-device]"), new KernelVfio(), null!, NullLogger.Instance, null);
         bool read = false, written = false;
-        // Which of its transfers is under way when it stops is a matter of chance.
+        // Chance decides whether the VM stops during a read or a write, so repeat until both have occurred.
         for (int i = 0; i < 12 && !(read && written); i++)
         {
             Trace.Clear();
@@ -52,11 +52,11 @@ public sealed class LabUpdateTests : LabUpdateFixture
             Task<JsonNode> updating = Update("--to-binary", program);
             await relay.Keep(() => Trace.Calls(pid).Contains(VfioUapi.VFIO_IOMMU_UNMAP_DMA), Deadline);
             long step = Ram.Word(Steps);
-            Assert.That(SpinWait.SpinUntil(() => LabOpenFiles.EventFds(pid).Values.Any(static c => c > 0), Deadline), "the transfer under way ends, and its interrupt waits in the eventfd");
-            // The guest has counted the transfer before this one: steps 1, 3, ... fetch, 2, 4, ... bring back.
+            Assert.That(SpinWait.SpinUntil(() => LabOpenFiles.EventFds(pid).Values.Any(static c => c > 0), Deadline), "the transfer in flight ends, and its interrupt stays in the eventfd");
+            // Steps 1, 3, ... read memory and steps 2, 4, ... write it; the guest has counted the step before the transfer in flight.
             if (step % 2 == 0)
             {
-                Assert.That(Ram.Read(2 * Page, TransferBytes), Is.EqualTo(Ram.Read(Page, TransferBytes)), "what the device brought back, while nobody had addresses");
+                Assert.That(Ram.Read(2 * Page, TransferBytes), Is.EqualTo(Ram.Read(Page, TransferBytes)), "the device's write came while the addresses were suspended");
                 written = true;
             }
             else
@@ -64,14 +64,14 @@ public sealed class LabUpdateTests : LabUpdateFixture
                 read = true;
             }
             AssertDeviceWrites(device, 5 + i);
-            Assert.That(Ram.Word(Steps), Is.EqualTo(step), "nobody runs the guest");
+            Assert.That(Ram.Word(Steps), Is.EqualTo(step), "the guest does not run during the update");
             await relay.Give();
             int next = (await updating)["pid"]!.GetValue<int>();
             WaitForSteps(6);
             AssertMoved(pid, next);
             pid = next;
         }
-        Assert.That((read, written), Is.EqualTo((true, true)), "transfers of both directions were under way");
+        Assert.That((read, written), Is.EqualTo((true, true)), "both directions of transfer were in flight at some update");
     }
 
     [Test]
@@ -85,24 +85,24 @@ public sealed class LabUpdateTests : LabUpdateFixture
             Assert.That(result["pid"]!.GetValue<int>(), Is.EqualTo(Vm.Pid));
             WaitForSteps(6);
             AssertHasTheSameFiles(Vm.Pid);
-            Assert.That(eventFds.Intersect(LabOpenFiles.EventFds(Vm.Pid).Keys), Is.Not.Empty, "the eventfds of its interrupts");
-            Assert.That(Changes(Vm.Pid), Is.EqualTo((uint[])[VfioUapi.VFIO_IOMMU_UNMAP_DMA, .. Enumerable.Repeat(VfioUapi.VFIO_IOMMU_MAP_DMA, Mappings)]), "suspended once, then given anew");
+            Assert.That(eventFds.Intersect(LabOpenFiles.EventFds(Vm.Pid).Keys), Is.Not.Empty, "the eventfds of the device's interrupts stay");
+            Assert.That(Changes(Vm.Pid), Is.EqualTo((uint[])[VfioUapi.VFIO_IOMMU_UNMAP_DMA, .. Enumerable.Repeat(VfioUapi.VFIO_IOMMU_MAP_DMA, Mappings)]), "one suspend, then one new address for each mapping");
         }
     }
 
-    /// <summary>The old process suspended the addresses and changed nothing else; the new one told the kernel of its own and changed nothing else.</summary>
+    /// <summary>Asserts that the old process only suspended the addresses and that the new process only gave the kernel its own.</summary>
     private void AssertMoved(int old, int next)
     {
-        Assert.That(Trace.IsComplete, "every call is somebody's");
+        Assert.That(Trace.IsComplete, "the trace names the process of every call");
         Assert.That(Changes(old), Is.EqualTo((uint[])[VfioUapi.VFIO_IOMMU_UNMAP_DMA]), "the old process");
         Assert.That(Changes(next), Is.EqualTo(Enumerable.Repeat(VfioUapi.VFIO_IOMMU_MAP_DMA, Mappings)), "the new process");
     }
 
-    /// <summary>Has the device write its buffer into a page that nobody else touches, by a descriptor of its own.</summary>
+    /// <summary>Asserts that the device can write its buffer to a free page, by this process's own descriptor for the device.</summary>
     private void AssertDeviceWrites(KernelVfioDeviceIo device, int page)
     {
         Assert.That(Ram.Read((long)page * Page, TransferBytes), Is.All.Zero);
         new LabEdu(device).CopyFromBuffer((ulong)page * Page, TransferBytes);
-        Assert.That(Ram.Read((long)page * Page, TransferBytes), Is.EqualTo(Ram.Read(Page, TransferBytes)), "what the device was given last, once more");
+        Assert.That(Ram.Read((long)page * Page, TransferBytes), Is.EqualTo(Ram.Read(Page, TransferBytes)), "the device wrote its buffer");
     }
 }

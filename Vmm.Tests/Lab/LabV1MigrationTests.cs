@@ -3,7 +3,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>Whole migrations of protocol v1, by group: it has the dirty log of type1 only.</summary>
+/// <summary>Whole migrations of protocol v1. They use group and container, because v1 works with the dirty log of type1 only.</summary>
 [TestFixture(TestName = "MigrationV1(group)")]
 public sealed class LabV1MigrationTests : LabDeviceFixture
 {

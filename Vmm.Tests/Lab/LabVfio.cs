@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.Kernel;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>The lab's devices, and the RAM and containers of one VM to put them into.</summary>
+/// <summary>Opens the lab's devices for one VM, of which it has the RAM and the containers.</summary>
 internal sealed class LabVfio : IDisposable
 {
     internal const string Mtty1 = "/sys/bus/mdev/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", Mtty2 = "/sys/bus/mdev/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1002";

@@ -4,14 +4,14 @@ using Vmm.Tests.Support;
 namespace Vmm.Tests.Lab;
 
 /// <summary>
-/// Debian's kernel as the guest of a <c>vmm</c> in the lab: the lab's own kernel, an initramfs with busybox, modules and a script as first process.
+/// Debian's kernel, which the lab itself runs, as the guest of a <c>vmm</c> in the lab. Its initramfs has busybox, modules, and a script as init.
 /// </summary>
 internal static class LinuxGuest
 {
     internal const string Kernel = "/guest/vmlinuz";
 
     /// <summary>
-    /// The lab's processor is emulated, and its emulator does not tell a hypervisor of XSETBV: a guest that uses XSAVE would lose its registers.
+    /// noxsave: the lab's processor is emulated, and the emulator does not intercept XSETBV for a hypervisor, so a guest with XSAVE would lose registers.
     /// </summary>
     internal const string CommandLine = "console=ttyS0 panic=-1 noxsave";
 
@@ -22,12 +22,12 @@ internal static class LinuxGuest
 
         """;
 
-    /// <summary>What the kernel's log has of warnings and worse, between two lines; a program, so that a shell started later has it too.</summary>
+    /// <summary>Prints the kernel's warnings and errors between two marker lines. It is a program, so that each shell in the guest has it.</summary>
     private const string Warnings = "#!/bin/sh\necho WARNINGS; dmesg -r | grep -E '^<[0-4]>'; echo END\n";
 
     /// <summary>Writes an initramfs.</summary>
-    /// <param name="path">Where to.</param>
-    /// <param name="script">What the first process does; it powers off at its end.</param>
+    /// <param name="path">The file to write.</param>
+    /// <param name="script">The commands of the first process, which then powers off.</param>
     /// <param name="modules">Modules of the lab to put into /m.</param>
     internal static void WriteInitrd(string path, string script, params string[] modules)
     {
@@ -40,7 +40,7 @@ internal static class LinuxGuest
         Entry(file, "TRAILER!!!", 0, []);
     }
 
-    /// <summary>Waits until a file of console output has some text after a position.</summary>
+    /// <summary>Waits until a file of console output contains a text.</summary>
     /// <returns>The output so far.</returns>
     internal static async Task<string> WaitFor(string console, string text, TimeSpan deadline)
     {
@@ -65,7 +65,7 @@ internal static class LinuxGuest
         }
     }
 
-    /// <summary>Console output, with Unix line ends.</summary>
+    /// <summary>Reads console output with Unix line ends.</summary>
     internal static string Read(string console)
     {
         if (!File.Exists(console)) return "";
@@ -75,7 +75,7 @@ internal static class LinuxGuest
 
     internal static string Tail(string text) => text[^Math.Min(text.Length, 2500)..];
 
-    /// <summary>The output around the first number that is missing from a sequence.</summary>
+    /// <summary>The output around the first number that a sequence lacks.</summary>
     internal static string Around(string all, string word, int[] found)
     {
         int missing = Enumerable.Range(0, found.Length + 1).First(i => i >= found.Length || found[i] != i);
@@ -83,7 +83,7 @@ internal static class LinuxGuest
         return all[at..Math.Min(all.Length, at + 800)];
     }
 
-    /// <summary>One entry of cpio's "newc": eight hexadecimal digits a field, name and content padded to 4.</summary>
+    /// <summary>Writes one entry of cpio's "newc" format: each field has eight hexadecimal digits; name and content are padded to 4 bytes.</summary>
     private static void Entry(FileStream file, string name, int mode, byte[] content)
     {
         int[] fields = [0, mode, 0, 0, 1, 0, content.Length, 0, 0, 0, 0, name.Length + 1, 0];
@@ -96,8 +96,8 @@ internal static class LinuxGuest
     }
 
     /// <summary>
-    /// Arguments of <c>vmm run</c> that boot it with the initrd of this name. Paused: connecting to a monitor while a guest keeps the lab's one slow
-    /// processor busy takes longer than a client waits. Its kernel is silent: a message in the middle of a line would hide that.
+    /// Arguments of <c>vmm run</c> that boot the guest with the file "initrd". <c>--paused</c>: a running guest takes the lab's only, slow processor, so
+    /// that the monitor's client would time out. <c>loglevel=1</c>: a kernel message must not split a line that a test looks for.
     /// </summary>
     internal static string[] Boot(VmmCommands vmm, int cpus = 1) =>
         ["--paused", "--accel", "kvm", "--cpus", $"{cpus}", "--kernel", Kernel, "--initrd", vmm["initrd"], "--append", CommandLine + " loglevel=1"];

@@ -4,7 +4,7 @@ using Vmm.Migration.Status;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>The failure table (vfio-migration 3.9, 3.2 and 3.10), row by row, on devices that fail where they are told to.</summary>
+/// <summary>Each row of the failure table (vfio-migration 3.9, 3.2 and 3.10), on devices that a test makes fail.</summary>
 public sealed class MigrationFailureTests : LabDeviceFixture
 {
     [TestCase("v2", VfioDeviceState.Running, VfioDeviceState.PreCopy)]
@@ -28,7 +28,7 @@ public sealed class MigrationFailureTests : LabDeviceFixture
         using var pair = new LabPair(true, [source.Path], [Make("v2").Path]);
         source["log"] = 0;
         Task<(MigrationStatus Source, MigrationStatus Destination)> migration = pair.Migrate();
-        // What PRE_COPY gives would take 20 s to read.
+        // The data of PRE_COPY takes 20 s to read, so the device is still in PRE_COPY when it breaks.
         Assert.That(() => source.States.LastOrDefault(), Is.EqualTo((int)VfioDeviceState.PreCopy).After(60_000, 20));
         source["broken"] = 1;
         Assert.That((await migration).Source, Is.EqualTo(MigrationStatus.Failed), pair.Reasons);
@@ -54,7 +54,7 @@ public sealed class MigrationFailureTests : LabDeviceFixture
         await pair.MigrateWell();
         Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
         Assert.That(LabPair.Io(pair.Source).GetMigrationState(out VfioDeviceState state), Is.EqualTo(Errno.None));
-        Assert.That(state, Is.EqualTo(VfioDeviceState.Running), "it was reset");
+        Assert.That(state, Is.EqualTo(VfioDeviceState.Running), "the device was reset");
     }
 
     [TestCase(VfioDeviceState.Stop, VfioDeviceState.Resuming)]
@@ -80,7 +80,7 @@ public sealed class MigrationFailureTests : LabDeviceFixture
         Assert.That((status, loaded), Is.EqualTo((MigrationStatus.Failed, MigrationStatus.Failed)), pair.Reasons);
         Assert.That(pair.Destination.Engine.Query().Error!.Message, Does.Contain("ENOMEM"));
         Assert.That(LabPair.Io(pair.Destination).GetMigrationState(out VfioDeviceState state), Is.EqualTo(Errno.None));
-        Assert.That(state, Is.Not.EqualTo(VfioDeviceState.Resuming), "nothing but a reset leaves RESUMING after that");
+        Assert.That(state, Is.Not.EqualTo(VfioDeviceState.Resuming), "the device was reset, because no other request leaves RESUMING after ENOMEM");
         AssertRuns(pair);
     }
 
@@ -110,7 +110,7 @@ public sealed class MigrationFailureTests : LabDeviceFixture
         Assert.That(pair.Source.Engine.Query().Error!.Message, Does.Contain("broken"));
         pair.Source.Vm.Reset();
         LabMemory.Fill(LabPair.Io(pair.Source), 33);
-        Assert.That((LabPair.Io(pair.Source).GetMigrationState(out VfioDeviceState state), state), Is.EqualTo((Errno.None, VfioDeviceState.Running)), "a reset of the VM mends it");
+        Assert.That((LabPair.Io(pair.Source).GetMigrationState(out VfioDeviceState state), state), Is.EqualTo((Errno.None, VfioDeviceState.Running)), "a reset of the VM makes the device usable again");
     }
 
     [Test]
@@ -132,7 +132,7 @@ public sealed class MigrationFailureTests : LabDeviceFixture
         foreach (int _ in Enumerable.Range(0, 4)) Make("v2")["dma_log"] = 1;
         using var pair = new LabPair(true, [Made[0].Path, Made[1].Path], [Made[2].Path, Made[3].Path]);
         await pair.MigrateWell();
-        Assert.That(pair.Source.Engine.Query().Ram!.NormalPages + pair.Source.Engine.Query().Ram!.DuplicatePages, Is.EqualTo((1 << 20) / 4096), "each page once");
+        Assert.That(pair.Source.Engine.Query().Ram!.NormalPages + pair.Source.Engine.Query().Ram!.DuplicatePages, Is.EqualTo((1 << 20) / 4096), "the source sends each page once");
     }
 
     private static async Task FailsAndRunsOn(LabPair pair, string? named)

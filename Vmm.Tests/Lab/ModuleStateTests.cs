@@ -5,7 +5,7 @@ using Vmm.Tests.Contract;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>What the kernel's core does with a device's states, as our module's log and knobs show it (vfio-migration 1.7, 1.11 and 2).</summary>
+/// <summary>How the kernel's VFIO core handles migration states, seen in the log and the knobs of our module (vfio-migration 1.7, 1.11 and 2).</summary>
 public sealed class ModuleStateTests : LabFixture
 {
     private LabDevice? _lab;
@@ -61,7 +61,7 @@ public sealed class ModuleStateTests : LabFixture
         (LabDevice lab, KernelVfioDeviceIo device) = Open("v2");
         lab["refuse"] = $"{(int)VfioDeviceState.Stop} {(int)VfioDeviceState.Resuming} {(int)Errno.EBUSY} 1";
         Assert.That(device.SetMigrationState(VfioDeviceState.Resuming, out _), Is.EqualTo(Errno.EBUSY));
-        Assert.That(LabSession.State(device), Is.EqualTo(VfioDeviceState.Stop), "RUNNING_P2P and STOP were passed");
+        Assert.That(LabSession.State(device), Is.EqualTo(VfioDeviceState.Stop), "the kernel passes RUNNING_P2P and stays in STOP");
     }
 
     [Test]
@@ -72,7 +72,7 @@ public sealed class ModuleStateTests : LabFixture
         using var data = LabSession.Open(device, VfioDeviceState.StopCopy);
         byte[] buffer = new byte[8192];
         Assert.That(new KernelVfio().Read(data, buffer, out _), Is.Positive);
-        Assert.That((new KernelVfio().Read(data, buffer, out Errno errno), errno), Is.EqualTo((-1, Errno.ENOMSG)), "the module can be that bad");
+        Assert.That((new KernelVfio().Read(data, buffer, out Errno errno), errno), Is.EqualTo((-1, Errno.ENOMSG)), "the module gives ENOMSG in STOP_COPY");
     }
 
     [Test]

@@ -6,12 +6,12 @@ using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>What mtty, the kernel's own sample of a device that migrates, does in each state (vfio-migration 1.7, 1.11 and 2).</summary>
+/// <summary>What mtty, the kernel's sample device with migration, does in each state (vfio-migration 1.7, 1.11 and 2).</summary>
 [TestFixture(false, TestName = "MttyState(group)")]
 [TestFixture(true, TestName = "MttyState(iommufd)")]
 public sealed class MttyStateTests(bool iommufd) : LabFixture
 {
-    /// <summary>Header of its state, the ports behind it, and both.</summary>
+    /// <summary>Sizes of mtty's state: its header, its ports, and both together.</summary>
     private const int HeaderBytes = 24, PortsBytes = 72, StateBytes = HeaderBytes + PortsBytes;
 
     private readonly KernelVfio _kernel = new();
@@ -70,7 +70,7 @@ public sealed class MttyStateTests(bool iommufd) : LabFixture
     {
         using OwnedFd data = LabSession.Open(_mtty, VfioDeviceState.PreCopy);
         Assert.That(ReadToEnd(data), Is.EqualTo(HeaderBytes));
-        for (int i = 0; i < 2; i++) Assert.That((_kernel.Read(data, new byte[64], out Errno errno), errno), Is.EqualTo((0, Errno.None)), "it pauses");
+        for (int i = 0; i < 2; i++) Assert.That((_kernel.Read(data, new byte[64], out Errno errno), errno), Is.EqualTo((0, Errno.None)), "the data ends for now");
         LabSession.Set(_mtty, VfioDeviceState.StopCopy);
         Assert.That(ReadToEnd(data), Is.EqualTo(PortsBytes));
     }
@@ -83,13 +83,13 @@ public sealed class MttyStateTests(bool iommufd) : LabFixture
         using (OwnedFd loading = LabSession.Open(_other, VfioDeviceState.Resuming))
         {
             Assert.That(_kernel.Write(loading, state, out Errno errno), Is.EqualTo(StateBytes), errno.ToString());
-            Assert.That((_kernel.Write(loading, new byte[4096], out errno), errno), Is.EqualTo((-1, Errno.ENOMEM)), "more than the driver expects");
+            Assert.That((_kernel.Write(loading, new byte[4096], out errno), errno), Is.EqualTo((-1, Errno.ENOMEM)), "the driver refuses more bytes than it expects");
         }
         Assert.That(_other.Reset(), Is.EqualTo(Errno.None));
         using (OwnedFd loading = LabSession.Open(_other, VfioDeviceState.Resuming))
         {
             state.AsSpan(0, 8).Fill(0xa5);
-            Assert.That((_kernel.Write(loading, state, out Errno errno), errno), Is.EqualTo((-1, Errno.EFAULT)), "another magic");
+            Assert.That((_kernel.Write(loading, state, out Errno errno), errno), Is.EqualTo((-1, Errno.EFAULT)), "the driver refuses another magic");
         }
     }
 

@@ -12,7 +12,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>vfio-pci on QEMU's edu behind an emulated Intel IOMMU: mappings, MSI, DMA by the device itself.</summary>
+/// <summary>vfio-pci with QEMU's edu behind an emulated Intel IOMMU: mappings, MSI, and the device's DMA.</summary>
 [TestFixture(false, TestName = "Pci(group)")]
 [TestFixture(true, TestName = "Pci(iommufd)")]
 public sealed class PciDeviceTests(bool iommufd) : LabFixture
@@ -56,22 +56,22 @@ public sealed class PciDeviceTests(bool iommufd) : LabFixture
         Assert.That(Posix.Poll(fd, Posix.POLLIN, null, 10_000, out _), Is.EqualTo(Posix.POLLIN));
     }
 
-    /// <summary>What a guest's acknowledgement does where the accelerator signals it: the kernel looks at the level again.</summary>
+    /// <summary>An accelerator signals the unmask eventfd when the guest acknowledges; the kernel then checks the pin's level again.</summary>
     [Test]
     public void Spec1_6_AnEventfdUnmasksThePinWhichSignalsAgainWhileItIsUp()
     {
         using OwnedFd pin = Posix.EventFd(), unmask = Posix.EventFd(), other = Posix.EventFd();
         Assert.That(Pin(VfioIrqSetFlags.ActionTrigger, pin), Is.EqualTo(Errno.None));
-        Assert.That((Pin(VfioIrqSetFlags.ActionUnmask, unmask), Pin(VfioIrqSetFlags.ActionUnmask, other)), Is.EqualTo((Errno.None, Errno.EBUSY)), "one at a time");
+        Assert.That((Pin(VfioIrqSetFlags.ActionUnmask, unmask), Pin(VfioIrqSetFlags.ActionUnmask, other)), Is.EqualTo((Errno.None, Errno.EBUSY)), "only one unmask eventfd at a time");
         var edu = new LabEdu(_edu);
         edu.Raise();
-        Assert.That(Comes(pin, 10_000), "the pin");
-        Assert.That(Comes(pin, 100), Is.False, "masked by itself");
+        Assert.That(Comes(pin, 10_000), "the pin signals");
+        Assert.That(Comes(pin, 100), Is.False, "the signal masked the pin");
         Posix.SignalEventFd(unmask);
-        Assert.That(Comes(pin, 10_000), "still up");
+        Assert.That(Comes(pin, 10_000), "the pin is still high, so it signals again");
         edu.Acknowledge();
         Posix.SignalEventFd(unmask);
-        Assert.That(Comes(pin, 500), Is.False, "down");
+        Assert.That(Comes(pin, 500), Is.False, "the pin is low");
         Assert.That((Pin(VfioIrqSetFlags.ActionUnmask, null), Pin(VfioIrqSetFlags.ActionUnmask, other)), Is.EqualTo((Errno.None, Errno.None)));
 
         Errno Pin(VfioIrqSetFlags action, OwnedFd? fd) => _edu.SetIrqs(new VfioIrqSet(VfioIrqSetFlags.DataEventFd | action, VfioPciIrq.Intx, 0, 1), [], [fd]);
@@ -129,7 +129,7 @@ public sealed class PciDeviceTests(bool iommufd) : LabFixture
         using var second = new LabVfio();
         foreach (bool way in (bool[])[false, true])
         {
-            // A second opener of the same node is refused when it opens or when it binds.
+            // The kernel refuses a second opener at the open or at the bind.
             VfioException e = Assert.Throws<VfioException>(() => second.Open(LabVfio.Edu, way))!;
             Assert.That(e.Errno, Is.EqualTo(iommufd && way ? Errno.EINVAL : Errno.EBUSY), e.Message);
         }

@@ -3,13 +3,13 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>One of mtty's serial ports (a 16550 in BAR 0 and 1) as a guest uses it; what is sent comes back into its own FIFO.</summary>
+/// <summary>Uses mtty's serial ports (16550s in BAR 0 and 1) as a guest does. Each port puts the bytes sent into its own receive FIFO.</summary>
 internal static class Uart
 {
     private const ulong Data = 0, InterruptEnable = 1, FifoControl = 2, LineControl = 3, ModemControl = 4, LineStatus = 5, Scratch = 7;
 
     /// <summary>Sets registers of both ports and leaves five bytes in each FIFO.</summary>
-    /// <returns>What <see cref="Observe"/> will find.</returns>
+    /// <returns>The bytes that <see cref="Observe"/> must return.</returns>
     internal static byte[] Change(IVfioDeviceIo device) => Change(device, 0);
 
     /// <summary>As <see cref="Change(IVfioDeviceIo)"/>, with other values for another seed.</summary>
@@ -32,7 +32,7 @@ internal static class Uart
         return [.. expected];
     }
 
-    /// <summary>Registers, then the FIFO, of both ports; the FIFO is empty afterwards.</summary>
+    /// <summary>Reads registers and FIFO of both ports, which empties the FIFOs.</summary>
     internal static byte[] Observe(IVfioDeviceIo device)
     {
         var seen = new List<byte>();
@@ -47,7 +47,7 @@ internal static class Uart
     private static List<byte> Drain(IVfioDeviceIo device, uint port)
     {
         var bytes = new List<byte>();
-        // Bit 0 of the line status: something is there.
+        // Bit 0 of the line status: data ready.
         while ((Read(device, port, LineStatus) & 1) != 0 && bytes.Count < 64) bytes.Add(Read(device, port, Data));
         return bytes;
     }

@@ -12,7 +12,7 @@ using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Lab;
 
-/// <summary>What a VM makes of real devices: who blocks its migration, and which states stop and start walk through (vfio-migration 3.1 to 3.5, 3.8).</summary>
+/// <summary>A VM with real devices: which block its migration, and which states stop and start pass (vfio-migration 3.1 to 3.5, 3.8).</summary>
 public sealed class VmDeviceTests : LabDeviceFixture
 {
     [Test]
@@ -72,7 +72,7 @@ public sealed class VmDeviceTests : LabDeviceFixture
         using var pair = new LabPair(true, [from.Path], [to.Path]);
         foreach (LabDevice device in Made) device["log"] = 0;
         await pair.MigrateWell();
-        Assert.That(from.States, Is.EqualTo(walked), "without PRE_COPY it runs until the switchover, and it is stopped again after it");
+        Assert.That(from.States, Is.EqualTo(walked), "a device without PRE_COPY runs until the switchover; each device ends in STOP");
     }
 
     [Test]

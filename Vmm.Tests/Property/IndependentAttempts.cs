@@ -19,8 +19,8 @@ using Vmm.Tests.Support;
 namespace Vmm.Tests.Property;
 
 /// <summary>
-/// Attempts are independent: on a VM that has migrated, cancelled, failed, saved, loaded and received in a random order, each further attempt gives
-/// what it gives on a fresh VM with the same RAM and device: the same end, the same bytes, the same RAM, the same error.
+/// Attempts are independent. A VM migrates, cancels, fails, saves, loads and receives in random order; each attempt must have the same result
+/// as on a fresh VM with the same RAM and device: the same end, bytes, RAM and error.
 /// </summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class IndependentAttempts
@@ -53,13 +53,13 @@ public sealed class IndependentAttempts
         CutIncoming,
     }
 
-    /// <summary>What one attempt does; the same on both VMs.</summary>
+    /// <summary>One attempt, which runs in the same way on both VMs.</summary>
     private sealed record Attempt(Kind Kind, MigrationCapability[] On, ZeroPageDetection ZeroPages, int Stream, int Cut)
     {
         public override string ToString() => $"{Kind} [{string.Join(' ', On)}] zero-page-detection={ZeroPages} stream {Stream} cut {Cut}";
     }
 
-    /// <summary>What an attempt left, as far as it must not depend on attempts before it.</summary>
+    /// <summary>The results of an attempt that must not depend on earlier attempts.</summary>
     private sealed record Outcome(string End, RunState State, string Bytes, string Ram, string Device);
 
     [OneTimeSetUp]
@@ -81,7 +81,7 @@ public sealed class IndependentAttempts
     [OneTimeTearDown]
     public void RemoveFolder() => _folder.Dispose();
 
-    /// <summary>25 parts of 20 sequences of 5 attempts.</summary>
+    /// <summary>Runs 25 parts of 20 sequences of 5 attempts.</summary>
     [Test]
     public async Task AnAttemptDoesNotDependOnThoseBeforeIt([Range(1, 25)] int part)
     {
@@ -102,7 +102,7 @@ public sealed class IndependentAttempts
         }
     }
 
-    /// <summary>The fault that stood behind the rule: the capability's block list with addresses was expected by every later load.</summary>
+    /// <summary>The bug that led to this rule: after a load with x-ignore-shared, each later load expected addresses in the block list.</summary>
     [Test]
     public async Task AfterAnIncomingMigrationWithIgnoreSharedASnapshotLoads()
     {
@@ -120,13 +120,13 @@ public sealed class IndependentAttempts
         var on = s_capabilities.Where(_ => random.Next(3) == 0).ToHashSet();
         if (on.Contains(MigrationCapability.SwitchoverAck)) on.Add(MigrationCapability.ReturnPath);
         Kind kind = random.GetItems(Enum.GetValues<Kind>(), 1)[0];
-        // Sockets are for multifd, the others are refused with it; both are wanted, the refusal less often.
+        // Multifd needs sockets, and the engine refuses it on other channels. Test such refusals too, but less often.
         if (kind == Kind.MigrateOverSockets) on.Add(MigrationCapability.Multifd);
         else if (random.Next(4) != 0) on.Remove(MigrationCapability.Multifd);
         return new Attempt(kind, [.. on.Order()], random.GetItems(Enum.GetValues<ZeroPageDetection>(), 1)[0], random.Next(3), random.Next(1, 20_000));
     }
 
-    /// <summary>A VM that never runs: RAM in a memfd and in a shared file, and a VFIO device.</summary>
+    /// <summary>A VM that never runs, with RAM in a memfd and in a shared file and with a VFIO device.</summary>
     private sealed class Machine : IDisposable
     {
         private readonly TempDirectory _folder;
@@ -144,7 +144,7 @@ public sealed class IndependentAttempts
                 b => b.AddPlugin<VfioPlugin>().Services.AddSingleton(new SnapshotOptions { Directory = Store }));
             Io = new FakeVfioDevice("d", VfioMigrationFlags.StopCopy);
             VfioPair.Add(Vm, 0, Io);
-            // The clock must not cut RAM into sections, or the same RAM is not the same stream twice.
+            // A long time limit keeps all RAM in one section, so that the same RAM always gives the same stream.
             Vm.FullEngine.Context.IterateLimit = TimeSpan.FromMinutes(1);
             if (seed is not { } value) return;
             Vm.FilledRandom(value, halfZero: true);
@@ -157,7 +157,7 @@ public sealed class IndependentAttempts
 
         private string Store => _folder[_name + ".store"];
 
-        /// <summary>A fresh VM with the same content.</summary>
+        /// <summary>Creates a fresh VM with the same content.</summary>
         internal Machine Copy(TempDirectory folder)
         {
             var copy = new Machine(folder, null);
@@ -172,7 +172,7 @@ public sealed class IndependentAttempts
             return copy;
         }
 
-        /// <summary>Makes a snapshot to load and one that is damaged.</summary>
+        /// <summary>Saves a good snapshot and a damaged one for the loads.</summary>
         internal void SaveForLoading()
         {
             foreach (string name in (string[])["good", "bad"]) Vm.Vm.Snapshots().Save(name, overwrite: false, null, CancellationToken.None);
@@ -204,7 +204,7 @@ public sealed class IndependentAttempts
             }
             RunState state = Vm.Vm.RunState.State;
             if (state != RunState.PreLaunch) using (Vm.Vm.Bql.Acquire()) Vm.Vm.RunState.Set(RunState.PreLaunch);
-            // Names of files and sockets are each machine's own.
+            // Each machine has its own file and socket names, so compare messages without them.
             return new Outcome(end.Replace(_name, "NAME", StringComparison.Ordinal), state, Hash(written), Hash(Ram()), Hash(Io.State));
         }
 
@@ -255,14 +255,14 @@ public sealed class IndependentAttempts
             var recording = new RecordingChannel(inner);
             MigrationStatus end = await Follow(() => Vm.Engine.Migrate(wrap(recording)));
             if (incoming is not null) await incoming;
-            // How far a cancelled one came is not the same twice, nor which side is first to tell of a cut link.
+            // Timing decides how far a cancelled migration comes, and which side first reports a lost link, so leave out those errors.
             bool isCertain = attempt.Kind == Kind.Migrate || (attempt.Kind == Kind.Fail && !answered);
             return ($"{end}{(isCertain ? Error() : "")}", end == MigrationStatus.Completed ? WithoutEmptyParts(recording.Written) : []);
         }
 
         /// <summary>
-        /// PART sections of RAM with nothing in them: written while the device's state waits for the first measurement of the wire, so the clock decides
-        /// how many. <c>u8 2, be32 id, be64 EOS, u8 0x7e, be32 id</c>.
+        /// Removes PART sections of RAM without pages (<c>u8 2, be32 id, be64 EOS, u8 0x7e, be32 id</c>). The source writes them while the device's state
+        /// waits for the first measurement of the bandwidth, so timing decides their count.
         /// </summary>
         private static byte[] WithoutEmptyParts(byte[] stream)
         {
@@ -288,7 +288,7 @@ public sealed class IndependentAttempts
             return ($"{end}, {there}{Error()}", there == MigrationStatus.Completed ? [.. destination.Ram(), .. destination.Io.State] : []);
         }
 
-        /// <summary>A migration that is let go on where it pauses.</summary>
+        /// <summary>Runs a migration and continues it when it pauses before the switchover.</summary>
         private async Task<MigrationStatus> Follow(Func<Task<MigrationStatus>> migrate)
         {
             void OnStatus(MigrationStatus status)
@@ -310,7 +310,7 @@ public sealed class IndependentAttempts
         {
             var destination = new Machine(_folder, null);
             destination.Use(attempt.On, attempt.ZeroPages);
-            // Shared files stay where they are with x-ignore-shared: there the two machines would have one.
+            // With x-ignore-shared both machines would share one file; here each has its own, so copy the content.
             RamBlock from = Vm.Vm.Memory.FindBlock("f")!;
             from.ReadOnlySlice(0, (int)from.SizeBytes).CopyTo(destination.Vm.Vm.Memory.FindBlock("f")!.Slice(0, (int)from.SizeBytes));
             using (destination.Vm.Vm.Bql.Acquire()) destination.Vm.Vm.RunState.Set(RunState.InMigrate);
@@ -331,7 +331,7 @@ public sealed class IndependentAttempts
         private static string Hash(byte[] bytes) => bytes.Length == 0 ? "" : $"{bytes.Length}:{Convert.ToHexString(SHA256.HashData(bytes))[..16]}";
     }
 
-    /// <summary>Calls something once so many bytes have been written.</summary>
+    /// <summary>Calls an action once when this many bytes have been written.</summary>
     private sealed class CallingChannel(IMigrationChannel inner, long afterBytes, Action call) : IMigrationChannel
     {
         private long _written;

@@ -2,7 +2,7 @@ using Vmm.Core.VmStates;
 
 namespace Vmm.Tests.Property;
 
-/// <summary>Random descriptions with owners to match, from a seed: the same seed gives the same description for any number of owners.</summary>
+/// <summary>A random description, and owners that match it. The same seed always gives the same description.</summary>
 internal sealed class RandomVmState
 {
     private const int Words = 8;
@@ -19,10 +19,10 @@ internal sealed class RandomVmState
 
     public VmStateDescription<Bag> Description { get; }
 
-    /// <summary>An owner with the shape that the description expects and no content.</summary>
+    /// <summary>Creates an empty owner with the shape that the description expects.</summary>
     public Bag NewOwner() => new(_slots);
 
-    /// <summary>An owner with random content.</summary>
+    /// <summary>Creates an owner with random content.</summary>
     public Bag NewOwner(int seed)
     {
         Bag bag = NewOwner();
@@ -44,7 +44,7 @@ internal sealed class RandomVmState
         {
             Name = name, VersionId = version, MinimumVersionId = _random.Next(1, version + 1), Fields = fields, Subsections = subs,
             Needed = depth == 0 ? null : b => b.Slots[needed].Count != 0,
-            // What is not in the stream must not survive a load.
+            // A load must clear state that the stream does not contain.
             PreLoad = depth == 0 ? b => b.Clear() : b => b.Slots[needed].Count = 1,
         };
     }

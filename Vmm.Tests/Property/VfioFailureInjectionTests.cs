@@ -7,8 +7,8 @@ using Vmm.Tests.Support;
 namespace Vmm.Tests.Property;
 
 /// <summary>
-/// A full migration in which the Nth call to the device fails, for every N, on each side and with each protocol. Whatever happens, exactly one side
-/// runs, and after a failure the next attempt succeeds with the same state.
+/// Full migrations in which the Nth call to the device fails, for every N, on each side and with each protocol. Exactly one side runs
+/// afterwards, and after a failure the next attempt succeeds with the same state.
 /// </summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class VfioFailureInjectionTests
@@ -96,7 +96,7 @@ public sealed class VfioFailureInjectionTests
     {
         byte[] arrived = pair.To.Io.V1 is { } v1 ? [.. v1.Committed.SelectMany(static c => c)] : pair.To.Io.State;
         Assert.That(arrived, Is.EqualTo(state), what);
-        // The last call at a destination is the start; a device that then refuses leaves a paused VM with the only whole state, not a second one.
+        // The destination's last call starts the device. If the device refuses it, the destination stays paused: it has the state, and no side runs.
         if (destination == MigrationStatus.Completed) pair.AssertOneSideRuns(atSource: false);
         else Assert.That((pair.Source.Vm.RunState.IsRunning, pair.Destination.Vm.RunState.IsRunning), Is.EqualTo((false, false)), what);
     }

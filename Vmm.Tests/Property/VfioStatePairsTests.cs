@@ -6,7 +6,7 @@ using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Property;
 
-/// <summary>All 8x8 ordered pairs of states through SetState over the fake, with and without a recovery state, and random walks.</summary>
+/// <summary>SetState on the fake device: all 8x8 pairs of states, with and without a recovery state, and random walks.</summary>
 [TestFixture, Parallelizable(ParallelScope.All)]
 public sealed class VfioStatePairsTests
 {
@@ -44,7 +44,7 @@ public sealed class VfioStatePairsTests
                     Assert.That((device.Resets - resets, config.Reapplied), Is.EqualTo(end == VfioDeviceState.Running && !recover ? (1, 1) : (0, 0)), pair);
                     refused++;
                 }
-                Assert.That(device.OpenSessions, Is.EqualTo(VfioStateArcs.HasData(protocol.State) ? 1 : 0), $"{pair}: one session in the states that have data, none else");
+                Assert.That(device.OpenSessions, Is.EqualTo(VfioStateArcs.HasData(protocol.State) ? 1 : 0), $"{pair}: a session is open exactly in the states that have data");
             }
         }
         Assert.That(pairs, Is.EqualTo(64));
@@ -68,7 +68,7 @@ public sealed class VfioStatePairsTests
             }
             catch (VfioException)
             {
-                // A refusal is what this walk is about; where it ends is checked below.
+                // The device refuses some steps on purpose. The asserts below check the state that remains.
             }
             Assert.That(protocol.State, Is.EqualTo(device.MigrationState), $"seed {seed}, step {i}");
             Assert.That(device.OpenSessions, Is.EqualTo(VfioStateArcs.HasData(protocol.State) ? 1 : 0), $"seed {seed}, step {i}");

@@ -13,7 +13,7 @@ public sealed class VmStateProperties
         var made = new RandomVmState(seed);
         IVmStateSection source = made.Description.Bind(made.NewOwner(seed + 1));
         byte[] body = SectionBytes.Save(source);
-        // Both a new owner and one full of other content end up with what was saved.
+        // The load gives the same result in a new owner and in one with other content.
         foreach (RandomVmState.Bag owner in new[] { made.NewOwner(), made.NewOwner(seed + 2) })
         {
             IVmStateSection target = made.Description.Bind(owner);

@@ -3,7 +3,7 @@ using Vmm.Core.RunStates;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>A guest of a few lines: while the VM runs it writes random pages of the first block; it is quiet when the stop returns.</summary>
+/// <summary>A minimal guest: it writes random pages of the first block while the VM runs. It no longer writes once the stop returns.</summary>
 internal sealed class BackgroundWriter : IVmStateHandler, IDisposable
 {
     private readonly TestVm _vm;
@@ -40,7 +40,7 @@ internal sealed class BackgroundWriter : IVmStateHandler, IDisposable
     {
         var random = new Random(99);
         RamBlock ram = _vm.Ram;
-        // The last quarter stays as it is: however long it writes, pages of zeros are left.
+        // Leave the last quarter alone, so that zero pages remain however long the writer runs.
         long pages = ram.PageCount * 3 / 4;
         while (!_ended)
         {

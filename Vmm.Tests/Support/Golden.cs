@@ -2,7 +2,7 @@ using System.IO.Compression;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>Captures of real QEMU streams (Golden/qemu/README.md says where each comes from).</summary>
+/// <summary>Captures of real QEMU streams; Golden/qemu/README.md gives the origin of each.</summary>
 internal static class Golden
 {
     private static string Folder => Path.Combine(AppContext.BaseDirectory, "Golden", "qemu");
@@ -11,7 +11,7 @@ internal static class Golden
     internal static IEnumerable<string> Names =>
         Directory.GetFiles(Folder, "*.bin*").Select(static p => Path.GetFileName(p).Replace(".gz", "", StringComparison.Ordinal)).Order();
 
-    /// <summary>A capture's bytes; compressed ones are unpacked.</summary>
+    /// <summary>Reads a capture, and unpacks it if it is compressed.</summary>
     internal static byte[] Read(string name)
     {
         string plain = Path.Combine(Folder, name);
@@ -22,7 +22,7 @@ internal static class Golden
         return bytes.ToArray();
     }
 
-    /// <summary>RAM_A of the captures: 1 MiB, ten pages that are not zero.</summary>
+    /// <summary>The image RAM_A of the captures: 1 MiB with ten non-zero pages.</summary>
     internal static byte[] RamA()
     {
         byte[] ram = new byte[1 << 20];

@@ -2,13 +2,13 @@ using System.Diagnostics;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>Counts what a piece of work leaves behind: descriptors that are not the runtime's own, migration threads, files of a folder.</summary>
+/// <summary>Finds what a piece of work leaves behind: descriptors and threads of the product, without those of the .NET runtime.</summary>
 internal static class LeakCheck
 {
-    /// <summary>What the runtime opens when it pleases.</summary>
+    /// <summary>Files that the .NET runtime may open at any time.</summary>
     private static readonly string[] s_runtimes = ["/proc/", "/memfd:doublemapper", "/dev/null", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/pts/"];
 
-    /// <summary>How long what ends on its own may take to, also on a machine that does other work.</summary>
+    /// <summary>Limit on the wait for an end, long enough for a busy machine.</summary>
     private static readonly TimeSpan s_deadline = TimeSpan.FromSeconds(30);
 
     /// <summary>Descriptors of sockets, pipes, eventfds, memfds and files outside the runtime's folders, of this process or another.</summary>
@@ -25,7 +25,9 @@ internal static class LeakCheck
         return list;
     }
 
-    /// <summary>What is open once nothing is left that earlier tests forgot: the garbage collector would close it in the middle of the count.</summary>
+    /// <summary>
+    /// Descriptors after a garbage collection. Without it, a later collection could close descriptors of earlier tests and hide a leak.
+    /// </summary>
     internal static List<string> SettledDescriptors()
     {
         GC.Collect();
@@ -33,11 +35,11 @@ internal static class LeakCheck
         return Descriptors();
     }
 
-    /// <summary>Waits until no more descriptors are open than before: what closes them may be a thread that ends a moment later.</summary>
+    /// <summary>Waits until no more descriptors are open than before, because a thread may close some a moment later.</summary>
     internal static void NoMoreThan(List<string> before, int? pid = null) => WaitFor(
         () => Descriptors(pid).Count <= before.Count, () => $"open before: {string.Join(", ", before.Order())}; now: {string.Join(", ", Descriptors(pid).Order())}");
 
-    /// <summary>Names of threads that the product starts, in this process or another.</summary>
+    /// <summary>Names of the migration threads in this process or another.</summary>
     internal static List<string> Threads(int? pid = null) =>
         [.. ThreadNames(pid).Select(static t => t.Name).Where(static n => n.StartsWith("mig/", StringComparison.Ordinal) || n == "live_migration")];
 
@@ -51,11 +53,11 @@ internal static class LeakCheck
             }
             catch (IOException)
             {
-                return (0, ""); // It ended meanwhile.
+                return (0, ""); // The thread ended after the listing.
             }
         })];
 
-    /// <summary>Waits, with a deadline, until a count is back where it was: threads end a moment after their tasks complete.</summary>
+    /// <summary>Waits for a condition, with a deadline; threads, for example, end a moment after their tasks complete.</summary>
     internal static void WaitFor(Func<bool> condition, string what) => WaitFor(condition, () => what);
 
     private static void WaitFor(Func<bool> condition, Func<string> what)

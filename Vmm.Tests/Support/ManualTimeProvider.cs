@@ -1,6 +1,6 @@
 namespace Vmm.Tests.Support;
 
-/// <summary>Time that passes only when told; due timers run on the calling thread.</summary>
+/// <summary>Time that only <see cref="Advance"/> moves. Due timers run on the thread that calls it.</summary>
 internal sealed class ManualTimeProvider : TimeProvider
 {
     private readonly List<ManualTimer> _timers = [];
@@ -12,7 +12,7 @@ internal sealed class ManualTimeProvider : TimeProvider
 
     public override DateTimeOffset GetUtcNow() => UtcStart + TimeSpan.FromTicks(_now);
 
-    /// <summary>The date at the start.</summary>
+    /// <summary>The UTC time at the start.</summary>
     public DateTimeOffset UtcStart { get; init; } = DateTimeOffset.UnixEpoch;
 
     public override ITimer CreateTimer(TimerCallback callback, object? state, TimeSpan dueTime, TimeSpan period)
@@ -23,7 +23,7 @@ internal sealed class ManualTimeProvider : TimeProvider
         return timer;
     }
 
-    /// <summary>Timers made and not disposed.</summary>
+    /// <summary>Count of timers that were created and not disposed.</summary>
     public int TimerCount => _timers.Count;
 
     public void Advance(TimeSpan by)

@@ -6,8 +6,8 @@ using Vmm.Migration.Viewer;
 namespace Vmm.Tests.Support;
 
 /// <summary>
-/// What QEMU's microvm saves: of its machines the one with the devices of a KVM guest here. Sections can be looked at and replaced before another
-/// QEMU loads the stream.
+/// A stream that QEMU's microvm saved. Of QEMU's machines, microvm has the devices of our KVM guests. Tests read sections and replace them
+/// before another QEMU loads the stream.
 /// </summary>
 internal sealed class MicrovmStream
 {
@@ -17,7 +17,7 @@ internal sealed class MicrovmStream
 
     private MicrovmStream(byte[] bytes) => _bytes = bytes;
 
-    /// <summary>Starts a stopped one.</summary>
+    /// <summary>Starts a stopped microvm.</summary>
     internal static QemuProcess Start(string version, params string[] extra) => QemuProcess.WithMachine(
         version, ["-M", "microvm,pcie=on,rtc=on,isa-serial=on,pit=on,pic=on", "-m", $"{MemoryBytes >> 20}", "-device", "i8042", "-serial", "null", "-S"], extra);
 
@@ -48,17 +48,17 @@ internal sealed class MicrovmStream
         _bytes = [.. _bytes.AsSpan(0, BodyOffset(entry)), .. body, .. _bytes.AsSpan(BodyEnd(entry))];
     }
 
-    /// <summary>Asserts that the stream's VMDESC says of a section what ours says of it, to the letter.</summary>
+    /// <summary>Asserts that the stream's VMDESC describes a section with exactly our text.</summary>
     internal void AssertDescribes(SaveVmEntry entry)
     {
         string all = Encoding.ASCII.GetString(_bytes.AsSpan(_bytes.AsSpan().LastIndexOf("\"devices\": ["u8)));
         Assert.That(all, Does.Contain($"{{\"name\": \"{entry.IdStr}\", \"instance_id\": {entry.InstanceId}, {SectionBytes.Describe(entry.VmState!)[1..^1]}}}"), entry.ToString());
     }
 
-    /// <summary>Behind type, section id, name with its length, instance and version.</summary>
+    /// <summary>The body starts behind type, section id, name with its length, instance and version.</summary>
     private static int BodyOffset(StreamEntry entry) => (int)entry.Offset + 14 + entry.Name!.Length;
 
-    /// <summary>Before the footer.</summary>
+    /// <summary>The body ends before the footer.</summary>
     private static int BodyEnd(StreamEntry entry) => (int)(entry.Offset + entry.Length - 5);
 
     private StreamEntry Entry(string name, uint instance) =>

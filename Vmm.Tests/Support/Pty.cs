@@ -3,7 +3,7 @@ using Vmm.Core.Interop;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>A terminal of which the test holds the other end.</summary>
+/// <summary>A pseudo-terminal. The test has the master side.</summary>
 internal sealed class Pty : IDisposable
 {
     private const uint SetLock = 0x40045431, GetNumber = 0x80045430; // TIOCSPTLCK, TIOCGPTN
@@ -19,7 +19,7 @@ internal sealed class Pty : IDisposable
         Assert.That(Ioctl.Invoke(_master, SetLock, ref value, out _), Is.Zero);
         Assert.That(Ioctl.Invoke(_master, GetNumber, ref value, out _), Is.Zero);
         Path = $"/dev/pts/{value}";
-        // Held open, so that the terminal keeps its mode when a program closes it.
+        // Keep the terminal open, so that its mode stays when a program closes it.
         _terminal = Posix.Open(Path, Posix.O_RDWR | Posix.O_NOCTTY, 0, out errno) ?? throw new IOException($"{Path}: {errno}");
     }
 
@@ -36,18 +36,18 @@ internal sealed class Pty : IDisposable
         }
     }
 
-    /// <summary>c_lflag.</summary>
+    /// <summary>The c_lflag of <see cref="Mode"/>.</summary>
     internal uint LocalFlags => BitConverter.ToUInt32(Mode, LocalFlagsOffset);
 
-    /// <summary>Types.</summary>
+    /// <summary>Types one key.</summary>
     internal void Type(byte key) => Assert.That(Posix.Write(_master, [key], out _), Is.EqualTo(1));
 
-    /// <summary>The next byte that the terminal shows.</summary>
+    /// <summary>Waits for the next byte that the terminal shows.</summary>
     internal byte Shown()
     {
         Posix.Poll(_master, Posix.POLLIN, null, 30_000, out _);
         byte[] one = new byte[1];
-        Assert.That(Posix.Read(_master, one, out _), Is.EqualTo(1), "nothing shown");
+        Assert.That(Posix.Read(_master, one, out _), Is.EqualTo(1), "the terminal showed nothing in time");
         return one[0];
     }
 

@@ -5,15 +5,15 @@ using Vmm.Migration.Qmp;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>The QEMU versions that the tests can reach; the variables come from tools/test.</summary>
+/// <summary>The QEMU versions that the tests use. tools/test sets the variables that name their binaries.</summary>
 internal static class QemuVersions
 {
     internal const string Category = "interop";
 
-    /// <summary>Every version that the suite is written for.</summary>
+    /// <summary>All versions that the tests use.</summary>
     internal static readonly string[] All = ["7.2", "10.0", "11.1"];
 
-    /// <summary>Path of a version's binary. Missing: ignored with the reason, or failed where CI is set.</summary>
+    /// <summary>The path of a version's binary. Without the binary it skips the test, or fails it where CI is set.</summary>
     internal static string Binary(string version)
     {
         string variable = $"VMM_QEMU_{version.Replace(".", "", StringComparison.Ordinal)}";
@@ -24,7 +24,7 @@ internal static class QemuVersions
         return string.Empty;
     }
 
-    /// <summary>A folder named by a variable, with the same rule.</summary>
+    /// <summary>The folder that a variable names. Without the folder it skips the test, or fails it where CI is set.</summary>
     internal static string Folder(string variable)
     {
         string? path = Environment.GetEnvironmentVariable(variable);
@@ -33,7 +33,7 @@ internal static class QemuVersions
         return string.Empty;
     }
 
-    /// <summary>A file named by a variable, with the same rule.</summary>
+    /// <summary>The file that a variable names. Without the file it skips the test, or fails it where CI is set.</summary>
     internal static string File(string variable)
     {
         string? path = Environment.GetEnvironmentVariable(variable);
@@ -50,7 +50,7 @@ internal static class QemuVersions
     }
 }
 
-/// <summary>A running QEMU with a QMP connection and a private folder; killed on dispose.</summary>
+/// <summary>A running QEMU with a QMP connection and a private folder. Dispose kills it.</summary>
 internal sealed class QemuProcess : IDisposable
 {
     internal static readonly TimeSpan Deadline = TimeSpan.FromSeconds(60);
@@ -59,10 +59,10 @@ internal sealed class QemuProcess : IDisposable
     private readonly StringBuilder _stderr = new();
     private readonly TempDirectory _folder = new();
 
-    /// <summary>Starts <c>-M none</c> with one block.</summary>
+    /// <summary>Starts <c>-M none</c> with one RAM block.</summary>
     /// <param name="version">E.g. 11.1.</param>
-    /// <param name="sizeBytes">Block size; 0 for none.</param>
-    /// <param name="block">Block name; <c>ram</c> is the default one of <c>-m</c>.</param>
+    /// <param name="sizeBytes">Size of the block; 0 for no RAM.</param>
+    /// <param name="block">Name of the block; <c>ram</c> is the default block of <c>-m</c>.</param>
     /// <param name="extra">More arguments, e.g. <c>-S</c>.</param>
     internal QemuProcess(string version, ulong sizeBytes, string block = "m", params string[] extra)
         : this(version, Machine(sizeBytes, block), extra)
@@ -73,8 +73,8 @@ internal sealed class QemuProcess : IDisposable
     {
         string socket = _folder["qmp"];
         var info = new ProcessStartInfo(QemuVersions.Binary(version)) { RedirectStandardError = true, RedirectStandardInput = true };
-        // wait=on: QEMU takes the client before its monitor thread exists. With wait=off two of 7.2's threads set the
-        // listener's handler without a lock, and once in thousands of starts the client is never greeted (11.1 has the lock).
+        // wait=on: QEMU accepts the client before its monitor thread exists. With wait=off two threads of 7.2 set the listener's
+        // handler without a lock, so once in thousands of starts QEMU never greets the client (11.1 has the lock).
         string[] common = ["-nodefaults", "-display", "none", "-accel", "tcg", "-qmp", $"unix:{socket},server=on,wait=on"];
         foreach (string one in common.Concat(machine).Concat(extra)) info.ArgumentList.Add(one);
         _process = Process.Start(info)!;
@@ -83,7 +83,7 @@ internal sealed class QemuProcess : IDisposable
         Qmp = Connect(socket);
     }
 
-    /// <summary>Starts <c>-M none</c> with block <c>m</c> on a shared file.</summary>
+    /// <summary>Starts <c>-M none</c> with the block <c>m</c> in a shared file.</summary>
     internal static QemuProcess WithRamFile(string version, ulong sizeBytes, string path, params string[] extra) => new(
         version,
         ["-M", "none,memory-backend=m", "-m", $"{sizeBytes >> 20}", "-object", $"memory-backend-file,id=m,size={sizeBytes},mem-path={path},share=on"],
@@ -112,7 +112,7 @@ internal sealed class QemuProcess : IDisposable
         ["capabilities"] = new JsonArray(new JsonObject { ["capability"] = name, ["state"] = on }),
     });
 
-    /// <summary>Listens on an address and returns the URI to reach it.</summary>
+    /// <summary>Makes QEMU listen on an address and returns the URI that reaches it.</summary>
     internal string Listen(string uri)
     {
         Run("migrate-incoming", new JsonObject { ["uri"] = uri });
@@ -121,16 +121,16 @@ internal sealed class QemuProcess : IDisposable
         return $"tcp:127.0.0.1:{address["port"]}";
     }
 
-    /// <summary>Saves to a file by a command, which still writes when the migration has completed: the file has its name once it is whole.</summary>
+    /// <summary>Saves to a file through exec:. The command may still write after the migration has completed, so it renames the file at its end.</summary>
     internal void SaveByExec(string file)
     {
         System.IO.File.Delete(file);
         Run("migrate", new JsonObject { ["uri"] = $"exec:cat > {file}.part && mv {file}.part {file}" });
         Assert.That(WaitMigrated(), Is.EqualTo("completed"), () => Errors);
-        LeakCheck.WaitFor(() => System.IO.File.Exists(file), $"the command has written '{file}'");
+        LeakCheck.WaitFor(() => System.IO.File.Exists(file), $"the command did not write '{file}' in time");
     }
 
-    /// <summary>Waits until query-migrate shows a terminal status.</summary>
+    /// <summary>Waits until query-migrate shows completed, failed or cancelled.</summary>
     internal string WaitMigrated()
     {
         var clock = Stopwatch.StartNew();
@@ -151,7 +151,7 @@ internal sealed class QemuProcess : IDisposable
         return "timeout";
     }
 
-    /// <summary>The first bytes of guest memory, as QEMU's monitor saves them.</summary>
+    /// <summary>Reads the first bytes of guest memory with pmemsave.</summary>
     internal byte[] DumpMemory(ulong sizeBytes)
     {
         string path = File("memory");
@@ -161,7 +161,7 @@ internal sealed class QemuProcess : IDisposable
         return bytes;
     }
 
-    /// <summary>Ends the process at once, as a crash would.</summary>
+    /// <summary>Kills the process, as a crash does.</summary>
     internal void Kill()
     {
         _process.Kill();
@@ -195,7 +195,7 @@ internal sealed class QemuProcess : IDisposable
             }
             catch (Core.Errors.ChannelException) when (clock.Elapsed < Deadline)
             {
-                // The socket appears a moment after the start; its appearance is the event.
+                // QEMU creates the socket a moment after its start, so try again.
                 _process.WaitForExit(5);
             }
         }

@@ -14,7 +14,7 @@ using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>A VM with a QMP server over fakes of the engine and the snapshot store.</summary>
+/// <summary>A VM with a QMP server, a fake migration engine and a fake snapshot store.</summary>
 internal sealed class QmpHost : IDisposable
 {
     private readonly ServiceProvider _services;
@@ -40,7 +40,7 @@ internal sealed class QmpHost : IDisposable
     internal Vm Vm { get; }
     internal QmpServer Server { get; }
 
-    /// <summary>A raw client; the greeting has been read, nothing was negotiated.</summary>
+    /// <summary>Connects a client that has read the greeting but not sent qmp_capabilities.</summary>
     internal QmpWire Raw()
     {
         (OwnedFd ours, OwnedFd theirs) = Posix.SocketPair();
@@ -50,7 +50,7 @@ internal sealed class QmpHost : IDisposable
         return wire;
     }
 
-    /// <summary>A raw client that has negotiated.</summary>
+    /// <summary>Connects a client that has sent qmp_capabilities.</summary>
     internal QmpWire Client(bool oob = false)
     {
         QmpWire wire = Raw();
@@ -67,13 +67,13 @@ internal sealed class QmpHost : IDisposable
     }
 }
 
-/// <summary>Bytes to and lines from a QMP server, with a deadline on every read.</summary>
+/// <summary>Sends bytes to a QMP server and reads lines from it, with a deadline on every read.</summary>
 internal sealed class QmpWire(OwnedFd socket, Task served) : IDisposable
 {
     private const int DeadlineMs = 20_000;
     private readonly List<byte> _read = [];
 
-    /// <summary>Completes when the server has let go of this client.</summary>
+    /// <summary>Completes when the server has ended this client's session.</summary>
     internal Task Served => served;
 
     internal void Send(string text, params SafeHandle[] fds) => Send(Encoding.Latin1.GetBytes(text), fds);
@@ -90,13 +90,13 @@ internal sealed class QmpWire(OwnedFd socket, Task served) : IDisposable
         }
     }
 
-    /// <summary>Sends until all is taken or the server has hung up.</summary>
+    /// <summary>Sends all bytes, or as many as the server takes before it closes the connection.</summary>
     internal void TrySend(ReadOnlySpan<byte> bytes)
     {
         while (bytes.Length > 0 && Posix.SendWithFds(socket, bytes, [], out _) is > 0 and var n) bytes = bytes[n..];
     }
 
-    /// <summary>The next line without its CRLF; null at the end of the connection.</summary>
+    /// <summary>Reads the next line, without its CRLF; null at the end of the connection.</summary>
     internal string? ReadLine()
     {
         byte[] buffer = new byte[4096];
@@ -119,7 +119,7 @@ internal sealed class QmpWire(OwnedFd socket, Task served) : IDisposable
 
     internal JsonObject Read() => (JsonObject)JsonNode.Parse(ReadLine() ?? throw new EndOfStreamException("the QMP server hung up"))!;
 
-    /// <summary>Sends a command line and reads up to its answer; events on the way are returned too, by name.</summary>
+    /// <summary>Sends a command line and reads its answer. Also returns the names of events that came before the answer.</summary>
     internal (JsonObject Answer, List<string> Events) Run(string text, params SafeHandle[] fds)
     {
         Send(text, fds);
@@ -142,7 +142,7 @@ internal sealed class QmpWire(OwnedFd socket, Task served) : IDisposable
         return answer["return"]!;
     }
 
-    /// <summary>Class and text of an error.</summary>
+    /// <summary>Runs a command that must fail, and returns class and text of the error.</summary>
     internal string Error(string command, string? arguments = null, params SafeHandle[] fds)
     {
         JsonObject answer = Execute(command, arguments, fds);
@@ -153,7 +153,7 @@ internal sealed class QmpWire(OwnedFd socket, Task served) : IDisposable
     internal static string Describe(JsonObject message) =>
         message["data"] is JsonObject data ? $"{message["event"]} {string.Join(' ', data.Select(static d => d.Value!.ToString()))}" : $"{message["event"]}";
 
-    /// <summary>Whether bytes from the server wait to be read.</summary>
+    /// <summary>Whether unread bytes from the server are there.</summary>
     internal bool HasUnread => Posix.Poll(socket, Posix.POLLIN, null, 0, out _) != 0;
 
     internal void CloseWriting() => Posix.ShutdownSocket(socket, Posix.SHUT_WR);

@@ -3,7 +3,7 @@ using Vmm.Migration.Qmp;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>Collects the VFIO_MIGRATION events of a VM as <c>device state</c>, through a QMP session of its own.</summary>
+/// <summary>Records the VFIO_MIGRATION events of a VM as <c>device state</c>, through a separate QMP session.</summary>
 internal sealed class QmpTrace : IDisposable
 {
     private readonly QmpClient _client;
@@ -18,7 +18,7 @@ internal sealed class QmpTrace : IDisposable
         _reading = Task.Run(Read);
     }
 
-    /// <summary>Waits until each of these has been seen.</summary>
+    /// <summary>Waits until each of these events has come.</summary>
     /// <returns>All events so far, in order.</returns>
     internal async Task<List<string>> Wait(params string[] wanted)
     {

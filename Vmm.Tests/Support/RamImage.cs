@@ -3,7 +3,7 @@ using Vmm.Migration.Viewer;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>Collects RAM that the viewer rebuilds.</summary>
+/// <summary>Receives the RAM that the viewer rebuilds from a stream.</summary>
 internal sealed class RamImage : IRamContentSink
 {
     internal Dictionary<string, byte[]> Blocks { get; } = [];

@@ -9,7 +9,7 @@ using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>What came back from a vfio-user server.</summary>
+/// <summary>A message from a vfio-user server, with its descriptors.</summary>
 internal sealed record VfioUserReply(VfioUserHeader Header, byte[] Payload, IReadOnlyList<OwnedFd> Fds) : IDisposable
 {
     public void Dispose()
@@ -18,7 +18,7 @@ internal sealed record VfioUserReply(VfioUserHeader Header, byte[] Payload, IRea
     }
 }
 
-/// <summary>A client that sends whatever a test wants, right or wrong, and looks at every byte that comes back. One thread.</summary>
+/// <summary>A client that sends any message, valid or not, and gives a test every byte of the reply. One thread uses it.</summary>
 internal sealed class RawVfioUserClient(OwnedFd socket) : IDisposable
 {
     internal const string Json = """{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576,"migration":{"pgsize":4096},"write_multiple":true,"pgsizes":4096}}""";
@@ -26,7 +26,7 @@ internal sealed class RawVfioUserClient(OwnedFd socket) : IDisposable
     private readonly VfioUserSocket _socket = new(socket, "test");
     private ushort _id = 0x4000;
 
-    /// <summary>Little-endian fields: uint, ulong, int (as uint), byte, byte[].</summary>
+    /// <summary>Encodes fields in little endian: uint, ulong, int (as uint), ushort, byte, byte[].</summary>
     internal static byte[] Bytes(params object[] fields)
     {
         var bytes = new List<byte>();
@@ -60,10 +60,10 @@ internal sealed class RawVfioUserClient(OwnedFd socket) : IDisposable
 
     internal VfioUserReply Receive() => ReceiveOrEnd() ?? throw new AssertionException("the server closed the connection");
 
-    /// <summary>Null when the server has closed.</summary>
+    /// <summary>Receives the next message; null when the server has closed the connection.</summary>
     internal VfioUserReply? ReceiveOrEnd()
     {
-        Assert.That(Posix.Poll(socket, Posix.POLLIN, null, (int)s_deadline.TotalMilliseconds, out _), Is.Not.Zero, "the server does not answer");
+        Assert.That(Posix.Poll(socket, Posix.POLLIN, null, (int)s_deadline.TotalMilliseconds, out _), Is.Not.Zero, "the server did not answer in time");
         var fds = new List<OwnedFd>();
         if (_socket.ReceiveHeader(fds) is not { } header) return null;
         byte[] body = new byte[header.SizeBytes - VfioUserHeader.Length];
@@ -71,22 +71,22 @@ internal sealed class RawVfioUserClient(OwnedFd socket) : IDisposable
         return new VfioUserReply(header, body, fds);
     }
 
-    /// <summary>Receives exactly so many bytes, whatever they are.</summary>
+    /// <summary>Receives as many bytes as the span holds, without decoding them.</summary>
     internal void ReceiveRaw(Span<byte> into) => _socket.ReceiveBody(into);
 
     internal bool HasNothingToRead => Posix.Poll(socket, Posix.POLLIN, null, 0, out _) == 0;
 
-    /// <summary>Sends and checks the shape that every reply has.</summary>
+    /// <summary>Sends a request, receives the reply, and checks what holds for every reply.</summary>
     internal VfioUserReply Ask(VfioUserCommand command, ReadOnlySpan<byte> payload, params OwnedFd[] fds)
     {
         ushort id = Send(command, payload, fds);
         VfioUserReply reply = Receive();
         Assert.That((reply.Header.Id, reply.Header.Command, reply.Header.IsReply), Is.EqualTo((id, command, true)));
-        if (reply.Header.IsError) Assert.That(reply.Payload, Is.Empty, "an error reply is exactly a header");
+        if (reply.Header.IsError) Assert.That(reply.Payload, Is.Empty, "an error reply has a header only");
         return reply;
     }
 
-    /// <summary>Sends and expects success.</summary>
+    /// <summary>Sends a request and expects success.</summary>
     internal byte[] Ok(VfioUserCommand command, ReadOnlySpan<byte> payload, params OwnedFd[] fds)
     {
         using VfioUserReply reply = Ask(command, payload, fds);
@@ -95,7 +95,7 @@ internal sealed class RawVfioUserClient(OwnedFd socket) : IDisposable
         return reply.Payload;
     }
 
-    /// <summary>Sends and expects an errno.</summary>
+    /// <summary>Sends a request and expects an error reply with this errno.</summary>
     internal void Fails(Errno errno, VfioUserCommand command, ReadOnlySpan<byte> payload, params OwnedFd[] fds)
     {
         using VfioUserReply reply = Ask(command, payload, fds);
@@ -146,14 +146,14 @@ internal sealed class RawVfioUserClient(OwnedFd socket) : IDisposable
     internal byte[] MigRead(int size)
     {
         byte[] reply = Ok(VfioUserCommand.MigDataRead, Bytes(8 + size, size));
-        Assert.That(reply, Has.Length.EqualTo(8 + size), "padded to what was asked for");
+        Assert.That(reply, Has.Length.EqualTo(8 + size), "the reply has the requested size");
         int n = BinaryPrimitives.ReadInt32LittleEndian(reply.AsSpan(4));
         Assert.That(BinaryPrimitives.ReadInt32LittleEndian(reply), Is.EqualTo(8 + n));
         Assert.That(reply.AsSpan(8 + n).IndexOfAnyExcept((byte)0), Is.EqualTo(-1), "padding is zero");
         return reply[8..(8 + n)];
     }
 
-    /// <summary>Reads until there is nothing (vfio-user C-10).</summary>
+    /// <summary>Reads until a read returns no data (vfio-user C-10).</summary>
     internal byte[] MigReadAll(int size = 4096)
     {
         var all = new List<byte>();
@@ -171,7 +171,7 @@ internal sealed class RawVfioUserClient(OwnedFd socket) : IDisposable
         return Bytes(argsz ?? (32 + bytes), 0x10008, iova, length, pageSize);
     }
 
-    /// <summary>The dirty pages of a range, by index.</summary>
+    /// <summary>Reads the dirty log of a range and returns the indices of its dirty pages.</summary>
     internal int[] Report(ulong iova, ulong length, ulong pageSize = 4096)
     {
         byte[] request = ReportRequest(iova, length, pageSize);
@@ -192,7 +192,7 @@ internal sealed class RawVfioUserClient(OwnedFd socket) : IDisposable
 
     internal static void WaitSignalled(OwnedFd eventFd)
     {
-        Assert.That(Posix.Poll(eventFd, Posix.POLLIN, null, (int)s_deadline.TotalMilliseconds, out _), Is.Not.Zero, "no interrupt");
+        Assert.That(Posix.Poll(eventFd, Posix.POLLIN, null, (int)s_deadline.TotalMilliseconds, out _), Is.Not.Zero, "the interrupt did not come in time");
         Posix.DrainEventFd(eventFd);
     }
 

@@ -8,7 +8,7 @@ using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>One message as the scripted server received it; the descriptors are the message's to close.</summary>
+/// <summary>One message that the scripted server received. The message owns its descriptors.</summary>
 internal sealed record VfioUserMessage(VfioUserHeader Header, byte[] Body, List<OwnedFd> Fds) : IDisposable
 {
     internal VfioUserCommand Command => Header.Command;
@@ -24,8 +24,9 @@ internal sealed record VfioUserMessage(VfioUserHeader Header, byte[] Body, List<
 }
 
 /// <summary>
-/// A vfio-user server for tests of the client, over a socketpair, written by hand and free to misbehave: fragments, delays, lies. By default it
-/// is a small device (config space, one BAR) that answers everything; handlers replace single commands, a script replaces all.
+/// A vfio-user server over a socketpair, for tests of the client. It shares no code with our server and can misbehave: fragment, delay and
+/// falsify messages. By default it is a small device (config space, one BAR) that answers everything. Handlers replace the answers to single
+/// commands, a script replaces the whole server.
 /// </summary>
 internal sealed class ScriptedVfioUserServer : IDisposable
 {
@@ -64,10 +65,10 @@ internal sealed class ScriptedVfioUserServer : IDisposable
         On(VfioUserCommand.DeviceFeature, m => Error(m, Errno.EINVAL));
     }
 
-    /// <summary>The end for the client, which owns it.</summary>
+    /// <summary>The client's end of the socketpair. The client owns it.</summary>
     internal OwnedFd ClientSocket { get; }
 
-    /// <summary>Send everything byte by byte.</summary>
+    /// <summary>Whether the server sends everything byte by byte.</summary>
     internal bool Fragments { get; set; }
 
     internal bool HasMigration { get; init; }
@@ -76,7 +77,7 @@ internal sealed class ScriptedVfioUserServer : IDisposable
 
     internal uint Irqs { get; set; } = 5;
 
-    /// <summary>What came in so far.</summary>
+    /// <summary>The messages received so far.</summary>
     internal List<VfioUserMessage> Received
     {
         get
@@ -92,14 +93,14 @@ internal sealed class ScriptedVfioUserServer : IDisposable
         return this;
     }
 
-    /// <summary>Answers one operation on one feature, others as before.</summary>
+    /// <summary>Replaces the answer to one operation on one feature.</summary>
     internal ScriptedVfioUserServer OnFeature(VfioDeviceFeature feature, VfioFeatureOp op, Action<VfioUserMessage> handler)
     {
         Action<VfioUserMessage> before = _handlers[VfioUserCommand.DeviceFeature];
         return On(VfioUserCommand.DeviceFeature, m => (m.IsFeature(feature, op) ? handler : before)(m));
     }
 
-    /// <summary>Answers probes of these features, and state changes, as libvfio-user does: the payload comes back.</summary>
+    /// <summary>Answers PROBE and SET of these features as libvfio-user does, with the payload of the request.</summary>
     internal ScriptedVfioUserServer KnowsFeatures(params VfioDeviceFeature[] features)
     {
         foreach (VfioDeviceFeature feature in features)
@@ -117,29 +118,29 @@ internal sealed class ScriptedVfioUserServer : IDisposable
             }
             catch (PeerGone)
             {
-                // The client left; every test ends so.
+                // The client closed the connection, as it does at the end of every test.
             }
         });
         return this;
     }
 
-    /// <summary>Answers until the client leaves.</summary>
+    /// <summary>Answers messages until the client closes the connection.</summary>
     internal void Serve()
     {
         while (true) Answer(Receive());
     }
 
-    /// <summary>Answers one message by its handler.</summary>
+    /// <summary>Answers one message through its handler.</summary>
     internal void Answer(VfioUserMessage message)
     {
         if (_handlers.TryGetValue(message.Command, out Action<VfioUserMessage>? handler)) handler(message);
         else Error(message, Errno.EINVAL);
     }
 
-    /// <summary>Whether a message waits.</summary>
+    /// <summary>Whether an unread message is there.</summary>
     internal bool HasMessage => Posix.Poll(_socket, Posix.POLLIN, null, 0, out _) != 0;
 
-    /// <summary>Takes the next message.</summary>
+    /// <summary>Receives the next message.</summary>
     internal VfioUserMessage Receive() => Receive(_socket);
 
     internal VfioUserMessage Receive(OwnedFd socket)
@@ -155,7 +156,7 @@ internal sealed class ScriptedVfioUserServer : IDisposable
         return message;
     }
 
-    /// <summary>Takes the next message without keeping it.</summary>
+    /// <summary>Receives the next message without an entry in <see cref="Received"/>.</summary>
     internal VfioUserHeader ReceiveInto(byte[] body)
     {
         Span<byte> head = stackalloc byte[16];
@@ -165,14 +166,14 @@ internal sealed class ScriptedVfioUserServer : IDisposable
         return header;
     }
 
-    /// <summary>Takes the next message, which must be of one kind.</summary>
+    /// <summary>Receives the next message, which must have this command.</summary>
     internal VfioUserMessage Expect(VfioUserCommand command)
     {
         VfioUserMessage message = Receive();
         return message.Command == command ? message : throw new AssertionException($"{message.Command} came, {command} was expected");
     }
 
-    /// <summary>Bytes of the next message that one receive finds; nothing is taken.</summary>
+    /// <summary>Count of bytes that one receive finds, and the size in the next message's header. The bytes stay unread.</summary>
     internal int PeekWhole(out int said)
     {
         byte[] all = new byte[300_000];
@@ -191,7 +192,7 @@ internal sealed class ScriptedVfioUserServer : IDisposable
         if (!to.Header.WantsNoReply) Raw(Message(to.Header.Id, to.Command, VfioUserHeader.Reply | VfioUserHeader.Error, errno, []));
     }
 
-    /// <summary>Sends a command of the server's own and takes the client's reply.</summary>
+    /// <summary>Sends a command to the client and receives the reply.</summary>
     internal VfioUserMessage Ask(VfioUserCommand command, byte[] body, OwnedFd? socket = null, ushort id = 0x8000)
     {
         Raw(socket ?? _socket, Message(id, command, 0, Errno.None, body));
@@ -234,16 +235,16 @@ internal sealed class ScriptedVfioUserServer : IDisposable
 
     internal static byte[] Dma(ulong address, ulong count, byte[]? data = null) => [.. Bytes(16, b => new VfioUserDmaAccess(address, count).Write(b)), .. data ?? []];
 
-    /// <summary>The server's process dies.</summary>
+    /// <summary>Closes the connection, as the death of the server's process does.</summary>
     internal void Hangup() => Posix.ShutdownSocket(_socket, Posix.SHUT_RDWR);
 
-    /// <summary>Ends the thread and passes on what failed in it. The client should be gone by now.</summary>
+    /// <summary>Waits for the thread and rethrows its failure. Dispose the client first, because the thread ends when the connection closes.</summary>
     public void Dispose()
     {
         Hangup();
         try
         {
-            if (_thread is not null && !_thread.Wait(TimeSpan.FromSeconds(10))) Assert.Fail("the scripted server does not end");
+            if (_thread is not null && !_thread.Wait(TimeSpan.FromSeconds(10))) Assert.Fail("the scripted server did not end in time");
         }
         finally
         {

@@ -5,7 +5,7 @@ using Vmm.Core.Wire;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>One-line verbs on the bodies of declared sections.</summary>
+/// <summary>Saves, loads and describes the bodies of declared sections in one call each.</summary>
 internal static class SectionBytes
 {
     public static byte[] Save(IVmStateSection section, VmDescJson? desc = null)
@@ -19,7 +19,7 @@ internal static class SectionBytes
 
     public static byte[] Save<T>(VmStateDescription<T> description, T owner) where T : class => Save(description.Bind(owner));
 
-    /// <summary>VMDESC members of the section as one JSON object.</summary>
+    /// <summary>The section's members of VMDESC as one JSON object.</summary>
     public static string Describe(IVmStateSection section, VmDescOptions? options = null)
     {
         var desc = new VmDescJson(options);
@@ -32,7 +32,7 @@ internal static class SectionBytes
     public static string Describe<T>(VmStateDescription<T> description, T owner, VmDescOptions? options = null) where T : class =>
         Describe(description.Bind(owner), options);
 
-    /// <summary>Loads a body and checks that nothing is left over.</summary>
+    /// <summary>Loads a body and checks that the load consumed all of it.</summary>
     public static void Load(IVmStateSection section, byte[] body, int? version = null, bool inSingleBytes = false)
     {
         var memory = new MemoryChannel(body);
@@ -44,7 +44,7 @@ internal static class SectionBytes
     public static void Load<T>(VmStateDescription<T> description, T owner, byte[] body, int? version = null) where T : class =>
         Load(description.Bind(owner), body, version);
 
-    /// <summary>Loads a body as the stream has it, with a footer behind, so that a missing optional tail is noticed.</summary>
+    /// <summary>Loads a body that a footer follows, as in the stream. The footer shows whether the load stopped at the body's end.</summary>
     public static void LoadFramed(IVmStateSection section, ReadOnlySpan<byte> bytes, int version)
     {
         var f = new QemuFileReader(new MemoryChannel(bytes.ToArray())) { Section = $"{section.Name}/0" };
@@ -57,7 +57,7 @@ internal static class SectionBytes
 
     public static byte[] Frame(byte[] body) => [.. body, 0x7e, 0, 0, 0, 0];
 
-    /// <summary>Length of a body by its VMDESC (stream 2.6).</summary>
+    /// <summary>The length of a body that VMDESC gives (stream 2.6).</summary>
     public static long DescribedLength(string desc)
     {
         using JsonDocument json = JsonDocument.Parse(desc);

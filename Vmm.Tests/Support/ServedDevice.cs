@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.User.Server;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>A vfio-user server over socketpairs, one client after the other. A fault of the server fails the test on dispose.</summary>
+/// <summary>A vfio-user server that serves one client after the other over socketpairs. A fault of the server fails the test on dispose.</summary>
 internal sealed class ServedDevice : IDisposable
 {
     private static readonly TimeSpan s_deadline = TimeSpan.FromSeconds(30);
@@ -22,10 +22,10 @@ internal sealed class ServedDevice : IDisposable
 
     internal VfioUserDevice Device => Server.Device;
 
-    /// <summary>Connects; the client before must be gone.</summary>
+    /// <summary>Connects a client. The previous client must have disconnected.</summary>
     internal RawVfioUserClient Connect() => new(ConnectSocket());
 
-    /// <summary>The client's end of a connection; the caller's.</summary>
+    /// <summary>Opens a connection and returns the client's end, which the caller owns.</summary>
     internal OwnedFd ConnectSocket()
     {
         Ended();
@@ -34,7 +34,7 @@ internal sealed class ServedDevice : IDisposable
         return ours;
     }
 
-    /// <summary>Connects and agrees on a version.</summary>
+    /// <summary>Connects a client and negotiates the version.</summary>
     internal RawVfioUserClient Attach(string? json = RawVfioUserClient.Json)
     {
         RawVfioUserClient client = Connect();
@@ -42,8 +42,8 @@ internal sealed class ServedDevice : IDisposable
         return client;
     }
 
-    /// <summary>Waits for the end of the present session.</summary>
-    internal void Ended() => Assert.That(_serving.Wait(s_deadline), "the session does not end");
+    /// <summary>Waits for the end of the current session.</summary>
+    internal void Ended() => Assert.That(_serving.Wait(s_deadline), "the session did not end in time");
 
     public void Dispose()
     {

@@ -4,7 +4,7 @@ using Vmm.Migration.Stream;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>Writes streams by hand, good and bad.</summary>
+/// <summary>Builds valid and invalid streams from their parts.</summary>
 internal sealed class StreamBuilder
 {
     private readonly List<byte> _bytes = [];
@@ -45,7 +45,7 @@ internal sealed class StreamBuilder
     /// <summary>A whole FULL section.</summary>
     internal StreamBuilder Full(uint id, string idStr, uint version, ReadOnlySpan<byte> body) => First(4, id, idStr, 0, version).Bytes(body).Footer(id);
 
-    /// <summary>START of ram with one block, or as the action has it.</summary>
+    /// <summary>The START section of ram, with one block or with the body that the action writes.</summary>
     internal StreamBuilder RamStart(ulong length = 0x4000, Action<StreamBuilder>? body = null, uint id = 1)
     {
         First(1, id, "ram", 0, 4);

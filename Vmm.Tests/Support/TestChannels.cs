@@ -4,7 +4,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>Reads from bytes and collects what is written; one way each, as a file is.</summary>
+/// <summary>A channel without a peer, as a file is: reads come from given bytes, and writes are collected.</summary>
 internal sealed class MemoryChannel(byte[]? input = null) : IMigrationChannel
 {
     private readonly MemoryStream _output = new();
@@ -47,7 +47,7 @@ internal sealed class MemoryChannel(byte[]? input = null) : IMigrationChannel
     }
 }
 
-/// <summary>Gives one byte a read, so that nothing may assume that values arrive whole.</summary>
+/// <summary>Returns one byte per read, so that a reader fails if it expects a value in one read.</summary>
 internal sealed class OneByteChannel(IMigrationChannel inner) : IMigrationChannel
 {
     public string Name => inner.Name;
@@ -69,7 +69,7 @@ internal sealed class OneByteChannel(IMigrationChannel inner) : IMigrationChanne
     public void Dispose() => inner.Dispose();
 }
 
-/// <summary>Fails every write after a number of bytes, and shuts the inner channel as a lost link would.</summary>
+/// <summary>Fails every write after a number of bytes and shuts down the inner channel, as a lost link does.</summary>
 internal sealed class FaultyChannel(IMigrationChannel inner, long cutAfterBytes) : IMigrationChannel
 {
     private long _written;
@@ -151,7 +151,7 @@ internal sealed class RecordingChannel(IMigrationChannel inner) : IMigrationChan
     public void Dispose() => inner.Dispose();
 }
 
-/// <summary>A capture with a return path that swallows what is written.</summary>
+/// <summary>A capture as a channel with a return path: reads come from the capture, and writes are collected.</summary>
 internal sealed class GoldenChannel(byte[] input) : IMigrationChannel
 {
     private readonly MemoryChannel _inner = new(input);

@@ -12,7 +12,7 @@ using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>What a VM offers its devices, without a VM around it; time is manual.</summary>
+/// <summary>The services that a VM offers to its devices, without a VM. The test advances the time.</summary>
 internal sealed class TestServices : IDeviceServices, IDisposable
 {
     public TestServices()
@@ -43,7 +43,7 @@ internal sealed class TestServices : IDeviceServices, IDisposable
 
     public SaveVmRegistry SaveVm { get; }
 
-    /// <summary>What the PCI functions raised.</summary>
+    /// <summary>Records the interrupts that PCI functions raise.</summary>
     public RecordingInterruptController Interrupts { get; } = new();
 
     public PciHost Pci { get; }

@@ -6,7 +6,7 @@ using Vmm.Migration.Engine;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>A VM in this process with a container of its own.</summary>
+/// <summary>A VM in this process with its own service container.</summary>
 internal sealed class TestVm : IDisposable
 {
     private readonly ServiceProvider _provider;
@@ -24,25 +24,25 @@ internal sealed class TestVm : IDisposable
 
     internal IMigrationEngine Engine => Vm.Migration();
 
-    /// <summary>The concrete engine, for framing choices.</summary>
+    /// <summary>The engine's own type, which lets tests choose the framing.</summary>
     internal MigrationEngine FullEngine => (MigrationEngine)Engine;
 
     internal RamBlock Ram => Vm.Memory.Blocks[0];
 
-    /// <summary>A VM with one block.</summary>
+    /// <summary>Creates a VM with one RAM block.</summary>
     internal static TestVm WithRam(ulong sizeBytes, string block = "m", bool incoming = false, bool autoStart = true) => new(new VmOptions
     {
         Memory = [new RamBlockOptions { Name = block, SizeBytes = sizeBytes }], IsIncoming = incoming, AutoStart = autoStart,
     });
 
-    /// <summary>Fills RAM from bytes.</summary>
+    /// <summary>Copies bytes into the first RAM block.</summary>
     internal TestVm Filled(ReadOnlySpan<byte> content)
     {
         content.CopyTo(Ram.Slice(0, content.Length));
         return this;
     }
 
-    /// <summary>Fills every page, or every second one, with data that depends on the seed.</summary>
+    /// <summary>Fills every page, or every second one, with random data of this seed.</summary>
     internal TestVm FilledRandom(int seed, bool halfZero = false)
     {
         var random = new Random(seed);
@@ -60,7 +60,7 @@ internal sealed class TestVm : IDisposable
 
 internal static class RamAssert
 {
-    /// <summary>Fails with block and page of the first difference.</summary>
+    /// <summary>Compares RAM and, when it differs, fails with block and page of the first difference.</summary>
     internal static void AreEqual(GuestMemory expected, GuestMemory actual)
     {
         foreach (RamBlock block in expected.Blocks)

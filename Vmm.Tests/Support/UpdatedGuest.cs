@@ -7,37 +7,37 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>A guest that keeps a VM busy while it is updated, and tells from its own RAM what it saw.</summary>
+/// <summary>A guest that keeps a VM busy during updates. It writes what it observes to its RAM, where the test reads it.</summary>
 internal abstract class UpdatedGuest
 {
-    /// <summary>The first block; the function reaches 256 MiB.</summary>
+    /// <summary>The option text of the first RAM block, which has the function's DMA pages: edu reaches only 256 MiB.</summary>
     internal required string FirstBlock { get; init; }
 
-    /// <summary>What else <c>vmm run</c> needs.</summary>
+    /// <summary>Further arguments of <c>vmm run</c>.</summary>
     internal required IReadOnlyList<string> Arguments { get; init; }
 
-    /// <summary>Where the served edu function listens, or null.</summary>
+    /// <summary>The socket of the served edu function; null when there is none.</summary>
     internal string? Device { get; init; }
 
     internal required ulong RamBytes { get; init; }
 
-    /// <summary>Stops of the VM so far.</summary>
+    /// <summary>Count of the VM's stops so far; the test sets it.</summary>
     internal long Stops { get; set; }
 
-    /// <summary>What the guest saw; pages that differ fail the test.</summary>
+    /// <summary>Reads what the guest has observed, and fails the test when a page differed.</summary>
     internal abstract Task<Seen> Look(IMonitor monitor, string file);
 
-    /// <summary>Waits until all RAM is written.</summary>
+    /// <summary>Waits until the guest has written all RAM.</summary>
     internal abstract Task WaitFilled(IMonitor monitor, string file, CancellationToken cancel);
 
-    /// <summary>Has all RAM checked once more; the guest may run meanwhile.</summary>
+    /// <summary>Checks all RAM once more.</summary>
     internal abstract Task Verify(IMonitor monitor, string file, CancellationToken cancel);
 
-    /// <param name="StopGapMs">How far its own clock jumped where the last stop was.</param>
-    /// <param name="Interrupts">Interrupts of the function, each of which begins the next.</param>
+    /// <param name="StopGapMs">The jump of the guest's clock at the last stop.</param>
+    /// <param name="Interrupts">Count of the function's interrupts. Each starts the next transfer.</param>
     internal readonly record struct Seen(double StopGapMs, long Interrupts);
 
-    /// <summary>Looks until the guest has noticed as many stops as there were; it does so when it next looks at its clock.</summary>
+    /// <summary>Repeats a read until the guest has noticed every stop, which it does when it next reads its clock.</summary>
     private protected async Task<T> Stopped<T>(Func<Task<T>> look, Func<T, long> stops)
     {
         using var limit = new CancellationTokenSource(VmmCommands.Deadline);
@@ -55,7 +55,7 @@ internal abstract class UpdatedGuest
         return await File.ReadAllBytesAsync(file);
     }
 
-    /// <summary>No CPU: a workload that rewrites RAM, a ticker, and an edu guest in the VMM.</summary>
+    /// <summary>A guest without a vCPU: a workload that rewrites RAM, a ticker, and an edu guest, all inside the VMM.</summary>
     internal static UpdatedGuest Synthetic(ulong ramMiB, string? device) => new SyntheticGuest
     {
         FirstBlock = "1M,id=edu", RamBytes = ramMiB << 20, Device = device,
@@ -66,7 +66,7 @@ internal abstract class UpdatedGuest
         ],
     };
 
-    /// <summary>A vCPU that walks RAM and drives the function itself.</summary>
+    /// <summary>A guest with a vCPU that rewrites and checks RAM and drives the function.</summary>
     internal static UpdatedGuest Kvm(ulong ramMiB, string? device)
     {
         ulong below = Math.Min(ramMiB, 3072);
@@ -92,13 +92,13 @@ internal abstract class UpdatedGuest
         {
             long[] ticker = await Stopped(async () => Words(await Read(monitor, TicksAddress, 40, file)), static t => t[TickerDevice.StopsOffset / 8]);
             long[] edu = Words(await Read(monitor, 0, 16, file));
-            Assert.That(edu[1], Is.Zero, "pages came back wrong");
+            Assert.That(edu[1], Is.Zero, "the edu function returned wrong data in some pages");
             return new Seen(ticker[TickerDevice.StopGapOffset / 8] / 1e6, edu[0]);
         }
 
         internal override async Task WaitFilled(IMonitor monitor, string file, CancellationToken cancel)
         {
-            // A verification would stand in the way of what it waits for, and touch every page before the guest does.
+            // Read the workload's counters, because a verification would delay the workload and touch each page before the guest does.
             while (true)
             {
                 long[] root = Words(await Read(monitor, RootAddress, PatternRoot.SizeBytes, file));
@@ -132,7 +132,7 @@ internal abstract class UpdatedGuest
 
         internal override Task Verify(IMonitor monitor, string file, CancellationToken cancel) => Rounds(monitor, file, 2, cancel);
 
-        /// <summary>Waits until the guest has begun so many rounds more.</summary>
+        /// <summary>Waits until the guest has begun this many more rounds.</summary>
         private static async Task Rounds(IMonitor monitor, string file, ulong more, CancellationToken cancel)
         {
             ulong begun = (await State(monitor, file)).Rounds;

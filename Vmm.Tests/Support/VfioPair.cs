@@ -11,7 +11,7 @@ using Vmm.Tests.Fakes;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>Two VMs in this process with the same fake VFIO devices, the source running.</summary>
+/// <summary>Two VMs in this process with the same fake VFIO devices. The source runs.</summary>
 internal sealed class VfioPair : IDisposable
 {
     internal static readonly TimeSpan Deadline = TimeSpan.FromSeconds(30);
@@ -26,7 +26,7 @@ internal sealed class VfioPair : IDisposable
             DestinationDevices.Add(Add(Destination, i, destination(i), options));
         }
         Source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
-        // Devices decide here how much there is to send; the engine must not wait for them to become small.
+        // A high downtime limit lets the engine switch over at once, however much state the devices report.
         Source.Engine.Parameters.Replace(Source.Engine.Parameters.Current with { DowntimeLimitMs = 2_000_000, MaxBandwidthBytesPerSecond = 0 });
         Source.Vm.Cont();
     }
@@ -53,7 +53,7 @@ internal sealed class VfioPair : IDisposable
         return made;
     }
 
-    /// <summary>Migrates over a channel in memory and returns both ends' status.</summary>
+    /// <summary>Migrates over an in-memory channel and returns the status of both sides.</summary>
     internal async Task<(MigrationStatus Source, MigrationStatus Destination)> Migrate()
     {
         (InMemoryChannel a, InMemoryChannel b) = InMemoryChannel.CreatePair();
@@ -62,7 +62,7 @@ internal sealed class VfioPair : IDisposable
         return (source, await incoming.WaitAsync(Deadline));
     }
 
-    /// <summary>Migrates and fails the test with the engine's reason if that fails.</summary>
+    /// <summary>Migrates and expects success; a failure shows the engines' reasons.</summary>
     internal async Task MigrateWell()
     {
         (MigrationStatus source, MigrationStatus destination) = await Migrate();
@@ -71,7 +71,7 @@ internal sealed class VfioPair : IDisposable
 
     internal string Reasons() => $"source: {Source.Engine.Query().Error}; destination: {Destination.Engine.Query().Error}";
 
-    /// <summary>The laws that hold after any end: one side runs, its devices run, no session is open anywhere.</summary>
+    /// <summary>Asserts what holds after every migration: one side runs, its devices run, and no data session or dirty log is open.</summary>
     internal void AssertOneSideRuns(bool atSource)
     {
         Assert.Multiple(() =>

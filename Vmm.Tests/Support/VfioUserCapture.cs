@@ -5,10 +5,10 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Tests.Support;
 
 /// <summary>One message of a capture.</summary>
-/// <param name="Number">Running number in the index.</param>
-/// <param name="FromClient">Direction.</param>
+/// <param name="Number">The message's number in the index.</param>
+/// <param name="FromClient">Whether the client sent it.</param>
 /// <param name="Bytes">Header and body.</param>
-/// <param name="FdKinds">Descriptors that came with it: <c>eventfd</c>, or <c>memfd</c> or <c>file</c> and a size.</param>
+/// <param name="FdKinds">The kinds of its descriptors: <c>eventfd</c>, or <c>memfd</c> or <c>file</c> with a size.</param>
 internal sealed record CapturedMessage(int Number, bool FromClient, byte[] Bytes, IReadOnlyList<string> FdKinds)
 {
     internal int Fds => FdKinds.Count;
@@ -20,10 +20,10 @@ internal sealed record CapturedMessage(int Number, bool FromClient, byte[] Bytes
     internal byte[] Body => Bytes[16..];
 }
 
-/// <summary>A recorded vfio-user conversation between foreign peers; the README beside the captures says which. Not part of this repository.</summary>
+/// <summary>Reads recorded vfio-user conversations between foreign peers. They are not in this repository; a README beside them names the peers.</summary>
 internal static class VfioUserCapture
 {
-    /// <summary>The folder, or null where the captures were not brought along: a folder <c>shared</c> beside this repository or above.</summary>
+    /// <summary>The captures' folder below <c>shared</c>, in a parent folder of the test program; null where it does not exist.</summary>
     internal static string? Folder
     {
         get
@@ -37,7 +37,7 @@ internal static class VfioUserCapture
         }
     }
 
-    /// <summary>Reads one capture; skips the test when there are none, fails it where there must be.</summary>
+    /// <summary>Reads one capture. Without captures it skips the test, or fails it where CI is set.</summary>
     internal static List<CapturedMessage> Read(string name)
     {
         if (Folder is not { } folder)
@@ -58,7 +58,7 @@ internal static class VfioUserCapture
         })];
     }
 
-    /// <summary>The client's requests in order, each with what followed until the next one.</summary>
+    /// <summary>The client's requests in order, each with the messages up to the next request.</summary>
     internal static IEnumerable<CapturedStep> Steps(List<CapturedMessage> capture)
     {
         for (int i = 0; i < capture.Count; i++)
@@ -71,5 +71,5 @@ internal static class VfioUserCapture
     }
 }
 
-/// <summary>A request of the client, its reply, and what the server asked before the next request.</summary>
+/// <summary>A request of the client, its reply, and the other messages before the next request.</summary>
 internal sealed record CapturedStep(CapturedMessage Request, CapturedMessage? Reply, List<CapturedMessage> After);

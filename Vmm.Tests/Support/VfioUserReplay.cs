@@ -8,9 +8,9 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Tests.Support;
 
 /// <summary>
-/// A captured conversation as a scripted server. While attaching, questions are answered from wherever the capture answers them, because
-/// every client asks in its own order. Then step by step: the client's next message must be the recorded one, and gets the recorded bytes.
-/// Not compared: ids, which descriptor it is (their number is), version JSON, and what <see cref="Normalise"/> clears.
+/// A scripted server that replays a captured conversation. During attach it searches the capture for the answer to each question, because
+/// each client asks in its own order. Then it goes step by step: the client's next message must equal the recorded one, and the server sends
+/// the recorded reply. It does not compare message ids, version JSON, the identity of descriptors, and fields that <see cref="Normalise"/> clears.
 /// </summary>
 internal sealed class VfioUserReplay : IDisposable
 {
@@ -33,7 +33,7 @@ internal sealed class VfioUserReplay : IDisposable
 
     internal IEnumerable<CapturedStep> Steps => VfioUserCapture.Steps(_capture);
 
-    /// <summary>Makes the client act and waits until the server has seen and answered it.</summary>
+    /// <summary>Runs an action of the client and waits until the server has received and answered its message.</summary>
     internal void Play(CapturedStep step, Action client)
     {
         var done = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
@@ -78,13 +78,13 @@ internal sealed class VfioUserReplay : IDisposable
         CapturedStep? recorded = Steps.FirstOrDefault(s => s.Reply is not null && s.Request.Command == m.Command && m.Command switch
         {
             VfioUserCommand.Version or VfioUserCommand.DeviceGetInfo => true,
-            // Index and argsz; a client may pad the second request to the size of its reply.
+            // Compare index and argsz only, because a client may pad its second request to the size of the reply.
             VfioUserCommand.DeviceGetRegionInfo or VfioUserCommand.DeviceGetIrqInfo => s.Request.Body.AsSpan(0, 4).SequenceEqual(m.Body.AsSpan(0, 4)) && s.Request.Body.AsSpan(8, 4).SequenceEqual(m.Body.AsSpan(8, 4)),
             _ => false,
         });
         if (recorded is not null) server.Reply(m, recorded.Reply!.Body, [.. Enumerable.Repeat(_region, recorded.Reply.Fds)]);
         else if (m.Command is VfioUserCommand.DeviceGetInfo or VfioUserCommand.DeviceGetRegionInfo or VfioUserCommand.DeviceGetIrqInfo) server.Answer(m);
-        else Assert.Fail($"while attaching the client sent {m.Command}");
+        else Assert.Fail($"the client sent {m.Command} during attach");
     }
 
     private void Compare(CapturedStep step, ScriptedVfioUserServer server, VfioUserMessage m)
@@ -109,7 +109,7 @@ internal sealed class VfioUserReplay : IDisposable
         }
     }
 
-    /// <summary>QEMU packs posted writes that queue up; we send them one by one: same writes, same order.</summary>
+    /// <summary>QEMU packs queued posted writes into one message. Our client sends them one by one, and they must be the same in the same order.</summary>
     private static void Unpack(CapturedStep step, ScriptedVfioUserServer server, VfioUserMessage first, string what)
     {
         int count = (int)VfioUserWriteMulti.ReadCount(step.Request.Body);
@@ -122,18 +122,24 @@ internal sealed class VfioUserReplay : IDisposable
         }
     }
 
-    /// <summary>What a server reads was put there by the foreign guest, or by an earlier DMA_WRITE, which then must have arrived.</summary>
+    /// <summary>
+    /// Puts the data of a recorded DMA_READ into memory, as the foreign guest did. Data of an earlier DMA_WRITE is left alone, because that write
+    /// itself must have put it there.
+    /// </summary>
     private void Prepare(CapturedMessage command, CapturedStep step)
     {
         VfioUserDmaAccess.TryRead(command.Body, out VfioUserDmaAccess access);
         if (command.Command == VfioUserCommand.DmaWrite) _written.Add(access.Address);
         CapturedMessage recorded = step.After.First(a => a.FromClient && a.Header.Id == command.Header.Id && a.Command == command.Command);
         if (command.Command != VfioUserCommand.DmaRead || recorded.Header.IsError || _written.Contains(access.Address)) return;
-        // All sections of the replay lie in one block at offset = address.
+        // All sections of the replay lie in one block, where the offset equals the address.
         recorded.Body.AsSpan(16).CopyTo(_dmaMemory.Blocks[0].Slice(access.Address, (int)access.Count));
     }
 
-    /// <summary>Clears what the protocol leaves to the client: the file offset of a map without descriptor; the optional block of LOGGING_STOP; the argsz of a report.</summary>
+    /// <summary>
+    /// Clears what the protocol leaves open to the client: the file offset of a map without descriptor, the optional block of LOGGING_STOP, the
+    /// argsz of a report.
+    /// </summary>
     private static byte[] Normalise(VfioUserCommand command, byte[] body)
     {
         byte[] copy = [.. body];

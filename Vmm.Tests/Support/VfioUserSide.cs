@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.User.Client;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>One VMM's worth: RAM at address 0, a client of ours, a served device.</summary>
+/// <summary>One side of a migration without a VM: RAM at address 0, our vfio-user client, and a served device.</summary>
 internal sealed class VfioUserSide : IDisposable
 {
     private readonly ServedDevice _served;
@@ -24,7 +24,7 @@ internal sealed class VfioUserSide : IDisposable
 
     internal GuestMemory Memory { get; } = new();
 
-    /// <summary>Pages that <see cref="Report"/> told of.</summary>
+    /// <summary>Bitmap of the pages that <see cref="Report"/> found dirty.</summary>
     internal ulong[] Dirty { get; }
 
     internal void Write(uint region, ulong offset, byte[] data) => Assert.That(Io.RegionWrite(region, offset, data), Is.EqualTo(Errno.None));
@@ -33,7 +33,7 @@ internal sealed class VfioUserSide : IDisposable
 
     internal void Report() => Assert.That(Io.ReportDmaLog(new GuestRange(new GuestAddress(0), _ramBytes), 4096, Dirty), Is.EqualTo(Errno.None));
 
-    /// <summary>Stops the device, reads its state from an open session to the end, and takes the last report.</summary>
+    /// <summary>Stops the device, reads the rest of its state (from the open session, if any), and reads the dirty log a last time.</summary>
     internal byte[] SaveStopped(IVfioMigrationData? open)
     {
         var stream = new List<byte>();
@@ -53,7 +53,7 @@ internal sealed class VfioUserSide : IDisposable
         Assert.That(Io.SetMigrationState(VfioDeviceState.Stop, out _), Is.EqualTo(Errno.None));
     }
 
-    /// <summary>Takes another side's RAM, all of it or its dirty pages.</summary>
+    /// <summary>Copies the RAM of another side: all of it, or its dirty pages.</summary>
     internal void CopyRam(VfioUserSide from, ulong[]? dirty)
     {
         for (ulong i = 0; i < _ramBytes / 4096; i++)

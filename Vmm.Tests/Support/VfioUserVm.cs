@@ -10,8 +10,8 @@ using static Vmm.Tools.Devices.DmaTestRegisters;
 namespace Vmm.Tests.Support;
 
 /// <summary>
-/// A <c>vmm run</c> process whose <c>dma-test</c> devices are served by a <c>vmm device serve</c> process each; this class acts as the guest's CPU
-/// through the monitor: it finds the devices in config space, places their ports, starts their DMA and checks what they wrote.
+/// A <c>vmm run</c> process with <c>dma-test</c> devices, each served by its own <c>vmm device serve</c> process. Through the monitor this class acts
+/// as the guest's CPU: it finds the devices in config space, programs their I/O BARs, starts their DMA and checks what they wrote.
 /// </summary>
 internal sealed class VfioUserVm
 {
@@ -30,13 +30,13 @@ internal sealed class VfioUserVm
     internal VmmCommands.Running[] Servers { get; }
 
     /// <summary>Serves the devices and starts a VM with them.</summary>
-    /// <param name="vmm">Runs programs.</param>
-    /// <param name="name">VM name.</param>
-    /// <param name="devices">One <c>dma-test</c> option text a device.</param>
-    /// <param name="arguments">More of <c>vmm run</c>.</param>
+    /// <param name="vmm">Runs the programs.</param>
+    /// <param name="name">Name of the VM.</param>
+    /// <param name="devices">The <c>dma-test</c> options of each device.</param>
+    /// <param name="arguments">More arguments of <c>vmm run</c>.</param>
     internal static Task<VfioUserVm> Start(VmmCommands vmm, string name, string[] devices, params string[] arguments) => StartWith(vmm, name, devices, "", arguments);
 
-    /// <summary>As <see cref="Start"/>, with more options of each <c>--device</c>.</summary>
+    /// <summary>As <see cref="Start"/>, with more options for each <c>--device</c>.</summary>
     internal static async Task<VfioUserVm> StartWith(VmmCommands vmm, string name, string[] devices, string more, params string[] arguments)
     {
         var servers = new VmmCommands.Running[devices.Length];
@@ -51,18 +51,18 @@ internal sealed class VfioUserVm
         return new VfioUserVm(vmm, name, await vmm.StartVm(name, [.. options, .. arguments]), servers);
     }
 
-    /// <summary>Starts a VM whose devices, of any type, are all served by one process.</summary>
-    /// <param name="vmm">Runs programs.</param>
-    /// <param name="name">VM name.</param>
-    /// <param name="types">Types with options, one a device.</param>
-    /// <param name="arguments">More of <c>vmm run</c>.</param>
+    /// <summary>Starts a VM with devices of any type, all served by one process.</summary>
+    /// <param name="vmm">Runs the programs.</param>
+    /// <param name="name">Name of the VM.</param>
+    /// <param name="types">The type of each device, with its options.</param>
+    /// <param name="arguments">More arguments of <c>vmm run</c>.</param>
     internal static async Task<VfioUserVm> StartTogether(VmmCommands vmm, string name, string[] types, params string[] arguments)
     {
         VmmCommands.Running server = await ServeTogether(vmm, name, types);
         return await Attach(vmm, name, server, name, types.Length, arguments);
     }
 
-    /// <summary>Starts a VM with the devices of a server that runs already, under the sockets' name.</summary>
+    /// <summary>Starts a VM with the devices of a running server, whose sockets begin with <paramref name="sockets"/>.</summary>
     internal static async Task<VfioUserVm> Attach(VmmCommands vmm, string name, VmmCommands.Running server, string sockets, int devices, params string[] arguments)
     {
         IEnumerable<string> options = Enumerable.Range(0, devices).SelectMany(
@@ -70,7 +70,7 @@ internal sealed class VfioUserVm
         return new VfioUserVm(vmm, name, await vmm.StartVm(name, [.. options, .. arguments]), [server]);
     }
 
-    /// <summary>The server of <see cref="StartTogether"/>; also one that takes the place of one that died.</summary>
+    /// <summary>Starts the server of <see cref="StartTogether"/>, or a new one in place of a server that died.</summary>
     internal static async Task<VmmCommands.Running> ServeTogether(VmmCommands vmm, string name, string[] types)
     {
         VmmCommands.Running server = vmm.Start(["device", "serve", .. types.SelectMany((t, i) => (string[])["--type", t, "--socket", vmm[$"{name}-{i}.sock"]])]);
@@ -78,13 +78,13 @@ internal sealed class VfioUserVm
         return server;
     }
 
-    /// <summary>Places the devices' ports and lets them use memory, as firmware and driver do.</summary>
+    /// <summary>Programs the devices' I/O BARs and enables bus master, as firmware and driver do.</summary>
     internal async Task SetUp()
     {
         for (int i = 0; i < Servers.Length; i++) await SetUp(i);
     }
 
-    /// <summary>As <see cref="SetUp()"/>, one device.</summary>
+    /// <summary>As <see cref="SetUp()"/>, for one device.</summary>
     internal async Task SetUp(int device)
     {
         Assert.That(await ConfigRead(device, 0), Is.EqualTo(((uint)DeviceId << 16) | VendorId), $"device {device}");
@@ -93,7 +93,7 @@ internal sealed class VfioUserVm
         Assert.That(await Read32(device, Id), Is.EqualTo(IdValue));
     }
 
-    /// <summary>Lets a device write numbered blocks into its part of memory.</summary>
+    /// <summary>Makes a device write numbered blocks into its part of memory.</summary>
     internal async Task StartDma(int device, uint bytesPerSecond = 20 << 20)
     {
         await Write32(device, Base, (uint)Address(device));
@@ -103,12 +103,12 @@ internal sealed class VfioUserVm
         await WaitForBlocks(device, 10);
     }
 
-    /// <summary>Stops a device's DMA and compares every block in memory with the one that must be there.</summary>
+    /// <summary>Stops a device's DMA and compares every block in memory with the expected one.</summary>
     internal async Task<ulong> AssertMemory(int device)
     {
         await Write32(device, Control, 0);
         ulong next = await Read32(device, Sequence);
-        Assert.That(await Read32(device, ErrorNumber), Is.Zero, $"{_name}: device {device} met an error");
+        Assert.That(await Read32(device, ErrorNumber), Is.Zero, $"{_name}: device {device} reports an error");
         string file = _vmm[$"{_name}-memory"];
         await Run("pmemsave", new JsonObject { ["val"] = Address(device), ["size"] = (long)(Slots * BlockBytes), ["filename"] = file });
         byte[] memory = await File.ReadAllBytesAsync(file);
@@ -119,7 +119,7 @@ internal sealed class VfioUserVm
             long last = DmaTestPattern.LastOf(slot, Slots, next);
             if (last < 0) continue;
             DmaTestPattern.Fill((ulong)last, expected);
-            Assert.That(memory.AsSpan((int)(slot * BlockBytes), (int)BlockBytes).SequenceEqual(expected), $"{_name}: device {device}, slot {slot}: block {last} of {next} is not there");
+            Assert.That(memory.AsSpan((int)(slot * BlockBytes), (int)BlockBytes).SequenceEqual(expected), $"{_name}: device {device}, slot {slot}: block {last} of {next} is missing");
         }
         return next;
     }
@@ -179,7 +179,7 @@ internal sealed class VfioUserVm
         await Out(0xcfc, value);
     }
 
-    /// <summary>Slots are given out from 1 on.</summary>
+    /// <summary>The address of a register for port 0xcf8. Device 0 is in slot 1, because <c>vmm run</c> assigns slots from 1.</summary>
     private static uint ConfigAddress(int device, uint offset) => 0x8000_0000u | ((uint)(device + 1) << 11) | offset;
 
     internal async Task Out(uint port, uint value) => Assert.That(await Hmp($"o/w 0x{port:x} 0x{value:x}"), Is.Empty);

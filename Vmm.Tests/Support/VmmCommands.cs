@@ -7,7 +7,7 @@ using Vmm.Tools.Cli.Shell;
 
 namespace Vmm.Tests.Support;
 
-/// <summary>Runs the real <c>vmm</c> program with a VM directory of its own; VMs that still run are ended on dispose.</summary>
+/// <summary>Runs the real <c>vmm</c> program with a private VM directory. Dispose ends VMs that still run.</summary>
 internal sealed class VmmCommands : IAsyncDisposable
 {
     internal static readonly TimeSpan Deadline = TimeSpan.FromSeconds(60);
@@ -22,21 +22,21 @@ internal sealed class VmmCommands : IAsyncDisposable
         Connect = (path, cancel) => StartDeadline is { } slow ? QmpMonitor.Connect(path, slow, cancel) : QmpMonitor.Connect(path, cancel),
     };
 
-    /// <summary>How long a VM may take to start; null for the command's own limit.</summary>
+    /// <summary>Limit on the start of a VM; null for the command's own limit.</summary>
     internal TimeSpan? StartDeadline { get; init; }
 
-    /// <summary>How long a command may take.</summary>
+    /// <summary>Limit on the run time of a command.</summary>
     internal TimeSpan CommandDeadline { get; init; } = Deadline;
 
     internal string this[string name] => _folder[name];
 
-    /// <summary>Names of what is in the VM directory, without the lock file.</summary>
+    /// <summary>Names of the files in the VM directory, without the lock file.</summary>
     internal IEnumerable<string?> Registered => Directory.EnumerateFileSystemEntries(_folder["vmm"]).Select(Path.GetFileName).Where(static n => n != ".lock").Order();
 
-    /// <summary>Starts a VM called <paramref name="name"/>, with its socket at the default place.</summary>
+    /// <summary>Starts a VM called <paramref name="name"/> with its QMP socket at the default path.</summary>
     internal Task<PeerProcess> StartVm(string name, params string[] arguments) => StartVmOf(name, "64M", arguments);
 
-    /// <summary>As <see cref="StartVm"/>, with RAM of another size.</summary>
+    /// <summary>As <see cref="StartVm"/>, with another size of RAM.</summary>
     internal async Task<PeerProcess> StartVmOf(string name, string memory, params string[] arguments)
     {
         PeerProcess vm = await PeerProcess.StartVmm(_context, _folder.Path, _folder[$"vmm/{name}.qmp"],
@@ -63,15 +63,15 @@ internal sealed class VmmCommands : IAsyncDisposable
     /// <summary>Starts a command.</summary>
     internal Running Start(params string[] arguments) => StartIn(null, arguments);
 
-    /// <summary>Starts a command with a temp directory of its own.</summary>
+    /// <summary>Starts a command with another temp directory.</summary>
     internal Running StartIn(string? temp, params string[] arguments)
     {
         (string file, string[] prefix) = PeerProcess.Self();
         return Start(temp, file, [.. prefix, .. arguments]);
     }
 
-    /// <summary>Starts a command through a shell script, which gets it as its arguments and has to end in <c>exec "$@"</c>.</summary>
-    /// <param name="shell">The shell with what starts it, e.g. <c>sh</c>.</param>
+    /// <summary>Starts a command through a shell script. The script gets the command line as its arguments and must end in <c>exec "$@"</c>.</summary>
+    /// <param name="shell">The shell and the programs that start it, e.g. <c>sh</c>.</param>
     /// <param name="script">The script.</param>
     /// <param name="arguments">The command's arguments.</param>
     internal Running StartThrough(IReadOnlyList<string> shell, string script, params string[] arguments)
@@ -97,12 +97,12 @@ internal sealed class VmmCommands : IAsyncDisposable
     {
         EndUpdated();
         foreach (PeerProcess vm in _vms) await vm.DisposeAsync();
-        // Whoever started a server need not end it.
+        // A test need not end the commands that it started, such as device servers.
         foreach (Running one in _started) one.Dispose();
         _folder.Dispose();
     }
 
-    /// <summary>A VM that was updated is nobody's child; its process is in the VM directory, which is this object's alone.</summary>
+    /// <summary>Kills VMs that an update moved to another process. No object owns that process, but the private VM directory has its pid.</summary>
     private void EndUpdated()
     {
         if (!Directory.Exists(_folder["vmm"])) return;
@@ -115,12 +115,12 @@ internal sealed class VmmCommands : IAsyncDisposable
             }
             catch (FileNotFoundException)
             {
-                // A VM that gives its entry back is about to end.
+                // A VM that has removed its entry is about to end.
             }
         }
     }
 
-    /// <summary>A command that runs.</summary>
+    /// <summary>A running command.</summary>
     internal sealed class Running : IDisposable
     {
         private readonly Process _process;
@@ -142,7 +142,7 @@ internal sealed class VmmCommands : IAsyncDisposable
 
         internal void Signal(int number) => Posix.Kill(_process.Id, number);
 
-        /// <summary>Waits for a line on stderr.</summary>
+        /// <summary>Waits for a line on stderr that contains a text.</summary>
         internal async Task Line(string part, TimeSpan? deadline = null)
         {
             try
@@ -151,7 +151,7 @@ internal sealed class VmmCommands : IAsyncDisposable
             }
             catch (TimeoutException)
             {
-                lock (_errors) Assert.Fail($"'{part}' was not said; what was: {_errors}");
+                lock (_errors) Assert.Fail($"'{part}' did not appear on stderr: {_errors}");
             }
         }
 

@@ -2,7 +2,7 @@ using Vmm.Tests.House.Sample.Low;
 
 namespace Vmm.Tests.House.Sample.High;
 
-/// <summary>Uses every type of the folder Low, each in one way, for the test of <see cref="FolderArrows"/>. Nothing calls it.</summary>
+/// <summary>Uses each type of the folder Low in another way, so that a test can check <see cref="FolderArrows"/>. Nothing calls it.</summary>
 [Low]
 internal sealed class HighUser : LowBase, ILow
 {
