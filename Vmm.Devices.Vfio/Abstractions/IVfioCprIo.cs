@@ -9,24 +9,22 @@ internal interface IVfioCprIo
     /// <summary>Why the device cannot change process, or null.</summary>
     string? CprBlockedReason { get; }
 
-    /// <summary>Whether a register that is written to learn its size answers, now: not in a device that must not be touched.</summary>
+    /// <summary>Whether a register can be sized by writing to it now; false for a device that must not be changed.</summary>
     bool AnswersProbes { get; }
 
-    /// <summary>The new process has the state: takes up what must be in place before the old process may let go.</summary>
-    /// <exception cref="VmmException">It cannot be had; the old process goes on.</exception>
+    /// <summary>Called when the new process has the state: acquires what must be in place before the old process may let go.</summary>
+    /// <exception cref="VmmException">It cannot be acquired; the old process goes on.</exception>
     void LoadCpr();
 
-    /// <summary>The device is open: enters what the next process needs.</summary>
-    /// <param name="table">The VM's descriptors.</param>
-    /// <param name="id">The device's id.</param>
+    /// <summary>Called when the device is open: adds the descriptors that the next process needs.</summary>
     void EnterCpr(CprFdTable table, string id);
 
-    /// <summary>Leaves the device alone from here on; what it sends waits. The VM is stopped.</summary>
+    /// <summary>Sends the device no more requests and leaves its messages unread. The VM is stopped.</summary>
     void SuspendCpr();
 
-    /// <summary>Takes the device up: after a failure in the old process, or on arrival in the new one. Nothing is reset or mapped anew.</summary>
+    /// <summary>Uses the device again: in the old process after a failure, or in the new one. Resets and maps nothing.</summary>
     void ResumeCpr();
 
-    /// <summary>The new process has the device: this one must only close its descriptors.</summary>
+    /// <summary>Called when the new process has the device; this one must only close its descriptors.</summary>
     void HandOverCpr();
 }

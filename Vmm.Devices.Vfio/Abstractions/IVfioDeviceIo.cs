@@ -30,16 +30,16 @@ internal interface IVfioDeviceIo : IDisposable
     event Action<VmmException>? Lost;
 
     /// <summary>Region info; cached by the backend.</summary>
-    /// <param name="index">Region index.</param>
-    /// <returns>An info of size 0 when there is no such region, however the device says so.</returns>
+    /// <returns>An info of size 0 when there is no such region, whichever way the device reports that.</returns>
     VfioRegionInfo GetRegionInfo(uint index);
 
     /// <summary>Interrupt info; cached by the backend.</summary>
-    /// <param name="index">Interrupt index.</param>
     /// <returns>Count 0 when there is none.</returns>
     VfioIrqInfo GetIrqInfo(uint index);
 
-    /// <summary>Binds, masks, unmasks or triggers interrupts (uapi: <c>VFIO_DEVICE_SET_IRQS</c>). A backend splits what is too long for one message.</summary>
+    /// <summary>
+    /// Binds, masks, unmasks or triggers interrupts (uapi: <c>VFIO_DEVICE_SET_IRQS</c>). A backend splits requests that are too long for one message.
+    /// </summary>
     /// <param name="request">What to do.</param>
     /// <param name="bools">One byte a vector with <see cref="VfioIrqSetFlags.DataBool"/>; else empty.</param>
     /// <param name="eventFds">One a vector with <see cref="VfioIrqSetFlags.DataEventFd"/>, null to unbind; else empty. Stay the caller's.</param>
@@ -47,8 +47,8 @@ internal interface IVfioDeviceIo : IDisposable
     Errno SetIrqs(in VfioIrqSet request, ReadOnlySpan<byte> bools, ReadOnlySpan<OwnedFd?> eventFds);
 
     /// <summary>
-    /// Whether <see cref="SetIrqs"/> may be asked to unmask the pin by an eventfd: the kernel knows that, though not each of its drivers; vfio-user has
-    /// no such request, and the caller carries the signal as a message.
+    /// Whether <see cref="SetIrqs"/> can bind an eventfd that unmasks the pin. The kernel can, though not with each of its drivers; vfio-user cannot, so
+    /// the caller must send an unmask request for each signal.
     /// </summary>
     bool TakesUnmaskEventFd { get; }
 
@@ -60,7 +60,6 @@ internal interface IVfioDeviceIo : IDisposable
     Errno DeviceFeature(VfioDeviceFeature feature, VfioFeatureOp op, Span<byte> data);
 
     /// <summary>Reads the migration state.</summary>
-    /// <param name="state">The state.</param>
     /// <returns>The device's answer.</returns>
     Errno GetMigrationState(out VfioDeviceState state);
 
@@ -85,7 +84,7 @@ internal interface IVfioDeviceIo : IDisposable
     /// <param name="range">DMA addresses, page aligned.</param>
     /// <param name="pageSizeBytes">Granularity of the answer; the one in force.</param>
     /// <param name="bitmap">One bit a page, 64 a word, LSB first; set bits are added to what is there.</param>
-    /// <returns>The device's answer; after any failure the log is lost.</returns>
+    /// <returns>The device's answer; after any failure the log cannot be used any more.</returns>
     Errno ReportDmaLog(GuestRange range, ulong pageSizeBytes, Span<ulong> bitmap);
 
     /// <summary>Resets the device; its migration state becomes RUNNING and open sessions end.</summary>
@@ -113,7 +112,9 @@ internal interface IVfioDeviceIo : IDisposable
     /// <returns>The mapping, the caller's to dispose; null when the backend cannot map it and calls must be used.</returns>
     MappedRegion? MapArea(uint index, VfioRegionArea area);
 
-    /// <summary>Tells a backend that carries DMA by messages whether the guest allows the device to master the bus; refused while it does not. BQL: held.</summary>
+    /// <summary>
+    /// Says whether the guest allows the device to master the bus; a backend that carries DMA by messages refuses DMA while it does not. BQL: held.
+    /// </summary>
     /// <param name="enabled">Bit 2 of the command register.</param>
     void SetBusMaster(bool enabled);
 }

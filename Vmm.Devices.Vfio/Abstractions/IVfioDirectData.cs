@@ -4,12 +4,12 @@ using Vmm.Core.Interop;
 namespace Vmm.Devices.Vfio.Abstractions;
 
 /// <summary>
-/// Migration data that lie in a socket and can go to another, or come from one, without passing through this process's memory. Beside
+/// Moves migration data from one socket to another without passing through this process's memory. An addition to
 /// <see cref="IVfioMigrationData"/>, which always works; one thread at a time uses either.
 /// </summary>
 internal interface IVfioDirectData
 {
-    /// <summary>Whether it may be used; where the peer wants whole messages in one piece it may not.</summary>
+    /// <summary>Whether the methods may be used; not when the peer needs each message in one piece.</summary>
     bool CanMove { get; }
 
     /// <summary>Most bytes of one piece.</summary>
@@ -18,7 +18,7 @@ internal interface IVfioDirectData
     /// <summary>Moves all that is left to read in STOP_COPY.</summary>
     /// <param name="destination">A socket in blocking mode.</param>
     /// <param name="name">Its name, for errors.</param>
-    /// <param name="announce">Called before each piece with its length; what it writes to the same socket goes before the piece. May run on another thread while this call waits.</param>
+    /// <param name="announce">Called before each piece with its length; may write to the destination, ahead of the piece. May run on another thread while this call waits.</param>
     /// <returns>The device's answer.</returns>
     /// <exception cref="ChannelException">The destination failed; the device and its session are as usable as before.</exception>
     Errno MoveOut(OwnedFd destination, string name, Action<int> announce);
@@ -29,7 +29,7 @@ internal interface IVfioDirectData
     /// <param name="name">Its name, for errors.</param>
     /// <param name="count">Bytes of the piece, those buffered included.</param>
     /// <returns>The device's answer to an earlier piece, or none.</returns>
-    /// <exception cref="ChannelException">The source failed; the device has got zeros in place of what is missing, and its session is void.</exception>
+    /// <exception cref="ChannelException">The source failed; the device got zeros in place of the missing bytes, so its session is void.</exception>
     Errno MoveIn(ReadOnlySpan<byte> buffered, OwnedFd source, string name, int count);
 
     /// <summary>Waits for the answers that are still to come.</summary>

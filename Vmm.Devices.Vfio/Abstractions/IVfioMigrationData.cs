@@ -12,13 +12,10 @@ internal interface IVfioMigrationData : IDisposable
     int Read(Span<byte> destination, out Errno errno);
 
     /// <summary>Writes the next part of the device's state.</summary>
-    /// <param name="source">Bytes.</param>
-    /// <param name="errno">Why it failed.</param>
     /// <returns>Bytes taken, perhaps fewer; -1 with an errno.</returns>
     int Write(ReadOnlySpan<byte> source, out Errno errno);
 
     /// <summary>What is left while the device runs (uapi: <c>VFIO_MIG_GET_PRECOPY_INFO</c>).</summary>
-    /// <param name="info">The figures.</param>
     /// <returns>EINVAL outside the precopy states; ENOTTY when the backend has no such figures.</returns>
     Errno PrecopyInfo(out VfioPrecopyInfo info);
 }

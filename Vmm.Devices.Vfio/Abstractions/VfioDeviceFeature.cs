@@ -19,7 +19,7 @@ internal enum VfioDeviceFeature : ushort
     MigPrecopyInfoV2 = 12,
 }
 
-/// <summary>What is done with a feature.</summary>
+/// <summary>Operation on a feature.</summary>
 [Flags]
 internal enum VfioFeatureOp : uint
 {
@@ -27,6 +27,6 @@ internal enum VfioFeatureOp : uint
     Get = 0x10000,
     /// <summary>Writes it.</summary>
     Set = 0x20000,
-    /// <summary>Asks whether it, or the operations added, are there.</summary>
+    /// <summary>Asks whether the device has the feature, and the operations that are set beside this flag.</summary>
     Probe = 0x40000,
 }

@@ -4,7 +4,6 @@ namespace Vmm.Devices.Vfio.Abstractions;
 internal static class VfioDeviceStateNames
 {
     /// <summary>QEMU's name (<c>mig_state_to_str</c>).</summary>
-    /// <param name="state">State.</param>
     /// <returns>E.g. <c>STOP_COPY</c>.</returns>
     internal static string ToName(this VfioDeviceState state) => state switch
     {
@@ -20,7 +19,6 @@ internal static class VfioDeviceStateNames
     };
 
     /// <summary>QAPI's name in the event VFIO_MIGRATION.</summary>
-    /// <param name="state">State.</param>
     /// <returns>E.g. <c>stop-copy</c>.</returns>
     internal static string ToEventName(this VfioDeviceState state) => state.ToName().ToLowerInvariant().Replace('_', '-');
 }

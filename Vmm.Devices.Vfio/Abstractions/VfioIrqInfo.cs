@@ -17,6 +17,6 @@ public enum VfioIrqInfoFlags : uint
 }
 
 /// <summary>Interrupt info.</summary>
-/// <param name="Flags">Flags.</param>
-/// <param name="Count">Vectors; 0 when absent.</param>
+/// <param name="Flags">What the interrupt supports.</param>
+/// <param name="Count">Number of vectors; 0 when the device has no such interrupt.</param>
 public readonly record struct VfioIrqInfo(VfioIrqInfoFlags Flags, uint Count);

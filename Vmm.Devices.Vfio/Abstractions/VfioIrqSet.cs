@@ -18,7 +18,10 @@ internal enum VfioIrqSetFlags : uint
     ActionTrigger = 32,
 }
 
-/// <summary>One SET_IRQS request; vectors <paramref name="Start"/> to <paramref name="Start"/> + <paramref name="Count"/> - 1. Trigger without data and with count 0 disables the index.</summary>
+/// <summary>
+/// One SET_IRQS request; vectors <paramref name="Start"/> to <paramref name="Start"/> + <paramref name="Count"/> - 1. Trigger without data and with
+/// count 0 disables the index.
+/// </summary>
 /// <param name="Flags">One data flag and one action.</param>
 /// <param name="Index">Interrupt index.</param>
 /// <param name="Start">First vector.</param>

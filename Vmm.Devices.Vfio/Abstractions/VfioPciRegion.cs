@@ -11,7 +11,7 @@ public static class VfioPciRegion
     public const uint Config = 7;
     /// <summary>VGA.</summary>
     public const uint Vga = 8;
-    /// <summary>First device-specific region; what it is, its type says. vfio-user's v1 migration region.</summary>
+    /// <summary>First device-specific region; its TYPE capability says what it is. In vfio-user it is the v1 migration region.</summary>
     public const uint FirstDeviceSpecific = 9;
     /// <summary>TYPE capability of a v1 migration region.</summary>
     public const uint MigrationType = 3;

@@ -15,11 +15,11 @@ public enum VfioRegionFlags : uint
 }
 
 /// <summary>A mappable part of a region.</summary>
-/// <param name="OffsetBytes">From the start of the region; page aligned.</param>
-/// <param name="SizeBytes">Page multiple, not 0.</param>
+/// <param name="OffsetBytes">Bytes from the start of the region; page aligned.</param>
+/// <param name="SizeBytes">Length in bytes; a multiple of the page size, not 0.</param>
 public readonly record struct VfioRegionArea(ulong OffsetBytes, ulong SizeBytes)
 {
-    /// <summary>First byte behind it.</summary>
+    /// <summary>Offset of the first byte behind the area.</summary>
     public ulong End => OffsetBytes + SizeBytes;
 }
 
@@ -35,7 +35,7 @@ public sealed record VfioRegionInfo
     /// <summary>Size; 0 when the region is absent.</summary>
     public ulong SizeBytes { get; init; }
 
-    /// <summary>Mappable areas, in the order given and so perhaps unsorted; a wholly mappable region has one. Never empty areas.</summary>
+    /// <summary>Mappable areas in the device's order, which need not be sorted. A wholly mappable region has one; no area is empty.</summary>
     public IReadOnlyList<VfioRegionArea> Areas { get; init; } = [];
 
     /// <summary>TYPE capability's type, or 0.</summary>
@@ -47,6 +47,6 @@ public sealed record VfioRegionInfo
     /// <summary>The page of the MSI-X table may be mapped.</summary>
     public bool IsMsixMappable { get; init; }
 
-    /// <summary>Whether the device has it.</summary>
+    /// <summary>Whether the device has the region.</summary>
     public bool IsPresent => SizeBytes > 0;
 }

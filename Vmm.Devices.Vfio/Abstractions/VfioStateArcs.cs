@@ -1,8 +1,6 @@
 namespace Vmm.Devices.Vfio.Abstractions;
 
 /// <summary>One step between migration states.</summary>
-/// <param name="From">State left.</param>
-/// <param name="To">State entered.</param>
 internal readonly record struct VfioStateArc(VfioDeviceState From, VfioDeviceState To);
 
 /// <summary>
@@ -16,7 +14,7 @@ internal static class VfioStateArcs
     private const VfioMigrationFlags Pre = Base | VfioMigrationFlags.PreCopy;
     private const VfioMigrationFlags Both = P2P | VfioMigrationFlags.PreCopy;
 
-    /// <summary>Arcs, the flags they need, and the flags that replace them by a way around.</summary>
+    /// <summary>Arcs, the flags that they need, and the flags with which a longer path replaces them.</summary>
     private static readonly (VfioDeviceState From, VfioDeviceState To, VfioMigrationFlags Needs, VfioMigrationFlags Unless)[] s_arcs =
     [
         (VfioDeviceState.Running, VfioDeviceState.Stop, Base, VfioMigrationFlags.P2P),
@@ -46,8 +44,6 @@ internal static class VfioStateArcs
     internal static IReadOnlyList<VfioMigrationFlags> FlagSets { get; } = [Base, P2P, Pre, Both];
 
     /// <summary>Whether a device with these flags has a state.</summary>
-    /// <param name="state">State.</param>
-    /// <param name="flags">Flags.</param>
     /// <returns>False also for <see cref="VfioDeviceState.Error"/>, which cannot be asked for.</returns>
     internal static bool IsSupported(VfioDeviceState state, VfioMigrationFlags flags) => state switch
     {
@@ -59,17 +55,14 @@ internal static class VfioStateArcs
     };
 
     /// <summary>Whether the device's state can be read.</summary>
-    /// <param name="state">State.</param>
     /// <returns>True for PRE_COPY, PRE_COPY_P2P and STOP_COPY.</returns>
     internal static bool IsSaving(VfioDeviceState state) => state is VfioDeviceState.PreCopy or VfioDeviceState.PreCopyP2P or VfioDeviceState.StopCopy;
 
     /// <summary>Whether the device runs while its state can be read.</summary>
-    /// <param name="state">State.</param>
     /// <returns>True for PRE_COPY and PRE_COPY_P2P.</returns>
     internal static bool IsPrecopy(VfioDeviceState state) => state is VfioDeviceState.PreCopy or VfioDeviceState.PreCopyP2P;
 
     /// <summary>Whether a session's data descriptor is open in a state.</summary>
-    /// <param name="state">State.</param>
     /// <returns>True for the saving states and RESUMING.</returns>
     internal static bool HasData(VfioDeviceState state) => IsSaving(state) || state == VfioDeviceState.Resuming;
 
@@ -80,16 +73,16 @@ internal static class VfioStateArcs
     internal static bool OpensData(VfioDeviceState from, VfioDeviceState to) =>
         to == VfioDeviceState.Resuming ? from != to : IsSaving(to) && !IsSaving(from);
 
-    /// <summary>The states a request passes through, target included.</summary>
+    /// <summary>The states that a request passes through, target included.</summary>
     /// <param name="from">Present state.</param>
     /// <param name="to">Target.</param>
     /// <param name="flags">What the device can do.</param>
-    /// <returns>Empty when it is there already; null when the request is invalid (EINVAL).</returns>
+    /// <returns>Empty when the device is there already; null when the request is invalid (EINVAL).</returns>
     internal static IReadOnlyList<VfioDeviceState>? Path(VfioDeviceState from, VfioDeviceState to, VfioMigrationFlags flags)
     {
         if (!IsSupported(from, flags) || !IsSupported(to, flags)) return null;
         if (from == to) return [];
-        // A stopped copy cannot become a running one: what was read would not fit what comes.
+        // From STOP_COPY no path leads back to precopy: the state that was read would not fit what the device does next.
         if (from == VfioDeviceState.StopCopy && IsPrecopy(to)) return null;
         bool inside = IsSaving(from) && IsSaving(to);
         var before = new Dictionary<VfioDeviceState, VfioDeviceState>();
@@ -110,7 +103,6 @@ internal static class VfioStateArcs
     }
 
     /// <summary>The single steps a device with these flags has.</summary>
-    /// <param name="flags">Flags.</param>
     /// <returns>Arcs.</returns>
     internal static IEnumerable<VfioStateArc> Arcs(VfioMigrationFlags flags) =>
         s_arcs.Where(a => (flags & a.Needs) == a.Needs && (flags & a.Unless) == 0).Select(static a => new VfioStateArc(a.From, a.To));

@@ -6,8 +6,8 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.Device;
 
 /// <summary>
-/// A BAR or the ROM of a device: accesses inside a mapped area go straight to it, others by call. Reads beyond the region, which may be
-/// smaller than the BAR, give all ones. Thread-safe; disposal may race with accesses (QEMU: <c>VFIOBAR</c>, <c>VFIORegion</c>).
+/// A BAR or the ROM of a device: accesses inside a mapped area go straight to it, others by call. The region may be smaller than
+/// the BAR; reads beyond it give all ones. Thread-safe; disposal may race with accesses (QEMU: <c>VFIOBAR</c>, <c>VFIORegion</c>).
 /// </summary>
 internal sealed class VfioBar(VfioDeviceAccess access, VfioRegionInfo info, PciBarType type) : IDisposable
 {
@@ -65,7 +65,7 @@ internal sealed class VfioBar(VfioDeviceAccess access, VfioRegionInfo info, PciB
         access.Write(info.Index, offset, bytes[..size], posted && !IsIo);
     }
 
-    /// <summary>What of the mapped areas may be shown to the guest: whole pages without MSI-X structures, which are emulated even where they can be mapped.</summary>
+    /// <summary>The parts of the mapped areas that the guest may access directly: whole pages without MSI-X structures, which are always emulated.</summary>
     internal IEnumerable<(GuestRange Range, MappedRegion Mapping, ulong Offset)> DirectAreas(int bar, ulong address, MsixLayout? msix)
     {
         foreach ((VfioRegionArea whole, MappedRegion mapping) in _mapped)

@@ -9,7 +9,7 @@ using Vmm.Devices.Vfio.Kernel;
 namespace Vmm.Devices.Vfio.Device;
 
 /// <summary>
-/// A device that changes process: its function's state travels, the device itself goes on (vfio-migration 7.5 to 7.7; QEMU:
+/// A device that changes process: its section carries the function's state while the device itself runs on (vfio-migration 7.5 to 7.7; QEMU:
 /// <c>vfio_cpr_pci_vmstate</c>). The section exists in modes cpr-transfer and cpr-exec only; the section <c>/vfio</c> does not exist then, and
 /// the device's migration state is left alone. BQL: held for every call.
 /// </summary>
@@ -23,11 +23,6 @@ internal sealed class VfioCprPci : ISaveState, ILoadState, IDisposable
     private bool _leaving;
 
     /// <summary>Registers the section, or a blocker that says why there is none.</summary>
-    /// <param name="id">The device's id.</param>
-    /// <param name="path">Its path.</param>
-    /// <param name="io">The open device.</param>
-    /// <param name="function">Its function.</param>
-    /// <param name="services">The VM's services.</param>
     /// <exception cref="MigrationBlockedException">A blocker is needed and a migration runs.</exception>
     internal VfioCprPci(string id, string path, IVfioDeviceIo io, VfioPciFunction function, IDeviceServices services)
     {
@@ -49,16 +44,16 @@ internal sealed class VfioCprPci : ISaveState, ILoadState, IDisposable
         if (services.CprFds.IsIncoming) services.EventFds.Prepare();
     }
 
-    /// <summary>The device is on its way from or to another process.</summary>
+    /// <summary>True while the device is being handed from or to another process.</summary>
     internal bool IsActive => _leaving || _services.CprFds.IsIncoming;
 
-    /// <summary>Called on arrival, when the device can be asked again and before the VM starts.</summary>
+    /// <summary>Called in the new process when it may use the device again, before the VM starts.</summary>
     internal Action? Arrived { get; init; }
 
-    /// <summary>Called when the device is another process's for good.</summary>
+    /// <summary>Called when the device finally belongs to another process.</summary>
     internal Action? Left { get; init; }
 
-    /// <summary>Called when interrupts are to collect in their eventfds (false), and when they are to be taken again (true).</summary>
+    /// <summary>Called with false to let interrupts collect in their eventfds, with true to take them again.</summary>
     internal required Action<bool> Interrupts { get; init; }
 
     /// <inheritdoc/>
@@ -96,7 +91,7 @@ internal sealed class VfioCprPci : ISaveState, ILoadState, IDisposable
                 break;
             default:
                 if (!_leaving) break;
-                // The VM goes on here in any case.
+                // The VM goes on in this process in any case.
                 try
                 {
                     _io!.ResumeCpr();
@@ -110,7 +105,7 @@ internal sealed class VfioCprPci : ISaveState, ILoadState, IDisposable
         }
     }
 
-    /// <summary>Its driver must have put the device to sleep: nothing of it is in the state (QEMU: <c>vfio_cpr_reboot_notifier</c>).</summary>
+    /// <summary>The guest's driver must have suspended the device, because the state has nothing of it (QEMU: <c>vfio_cpr_reboot_notifier</c>).</summary>
     private void OnReboot(MigrationEvent what, string id)
     {
         if (what != MigrationEvent.PrecopySetup || _services.RunState is { State: RunState.Suspended } or { WasSuspended: true }) return;

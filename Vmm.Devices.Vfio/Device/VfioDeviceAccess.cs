@@ -6,8 +6,8 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.Device;
 
 /// <summary>
-/// A device's io as the guest's side uses it: whatever fails, fails softly, is logged at a bounded rate, and after the device is gone nothing
-/// is asked any more. Region accesses from any thread; interrupts with the BQL held.
+/// A device's io, as the code for the guest uses it: a failure never throws but is logged, at a bounded rate, and a device that is gone gets no
+/// more requests. Region accesses from any thread; interrupts with the BQL held.
 /// </summary>
 internal sealed class VfioDeviceAccess : IDisposable
 {
@@ -32,7 +32,7 @@ internal sealed class VfioDeviceAccess : IDisposable
     /// <summary>The device is gone for good.</summary>
     internal bool IsLost => _lost;
 
-    /// <summary>The device is another process's: nothing is asked of it any more, and nobody needs to be told.</summary>
+    /// <summary>The device belongs to another process: it gets no more requests, and no message says so.</summary>
     internal void Leave() => _lost = true;
 
     public void Dispose() => Io.Lost -= OnLost;
@@ -79,7 +79,7 @@ internal sealed class VfioDeviceAccess : IDisposable
         return errno;
     }
 
-    /// <summary>As <see cref="SetIrqs"/>, for what not every device can do: a refusal is no news.</summary>
+    /// <summary>Like <see cref="SetIrqs"/>, but a refusal is not logged, because not every device can do this.</summary>
     internal Errno TrySetIrqs(VfioIrqSetFlags flags, uint index, uint start, uint count, params ReadOnlySpan<OwnedFd?> eventFds)
     {
         if (_lost) return Errno.ENODEV;
@@ -120,7 +120,7 @@ internal sealed class VfioDeviceAccess : IDisposable
         {
             errno = e.Errno;
         }
-        // The flag is advisory: devices without it are tried too, and their refusal is no news (vfio-migration 1.4).
+        // The flag is advisory: devices without it are tried too, and their refusal is not logged (vfio-migration 1.4).
         if (errno != Errno.None && !_lost && Io.Info.SupportsReset) VfioLog.ResetFailed(Logger, Id, errno);
         return errno == Errno.None;
     }

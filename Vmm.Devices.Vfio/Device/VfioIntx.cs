@@ -8,10 +8,11 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.Device;
 
 /// <summary>
-/// A device's pin. The device signals it once and keeps it masked until it is unmasked. By irqfd, the accelerator raises the line, and the guest's
-/// acknowledgement lowers it and unmasks the device. Otherwise we raise the line and take the guest's next access to a BAR as its end: so while the
-/// VM is stopped, when the level has to be ours to be saved; while the guest has the pin disabled; and where device or accelerator know no such way.
-/// BQL: held, except where noted (QEMU: <c>vfio_intx_enable_kvm</c>, <c>vfio_intx_eoi</c>).
+/// A device's INTx pin. The device signals once and then masks the pin until it is told to unmask it. There are two ways. By irqfd, the accelerator
+/// raises the line; the guest's acknowledgement lowers it and unmasks the pin. By hand, this class raises the line and takes the guest's next
+/// access to a BAR as the acknowledgement. By hand is used while the VM is stopped (the level must be known here to be saved), while the guest has
+/// the pin disabled, and where the device or the accelerator cannot do the other. BQL: held, except where noted (QEMU:
+/// <c>vfio_intx_enable_kvm</c>, <c>vfio_intx_eoi</c>).
 /// </summary>
 internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDeviceServices services, bool mayUseIrqFd) : IDisposable
 {
@@ -26,19 +27,19 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
     private bool _listens, _isRefused, _isUnmaskBound;
     private volatile bool _pending;
 
-    /// <summary>We raised the line, and the device's interrupt is masked until the guest has served it. BQL: not needed.</summary>
+    /// <summary>This class raised the line, and the device's pin is masked until the guest has served it. BQL: not needed.</summary>
     internal bool IsPending => _pending;
 
     /// <summary>The accelerator raises and lowers the line.</summary>
     internal bool UsesIrqFd => _line is not null;
 
-    /// <summary>Accesses to BARs have to be seen, as the ends of interrupts.</summary>
+    /// <summary>Accesses to BARs must come here, because they are taken as acknowledgements.</summary>
     internal bool NeedsTraps => _event is not null && !UsesIrqFd && !IsDisabledByGuest;
 
     private bool IsDisabledByGuest => (function.Config.Command & PciCommand.IntxDisable) != 0;
 
     /// <summary>Binds the eventfd.</summary>
-    /// <returns>False when the device refused; nothing is left then.</returns>
+    /// <returns>False when the device refused; the pin is then not set up.</returns>
     internal bool Enable()
     {
         _event = new VfioIrqEvent(services, $"{access.Id}_intx-interrupt", 0, OnSignal);
@@ -62,7 +63,7 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
         _event = null;
     }
 
-    /// <summary>Takes the way that fits now: after the VM started or stopped, and after writes to configuration space.</summary>
+    /// <summary>Switches to the way that fits now; called after the VM started or stopped, and after writes to configuration space.</summary>
     internal void Follow()
     {
         bool wanted = mayUseIrqFd && !_isRefused && _event is not null && _listens && !access.IsLost && !IsDisabledByGuest && services.RunState.IsRunning;
@@ -71,7 +72,7 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
         else DisableIrqFd();
     }
 
-    /// <summary>Takes signals, or lets them collect.</summary>
+    /// <summary>Takes signals, or lets them collect in the eventfd.</summary>
     internal void Listen(bool on)
     {
         _listens = on;
@@ -79,14 +80,14 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
         Follow();
     }
 
-    /// <summary>Raises what waits in the eventfd.</summary>
+    /// <summary>Raises the line if a signal waits in the eventfd.</summary>
     internal void Take()
     {
         Follow();
         _event?.Take();
     }
 
-    /// <summary>Tells a device that forgot it.</summary>
+    /// <summary>Binds the eventfd again, after a reset of the device.</summary>
     internal void Rebind()
     {
         access.SetIrqs(Bind, VfioPciIrq.Intx, 0, 1, _event!.Fd);
@@ -95,10 +96,10 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
         Follow();
     }
 
-    /// <summary>The mark that the guest has not served the line yet, as it came with the state.</summary>
+    /// <summary>Sets from a loaded state whether the guest has yet to serve the line.</summary>
     internal void LoadPending(bool pending) => _pending = pending && _event is not null;
 
-    /// <summary>The guest has served the pin, or so we assume: lowers the line and lets the device interrupt again.</summary>
+    /// <summary>Lowers the line and lets the device interrupt again, because the guest has served the pin or is assumed to.</summary>
     internal void Eoi()
     {
         if (!_pending) return;
@@ -114,8 +115,8 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
     }
 
     /// <summary>
-    /// The device's side first: one that refuses has then not been touched. A line that the guest has not served yet is raised again by its own eventfd,
-    /// and unmasked when the guest acknowledges that.
+    /// Sets up the device first, because a refusal then leaves everything as it was. A line that the guest has not served yet is raised again through
+    /// its eventfd; the guest's acknowledgement of that unmasks the pin.
     /// </summary>
     private void EnableIrqFd()
     {
@@ -150,7 +151,10 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
         }
     }
 
-    /// <summary>The accelerator lowers the line when it lets go; a device that still asserts it signals again when it is unmasked, and that is ours to take.</summary>
+    /// <summary>
+    /// Takes the pin back from the accelerator, which lowers the line. A device that still asserts it signals again when it is unmasked; this class
+    /// takes that signal.
+    /// </summary>
     private void DisableIrqFd()
     {
         Detach();
@@ -179,7 +183,7 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
         _acknowledged = null;
     }
 
-    /// <summary>A kernel takes the eventfd; to others we carry the message, if they say that they mask the pin when they signal it.</summary>
+    /// <summary>A kernel device takes the eventfd; any other gets a message from here instead, if it says that it masks the pin when it signals.</summary>
     private Errno BindUnmask(OwnedFd fd)
     {
         if (!access.Io.TakesUnmaskEventFd)
@@ -191,7 +195,7 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
         Errno errno = access.TrySetIrqs(UnmaskByFd, VfioPciIrq.Intx, 0, 1, fd);
         if (errno == Errno.EBUSY)
         {
-            // The process that had the device before this one left its own bound.
+            // The process that had the device before left an eventfd bound.
             access.TrySetIrqs(UnmaskByFd, VfioPciIrq.Intx, 0, 1, (OwnedFd?)null);
             errno = access.TrySetIrqs(UnmaskByFd, VfioPciIrq.Intx, 0, 1, fd);
         }
@@ -203,7 +207,7 @@ internal sealed class VfioIntx(VfioDeviceAccess access, PciDevice function, IDev
     {
         using (services.Bql.Acquire())
         {
-            // Another may have come since the loop saw this one.
+            // Another signal may have come since the loop saw this one.
             if (_acknowledged is null || Posix.Poll(_acknowledged, Posix.POLLIN, null, 0, out _) == 0) return;
             Posix.DrainEventFd(_acknowledged);
             access.SetIrqs(Unmask, VfioPciIrq.Intx, 0, 1);

@@ -5,8 +5,8 @@ using Vmm.Core.Pci;
 namespace Vmm.Devices.Vfio.Device;
 
 /// <summary>
-/// An eventfd that a device signals. It raises with the BQL held, and never after disposal; while a message is set and the accelerator has a way of
-/// its own, the signal becomes that message without this process. BQL: held for every call.
+/// An eventfd that a device signals. Each signal calls back with the BQL held, and never after disposal. While a message is set and the accelerator
+/// can deliver it, the accelerator turns the signal into that message without this process. BQL: held for every call.
 /// </summary>
 internal sealed class VfioIrqEvent : IDisposable
 {
@@ -18,11 +18,11 @@ internal sealed class VfioIrqEvent : IDisposable
     private MsiMessage? _message;
     private bool _listens, _isAway, _disposed;
 
-    /// <summary>Makes one, or takes up the one that the process before this one had.</summary>
+    /// <summary>Makes an eventfd, or takes over the one of the process before this one.</summary>
     /// <param name="services">The VM's services.</param>
-    /// <param name="name">Its name among the VM's descriptors.</param>
-    /// <param name="vector">Its number there.</param>
-    /// <param name="raise">Called for signals that no message takes.</param>
+    /// <param name="name">Name in the VM's table of descriptors.</param>
+    /// <param name="vector">Number in that table.</param>
+    /// <param name="raise">Called for each signal that does not become a message.</param>
     /// <param name="isVector">Whether messages will be set.</param>
     internal VfioIrqEvent(IDeviceServices services, string name, int vector, Action raise, bool isVector = false)
     {
@@ -32,7 +32,7 @@ internal sealed class VfioIrqEvent : IDisposable
         try
         {
             _route = isVector ? services.Accelerator?.AddMsiRoute(Fd) : null;
-            // Until the VM is this process's, its signals are for the one that has it.
+            // Until this process has the VM, its signals are for the process that has it.
             if (!services.CprFds.IsIncoming) Listen(true);
         }
         catch
@@ -53,14 +53,14 @@ internal sealed class VfioIrqEvent : IDisposable
         Apply();
     }
 
-    /// <summary>Leaves the signals to another, who reads the eventfd from here on, or takes them back.</summary>
+    /// <summary>Gives the signals to another reader of the eventfd, or takes them back.</summary>
     internal void LetGo(bool away)
     {
         _isAway = away;
         Apply();
     }
 
-    /// <summary>Sets what a signal becomes in the guest; null for a call of ours, as for a masked vector.</summary>
+    /// <summary>Sets the message that a signal becomes in the guest; null, as for a masked vector, to be called instead.</summary>
     internal void SetMessage(MsiMessage? message)
     {
         _message = message;
@@ -76,7 +76,7 @@ internal sealed class VfioIrqEvent : IDisposable
         Fd.Dispose();
     }
 
-    /// <summary>Exactly one takes the signals, or none: we let go before the kernel begins, and the kernel before we do.</summary>
+    /// <summary>Lets either this process or the kernel read the eventfd, never both: one stops before the other begins.</summary>
     private void Apply()
     {
         bool isIrqFd = _listens && _route is not null && _message is not null;
@@ -89,10 +89,10 @@ internal sealed class VfioIrqEvent : IDisposable
         if (_listens && !isIrqFd && !_isAway) _registration ??= _services.EventFds.Add(Fd, OnReadable);
     }
 
-    /// <summary>Raises a signal that has come, without waiting for the loop's turn.</summary>
+    /// <summary>Raises a signal that has come, without waiting for the event loop.</summary>
     internal void Take()
     {
-        // Another may have taken it since the loop saw it.
+        // Another reader may have taken the signal since the loop saw it.
         if (_disposed || _registration is null || Posix.Poll(Fd, Posix.POLLIN, null, 0, out _) == 0) return;
         Posix.DrainEventFd(Fd);
         _raise();
@@ -100,7 +100,7 @@ internal sealed class VfioIrqEvent : IDisposable
 
     private void OnReadable()
     {
-        // Whoever disposes or routes holds the lock, so behind it the descriptor is ours.
+        // Disposal and routing happen under the BQL, so under it the descriptor is open and read here.
         using (_services.Bql.Acquire()) Take();
     }
 }

@@ -6,7 +6,7 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Device;
 
-/// <summary>Which interrupts a device is set up for.</summary>
+/// <summary>The kind of interrupts that a device is set up for.</summary>
 internal enum VfioIrqMode
 {
     None,
@@ -16,8 +16,8 @@ internal enum VfioIrqMode
 }
 
 /// <summary>
-/// Interrupts of a device, each an eventfd, set up by SET_IRQS in QEMU's order: INTx is off before MSI or MSI-X goes on and comes back after
-/// it went off. BQL: held for every call (QEMU: <c>vfio_intx_*</c>, <c>vfio_msi_*</c>, <c>vfio_msix_*</c>).
+/// Interrupts of a device, each an eventfd, set up by SET_IRQS in QEMU's order: INTx goes off before MSI or MSI-X goes on, and comes back after
+/// it has gone off. BQL: held for every call (QEMU: <c>vfio_intx_*</c>, <c>vfio_msi_*</c>, <c>vfio_msix_*</c>).
 /// </summary>
 internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDeviceServices services, bool mayUseIrqFd) : IMsixVectorNotifier, IDisposable
 {
@@ -85,7 +85,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         else if (msix && !wasMsix) Try(EnableMsix);
         else if ((wasMsi && !msi && Mode != VfioIrqMode.Msix) || (wasMsix && !msix && Mode != VfioIrqMode.Msi))
         {
-            // Also when the messages had been refused: the driver falls back to the pin.
+            // Also when the device refused the messages, because the guest's driver then falls back to the pin.
             DisableAll();
             Try(() => EnableIntx());
         }
@@ -97,11 +97,11 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         if (function.Msi?.IsEnabled == true) Try(EnableMsi);
         else if (function.Msix?.IsEnabled == true) Try(EnableMsix);
         else Try(() => EnableIntx());
-        // The line came asserted: the guest's next access must lower it and let the device interrupt again.
+        // The line was loaded asserted: the guest's next access must lower it and let the device interrupt again.
         if (function.IsIntxAsserted) _intx.LoadPending(true);
     }
 
-    /// <summary>Tells a device that forgot it which eventfds it has.</summary>
+    /// <summary>Binds all eventfds again, after a reset of the device.</summary>
     internal void Rebind()
     {
         switch (Mode)
@@ -112,7 +112,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         }
     }
 
-    /// <summary>From here to <see cref="EndBatch"/> vectors are only noted, to be told to the device in one request.</summary>
+    /// <summary>Collects changes of vectors until <see cref="EndBatch"/>, which sends them to the device in one request.</summary>
     internal void BeginBatch() => (_batch, _grown, _touched) = (true, false, false);
 
     internal void EndBatch()
@@ -124,8 +124,8 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
     }
 
     /// <summary>
-    /// Follows masks, messages and bus mastering: a vector that the guest may get now is an irqfd, every other is for us to see and to note
-    /// as pending (QEMU: <c>vfio_update_kvm_msi_virq</c>).
+    /// Follows masks, messages and bus mastering: a vector that may reach the guest now is delivered by irqfd; every other one comes here and
+    /// becomes pending (QEMU: <c>vfio_update_kvm_msi_virq</c>).
     /// </summary>
     internal void UpdateMessages()
     {
@@ -173,7 +173,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         if (!_batch) UpdateMessages();
     }
 
-    /// <summary>Nothing to tell the device: a masked vector goes on signalling and becomes pending.</summary>
+    /// <summary>The device is not told: a masked vector goes on signalling, and becomes pending here.</summary>
     void IMsixVectorNotifier.ReleaseVector(int vector)
     {
         if (!_batch) UpdateMessages();
@@ -185,21 +185,21 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
 
     private VfioIrqEvent Vector(int vector, Action raise) => new(services, VectorName, vector, raise, isVector: true);
 
-    /// <summary>Takes signals, or lets them collect.</summary>
+    /// <summary>Takes signals, or lets them collect in the eventfds.</summary>
     internal void Listen(bool on)
     {
         _intx.Listen(on);
         foreach (VfioIrqEvent? vector in _vectors) vector?.Listen(on);
     }
 
-    /// <summary>Raises what waits in the eventfds.</summary>
+    /// <summary>Raises the signals that wait in the eventfds.</summary>
     internal void TakeSignals()
     {
         _intx.Take();
         foreach (VfioIrqEvent? vector in _vectors) vector?.Take();
     }
 
-    /// <summary>The pending mark of the pin, as it came from another process.</summary>
+    /// <summary>Sets from another process's state whether the pin is pending.</summary>
     internal void LoadIntxPending(bool pending) => _intx.LoadPending(pending);
 
     private void EnableMsi()
@@ -214,7 +214,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         }
         Mode = VfioIrqMode.Msi;
         if (BindVectors(VfioPciIrq.Msi) == Errno.None) return;
-        // No rule covers this; QEMU leaves the function without interrupts, so that its driver may fall back.
+        // As QEMU does: the function stays without interrupts, and its driver may fall back.
         DropVectors();
         Mode = VfioIrqMode.None;
     }
@@ -224,7 +224,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         DisableAll();
         _vectors = new VfioIrqEvent?[function.Msix!.Vectors];
         _used = 0;
-        // The device signals these already, masked or not (vfio-migration 7.6, claim).
+        // The device already signals these vectors, masked or not (vfio-migration 7.6).
         for (int v = 0; v < _vectors.Length; v++)
         {
             int vector = v;
@@ -241,7 +241,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
 
     private void BindMsix()
     {
-        // With no vector in use, binding nothing to vector 0 still sets the device's own enable bit (vfio-migration 6).
+        // With no vector in use, a request that unbinds vector 0 still makes the kernel set the device's enable bit (vfio-migration 6).
         if (_used > 0) BindVectors(VfioPciIrq.Msix);
         else access.SetIrqs(Bind, VfioPciIrq.Msix, 0, 1, (OwnedFd?)null);
     }
@@ -259,7 +259,7 @@ internal sealed class VfioIrqs(VfioDeviceAccess access, PciDevice function, IDev
         (_vectors, _used) = ([], 0);
     }
 
-    /// <summary>A guest's action that lacks descriptors costs the guest its interrupts, not the VM.</summary>
+    /// <summary>When descriptors run out, the guest loses these interrupts but the VM goes on.</summary>
     private void Try(Action enable)
     {
         try

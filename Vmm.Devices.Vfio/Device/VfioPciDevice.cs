@@ -11,8 +11,8 @@ using Vmm.Devices.Vfio.Migration;
 namespace Vmm.Devices.Vfio.Device;
 
 /// <summary>
-/// A PCI device of the host, or of a vfio-user server, as a device of the VM: its function on the VM's bus, its interrupts, its reset. How it
-/// is reached is the io's affair. BQL: held for every call, except where the function's BARs are accessed (QEMU: <c>vfio-pci</c>).
+/// A PCI device of the host, or of a vfio-user server, as a device of the VM: its function on the VM's bus, its interrupts, its reset.
+/// <see cref="IVfioDeviceIo"/> hides which of the two it is. BQL: held for every call, except where the function's BARs are accessed (QEMU: <c>vfio-pci</c>).
 /// </summary>
 internal sealed class VfioPciDevice : IVmDevice, IResetByType, IVfioConfigState
 {
@@ -43,11 +43,11 @@ internal sealed class VfioPciDevice : IVmDevice, IResetByType, IVfioConfigState
             VfioPciFunctionOptions o = Read(options, io);
             _function = new VfioPciFunction(o, _access, services);
             _function.Realize(o.NoMmap);
-            // In a device that another process has set up, the loaded state says which interrupts it has.
+            // When another process has set the device up, the loaded state says which interrupts it uses.
             if (!services.CprFds.IsIncoming && !_function.Irqs.EnableIntx()) throw new VfioException($"device '{Id}' ({io.Name}): INTx cannot be set up", Errno.EINVAL);
 
             _migration = VfioMigration.Realize(Id, Path, io, this, VfioMigrationOptions.Read(options), services);
-            // After the migration's: on stop the pin is taken over while the device still runs and signals.
+            // Registered after the migration's handler, so that a stop takes the pin over while the device still runs and signals.
             _runState = services.RunState.Register(new PinRunState(_function), VfioRunStateHandler.Priority);
             _error = Notifier(VfioPciIrq.Err, "err", OnError);
             _request = Notifier(VfioPciIrq.Req, "req", OnRequest);
@@ -74,13 +74,13 @@ internal sealed class VfioPciDevice : IVmDevice, IResetByType, IVfioConfigState
     /// <summary>Device path, the prefix of its section names: <c>0000:00:02.0</c>.</summary>
     public string Path => Function.Path;
 
-    /// <summary>The device is gone; the guest reads all ones. Any thread.</summary>
+    /// <summary>True when the device is gone; the guest then reads all ones. Any thread.</summary>
     public bool IsLost => _access.IsLost;
 
     /// <inheritdoc/>
     public void Reset(ResetType type)
     {
-        // A check puts back what it touched, and this device it did not touch.
+        // After a check of a stream nothing has to be undone here: a check does not change this device.
         if (type != ResetType.UndoCheck) Reset();
     }
 
@@ -111,7 +111,7 @@ internal sealed class VfioPciDevice : IVmDevice, IResetByType, IVfioConfigState
     /// <inheritdoc/>
     public void ReapplyAfterReset() => _function!.ReapplyAfterReset();
 
-    /// <summary>The guest has served the pin, as an interrupt controller that sees EOIs can tell (QEMU: <c>vfio_intx_eoi</c>).</summary>
+    /// <summary>Called by an interrupt controller that sees EOIs: the guest has served the pin (QEMU: <c>vfio_intx_eoi</c>).</summary>
     public void IntxEoi() => _function!.Irqs.IntxEoi();
 
     /// <summary>Unplugs the function, takes its interrupts down and closes the io. The VM is stopped.</summary>
@@ -140,7 +140,7 @@ internal sealed class VfioPciDevice : IVmDevice, IResetByType, IVfioConfigState
             {
                 Id = options.Id,
                 Address = address.Length > 0 ? address : null,
-                // As QEMU decides it: whatever is not exactly 256 bytes is an express function, even mtty's 255.
+                // As in QEMU: any size but 256 bytes makes an express function, even mtty's 255.
                 IsExpress = io.GetRegionInfo(VfioPciRegion.Config).SizeBytes != PciConfigSpace.LegacyBytes,
                 IsMultiFunction = options.GetBool("multifunction", false),
             },
@@ -173,7 +173,7 @@ internal sealed class VfioPciDevice : IVmDevice, IResetByType, IVfioConfigState
         notifier = null;
     }
 
-    /// <summary>The device may have written anything anywhere, so the guest must not go on (QEMU: <c>vm_stop(RUN_STATE_INTERNAL_ERROR)</c>).</summary>
+    /// <summary>Stops the VM, because the device may have written to any of the guest's memory (QEMU: <c>vm_stop(RUN_STATE_INTERNAL_ERROR)</c>).</summary>
     private void OnError()
     {
         VfioLog.ErrorInterrupt(_access.Logger, Id);

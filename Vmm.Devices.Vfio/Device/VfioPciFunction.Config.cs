@@ -26,7 +26,7 @@ internal sealed partial class VfioPciFunction
     /// <inheritdoc/>
     public override void ConfigWrite(int offset, int size, uint value)
     {
-        // Everything is written to the device, which knows best what it does not take; a refusal is logged and no more.
+        // All writes go to the device, which itself ignores what it does not allow; a refusal is only logged.
         Forward(offset, size, KeepMsiShape(offset, size, value));
         bool wasMsi = Msi?.IsEnabled == true, wasMsix = Msix?.IsEnabled == true;
         Irqs.BeginBatch();
@@ -44,7 +44,7 @@ internal sealed partial class VfioPciFunction
     {
         Irqs.DisableAll();
         PowerUp();
-        // Stops DMA before the device forgets what it was doing.
+        // Stops DMA before the reset.
         if (ReadDevice(PciRegisters.Command, 2) is { } command) ForwardCommand((PciCommand)command & ~DecodeBits);
         _access.Reset();
         base.Reset();
@@ -82,8 +82,8 @@ internal sealed partial class VfioPciFunction
     }
 
     /// <summary>
-    /// The kernel takes all of MSI's control register from a write, the bits too that say what the device has; the process after this one would read
-    /// there that it has something else.
+    /// Keeps the read-only bits of MSI's control register, because the kernel stores a write whole: the process after this one would otherwise read
+    /// wrong capabilities of the device.
     /// </summary>
     private uint KeepMsiShape(int offset, int size, uint value)
     {
@@ -113,7 +113,7 @@ internal sealed partial class VfioPciFunction
             VfioLog.StuckInPowerState(_access.Logger, Id, (int)now & PciRegisters.PowerStateMask);
     }
 
-    /// <summary>Starts the shadow from the device: what is the host's own (addresses, multifunction bit) is not shown.</summary>
+    /// <summary>Starts the shadow from the device's bytes, without what belongs to the host (addresses, multifunction bit).</summary>
     private void TakeConfig(ReadOnlySpan<byte> device)
     {
         Span<byte> config = Config.Bytes;
@@ -138,7 +138,7 @@ internal sealed partial class VfioPciFunction
         Config.Bytes[PciRegisters.CapabilityList] = 0;
         _emulated[PciRegisters.CapabilityList] = 0xff;
         _emulated[PciRegisters.Status] |= (byte)PciRegisters.StatusCapabilityList;
-        // Capabilities are put at the head of the chain; going backwards keeps the device's order.
+        // Each capability is added at the head of the chain, so going backwards keeps the device's order.
         for (int i = chain.Count - 1; i >= 0; i--)
         {
             PciCapability c = chain[i];
@@ -172,13 +172,13 @@ internal sealed partial class VfioPciFunction
             default:
                 if (c.Id == PciCapabilityId.PowerManagement) _powerManagement = c.Offset;
                 Config.AddCapability(c.Id, c.Offset, room);
-                // Drivers keep what they like in there; it may differ between hosts that run the same firmware.
+                // Vendor data may differ between hosts that run the same firmware.
                 if (c.Id == PciCapabilityId.VendorSpecific && _skipVscCheck && room > 3) Config.CMask.Slice(c.Offset + 3, room - 3).Clear();
                 break;
         }
     }
 
-    /// <summary>A conventional bus shows the express capability as it is, of endpoints only; version 0, a known erratum, becomes 1.</summary>
+    /// <summary>Refuses an express capability of anything but an endpoint; version 0, a known erratum, becomes 1. The rest stays as the device has it.</summary>
     private void CheckExpress(int at)
     {
         ushort flags = Config.GetUInt16(at);

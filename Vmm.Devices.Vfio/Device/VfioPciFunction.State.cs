@@ -8,7 +8,7 @@ namespace Vmm.Devices.Vfio.Device;
 // CONFIG record = PCIDevice, then with MSI-X: byte[16 n]:table, byte[ceil(n / 8)]:pending bits (vfio-migration 6)
 internal sealed partial class VfioPciFunction : IVfioConfigState
 {
-    /// <summary>QEMU: <c>PCI_INTX_DISABLED</c>; there is no irqfd here whose route would have to be found again.</summary>
+    /// <summary>QEMU: <c>PCI_INTX_DISABLED</c>, always written: a load sets up irqfds anew and needs no route.</summary>
     private const uint RouteDisabled = 2;
 
     private static readonly VmStateDescription<VfioPciFunction> s_state = new()
@@ -28,8 +28,8 @@ internal sealed partial class VfioPciFunction : IVfioConfigState
     public void ReadShadow()
     {
         if (ReadDeviceConfig() is not { } device) return;
-        // Checked bits stay as they were when the device was opened, or a destination that was just opened would refuse them; the header
-        // stays as the guest wrote it.
+        // Bits that a load compares keep their values from the opening of the device, because a fresh destination compares with the same; the
+        // header stays as the guest wrote it.
         for (int i = PciRegisters.HeaderBytes; i < device.Length; i++)
         {
             int fresh = ~_emulated[i] & ~Config.CheckedBits(i) & 0xff;
@@ -68,10 +68,10 @@ internal sealed partial class VfioPciFunction : IVfioConfigState
         f.WriteUInt32(0);
     }
 
-    /// <summary>Reads <see cref="SaveCpr"/>; the device itself is left alone, whoever carries requests to it sees to that.</summary>
+    /// <summary>Reads what <see cref="SaveCpr"/> wrote; the io keeps all requests from the device meanwhile.</summary>
     internal void LoadCpr(QemuFileReader f)
     {
-        // The device is the same and runs on: what is not emulated has changed since the other process read it (QEMU: vfio_cpr_pci_pre_load).
+        // Not compared: the same device runs on, so bytes that are not emulated may have changed since the save (QEMU: vfio_cpr_pci_pre_load).
         byte[] agreed = Config.CMask.ToArray();
         for (int i = 0; i < agreed.Length; i++) Config.CMask[i] &= _emulated[i];
         try

@@ -39,13 +39,13 @@ internal sealed partial class VfioPciFunction : PciDevice
     /// <inheritdoc/>
     protected override bool BarsNeedBql => false;
 
-    /// <summary>As QEMU's: the device's own pending bits show, unless a vector fired into an eventfd while it was masked.</summary>
+    /// <summary>As in QEMU: shows the device's own pending bits, unless a masked vector has signalled its eventfd.</summary>
     protected override bool EmulatesPba => Msix!.AnyPending;
 
     private IVfioDeviceIo Io => _access.Io;
 
     /// <summary>Builds configuration space, BARs and capabilities from the device (QEMU: <c>vfio_realize</c>).</summary>
-    /// <exception cref="VfioException">The device is not one that can be shown to a guest.</exception>
+    /// <exception cref="VfioException">The device cannot be shown to a guest.</exception>
     internal void Realize(bool noMmap)
     {
         VfioDeviceInfo info = Io.Info;
@@ -66,7 +66,7 @@ internal sealed partial class VfioPciFunction : PciDevice
             throw new VfioException($"device '{Id}' ({Io.Name}): {e.Message}", Errno.EINVAL, e);
         }
         _postWrites = !_bars.Any(static b => b?.HasMappings == true);
-        // A former user's command bits must not outlive it: nothing decodes or masters the bus until the guest says so.
+        // Clears command bits that a former user left: the device neither decodes nor masters the bus until the guest says so.
         var command = (PciCommand)BinaryPrimitives.ReadUInt16LittleEndian(device.AsSpan(PciRegisters.Command));
         if ((command & DecodeBits) != 0) base.ConfigWrite(PciRegisters.Command, 2, ForwardCommand(command & ~DecodeBits));
     }
@@ -103,7 +103,7 @@ internal sealed partial class VfioPciFunction : PciDevice
 
     private VfioException Unfit(string why) => new($"device '{Id}' ({Io.Name}): {why}", Errno.EINVAL);
 
-    /// <summary>An access to any BAR counts as the guest's answer to the interrupt; which one really is, nobody knows.</summary>
+    /// <summary>Takes an access to any BAR as the guest's acknowledgement of INTx, because the registers that acknowledge are not known.</summary>
     private void ServeIntx()
     {
         if (!Irqs.IsIntxPending) return;
@@ -111,8 +111,8 @@ internal sealed partial class VfioPciFunction : PciDevice
     }
 
     /// <summary>
-    /// Shows mapped areas to the guest as memory, where the accelerator can. Not while the pin is ours to raise: accesses to BARs are how we learn then
-    /// that the guest has served it (QEMU: <c>vfio_mmap_set_enabled</c>).
+    /// Shows mapped areas to the guest as memory, where the accelerator can; not while this process raises the pin, because it then learns from
+    /// accesses to BARs that the guest has served it (QEMU: <c>vfio_mmap_set_enabled</c>).
     /// </summary>
     private void MapDirect()
     {
@@ -130,7 +130,7 @@ internal sealed partial class VfioPciFunction : PciDevice
             if (!_direct.Exists(d => d.Range == range) && accelerator.MapMmio(range, mapping, offset) is { } slot) _direct.Add((range, slot));
     }
 
-    /// <summary>After the VM started or stopped: whose the pin is follows, and with it who sees accesses to BARs.</summary>
+    /// <summary>Called after the VM started or stopped, which changes how the pin is raised and so how BARs are accessed.</summary>
     internal void FollowRunState(bool running)
     {
         Irqs.FollowIntx();
@@ -140,7 +140,7 @@ internal sealed partial class VfioPciFunction : PciDevice
     private bool IsPba(int bar, ulong offset, int size) =>
         Msix?.Layout is { } l && l.PbaBar == bar && offset < l.PbaOffset + (ulong)l.PbaBytes && offset + (ulong)size > l.PbaOffset;
 
-    /// <summary>The whole space, as much as the device has of it; null when it cannot be read.</summary>
+    /// <summary>The configuration space, as much as the device has; null when it cannot be read.</summary>
     private byte[]? ReadDeviceConfig()
     {
         _configRegionBytes = Io.GetRegionInfo(VfioPciRegion.Config).SizeBytes;
@@ -155,7 +155,7 @@ internal sealed partial class VfioPciFunction : PciDevice
         VfioRegionInfo info = Io.GetRegionInfo(VfioPciRegion.Rom);
         if (Io is IVfioCprIo { AnswersProbes: false })
         {
-            // Sizing writes the register; the region's size is as good where that must not be.
+            // Sizing would write the register; where that is forbidden, the region's size serves as well.
             if (!info.IsPresent || info.SizeBytes > int.MaxValue) return;
             _bars[PciBar.Rom] = new VfioBar(_access, info, PciBarType.Memory32);
             RegisterBar(PciBar.Rom, PciBarType.Memory32, System.Numerics.BitOperations.RoundUpToPowerOf2((uint)info.SizeBytes));

@@ -6,8 +6,8 @@ using Vmm.Core.Wire;
 namespace Vmm.Devices.Vfio.Hosted;
 
 /// <summary>
-/// The state of a hosted VM: the sections that a migration of it would have, framed as <see cref="SaveStream"/> frames them, EOF, and nothing else.
-/// Iterables give all they have while the VM is stopped: a snapshot is complete by itself (vfio-user S-37).
+/// The state of a hosted VM: the sections that a migration of it would have, framed as <see cref="SaveStream"/> frames them, then EOF. Iterables
+/// give all they have while the VM is stopped, because a snapshot must be complete by itself (vfio-user S-37).
 /// </summary>
 internal static class HostedStream
 {
@@ -39,7 +39,7 @@ internal static class HostedStream
         }
     }
 
-    /// <summary>Reads what <see cref="Save"/> wrote into a VM that waits for it; nothing may be missing or left over. A VM whose load failed is not to be used.</summary>
+    /// <summary>Loads what <see cref="Save"/> wrote into a VM that waits for it; nothing may be missing or left over. Dispose a VM whose load failed.</summary>
     /// <param name="vm">The VM, in state inmigrate.</param>
     /// <param name="f">The stream.</param>
     /// <exception cref="VmmException">The stream is malformed, or of another device.</exception>
@@ -52,7 +52,7 @@ internal static class HostedStream
             stream.ReadSections();
             stream.ThrowIfIncomplete();
             if (f.Peek(1).Length > 0) throw f.Bad("end", "the end of the stream", "more bytes");
-            // A state that leaves a part of the device at power-on would be no state of that device.
+            // A section that is missing would leave a part of the device at its power-on values.
             SaveVmEntry? missing = vm.SaveVm.Entries().Except(stream.Announced).FirstOrDefault(static e => e.VmState is { } state && state.IsNeeded());
             if (missing is not null) throw new IncompatibleStateException($"the state has no section '{missing}'");
         }

@@ -9,15 +9,15 @@ using Vmm.Devices.Vfio.User.Backend;
 namespace Vmm.Devices.Vfio.Hosted;
 
 /// <summary>
-/// A VM without RAM or CPUs around one PCI function that is served to another VMM: its memory is the client's, its interrupts go to the
-/// client's eventfds. A running state of its own (vfio-user S-58), and nothing shared with another one (vfio-user S-51).
+/// A VM without RAM or CPUs around one PCI function that is served to another VMM. The function does DMA to the client's memory and signals the
+/// client's eventfds. Each such VM runs and stops by itself (vfio-user S-58) and shares nothing with another one (vfio-user S-51).
 /// </summary>
 internal sealed class HostedVm : IDisposable
 {
     private readonly ServiceProvider _services;
     private IDisposable? _interrupts;
 
-    /// <summary>Makes a VM with one device, stopped; with <paramref name="isIncoming"/> one that waits for a state.</summary>
+    /// <summary>Makes a stopped VM with one device; with <paramref name="isIncoming"/>, one that waits for a state.</summary>
     /// <exception cref="ConfigurationException">The device refuses its options, is not a PCI function, or is not alone.</exception>
     internal HostedVm(Action<VmmBuilder> configure, DeviceOptions options, bool isIncoming)
     {
@@ -33,7 +33,7 @@ internal sealed class HostedVm : IDisposable
         }
         catch
         {
-            // The VM is a service of it.
+            // Disposing the services disposes the VM too.
             _services.Dispose();
             throw;
         }
@@ -43,7 +43,7 @@ internal sealed class HostedVm : IDisposable
 
     internal PciDevice Function { get; }
 
-    /// <summary>Connects it to the client; present interrupt levels are shown at once.</summary>
+    /// <summary>Connects the function to the client, which sees the present interrupt levels at once.</summary>
     internal void Connect(VfioUserHost host, VfioUserDmaGate gate)
     {
         using (Vm.Bql.Acquire())
@@ -54,7 +54,7 @@ internal sealed class HostedVm : IDisposable
         }
     }
 
-    /// <summary>Takes it off the client. Its own threads find no memory from now on.</summary>
+    /// <summary>Disconnects the function from the client: the device's own threads reach no memory any more.</summary>
     internal void Disconnect()
     {
         using (Vm.Bql.Acquire())
@@ -64,7 +64,7 @@ internal sealed class HostedVm : IDisposable
         }
     }
 
-    /// <summary>Leaves inmigrate: the state is there, the VM is stopped.</summary>
+    /// <summary>Moves the VM from inmigrate to paused, after its state was loaded.</summary>
     internal void EndIncoming()
     {
         using (Vm.Bql.Acquire()) Vm.RunState.Set(RunState.Paused);
@@ -106,7 +106,7 @@ internal sealed class HostedVm : IDisposable
         }
     }
 
-    /// <summary>One function drives one of the bus's lines; which one, its slot decides.</summary>
+    /// <summary>The function drives the one line of the bus that belongs to its slot; the client sees it as INTx.</summary>
     private sealed class Lines(VfioUserIrqs irqs) : IInterruptController
     {
         private int _asserted;

@@ -10,7 +10,7 @@ using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.Hosted;
 
-// The state: section 1, in as many pieces as come, is the stream of HostedStream; section 2 the interrupts' levels and what is pending.
+// State: section 2 has interrupt levels and pending vectors; section 1, repeated for each piece, has the stream of HostedStream.
 public sealed partial class PciDeviceBackend
 {
     private const uint StreamSection = 1, IrqSection = 2;
@@ -28,7 +28,7 @@ public sealed partial class PciDeviceBackend
         return new Session(new VfioUserStateReader(TypeName, LimitBytes, incoming), incoming);
     }
 
-    /// <summary>The save code runs on a thread of its own, as far ahead as the pipe has room (vfio-user S-44, S-45). Ends with the session.</summary>
+    /// <summary>Runs the save code on its own thread, ahead of the client by as much as the pipe holds (vfio-user S-44, S-45), until the session ends.</summary>
     private IEnumerable<VfioUserStateSection> Snapshot()
     {
         yield return VfioUserStateSection.Of(IrqSection, _host.Irqs.SaveState());
@@ -64,7 +64,7 @@ public sealed partial class PciDeviceBackend
         }
         catch (OperationCanceledException)
         {
-            // The session was closed in the middle: a cancelled migration.
+            // The client cancelled its migration, so the session was closed before the end.
         }
 #pragma warning disable CA1031 // The reader reports whatever the device threw.
         catch (Exception e)
@@ -77,7 +77,7 @@ public sealed partial class PciDeviceBackend
 
     private void LogLoad(VmmException e) => VfioUserLog.DeviceFailed(_host.Logger, TypeName, VfioUserCommand.MigDataWrite, VmmException.Describe(e));
 
-    /// <summary>A save code that waits for room holds the lock that a register access needs.</summary>
+    /// <summary>Lets the save code finish, because while it waits for room it may hold the BQL, which register accesses need.</summary>
     private void LetSaveGoOn() => _pipe?.Lift();
 
     private sealed class Session(VfioUserStateReader reader, Incoming incoming) : IVfioUserLoad
@@ -93,7 +93,7 @@ public sealed partial class PciDeviceBackend
         }
     }
 
-    /// <summary>One load: a second VM whose sections are parsed on a thread of its own as they come.</summary>
+    /// <summary>One load into a second VM; a thread parses the sections as they come.</summary>
     private sealed class Incoming(PciDeviceBackend backend) : IVfioUserStateSink, IDisposable
     {
         private HostedVm? _vm;
@@ -117,7 +117,7 @@ public sealed partial class PciDeviceBackend
                 }
                 finally
                 {
-                    // Whoever still writes must not wait for room.
+                    // The session's thread may still wait for room in the pipe.
                     theirs.Shutdown(ChannelShutdown.Read);
                 }
             });
@@ -146,7 +146,7 @@ public sealed partial class PciDeviceBackend
             }
             catch (ChannelException)
             {
-                // The reader has ended: too early, or with an error.
+                // The parsing thread has ended, either too early or with an error.
                 return Why(_loading) is var errno and not Errno.None ? errno : Errno.EINVAL;
             }
         }
@@ -186,7 +186,7 @@ public sealed partial class PciDeviceBackend
         }
     }
 
-    /// <summary>The loaded VM takes the place of the one before; interrupts that wait in it are signalled.</summary>
+    /// <summary>Puts the loaded VM in the place of the old one and signals its pending interrupts.</summary>
     private Errno Adopt(HostedVm vm, byte[] irqs)
     {
         vm.EndIncoming();

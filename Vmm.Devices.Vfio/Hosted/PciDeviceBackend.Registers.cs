@@ -4,7 +4,7 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Hosted;
 
-// Accesses of any length, as accesses that a CPU could make.
+// Splits accesses of any length into accesses that a CPU could make.
 public sealed partial class PciDeviceBackend
 {
     /// <inheritdoc/>
@@ -42,7 +42,7 @@ public sealed partial class PciDeviceBackend
         }
     }
 
-    /// <summary>1, 2, 4 or 8 bytes go as they are; longer ones in the widest pieces that are aligned.</summary>
+    /// <summary>Passes 1, 2, 4 or 8 bytes on as one access and splits longer ones into the widest aligned pieces.</summary>
     private static int Width(uint index, ulong offset, int length)
     {
         int widest = index == VfioPciRegion.Config ? 4 : 8;
@@ -63,7 +63,7 @@ public sealed partial class PciDeviceBackend
         FollowBusMaster();
     }
 
-    /// <summary>What is pending, the client's eventfds and masks decide: the bits are those of the interrupts, not of the table.</summary>
+    /// <summary>Answers the MSI-X pending bits from the interrupts, because a vector is pending when the client has masked it or bound no eventfd.</summary>
     private void ShowPending(uint index, ulong offset, Span<byte> bytes)
     {
         if (_vm.Function.Msix is not { } msix || index != (uint)msix.Layout.PbaBar) return;

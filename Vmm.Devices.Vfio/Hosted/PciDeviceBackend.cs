@@ -9,10 +9,10 @@ using Vmm.Devices.Vfio.User.Backend;
 namespace Vmm.Devices.Vfio.Hosted;
 
 /// <summary>
-/// Serves any PCI function of the core, one that was written for a VM here, to another VMM over vfio-user: its registers and configuration
-/// space by the PCI seam, its DMA into the client's memory, its interrupts by the client's eventfds, its state from the same sections that a
-/// migration of a VM saves. The function lives in a VM of its own, which runs while the migration state is one that runs. A state is loaded
-/// into a second such VM, which takes the first one's place when all of it is good (vfio-user S-53): a failed load leaves nothing.
+/// Serves any PCI function that was written for a VM of this core to another VMM over vfio-user: the client accesses its registers and
+/// configuration space, it does DMA to the client's memory and signals the client's eventfds, and its state has the same sections as in a
+/// migration of a VM. The function lives in a VM of its own, which runs in the migration states that run. A load fills a second such VM, which
+/// replaces the first one only when all of the state is good (vfio-user S-53); a failed load therefore changes nothing.
 /// </summary>
 public sealed partial class PciDeviceBackend : IVfioUserBackend
 {
@@ -26,10 +26,10 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
     private HostedVm _vm;
 
     /// <summary>Makes the device.</summary>
-    /// <param name="typeName">Type in its state; a stream of another type is refused.</param>
+    /// <param name="typeName">Device type that its state names; a state of another type is refused.</param>
     /// <param name="configure">Adds the plugin of the device type.</param>
-    /// <param name="options">Type and options, the same at each call: made once here, and once for each state that is loaded.</param>
-    /// <param name="hasP2P">Offer the P2P states too, in which it is stopped: several devices of one VM move together only then.</param>
+    /// <param name="options">Makes the device's type and options. Called once now and once for each load; must give the same each time.</param>
+    /// <param name="hasP2P">Offer the P2P states too, in which the device is stopped. A client needs them to migrate several devices of one VM.</param>
     /// <exception cref="ConfigurationException">The device refuses its options, is not a PCI function, or is not alone.</exception>
     public PciDeviceBackend(string typeName, Action<VmmBuilder> configure, Func<DeviceOptions> options, bool hasP2P = false)
     {
@@ -58,10 +58,10 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
     /// <inheritdoc/>
     public VfioMigrationFlags MigrationFlags { get; }
 
-    /// <summary>Most bytes of its state; more is refused on both sides (vfio-user S-56).</summary>
+    /// <summary>Most bytes of the device's state; a larger one is refused when saving and when loading (vfio-user S-56).</summary>
     public ulong LimitBytes { get; init; } = DefaultLimitBytes;
 
-    /// <summary>The function as it is now; another object after a state was loaded. For tests and management; its BQL is its host's.</summary>
+    /// <summary>The present function, for tests and management; each load replaces it. Access it with the BQL of its own VM held.</summary>
     public PciDevice Function => _vm.Function;
 
     /// <inheritdoc/>
@@ -96,7 +96,7 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
     /// <inheritdoc/>
     public void ClientLost()
     {
-        // Its threads find no memory; everything else is the device's.
+        // Only memory goes: registers and state stay with the device.
     }
 
     /// <inheritdoc/>
@@ -104,7 +104,7 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
     {
         bool ran = Runs(from), runs = Runs(to);
         if (ran && !runs) return OnVm(Stop, opensGate: true);
-        // On a start devices take what they share with their other end, and one that cannot have it stays stopped (vfio-user S-52).
+        // A device acquires what it shares with its other end when it starts; when it cannot, it stays stopped (vfio-user S-52).
         if (runs && !ran) return OnVm(static vm => vm.Cont());
         MigrationEvent? what = (from, to) switch
         {
@@ -125,7 +125,7 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
 
     private static bool Runs(VfioDeviceState state) => state is VfioDeviceState.Running or VfioDeviceState.PreCopy;
 
-    /// <summary>A device that fails to stop is refused its stop, and runs.</summary>
+    /// <summary>Stops the VM; when a device fails to stop, the VM runs on and the client gets the error.</summary>
     private static void Stop(Vm vm)
     {
         try
@@ -145,8 +145,8 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
     }
 
     /// <summary>
-    /// Changes the VM's state beside the session's thread, which delivers answers to the device's DMA meanwhile: a device waits for its own
-    /// transfers when it stops. For that the gate is opened; no mapping changes now. What it begins when it starts waits until memory is there.
+    /// Changes the VM's state on another thread, so that the session's thread can deliver answers to DMA meanwhile. A device that stops waits for
+    /// its own transfers, so a stop opens the gate; no mapping can change now. A start keeps the gate closed: new DMA waits for the end of the quiesce.
     /// </summary>
     private async ValueTask<Errno> OnVm(Action<Vm> change, bool opensGate = false)
     {

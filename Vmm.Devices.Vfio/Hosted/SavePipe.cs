@@ -5,10 +5,10 @@ using Vmm.Core.Errors;
 namespace Vmm.Devices.Vfio.Hosted;
 
 /// <summary>
-/// What a hosted device's save code writes into and the client's reads are answered from: bounded, so that a state of any size needs little
-/// memory here, unless <see cref="Lift"/> says that the writer must not wait. One writer, one reader.
+/// A bounded pipe between a hosted device's save code, which writes, and the session, which answers the client's reads from it. A state of any
+/// size therefore needs little memory, unless <see cref="Lift"/> lets the writer go on without waiting. One writer, one reader.
 /// </summary>
-/// <param name="limitBytes">Most bytes of a state.</param>
+/// <param name="limitBytes">Most bytes that the writer may write in all.</param>
 internal sealed class SavePipe(ulong limitBytes) : IMigrationChannel
 {
     private const int CapacityBytes = 256 << 10;
@@ -27,7 +27,7 @@ internal sealed class SavePipe(ulong limitBytes) : IMigrationChannel
 
     public bool PeerHasClosed => _isBroken;
 
-    /// <summary>Lets the writer go on without waiting, up to the limit: it may hold a lock that somebody needs now.</summary>
+    /// <summary>Lets the writer go on without waiting, up to the limit, because it holds a lock that another thread needs.</summary>
     internal void Lift()
     {
         lock (_gate)
@@ -37,7 +37,7 @@ internal sealed class SavePipe(ulong limitBytes) : IMigrationChannel
         }
     }
 
-    /// <summary>The writer is done, or has failed.</summary>
+    /// <summary>Called by the writer at its end, with its error if it failed.</summary>
     internal void End(Exception? error)
     {
         lock (_gate)
@@ -47,7 +47,7 @@ internal sealed class SavePipe(ulong limitBytes) : IMigrationChannel
         }
     }
 
-    /// <summary>The reader does not want any more.</summary>
+    /// <summary>Called by the reader when it wants no more: the writer is cancelled.</summary>
     internal void Break()
     {
         lock (_gate)

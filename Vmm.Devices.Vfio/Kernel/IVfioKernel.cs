@@ -6,18 +6,16 @@ using Vmm.Core.Memory;
 namespace Vmm.Devices.Vfio.Kernel;
 
 /// <summary>
-/// The system calls that reach a VFIO device of the host, and nothing else, so that tests can answer them. Thread-safe. Calls retry EINTR and
-/// never throw for a refusal, <see cref="Map"/> apart.
+/// The system calls that reach a VFIO device of the host, and nothing else, so that tests can replace the kernel. Thread-safe. Calls retry on
+/// EINTR; only <see cref="Map"/> throws when the kernel refuses.
 /// </summary>
 internal interface IVfioKernel
 {
     /// <summary>Opens a device node for reading and writing, close-on-exec.</summary>
-    /// <param name="path">The node.</param>
-    /// <param name="errno">Why it failed.</param>
     /// <returns>The descriptor, or null.</returns>
     OwnedFd? Open(string path, out Errno errno);
 
-    /// <summary>Which device an open node is.</summary>
+    /// <summary>Reads the device number of an open node.</summary>
     /// <param name="fd">Descriptor.</param>
     /// <param name="number"><c>major:minor</c>, as sysfs writes it.</param>
     /// <returns>Why it failed.</returns>
@@ -50,41 +48,22 @@ internal interface IVfioKernel
     int Ioctl(OwnedFd fd, uint request, Span<byte> argument, int pointerOffset, Span<byte> pointee, out Errno errno);
 
     /// <summary>read(2).</summary>
-    /// <param name="fd">Descriptor.</param>
-    /// <param name="into">Where to.</param>
-    /// <param name="errno">Why it failed.</param>
     /// <returns>Bytes, or -1.</returns>
     int Read(OwnedFd fd, Span<byte> into, out Errno errno);
 
     /// <summary>write(2).</summary>
-    /// <param name="fd">Descriptor.</param>
-    /// <param name="from">Bytes.</param>
-    /// <param name="errno">Why it failed.</param>
     /// <returns>Bytes, or -1.</returns>
     int Write(OwnedFd fd, ReadOnlySpan<byte> from, out Errno errno);
 
     /// <summary>pread(2).</summary>
-    /// <param name="fd">Descriptor.</param>
-    /// <param name="into">Where to.</param>
-    /// <param name="offset">File offset.</param>
-    /// <param name="errno">Why it failed.</param>
     /// <returns>Bytes, or -1.</returns>
     int PRead(OwnedFd fd, Span<byte> into, long offset, out Errno errno);
 
     /// <summary>pwrite(2).</summary>
-    /// <param name="fd">Descriptor.</param>
-    /// <param name="from">Bytes.</param>
-    /// <param name="offset">File offset.</param>
-    /// <param name="errno">Why it failed.</param>
     /// <returns>Bytes, or -1.</returns>
     int PWrite(OwnedFd fd, ReadOnlySpan<byte> from, long offset, out Errno errno);
 
     /// <summary>mmap(2), shared.</summary>
-    /// <param name="fd">Descriptor.</param>
-    /// <param name="lengthBytes">Bytes.</param>
-    /// <param name="offset">File offset.</param>
-    /// <param name="name">For the error.</param>
-    /// <param name="writable">PROT_WRITE too.</param>
     /// <returns>The mapping.</returns>
     /// <exception cref="ChannelException">It failed.</exception>
     MappedRegion Map(OwnedFd fd, ulong lengthBytes, long offset, string name, bool writable);
@@ -110,15 +89,15 @@ internal static class VfioKernelExtensions
     }
 
     /// <summary>
-    /// ioctl that answers with a structure and capabilities behind it. Asks again when the answer says in its <c>argsz</c>, the first word, that it
-    /// needs more room (vfio-migration 1.1).
+    /// ioctl that answers with a structure and capabilities behind it. Asks again when <c>argsz</c>, the first word of the answer, says that it needs
+    /// more room (vfio-migration 1.1).
     /// </summary>
     /// <param name="kernel">System calls.</param>
     /// <param name="fd">Descriptor.</param>
     /// <param name="request">Number of the ioctl.</param>
     /// <param name="structure">The request; its first word is filled in here. On success the answer.</param>
     /// <param name="answer">The whole answer.</param>
-    /// <returns>EPROTO when the answer claims to be beyond all measure.</returns>
+    /// <returns>EPROTO when <c>argsz</c> is larger than any real answer can be.</returns>
     internal static Errno CallForInfo<T>(this IVfioKernel kernel, OwnedFd fd, uint request, ref T structure, out byte[] answer) where T : unmanaged
     {
         answer = Ioctl.AsBytes(ref structure).ToArray();
@@ -137,7 +116,7 @@ internal static class VfioKernelExtensions
         return Errno.None;
     }
 
-    /// <summary>Uses a descriptor's number inside a structure; it stays open meanwhile.</summary>
+    /// <summary>Calls with the descriptor's number, for use inside a structure; the descriptor stays open meanwhile.</summary>
     internal static T Lend<T>(this OwnedFd fd, Func<int, T> use)
     {
         bool held = false;

@@ -9,12 +9,12 @@ using Vmm.Devices.Vfio.Uapi;
 namespace Vmm.Devices.Vfio.Kernel;
 
 /// <summary>
-/// One iommufd address space (IOAS) and the hardware page tables over it (vfio-migration 1.3, 1.10). Mediated devices sit in the address
-/// space itself and pin by their own; the hardware sees nothing of what they write.
+/// One iommufd address space (IOAS) and the hardware page tables over it (vfio-migration 1.3, 1.10). Mediated devices attach to the address
+/// space itself: their drivers pin memory and write to it, so the hardware logs none of their writes.
 /// </summary>
 internal sealed class IommufdContainer : KernelContainer
 {
-    /// <summary>1 GiB: 32 KiB of bitmap a query.</summary>
+    /// <summary>1 GiB, so that one query has a bitmap of 32 KiB.</summary>
     private const ulong QueryBytes = 1 << 30;
     private const int BitmapPointerOffset = 40, RangesPointerOffset = 16, MostRanges = 4096;
 
@@ -29,11 +29,11 @@ internal sealed class IommufdContainer : KernelContainer
         (_iommufd, IoasId, _kernel) = (iommufd, ioasId, kernel);
 
     /// <inheritdoc/>
-    /// <remarks>Only when every device sits on a page table with dirty tracking.</remarks>
+    /// <remarks>True when every device is attached to a page table with dirty tracking.</remarks>
     public override bool CanLogDirty => _hwpts.Count > 0 && _direct == 0 && _hwpts.TrueForAll(static h => h.TracksDirty);
 
     /// <inheritdoc/>
-    /// <remarks>The kernel has no limit; long ranges are asked for in parts here.</remarks>
+    /// <remarks>The kernel has no limit; this class splits long ranges.</remarks>
     public override ulong MaxDirtyBitmapBytes => CanLogDirty ? ulong.MaxValue : 0;
 
     /// <summary>Id of the address space.</summary>
@@ -45,12 +45,12 @@ internal sealed class IommufdContainer : KernelContainer
     /// <inheritdoc/>
     protected override ulong MaxQueryBytes => QueryBytes;
 
-    /// <summary>Why no device under iommufd changes process, where the kernel would let it.</summary>
+    /// <summary>Why devices under iommufd are not handed to another process, even where the kernel could do it.</summary>
     internal const string NoCpr = "an IOMMUFD device cannot be handed to another process in this version of vmm; with iommufd=off it can";
 
     /// <summary>
-    /// Why its devices cannot change process. Asks the kernel to change it to the process that it has, which does nothing and fails where a change to
-    /// another would (vfio-migration 7.5; QEMU: <c>vfio_cpr_supported</c>).
+    /// Why its devices cannot change process. To find out, asks the kernel to change the address space to the present process: that does nothing,
+    /// and fails where a change to another process would (vfio-migration 7.5; QEMU: <c>vfio_cpr_supported</c>).
     /// </summary>
     internal string CprBlockedReason
     {
@@ -80,18 +80,18 @@ internal sealed class IommufdContainer : KernelContainer
             : throw new VfioException($"iommufd: cannot make an address space: {Posix.Describe(errno)}", errno);
     }
 
-    /// <summary>Attaches a bound device: a physical one to a page table, an old or a new one; a mediated one to the address space.</summary>
+    /// <summary>Attaches a bound device: a physical one to an existing or a new page table, a mediated one to the address space.</summary>
     /// <param name="device">Its descriptor.</param>
     /// <param name="deviceId">Its id from the bind.</param>
-    /// <param name="seat">Dispose after the device was closed.</param>
-    /// <returns>EINVAL and the like when the device does not go with this address space; a new one may then do.</returns>
+    /// <param name="seat">The device's attachment; dispose it after the device was closed.</param>
+    /// <returns>EINVAL and similar errors when the device does not fit this address space; a new one may fit.</returns>
     internal Errno TryAttach(OwnedFd device, uint deviceId, out IDisposable? seat)
     {
         Errno errno = Place(device, deviceId, out seat);
         if (errno != Errno.None) return errno;
         errno = ReadRanges();
         if (errno == Errno.None) return errno;
-        // A page table can only go once its device has left it.
+        // The kernel destroys a page table only after its last device has left.
         var detach = new VfioUapi.DeviceDetachIommufdPt { Argsz = 8 };
         Errno left = _kernel.Call(device, VfioUapi.VFIO_DEVICE_DETACH_IOMMUFD_PT, ref detach);
         if (left != Errno.None) VfioKernelLog.CleanupFailed(Logger, Name, "detaching a device", left);
@@ -119,7 +119,7 @@ internal sealed class IommufdContainer : KernelContainer
     protected override Errno Map(GuestRange piece, RamBlock block, ulong offsetBytes, bool isWritable)
     {
         uint flags = IommufdUapi.IOMMU_IOAS_MAP_FIXED_IOVA | IommufdUapi.IOMMU_IOAS_MAP_READABLE | (isWritable ? IommufdUapi.IOMMU_IOAS_MAP_WRITEABLE : 0);
-        // By file where it goes: only such mappings survive a change of the process. The kernel takes memfds, not any file.
+        // Maps by file where the kernel allows it (memfds only), because only such mappings survive a change of the process.
         if (_canMapFiles && block.IsShared && block.FilePath is null)
         {
             Errno errno = block.Fd.Lend(fd =>
@@ -169,7 +169,7 @@ internal sealed class IommufdContainer : KernelContainer
         Errno errno = _kernel.Call(_iommufd, IommufdUapi.IOMMU_GET_HW_INFO, ref info);
         if (errno is Errno.ENOENT or Errno.ENOTTY)
         {
-            // ENOENT: a mediated device has no hardware. ENOTTY: a kernel before 6.6 has page tables of its own making only.
+            // ENOENT: a mediated device has no hardware page table. ENOTTY: kernels before 6.6 make the page tables themselves.
             errno = Attach(device, IoasId);
             if (errno != Errno.None) return errno;
             _direct++;
@@ -199,7 +199,7 @@ internal sealed class IommufdContainer : KernelContainer
 
     private Errno Attach(OwnedFd device, uint pageTable)
     {
-        // 12 bytes: the length before PASIDs, which every kernel takes.
+        // 12 bytes, the structure's length before PASIDs: every kernel accepts it.
         var attach = new VfioUapi.DeviceAttachIommufdPt { Argsz = 12, PtId = pageTable };
         return _kernel.Call(device, VfioUapi.VFIO_DEVICE_ATTACH_IOMMUFD_PT, ref attach);
     }

@@ -7,11 +7,9 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.Kernel;
 
 /// <summary>
-/// What type1 containers and iommufd address spaces share: which pieces of RAM are mapped, mapping around what the IOMMU keeps for itself, and
-/// one dirty query made of as many as the kernel needs. BQL: held for every call.
+/// What type1 containers and iommufd address spaces share: the list of mapped pieces of RAM, mapping around addresses that the IOMMU reserves,
+/// and dirty queries split as the kernel needs it. BQL: held for every call.
 /// </summary>
-/// <param name="name">Name.</param>
-/// <param name="logger">Logger.</param>
 internal abstract class KernelContainer(string name, ILogger logger) : IVfioContainer, IDisposable
 {
     /// <summary>Granularity of every map and query.</summary>
@@ -20,15 +18,15 @@ internal abstract class KernelContainer(string name, ILogger logger) : IVfioCont
     private readonly SortedList<ulong, Mapping> _mappings = [];
 
     /// <summary>One piece of RAM that devices can reach.</summary>
-    /// <param name="Range">Where devices see it.</param>
-    /// <param name="Block">The RAM.</param>
-    /// <param name="OffsetBytes">Where in it.</param>
+    /// <param name="Range">DMA addresses of the piece.</param>
+    /// <param name="Block">RAM block that has the piece.</param>
+    /// <param name="OffsetBytes">Offset of the piece in the block.</param>
     protected sealed record Mapping(GuestRange Range, RamBlock Block, ulong OffsetBytes);
 
-    /// <summary>The mappings were made by another process and stay as they are: RAM is only noted, and nothing is unmapped (vfio-migration 7.6).</summary>
+    /// <summary>Another process made the mappings and they stay as they are: this object only notes RAM, and unmaps nothing (vfio-migration 7.6).</summary>
     protected bool LeavesMappingsAlone { get; set; }
 
-    /// <summary>What is mapped, with where it is here.</summary>
+    /// <summary>The mapped pieces with their addresses in this process.</summary>
     protected IEnumerable<Mapping> Placed => _mappings.Values;
 
     public string Name => name;
@@ -37,13 +35,13 @@ internal abstract class KernelContainer(string name, ILogger logger) : IVfioCont
 
     public abstract ulong MaxDirtyBitmapBytes { get; }
 
-    /// <summary>What is mapped, by address.</summary>
+    /// <summary>The mapped pieces, by DMA address.</summary>
     internal IReadOnlyList<GuestRange> Mappings => [.. _mappings.Values.Select(static m => m.Range)];
 
     /// <summary>Logger.</summary>
     protected ILogger Logger => logger;
 
-    /// <summary>What devices can address, as first and last byte; empty when the kernel names no limit.</summary>
+    /// <summary>Address ranges that devices can use, as first and last byte; empty when the kernel names no limit.</summary>
     protected IReadOnlyList<(ulong First, ulong Last)> UsableRanges { get; set; } = [];
 
     /// <summary>Longest range of one mapping.</summary>
@@ -119,13 +117,13 @@ internal abstract class KernelContainer(string name, ILogger logger) : IVfioCont
     /// <summary>Maps a piece of a block.</summary>
     protected abstract Errno Map(GuestRange piece, RamBlock block, ulong offsetBytes, bool isWritable);
 
-    /// <summary>Unmaps what <see cref="Map"/> mapped; success when it is not mapped.</summary>
+    /// <summary>Unmaps what <see cref="Map"/> mapped; succeeds also when it is not mapped.</summary>
     protected abstract Errno Unmap(GuestRange piece);
 
     /// <summary>Reads and clears the log of one mapping, or of a part of it; sets bits in a clear bitmap.</summary>
     protected abstract Errno Query(GuestRange range, Span<ulong> words);
 
-    /// <summary>What the user can do when a map fails.</summary>
+    /// <summary>Hint for the user when a mapping fails.</summary>
     protected virtual string? MapHint(Errno errno) => errno switch
     {
         Errno.ENOMEM => "all guest RAM is locked: raise the limit of locked memory (ulimit -l), or run with CAP_IPC_LOCK",
@@ -148,7 +146,7 @@ internal abstract class KernelContainer(string name, ILogger logger) : IVfioCont
         }
     }
 
-    /// <summary>The parts of a range that devices can address, none longer than one mapping may be.</summary>
+    /// <summary>The parts of a range that devices can address; none is longer than one mapping may be.</summary>
     private List<GuestRange> Pieces(GuestRange range)
     {
         var pieces = new List<GuestRange>();
@@ -156,7 +154,7 @@ internal abstract class KernelContainer(string name, ILogger logger) : IVfioCont
         IEnumerable<(ulong First, ulong Last)> usable = UsableRanges.Count == 0 ? [(0, ulong.MaxValue)] : UsableRanges.OrderBy(static r => r.First);
         foreach ((ulong first, ulong last) in usable)
         {
-            // The last byte, since a range may end at 2^64.
+            // Compares last bytes, because a range may end at 2^64.
             ulong from = Math.Max((first + PageBytes - 1) & ~(PageBytes - 1), at), end = Math.Min(last == ulong.MaxValue ? last : (last + 1) & ~(PageBytes - 1), range.End);
             if (from >= end || from < first) continue;
             if (from > at) VfioKernelLog.ReservedRange(logger, Name, at, from - at);

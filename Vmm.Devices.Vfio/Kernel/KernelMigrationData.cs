@@ -6,10 +6,10 @@ using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Devices.Vfio.Kernel;
 
-/// <summary>The data descriptor of one saving or resuming session (vfio-migration 2). After the session it only answers ENODEV.</summary>
+/// <summary>The data descriptor of one saving or resuming session (vfio-migration 2). After the end of the session every call answers ENODEV.</summary>
 /// <param name="kernel">System calls.</param>
 /// <param name="fd">The descriptor; owned from here on.</param>
-/// <param name="hasFlags">Feature MIG_PRECOPY_INFOv2 is on; else the kernel leaves garbage in the precopy info's flags.</param>
+/// <param name="hasFlags">Feature MIG_PRECOPY_INFOv2 is on; without it the flags of the precopy info are undefined.</param>
 internal sealed class KernelMigrationData(IVfioKernel kernel, OwnedFd fd, bool hasFlags) : IVfioMigrationData
 {
     public int Read(Span<byte> destination, out Errno errno) => kernel.Read(fd, destination, out errno);

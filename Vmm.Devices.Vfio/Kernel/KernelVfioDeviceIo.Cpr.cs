@@ -4,12 +4,12 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Kernel;
 
-/// <summary>The device's descriptors change process; its DMA goes on (vfio-migration 7.5, 7.6).</summary>
+/// <summary>Hands the device's descriptors to another process while its DMA goes on (vfio-migration 7.5, 7.6).</summary>
 internal sealed partial class KernelVfioDeviceIo : IVfioCprIo
 {
     private IDisposable? _entered;
 
-    /// <summary>Whether the device is another process's still: nothing that changes it is asked of the kernel.</summary>
+    /// <summary>True while the device still belongs to another process; requests that would change it are then not sent to the kernel.</summary>
     internal bool IsArriving { get; init; }
 
     private bool _arrived;

@@ -13,14 +13,14 @@ internal sealed partial class KernelVfioDeviceIo
 {
     private const int FeatureHeaderBytes = 8, IrqSetBytes = 20;
 
-    /// <summary>Set once the device was told to fill the flags of its precopy info.</summary>
+    /// <summary>True after the device was told to fill the flags of its precopy info.</summary>
     private volatile bool _precopyInfoHasFlags;
 
     /// <inheritdoc/>
-    /// <remarks>ENOSPC when the host has fewer MSI or MSI-X vectors than asked for: the kernel then answers with their number, which is logged.</remarks>
+    /// <remarks>ENOSPC when the host has fewer MSI or MSI-X vectors than asked for; the kernel then returns their number, which is logged.</remarks>
     public Errno SetIrqs(in VfioIrqSet request, ReadOnlySpan<byte> bools, ReadOnlySpan<OwnedFd?> eventFds)
     {
-        // The kernel still has the eventfds, which came along.
+        // The kernel still has the eventfds bound: they were handed over with the device.
         if (IsUntouchable) return Errno.None;
         int dataBytes = request.Flags.HasFlag(VfioIrqSetFlags.DataBool) ? bools.Length : request.Flags.HasFlag(VfioIrqSetFlags.DataEventFd) ? eventFds.Length * sizeof(int) : 0;
         byte[] bytes = new byte[IrqSetBytes + dataBytes];
@@ -100,7 +100,7 @@ internal sealed partial class KernelVfioDeviceIo
 
     public Errno ReportDmaLog(GuestRange range, ulong pageSizeBytes, Span<ulong> bitmap)
     {
-        // The kernel writes a bit a page without knowing how long the bitmap is.
+        // The kernel writes one bit per page and does not know the length of the bitmap.
         if (pageSizeBytes == 0 || (ulong)bitmap.Length * 64 < Pages(range.LengthBytes, pageSizeBytes)) return Errno.EINVAL;
         var request = new Feature<VfioUapi.DeviceFeatureDmaLoggingReport>(VfioDeviceFeature.DmaLoggingReport, VfioFeatureOp.Get)
         {

@@ -13,7 +13,7 @@ namespace Vmm.Devices.Vfio.Kernel;
 
 /// <summary>
 /// A device of the host's kernel, by its device descriptor: from a group or a character device, or inherited from the process before a
-/// restart (vfio-migration 1.4 to 1.7, 1.11). The kernel serialises; this class keeps only caches.
+/// restart (vfio-migration 1.4 to 1.7, 1.11). The kernel serialises requests, so this class needs no lock; it only caches answers.
 /// </summary>
 internal sealed partial class KernelVfioDeviceIo : IVfioDeviceIo
 {
@@ -24,13 +24,13 @@ internal sealed partial class KernelVfioDeviceIo : IVfioDeviceIo
     private readonly ConcurrentDictionary<uint, (VfioRegionInfo Info, ulong FileOffset)> _regions = new();
     private readonly ConcurrentDictionary<uint, VfioIrqInfo> _irqs = new();
 
-    /// <summary>Reads the device's info. Touches nothing else, so that a descriptor from before a restart can be taken over.</summary>
-    /// <param name="name">Name.</param>
+    /// <summary>Reads the device's info and nothing else, because the descriptor may come from the process before a restart.</summary>
+    /// <param name="name">PCI address or UUID, for logs and errors.</param>
     /// <param name="fd">An open and bound device descriptor; owned from here on, also after a failure.</param>
     /// <param name="kernel">System calls.</param>
     /// <param name="container">Where its DMA is mapped.</param>
     /// <param name="logger">Logger.</param>
-    /// <param name="membership">The device's place in its container, given back when this is disposed; also after a failure.</param>
+    /// <param name="membership">Keeps the device in its container; disposed with this object, also when this throws.</param>
     /// <exception cref="VfioException">The descriptor is not a device's.</exception>
     internal KernelVfioDeviceIo(string name, OwnedFd fd, IVfioKernel kernel, IVfioContainer container, ILogger logger, IDisposable? membership)
     {
@@ -65,15 +65,13 @@ internal sealed partial class KernelVfioDeviceIo : IVfioDeviceIo
 
     public ulong AssumedStopCopyBytes => 100UL << 30;
 
-    /// <summary>Its descriptor, for whoever hands it to another process.</summary>
+    /// <summary>Its descriptor, for a hand-over to another process.</summary>
     internal OwnedFd Fd => _fd;
 
-    /// <summary>The migration state in which the device was found, before the reset that followed when it was not RUNNING; null when it has none.</summary>
+    /// <summary>Migration state in which the device was found (a device that was not RUNNING has been reset since); null when it has no such states.</summary>
     internal VfioDeviceState? StateAtOpen { get; private set; }
 
-    /// <summary>Opens the device that <c>host=</c> or <c>sysfsdev=</c> names, by the way that <c>iommufd=on|off|auto</c> asks for. BQL: held.</summary>
-    /// <param name="options">The device's options.</param>
-    /// <param name="services">The VM's services.</param>
+    /// <summary>Opens the device that <c>host=</c> or <c>sysfsdev=</c> names, through iommufd or a group as <c>iommufd=on|off|auto</c> says. BQL: held.</summary>
     /// <returns>The device, RUNNING when it has migration states, its DMA mapped.</returns>
     /// <exception cref="ConfigurationException">An option is refused.</exception>
     /// <exception cref="VfioException">The host or its kernel refused; the message says what and the hint what to do.</exception>
@@ -83,7 +81,7 @@ internal sealed partial class KernelVfioDeviceIo : IVfioDeviceIo
         return containers.Open(VfioDeviceChoice.From(options, containers.Paths), services.CprFds);
     }
 
-    /// <summary>Puts a device that an earlier user left in some migration state back to RUNNING; some drivers keep it across a close.</summary>
+    /// <summary>Resets a device that is not RUNNING: some drivers keep the migration state in which an earlier user closed the device.</summary>
     /// <exception cref="VfioException">The reset was refused.</exception>
     internal void LeaveStaleState()
     {

@@ -9,12 +9,12 @@ using Vmm.Devices.Vfio.Uapi;
 namespace Vmm.Devices.Vfio.Kernel;
 
 /// <summary>
-/// A container that changes process: its mappings stay, the addresses behind them are taken back by the old process and given anew by the next
-/// (vfio-migration 7.5, 7.6; QEMU: <c>vfio_cpr_unmap_vaddr_all</c>, <c>vfio_legacy_cpr_dma_map</c>). BQL: held for every call.
+/// A container that changes process. Its mappings stay; the old process withdraws the virtual addresses behind them, and the new process sets its
+/// own (vfio-migration 7.5, 7.6; QEMU: <c>vfio_cpr_unmap_vaddr_all</c>, <c>vfio_legacy_cpr_dma_map</c>). BQL: held for every call.
 /// </summary>
 internal sealed partial class Type1Container
 {
-    /// <summary>How often the old process takes one mapping back. The new one takes each once, so that two are enough.</summary>
+    /// <summary>Most times that the old process takes one mapping back from the new one, which sets each mapping only once; two are enough.</summary>
     private const int MaxTakes = 3;
 
     private bool _suspended;
@@ -27,13 +27,10 @@ internal sealed partial class Type1Container
         : null;
 
     /// <summary>Takes over a container that another process has set up. RAM is noted, not mapped, until <see cref="TakeAddresses"/>.</summary>
-    /// <param name="fd">Its descriptor; owned.</param>
-    /// <param name="kernel">System calls.</param>
-    /// <param name="logger">Logger.</param>
     internal static Type1Container Inherit(OwnedFd fd, IVfioKernel kernel, ILogger logger) =>
         new(fd, kernel, "type1 container", logger) { _arriving = true, _suspended = true, LeavesMappingsAlone = true };
 
-    /// <summary>Notes a group that is in already.</summary>
+    /// <summary>Notes a group that another process has put into the container.</summary>
     internal Errno Adopt(VfioGroup group)
     {
         Errno errno = ReadInfo();
@@ -43,7 +40,7 @@ internal sealed partial class Type1Container
         return Errno.None;
     }
 
-    /// <summary>Takes the addresses behind all mappings back; DMA goes on. Once for all devices.</summary>
+    /// <summary>Withdraws the virtual addresses behind all mappings; DMA goes on. Called by each device, done once.</summary>
     /// <exception cref="VfioException">The kernel refused.</exception>
     internal void SuspendAddresses()
     {
@@ -54,10 +51,10 @@ internal sealed partial class Type1Container
     }
 
     /// <summary>
-    /// Tells the kernel where guest memory is in this process: the new one when it has loaded, or the old one that goes on, however far the new one
-    /// came before it failed. Once for all devices.
+    /// Tells the kernel where guest memory is in this process. The new process calls it when it has loaded; the old one when it goes on after a
+    /// failure, at whatever point the new one failed. Called by each device, done once.
     /// </summary>
-    /// <exception cref="VfioException">The kernel refused. What the old process told before is taken back.</exception>
+    /// <exception cref="VfioException">The kernel refused. In the old process, the addresses that were set before have been withdrawn again.</exception>
     internal void TakeAddresses()
     {
         if (!_suspended) return;
@@ -65,14 +62,14 @@ internal sealed partial class Type1Container
         foreach (Mapping mapping in Placed)
         {
             Errno errno = Update(mapping);
-            // The new process had taken it, or takes it between the two, and was killed or is about to end.
+            // The new process has set this address, perhaps between the two calls, and was killed or is about to end.
             for (int i = 0; errno == Errno.EINVAL && !_arriving && i < MaxTakes && Invalidate(mapping.Range) == Errno.None; i++) errno = Update(mapping);
             if (errno == Errno.None)
             {
                 taken.Add(mapping);
                 continue;
             }
-            // The new process gives nothing back: the old one may have taken it meanwhile.
+            // The new process withdraws nothing: the old one may have set the address meanwhile.
             foreach (Mapping one in _arriving ? [] : taken)
                 if (Invalidate(one.Range) is not Errno.None and var undone) VfioKernelLog.CleanupFailed(Logger, Name, $"suspending the address of {one.Range} again", undone);
             throw new VfioException($"{Name}: cannot move the mapping of {mapping.Range} (RAM block '{mapping.Block.Name}') to this process: {Posix.Describe(errno)}", errno)
@@ -83,13 +80,13 @@ internal sealed partial class Type1Container
         _suspended = false;
     }
 
-    /// <summary>The container is this process's: RAM is mapped and unmapped as ever.</summary>
+    /// <summary>The container belongs to this process now, which maps and unmaps RAM as usual.</summary>
     internal void Arrived() => _arriving = LeavesMappingsAlone = false;
 
-    /// <summary>The container is another process's: closing it here leaves it as it is.</summary>
+    /// <summary>The container belongs to another process now; closing it here leaves it as it is.</summary>
     internal void HandOver() => LeavesMappingsAlone = true;
 
-    /// <summary>Takes the addresses of one mapping back, or of all: of all or none, and of none when one has none already.</summary>
+    /// <summary>Withdraws the address of one mapping, or of all. The kernel withdraws all or none, and none when one has no address already.</summary>
     private Errno Invalidate(GuestRange? range = null)
     {
         var unmap = new VfioUapi.IommuType1DmaUnmap

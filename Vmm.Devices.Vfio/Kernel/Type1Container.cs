@@ -10,12 +10,12 @@ using Vmm.Devices.Vfio.Uapi;
 namespace Vmm.Devices.Vfio.Kernel;
 
 /// <summary>
-/// A <c>/dev/vfio/vfio</c> container with the type1v2 IOMMU and one or more groups (vfio-migration 1.2, 1.8, 1.9). Its dirty log has no
-/// hardware behind it: every mapped page is dirty on every query, unless the devices' drivers pin by themselves.
+/// A <c>/dev/vfio/vfio</c> container with the type1v2 IOMMU and one or more groups (vfio-migration 1.2, 1.8, 1.9). No hardware supports its
+/// dirty log: every query reports all mapped pages, or the pinned ones when all devices' drivers pin pages themselves.
 /// </summary>
 internal sealed partial class Type1Container : KernelContainer
 {
-    /// <summary>Where the bitmap's address is in DIRTY_PAGES GET: 8 of header, iova, size, page size, bytes.</summary>
+    /// <summary>Offset of the bitmap's address in DIRTY_PAGES GET: behind header (8 bytes), iova, size, page size and bitmap size.</summary>
     private const int BitmapPointerOffset = 40;
 
     private readonly OwnedFd _fd;
@@ -30,7 +30,7 @@ internal sealed partial class Type1Container : KernelContainer
 
     public override ulong MaxDirtyBitmapBytes => _maxDirtyBitmapBytes;
 
-    /// <summary>Its descriptor, for whoever hands it to another process.</summary>
+    /// <summary>Its descriptor, for a hand-over to another process.</summary>
     internal OwnedFd Fd => _fd;
 
     /// <summary>DMA mappings left when the info was last read; null when the kernel does not say.</summary>
@@ -43,7 +43,7 @@ internal sealed partial class Type1Container : KernelContainer
     protected override ulong MaxMappingBytes => _maxDirtyBitmapBytes is > 0 and < ulong.MaxValue / 8 / PageBytes ? _maxDirtyBitmapBytes * 8 * PageBytes : base.MaxMappingBytes;
 
     /// <inheritdoc/>
-    /// <remarks>A query must not cut a mapping, so no mapping is made longer than a bitmap reaches.</remarks>
+    /// <remarks>A query must cover whole mappings, so no mapping is longer than one bitmap can describe.</remarks>
     protected override ulong MaxQueryBytes => 0;
 
     /// <summary>Opens a container without groups.</summary>
@@ -66,9 +66,8 @@ internal sealed partial class Type1Container : KernelContainer
         }
     }
 
-    /// <summary>Puts a group in; the first one brings the IOMMU with it. On failure the group is out again.</summary>
-    /// <param name="group">The group.</param>
-    /// <returns>EINVAL and the like when the group's IOMMU does not go with the others'; a new container may then do.</returns>
+    /// <summary>Adds a group; the first one sets the IOMMU. On failure the group is removed again.</summary>
+    /// <returns>EINVAL and similar errors when the group's IOMMU does not fit the others'; a new container may fit.</returns>
     internal Errno TryAdd(VfioGroup group)
     {
         Errno errno = _fd.Lend(number => _kernel.Call(group.Fd, VfioUapi.VFIO_GROUP_SET_CONTAINER, ref number));
@@ -85,7 +84,7 @@ internal sealed partial class Type1Container : KernelContainer
         return Errno.None;
     }
 
-    /// <summary>Takes a group out. All its devices must be closed, and before the last group goes all RAM must be unmapped.</summary>
+    /// <summary>Removes a group. Close all its devices before; before the last group, unmap all RAM.</summary>
     internal void Remove(VfioGroup group)
     {
         if (!_groups.Remove(group)) return;
@@ -93,7 +92,7 @@ internal sealed partial class Type1Container : KernelContainer
         if (!LeavesMappingsAlone) Unset(group);
     }
 
-    /// <summary>CHECK_EXTENSION; some answers change with the groups that are in, so nothing is kept.</summary>
+    /// <summary>CHECK_EXTENSION; not cached, because some answers depend on the groups in the container.</summary>
     internal bool HasExtension(uint extension) => _kernel.Ioctl(_fd, VfioUapi.VFIO_CHECK_EXTENSION, (nint)extension, out _) > 0;
 
     public override Errno StartDirtyLog() => DirtyPages(VfioUapi.VFIO_IOMMU_DIRTY_PAGES_FLAG_START);

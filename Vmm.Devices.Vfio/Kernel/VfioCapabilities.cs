@@ -19,13 +19,13 @@ internal readonly struct VfioCapabilities(byte[] info, string owner)
 
     /// <summary>Finds a capability.</summary>
     /// <param name="firstOffset">The structure's <c>cap_offset</c>.</param>
-    /// <param name="id">Which one.</param>
+    /// <param name="id">Id of the capability.</param>
     /// <param name="sizeBytes">Size of its structure, header included.</param>
-    /// <returns>From the capability to the end of the answer; empty when it is not there.</returns>
+    /// <returns>The bytes from the capability to the end of the answer; empty when there is no such capability.</returns>
     /// <exception cref="VfioException">An offset points outside, or the chain has no end.</exception>
     internal ReadOnlySpan<byte> Find(uint firstOffset, ushort id, int sizeBytes)
     {
-        // A chain has no more links than there is room for; more is a loop.
+        // More links than the answer has room for mean that the chain is a loop.
         int links = info.Length / HeaderBytes;
         for (uint at = firstOffset; at != 0;)
         {
@@ -40,7 +40,7 @@ internal readonly struct VfioCapabilities(byte[] info, string owner)
     /// <summary>Reads a list of 16-byte pairs that ends a capability.</summary>
     /// <param name="capability">From <see cref="Find"/>.</param>
     /// <param name="headBytes">Where the list begins.</param>
-    /// <param name="count">Pairs.</param>
+    /// <param name="count">Number of pairs.</param>
     /// <returns>The pairs.</returns>
     /// <exception cref="VfioException">They do not fit.</exception>
     internal (ulong First, ulong Second)[] Pairs(ReadOnlySpan<byte> capability, int headBytes, uint count)
@@ -56,8 +56,7 @@ internal readonly struct VfioCapabilities(byte[] info, string owner)
     }
 
     /// <summary>Decodes a region's info (vfio-migration 1.5).</summary>
-    /// <param name="region">The structure.</param>
-    /// <returns>The info; only whole pages are offered for mapping, so a BAR below a page is reached by calls.</returns>
+    /// <returns>The info. Only whole pages are offered for mapping; a BAR smaller than a page is accessed by calls.</returns>
     /// <exception cref="VfioException">The capabilities are malformed.</exception>
     internal VfioRegionInfo Region(in VfioUapi.RegionInfo region)
     {

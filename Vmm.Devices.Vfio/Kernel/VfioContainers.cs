@@ -11,13 +11,9 @@ using Vmm.Devices.Vfio.Uapi;
 namespace Vmm.Devices.Vfio.Kernel;
 
 /// <summary>
-/// The containers of one VM: as few as the host allows, each following the VM's RAM while a device is in it, and gone with its last device
-/// (QEMU: <c>VFIOAddressSpace</c>). BQL: held for every call.
+/// The containers of one VM, as few as the host allows. Each maps the VM's RAM while it has a device and is closed with its last device (QEMU:
+/// <c>VFIOAddressSpace</c>). BQL: held for every call.
 /// </summary>
-/// <param name="memory">The VM's RAM.</param>
-/// <param name="kernel">System calls.</param>
-/// <param name="paths">The host.</param>
-/// <param name="loggers">Loggers.</param>
 internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, VfioHostPaths paths, ILoggerFactory loggers) : IDisposable
 {
     private readonly ILogger _logger = loggers.CreateLogger("Vmm.Devices.Vfio");
@@ -34,8 +30,8 @@ internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, Vfi
 
     /// <summary>Opens a device and puts it into a container.</summary>
     /// <param name="choice">Which and how.</param>
-    /// <param name="cpr">The VM's descriptors: those of the process before this one are used instead of new ones.</param>
-    /// <returns>The device; disposing it gives its place back.</returns>
+    /// <param name="cpr">The VM's descriptors; those that the process before this one left are used instead of new ones.</param>
+    /// <returns>The device; disposing it removes it from its container.</returns>
     /// <exception cref="VmmException">The host or its kernel refused, or a descriptor did not come; nothing is left open.</exception>
     internal KernelVfioDeviceIo Open(VfioDeviceChoice choice, CprFdTable? cpr = null)
     {
@@ -95,7 +91,7 @@ internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, Vfi
         }
     }
 
-    /// <summary>Opens a group and puts it into a container that takes it, a new one if none does.</summary>
+    /// <summary>Opens a group and adds it to a container that accepts it, or to a new one.</summary>
     private VfioGroup JoinGroup(VfioHostDevice device)
     {
         Type1Container[] present = [.. _listening.Keys.OfType<Type1Container>()];
@@ -121,7 +117,7 @@ internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, Vfi
         }
     }
 
-    /// <summary>A group that another process has opened and put into its container; nothing is asked of the kernel but the container's info.</summary>
+    /// <summary>Takes over a group that another process has opened and put into a container; asks the kernel for the container's info only.</summary>
     private VfioGroup InheritGroup(string number, CprFdTable cpr)
     {
         if (!int.TryParse(number, NumberStyles.None, CultureInfo.InvariantCulture, out int id)) throw new VfioException($"IOMMU group '{number}' has no number", Errno.EINVAL);
@@ -174,7 +170,7 @@ internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, Vfi
             return (fd, container, new Core.Registration(() =>
             {
                 if (_disposed) return;
-                // Page tables go before RAM is unmapped: then nothing has to be taken out of them.
+                // Page tables are destroyed before RAM is unmapped, which saves the kernel from removing each mapping from them.
                 seat.Dispose();
                 if (container.DeviceCount == 0) Close(container);
             }));
@@ -189,7 +185,7 @@ internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, Vfi
 
     private uint Bind(VfioHostDevice device, string node, OwnedFd fd, OwnedFd iommufd)
     {
-        // 16 bytes: the length before tokens, which every kernel takes.
+        // 16 bytes, the structure's length before tokens: every kernel accepts it.
         var bind = new VfioUapi.DeviceBindIommufd { Argsz = (uint)Marshal.OffsetOf<VfioUapi.DeviceBindIommufd>(nameof(VfioUapi.DeviceBindIommufd.TokenUuidPtr)) };
         (Errno errno, uint id) = iommufd.Lend(number =>
         {
@@ -199,7 +195,7 @@ internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, Vfi
         return errno == Errno.None ? id : throw VfioOpenErrors.Bind(device, node, errno);
     }
 
-    /// <summary>Attaches a device to an address space that takes it, a new one if none does.</summary>
+    /// <summary>Attaches a device to an address space that accepts it, or to a new one.</summary>
     private (IommufdContainer Container, IDisposable Seat) Attach(VfioHostDevice device, OwnedFd fd, uint deviceId)
     {
         foreach (IommufdContainer container in _listening.Keys.OfType<IommufdContainer>())
@@ -217,7 +213,7 @@ internal sealed class VfioContainers(GuestMemory memory, IVfioKernel kernel, Vfi
         }
         catch
         {
-            // Only a closed device lets its page table go.
+            // The page table can be destroyed only after the device was closed.
             fd.Dispose();
             seat?.Dispose();
             fresh.Dispose();

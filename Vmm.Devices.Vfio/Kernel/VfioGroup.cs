@@ -9,7 +9,7 @@ using Vmm.Devices.Vfio.Uapi;
 
 namespace Vmm.Devices.Vfio.Kernel;
 
-/// <summary>One open IOMMU group; the kernel lets one process at a time have it (vfio-migration 1.2).</summary>
+/// <summary>One open IOMMU group; the kernel lets only one process at a time open it (vfio-migration 1.2).</summary>
 internal sealed class VfioGroup : IDisposable
 {
     private readonly IVfioKernel _kernel;
@@ -22,14 +22,14 @@ internal sealed class VfioGroup : IDisposable
     /// <summary>Its descriptor.</summary>
     internal OwnedFd Fd { get; }
 
-    /// <summary>Devices of it that are open here.</summary>
+    /// <summary>Number of its devices that are open in this process.</summary>
     internal int Users { get; set; }
 
-    /// <summary>The container it is in, once it is.</summary>
+    /// <summary>Its container; null before it has one.</summary>
     internal Type1Container? Container { get; set; }
 
-    /// <summary>Opens the group of a device and checks that all of it is in VFIO's hands.</summary>
-    /// <exception cref="VfioException">It cannot be used; the message names who stands in the way.</exception>
+    /// <summary>Opens the group of a device and checks that every device of the group has a VFIO driver or none.</summary>
+    /// <exception cref="VfioException">The group cannot be used; the message names the device or process that prevents it.</exception>
     internal static VfioGroup Open(VfioHostDevice device, IVfioKernel kernel, VfioHostPaths paths)
     {
         string number = device.Group ?? throw VfioOpenErrors.NoIommuGroup(device);
@@ -42,7 +42,7 @@ internal sealed class VfioGroup : IDisposable
         throw errno == Errno.None ? VfioOpenErrors.NotViable(device) : VfioOpenErrors.GroupNode(device, node, errno);
     }
 
-    /// <summary>Names under which the next process finds it and its container.</summary>
+    /// <summary>Names of its descriptor and its container's in the VM's table, under which the next process finds them.</summary>
     internal const string CprName = "vfio_group", CprContainerName = "vfio_container_for_group";
 
     private readonly List<IDisposable> _entered = [];
@@ -50,7 +50,7 @@ internal sealed class VfioGroup : IDisposable
     /// <summary>A group that another process opened.</summary>
     internal static VfioGroup Inherit(string number, OwnedFd fd, IVfioKernel kernel) => new(number, fd, kernel);
 
-    /// <summary>Enters it and its container into the VM's descriptors.</summary>
+    /// <summary>Adds its descriptor and its container's to the VM's table.</summary>
     internal void Enter(CprFdTable? table)
     {
         if (table is null || !int.TryParse(Number, NumberStyles.None, CultureInfo.InvariantCulture, out int id)) return;

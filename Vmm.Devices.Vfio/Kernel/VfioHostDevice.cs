@@ -4,14 +4,12 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Kernel;
 
-/// <summary>Which device of the host an option names, and by which way it is to be opened.</summary>
+/// <summary>The host's device that an option names, and how to open it.</summary>
 /// <param name="SysfsPath">Its folder in sysfs.</param>
-/// <param name="UseIommufd">True: character device and iommufd; false: group and container; null: the first where there is one.</param>
+/// <param name="UseIommufd">True: character device and iommufd; false: group and container; null: the former if the device has a character device.</param>
 internal sealed record VfioDeviceChoice(string SysfsPath, bool? UseIommufd)
 {
     /// <summary>Reads <c>host=</c> or <c>sysfsdev=</c>, and <c>iommufd=on|off|auto</c>.</summary>
-    /// <param name="options">The device's options.</param>
-    /// <param name="paths">The host.</param>
     /// <returns>The choice.</returns>
     /// <exception cref="ConfigurationException">None or both of the two, or a value that is no address.</exception>
     internal static VfioDeviceChoice From(DeviceOptions options, VfioHostPaths paths)
@@ -46,10 +44,10 @@ internal sealed record VfioHostDevice
     /// <summary>PCI address or UUID, as the kernel wants it for GROUP_GET_DEVICE_FD.</summary>
     internal required string Name { get; init; }
 
-    /// <summary>Driver that has it, or null.</summary>
+    /// <summary>Driver that is bound to it, or null.</summary>
     internal string? Driver { get; init; }
 
-    /// <summary>It is a mediated device: bound to VFIO by nature.</summary>
+    /// <summary>It is a mediated device, which always belongs to VFIO.</summary>
     internal bool IsMediated { get; init; }
 
     /// <summary>IOMMU group, or null.</summary>
@@ -64,7 +62,7 @@ internal sealed record VfioHostDevice
     /// <summary><c>major:minor</c> of its character device; null when the kernel makes none.</summary>
     internal string? CdevNumber { get; init; }
 
-    /// <summary>A VFIO driver has it: vfio-pci, a vendor's, or a mediated device's parent.</summary>
+    /// <summary>A VFIO driver is bound to it: vfio-pci, a vendor's variant, or the parent driver of a mediated device.</summary>
     internal bool HasVfioDriver => IsMediated || VfioName is not null || (Driver?.Contains("vfio", StringComparison.Ordinal) ?? false);
 
     /// <summary>Reads one device.</summary>

@@ -1,6 +1,6 @@
 namespace Vmm.Devices.Vfio.Kernel;
 
-/// <summary>Where the host shows its devices; tests put a tree of their own here.</summary>
+/// <summary>Paths under which the host shows its devices; tests use a tree of their own.</summary>
 internal sealed record VfioHostPaths
 {
     /// <summary>sysfs.</summary>

@@ -4,7 +4,7 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Kernel;
 
-/// <summary>Every way in which opening a device of the host fails, in words: what is wrong, and in the hint what to do about it.</summary>
+/// <summary>The errors of opening a device of the host: the message says what is wrong, and the hint what to do.</summary>
 internal static class VfioOpenErrors
 {
     internal static VfioException NoSuchDevice(string path) =>

@@ -5,14 +5,14 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.Migration;
 
-/// <summary>How the DMA writes into one container's RAM are known.</summary>
+/// <summary>What logs the DMA writes to one container's RAM.</summary>
 internal enum DirtyTrackingMethod
 {
-    /// <summary>Every device logs its own.</summary>
+    /// <summary>Every device logs its own writes.</summary>
     Devices,
-    /// <summary>The IOMMU does.</summary>
+    /// <summary>The IOMMU logs them.</summary>
     Container,
-    /// <summary>Nobody: everything is dirty, always.</summary>
+    /// <summary>Nothing does: all pages always count as dirty.</summary>
     Nobody,
 }
 
@@ -101,7 +101,7 @@ internal sealed class ContainerDirtyLog(IVfioContainer container, Func<IReadOnly
         _words = [];
     }
 
-    /// <summary>With <c>x-pre-copy-dirty-page-tracking=off</c> nothing is asked for while a device of the container runs.</summary>
+    /// <summary>With <c>x-pre-copy-dirty-page-tracking=off</c> the log is not read while a device of the container runs.</summary>
     private bool IsTooEarly() => devices().Any(static d => !d.Options.PreCopyDirtyPageTracking
         && d.Protocol!.State is VfioDeviceState.Running or VfioDeviceState.RunningP2P or VfioDeviceState.PreCopy or VfioDeviceState.PreCopyP2P);
 

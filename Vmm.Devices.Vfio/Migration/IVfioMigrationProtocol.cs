@@ -23,8 +23,8 @@ internal interface IVfioMigrationProtocol : IDisposable
     event Action<VfioDeviceState>? StateChanged;
 
     /// <summary>Moves the device. A session may call it without the BQL, on the thread that sends the final state.</summary>
-    /// <param name="target">Where to.</param>
-    /// <param name="recoverTo">Where to go when that fails; ERROR to reset at once. A failed recovery resets too.</param>
+    /// <param name="target">State to enter.</param>
+    /// <param name="recoverTo">State to try when that fails; ERROR to reset the device at once. A failed recovery resets it too.</param>
     /// <exception cref="VfioException">The target was not reached; carries the first refusal and what became of the device.</exception>
     void SetState(VfioDeviceState target, VfioDeviceState recoverTo);
 

@@ -5,8 +5,8 @@ using Vmm.Core.Wire;
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
-/// One attempt to load a device: reads the tags around what the protocol moves (vfio-migration 4). What happens when data of one protocol meet a
-/// device of the other is up to the device, and fails the load by name.
+/// One attempt to load a device: reads the tags around the data (vfio-migration 4). Both protocols use the same tags, so data of one protocol can
+/// reach a device of the other; the device then refuses them, and the load fails with its name.
 /// </summary>
 internal sealed class VfioLoad : ILoadState, ILoadStateBuffer, ILoadCleanup, IDisposable
 {

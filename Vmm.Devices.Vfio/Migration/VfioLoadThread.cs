@@ -28,13 +28,13 @@ internal sealed class VfioLoadThread : IDisposable
         _buffers = new VfioStateBuffers(migration.Io.Name, migration.Options.MaxQueuedBuffersBytes);
     }
 
-    /// <summary>Takes a packet, which is the queue's from here on. Any thread.</summary>
+    /// <summary>Queues a packet and takes it over. Any thread.</summary>
     internal void Insert(StateBuffer packet) => _buffers.Insert(packet);
 
-    /// <summary>Starts to write packets to the device; the VM of the source stands still from now on.</summary>
+    /// <summary>Starts to write packets to the device; called when the source has stopped its VM.</summary>
     internal void Start() => _loader ??= WorkerThread.Run($"vfio_load_{_migration.Id}", Load);
 
-    /// <summary>Nothing comes any more; what waits is still loaded.</summary>
+    /// <summary>Called when no more packets come; those that wait are still loaded.</summary>
     internal void EndInput() => _buffers.Abort(new StreamTruncatedException($"the channels ended before the last packet of device '{_migration.Id}'"));
 
     /// <summary>Waits until the device has everything, then reads the config record. BQL: not held.</summary>
@@ -43,7 +43,7 @@ internal sealed class VfioLoadThread : IDisposable
         Start();
         using CancellationTokenRegistration abort = cancel.Register(() => _buffers.Abort(new OperationCanceledException("the load was given up")));
         _loader!.GetAwaiter().GetResult();
-        // Not on the loader: it must never wait for the BQL, whose holder may be waiting for it.
+        // Not on the loader's thread, which must not wait for the BQL: its holder may be waiting for the loader.
         (InMemoryChannel from, InMemoryChannel to) = InMemoryChannel.CreatePair(VfioSave.MaxConfigBytes);
         using (from)
         using (to)
@@ -55,7 +55,7 @@ internal sealed class VfioLoadThread : IDisposable
         }
     }
 
-    /// <summary>Ends the thread, well or not.</summary>
+    /// <summary>Ends the thread, also when the load has not finished.</summary>
     public void Dispose()
     {
         _buffers.Abort(new OperationCanceledException("the load has ended"));

@@ -50,12 +50,6 @@ internal sealed class VfioMigration : IDisposable
     internal string? BlockedReason { get; private set; }
 
     /// <summary>Probes and registers.</summary>
-    /// <param name="id">The device's id.</param>
-    /// <param name="path">The device's path.</param>
-    /// <param name="io">The device.</param>
-    /// <param name="config">Its guest-visible function.</param>
-    /// <param name="options">Properties.</param>
-    /// <param name="services">The VM's services.</param>
     /// <returns>To be disposed before the device.</returns>
     /// <exception cref="VfioException"><c>enable-migration=on</c> and the device cannot migrate; or it was found in a state it cannot be brought out of.</exception>
     /// <exception cref="MigrationBlockedException">A blocker is needed and a migration runs.</exception>
@@ -74,13 +68,13 @@ internal sealed class VfioMigration : IDisposable
         }
     }
 
-    /// <summary>Whether the device changes process as it is, so that its migration state is nobody's to drive (vfio-migration 7.7).</summary>
+    /// <summary>Whether the device is being handed to another process as it is, so that its migration state must not change (vfio-migration 7.7).</summary>
     internal Func<bool> IsBypassed { get; set; } = static () => false;
 
-    /// <summary>The device came from another process in whatever state it was.</summary>
+    /// <summary>Called when the device came from another process, in an unknown state.</summary>
     internal void ReadStateAfterCpr() => Protocol?.ReadState();
 
-    /// <summary>The device was reset by its owner.</summary>
+    /// <summary>Called when the device's owner has reset it.</summary>
     internal void OnDeviceReset() => Protocol?.OnReset();
 
     public void Dispose()
@@ -96,7 +90,7 @@ internal sealed class VfioMigration : IDisposable
         (IVfioMigrationProtocol? protocol, string reason) = FindProtocol();
         if (protocol is null) { Block(reason); return; }
         Protocol = protocol;
-        // One that another process hands over is in the state in which that left it, stopped with its VM perhaps; it is asked on arrival.
+        // A device that another process hands over may be stopped with its VM; ReadStateAfterCpr asks for its state.
         if (!Services.CprFds.IsIncoming) LeaveLeftOverState();
         CanLogDma = Options.DeviceDirtyPageTracking
             && Io.DeviceFeature(VfioDeviceFeature.DmaLoggingStart, VfioFeatureOp.Probe | VfioFeatureOp.Set, []) == Errno.None;
@@ -147,7 +141,7 @@ internal sealed class VfioMigration : IDisposable
         return null;
     }
 
-    /// <summary>A device that another process left in some state begins with a reset; RUNNING must not be assumed (vfio-migration 1.7).</summary>
+    /// <summary>Resets a device that an earlier user left in another state than RUNNING (vfio-migration 1.7).</summary>
     private void LeaveLeftOverState()
     {
         if (Protocol!.Version != 2 || Io.GetMigrationState(out VfioDeviceState state) != Errno.None || state == VfioDeviceState.Running) return;
@@ -158,7 +152,10 @@ internal sealed class VfioMigration : IDisposable
         VfioMigrationLog.LeftOverState(Logger, Id);
     }
 
-    /// <summary>Without any log of DMA writes all RAM would be sent again and again; only who asked for migration gets that (vfio-migration 3.1.6).</summary>
+    /// <summary>
+    /// Blocks migration when nothing logs DMA writes, unless <c>enable-migration=on</c> asks for it: every pass would send all RAM again
+    /// (vfio-migration 3.1.6).
+    /// </summary>
     private bool CheckDirtyTracking()
     {
         if (CanLogDma) return true;
@@ -201,8 +198,8 @@ internal sealed class VfioMigration : IDisposable
         Services.Events.Raise("VFIO_MIGRATION", new("device-id", Id), new("qom-path", $"/machine/peripheral/{Id}"), new("device-state", state));
 
     /// <summary>
-    /// A failed or cancelled migration gives the device back before the guest runs (vfio-migration 3.9). With the VM stopped it goes to STOP: the start of
-    /// the VM takes it to RUNNING, and a VM that stays paused has no business doing DMA.
+    /// Takes the device out of the migration states after a failed or cancelled migration, before the guest runs (vfio-migration 3.9). With the VM
+    /// stopped it goes to STOP, because a paused VM must not do DMA; the start of the VM moves it to RUNNING.
     /// </summary>
     private void OnMigration(MigrationEvent what)
     {

@@ -9,7 +9,6 @@ namespace Vmm.Devices.Vfio.Migration;
 /// What the migratable VFIO devices of one VM share: the rule that several of them must all speak P2P, and one dirty log for each container.
 /// Scoped: one per VM. BQL: held.
 /// </summary>
-/// <param name="services">The VM's services.</param>
 internal sealed class VfioMigrationHost(IDeviceServices services)
 {
     private readonly List<VfioMigration> _devices = [];
@@ -49,7 +48,10 @@ internal sealed class VfioMigrationHost(IDeviceServices services)
         UpdateBlocker();
     }
 
-    /// <summary>Devices that may do DMA to each other cannot be stopped one by one (vfio-migration 3.1.7; QEMU: <c>vfio_block_multiple_devices_migration</c>).</summary>
+    /// <summary>
+    /// Blocks the migration of several devices unless all have P2P: devices that may do DMA to each other cannot be stopped one by one
+    /// (vfio-migration 3.1.7; QEMU: <c>vfio_block_multiple_devices_migration</c>).
+    /// </summary>
     private void UpdateBlocker()
     {
         VfioMigration? without = _devices.Count > 1 ? _devices.Find(static d => (d.Protocol!.Flags & VfioMigrationFlags.P2P) == 0) : null;

@@ -36,7 +36,6 @@ internal sealed record VfioMigrationOptions
     internal ulong MaxQueuedBuffersBytes { get; init; } = ulong.MaxValue;
 
     /// <summary>Reads the properties.</summary>
-    /// <param name="options">The device's options.</param>
     /// <returns>The properties.</returns>
     /// <exception cref="ConfigurationException">A value is not one of those allowed.</exception>
     internal static VfioMigrationOptions Read(DeviceOptions options) => new()

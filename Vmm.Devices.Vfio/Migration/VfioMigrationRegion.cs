@@ -22,13 +22,11 @@ internal sealed class VfioMigrationRegion(IVfioDeviceIo io, VfioRegionInfo info)
     /// <summary>Size of the region.</summary>
     internal ulong SizeBytes => info.SizeBytes;
 
-    /// <summary>Whether one may write a state: RESUMING alone, or not at all (vfio-migration 5.2; QEMU: <c>VFIO_DEVICE_STATE_VALID</c>).</summary>
-    /// <param name="state">All 32 bits.</param>
-    /// <returns>The verdict.</returns>
+    /// <summary>Whether a state may be written: RESUMING must not be combined with another bit (vfio-migration 5.2; QEMU: <c>VFIO_DEVICE_STATE_VALID</c>).</summary>
+    /// <returns>True when it may be written.</returns>
     internal static bool IsValid(uint state) => (state & Resuming) == 0 || (state & StateMask) == Resuming;
 
     /// <summary>Whether the device says that it is broken (QEMU: <c>VFIO_DEVICE_STATE_IS_ERROR</c>).</summary>
-    /// <param name="state">All 32 bits.</param>
     /// <returns>SAVING and RESUMING without RUNNING.</returns>
     internal static bool IsError(uint state) => (state & StateMask) == (Saving | Resuming);
 
@@ -52,7 +50,7 @@ internal sealed class VfioMigrationRegion(IVfioDeviceIo io, VfioRegionInfo info)
 
     internal Errno ReadPendingBytes(out ulong bytes) => ReadHeader(PendingBytes, out bytes);
 
-    /// <summary>Where the next data are or go; reading it makes a saving device put them there.</summary>
+    /// <summary>Offset of the next data. Reading it makes a saving device put its data there.</summary>
     internal ulong ReadDataOffset()
     {
         Errno errno = ReadHeader(DataOffset, out ulong offset);
@@ -62,7 +60,7 @@ internal sealed class VfioMigrationRegion(IVfioDeviceIo io, VfioRegionInfo info)
         return offset;
     }
 
-    /// <summary>How many bytes lie at the data offset.</summary>
+    /// <summary>Number of bytes at the data offset.</summary>
     internal ulong ReadDataSize(ulong offset)
     {
         Errno errno = ReadHeader(DataSize, out ulong size);
@@ -72,7 +70,7 @@ internal sealed class VfioMigrationRegion(IVfioDeviceIo io, VfioRegionInfo info)
         return size;
     }
 
-    /// <summary>Tells a resuming device that so many bytes are in place.</summary>
+    /// <summary>Tells a resuming device that its data are in place.</summary>
     internal void CommitDataSize(ulong size)
     {
         Span<byte> bytes = stackalloc byte[8];

@@ -73,7 +73,7 @@ internal sealed class VfioMigrationV1 : IVfioMigrationProtocol
                 return;
             }
             string what = $"device '{_io.Name}' refused to go from {from.ToName()} to {target.ToName()} ({errno})";
-            // v1 has no recovery arc: a refused write leaves the state as it was, and only a device that says that it is broken is reset.
+            // v1 has no recovery arc: a refused write leaves the state as it was. Only a device that reports itself broken is reset.
             if (!isBroken) throw new VfioException($"{what}; it is in {from.ToName()} now", errno);
             Errno reset = _io.Reset();
             if (reset != Errno.None)

@@ -6,13 +6,12 @@ namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
 /// Stops and starts the device with the VM (vfio-migration 3.3; QEMU: <c>vfio_vmstate_change_prepare</c>, <c>vfio_vmstate_change</c>). With
-/// P2P all devices first cease to start DMA to each other, then stop. What fails makes the device be reset and the change report an error, so that
-/// a migration in flight fails.
+/// P2P all devices first stop DMA to each other, then all work. When a step fails the device is reset and the change of the run state reports an
+/// error, so that a migration under way fails.
 /// </summary>
-/// <param name="migration">The device.</param>
 internal sealed class VfioRunStateHandler(VfioMigration migration) : IVmStatePrepareHandler, INamedPart
 {
-    /// <summary>Depth of a PCI device in the tree of devices: after its bus on start, before it on stop.</summary>
+    /// <summary>Depth of a PCI device in the tree of devices: it starts after its bus and stops before it.</summary>
     internal const int Priority = 3;
 
     private IVfioMigrationProtocol Protocol => migration.Protocol!;
@@ -43,7 +42,7 @@ internal sealed class VfioRunStateHandler(VfioMigration migration) : IVmStatePre
         }
         if ((Protocol.Flags & VfioMigrationFlags.P2P) == 0) Protocol.BeforePrecopyStops();
         VfioDeviceState target = Protocol.StopTarget(state);
-        // The last moment at which registers may be read: in STOP_COPY the device must be left alone.
+        // The last moment to read registers: in STOP_COPY the device must not be accessed.
         if (target == VfioDeviceState.StopCopy) migration.Config.ReadShadow();
         Protocol.SetState(target, VfioDeviceState.Error);
         migration.Config.TakeSignals();

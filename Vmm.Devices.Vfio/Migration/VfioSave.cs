@@ -6,7 +6,7 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
-/// One attempt to save a device: writes the tags around what the protocol moves (vfio-migration 4). Both protocols write the same records.
+/// One attempt to save a device: writes the tags around the data (vfio-migration 4). Both protocols write the same records.
 /// </summary>
 /// <param name="migration">The device.</param>
 /// <param name="session">The protocol's part of the attempt.</param>
@@ -87,7 +87,7 @@ internal sealed class VfioSave(VfioMigration migration, IVfioSaveSession session
         f.WriteUInt64(VfioStreamFlags.EndOfState);
     }
 
-    /// <returns>Bytes of device data behind the header; at 0 the packet has been given back.</returns>
+    /// <returns>Bytes of device data behind the header; when 0, the packet has been disposed.</returns>
     private static int Read(IVfioThreadedSave session, StateBuffer packet)
     {
         int n = 0;

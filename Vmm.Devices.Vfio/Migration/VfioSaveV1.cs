@@ -6,9 +6,6 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>One attempt to save a v1 device (vfio-migration 5.3).</summary>
-/// <param name="protocol">The device.</param>
-/// <param name="region">Its migration region.</param>
-/// <param name="transfer">Counts data sent.</param>
 internal sealed class VfioSaveV1(VfioMigrationV1 protocol, VfioMigrationRegion region, DeviceTransferCounter transfer) : IVfioSaveSession, IDisposable
 {
     private readonly VfioMigrationRegionData _data = region.OpenData();

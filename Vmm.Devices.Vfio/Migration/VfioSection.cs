@@ -5,7 +5,6 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>The section <c>PATH/vfio</c> of one device (vfio-migration 4): makes a <see cref="VfioSave"/> or a <see cref="VfioLoad"/> per attempt.</summary>
-/// <param name="migration">The device.</param>
 internal sealed class VfioSection(VfioMigration migration) : ISavePrepare, ILoadSetup
 {
     private IVfioMigrationProtocol Protocol => migration.Protocol!;

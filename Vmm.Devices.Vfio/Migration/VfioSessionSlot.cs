@@ -4,7 +4,6 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>Holds the one session that a device may have open, because the device itself has only one data stream. BQL: held.</summary>
-/// <param name="device">Name, for errors.</param>
 internal sealed class VfioSessionSlot(string device)
 {
     /// <summary>The open session, or null.</summary>

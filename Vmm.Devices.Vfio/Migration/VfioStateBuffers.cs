@@ -4,11 +4,9 @@ using Vmm.Core.SaveVm;
 namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
-/// Puts a device's packets back in order: they come from several threads in any order and leave one by one (vfio-migration 3.7; QEMU:
-/// <c>VFIOStateBuffers</c>). What waits is bounded in bytes. Thread-safe.
+/// Puts a device's packets in order: several threads add them in any order, one takes them one by one (vfio-migration 3.7; QEMU:
+/// <c>VFIOStateBuffers</c>). A limit bounds the bytes that wait. Thread-safe.
 /// </summary>
-/// <param name="device">For errors.</param>
-/// <param name="maxQueuedBytes">Property <c>x-migration-max-queued-buffers-size</c>.</param>
 internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : IDisposable
 {
     private readonly object _gate = new();
@@ -24,7 +22,7 @@ internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : ID
     internal delegate void Consumer(ReadOnlySpan<byte> data, bool isConfig);
 
     /// <summary>Takes a packet.</summary>
-    /// <param name="packet">Header and data; the queue's from here on, also when it is refused.</param>
+    /// <param name="packet">Header and data; owned by the queue from here on, also when it is refused.</param>
     internal void Insert(StateBuffer packet)
     {
         bool taken = false;
@@ -49,7 +47,6 @@ internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : ID
     }
 
     /// <summary>Waits for the next packet in order.</summary>
-    /// <param name="consume">Takes its data.</param>
     /// <returns>True if it was the config, which is the last.</returns>
     internal bool Take(Consumer consume)
     {
@@ -77,8 +74,8 @@ internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : ID
         return isLast;
     }
 
-    /// <summary>Wakes whoever waits, for good.</summary>
-    /// <param name="reason">Why; the first one stays.</param>
+    /// <summary>Ends all waits, now and later, with an error.</summary>
+    /// <param name="reason">Reason; the first one stays.</param>
     internal void Abort(Exception reason)
     {
         lock (_gate)

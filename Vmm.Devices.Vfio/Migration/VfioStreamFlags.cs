@@ -18,7 +18,7 @@ internal static class VfioStreamFlags
     /// <summary>The first part of the precopy data has been sent; ends a section in place of <see cref="EndOfState"/>.</summary>
     internal const ulong DevInitDataSent = 0xffffffffef100005;
 
-    /// <summary>The config that came on a data channel may be loaded now; ends a section.</summary>
+    /// <summary>The config record that came over a data channel may be loaded now; ends a section.</summary>
     internal const ulong DevConfigLoadReady = 0xffffffffef100006;
 
     /// <summary>Every tag, for the test that none is forgotten.</summary>

@@ -11,16 +11,16 @@ namespace Vmm.Devices.Vfio.Probe;
 /// <summary>Finds out what VFIO offers on this host, without a VM.</summary>
 public static class VfioProbe
 {
-    /// <summary>A v1 migration region of no more than its header has no room for data.</summary>
+    /// <summary>Size of a v1 migration region's header; a region must be larger to have room for data.</summary>
     private const ulong V1HeaderBytes = 32;
 
     /// <summary>Lists groups, devices and drivers. Opens nothing and needs no privilege.</summary>
-    /// <returns>The facts.</returns>
+    /// <returns>What the host has now.</returns>
     public static VfioHostReport Host() => Host(new VfioHostPaths());
 
     /// <summary>Opens a device, asks what it can do, and closes it. A device that is in use is refused; some drivers reset it on open and close.</summary>
     /// <param name="device">PCI address, UUID of a mediated device, or its folder in sysfs.</param>
-    /// <returns>The facts.</returns>
+    /// <returns>What the device can do, and why it could not migrate.</returns>
     /// <exception cref="ConfigurationException">The text names no device.</exception>
     /// <exception cref="VfioException">It cannot be opened, or an answer is malformed; the message says what and the hint what to do.</exception>
     public static VfioDeviceReport Device(string device) => Device(device, new VfioHostPaths(), new KernelVfio());
@@ -53,7 +53,7 @@ public static class VfioProbe
         if (!Directory.Exists(folder)) yield break;
         foreach (string member in Directory.EnumerateFileSystemEntries(folder).Order(StringComparer.Ordinal))
         {
-            // A device may go between the list and the look.
+            // A device may disappear after it was listed.
             if (!Directory.Exists(member)) continue;
             VfioHostDevice device = VfioHostDevice.Read(member);
             yield return new VfioMemberReport(device.Name, device.Driver, device.HasVfioDriver, device.CdevNumber is null ? null : device.VfioName);

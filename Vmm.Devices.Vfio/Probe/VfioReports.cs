@@ -9,34 +9,34 @@ namespace Vmm.Devices.Vfio.Probe;
 public sealed record VfioHostReport(bool HasContainerNode, bool HasIommufdNode, IReadOnlyList<VfioGroupReport> Groups);
 
 /// <summary>One IOMMU group.</summary>
-/// <param name="Number">Its number.</param>
+/// <param name="Number">Number of the group, as sysfs writes it.</param>
 /// <param name="HasNode"><c>/dev/vfio/N</c> exists.</param>
-/// <param name="Members">Its devices.</param>
+/// <param name="Members">Devices of the group, in ordinal order of their names.</param>
 public sealed record VfioGroupReport(string Number, bool HasNode, IReadOnlyList<VfioMemberReport> Members);
 
 /// <summary>One device of a group.</summary>
 /// <param name="Name">PCI address or UUID.</param>
-/// <param name="Driver">Its driver, or null.</param>
-/// <param name="IsVfio">A VFIO driver has it.</param>
-/// <param name="CharacterDevice">Name of its character device, or null.</param>
+/// <param name="Driver">Kernel driver that is bound to the device, or null.</param>
+/// <param name="IsVfio">A VFIO driver is bound to the device.</param>
+/// <param name="CharacterDevice">Name of the device's VFIO character device, <c>vfioN</c>, or null.</param>
 public sealed record VfioMemberReport(string Name, string? Driver, bool IsVfio, string? CharacterDevice);
 
-/// <summary>What one device can do; it was opened for that.</summary>
+/// <summary>What one device can do. The device was opened to find out.</summary>
 public sealed record VfioDeviceReport
 {
     /// <summary>PCI address or UUID.</summary>
     public required string Name { get; init; }
 
-    /// <summary>How it was opened, and where its DMA would be mapped.</summary>
+    /// <summary>Container in which the device was opened: type1 or iommufd.</summary>
     public required string Container { get; init; }
 
-    /// <summary>Its info.</summary>
+    /// <summary>Numbers of regions and interrupts, and whether the device can be reset.</summary>
     public required VfioDeviceInfo Info { get; init; }
 
-    /// <summary>Regions that are there.</summary>
+    /// <summary>Regions that the device has.</summary>
     public required IReadOnlyList<VfioRegionInfo> Regions { get; init; }
 
-    /// <summary>Interrupts that are there, by index.</summary>
+    /// <summary>Interrupts that the device has, with their index.</summary>
     public required IReadOnlyList<(uint Index, VfioIrqInfo Info)> Irqs { get; init; }
 
     /// <summary>Migration protocol: 2, 1, or 0 for none.</summary>
@@ -48,16 +48,16 @@ public sealed record VfioDeviceReport
     /// <summary>Protocol 2's states that this device has, by the names of QEMU's VFIO_MIGRATION event.</summary>
     public IReadOnlyList<string> States { get; init; } = [];
 
-    /// <summary>State in which it was found; when that is not <c>running</c> it has been reset.</summary>
+    /// <summary>Migration state in which the device was found; it has been reset when that was not <c>running</c>.</summary>
     public string? FoundIn { get; init; }
 
-    /// <summary>Bytes of state right now, when the device says.</summary>
+    /// <summary>Size of the device's state in bytes at that moment; null when the device does not say.</summary>
     public ulong? StateBytes { get; init; }
 
-    /// <summary>It logs its own DMA writes.</summary>
+    /// <summary>The device logs its own DMA writes.</summary>
     public bool CanLogDma { get; init; }
 
-    /// <summary>The IOMMU, or its driver, logs them.</summary>
+    /// <summary>The IOMMU, or its driver, logs the device's DMA writes.</summary>
     public bool ContainerCanLogDirty { get; init; }
 
     /// <summary>Why a VM with this device could not migrate; empty when it could.</summary>

@@ -1,6 +1,6 @@
 namespace Vmm.Devices.Vfio.Uapi;
 
-/// <summary>Numbers of <c>&lt;linux/vfio.h&gt;</c>, by their C names; those that the seam shows outside are enums in Io/VfioTypes.cs.</summary>
+/// <summary>Numbers of <c>&lt;linux/vfio.h&gt;</c>, by their C names; numbers that other folders use are enums in Abstractions.</summary>
 internal static partial class VfioUapi
 {
     internal const int VFIO_API_VERSION = 0;

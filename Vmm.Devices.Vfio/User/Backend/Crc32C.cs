@@ -4,19 +4,19 @@ using System.Numerics;
 namespace Vmm.Devices.Vfio.User.Backend;
 
 /// <summary>
-/// CRC-32C (Castagnoli). Long input runs in three lanes, because the processor's instruction waits for its own result three cycles long; the
-/// lanes' results are joined by the linear map that so many zero bytes are. Stateless, thread-safe.
+/// CRC-32C (Castagnoli). Long input is computed in three interleaved lanes, because the processor's instruction has a latency of three cycles. To
+/// join two lanes, a table advances the first lane's state over as many zero bytes as the second lane is long. Stateless, thread-safe.
 /// </summary>
 public static class Crc32C
 {
-    /// <summary>What a checksum starts with.</summary>
+    /// <summary>State before the first byte.</summary>
     public const uint Initial = uint.MaxValue;
 
     private const int LaneBytes = 4096;
     private static readonly uint[] s_zeros = ZerosMap();
 
-    /// <summary>Adds bytes.</summary>
-    /// <param name="state"><see cref="Initial"/>, or what the bytes before gave.</param>
+    /// <summary>Adds bytes to a checksum.</summary>
+    /// <param name="state"><see cref="Initial"/>, or the result for the bytes before.</param>
     /// <param name="bytes">The next bytes.</param>
     /// <returns>The state; its complement is the checksum.</returns>
     public static uint Append(uint state, ReadOnlySpan<byte> bytes)
@@ -41,7 +41,7 @@ public static class Crc32C
     private static uint AfterZeros(uint state) =>
         s_zeros[state & 0xff] ^ s_zeros[256 + ((state >> 8) & 0xff)] ^ s_zeros[512 + ((state >> 16) & 0xff)] ^ s_zeros[768 + (state >> 24)];
 
-    /// <summary>State after a lane of zero bytes, for every value of each of the state's bytes; the map is linear over xor.</summary>
+    /// <summary>The state after a lane of zero bytes, for each value of each byte of the state; these add up by xor, because the CRC is linear.</summary>
     private static uint[] ZerosMap()
     {
         uint[] map = new uint[4 * 256];

@@ -7,15 +7,15 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Backend;
 
 /// <summary>
-/// The client's memory as a hosted device sees it: DMA by address, whatever way the client gave the memory (vfio-user 3.8 to 3.11).
+/// The client's memory as a hosted device sees it: DMA by address, through descriptors or messages (vfio-user 3.8 to 3.11).
 /// Any thread may read and write; maps and unmaps wait until accesses through a descriptor have ended (vfio-user S-21). A transfer that fails may have
-/// moved its first part.
+/// moved its first bytes.
 /// </summary>
 public sealed class DmaMap : IDisposable
 {
-    /// <summary>Largest single map; what libvfio-user takes.</summary>
+    /// <summary>Largest single map; libvfio-user's limit.</summary>
     internal const ulong MaxMapBytes = 8UL << 40;
-    /// <summary>Most log we hold for one device: 8 TiB at 4 KiB a page.</summary>
+    /// <summary>Most bytes of dirty log for one device: enough for 8 TiB at 4 KiB per page.</summary>
     internal const ulong MaxLogBytes = 256UL << 20;
 
     private const uint KnownFlags = VfioUserDmaMap.FlagRead | VfioUserDmaMap.FlagWrite | VfioUserDmaMap.FlagMmapFd | VfioUserDmaMap.FlagFileIo;
@@ -30,7 +30,7 @@ public sealed class DmaMap : IDisposable
 
     internal DmaMap(int maxRegions, bool mayMap, bool onlySealed = false) => (_maxRegions, _mayMap, _onlySealed) = (maxRegions, mayMap, onlySealed);
 
-    /// <summary>Bit 2 of the command register; the device keeps it up to date. While false every access is ENODEV.</summary>
+    /// <summary>Bit 2 of the command register, which the device must keep up to date. While false every access answers ENODEV.</summary>
     public bool IsBusMaster { get => _isBusMaster; set => _isBusMaster = value; }
 
     /// <summary>How many ranges the client has mapped.</summary>
@@ -43,12 +43,12 @@ public sealed class DmaMap : IDisposable
 
     internal ulong LogPageBytes => IsLogging ? 1UL << _logShift : 0;
 
-    /// <summary>The way to the client for ranges without a descriptor; null while there is none.</summary>
+    /// <summary>Sends DMA messages to the client, for ranges without a descriptor; null while there is no client.</summary>
     internal IDmaMessages? Messages { get => _messages; set => _messages = value; }
 
-    /// <summary>Reads guest memory. In ranges without a descriptor it waits for the client: not from a register access (vfio-user S-30).</summary>
-    /// <param name="address">DMA address.</param>
-    /// <param name="destination">Filled on success.</param>
+    /// <summary>Reads guest memory. In ranges without a descriptor it waits for the client, so do not call it from a register access (vfio-user S-30).</summary>
+    /// <param name="address">DMA address of the first byte.</param>
+    /// <param name="destination">Buffer, filled on success.</param>
     /// <returns>
     /// ENODEV: bus mastering is off. EFAULT: not mapped. EPERM: not readable. EAGAIN: the device is stopped for a migration. ENOTCONN: no
     /// client. Else the client's answer.
@@ -76,8 +76,8 @@ public sealed class DmaMap : IDisposable
     }
 
     /// <summary>Writes guest memory; as <see cref="Read"/>. Pages written through a descriptor are logged for the client (vfio-user S-25).</summary>
-    /// <param name="address">DMA address.</param>
-    /// <param name="source">Bytes.</param>
+    /// <param name="address">DMA address of the first byte.</param>
+    /// <param name="source">Bytes to write.</param>
     /// <returns>As <see cref="Read"/>; EPERM: not writable.</returns>
     public Errno Write(ulong address, ReadOnlySpan<byte> source)
     {
@@ -102,8 +102,8 @@ public sealed class DmaMap : IDisposable
     }
 
     /// <summary>Reads guest memory by DMA_READ, also where there is a descriptor: the client sees the access. As <see cref="Read"/> otherwise.</summary>
-    /// <param name="address">DMA address.</param>
-    /// <param name="destination">Filled on success.</param>
+    /// <param name="address">DMA address of the first byte.</param>
+    /// <param name="destination">Buffer, filled on success.</param>
     /// <returns>As <see cref="Read"/>.</returns>
     public Errno ReadByMessages(ulong address, Span<byte> destination)
     {
@@ -112,8 +112,8 @@ public sealed class DmaMap : IDisposable
     }
 
     /// <summary>Writes guest memory by DMA_WRITE, also where there is a descriptor; the client tracks these writes itself (vfio-user S-25).</summary>
-    /// <param name="address">DMA address.</param>
-    /// <param name="source">Bytes.</param>
+    /// <param name="address">DMA address of the first byte.</param>
+    /// <param name="source">Bytes to write.</param>
     /// <returns>As <see cref="Write"/>.</returns>
     public Errno WriteByMessages(ulong address, ReadOnlySpan<byte> source)
     {
@@ -121,7 +121,7 @@ public sealed class DmaMap : IDisposable
         return errno == Errno.None ? _messages?.Write(address, source) ?? Errno.ENOTCONN : errno;
     }
 
-    /// <summary>Lets DMA through, or not: a device whose migration state is stopped must not change memory that nobody asks about again.</summary>
+    /// <summary>Allows or forbids DMA: a device in a stopped migration state must not write, because no report of dirty pages may follow.</summary>
     internal void SetStopped(bool stopped)
     {
         _lock.EnterWriteLock();
@@ -129,7 +129,7 @@ public sealed class DmaMap : IDisposable
         _lock.ExitWriteLock();
     }
 
-    /// <summary>Takes a range on. The descriptor is taken over in every case.</summary>
+    /// <summary>Adds a range. Takes the descriptor over, also on failure.</summary>
     internal Errno Map(VfioUserDmaMap request, OwnedFd? fd)
     {
         using OwnedFd? given = fd;
@@ -142,7 +142,7 @@ public sealed class DmaMap : IDisposable
         {
             Errno errno = Posix.Stat(fd, out file);
             if (errno != Errno.None) return errno;
-            // A touch behind the end of the file would be a SIGBUS, which ends this process (vfio-user S-18).
+            // An access behind the end of the file would raise SIGBUS, which ends this process (vfio-user S-18).
             if (file.SizeBytes < 0 || request.Offset > (ulong)file.SizeBytes || request.Size > (ulong)file.SizeBytes - request.Offset) return Errno.EINVAL;
         }
         int at = FirstEndingAfter(_regions, request.Address);
@@ -151,7 +151,7 @@ public sealed class DmaMap : IDisposable
         return Add(at, request, fd, file);
     }
 
-    /// <summary>Gives one range back; it must be exactly one that was mapped (vfio-user S-21). With a bitmap, its last report.</summary>
+    /// <summary>Removes one range, which must be exactly one that was mapped (vfio-user S-21). With a bitmap, reports its dirty pages a last time.</summary>
     internal Errno Unmap(ulong address, ulong sizeBytes, ulong pageSizeBytes, Span<byte> bitmap)
     {
         int at = FirstEndingAfter(_regions, address);
@@ -163,7 +163,7 @@ public sealed class DmaMap : IDisposable
         return Errno.None;
     }
 
-    /// <summary>Gives everything back.</summary>
+    /// <summary>Removes all ranges.</summary>
     internal void Clear()
     {
         DmaRegion[] gone = _regions;
@@ -171,7 +171,7 @@ public sealed class DmaMap : IDisposable
         foreach (DmaRegion region in gone) region.Dispose();
     }
 
-    /// <summary>Starts the log of writes through descriptors (vfio-user S-25); again with the same size it goes on.</summary>
+    /// <summary>Starts the log of writes through descriptors (vfio-user S-25); a second start with the same page size changes nothing.</summary>
     internal Errno StartLog(ulong pageSizeBytes)
     {
         if (pageSizeBytes < 4096 || pageSizeBytes > 1UL << 30 || !BitOperations.IsPow2(pageSizeBytes)) return Errno.EINVAL;
@@ -209,7 +209,7 @@ public sealed class DmaMap : IDisposable
         return logged ? Errno.None : any ? Errno.EINVAL : Errno.ENOENT;
     }
 
-    /// <summary>Drops everything. No access may be under way.</summary>
+    /// <summary>Removes all ranges. No access may be under way.</summary>
     public void Dispose()
     {
         Clear();
@@ -233,7 +233,7 @@ public sealed class DmaMap : IDisposable
         DmaRegion region;
         try
         {
-            // The region keeps a descriptor of its own only where it needs one.
+            // The region duplicates the descriptor if it needs it after this call.
             region = new DmaRegion(request, fd is null ? null : Posix.Duplicate(fd), file, _mayMap && (!_onlySealed || fd is null || Posix.IsSealedAgainstShrinking(fd)));
         }
         catch (ChannelException e)
@@ -262,7 +262,7 @@ public sealed class DmaMap : IDisposable
         _lock.ExitWriteLock();
     }
 
-    /// <summary>Whether all of an access is mapped and allowed.</summary>
+    /// <summary>Checks that all of an access is mapped and allowed.</summary>
     private Errno Check(ulong address, int length, bool write)
     {
         while (length > 0)
@@ -276,7 +276,7 @@ public sealed class DmaMap : IDisposable
         return Errno.None;
     }
 
-    /// <summary>Finds the range of an access. With a region the read lock is held on return; without one it goes by messages.</summary>
+    /// <summary>Finds the range of an access. With a region, returns with the read lock held; without one, the access goes by messages.</summary>
     private Errno Enter(ulong address, int length, bool write, out DmaRegion? region, out int count)
     {
         region = null;

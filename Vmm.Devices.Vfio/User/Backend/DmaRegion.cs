@@ -8,15 +8,18 @@ namespace Vmm.Devices.Vfio.User.Backend;
 /// <summary>How the server reaches one range of the client's memory.</summary>
 internal enum DmaAccess
 {
-    /// <summary>DMA_READ and DMA_WRITE messages: it came without a descriptor (vfio-user S-19).</summary>
+    /// <summary>By DMA_READ and DMA_WRITE messages, because it came without a descriptor (vfio-user S-19).</summary>
     Messages,
-    /// <summary>mmap of the descriptor.</summary>
+    /// <summary>By mmap of the descriptor.</summary>
     Mapped,
-    /// <summary>pread and pwrite on the descriptor.</summary>
+    /// <summary>By pread and pwrite on the descriptor.</summary>
     File,
 }
 
-/// <summary>One range of the client's memory (vfio-user S-20). Writes through it are logged here while the log is on (vfio-user S-25). Guarded by <see cref="DmaMap"/>'s lock.</summary>
+/// <summary>
+/// One range of the client's memory (vfio-user S-20). Writes through it are logged here while the log is on (vfio-user S-25). Guarded by
+/// <see cref="DmaMap"/>'s lock.
+/// </summary>
 internal sealed class DmaRegion : IDisposable
 {
     private const ulong PageBytes = VfioUserLimits.PageBytes;
@@ -29,7 +32,7 @@ internal sealed class DmaRegion : IDisposable
     private DirtyBitmap? _log;
     private int _logShift;
 
-    /// <summary>Takes a descriptor over; without one, by messages.</summary>
+    /// <summary>Makes the range; without a descriptor it is reached by messages.</summary>
     /// <param name="request">Checked for wrap-around and flags.</param>
     /// <param name="fd">Owned from here on, on failure too; null for messages.</param>
     /// <param name="file">The descriptor's stat.</param>
@@ -47,7 +50,7 @@ internal sealed class DmaRegion : IDisposable
         }
         using (fd)
         {
-            // Huge pages want an offset of their own size; the file system names it as its block size.
+            // Huge pages must be mapped at a multiple of their size, which the file system reports as its block size.
             ulong align = file.BlockBytes > (long)PageBytes && ulong.IsPow2((ulong)file.BlockBytes) ? (ulong)file.BlockBytes : PageBytes;
             _skewBytes = request.Offset & (align - 1);
             ulong length = (request.Size + _skewBytes + align - 1) & ~(align - 1);
@@ -68,10 +71,10 @@ internal sealed class DmaRegion : IDisposable
 
     internal bool IsWritable => (_request.Flags & VfioUserDmaMap.FlagWrite) != 0;
 
-    /// <summary>Bytes of the log for a page size; 0 for ranges whose writes the client tracks itself.</summary>
+    /// <summary>Bytes of dirty log for a page size; 0 for ranges whose writes the client tracks itself.</summary>
     internal ulong LogBytes(int pageShift) => Access == DmaAccess.Messages ? 0 : ((LogPages(pageShift) + 63) / 64) * 8;
 
-    /// <summary>Whether a map is this one again, which is no error.</summary>
+    /// <summary>Whether a request repeats this map, which is no error.</summary>
     internal bool Is(VfioUserDmaMap request, bool hasFd, in FileStatus file) =>
         request with { ArgSz = 0 } == _request && hasFd == (Access != DmaAccess.Messages) && (!hasFd || (file.Device == _device && file.Inode == _inode));
 
@@ -111,7 +114,7 @@ internal sealed class DmaRegion : IDisposable
                 offset += (uint)n;
             }
         }
-        // After the write: a report in between has the page in the next one.
+        // Marked after the write: a report between the two leaves the page to the next report.
         if (_log is { } log && length > 0)
         {
             ulong first = (address >> _logShift) - (Address >> _logShift);
@@ -121,7 +124,7 @@ internal sealed class DmaRegion : IDisposable
         return Errno.None;
     }
 
-    /// <summary>Starts the log, clean.</summary>
+    /// <summary>Starts the log with no page marked.</summary>
     internal void StartLog(int pageShift)
     {
         if (Access == DmaAccess.Messages) return;
@@ -132,8 +135,8 @@ internal sealed class DmaRegion : IDisposable
     internal void StopLog() => _log = null;
 
     /// <summary>
-    /// Sets the bits of pages written since the last report. A logged page that the range covers only in part stays dirty: half a report must
-    /// not lose the other half.
+    /// Sets the bits of pages written since the last report. A logged page that the range covers only in part stays dirty, because its other part
+    /// has not been reported.
     /// </summary>
     internal void Report(ulong iova, ulong lengthBytes, ulong pageSizeBytes, Span<byte> bitmap)
     {

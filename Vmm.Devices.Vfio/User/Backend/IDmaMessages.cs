@@ -6,9 +6,9 @@ namespace Vmm.Devices.Vfio.User.Backend;
 /// <summary>DMA by messages to the client (vfio-user 3.10). Any thread.</summary>
 internal interface IDmaMessages
 {
-    /// <summary>DMA_READ, in parts the client takes.</summary>
+    /// <summary>Sends DMA_READ, in parts of at most the client's size.</summary>
     Errno Read(ulong address, Span<byte> destination);
 
-    /// <summary>DMA_WRITE, in parts the client takes.</summary>
+    /// <summary>Sends DMA_WRITE, in parts of at most the client's size.</summary>
     Errno Write(ulong address, ReadOnlySpan<byte> source);
 }

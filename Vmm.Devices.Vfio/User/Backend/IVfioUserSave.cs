@@ -2,21 +2,24 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Devices.Vfio.User.Backend;
 
-/// <summary>One attempt to save; everything that belongs to the attempt is in here (vfio-user S-49). Session's thread.</summary>
+/// <summary>One attempt to save. The object holds all state of the attempt (vfio-user S-49). Session's thread.</summary>
 public interface IVfioUserSave : IDisposable
 {
-    /// <summary>The device has stopped (arc PRE_COPY to STOP_COPY); what follows must be complete by itself (vfio-user S-37). Not called for a session opened in STOP_COPY.</summary>
+    /// <summary>
+    /// Called when the device has stopped (arc PRE_COPY to STOP_COPY); the data from here on must be complete by themselves (vfio-user S-37). Not
+    /// called for a session opened in STOP_COPY.
+    /// </summary>
     void StopCopy();
 
-    /// <summary>Reads the next part of the state, in order, each byte once. The total is never asked for (vfio-user S-44).</summary>
-    /// <param name="destination">Not empty.</param>
-    /// <param name="errno">Why it failed.</param>
-    /// <returns>Bytes; 0 at the end, or when there is nothing now in PRE_COPY; -1 with an errno.</returns>
+    /// <summary>Reads the next part of the state, in order, each byte once. No total size is needed (vfio-user S-44).</summary>
+    /// <param name="destination">Buffer to fill from its start; not empty.</param>
+    /// <param name="errno">Reason when the result is -1, else None.</param>
+    /// <returns>Bytes read; 0 at the end, or in PRE_COPY when there is nothing now; -1 with an errno.</returns>
     int ReadState(Span<byte> destination, out Errno errno);
 
-    /// <summary>Gives the next bytes where they are, to be sent without a copy; else <see cref="ReadState"/> is called.</summary>
-    /// <param name="count">Exactly so many.</param>
-    /// <param name="bytes">The bytes; unchanged until the next call.</param>
-    /// <returns>False when they do not lie together, or there are fewer; nothing was consumed.</returns>
+    /// <summary>Gives the next bytes in place, so that they are sent without a copy. When it cannot, <see cref="ReadState"/> is called.</summary>
+    /// <param name="count">Number of bytes wanted; no fewer will do.</param>
+    /// <param name="bytes">The bytes, which must not change until the next call.</param>
+    /// <returns>False when they are not contiguous in memory, or fewer are left; nothing was consumed.</returns>
     bool TryTake(int count, out ReadOnlyMemory<byte> bytes);
 }

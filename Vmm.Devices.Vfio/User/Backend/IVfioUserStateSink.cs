@@ -2,26 +2,26 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Devices.Vfio.User.Backend;
 
-/// <summary>What a device does with the sections of a snapshot (see <see cref="VfioUserStateReader"/>). Session's thread.</summary>
+/// <summary>Receives the sections of a snapshot for a device, from <see cref="VfioUserStateReader"/>. Session's thread.</summary>
 public interface IVfioUserStateSink
 {
-    /// <summary>A snapshot begins; forget what another one gave.</summary>
+    /// <summary>Called at the beginning of a snapshot; drop the sections of an earlier one.</summary>
     void BeginSnapshot();
 
-    /// <summary>A section begins.</summary>
-    /// <param name="id">Its number.</param>
-    /// <param name="lengthBytes">Its length.</param>
-    /// <returns>EINVAL for one the device does not know, or of a wrong length.</returns>
+    /// <summary>Called at the beginning of a section.</summary>
+    /// <param name="id">The device's own number of the section.</param>
+    /// <param name="lengthBytes">Length of the section in bytes.</param>
+    /// <returns>None, or EINVAL when the device does not know the section or its length is wrong.</returns>
     Errno BeginSection(uint id, ulong lengthBytes);
 
-    /// <summary>A part of the present section; parts come in order and stay inside its length.</summary>
-    /// <param name="id">Its number.</param>
-    /// <param name="offset">From its start.</param>
-    /// <param name="data">The part.</param>
-    /// <returns>Why it is refused.</returns>
+    /// <summary>Called for each part of the section; parts come in order and never exceed its length.</summary>
+    /// <param name="id">The device's own number of the section.</param>
+    /// <param name="offset">Offset of the part in the section.</param>
+    /// <param name="data">The bytes; valid during the call.</param>
+    /// <returns>None, or the errno of a refusal.</returns>
     Errno SectionData(uint id, ulong offset, ReadOnlySpan<byte> data);
 
-    /// <summary>The snapshot is complete and its checksum right: check the whole and make it the device's state.</summary>
-    /// <returns>Why it is refused.</returns>
+    /// <summary>Called when the snapshot is complete and its checksum right: check it as a whole and make it the device's state.</summary>
+    /// <returns>None, or the errno of a refusal.</returns>
     ValueTask<Errno> Commit();
 }

@@ -3,8 +3,8 @@ using Vmm.Core.Errors;
 namespace Vmm.Devices.Vfio.User.Backend;
 
 /// <summary>
-/// What a device's own threads pass before they touch guest memory, so that <see cref="IVfioUserBackend.Quiesce"/> has something to close
-/// (vfio-user 7). Thread-safe. Nobody holds a lock inside that a register access or a state change needs.
+/// A gate around the DMA of a device's own threads: <see cref="IVfioUserBackend.Quiesce"/> closes it to stop them (vfio-user 7). Thread-safe. A
+/// thread inside must hold no lock that a register access or a state change needs.
 /// </summary>
 public sealed class VfioUserDmaGate : IDisposable
 {
@@ -13,8 +13,8 @@ public sealed class VfioUserDmaGate : IDisposable
     private int _closed, _inside;
     private bool _disposed;
 
-    /// <summary>Goes in, after a wait while the gate is closed.</summary>
-    /// <returns>False: the device is being taken apart, and nothing may be touched any more.</returns>
+    /// <summary>Enters; waits while the gate is closed.</summary>
+    /// <returns>False when the device is being disposed; the thread must not do DMA any more.</returns>
     public bool Enter()
     {
         lock (_gate)
@@ -26,7 +26,7 @@ public sealed class VfioUserDmaGate : IDisposable
         }
     }
 
-    /// <summary>Comes out.</summary>
+    /// <summary>Leaves, after a successful <see cref="Enter"/>.</summary>
     public void Exit()
     {
         lock (_gate)
@@ -37,8 +37,8 @@ public sealed class VfioUserDmaGate : IDisposable
         }
     }
 
-    /// <summary>Closes the gate; completes when all are out. A thread that waits for the client's answer is out when that has come.</summary>
-    /// <returns>None.</returns>
+    /// <summary>Closes the gate; completes when no thread is inside. A thread that waits for the client's answer stays inside until it comes.</summary>
+    /// <returns>Always None.</returns>
     public ValueTask<Errno> Close()
     {
         lock (_gate)
@@ -59,7 +59,7 @@ public sealed class VfioUserDmaGate : IDisposable
         }
     }
 
-    /// <summary>Turns away whoever waits and whoever comes.</summary>
+    /// <summary>Makes <see cref="Enter"/> return false, to threads that wait and to later ones.</summary>
     public void Dispose()
     {
         lock (_gate)

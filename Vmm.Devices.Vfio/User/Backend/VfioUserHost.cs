@@ -16,9 +16,9 @@ public sealed class VfioUserHost
     /// <summary>The device's interrupts.</summary>
     public VfioUserIrqs Irqs { get; }
 
-    /// <summary>For the device's own messages.</summary>
+    /// <summary>Logger for the device's own messages.</summary>
     public ILogger Logger { get; }
 
-    /// <summary>The migration state, kept by the server alone (vfio-user S-57). Any thread.</summary>
+    /// <summary>The migration state, which only the server changes (vfio-user S-57). Any thread.</summary>
     public VfioDeviceState State => _state();
 }

@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.User.Backend;
 
 /// <summary>
-/// A hosted device's interrupts: which eventfds the client has bound, what is masked, and what waits (vfio-user 3.5 and 5). Raising works
+/// A hosted device's interrupts: the client's eventfds, masks, and pending vectors (vfio-user 3.5 and 5). Raising works
 /// from any thread at any time; without an eventfd a vector stays pending and is signalled when one is bound (vfio-user S-14).
 /// </summary>
 public sealed class VfioUserIrqs : IDisposable
@@ -30,11 +30,11 @@ public sealed class VfioUserIrqs : IDisposable
         }
     }
 
-    /// <summary>Interrupts that reached an eventfd.</summary>
+    /// <summary>Number of interrupts that signalled an eventfd.</summary>
     public long RaisedCount => Interlocked.Read(ref _raised);
 
-    /// <summary>Drives the INTx line. While it is asserted it is signalled once, and again after the client unmasked it (vfio-user S-27).</summary>
-    /// <param name="asserted">The level.</param>
+    /// <summary>Drives the INTx line. An asserted line signals once, and again each time the client unmasks it (vfio-user S-27).</summary>
+    /// <param name="asserted">True to assert the line.</param>
     public void SetIntx(bool asserted)
     {
         lock (_gate)
@@ -45,9 +45,9 @@ public sealed class VfioUserIrqs : IDisposable
         }
     }
 
-    /// <summary>Raises a vector of MSI, MSI-X or REQ. ERR stops a QEMU guest: it is not for ordinary device errors (vfio-user S-28).</summary>
-    /// <param name="index">See <see cref="VfioPciIrq"/>; INTx is a line, see <see cref="SetIntx"/>.</param>
-    /// <param name="vector">Vector.</param>
+    /// <summary>Raises a vector of MSI, MSI-X or REQ. Do not raise ERR for ordinary device errors: it stops a QEMU guest (vfio-user S-28).</summary>
+    /// <param name="index">One of <see cref="VfioPciIrq"/>, except INTx, which is a line (see <see cref="SetIntx"/>).</param>
+    /// <param name="vector">Vector, from 0.</param>
     public void Raise(uint index, uint vector)
     {
         ArgumentOutOfRangeException.ThrowIfZero(index);
@@ -55,10 +55,10 @@ public sealed class VfioUserIrqs : IDisposable
         lock (_gate) Signal(ref _vectors[index][vector]);
     }
 
-    /// <summary>Whether a vector was raised and could not be signalled; the bit in MSI-X's pending array.</summary>
+    /// <summary>Whether a vector was raised and could not be signalled; a device shows it in the MSI-X pending bits.</summary>
     /// <param name="index">MSI or MSI-X.</param>
-    /// <param name="vector">Vector.</param>
-    /// <returns>The bit.</returns>
+    /// <param name="vector">Vector, from 0.</param>
+    /// <returns>True when the vector is pending.</returns>
     public bool IsPending(uint index, uint vector)
     {
         lock (_gate) return _vectors[index][vector].Pending;
@@ -70,7 +70,7 @@ public sealed class VfioUserIrqs : IDisposable
         get { lock (_gate) return _intxLevel; }
     }
 
-    /// <summary>Forgets levels and what waits; bindings stay. For a device's reset.</summary>
+    /// <summary>Clears levels and pending vectors and keeps eventfds, for a device's reset.</summary>
     public void ClearPending()
     {
         lock (_gate)
@@ -81,8 +81,10 @@ public sealed class VfioUserIrqs : IDisposable
         }
     }
 
-    /// <summary>What belongs into a device's state: INTx level, then one byte a vector of MSI and MSI-X, bit 0 pending, bit 1 masked (vfio-user S-41).</summary>
-    /// <returns>The bytes.</returns>
+    /// <summary>
+    /// The interrupts' part of a device's state: INTx level, then one byte per vector of MSI and MSI-X, bit 0 pending, bit 1 masked (vfio-user S-41).
+    /// </summary>
+    /// <returns>A new array.</returns>
     public byte[] SaveState()
     {
         lock (_gate)
@@ -96,9 +98,9 @@ public sealed class VfioUserIrqs : IDisposable
         }
     }
 
-    /// <summary>Takes what <see cref="SaveState"/> gave; eventfds stay bound (vfio-user S-39), and what waits is signalled through them.</summary>
-    /// <param name="state">The bytes.</param>
-    /// <returns>False when the bytes do not fit this device.</returns>
+    /// <summary>Loads what <see cref="SaveState"/> gave. Eventfds stay bound (vfio-user S-39), and pending vectors signal them.</summary>
+    /// <param name="state">Bytes from <see cref="SaveState"/>.</param>
+    /// <returns>False when the bytes do not fit this device; nothing has changed then.</returns>
     public bool LoadState(ReadOnlySpan<byte> state)
     {
         if (state.Length != StateBytes || state[0] > 1 || state[1..].IndexOfAnyExceptInRange((byte)0, (byte)3) >= 0) return false;
@@ -126,13 +128,13 @@ public sealed class VfioUserIrqs : IDisposable
 
     internal uint Count(uint index) => (uint)_vectors[index].Length;
 
-    /// <summary>Eventfds that are bound.</summary>
+    /// <summary>Number of eventfds that are bound.</summary>
     internal int BoundCount
     {
         get { lock (_gate) return _vectors.Sum(static v => v.Count(static x => x.EventFd is not null)); }
     }
 
-    /// <summary>SET_IRQS, after its checks. Descriptors used are taken out of the list and owned here.</summary>
+    /// <summary>Executes SET_IRQS, which was checked. Takes the descriptors that it uses out of the list, and owns them.</summary>
     internal void Apply(in VfioIrqSet request, ReadOnlySpan<byte> bools, List<OwnedFd> fds)
     {
         lock (_gate)
@@ -153,7 +155,7 @@ public sealed class VfioUserIrqs : IDisposable
         }
     }
 
-    /// <summary>The client is gone: its eventfds and masks with it. Pending vectors and the INTx level are the device's and stay.</summary>
+    /// <summary>Drops eventfds and masks when the client is gone. Pending vectors and the INTx level stay, because they belong to the device.</summary>
     internal void Unbind()
     {
         lock (_gate)

@@ -4,8 +4,8 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Backend;
 
 /// <summary>
-/// Config space of a hosted PCI function (vfio-user 5): the core's space with BARs to be sized, read-only fields, and a ROM register that
-/// is not there. Writes on the session's thread; the flags may be read from any.
+/// Config space of a hosted PCI function (vfio-user 5): the core's space with BARs that can be sized, read-only fields, and no ROM
+/// register. Writes come on the session's thread; any thread may read the flags.
 /// </summary>
 public sealed class VfioUserPciConfig
 {
@@ -20,11 +20,11 @@ public sealed class VfioUserPciConfig
     private int _msixAt;
 
     /// <summary>Makes the header.</summary>
-    /// <param name="dma">Follows the bus master bit.</param>
-    /// <param name="vendor">Vendor id, the subsystem's too.</param>
-    /// <param name="device">Device id, the subsystem's too.</param>
+    /// <param name="dma">Map whose <see cref="DmaMap.IsBusMaster"/> follows the command register.</param>
+    /// <param name="vendor">Vendor id, also of the subsystem.</param>
+    /// <param name="device">Device id, also of the subsystem.</param>
     /// <param name="classCode">Base class, subclass, interface in 24 bits.</param>
-    /// <param name="hasIntx">Interrupt pin A.</param>
+    /// <param name="hasIntx">The function has interrupt pin A.</param>
     public VfioUserPciConfig(DmaMap dma, ushort vendor, ushort device, uint classCode, bool hasIntx)
     {
         _dma = dma;
@@ -35,23 +35,23 @@ public sealed class VfioUserPciConfig
         _space.Bytes[PciRegisters.ClassProg] = (byte)classCode;
         _space.SetUInt16(PciRegisters.ClassDevice, (ushort)(classCode >> 8));
         _space.Bytes[PciRegisters.InterruptPin] = hasIntx ? (byte)1 : (byte)0;
-        // What no capability claims does not exist.
+        // Registers outside the header and the capabilities do not exist.
         _space.WMask[PciRegisters.HeaderBytes..].Clear();
         SavePowerOn();
     }
 
-    /// <summary>The level of INTx, for the status register: drivers that share a line look there. Any thread.</summary>
+    /// <summary>Level of INTx as the status register shows it, which drivers of a shared line read. Any thread.</summary>
     public Func<bool>? IntxLevel { get; set; }
 
-    /// <summary>Whether MSI-X is on: interrupts are vectors, not the line.</summary>
+    /// <summary>Whether MSI-X is on, so that interrupts are vectors and not the line.</summary>
     public bool IsMsixEnabled => _msixAt != 0 && (_space.GetUInt16(_msixAt + 2) & MsixEnable) != 0;
 
     /// <summary>Whether the guest has switched INTx off.</summary>
     public bool IsIntxDisabled => (_space.Command & PciCommand.IntxDisable) != 0;
 
-    /// <summary>Sets the ids of the subsystem, which are otherwise those of the function.</summary>
-    /// <param name="vendor">Vendor id.</param>
-    /// <param name="device">Device id.</param>
+    /// <summary>Sets the ids of the subsystem; without a call they equal those of the function.</summary>
+    /// <param name="vendor">Vendor id of the subsystem.</param>
+    /// <param name="device">Device id of the subsystem.</param>
     public void SetSubsystem(ushort vendor, ushort device)
     {
         _space.SetUInt16(PciRegisters.SubsystemVendorId, vendor);
@@ -60,7 +60,7 @@ public sealed class VfioUserPciConfig
     }
 
     /// <summary>Sets the revision.</summary>
-    /// <param name="revision">The revision.</param>
+    /// <param name="revision">Value of the revision register.</param>
     public void SetRevision(byte revision)
     {
         _space.Bytes[PciRegisters.RevisionId] = revision;
@@ -68,8 +68,8 @@ public sealed class VfioUserPciConfig
     }
 
     /// <summary>Adds a 32-bit memory BAR.</summary>
-    /// <param name="index">0 to 5.</param>
-    /// <param name="sizeBytes">A power of two, at least 16.</param>
+    /// <param name="index">BAR number, 0 to 5.</param>
+    /// <param name="sizeBytes">Size in bytes, a power of two from 16.</param>
     public void AddBar(int index, uint sizeBytes)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan((uint)index, 5u, nameof(index));
@@ -78,8 +78,8 @@ public sealed class VfioUserPciConfig
     }
 
     /// <summary>Adds an I/O BAR.</summary>
-    /// <param name="index">0 to 5.</param>
-    /// <param name="sizeBytes">4 to 64 KiB; decodes as the next power of two. A PC guest takes 256 at most.</param>
+    /// <param name="index">BAR number, 0 to 5.</param>
+    /// <param name="sizeBytes">Size in bytes, 4 to 64 KiB; decodes as the next power of two. A PC guest accepts 256 at most.</param>
     public void AddIoBar(int index, uint sizeBytes)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan((uint)index, 5u, nameof(index));
@@ -91,8 +91,8 @@ public sealed class VfioUserPciConfig
     }
 
     /// <summary>Adds the MSI-X capability.</summary>
-    /// <param name="offset">Where in config space.</param>
-    /// <param name="layout">Where table and pending bits are.</param>
+    /// <param name="offset">Offset of the capability in config space.</param>
+    /// <param name="layout">BARs and offsets of table and pending bits.</param>
     public void AddMsix(int offset, MsixLayout layout)
     {
         _space.AddCapability(PciCapabilityId.Msix, offset, MsixTable.CapabilityBytes);
@@ -104,9 +104,9 @@ public sealed class VfioUserPciConfig
         SavePowerOn();
     }
 
-    /// <summary>A read of region 7.</summary>
-    /// <param name="offset">Inside.</param>
-    /// <param name="destination">Inside.</param>
+    /// <summary>Reads from config space, region 7.</summary>
+    /// <param name="offset">First byte; the access must lie inside the space.</param>
+    /// <param name="destination">Buffer to fill.</param>
     public void Read(ulong offset, Span<byte> destination)
     {
         _space.Bytes.Slice((int)offset, destination.Length).CopyTo(destination);
@@ -114,29 +114,29 @@ public sealed class VfioUserPciConfig
             destination[PciRegisters.Status - (int)offset] |= (byte)PciRegisters.StatusInterrupt;
     }
 
-    /// <summary>A write of region 7; read-only bits keep their value.</summary>
-    /// <param name="offset">Inside.</param>
-    /// <param name="source">Inside.</param>
+    /// <summary>Writes to config space, region 7; read-only bits keep their values.</summary>
+    /// <param name="offset">First byte; the access must lie inside the space.</param>
+    /// <param name="source">Bytes to write.</param>
     public void Write(ulong offset, ReadOnlySpan<byte> source)
     {
         for (int i = 0; i < source.Length; i++) _space.Write((int)offset + i, 1, source[i]);
         Apply();
     }
 
-    /// <summary>Power-on values.</summary>
+    /// <summary>Sets all registers to their power-on values.</summary>
     public void Reset()
     {
         _powerOn.CopyTo(_space.Bytes);
         Apply();
     }
 
-    /// <summary>The bytes, for the device's state.</summary>
-    /// <returns>A copy.</returns>
+    /// <summary>All bytes of the space, for the device's state.</summary>
+    /// <returns>A new array.</returns>
     public byte[] SaveState() => _space.Bytes.ToArray();
 
-    /// <summary>Takes a saved config space of the same function; read-only bits stay ours.</summary>
-    /// <param name="state">The bytes.</param>
-    /// <returns>False when bits that must agree differ: another device.</returns>
+    /// <summary>Loads a saved config space of the same function; read-only bits keep their present values.</summary>
+    /// <param name="state">Bytes that were saved.</param>
+    /// <returns>False when bits that must agree differ, so that the state is another device's.</returns>
     public bool LoadState(ReadOnlySpan<byte> state)
     {
         if (state.Length != Length || _space.FindMismatch(state) >= 0) return false;

@@ -5,18 +5,18 @@ namespace Vmm.Devices.Vfio.User.Backend;
 /// <summary>A region of a hosted device.</summary>
 public sealed record VfioUserRegion
 {
-    /// <summary>Index, 0 to 8.</summary>
+    /// <summary>Region index, 0 to 8.</summary>
     public required uint Index { get; init; }
 
-    /// <summary>Bytes; not 0.</summary>
+    /// <summary>Size in bytes; not 0.</summary>
     public required ulong SizeBytes { get; init; }
 
-    /// <summary>Whether it can be written.</summary>
+    /// <summary>Whether clients may write to the region.</summary>
     public bool IsWritable { get; init; } = true;
 
-    /// <summary>Memory that the client may map, or null. The device owns it; it outlives the server.</summary>
+    /// <summary>Memory that the client may map, or null. Owned by the device, which disposes it after the server.</summary>
     public VfioUserMemory? Memory { get; init; }
 
-    /// <summary>Which parts may be mapped, page aligned; empty with <see cref="Memory"/>: all of it. Never the MSI-X table or PBA.</summary>
+    /// <summary>Parts of <see cref="Memory"/> that may be mapped, page aligned; empty for all of it. Must not contain the MSI-X table or pending bits.</summary>
     public IReadOnlyList<VfioRegionArea> Areas { get; init; } = [];
 }

@@ -4,10 +4,13 @@ using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.User.Backend;
 
-/// <summary>A resuming session over the framing of <see cref="VfioUserStateWriter"/>: any splitting of the bytes, every bound checked before anything is kept (vfio-user S-40, S-41, S-55, S-56).</summary>
-/// <param name="typeName">Device type; a stream of another type is EINVAL.</param>
-/// <param name="limitBytes">Most bytes of sections and previews together this device takes; more is EFBIG.</param>
-/// <param name="sink">The device.</param>
+/// <summary>
+/// A resuming session that parses the framing of <see cref="VfioUserStateWriter"/>. The bytes may be split anywhere; every bound is checked before
+/// data are kept (vfio-user S-40, S-41, S-55, S-56).
+/// </summary>
+/// <param name="typeName">Device type; a state of another type is refused with EINVAL.</param>
+/// <param name="limitBytes">Most bytes of sections that the device takes, and of any one preview; more is refused with EFBIG.</param>
+/// <param name="sink">Receives the sections for the device.</param>
 public sealed class VfioUserStateReader(string typeName, ulong limitBytes, IVfioUserStateSink sink) : IVfioUserLoad
 {
     private const int MaxHeaderBytes = VfioUserStateFormat.HeaderFixedBytes + VfioUserStateFormat.MaxTypeNameBytes;
@@ -64,7 +67,7 @@ public sealed class VfioUserStateReader(string typeName, ulong limitBytes, IVfio
             case VfioUserStateFormat.Section or VfioUserStateFormat.Preview:
                 bool isSection = _kind == VfioUserStateFormat.Section;
                 if (!_hasHeader || isSection != _isFull) return Errno.EINVAL;
-                // A preview is thrown away; only what is kept counts against the limit, but one of them must not claim more than there can be.
+                // A preview is dropped, so it does not count towards the total; but no single one may exceed the limit.
                 if (_length > limitBytes - (isSection ? _total : 0)) return Errno.EFBIG;
                 if (!isSection) break;
                 _total += _length;

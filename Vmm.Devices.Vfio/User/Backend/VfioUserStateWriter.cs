@@ -4,7 +4,7 @@ namespace Vmm.Devices.Vfio.User.Backend;
 
 /// <summary>
 /// A saving session that frames a device's sections (see <see cref="VfioUserStateFormat"/>). While the device runs it gives previews, in
-/// whole records; once stopped, the full snapshot.
+/// whole records; after the stop, the full snapshot.
 /// </summary>
 public sealed class VfioUserStateWriter : IVfioUserSave
 {
@@ -15,18 +15,18 @@ public sealed class VfioUserStateWriter : IVfioUserSave
     private IEnumerator<VfioUserStateSection>? _sections;
     private VfioUserStateSection? _section;
     private ulong _sectionAt;
-    /// <summary>A head, header or trailer that is being sent.</summary>
+    /// <summary>Bytes of a head, header or end record that is being sent.</summary>
     private byte[] _record = [];
     private int _recordAt;
     private uint _crc;
     private bool _isStopped, _isEnded;
 
     /// <summary>Opens the session.</summary>
-    /// <param name="typeName">Device type.</param>
-    /// <param name="limitBytes">Most bytes of sections; the reader holds us to it.</param>
+    /// <param name="typeName">Device type, which the header carries; 1 to 64 ASCII characters.</param>
+    /// <param name="limitBytes">Most bytes of sections, which the header carries; a reader refuses more.</param>
     /// <param name="isStopped">Whether the device is stopped already.</param>
     /// <param name="snapshot">The sections of the stopped device; called once, at the first read after the stop.</param>
-    /// <param name="preview">A section of at most so many bytes while the device runs, or null when there is nothing new.</param>
+    /// <param name="preview">Gives a section of at most the given bytes while the device runs, or null when there is nothing new.</param>
     public VfioUserStateWriter(string typeName, ulong limitBytes, bool isStopped, Func<IEnumerable<VfioUserStateSection>> snapshot, Func<int, VfioUserStateSection?>? preview = null)
     {
         (_typeName, _limitBytes, _snapshot, _preview) = (typeName, limitBytes, snapshot, preview);
@@ -45,7 +45,7 @@ public sealed class VfioUserStateWriter : IVfioUserSave
     public int ReadState(Span<byte> destination, out Errno errno)
     {
         errno = Errno.None;
-        // While the device runs nothing is cut: the snapshot begins where a record would, also for a reader without the part before (vfio-user S-37).
+        // Previews are whole records, so the snapshot begins at a record; a reader without the previews can then begin there too (vfio-user S-37).
         if (!_isStopped && _recordAt == 0 && destination.Length < _record.Length) return 0;
         int have = Take(destination);
         return have > 0 ? have : _isStopped ? ReadSnapshot(destination) : ReadPreview(destination);
@@ -82,7 +82,7 @@ public sealed class VfioUserStateWriter : IVfioUserSave
         return n;
     }
 
-    /// <summary>Whole records only: nobody can say when the device will be stopped, and half a record would be left over.</summary>
+    /// <summary>Gives whole records only, because the device may stop after any read and a part of a record would be left over.</summary>
     private int ReadPreview(Span<byte> destination)
     {
         int room = destination.Length - VfioUserStateFormat.HeadBytes;

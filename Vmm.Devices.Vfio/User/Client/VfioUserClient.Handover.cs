@@ -5,25 +5,25 @@ using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.User.Client;
 
-/// <summary>A connection that changes process: who has it receives, and nobody else touches it (vfio-migration 7.4).</summary>
+/// <summary>A connection that changes process. Only the process that has it receives or sends on it (vfio-migration 7.4).</summary>
 internal sealed partial class VfioUserClient
 {
     private readonly OwnedFd _pause = Posix.EventFd();
     private VfioUserTranscript? _recording;
     private byte[] _version = [];
-    // Set: answers come from here, the server is not to be asked. Guarded by _gate for writes.
+    // While set, answers come from here and the server is not asked. Guarded by _gate for writes.
     private volatile VfioUserTranscript? _replay;
     private volatile bool _pausing;
     private VfioUserExchange? _last; // Its reply ends receiving. Guarded by _gate.
     private volatile bool _suspended;
     private bool _handedOver;
 
-    // Receivers that exist before their turn: one that is started while the guest stands still first stands in line for a processor.
+    // Receivers are started early and wait for their turn: a thread started while the guest is stopped would first wait for a processor.
     private readonly ManualResetEvent _turn = new(false);
     private readonly List<int> _waiting = []; // Their thread ids. Guarded by _gate.
     private volatile List<RealtimeBoost>? _raised;
 
-    /// <summary>Takes over a connection that another process negotiated and still has; silent until <see cref="Resume"/>.</summary>
+    /// <summary>Takes over a connection that another process negotiated and still has; sends and receives nothing until <see cref="Resume"/>.</summary>
     /// <param name="handover">The connection; owned.</param>
     /// <param name="name">For errors: the socket's path.</param>
     /// <param name="dma">Serves the server's DMA commands.</param>
@@ -51,26 +51,26 @@ internal sealed partial class VfioUserClient
         }
     }
 
-    /// <summary>Where requests of an opening device are noted; null once it is open, or when their answers come from a transcript.</summary>
+    /// <summary>Transcript that records the requests while the device is opened; null afterwards, and while answers come from a transcript.</summary>
     internal VfioUserTranscript? Recorder => IsRecording && _replay is null ? _recording : null;
 
-    /// <summary>Note what the server answers from here on, while the device is opened; ends with <see cref="EndRecording"/>.</summary>
+    /// <summary>Record the server's answers while the device is opened, until <see cref="EndRecording"/>.</summary>
     internal bool IsRecording { get; set; }
 
     /// <summary>Whether a receiver should end at the next boundary of messages.</summary>
     internal bool IsPausing => _pausing;
 
-    /// <summary>Nobody waits for a reply.</summary>
+    /// <summary>True when no request waits for a reply.</summary>
     internal bool IsIdle
     {
         get { lock (_gate) return _pending.Count == 0; }
     }
 
-    /// <summary>Ends a twin's wait for messages when the connection is to be left alone.</summary>
+    /// <summary>Ends the twin receiver's wait for messages, so that it stops reading the connection.</summary>
     internal OwnedFd PauseSignal => _pause;
 
-    /// <summary>The device is open.</summary>
-    /// <returns>What the next process needs; the connection stays this object's.</returns>
+    /// <summary>Ends the recording, when the device is open.</summary>
+    /// <returns>What the next process needs; the descriptors stay this object's.</returns>
     internal VfioUserHandover EndRecording()
     {
         IsRecording = false;
@@ -78,15 +78,15 @@ internal sealed partial class VfioUserClient
     }
 
     /// <summary>
-    /// Stops receiving between two messages, so that the next process can go on there: what the server sends from here on waits in the socket.
+    /// Stops receiving between two messages, so that the next process can continue: what the server sends from now on waits in the socket.
     /// No request may be under way. Idempotent.
     /// </summary>
-    /// <exception cref="VfioException">The connection broke over it.</exception>
+    /// <exception cref="VfioException">The connection failed meanwhile.</exception>
     internal void Suspend()
     {
         if (_suspended || _replay is not null || Fault is not null) return;
-        // A receiver sits in the kernel until something comes. A question that changes nothing makes the server send something; until it has
-        // answered, it may do DMA first and wait for that, on either socket.
+        // The receiver blocks in the kernel until a message comes, so a request that changes nothing makes the server send one. Before its reply,
+        // the server may still do DMA, on either socket, and wait for the answer.
         using (VfioUserExchange x = Begin())
         {
             lock (_gate) _last = x;
@@ -100,7 +100,7 @@ internal sealed partial class VfioUserClient
         _suspended = true;
     }
 
-    /// <summary>This process has the connection: receives, and asks the server from here on.</summary>
+    /// <summary>Receives and sends requests to the server again, because this process has the connection now.</summary>
     internal void Resume()
     {
         if (!_suspended && _replay is null) return;
@@ -115,7 +115,7 @@ internal sealed partial class VfioUserClient
         else StartReceivers();
     }
 
-    /// <summary>After a message: whoever waited for the receivers has had them.</summary>
+    /// <summary>Ends the receivers' higher priority, after the first message has come.</summary>
     internal void LowerReceivers()
     {
         if (_raised is null || Interlocked.Exchange(ref _raised, null) is not { } raised) return;
@@ -128,14 +128,14 @@ internal sealed partial class VfioUserClient
         if (_twin is not null) StartReceiver(_twin, "vfio-user/dma", isTwin: true, isWaiting: waiting);
     }
 
-    /// <summary>Ahead of ordinary threads until a message has come: the guest starts when its device has answered.</summary>
+    /// <summary>Lets the receivers run, with a higher priority until the first message, because the guest cannot start before its device answers.</summary>
     private void GiveTurn()
     {
         lock (_gate) _raised = [.. _waiting.Select(RealtimeBoost.Raise).OfType<RealtimeBoost>()];
         _turn.Set();
     }
 
-    /// <summary>A receiver's wait for the connection to be this process's; false when it never becomes that.</summary>
+    /// <summary>Waits, on a receiver's thread, until this process has the connection; false when the client was disposed first.</summary>
     private bool WaitTurn()
     {
         lock (_gate) _waiting.Add(Posix.ThreadId);
@@ -143,7 +143,7 @@ internal sealed partial class VfioUserClient
         return !_disposed;
     }
 
-    /// <summary>Another process has the connection for good: closing it here must not end it there.</summary>
+    /// <summary>Called when another process finally has the connection: closing it here must not end it there.</summary>
     internal void HandOver() => _handedOver = true;
 
     private bool IsElsewhere => _handedOver || _replay is not null;

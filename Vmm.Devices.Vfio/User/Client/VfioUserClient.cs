@@ -11,22 +11,18 @@ namespace Vmm.Devices.Vfio.User.Client;
 internal interface IVfioUserDma
 {
     /// <summary>Reads guest memory for the server.</summary>
-    /// <param name="address">DMA address.</param>
-    /// <param name="destination">Filled on success.</param>
-    /// <returns>ENODEV outside the map or without bus mastering, EPERM.</returns>
+    /// <returns>None; ENODEV outside the map or without bus mastering; EPERM without permission.</returns>
     Errno Read(ulong address, Span<byte> destination);
 
     /// <summary>Writes guest memory for the server and marks it dirty.</summary>
-    /// <param name="address">DMA address.</param>
-    /// <param name="source">Bytes.</param>
     /// <returns>As <see cref="Read"/>.</returns>
     Errno Write(ulong address, ReadOnlySpan<byte> source);
 }
 
 /// <summary>
-/// Client end of one vfio-user connection (vfio-user 1, 2, 6). Any thread may make requests, also at the same time; one thread a socket
-/// receives, gives replies to their requests by id and serves the server's DMA commands (vfio-user C-8). The first failure ends the connection: its
-/// reason is stored, the sockets are shut, every request, now and later, ends with ENODEV.
+/// Client end of one vfio-user connection (vfio-user 1, 2, 6). Any thread may send requests at any time. One thread per socket receives: it gives
+/// each reply to the request with its id, and serves the server's DMA commands (vfio-user C-8). The first failure ends the connection: its reason
+/// is stored, the sockets are shut down, and every request, now and later, ends with ENODEV.
 /// </summary>
 internal sealed partial class VfioUserClient : IDisposable
 {
@@ -70,7 +66,10 @@ internal sealed partial class VfioUserClient : IDisposable
         }
     }
 
-    /// <summary>Raised once, from the thread pool, when the connection ended otherwise than by <see cref="Dispose"/>. A handler may still run when that returns.</summary>
+    /// <summary>
+    /// Raised once, from the thread pool, when the connection ended otherwise than by <see cref="Dispose"/>. A handler may still run when
+    /// <see cref="Dispose"/> returns.
+    /// </summary>
     internal event Action<VmmException>? Lost;
 
     internal string Name { get; }
@@ -84,13 +83,13 @@ internal sealed partial class VfioUserClient : IDisposable
     /// <summary>Whether DMA commands have a socket of their own.</summary>
     internal bool HasTwinSocket => _twin is not null;
 
-    /// <summary>Descriptors one message to the server may carry.</summary>
+    /// <summary>Most descriptors that one message to the server may carry.</summary>
     internal int MaxFds => Math.Min(Server.MaxMsgFds, VfioUserSocket.MaxFds);
 
     /// <summary>Largest count of one data message, both sides' limits applied.</summary>
     internal int MaxDataBytes => Math.Min(Server.MaxDataXferBytes, VfioUserLimits.DataXferBytes);
 
-    /// <summary>Why the connection ended; null while it stands.</summary>
+    /// <summary>Why the connection ended; null while it lasts.</summary>
     internal VmmException? Fault => Volatile.Read(ref _fault);
 
     /// <summary>Connects to a server's socket.</summary>
@@ -149,7 +148,7 @@ internal sealed partial class VfioUserClient : IDisposable
         return SendGuarded(_socket, message, handles, data) ? Errno.None : Errno.ENODEV;
     }
 
-    /// <summary>Gives a request its id, notes who waits for the reply, and writes the header.</summary>
+    /// <summary>Gives a request its id, adds it to those that wait for a reply, and writes the header.</summary>
     /// <returns>False when the connection is gone.</returns>
     private bool Enter(VfioUserExchange exchange, Span<byte> message, int sizeBytes, bool noReply)
     {
@@ -164,7 +163,7 @@ internal sealed partial class VfioUserClient : IDisposable
         return true;
     }
 
-    /// <summary>The receiver is passing a reply's body on to another socket, which may take any time.</summary>
+    /// <summary>True while the receiver moves a reply's body to another socket, which may take any time.</summary>
     internal bool IsMoving
     {
         get => _isMoving;
@@ -188,12 +187,11 @@ internal sealed partial class VfioUserClient : IDisposable
         }
     }
 
-    /// <summary>A request got no reply in time: the stream cannot be trusted any more.</summary>
+    /// <summary>Ends the connection because a request got no reply in time: a late reply would confuse later requests.</summary>
     internal void TimedOut(VfioUserExchange exchange, int timeoutMs) =>
         Fail(new ChannelException($"vfio-user '{Name}': no reply to {exchange.Command} in {timeoutMs} ms", Errno.ETIMEDOUT));
 
     /// <summary>Ends the connection for a reason; the first one stays.</summary>
-    /// <param name="reason">What happened.</param>
     internal void Fail(VmmException reason)
     {
         VfioUserExchange[] orphans;
@@ -206,14 +204,14 @@ internal sealed partial class VfioUserClient : IDisposable
             _pending.Clear();
             tell = !_disposed;
         }
-        // Shutting a socket down ends the connection for every process that has it.
+        // Not when another process has the connection: a shutdown would end it there too.
         if (!IsElsewhere)
         {
             _socket.Shutdown();
             _twin?.Shutdown();
         }
         foreach (VfioUserExchange one in orphans) one.Complete(Errno.ENODEV, 0);
-        // Not on this thread: it may hold the BQL, or be a receiver that a handler waits for.
+        // Raised on another thread: this one may hold the BQL, or be a receiver that a handler waits for.
         if (tell && Lost is { } lost) ThreadPool.QueueUserWorkItem(static state => state.lost(state.reason), (lost, reason), preferLocal: false);
     }
 
@@ -226,7 +224,7 @@ internal sealed partial class VfioUserClient : IDisposable
             _disposed = true;
         }
         Fail(new ChannelException($"vfio-user '{Name}': the device was closed", Errno.ENODEV));
-        // A timer's callback may be under way; it only looks at fields and shuts sockets, so it must end before they close.
+        // A callback of the timer may be running. It shuts sockets down, so it must end before they are closed.
         using (var idle = new ManualResetEvent(false))
         {
             if (_watchdog.Dispose(idle)) idle.WaitOne();
@@ -303,7 +301,7 @@ internal sealed partial class VfioUserClient : IDisposable
         throw new VfioUserProtocolException($"vfio-user '{Name}': a reply to {header.Command} with id {header.Id} that nobody waits for");
     }
 
-    /// <summary>Sends and notes for the watchdog that somebody is sending.</summary>
+    /// <summary>Sends a message, and tells the watchdog that a send is under way.</summary>
     /// <returns>False when the connection failed; the reason is stored.</returns>
     internal bool SendGuarded(VfioUserSocket socket, ReadOnlySpan<byte> message, ReadOnlySpan<SafeHandle> fds, ReadOnlySpan<byte> data = default)
     {
@@ -326,7 +324,7 @@ internal sealed partial class VfioUserClient : IDisposable
         }
     }
 
-    /// <summary>A server that takes no bytes blocks senders inside the kernel, where no wait of theirs can end; so somebody else looks.</summary>
+    /// <summary>Ends the connection when the server takes no bytes for too long. Called by a timer, because the senders themselves block in the kernel.</summary>
     private void CheckSenders()
     {
         if (Volatile.Read(ref _senders) == 0 || Environment.TickCount64 - Volatile.Read(ref _sendProgressMs) < TimeoutMs) return;

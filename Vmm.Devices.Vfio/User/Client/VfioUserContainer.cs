@@ -26,28 +26,25 @@ internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUser
     /// <inheritdoc/>
     public string Name => name;
 
-    /// <summary>What the server may use now, ascending.</summary>
+    /// <summary>The mapped pieces, ascending by address.</summary>
     internal IReadOnlyList<VfioUserMapping> Mappings => _maps;
 
     /// <summary>
-    /// Whether nothing escapes us: all DMA writes come as messages, which mark what they write; or the server is of the v1 era and logs for
-    /// us by DIRTY_PAGES (vfio-user 8.5, 9). A server with DMA logging (feature 6) logs as a device, not here.
+    /// Whether all DMA writes are logged here: either they all come as messages, which mark the pages, or the server is of the v1 era and logs them
+    /// with DIRTY_PAGES (vfio-user 8.5, 9). A server with DMA logging (feature 6) logs as a device, not here.
     /// </summary>
     public bool CanLogDirty => LogsByMessages || IsV1;
 
     /// <inheritdoc/>
     public ulong MaxDirtyBitmapBytes => CanLogDirty ? _client?.Server.Migration?.MaxBitmapBytes ?? VfioUserVersion.DefaultBitmapBytes : 0;
 
-    /// <summary>No mapping lets the server write behind our back.</summary>
+    /// <summary>True when the server can write to RAM by messages only.</summary>
     internal bool LogsByMessages => !Array.Exists(_maps, static m => m.IsWritableByFd);
 
     private bool IsV1 => _client?.Server.Migration is { } migration && migration.PageSizeBytes is null or VfioUserLimits.PageBytes
         && _features is { } f && !f.Knows(VfioDeviceFeature.Migration) && !f.Knows(VfioDeviceFeature.DmaLoggingStart);
 
     /// <summary>Maps all of guest RAM and follows its changes.</summary>
-    /// <param name="client">A negotiated connection.</param>
-    /// <param name="features">Its features.</param>
-    /// <param name="memory">The VM's RAM.</param>
     /// <exception cref="VmmException">The server refused a mapping or is gone; nothing stays registered.</exception>
     internal void Attach(VfioUserClient client, VfioUserFeatures features, GuestMemory memory)
     {
@@ -55,7 +52,7 @@ internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUser
         _features = features;
         _maxMapBytes = LargestMap(client.MaxDataBytes);
         _collected = [];
-        // The listener is told of one section after the other; collected first, their maps travel together.
+        // The listener gets one section at a time; they are collected, so that all their maps are sent together.
         _registration = memory.AddListener(this);
         List<VfioUserMapping> all = _collected;
         _collected = null;
@@ -70,7 +67,7 @@ internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUser
         }
     }
 
-    /// <summary>Stops following. The server keeps its mappings until the connection ends, which is next.</summary>
+    /// <summary>Stops following the RAM. The server keeps its mappings until the connection ends, which comes next.</summary>
     internal void Detach()
     {
         _client = null;
@@ -101,7 +98,7 @@ internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUser
         {
             if (_client is null) break;
             Errno errno = Unmap(_client, one);
-            // A server that keeps memory we are about to give away must not run on.
+            // A server that does not give up memory that is about to be freed must not go on.
             if (errno is not (Errno.None or Errno.ENOENT or Errno.ENODEV))
                 _client.Fail(new VfioException($"vfio-user '{name}': the server does not give up {one.Range}: {Posix.Describe(errno)}", errno));
         }
@@ -163,14 +160,14 @@ internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUser
         }
     }
 
-    /// <summary>The longest piece from an address on; the range was checked.</summary>
+    /// <summary>Finds the longest contiguous piece from an address on; the range was checked.</summary>
     private (RamBlock Block, ulong Offset, int Length) Locate(ulong address, int length)
     {
         VfioUserMapping map = Find(address)!;
         return (map.Section.Block, map.BlockOffset(address), (int)Math.Min((ulong)length, map.Range.End - address));
     }
 
-    /// <summary>All of it or nothing: a range that leaves the map is refused before a byte moves.</summary>
+    /// <summary>Checks that all of a range is mapped, before the first byte moves.</summary>
     private Errno Check(ulong address, int length, bool forWrite)
     {
         if (!_busMaster || address > ulong.MaxValue - (ulong)length) return Errno.ENODEV;
@@ -192,11 +189,11 @@ internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUser
 
     private void MapAll(List<VfioUserMapping> pieces)
     {
-        if (_client is not { Fault: null } client) return; // A dead server needs no memory; the VM runs on without it.
+        if (_client is not { Fault: null } client) return; // A server that is gone needs no memory, and the VM runs on without it.
         if (_maps.Length + pieces.Count > client.Server.MaxDmaMaps)
             throw new VfioException($"vfio-user '{name}': {_maps.Length + pieces.Count} DMA maps are needed, the server takes {client.Server.MaxDmaMaps}", Errno.ENOSPC);
         VfioUserMapping[] before = _maps;
-        // Before the server hears of it: its first DMA may overtake its reply.
+        // Set before the request is sent, because the server's first DMA may overtake its reply.
         lock (_dmaGate) _maps = [.. before.Concat(pieces).OrderBy(static m => m.Range.Start.Value)];
         var underway = new Queue<(VfioUserExchange Exchange, VfioUserMapping Map)>();
         var done = new List<VfioUserMapping>();
@@ -269,7 +266,9 @@ internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUser
         return Errno.None;
     }
 
-    /// <summary>A report covers one mapping and must fit into one reply (vfio-user C-6), so mappings are that long at most: a power of two, at least 2 MiB.</summary>
+    /// <summary>
+    /// A report covers one mapping and must fit into one reply (vfio-user C-6), so mappings are that long at most: a power of two, at least 2 MiB.
+    /// </summary>
     private static ulong LargestMap(int maxDataBytes)
     {
         ulong bitmapBytes = (ulong)Math.Max(maxDataBytes - VfioUserFeature.Length - VfioUserLogReport.Length - VfioUserDirtyRange.Length, 64);

@@ -3,7 +3,7 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.User.Client;
 
-/// <summary>The connection changes process; the server notices nothing.</summary>
+/// <summary>Hands the connection to another process; the server does not notice.</summary>
 internal sealed partial class VfioUserDeviceIo : IVfioCprIo
 {
     private IReadOnlyList<IDisposable> _entered = [];
@@ -12,13 +12,13 @@ internal sealed partial class VfioUserDeviceIo : IVfioCprIo
     public string? CprBlockedReason => null;
 
     /// <inheritdoc/>
-    /// <remarks>From the transcript, where it must not be asked.</remarks>
+    /// <remarks>Answered from the transcript while the server must not be asked.</remarks>
     public bool AnswersProbes => true;
 
     /// <inheritdoc/>
     public void LoadCpr()
     {
-        // The server has its maps and knows no addresses of ours.
+        // Nothing to do: the server keeps its maps, and does not know this process's addresses.
     }
 
     /// <inheritdoc/>

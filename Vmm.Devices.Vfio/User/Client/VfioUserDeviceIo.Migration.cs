@@ -33,7 +33,7 @@ internal sealed partial class VfioUserDeviceIo
         Errno errno = SetState(state);
         if (errno != Errno.None)
         {
-            // It may be anywhere on the way now.
+            // After a failure the device may be in any state on the path.
             _state = null;
             GetMigrationState(out _);
             return errno;
@@ -88,7 +88,7 @@ internal sealed partial class VfioUserDeviceIo
     /// <inheritdoc/>
     public Errno ReportDmaLog(GuestRange range, ulong pageSizeBytes, Span<ulong> bitmap)
     {
-        // libvfio-user gets other page sizes than that of the start wrong, or hangs (vfio-user C-15, 4).
+        // With another page size than at the start, libvfio-user reports wrong pages or hangs (vfio-user C-15, 4).
         if (pageSizeBytes == 0 || pageSizeBytes != _logPageBytes) return Errno.EINVAL;
         if ((ulong)bitmap.Length * 8 < VfioUserBitmap.BytesFor(range.LengthBytes, pageSizeBytes)) return Errno.EINVAL;
         foreach (VfioUserMapping map in _container.Mappings)

@@ -9,7 +9,7 @@ namespace Vmm.Devices.Vfio.User.Client;
 
 /// <summary>
 /// A device behind a vfio-user server (vfio-user 10.5). Everything that the server may refuse later, in STOP or STOP_COPY, is asked for
-/// when the device is opened. Once the server is gone every call answers ENODEV at once; why, <see cref="Lost"/> and <see cref="LostReason"/> tell.
+/// when the device is opened. Once the server is gone every call answers ENODEV at once; <see cref="Lost"/> and <see cref="LostReason"/> give the reason.
 /// </summary>
 internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
 {
@@ -34,7 +34,7 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     }
 
     /// <inheritdoc/>
-    /// <remarks>Who subscribes after the loss is told as well, once.</remarks>
+    /// <remarks>A handler that is added after the loss is called too, once.</remarks>
     public event Action<VmmException>? Lost
     {
         add
@@ -87,7 +87,7 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
             : Recording(VfioUserClient.Connect(parsed.SocketPath, container, parsed.TimeoutMs)));
     }
 
-    /// <summary>What is asked until the device is open is what the next process will ask.</summary>
+    /// <summary>Opens the device and records the answers: the next process sends the same requests when it opens the device.</summary>
     private static VfioUserClient Recording(VfioUserClient client)
     {
         client.IsRecording = true;
@@ -170,7 +170,7 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     {
         if (!request.Flags.HasFlag(VfioIrqSetFlags.DataEventFd)) return SetIrqs(request, bools, eventFds, 0);
         if (eventFds.Length != request.Count) return Errno.EINVAL;
-        // A message binds all its vectors or none, and carries a limited number of descriptors: one message a run.
+        // A message binds all its vectors or none, and its descriptors are limited: each run of vectors gets its own message.
         for (int at = 0; at < eventFds.Length;)
         {
             bool bound = eventFds[at] is not null;

@@ -6,12 +6,12 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Client;
 
 /// <summary>
-/// One request of a <see cref="VfioUserClient"/> and its reply, with buffers that are used again: nothing is allocated for a message once its
-/// size has been seen. Owned by one thread at a time: <see cref="Body"/>, then <see cref="Send"/>, then <see cref="Wait"/>; dispose returns it.
+/// One request of a <see cref="VfioUserClient"/> and its reply. The buffers are reused, so a message allocates only when it is longer than those
+/// before. Owned by one thread at a time: <see cref="Body"/>, then <see cref="Send"/>, then <see cref="Wait"/>; dispose returns it to the pool.
 /// </summary>
 internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
 {
-    /// <summary>How long a waiter asks again before it sleeps; about what two switches of threads cost (docs/benchmarks.md).</summary>
+    /// <summary>How long a waiter polls before it sleeps: about the cost of two thread switches (docs/benchmarks.md).</summary>
     private const double SpinMicroseconds = 30;
     private static readonly bool s_spins = Environment.ProcessorCount > 1;
 
@@ -39,7 +39,7 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
     /// <summary>Descriptors of the reply; those left here are closed by <see cref="Dispose"/>.</summary>
     internal List<OwnedFd> ReplyFds { get; } = [];
 
-    /// <summary>Takes the body of a good reply behind its first 8 bytes, on the receiver's thread; null to have it in <see cref="Reply"/>.</summary>
+    /// <summary>Consumes the body of a good reply behind its first 8 bytes, on the receiver's thread; null to get it in <see cref="Reply"/>.</summary>
     internal VfioUserBodySink? BodySink { get; set; }
 
     /// <summary>How many descriptors the reply may carry; the rest are closed on arrival.</summary>
@@ -60,7 +60,7 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
     /// <param name="maxReplyBytes">Longest body of a good reply; raised to the limit of control messages.</param>
     /// <param name="fds">Descriptors to pass; at most what the server takes.</param>
     /// <param name="noReply">Posted: nothing comes back, <see cref="Wait"/> must not be called.</param>
-    /// <param name="data">The body's rest, sent from where it is.</param>
+    /// <param name="data">The rest of the body, sent without a copy.</param>
     /// <returns>None, or ENODEV.</returns>
     internal Errno Send(VfioUserCommand command, int maxReplyBytes = 0, ReadOnlySpan<OwnedFd?> fds = default, bool noReply = false, ReadOnlySpan<byte> data = default)
     {
@@ -70,11 +70,11 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
 
     /// <summary>Sends the request, its last part moved from another socket.</summary>
     /// <param name="command">Command.</param>
-    /// <param name="data">The part before that.</param>
+    /// <param name="data">The bytes before that part.</param>
     /// <param name="pipe">Between the sockets.</param>
     /// <param name="from">Where the last part comes from.</param>
-    /// <param name="count">Its bytes.</param>
-    /// <param name="broken">Why it could not be had; the server has got zeros then, and answers.</param>
+    /// <param name="count">Length of that part in bytes.</param>
+    /// <param name="broken">Why that part could not be read; the server then got zeros in its place, and still answers.</param>
     /// <returns>None, or ENODEV.</returns>
     internal Errno SendMoving(VfioUserCommand command, ReadOnlySpan<byte> data, SplicePipe pipe, OwnedFd from, int count, out Errno broken)
     {
@@ -83,7 +83,7 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
     }
 
     /// <summary>Waits for the reply.</summary>
-    /// <param name="timeoutMs">Afterwards the connection is closed: a late reply could not be told from the next.</param>
+    /// <param name="timeoutMs">Limit; after it the connection is closed, because a late reply could be taken for another's.</param>
     /// <returns>The server's answer; ENODEV when the connection is gone.</returns>
     internal Errno Wait(int timeoutMs)
     {
@@ -96,17 +96,17 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
                 long left = end - Environment.TickCount64;
                 if (left > 0 && Monitor.Wait(_wake, (int)left)) continue;
                 if (_isDone || !client.IsMoving) break;
-                // The server has answered; it is the other socket that takes its time.
+                // The server has answered, and the reply is still being moved to the other socket.
                 end = Environment.TickCount64 + timeoutMs;
             }
             if (_isDone) return Result;
             _isAbandoned = true;
         }
         client.TimedOut(this, timeoutMs);
-        return Errno.ENODEV; // Whatever the receiver makes of it now.
+        return Errno.ENODEV; // Also when the receiver completes it now.
     }
 
-    /// <summary>A register's answer is there sooner than a thread that sleeps for it would wake.</summary>
+    /// <summary>Polls for a short time, because a register's answer comes sooner than a sleeping thread could wake.</summary>
     private void SpinAWhile()
     {
         long start = Stopwatch.GetTimestamp();
@@ -129,10 +129,10 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
         return _reply.AsSpan(0, bytes);
     }
 
-    /// <summary>The end of the request. Receiver thread, or whoever found the connection broken.</summary>
+    /// <summary>Completes the request. Receiver thread, or the thread that found the connection broken.</summary>
     /// <param name="result">The answer.</param>
     /// <param name="replyBytes">Length of its body.</param>
-    /// <param name="fds">Descriptors that came with it; those that the reply may carry are taken out, unless nobody waits for them any more.</param>
+    /// <param name="fds">Descriptors that came with it; takes those that the reply may carry, unless the waiter has given up.</param>
     internal void Complete(Errno result, int replyBytes, List<OwnedFd>? fds = null)
     {
         lock (_wake)
@@ -167,12 +167,12 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
         _messageBytes = VfioUserHeader.Length;
     }
 
-    /// <summary>Gives it back. After a broken connection it is dropped instead: the receiver may still write into it.</summary>
+    /// <summary>Returns it to the pool. After a broken connection it is dropped instead, because the receiver may still write into it.</summary>
     public void Dispose()
     {
         if (_pooled) return;
         _pooled = true;
-        // A request that could not be sent is never waited for; the receiver may be about to complete it all the same.
+        // A request that could not be sent was never waited for; the receiver may still complete it.
         lock (_wake) _isAbandoned = true;
         VfioUserSocket.Close(ReplyFds);
         client.Return(this);
@@ -182,5 +182,5 @@ internal sealed class VfioUserExchange(VfioUserClient client) : IDisposable
 /// <summary>Consumes the rest of a reply's body from its socket; on the receiver's thread.</summary>
 /// <param name="socket">Where the rest is.</param>
 /// <param name="head">The first 8 bytes.</param>
-/// <param name="rest">Bytes to consume, all of them; what is thrown ends the connection.</param>
+/// <param name="rest">Number of bytes, all of which must be consumed. An exception ends the connection.</param>
 internal delegate void VfioUserBodySink(VfioUserSocket socket, ReadOnlySpan<byte> head, int rest);

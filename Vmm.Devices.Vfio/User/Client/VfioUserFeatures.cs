@@ -10,8 +10,7 @@ internal sealed class VfioUserFeatures(VfioUserClient client)
     private readonly Lock _gate = new();
     private readonly Dictionary<VfioDeviceFeature, bool> _known = [];
 
-    /// <summary>Whether the server knows a feature; asked once.</summary>
-    /// <param name="feature">Feature.</param>
+    /// <summary>Whether the server knows a feature; the answer is cached.</summary>
     /// <returns>False also when the connection is gone.</returns>
     internal bool Knows(VfioDeviceFeature feature)
     {
@@ -24,7 +23,7 @@ internal sealed class VfioUserFeatures(VfioUserClient client)
         lock (_gate) return _known[feature] = errno == Errno.None;
     }
 
-    /// <summary>One feature operation. What a server answers EINVAL although it may just not know the feature is looked into.</summary>
+    /// <summary>Runs one operation on a feature. After EINVAL it probes the feature, because some servers answer that for one they do not know.</summary>
     /// <param name="feature">Feature.</param>
     /// <param name="op">Operation.</param>
     /// <param name="data">Sent with SET, received with GET and SET.</param>
@@ -47,7 +46,7 @@ internal sealed class VfioUserFeatures(VfioUserClient client)
         if (sends) data.CopyTo(body[VfioUserFeature.Length..]);
         Errno errno = x.Run(VfioUserCommand.DeviceFeature, full, timeoutMs: timeoutMs);
         if (errno != Errno.None || data.IsEmpty) return errno;
-        // A SET whose data did not come back has still been done; a GET without data has not.
+        // A SET has been done even if the reply lacks its data; a GET without data has failed.
         if (x.Reply.Length >= full) x.Reply[VfioUserFeature.Length..full].CopyTo(data);
         else if (op.HasFlag(VfioFeatureOp.Get)) return Errno.EPROTO;
         return Errno.None;

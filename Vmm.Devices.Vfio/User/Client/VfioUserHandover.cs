@@ -13,8 +13,8 @@ namespace Vmm.Devices.Vfio.User.Client;
 /// <param name="Transcript">What the server answered when the device was opened.</param>
 internal sealed record VfioUserHandover(OwnedFd Socket, OwnedFd? Twin, VfioUserTranscript Transcript)
 {
-    /// <summary>Takes a connection that the process before this one had.</summary>
-    /// <exception cref="VmmException">It was not handed over, or what came is broken.</exception>
+    /// <summary>Takes over the connection of the process before this one.</summary>
+    /// <exception cref="VmmException">It was not handed over, or the transcript is malformed.</exception>
     internal static VfioUserHandover Take(CprFdTable table, string id)
     {
         string name = Name(id);
@@ -38,8 +38,8 @@ internal sealed record VfioUserHandover(OwnedFd Socket, OwnedFd? Twin, VfioUserT
         }
     }
 
-    /// <summary>Enters a connection into the table.</summary>
-    /// <returns>To be disposed before the connection is.</returns>
+    /// <summary>Adds a connection to the table.</summary>
+    /// <returns>The entries; dispose them before the connection.</returns>
     internal IReadOnlyList<IDisposable> Enter(CprFdTable table, string id)
     {
         byte[] bytes = Transcript.ToBytes();

@@ -10,10 +10,10 @@ namespace Vmm.Devices.Vfio.User.Client;
 /// <param name="Fd">The block's descriptor, which the server maps; null for DMA by messages.</param>
 internal sealed record VfioUserMapping(GuestMemorySection Section, GuestRange Range, OwnedFd? Fd)
 {
-    /// <summary>The server can write it without telling us.</summary>
+    /// <summary>Whether the server can write to the piece without a message.</summary>
     internal bool IsWritableByFd => Fd is not null && !Section.IsReadOnly;
 
-    /// <summary>Where an address of the piece is in the block.</summary>
+    /// <summary>Offset in the block of an address of the piece.</summary>
     internal ulong BlockOffset(ulong address) => Section.OffsetBytes + (address - Section.Range.Start.Value);
 
     /// <summary>The part of a range that lies in this piece.</summary>
@@ -30,8 +30,8 @@ internal sealed record VfioUserMapping(GuestMemorySection Section, GuestRange Ra
         Fd is null ? 0 : BlockOffset(Range.Start.Value), Range.Start.Value, Range.LengthBytes);
 
     /// <summary>
-    /// Cuts a section into pieces. A block that is mapped privately here keeps its descriptor: through it, neither side would see what the
-    /// other writes (vfio-user 10.1).
+    /// Cuts a section into pieces. The descriptor of a block that this process maps privately is not sent: through it, neither side would see what
+    /// the other writes (vfio-user 10.1).
     /// </summary>
     internal static List<VfioUserMapping> Split(GuestMemorySection section, ulong maxBytes, bool canPassFds)
     {

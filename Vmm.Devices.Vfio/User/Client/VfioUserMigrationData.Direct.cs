@@ -4,14 +4,14 @@ using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.User.Client;
 
-/// <summary>Migration data from socket to socket, one request ahead, so that the server works while a piece is on its way.</summary>
+/// <summary>Moves migration data from socket to socket, and sends each request one ahead, so that the server works while a piece is moved.</summary>
 internal sealed partial class VfioUserMigrationData
 {
     private SplicePipe? _pipe;
     private VfioUserExchange? _unanswered;
 
     /// <inheritdoc/>
-    /// <remarks>A message leaves in several pieces then, which a foreign server may take for short (vfio-user 1.1); a larger chunk says that it is ours.</remarks>
+    /// <remarks>Only with a chunk that is larger than the safe one, which is set for this project's own server: a moved message leaves in several pieces, which other servers may take for a short message (vfio-user 1.1).</remarks>
     public bool CanMove => _chunkBytes > VfioUserLimits.SafeDataBytes;
 
     /// <inheritdoc/>
@@ -31,7 +31,7 @@ internal sealed partial class VfioUserMigrationData
             Errno answer = now.Wait(client.TimeoutMs);
             if (answer != Errno.None || sink.IsDone)
             {
-                // The request ahead is answered too, with nothing or with the same refusal.
+                // The request that was sent ahead gets its reply too: no data, or the same refusal.
                 Errno last = errno == Errno.None ? next.Wait(client.TimeoutMs) : errno;
                 errno = answer != Errno.None ? answer : last;
                 break;
@@ -84,7 +84,7 @@ internal sealed partial class VfioUserMigrationData
         pipe?.Dispose();
     }
 
-    /// <summary>Takes the bodies of replies on the receiver's thread and sends them on.</summary>
+    /// <summary>Moves the bodies of replies to the destination, on the receiver's thread.</summary>
     private sealed class Outlet(int asked, OwnedFd destination, string name, Action<int> announce) : IDisposable
     {
         private readonly SplicePipe _pipe = new();
@@ -96,7 +96,7 @@ internal sealed partial class VfioUserMigrationData
 
         internal VmmException? Failure => _failure;
 
-        /// <summary>Consumes the rest of one reply. What it throws ends the connection.</summary>
+        /// <summary>Consumes the rest of one reply. An exception ends the connection.</summary>
         internal void Take(VfioUserSocket socket, ReadOnlySpan<byte> headBytes, int rest)
         {
             if (!VfioUserMigData.TryRead(headBytes, out VfioUserMigData head) || head.Size > asked || head.Size > rest)

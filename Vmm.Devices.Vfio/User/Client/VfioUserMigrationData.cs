@@ -6,7 +6,7 @@ namespace Vmm.Devices.Vfio.User.Client;
 
 /// <summary>
 /// One saving or resuming session by MIG_DATA_READ and MIG_DATA_WRITE (vfio-user 8.1). It ends when the device leaves the state, is reset
-/// or lost, or when it is disposed; then it answers ENODEV, as the kernel's descriptor does.
+/// or lost, or when it is disposed. Afterwards it answers ENODEV, as the kernel's descriptor does.
 /// </summary>
 internal sealed partial class VfioUserMigrationData(VfioUserClient client, bool resuming, VfioUserOptions options) : IVfioMigrationData, IVfioDirectData
 {
@@ -14,7 +14,7 @@ internal sealed partial class VfioUserMigrationData(VfioUserClient client, bool 
     private volatile bool _ended;
     private volatile bool _isPreCopy;
 
-    /// <summary>Writes; else it reads.</summary>
+    /// <summary>True for a resuming session, which writes; false for a saving one.</summary>
     internal bool IsResuming => resuming;
 
     /// <summary>The device still runs.</summary>
@@ -34,7 +34,7 @@ internal sealed partial class VfioUserMigrationData(VfioUserClient client, bool 
         new VfioUserMigData((uint)(VfioUserMigData.Length + asked), (uint)asked).Write(x.Body(VfioUserMigData.Length));
         errno = x.Run(VfioUserCommand.MigDataRead, VfioUserMigData.Length + asked);
         if (errno != Errno.None) return -1;
-        // libvfio-user pads the message to what was asked for; only the size field tells what is data (vfio-user C-9).
+        // libvfio-user pads the message to the size asked for; only the size field says how many bytes are data (vfio-user C-9).
         if (!VfioUserMigData.TryRead(x.Reply, out VfioUserMigData head) || head.Size > asked || head.Size > x.Reply.Length - VfioUserMigData.Length)
         {
             client.Fail(new VfioUserProtocolException($"vfio-user '{client.Name}': {head.Size} bytes of migration data in a reply of {x.Reply.Length}, {asked} were asked for"));

@@ -13,13 +13,16 @@ internal sealed record VfioUserOptions
     /// <summary><c>x-msg-timeout</c>, ms: limit of a request (QEMU: <c>x-msg-timeout</c>).</summary>
     internal int TimeoutMs { get; init; } = 5000;
 
-    /// <summary><c>x-mig-timeout</c>, ms: limit of a change of the migration state, in which a server may write out or check everything.</summary>
+    /// <summary><c>x-mig-timeout</c>, ms: limit of a change of the migration state, during which a server may write or check all its state.</summary>
     internal int MigrationTimeoutMs { get; init; } = 60_000;
 
-    /// <summary><c>x-mig-chunk</c>: most data of one message that we send or, of migration data, ask for (vfio-user C-3); more only towards our own server, with which stopped state also goes from socket to socket (<see cref="IVfioDirectData"/>).</summary>
+    /// <summary>
+    /// <c>x-mig-chunk</c>: most bytes of data in one message, sent or asked for (vfio-user C-3). Raise it only towards this project's own server;
+    /// stopped state then also goes from socket to socket (<see cref="IVfioDirectData"/>).
+    /// </summary>
     internal int ChunkBytes { get; init; } = VfioUserLimits.SafeDataBytes;
 
-    /// <summary><c>discard-pre-copy</c>: what the device gives before STOP_COPY is no part of its state (vfio-user C-11; libvfio-user's sample server).</summary>
+    /// <summary><c>discard-pre-copy</c>: data from before STOP_COPY are not part of the device's state (vfio-user C-11; libvfio-user's sample server).</summary>
     internal bool DiscardPreCopy { get; init; }
 
     /// <summary><c>x-no-mmap</c>: every access by message (QEMU: <c>x-no-mmap</c>).</summary>

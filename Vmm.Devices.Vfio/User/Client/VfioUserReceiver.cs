@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Client;
 
 /// <summary>
-/// Body of a receiver thread: reads one socket until it ends, gives replies to their requests and serves DMA commands (vfio-user 3.10).
+/// Body of a receiver thread: reads one socket until its end, gives each reply to its request, and serves DMA commands (vfio-user 3.10).
 /// It never takes the BQL, so a server may do DMA while a vCPU waits for its register access (vfio-user 6, deadlock).
 /// </summary>
 internal sealed class VfioUserReceiver(VfioUserClient client, VfioUserSocket socket, IVfioUserDma dma)
@@ -16,9 +16,9 @@ internal sealed class VfioUserReceiver(VfioUserClient client, VfioUserSocket soc
     private byte[] _buffer = new byte[4096];
 
     /// <summary>Receives until the connection ends.</summary>
-    /// <param name="pause">Ends the wait for a message when the connection is to be left alone; null where a reply will.</param>
-    /// <returns>True: the connection stands, and is to be left alone between two messages.</returns>
-    /// <exception cref="VmmException">Why it ended; also when the server ended it in order.</exception>
+    /// <param name="pause">Eventfd that ends the wait for a message when the connection is suspended; null when a reply ends the wait instead.</param>
+    /// <returns>True when the connection is suspended between two messages.</returns>
+    /// <exception cref="VmmException">The connection ended; also when the server closed it in order.</exception>
     internal bool Run(OwnedFd? pause = null)
     {
         try
@@ -57,7 +57,7 @@ internal sealed class VfioUserReceiver(VfioUserClient client, VfioUserSocket soc
         }
         catch (VmmException e)
         {
-            // It is no longer in the table, so nobody else wakes its waiter; the reason must be stored before that sees ENODEV.
+            // The request is no longer in the table, so its waiter is woken here, after the reason for its ENODEV was stored.
             client.Fail(e);
             exchange.Complete(Errno.ENODEV, 0);
             throw;
@@ -86,7 +86,7 @@ internal sealed class VfioUserReceiver(VfioUserClient client, VfioUserSocket soc
     private void Serve(VfioUserHeader header)
     {
         uint body = header.SizeBytes - VfioUserHeader.Length;
-        // A whole DMA_WRITE of the largest count that any peer may agree on is skipped politely; more is nonsense.
+        // The body of a refused command is skipped, up to the largest DMA_WRITE that any peer may negotiate; more breaks the protocol.
         if (body > (64 << 20) + VfioUserLimits.DataHeadBytes) throw Broken(header, $"a command of {body} bytes");
         Span<byte> fixedPart = stackalloc byte[VfioUserDmaAccess.Length];
         if (header.Command is not (VfioUserCommand.DmaRead or VfioUserCommand.DmaWrite))

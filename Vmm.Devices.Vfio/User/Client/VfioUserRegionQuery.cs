@@ -9,13 +9,13 @@ namespace Vmm.Devices.Vfio.User.Client;
 /// <summary>One region of a server: its info, and the descriptor that maps it.</summary>
 /// <param name="Info">Checked info.</param>
 /// <param name="Fd">Owned; null when nothing can be mapped.</param>
-/// <param name="FdOffset">Where the region starts in it.</param>
+/// <param name="FdOffset">Offset of the region in the descriptor.</param>
 internal sealed record VfioUserClientRegion(VfioRegionInfo Info, OwnedFd? Fd = null, ulong FdOffset = 0)
 {
     /// <summary>Maps one area.</summary>
     /// <param name="area">One of the info's.</param>
     /// <param name="name">For errors.</param>
-    /// <returns>Null when the descriptor cannot be mapped there: too short a file would end this process at the first touch.</returns>
+    /// <returns>Null when the descriptor cannot be mapped there; a file that is too short is refused, because an access would raise SIGBUS.</returns>
     internal MappedRegion? Map(VfioRegionArea area, string name)
     {
         if (Fd is null || !Info.Areas.Contains(area)) return null;
@@ -28,21 +28,21 @@ internal sealed record VfioUserClientRegion(VfioRegionInfo Info, OwnedFd? Fd = n
         }
         catch (ChannelException)
         {
-            return null; // Not a mappable kind of descriptor; calls reach the region as well.
+            return null; // Not a mappable descriptor; the region is then accessed by messages.
         }
     }
 }
 
-/// <summary>Asks a server for its regions (vfio-user 3.2) and believes nothing: sizes, capability chain, areas are all bounded (vfio-user 14).</summary>
+/// <summary>Asks a server for its regions (vfio-user 3.2) and checks sizes, capability chain and areas against bounds (vfio-user 14).</summary>
 internal static class VfioUserRegionQuery
 {
     private const ushort CapSparse = 1, CapType = 2, CapMsixMappable = 3;
     private const int CapHead = 8;
 
-    /// <summary>Queries one region, in two steps when the first says that there is more.</summary>
+    /// <summary>Queries one region, with a second request when the first reply says that there is more.</summary>
     /// <param name="client">Connection.</param>
     /// <param name="index">Region.</param>
-    /// <param name="noMmap">Drop everything that could be mapped.</param>
+    /// <param name="noMmap">Ignore what could be mapped.</param>
     /// <returns>The region; of size 0 when the server refuses the index.</returns>
     /// <exception cref="VmmException">The connection ended, or the answer breaks a bound.</exception>
     internal static VfioUserClientRegion Query(VfioUserClient client, uint index, bool noMmap)
@@ -82,7 +82,7 @@ internal static class VfioUserRegionQuery
         uint next = (head.Flags & VfioUserRegionInfo.FlagCaps) != 0 ? head.CapOffset : 0;
         for (uint at = next, last = VfioUserRegionInfo.Length - 1; at != 0; at = next)
         {
-            // The chain must go forward: that bounds it, and no server has another.
+            // The chain must go forward, which bounds its length; no known server has another.
             if (at <= last || at > body.Length - CapHead) throw Broken(client, head.Index, $"a capability at {at} of {body.Length} bytes");
             ReadOnlySpan<byte> cap = body[(int)at..];
             next = LittleEndian.U32(cap, 4);

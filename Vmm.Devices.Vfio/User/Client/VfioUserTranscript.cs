@@ -7,16 +7,16 @@ namespace Vmm.Devices.Vfio.User.Client;
 
 /// <summary>
 /// What a server answered while its device was opened. The process that takes the connection over opens the device in the same way and gets
-/// the same answers from here, so that the server hears nothing of it: no reset, no write, no second map (vfio-migration 7.6). Recorded
+/// the same answers from here, so that the server gets none of these requests: no reset, no write, no second map (vfio-migration 7.6). Recorded
 /// by one thread; answered under a lock. Bytes, little-endian: u32 magic, u32 length and bytes of the VERSION reply, u32 count; per answer u16
 /// command, u32 errno, u32 length and bytes of the request, the same of the reply, u32 number of descriptors.
 /// </summary>
 internal sealed class VfioUserTranscript : IDisposable
 {
-    /// <summary>Longest transcript. Ours: a device of 16 regions and 2048 vectors has 50 KiB.</summary>
+    /// <summary>Longest transcript that is accepted; a device with 16 regions and 2048 vectors needs 50 KiB.</summary>
     internal const int MaxBytes = 4 << 20;
 
-    /// <summary>Most descriptors in it: one a region, and some to spare.</summary>
+    /// <summary>Most descriptors in it: one per region, and some in reserve.</summary>
     internal const int MaxFds = 256;
 
     private const uint Magic = 0x54_52_56_31;
@@ -40,7 +40,7 @@ internal sealed class VfioUserTranscript : IDisposable
         lock (_gate) _answers.Add(new Answer(command, request.ToArray(), errno, reply.ToArray(), (OwnedFd[])[.. fds.Select(Posix.Duplicate)]));
     }
 
-    /// <summary>Answers a request as the server did; one that it was never asked gets what changes nothing.</summary>
+    /// <summary>Answers a request as the server did. One that was not recorded gets an answer that changes nothing.</summary>
     internal void Reply(VfioUserExchange exchange, ReadOnlySpan<byte> request)
     {
         Answer? answer = Find(exchange.Command, request);
@@ -83,7 +83,7 @@ internal sealed class VfioUserTranscript : IDisposable
 
     /// <summary>Reads what <see cref="ToBytes"/> wrote.</summary>
     /// <param name="bytes">The bytes.</param>
-    /// <param name="takeFd">The descriptor of a number; the transcript's from here on.</param>
+    /// <param name="takeFd">Gives the descriptor of a number, which the transcript then owns.</param>
     /// <exception cref="StreamFormatException">Not a transcript.</exception>
     internal static VfioUserTranscript Parse(ReadOnlySpan<byte> bytes, Func<int, OwnedFd> takeFd)
     {
@@ -100,7 +100,7 @@ internal sealed class VfioUserTranscript : IDisposable
                 uint count = U32(bytes, ref at);
                 if (count > MaxFds - fds) throw Bad(at);
                 var own = new List<OwnedFd>();
-                // Entered first, so that those taken are closed when the next one is missing.
+                // Added at once, so that these descriptors are closed when a later one is missing.
                 transcript._answers.Add(new Answer(command, request, errno, reply, own));
                 for (uint i = 0; i < count; i++) own.Add(takeFd(fds++));
             }
@@ -126,7 +126,7 @@ internal sealed class VfioUserTranscript : IDisposable
         foreach (OwnedFd fd in Fds) fd.Dispose();
     }
 
-    /// <summary>The same question may have had several answers, as when a register is sized; the last one stays.</summary>
+    /// <summary>Adds an answer. The same request may have had several, for example when a register was sized; the last one stays.</summary>
     private Answer? Find(VfioUserCommand command, ReadOnlySpan<byte> request)
     {
         lock (_gate)

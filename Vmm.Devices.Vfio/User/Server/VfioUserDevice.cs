@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.User.Server;
 
-/// <summary>A hosted device with everything that outlives a client: its FSM, its maps and interrupts, and a quiesce that came too late.</summary>
+/// <summary>A hosted device with everything that outlives a client: its FSM, its maps and interrupts, and a quiesce that has not completed yet.</summary>
 internal sealed class VfioUserDevice : IDisposable
 {
     /// <summary>Regions of a PCI device, VGA included; the v1 migration region comes behind them.</summary>
@@ -40,17 +40,17 @@ internal sealed class VfioUserDevice : IDisposable
 
     internal VfioUserServerStats Stats { get; } = new();
 
-    /// <summary>A quiesce that its request did not wait for.</summary>
+    /// <summary>A quiesce that took longer than its request could wait; null otherwise.</summary>
     internal Task<Errno>? LateQuiesce { get; set; }
 
-    /// <summary>A step of the migration state, or a reset, that its request did not wait for.</summary>
+    /// <summary>A change of the migration state, or a reset, that took longer than its request could wait; null otherwise.</summary>
     internal Task<Errno>? LateStep { get; set; }
 
     internal uint RegionCount => Options.LegacyMigrationRegion && Fsm.IsMigratable ? PciRegionCount + 1 : PciRegionCount;
 
     internal VfioUserRegion? Region(uint index) => index < PciRegionCount ? _regions[index] : null;
 
-    /// <summary>Closes what is ours; the backend belongs to whoever made it.</summary>
+    /// <summary>Closes maps and interrupts; whoever made the backend disposes it.</summary>
     public void Dispose()
     {
         Fsm.Dispose();

@@ -6,9 +6,9 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Server;
 
 /// <summary>
-/// DMA_READ and DMA_WRITE to the client (vfio-user 3.10). Device threads ask and wait; whoever reads the socket delivers the replies.
-/// Ids are our own number space. A client that does not answer in time has lost the connection: a late reply could not be told from a
-/// stray one.
+/// DMA_READ and DMA_WRITE to the client (vfio-user 3.10). Device threads send requests and wait; the thread that reads the socket delivers the
+/// replies. The server numbers these requests itself. A client that does not answer in time loses the connection, because a late reply could
+/// not be told from a stray one.
 /// </summary>
 /// <param name="socket">The twin socket, or the session's.</param>
 /// <param name="chunkBytes">The client's max_data_xfer_size.</param>
@@ -26,13 +26,13 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
     private int _asking;
     private bool _ended;
 
-    /// <summary>The thread that delivers replies; it must not wait for one itself (vfio-user S-30).</summary>
+    /// <summary>Id of the thread that delivers replies, which must not wait for one itself (vfio-user S-30).</summary>
     internal int DeliveringThread { get; set; }
 
-    /// <summary>Called when a request has been sent: whoever should be reading the socket may be waiting for something else.</summary>
+    /// <summary>Called after each request, because the thread that should read its reply may be waiting for something else.</summary>
     internal Action? Sent { get; set; }
 
-    /// <summary>Whether replies are due.</summary>
+    /// <summary>True while replies are missing.</summary>
     internal bool HasPending
     {
         get { lock (_gate) return _pending.Count > 0; }
@@ -67,9 +67,9 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
         return Errno.None;
     }
 
-    /// <summary>Takes a reply and its body off the socket, if it is one that is due.</summary>
+    /// <summary>Receives a reply's body and delivers it, if a request waits for it.</summary>
     /// <param name="header">A reply's header; its size was checked against the message limit.</param>
-    /// <returns>False: nobody asked; the body is still on the socket.</returns>
+    /// <returns>False when no request waits for it; the body is then still in the socket.</returns>
     /// <exception cref="ChannelException">The connection failed.</exception>
     internal bool TryDeliver(in VfioUserHeader header)
     {
@@ -90,7 +90,7 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
         return true;
     }
 
-    /// <summary>The connection is over and its socket shut down: nobody gets an answer any more.</summary>
+    /// <summary>Ends all waits with an error; called when the connection has ended and its socket is shut down.</summary>
     internal void End()
     {
         lock (_gate)
@@ -101,7 +101,7 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
         }
     }
 
-    /// <summary>Ends, and waits until nobody uses the socket any more.</summary>
+    /// <summary>Ends all waits, and waits until no thread uses the socket any more.</summary>
     public void Dispose()
     {
         End();
@@ -180,7 +180,7 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
         }
         Sent?.Invoke();
         if (pending.Wait(Timeout)) return pending.Result;
-        // Forgotten, or being delivered this moment; the buffer must not be given back while somebody fills it.
+        // Not pending any more, so the reply may be arriving this moment: the buffer must stay until it has been filled.
         if (!Forget(id)) pending.Wait(null);
         socket.Shutdown();
         return Errno.ETIMEDOUT;
@@ -208,7 +208,7 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
         internal Errno Result { get; private set; }
 
         /// <summary>Waits for the answer.</summary>
-        /// <param name="limit">How long; null for as long as it takes.</param>
+        /// <param name="limit">Limit; null for none.</param>
         internal bool Wait(TimeSpan? limit)
         {
             long start = Environment.TickCount64;

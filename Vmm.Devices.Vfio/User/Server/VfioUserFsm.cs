@@ -5,11 +5,11 @@ using Vmm.Devices.Vfio.User.Backend;
 namespace Vmm.Devices.Vfio.User.Server;
 
 /// <summary>
-/// The migration state of one hosted device, and the session of the attempt that runs (vfio-user 8, S-49, S-57, S-58). The arcs are data
-/// (<see cref="VfioStateArcs"/>); a failed arc leaves the state that was completed last. Session's thread; <see cref="State"/> from any.
+/// The migration state of one hosted device, and the open saving or resuming session (vfio-user 8, S-49, S-57, S-58). The arcs are data
+/// (<see cref="VfioStateArcs"/>); when an arc fails, the state is that of the last completed arc. Session's thread; <see cref="State"/> from any.
 /// </summary>
 /// <param name="backend">The device.</param>
-/// <param name="dma">Its DMA, which stops with it.</param>
+/// <param name="dma">The device's DMA, which stops with the device.</param>
 internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDisposable
 {
     private volatile VfioDeviceState _state = VfioDeviceState.Running;
@@ -21,7 +21,7 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
 
     internal bool IsMigratable => (backend.MigrationFlags & VfioMigrationFlags.StopCopy) != 0;
 
-    /// <summary>Whether a session is open; for tests of what an attempt leaves behind.</summary>
+    /// <summary>Whether a session is open. For tests.</summary>
     internal bool HasSession => _save is not null || _load is not null;
 
     /// <summary>Saving sessions opened so far.</summary>
@@ -30,8 +30,8 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
     /// <summary>Resuming sessions opened so far.</summary>
     internal int LoadCount { get; private set; }
 
-    /// <summary>Whether a request is one this device knows, from the state it is in.</summary>
-    /// <returns>The path; null: EINVAL; empty: already there.</returns>
+    /// <summary>Finds the path to a state from the present one.</summary>
+    /// <returns>The states on the path; null when the request is invalid (EINVAL), empty when the device is there already.</returns>
     internal IReadOnlyList<VfioDeviceState>? Path(VfioDeviceState target) => VfioStateArcs.Path(_state, target, backend.MigrationFlags);
 
     /// <summary>Walks one arc.</summary>
@@ -40,7 +40,7 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
         VfioDeviceState from = _state;
         if (from == VfioDeviceState.Resuming)
         {
-            // The end of the data, whatever state is asked for behind it (vfio-user S-38, S-53).
+            // Leaving RESUMING ends the data, whichever state was asked for (vfio-user S-38, S-53).
             Errno errno = _sessionError;
             if (errno == Errno.None) errno = await _load!.Commit();
             if (errno != Errno.None)
@@ -52,7 +52,7 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
         Errno refused = await backend.Transition(from, to);
         if (refused != Errno.None)
         {
-            // A commit is not done twice: what was loaded is in the device already.
+            // Not committed again: the state that was loaded is in the device already.
             if (from == VfioDeviceState.Resuming) _sessionError = refused;
             return refused;
         }
@@ -60,7 +60,7 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
         return Errno.None;
     }
 
-    /// <summary>Reads the saving session's next bytes; as many as fit, until there are none (vfio-user S-36).</summary>
+    /// <summary>Reads the saving session's next bytes, as many as fit; fewer only at the end (vfio-user S-36).</summary>
     internal int Read(Span<byte> destination, out Errno errno)
     {
         errno = _save is null ? Errno.EINVAL : _sessionError;
@@ -80,7 +80,7 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
         return have;
     }
 
-    /// <summary>A device that throws has failed as one that says so: what comes after must not look like the end.</summary>
+    /// <summary>Keeps the error of a device that throws, so that later reads fail too and do not look like the end of the data.</summary>
     private int ReadState(Span<byte> destination, out Errno errno)
     {
         try
@@ -94,14 +94,14 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
         }
     }
 
-    /// <summary>The saving session's next bytes without a copy, if it has them so.</summary>
+    /// <summary>Gets the saving session's next bytes without a copy, if the session can.</summary>
     internal bool TryTake(int count, out ReadOnlyMemory<byte> bytes)
     {
         bytes = default;
         return count > 0 && _save is not null && _sessionError == Errno.None && _save.TryTake(count, out bytes);
     }
 
-    /// <summary>Hands bytes to the resuming session; after a refusal it takes no more (vfio-user S-56).</summary>
+    /// <summary>Passes bytes to the resuming session, which takes no more after a refusal (vfio-user S-56).</summary>
     internal Errno Write(ReadOnlySpan<byte> source)
     {
         if (_load is null) return Errno.EINVAL;
@@ -109,7 +109,7 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
         return _sessionError;
     }
 
-    /// <summary>DEVICE_RESET: whatever was under way is given up and the device runs (vfio-user S-35).</summary>
+    /// <summary>DEVICE_RESET: disposes the session, resets the device and lets it run (vfio-user S-35).</summary>
     internal async ValueTask<Errno> Reset(VfioUserResetReason reason)
     {
         Discard();
@@ -118,7 +118,10 @@ internal sealed class VfioUserFsm(IVfioUserBackend backend, DmaMap dma) : IDispo
         return errno;
     }
 
-    /// <summary>The client is gone: cancels, and the device runs again (vfio-user S-33, S-50). Device state stays, except one half loaded.</summary>
+    /// <summary>
+    /// Called when the client is gone: disposes the session and lets the device run (vfio-user S-33, S-50). The device keeps its state, unless a load
+    /// was not finished.
+    /// </summary>
     internal async ValueTask<Errno> Recover()
     {
         if (_state is VfioDeviceState.Resuming or VfioDeviceState.Error) return await Reset(VfioUserResetReason.LoadAborted);

@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.Abstractions;
 namespace Vmm.Devices.Vfio.User.Server;
 
 /// <summary>
-/// Region 9: the migration protocol of before September 2023 as an adapter over the session that v2 uses (vfio-user 9, S-42 to S-48).
+/// Region 9: the migration protocol from before September 2023, as an adapter over the sessions of v2 (vfio-user 9, S-42 to S-48).
 /// <code>
 /// 0  u32 device_state   rw   1 running, 2 saving, 4 resuming; 6 error
 /// 8  u64 pending_bytes  ro   reading it ends an iteration and starts the next
@@ -15,8 +15,8 @@ namespace Vmm.Devices.Vfio.User.Server;
 /// </code>
 /// </summary>
 /// <param name="fsm">The session.</param>
-/// <param name="hasPrecopy">Without it state 3 runs on and has no data.</param>
-/// <param name="setState">Walks the v2 states.</param>
+/// <param name="hasPrecopy">The device has PRE_COPY; without it the device runs on in state 3 and gives no data.</param>
+/// <param name="setState">Moves the device to a v2 state.</param>
 internal sealed class VfioUserLegacyMigration(VfioUserFsm fsm, bool hasPrecopy, Func<VfioDeviceState, Errno> setState)
 {
     internal const ulong DataOffset = 0x1000;
@@ -28,7 +28,7 @@ internal sealed class VfioUserLegacyMigration(VfioUserFsm fsm, bool hasPrecopy, 
 
     private readonly byte[] _data = new byte[DataBytes];
     private Phase _phase;
-    /// <summary>While saving: bytes of the chunk. While resuming: how far the data area was written.</summary>
+    /// <summary>While saving: length of the chunk in bytes. While resuming: end of what was written to the data area.</summary>
     private int _bytes;
     private bool _isEmptyPrecopy;
 
@@ -36,11 +36,11 @@ internal sealed class VfioUserLegacyMigration(VfioUserFsm fsm, bool hasPrecopy, 
     {
         /// <summary>No iteration.</summary>
         Initial,
-        /// <summary>pending_bytes told of a chunk that nobody has asked for yet.</summary>
+        /// <summary>A read of pending_bytes has announced a chunk; the client has not fetched it yet.</summary>
         Started,
-        /// <summary>The chunk can be read, as often and in such parts as the client likes (vfio-user S-46).</summary>
+        /// <summary>The client can read the chunk, repeatedly and in any parts (vfio-user S-46).</summary>
         Prepared,
-        /// <summary>There was nothing.</summary>
+        /// <summary>The last read of pending_bytes found no data.</summary>
         Finished,
     }
 
@@ -56,7 +56,7 @@ internal sealed class VfioUserLegacyMigration(VfioUserFsm fsm, bool hasPrecopy, 
 
     private bool IsSaving => State is StopCopy or PreCopy;
 
-    /// <summary>A reset: no iteration, no data.</summary>
+    /// <summary>Called after a reset: no iteration, no data.</summary>
     internal void Restart() => (_phase, _bytes, _isEmptyPrecopy) = (Phase.Initial, 0, false);
 
     /// <summary>A read inside the region. Registers have one width.</summary>
@@ -105,7 +105,7 @@ internal sealed class VfioUserLegacyMigration(VfioUserFsm fsm, bool hasPrecopy, 
         };
     }
 
-    /// <summary>The table of vfio-user 9; a paused machine that saves goes 0 to 2, which QEMU's driver of that time does.</summary>
+    /// <summary>Whether a change of state is allowed (vfio-user 9). QEMU's driver of that time saves a paused machine by going from 0 to 2.</summary>
     private static bool IsAllowed(uint from, uint to) => from == to || (from, to) switch
     {
         (Stopped, Running or StopCopy) => true,
@@ -131,14 +131,17 @@ internal sealed class VfioUserLegacyMigration(VfioUserFsm fsm, bool hasPrecopy, 
         });
         if (errno != Errno.None) return errno;
         _isEmptyPrecopy = staysRunning;
-        // Told of but not fetched, and the stream goes on: the chunk is the next one. The session would not give it twice.
+        // A chunk that was announced but not fetched stays the next one, because the session would not give it twice.
         bool keeps = _phase == Phase.Started && from is PreCopy or StopCopy && target is PreCopy or StopCopy;
         if (keeps) return Errno.None;
         (_phase, _bytes) = (Phase.Initial, 0);
         return Errno.None;
     }
 
-    /// <summary>The previous chunk is consumed; repeated reads have no effect (vfio-user S-47). What is there now is all that is promised (vfio-user S-48).</summary>
+    /// <summary>
+    /// Consumes the previous chunk and announces the next one, and no more than that (vfio-user S-48); repeated reads have no effect (vfio-user
+    /// S-47).
+    /// </summary>
     private Errno ReadPending(out ulong value)
     {
         value = 0;

@@ -9,8 +9,8 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Server;
 
 /// <summary>
-/// Serves one device behind the vfio-user protocol on a UNIX socket: one client at a time, the next one waits; a client that goes leaves the
-/// device running with its state (vfio-user 2 to 9). Several servers in one process share nothing (vfio-user S-51). Thread-safe.
+/// Serves one device behind the vfio-user protocol on a UNIX socket: one client at a time, while the next one waits. After a client is gone
+/// the device runs on with its state (vfio-user 2 to 9). Several servers in one process share nothing (vfio-user S-51). Thread-safe.
 /// </summary>
 public sealed class VfioUserServer : IDisposable
 {
@@ -23,8 +23,8 @@ public sealed class VfioUserServer : IDisposable
     private bool _stopping;
 
     /// <summary>Makes a server; the device is realized.</summary>
-    /// <param name="backend">The device; stays the caller's, who disposes it after the server.</param>
-    /// <param name="options">How to serve.</param>
+    /// <param name="backend">The device. The caller disposes it, after the server.</param>
+    /// <param name="options">Limits and behaviour of the server.</param>
     /// <exception cref="ConfigurationException">The device describes itself wrongly.</exception>
     public VfioUserServer(IVfioUserBackend backend, VfioUserServerOptions? options = null)
     {
@@ -41,15 +41,15 @@ public sealed class VfioUserServer : IDisposable
     /// <summary>The device's migration state.</summary>
     public VfioDeviceState State => _device.Fsm.State;
 
-    /// <summary>Completes when the server has ended, with the error that ended it; before <see cref="Listen"/> it is complete.</summary>
+    /// <summary>Completes when the server has ended, with the error that ended it; completed before <see cref="Listen"/>.</summary>
     public Task Completed { get; private set; } = Task.CompletedTask;
 
     internal VfioUserDevice Device => _device;
 
-    /// <summary>Binds the socket, mode 0600, and serves from a thread of its own (vfio-user S-59). Folders that are missing are made, mode 0700.</summary>
-    /// <param name="path">At most 107 bytes. A socket that nobody serves any more is replaced.</param>
+    /// <summary>Binds the socket, mode 0600, and serves from a thread of its own (vfio-user S-59). Makes missing folders, mode 0700.</summary>
+    /// <param name="path">Path of the socket, at most 107 bytes. A socket that no process serves any more is replaced.</param>
     /// <exception cref="ConfigurationException">The path is too long, taken, or not a socket.</exception>
-    /// <exception cref="ChannelException">The system refused it.</exception>
+    /// <exception cref="ChannelException">The system refused the socket.</exception>
     public void Listen(string path)
     {
         ArgumentNullException.ThrowIfNull(path);
@@ -80,7 +80,7 @@ public sealed class VfioUserServer : IDisposable
         }
     }
 
-    /// <summary>Ends: no new client, the present one is disconnected, the socket is removed. <see cref="Completed"/> says when. Idempotent.</summary>
+    /// <summary>Accepts no new client, disconnects the present one and removes the socket. Does not wait: see <see cref="Completed"/>. Idempotent.</summary>
     public void Stop()
     {
         lock (_gate)
@@ -95,7 +95,7 @@ public sealed class VfioUserServer : IDisposable
     public void Dispose()
     {
         Stop();
-        // What ended it was told by the task; here only the end counts.
+        // Only the end counts here; Completed reports the error.
         Task.WaitAny(Completed);
         _device.Dispose();
         _wake.Dispose();

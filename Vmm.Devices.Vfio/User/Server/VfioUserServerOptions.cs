@@ -4,45 +4,45 @@ using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.User.Server;
 
-/// <summary>How a <see cref="VfioUserServer"/> serves.</summary>
+/// <summary>Limits and behaviour of a <see cref="VfioUserServer"/>.</summary>
 public sealed record VfioUserServerOptions
 {
-    /// <summary>Descriptors we take with one message; 8 to 16 (vfio-user S-8).</summary>
+    /// <summary>Most descriptors that one message to the server may carry; 8 to 16 (vfio-user S-8).</summary>
     public int MaxMsgFds { get; init; } = 8;
 
-    /// <summary>Largest count in a data message towards us; up to 64 MiB, which is what QEMU accepts.</summary>
+    /// <summary>Most bytes of data in one message to the server; up to 64 MiB, QEMU's own limit.</summary>
     public int MaxDataXferBytes { get; init; } = VfioUserLimits.DataXferBytes;
 
-    /// <summary>Most maps of one client.</summary>
+    /// <summary>Most DMA maps that one client may have.</summary>
     public int MaxDmaMaps { get; init; } = 65535;
 
-    /// <summary>Understand REGION_WRITE_MULTI and say so.</summary>
+    /// <summary>Offer REGION_WRITE_MULTI to clients.</summary>
     public bool WriteMultiple { get; init; } = true;
 
-    /// <summary>Give a client that asks a socket of its own for DMA messages.</summary>
+    /// <summary>Give a client that asks for it a second socket for DMA messages.</summary>
     public bool TwinSocket { get; init; } = true;
 
     /// <summary>
-    /// Map the client's descriptors. A client that truncates its memory file afterwards ends this process by SIGBUS: with false, for clients
-    /// that are not trusted, every access is a pread or pwrite (vfio-user S-18).
+    /// Map the client's descriptors. A client that truncates its memory file afterwards ends this process by SIGBUS. Set it to false for clients
+    /// that are not trusted; every access is then a pread or pwrite (vfio-user S-18).
     /// </summary>
     public bool MapClientMemory { get; init; } = true;
 
     /// <summary>
-    /// Map only descriptors that are sealed against shrinking, which QEMU's memory-backend-memfd makes by itself; the others are read and
-    /// written as without <see cref="MapClientMemory"/>. No client can end this process then.
+    /// Map only descriptors that are sealed against shrinking, as those of QEMU's memory-backend-memfd are; others are accessed as without
+    /// <see cref="MapClientMemory"/>. No client can then end this process.
     /// </summary>
     public bool MapOnlySealed { get; init; }
 
-    /// <summary>Show region 9, the migration protocol of before 2023 (vfio-user 9).</summary>
+    /// <summary>Show region 9, the migration protocol from before September 2023 (vfio-user 9).</summary>
     public bool LegacyMigrationRegion { get; init; }
 
-    /// <summary>How long a device may take to become quiet before the request is refused (vfio-user S-31, S-34).</summary>
+    /// <summary>How long a device may take to stop its DMA before the request that needs it is refused (vfio-user S-31, S-34).</summary>
     public TimeSpan QuiesceTimeout { get; init; } = TimeSpan.FromSeconds(3);
 
-    /// <summary>End after the first client.</summary>
+    /// <summary>End the server after its first client.</summary>
     public bool Once { get; init; }
 
-    /// <summary>Where messages go.</summary>
+    /// <summary>Makes the loggers of the server and of its device.</summary>
     public ILogger Logger { get; init; } = NullLogger.Instance;
 }

@@ -25,7 +25,7 @@ internal sealed partial class VfioUserSession
         }
     }
 
-    /// <summary>DMA_UNMAP (vfio-user 3.9): the 24 bytes come back, with flag 1 the bitmap's 16 and the bitmap behind them.</summary>
+    /// <summary>DMA_UNMAP (vfio-user 3.9): the reply repeats the request's 24 bytes, and with flag 1 adds the bitmap's head (16 bytes) and the bitmap.</summary>
     private Errno DmaUnmapCommand(ReadOnlySpan<byte> body)
     {
         if (!VfioUserDmaUnmap.TryRead(body, out VfioUserDmaUnmap request) || request.ArgSz is < VfioUserDmaUnmap.Length or > MaxUnmapArgSz) return Errno.EINVAL;
@@ -68,7 +68,7 @@ internal sealed partial class VfioUserSession
         return Errno.None;
     }
 
-    /// <summary>Whether a bitmap is what its range needs, and no more than we ever send (vfio-user S-26).</summary>
+    /// <summary>Whether a bitmap has the size that its range needs, within the limit of a reply (vfio-user S-26).</summary>
     private bool IsBitmap(in VfioUserBitmap bitmap, ulong lengthBytes) =>
         ulong.IsPow2(bitmap.PageSize) && lengthBytes > 0 && bitmap.Bytes <= (ulong)_device.Options.MaxDataXferBytes
         && bitmap.Bytes == VfioUserBitmap.BytesFor(lengthBytes, bitmap.PageSize);

@@ -7,7 +7,7 @@ namespace Vmm.Devices.Vfio.User.Server;
 
 internal sealed partial class VfioUserSession
 {
-    /// <summary>DEVICE_RESET (vfio-user 3.11) works in every state and cancels what was under way (vfio-user S-35).</summary>
+    /// <summary>DEVICE_RESET (vfio-user 3.11) works in every state and cancels a session that is open (vfio-user S-35).</summary>
     private Errno Reset()
     {
         if (!Quiesce()) return Errno.EIO;
@@ -22,7 +22,7 @@ internal sealed partial class VfioUserSession
         }
     }
 
-    /// <summary>DEVICE_FEATURE (vfio-user 4): which feature, which of its operations, then the feature itself. SET and PROBE give the request back.</summary>
+    /// <summary>DEVICE_FEATURE (vfio-user 4): checks feature and operation, then runs it. The reply to SET and PROBE repeats the request.</summary>
     private Errno Feature(ReadOnlySpan<byte> body)
     {
         if (!_device.Fsm.IsMigratable || !VfioUserFeature.TryRead(body, out VfioUserFeature request)) return Errno.EINVAL;
@@ -47,7 +47,7 @@ internal sealed partial class VfioUserSession
             (VfioDeviceFeature.DmaLoggingStart, _) => StartLog(data, body),
             (VfioDeviceFeature.DmaLoggingStop, _) => StopLog(body),
             (VfioDeviceFeature.DmaLoggingReport, _) => ReportLog(request, data),
-            // GET and SET together are only ever a question.
+            // GET and SET together make sense only with PROBE.
             _ => Errno.EINVAL,
         };
     }
@@ -79,7 +79,7 @@ internal sealed partial class VfioUserSession
         return errno == Errno.None ? Echo(body) : errno;
     }
 
-    /// <summary>Walks to a state, arc by arc; a failed arc's errno is the answer and the last completed state stays (vfio-user S-54).</summary>
+    /// <summary>Walks to a state, arc by arc; the answer to a failed arc is its errno, and the last completed state stays (vfio-user S-54).</summary>
     private Errno SetState(VfioDeviceState target)
     {
         if (!IsFsmFree()) return Errno.EIO;
@@ -103,7 +103,7 @@ internal sealed partial class VfioUserSession
 
     private Errno StartLog(ReadOnlySpan<byte> data, ReadOnlySpan<byte> body)
     {
-        // The ranges are ignored: everything mapped is logged.
+        // The ranges are ignored, because all mapped memory is logged.
         if (!VfioUserLogStart.TryRead(data, out VfioUserLogStart request) || (ulong)(data.Length - VfioUserLogStart.Length) < (ulong)request.NumRanges * VfioUserLogStart.RangeBytes)
             return Errno.EINVAL;
         Errno errno = _device.Dma.StartLog(request.PageSize);
@@ -121,7 +121,7 @@ internal sealed partial class VfioUserSession
         if (!VfioUserLogReport.TryRead(data, out VfioUserLogReport report) || !ulong.IsPow2(report.PageSize) || report.Size == 0) return Errno.EINVAL;
         const int head = VfioUserFeature.Length + VfioUserLogReport.Length;
         ulong bytes = VfioUserBitmap.BytesFor(report.Size, report.PageSize);
-        // Before anything is sized by it (vfio-user S-26).
+        // Checked before anything is allocated by it (vfio-user S-26).
         if (bytes > (ulong)_device.Options.MaxDataXferBytes || request.ArgSz < head + bytes) return Errno.EINVAL;
         Span<byte> payload = Payload(head + (int)bytes);
         (request with { ArgSz = head + (uint)bytes }).Write(payload);
@@ -130,7 +130,8 @@ internal sealed partial class VfioUserSession
     }
 
     /// <summary>
-    /// MIG_DATA_READ (vfio-user 8.1). Every reply is full until the last one, and padded to what was asked for: some clients trust the one, some the other (vfio-user S-36).
+    /// MIG_DATA_READ (vfio-user 8.1). Every reply but the last is full, because some clients take a shorter one for the end; the last is padded to the
+    /// size asked for, because others expect that (vfio-user S-36).
     /// </summary>
     private Errno MigDataRead(ReadOnlySpan<byte> body)
     {
@@ -167,7 +168,7 @@ internal sealed partial class VfioUserSession
     private Errno CheckMigData(ReadOnlySpan<byte> body, out int size)
     {
         size = 0;
-        // The client's own limit holds in both directions (vfio-user 8.1); ours bounds the reply's buffer.
+        // The client's limit holds in both directions (vfio-user 8.1); the server's bounds the reply's buffer.
         if (!VfioUserMigData.TryRead(body, out VfioUserMigData request) || request.Size > (uint)Math.Min(_client.MaxDataXferBytes, _device.Options.MaxDataXferBytes)
             || request.ArgSz < VfioUserMigData.Length + request.Size) return Errno.EINVAL;
         size = (int)request.Size;

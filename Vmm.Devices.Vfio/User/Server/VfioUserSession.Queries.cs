@@ -10,7 +10,10 @@ internal sealed partial class VfioUserSession
     private const uint CapSparseMmap = 1, CapType = 2, SparseHeadBytes = 16, AreaBytes = 16, TypeCapBytes = 16;
     private const uint MaxIoFdsBytes = 1 << 20;
 
-    /// <summary>DEVICE_GET_INFO (vfio-user 3.1); the reset flag is set and DEVICE_RESET works for clients that read it the other way round too (vfio-user S-10).</summary>
+    /// <summary>
+    /// DEVICE_GET_INFO (vfio-user 3.1); sets the reset flag. DEVICE_RESET works also for clients that read the flag the other way round (vfio-user
+    /// S-10).
+    /// </summary>
     private Errno GetInfo(ReadOnlySpan<byte> body)
     {
         if (!VfioUserDeviceInfo.TryRead(body, out VfioUserDeviceInfo request) || request.ArgSz < VfioUserDeviceInfo.Length) return Errno.EINVAL;
@@ -20,8 +23,8 @@ internal sealed partial class VfioUserSession
     }
 
     /// <summary>
-    /// DEVICE_GET_REGION_INFO (vfio-user 3.2). The first, short reply of a region with areas says how long the full one is and carries no descriptor; a wholly mappable
-    /// region needs no capability and has its descriptor at once. Never longer than asked for (vfio-user S-12).
+    /// DEVICE_GET_REGION_INFO (vfio-user 3.2). A reply is never longer than asked for (vfio-user S-12): for a region with areas the first, short reply says
+    /// how long the full one is, and carries no descriptor. A wholly mappable region needs no capability, so its first reply has the descriptor.
     /// </summary>
     private Errno GetRegionInfo(ReadOnlySpan<byte> body)
     {
@@ -31,7 +34,7 @@ internal sealed partial class VfioUserSession
         VfioUserRegion? region = _device.Region(request.Index);
         if (region is null)
         {
-            // Absent, and no error (vfio-user S-11).
+            // An absent region is no error (vfio-user S-11).
             new VfioUserRegionInfo(VfioUserRegionInfo.Length, 0, request.Index, 0, 0, 0).Write(Payload(VfioUserRegionInfo.Length));
             return Errno.None;
         }
@@ -61,7 +64,7 @@ internal sealed partial class VfioUserSession
         }
     }
 
-    /// <summary>Region 9 (vfio-user 9) is known by its type, capability 2: <c>u32 type, u32 subtype</c>.</summary>
+    /// <summary>Identifies region 9 (vfio-user 9) by capability 2: <c>u32 type, u32 subtype</c>.</summary>
     private Errno LegacyRegionInfo(in VfioUserRegionInfo request)
     {
         const uint full = VfioUserRegionInfo.Length + TypeCapBytes;
@@ -100,7 +103,7 @@ internal sealed partial class VfioUserSession
         return Errno.None;
     }
 
-    /// <summary>DEVICE_SET_IRQS (vfio-user 3.5), every check of its list (vfio-user S-14). The reply is a bare header.</summary>
+    /// <summary>DEVICE_SET_IRQS (vfio-user 3.5), with all checks of vfio-user S-14. The reply is a bare header.</summary>
     private Errno SetIrqs(ReadOnlySpan<byte> body)
     {
         if (!VfioUserIrqSet.TryRead(body, out VfioUserIrqSet request) || request.ArgSz < VfioUserIrqSet.Length || request.Index >= VfioUserIrqs.IndexCount) return Errno.EINVAL;
@@ -121,7 +124,7 @@ internal sealed partial class VfioUserSession
         }
         if (request.Index >= VfioPciIrq.Err && (!isTrigger || request.Count > 1)) return Errno.EINVAL;
         if (isBool && bools.Length != request.Count) return Errno.EINVAL;
-        // An eventfd is something to signal: with another action it has no meaning.
+        // An eventfd has a meaning only with the action TRIGGER.
         if (isEventFd ? !isTrigger || (_fds.Count != 0 && _fds.Count != request.Count) : _fds.Count != 0) return Errno.EINVAL;
         _device.Irqs.Apply(new VfioIrqSet(request.Flags, request.Index, request.Start, request.Count), bools, _fds);
         return Errno.None;

@@ -50,7 +50,7 @@ internal sealed partial class VfioUserSession
         ulong count = VfioUserWriteMulti.ReadCount(body);
         ReadOnlySpan<byte> entries = body[VfioUserWriteMulti.HeadBytes..];
         if (count > VfioUserLimits.WriteMultiEntries || count * VfioUserWriteMulti.EntryBytes != (ulong)entries.Length) return Errno.EINVAL;
-        // All are checked before one is applied: an error must not leave half of them done.
+        // All entries are checked before the first is applied, so that an error leaves none applied.
         for (ReadOnlySpan<byte> rest = entries; rest.Length > 0; rest = rest[VfioUserWriteMulti.EntryBytes..])
         {
             VfioUserRegionAccess access = VfioUserWriteMulti.ReadEntry(rest, out _);
@@ -66,7 +66,7 @@ internal sealed partial class VfioUserSession
         return Errno.None;
     }
 
-    /// <summary>Whether an access hits a region that exists. The legacy migration region exists without being the device's: null.</summary>
+    /// <summary>Whether an access lies in an existing region. The region is null for the legacy migration region, which is not the device's.</summary>
     private bool IsInside(in VfioUserRegionAccess access, out VfioUserRegion? region)
     {
         region = _device.Region(access.Region);
@@ -77,7 +77,7 @@ internal sealed partial class VfioUserSession
 
     private Errno Write(VfioUserRegion region, ulong offset, ReadOnlySpan<byte> data)
     {
-        // The state is being read and must not change (vfio-user S-35); an error would stop some clients for good (vfio-user S-15).
+        // Dropped: the state is being read and must not change (vfio-user S-35), and an error would stop some clients (vfio-user S-15).
         if (_device.Fsm.State == VfioDeviceState.StopCopy) VfioUserLog.WriteDropped(_logger, _socket.Name, region.Index, offset);
         else if (region.IsWritable) _backend.RegionWrite(region.Index, offset, data);
         return region.Index == VfioPciRegion.Config && IsFunctionReset(offset, data) ? Reset() : Errno.None;
@@ -100,7 +100,7 @@ internal sealed partial class VfioUserSession
                 continue;
             }
             const uint canReset = 1 << 28;
-            // The byte that holds the bit may come in a write of any width.
+            // A write of any width may contain the byte with the bit.
             ulong bitAt = (ulong)at + 9;
             return (LittleEndian.U32(config, at + 4) & canReset) != 0 && bitAt >= offset && bitAt - offset < (uint)data.Length && (data[(int)(bitAt - offset)] & 0x80) != 0;
         }

@@ -8,14 +8,14 @@ namespace Vmm.Devices.Vfio.User.Server;
 
 internal sealed partial class VfioUserSession
 {
-    /// <summary>Commands that may wait while the device finishes something; a client in lock step sends none.</summary>
+    /// <summary>Most commands that may wait while the device finishes something. A client that awaits each reply sends none.</summary>
     private const int MaxDeferred = 1024;
     private const long MaxDeferredBytes = 4 << 20;
 
     private readonly Queue<(VfioUserHeader Header, byte[] Body, OwnedFd[] Fds)> _deferred = new();
     private long _deferredBytes;
 
-    /// <summary>The next command: one that had to wait, or the next from the socket.</summary>
+    /// <summary>Gets the next command: one that had to wait, or one from the socket.</summary>
     private bool Next(out VfioUserHeader header, out Span<byte> body)
     {
         if (_deferred.Count == 0) return Receive(out header, out body);
@@ -28,8 +28,8 @@ internal sealed partial class VfioUserSession
     }
 
     /// <summary>
-    /// Waits for the device. Its threads may be waiting for the client's answers to DMA meanwhile, which only this thread can read (vfio-user S-32);
-    /// commands that come first are kept for later, in order.
+    /// Waits for the device. Meanwhile its threads may wait for the client's answers to DMA, which only this thread can read (vfio-user S-32), so it
+    /// goes on receiving; commands that come before those answers are kept for later, in order.
     /// </summary>
     private Errno Await(ValueTask<Errno> work)
     {
@@ -39,7 +39,7 @@ internal sealed partial class VfioUserSession
         return task.GetAwaiter().GetResult();
     }
 
-    /// <summary>What is left of the time in which the present request must be answered (vfio-user S-31).</summary>
+    /// <summary>Time left to answer the present request (vfio-user S-31).</summary>
     private TimeSpan Remaining
     {
         get
@@ -49,10 +49,13 @@ internal sealed partial class VfioUserSession
         }
     }
 
-    /// <summary>Whether the migration state may be looked into and changed: a step that came too late for its request has ended.</summary>
+    /// <summary>Whether the migration state may be read and changed: not while a late change of an earlier request still runs.</summary>
     private bool IsFsmFree() => _device.LateStep is not { IsCompleted: false } late || WaitFor(late, Remaining);
 
-    /// <summary>Waits for a step of the migration state as long as its client may have to wait (vfio-user S-31). A step that takes longer goes on, and is in nobody's way.</summary>
+    /// <summary>
+    /// Waits for a change of the migration state, at most as long as the client may have to wait (vfio-user S-31). A change that takes longer goes
+    /// on.
+    /// </summary>
     private Errno AwaitStep(Func<ValueTask<Errno>> step)
     {
         if (!IsFsmFree()) return Errno.EIO;
@@ -65,7 +68,7 @@ internal sealed partial class VfioUserSession
         return Errno.EIO;
     }
 
-    /// <summary>Makes the device leave guest memory alone (vfio-user 7); false: it did not, and the request is refused with EIO (vfio-user S-34).</summary>
+    /// <summary>Makes the device stop its DMA (vfio-user 7). False when it did not; the request is then refused with EIO (vfio-user S-34).</summary>
     private bool Quiesce()
     {
         TimeSpan limit = Remaining;
@@ -115,7 +118,7 @@ internal sealed partial class VfioUserSession
         }
         catch (ObjectDisposedException)
         {
-            // A quiesce that came too late even for the end of its session: nobody waits for it here any more.
+            // This quiesce did not end before its session did; nothing waits for it any more.
         }
     }
 
@@ -147,12 +150,12 @@ internal sealed partial class VfioUserSession
         {
             VfioUserLog.DeviceFailed(_logger, _socket.Name, VfioUserCommand.DmaRead, VmmException.Describe(e));
         }
-        // Gone, out of step, or more than anybody sends while it waits: nobody will be answered any more, and the device must not wait for it.
+        // The client is gone, broke the protocol, or sent too many commands: its DMA gets no answers any more, so the device must not wait.
         _socket.Shutdown();
         _dmaRequests!.End();
     }
 
-    /// <summary>The end of the connection, whatever ended it (vfio-user S-33): DMA stops, maps and eventfds go, the device runs and keeps its state.</summary>
+    /// <summary>Ends the connection, for whatever reason (vfio-user S-33): stops DMA and drops maps and eventfds; the device keeps its state and runs.</summary>
     private void End()
     {
         _requestStart = Stopwatch.GetTimestamp();

@@ -11,7 +11,7 @@ namespace Vmm.Devices.Vfio.User.Server;
 
 /// <summary>
 /// One connection of one client: receives commands, executes them in order, replies (vfio-user 6). One thread runs it; the device's
-/// threads send DMA messages beside it. Everything that belongs to the connection ends with it (vfio-user S-33).
+/// threads send DMA messages at the same time. Everything that belongs to the connection ends with it (vfio-user S-33).
 /// </summary>
 internal sealed partial class VfioUserSession : IDisposable
 {
@@ -28,9 +28,9 @@ internal sealed partial class VfioUserSession : IDisposable
     private byte[] _reply = new byte[8192];
     /// <summary>Payload of the reply being made, behind its header in <see cref="_reply"/>.</summary>
     private int _replyBytes;
-    /// <summary>Rides on the reply; not owned.</summary>
+    /// <summary>Descriptor that the reply carries; not owned.</summary>
     private OwnedFd? _replyFd;
-    /// <summary>More payload, sent from where it is.</summary>
+    /// <summary>More payload, sent without a copy.</summary>
     private ReadOnlyMemory<byte> _replyData;
     private VfioUserVersion _client = new();
     private VfioUserDmaRequests? _dmaRequests;
@@ -40,7 +40,7 @@ internal sealed partial class VfioUserSession : IDisposable
     private long _requestStart = Stopwatch.GetTimestamp();
 
     /// <summary>Takes a connection over.</summary>
-    /// <param name="socket">Owned.</param>
+    /// <param name="socket">The connection; owned.</param>
     /// <param name="device">What is served; not owned.</param>
     internal VfioUserSession(VfioUserSocket socket, VfioUserDevice device)
     {
@@ -53,7 +53,10 @@ internal sealed partial class VfioUserSession : IDisposable
 
     private VfioUserServerStats Stats => _device.Stats;
 
-    /// <summary>Serves until the client leaves, breaks the framing, or the socket is shut down. The device is clean afterwards.</summary>
+    /// <summary>
+    /// Serves until the client leaves, breaks the framing, or the socket is shut down. Afterwards the device has no maps, eventfds or session of this
+    /// client.
+    /// </summary>
     internal void Run()
     {
         string reason = "";
@@ -66,7 +69,7 @@ internal sealed partial class VfioUserSession : IDisposable
         }
         catch (ChannelException e)
         {
-            // A client that ends without a word is the ordinary end (vfio-user 7).
+            // The ordinary end: clients close the socket without a message (vfio-user 7).
             reason = $" ({VmmException.Describe(e)})";
         }
         finally
@@ -87,7 +90,7 @@ internal sealed partial class VfioUserSession : IDisposable
         _wake.Dispose();
     }
 
-    /// <summary>First message (vfio-user 2): anything but a good VERSION is answered with EINVAL and the end (vfio-user S-9).</summary>
+    /// <summary>First message (vfio-user 2): anything but a good VERSION is answered with EINVAL and ends the connection (vfio-user S-9).</summary>
     private bool Negotiate(out string reason)
     {
         reason = "";
@@ -164,7 +167,7 @@ internal sealed partial class VfioUserSession : IDisposable
                 ReplyError(header, Errno.EINVAL);
                 return false;
             }
-            // Read straight into the request that waits, not by way of the command buffer.
+            // The body is read straight into the buffer of the request that waits for it.
             if (IsDueReply(header)) continue;
             body = Room(ref _body, (int)header.SizeBytes - VfioUserHeader.Length, 0);
             _socket.ReceiveBody(body);
@@ -218,18 +221,18 @@ internal sealed partial class VfioUserSession : IDisposable
         VfioUserCommand.DeviceFeature => Feature(body),
         VfioUserCommand.MigDataRead => MigDataRead(body),
         VfioUserCommand.MigDataWrite => MigDataWrite(body),
-        // A second VERSION too.
+        // VERSION too, because it must come only once.
         _ => Errno.EINVAL,
     };
 
-    /// <summary>Room for a reply's payload of so many bytes; what is in it is old.</summary>
+    /// <summary>Gets room for a reply's payload; its content is undefined.</summary>
     private Span<byte> Payload(int bytes)
     {
         _replyBytes = bytes;
         return Room(ref _reply, bytes, VfioUserHeader.Length);
     }
 
-    /// <summary>A reply whose payload is what came.</summary>
+    /// <summary>Makes a reply whose payload repeats the request's.</summary>
     private Errno Echo(ReadOnlySpan<byte> payload)
     {
         payload.CopyTo(Payload(payload.Length));
@@ -278,7 +281,7 @@ internal sealed partial class VfioUserSession : IDisposable
         {
             VfioUserLog.DeviceFailed(_logger, _twin!.Name, VfioUserCommand.DmaRead, VmmException.Describe(e));
         }
-        // Out of step or gone: without it the device cannot do DMA, and a client that broke it broke the connection.
+        // The twin socket is gone or broke the protocol. Without it the device cannot do DMA, so the whole connection ends.
         _socket.Shutdown();
     }
 }

@@ -7,7 +7,7 @@ internal enum VfioUserCommand : ushort
     Version = 1,
     /// <summary>Guest memory the server may use.</summary>
     DmaMap = 2,
-    /// <summary>Takes it back.</summary>
+    /// <summary>Withdraws guest memory from the server.</summary>
     DmaUnmap = 3,
     /// <summary>Device info.</summary>
     DeviceGetInfo = 4,

@@ -1,6 +1,8 @@
 namespace Vmm.Devices.Vfio.User.Wire;
 
-/// <summary>DMA_MAP request (vfio-user 3.8): <c>u32 argsz 32, u32 flags, u64 file offset, u64 address, u64 size</c>, 0 or 1 fd; the reply is a bare header.</summary>
+/// <summary>
+/// DMA_MAP request (vfio-user 3.8): <c>u32 argsz 32, u32 flags, u64 file offset, u64 address, u64 size</c>, 0 or 1 fd; the reply is a bare header.
+/// </summary>
 internal readonly record struct VfioUserDmaMap(uint ArgSz, uint Flags, ulong Offset, ulong Address, ulong Size)
 {
     internal const int Length = 32;
@@ -23,7 +25,10 @@ internal readonly record struct VfioUserDmaMap(uint ArgSz, uint Flags, ulong Off
     }
 }
 
-/// <summary>DMA_UNMAP (vfio-user 3.9): <c>u32 argsz, u32 flags, u64 address, u64 size</c>, echoed; with flag 1 a <see cref="VfioUserBitmap"/> and, in the reply, the bitmap.</summary>
+/// <summary>
+/// DMA_UNMAP (vfio-user 3.9): <c>u32 argsz, u32 flags, u64 address, u64 size</c>, echoed; with flag 1 a <see cref="VfioUserBitmap"/> and, in the
+/// reply, the bitmap.
+/// </summary>
 internal readonly record struct VfioUserDmaUnmap(uint ArgSz, uint Flags, ulong Address, ulong Size)
 {
     internal const int Length = 24;

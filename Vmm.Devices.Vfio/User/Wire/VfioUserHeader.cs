@@ -39,7 +39,6 @@ internal readonly record struct VfioUserHeader(ushort Id, VfioUserCommand Comman
     public bool WantsNoReply => (Flags & NoReply) != 0;
 
     /// <summary>Reads a header; nothing is checked.</summary>
-    /// <param name="bytes">16 bytes.</param>
     /// <returns>The header.</returns>
     public static VfioUserHeader Read(ReadOnlySpan<byte> bytes) => new(
         BinaryPrimitives.ReadUInt16LittleEndian(bytes), (VfioUserCommand)BinaryPrimitives.ReadUInt16LittleEndian(bytes[2..]),

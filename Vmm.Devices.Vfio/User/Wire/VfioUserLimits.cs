@@ -1,11 +1,11 @@
 namespace Vmm.Devices.Vfio.User.Wire;
 
-/// <summary>Fixed numbers of the vfio-user protocol and limits that we hold any peer to (vfio-user 1.2, 2, 14).</summary>
+/// <summary>Fixed numbers of the vfio-user protocol, and limits that every peer must keep (vfio-user 1.2, 2, 14).</summary>
 internal static class VfioUserLimits
 {
-    /// <summary>Default and our own largest count of one data message.</summary>
+    /// <summary>Default for the most data of one message, and this project's own limit.</summary>
     internal const int DataXferBytes = 1 << 20;
-    /// <summary>Data of one message towards a peer we did not write (vfio-user C-3): libvfio-user receives a body in one call.</summary>
+    /// <summary>Most data of one message to any other server (vfio-user C-3), because libvfio-user receives a body in one call.</summary>
     internal const int SafeDataBytes = 64 << 10;
     /// <summary>Longest message body of a control command; also the longest VERSION reply (vfio-user C-5).</summary>
     internal const int ControlBytes = 64 << 10;

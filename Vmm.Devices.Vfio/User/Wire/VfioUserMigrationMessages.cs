@@ -21,7 +21,7 @@ internal readonly record struct VfioUserFeature(uint ArgSz, VfioDeviceFeature Fe
     }
 }
 
-/// <summary>Data of MIG_DEVICE_STATE: <c>u32 state, u32 data_fd</c>; the second is unused here, sent as all ones and echoed.</summary>
+/// <summary>Data of MIG_DEVICE_STATE: <c>u32 state, u32 data_fd</c>; vfio-user does not use the second, which is sent as all ones and echoed.</summary>
 internal readonly record struct VfioUserStateData(VfioDeviceState State, uint DataFd)
 {
     internal const int Length = 8;
@@ -81,7 +81,10 @@ internal readonly record struct VfioUserLogReport(ulong Iova, ulong Size, ulong 
     }
 }
 
-/// <summary>MIG_DATA_READ, MIG_DATA_WRITE (vfio-user 8.1): <c>u32 argsz (8 + size), u32 size</c>, then data in the read reply and the write request; a write's reply is a bare header.</summary>
+/// <summary>
+/// MIG_DATA_READ, MIG_DATA_WRITE (vfio-user 8.1): <c>u32 argsz (8 + size), u32 size</c>, then data in the read reply and the write request; a write's
+/// reply is a bare header.
+/// </summary>
 internal readonly record struct VfioUserMigData(uint ArgSz, uint Size)
 {
     internal const int Length = 8;
@@ -100,7 +103,9 @@ internal readonly record struct VfioUserMigData(uint ArgSz, uint Size)
     }
 }
 
-/// <summary>Head of DIRTY_PAGES (vfio-user 9, v1 era): <c>u32 argsz, u32 flags (1 start, 2 stop, 4 get)</c>; start and stop are answered with a bare header.</summary>
+/// <summary>
+/// Head of DIRTY_PAGES (vfio-user 9, v1 era): <c>u32 argsz, u32 flags (1 start, 2 stop, 4 get)</c>; start and stop are answered with a bare header.
+/// </summary>
 internal readonly record struct VfioUserDirtyPages(uint ArgSz, uint Flags)
 {
     internal const int Length = 8;

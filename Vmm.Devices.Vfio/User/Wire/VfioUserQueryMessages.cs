@@ -86,7 +86,10 @@ internal readonly record struct VfioUserIrqInfo(uint ArgSz, uint Flags, uint Ind
     internal void Write(Span<byte> b) => new VfioUserRegionIoFds(ArgSz, Flags, Index, Count).Write(b);
 }
 
-/// <summary>DEVICE_SET_IRQS request (vfio-user 3.5): <c>u32 argsz (20, or 20 + bools), u32 flags, u32 index, u32 start, u32 count</c>, then bools; the reply is a bare header.</summary>
+/// <summary>
+/// DEVICE_SET_IRQS request (vfio-user 3.5): <c>u32 argsz (20, or 20 + bools), u32 flags, u32 index, u32 start, u32 count</c>, then bools; the reply
+/// is a bare header.
+/// </summary>
 internal readonly record struct VfioUserIrqSet(uint ArgSz, VfioIrqSetFlags Flags, uint Index, uint Start, uint Count)
 {
     internal const int Length = 20;

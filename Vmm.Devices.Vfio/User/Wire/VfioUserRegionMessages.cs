@@ -20,7 +20,10 @@ internal readonly record struct VfioUserRegionAccess(ulong Offset, uint Region, 
     }
 }
 
-/// <summary>One entry of REGION_WRITE_MULTI (vfio-user 3.7): <c>u64 offset, u32 region, u32 count (at most 8), 8 bytes data, left aligned</c>; before the entries and as the reply <c>u64 n</c>.</summary>
+/// <summary>
+/// One entry of REGION_WRITE_MULTI (vfio-user 3.7): <c>u64 offset, u32 region, u32 count (at most 8), 8 bytes data, left aligned</c>; before the
+/// entries and as the reply <c>u64 n</c>.
+/// </summary>
 internal static class VfioUserWriteMulti
 {
     internal const int HeadBytes = 8, EntryBytes = 24, MaxData = 8;

@@ -15,7 +15,7 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
     /// <summary>Descriptors one message may carry; more are refused by the kernel call.</summary>
     internal const int MaxFds = 16;
 
-    /// <summary>A whole data message and a half: so the one who writes the next need not wait for the one who reads the last.</summary>
+    /// <summary>One and a half of the longest data messages, so that a sender can begin the next while the receiver still reads the last.</summary>
     private const int SendBufferBytes = 3 << 19;
 
     private readonly Lock _sendGate = new();
@@ -27,8 +27,7 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
     /// <summary>The socket; this object's.</summary>
     internal OwnedFd Descriptor => fd;
 
-    /// <summary>Receives the next header and the descriptors that ride on it. The caller owns and disposes those, wanted or not.</summary>
-    /// <param name="fds">Descriptors are added here.</param>
+    /// <summary>Receives the next header and its descriptors, all of which the caller owns.</summary>
     /// <returns>The header, unchecked; null when the peer ended between messages.</returns>
     /// <exception cref="ChannelException">The connection failed, or ended inside the header; nothing was added to <paramref name="fds"/> that stays open.</exception>
     internal VfioUserHeader? ReceiveHeader(List<OwnedFd> fds)
@@ -54,7 +53,6 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
     internal bool WaitReadable(OwnedFd wake) => Posix.Poll(fd, Posix.POLLIN, wake, -1, out _) != 0;
 
     /// <summary>Receives exactly as many bytes as fit.</summary>
-    /// <param name="into">Where to; filled.</param>
     /// <exception cref="ChannelException">The connection failed or ended.</exception>
     internal void ReceiveBody(Span<byte> into)
     {
@@ -69,7 +67,6 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
     }
 
     /// <summary>Receives bytes and drops them.</summary>
-    /// <param name="count">How many.</param>
     /// <exception cref="ChannelException">The connection failed or ended.</exception>
     internal void SkipBody(long count)
     {
@@ -80,7 +77,7 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
     /// <summary>Sends one message.</summary>
     /// <param name="message">Header and body.</param>
     /// <param name="fds">At most 16; stay the caller's.</param>
-    /// <param name="data">The rest of the body, when it lies elsewhere: it leaves in the same sendmsg, uncopied.</param>
+    /// <param name="data">The rest of the body, which the same sendmsg sends without a copy.</param>
     /// <exception cref="ChannelException">The connection failed.</exception>
     internal void Send(ReadOnlySpan<byte> message, ReadOnlySpan<SafeHandle> fds = default, ReadOnlySpan<byte> data = default)
     {
@@ -98,19 +95,19 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
     }
 
     /// <summary>Moves bytes of a body to another socket.</summary>
-    /// <param name="pipe">Between them.</param>
-    /// <param name="to">A socket.</param>
-    /// <param name="count">How many.</param>
     /// <returns>How it ended.</returns>
     internal SpliceResult MoveBody(SplicePipe pipe, OwnedFd to, int count) => pipe.MoveBytes(fd, to, count);
 
-    /// <summary>Sends one message whose last part is moved from another socket. When that fails zeros take its place: the message is void, the connection is not.</summary>
+    /// <summary>
+    /// Sends one message whose last part is moved from another socket. When the move fails, zeros take the place of the missing bytes: the message is
+    /// void, but the connection can be used.
+    /// </summary>
     /// <param name="message">Header and first part.</param>
     /// <param name="data">Second part.</param>
     /// <param name="pipe">Between the sockets.</param>
     /// <param name="from">Where the rest comes from.</param>
     /// <param name="count">Bytes of the rest.</param>
-    /// <returns>Why the rest could not be had, or none.</returns>
+    /// <returns>Why the rest could not be read, or None.</returns>
     /// <exception cref="ChannelException">This connection failed.</exception>
     internal Errno SendMoving(ReadOnlySpan<byte> message, ReadOnlySpan<byte> data, SplicePipe pipe, OwnedFd from, int count)
     {
@@ -127,10 +124,10 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
         }
     }
 
-    /// <summary>Ends the connection; whoever receives or sends comes back. Idempotent.</summary>
+    /// <summary>Ends the connection; pending receives and sends return. Idempotent.</summary>
     internal void Shutdown() => Posix.ShutdownSocket(fd, Posix.SHUT_RDWR);
 
-    /// <summary>Closes the socket. Nobody may be inside a call; <see cref="Shutdown"/> first.</summary>
+    /// <summary>Closes the socket. No call may be running; call <see cref="Shutdown"/> before.</summary>
     public void Dispose() => fd.Dispose();
 
     private static OwnedFd Widened(OwnedFd fd)
@@ -139,8 +136,7 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
         return fd;
     }
 
-    /// <summary>Closes descriptors that nobody wants.</summary>
-    /// <param name="fds">Descriptors; emptied.</param>
+    /// <summary>Closes descriptors that are not wanted.</summary>
     internal static void Close(List<OwnedFd> fds)
     {
         foreach (OwnedFd one in fds) one.Dispose();

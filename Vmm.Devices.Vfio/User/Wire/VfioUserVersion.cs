@@ -11,13 +11,13 @@ namespace Vmm.Devices.Vfio.User.Wire;
 internal sealed record VfioUserMigrationCapability(ulong? PageSizeBytes, ulong MaxBitmapBytes = VfioUserVersion.DefaultBitmapBytes);
 
 /// <summary>The <c>twin_socket</c> capability.</summary>
-/// <param name="Supported">Asked for, or granted.</param>
-/// <param name="FdIndex">In a grant: which of the reply's descriptors it is.</param>
+/// <param name="Supported">In a request: wanted. In a reply: granted.</param>
+/// <param name="FdIndex">In a reply that grants it: index of the socket among the reply's descriptors.</param>
 internal sealed record VfioUserTwinSocket(bool Supported, int? FdIndex = null);
 
 /// <summary>
 /// Payload of VERSION, request and reply: <c>u16 major, u16 minor</c>, then optional UTF-8 JSON <c>{"capabilities":{...}}</c> with a NUL that
-/// counts (vfio-user 2). What is absent has its default; unknown members are ignored, known ones must have their type and limits.
+/// counts (vfio-user 2). Absent members have their defaults, unknown ones are ignored, and known ones must have the right type and keep their limits.
 /// </summary>
 internal sealed record VfioUserVersion
 {
@@ -34,7 +34,7 @@ internal sealed record VfioUserVersion
     internal int MaxMsgFds { get; init; } = 1;
     /// <summary>Largest count in data messages towards the sender.</summary>
     internal int MaxDataXferBytes { get; init; } = VfioUserLimits.DataXferBytes;
-    /// <summary>OR of DMA page sizes.</summary>
+    /// <summary>DMA page sizes, combined by OR.</summary>
     internal ulong PageSizes { get; init; } = VfioUserLimits.PageBytes;
     internal int MaxDmaMaps { get; init; } = DefaultMaps;
     internal VfioUserMigrationCapability? Migration { get; init; }
@@ -42,7 +42,7 @@ internal sealed record VfioUserVersion
     /// <summary>REGION_WRITE_MULTI is understood.</summary>
     internal bool WriteMultiple { get; init; }
 
-    /// <summary>What our client proposes (vfio-user C-5): QEMU's figures and a twin socket.</summary>
+    /// <summary>What this project's client proposes (vfio-user C-5): QEMU's figures and a twin socket.</summary>
     internal static VfioUserVersion ClientProposal => new()
     {
         MaxMsgFds = VfioUserSocket.MaxFds,
@@ -50,7 +50,7 @@ internal sealed record VfioUserVersion
         TwinSocket = new VfioUserTwinSocket(true),
     };
 
-    /// <summary>Parses a payload. The major number is not judged here: the server answers EINVAL, the client leaves.</summary>
+    /// <summary>Parses a payload. Does not check the major number: for a wrong one the server answers EINVAL, and the client disconnects.</summary>
     /// <param name="payload">Message without its header.</param>
     /// <returns>The content.</returns>
     /// <exception cref="VfioUserProtocolException">Too short or long, JSON without NUL, not JSON, a wrong type, or out of a limit.</exception>
@@ -71,13 +71,13 @@ internal sealed record VfioUserVersion
             JsonElement root = Object(json.RootElement, "the JSON");
             return root.TryGetProperty("capabilities", out JsonElement capabilities) ? version.With(Object(capabilities, "capabilities")) : version;
         }
-        catch (Exception e) when (e is JsonException or InvalidOperationException) // The second: a name with half a surrogate pair.
+        catch (Exception e) when (e is JsonException or InvalidOperationException) // InvalidOperationException: a name with half a surrogate pair.
         {
             throw new VfioUserProtocolException($"VERSION: not JSON: {e.Message}", Errno.EINVAL, e);
         }
     }
 
-    /// <summary>Payload with all members that differ from their defaults.</summary>
+    /// <summary>Makes a payload with all members that differ from their defaults.</summary>
     /// <returns>Head, compact JSON, NUL.</returns>
     internal byte[] ToPayload()
     {
@@ -98,19 +98,19 @@ internal sealed record VfioUserVersion
     }
 
     /// <summary>
-    /// The answer to a request, never longer than it (vfio-user S-5: QEMU reads it into the request's buffer); offers are left out, in the order of
-    /// their worth, until it fits. A request without JSON takes any length.
+    /// The answer to a request, never longer than it (vfio-user S-5: QEMU reads it into the request's buffer); offers are left out, the least
+    /// important first, until it fits. The reply to a request without JSON may have any length.
     /// </summary>
     /// <param name="request">What the client sent.</param>
     /// <param name="requestPayloadBytes">Its length without header.</param>
     /// <returns>The payload; the minor is the lesser of both (vfio-user S-6), the twin socket is dropped unless asked for (vfio-user S-7).</returns>
-    /// <exception cref="VfioUserProtocolException">Even our restrictions do not fit.</exception>
+    /// <exception cref="VfioUserProtocolException">The members that restrict the client do not fit.</exception>
     internal byte[] ToReply(VfioUserVersion request, int requestPayloadBytes)
     {
         VfioUserVersion reply = this with { Minor = Math.Min(request.Minor, Minor), TwinSocket = request.TwinSocket is { Supported: true } ? TwinSocket : null };
         int limit = request.HasJson ? requestPayloadBytes : int.MaxValue;
         byte[] payload = reply.ToPayload();
-        // What only offers something may go, what restricts the client (a lesser size, fewer maps) may not.
+        // Only members that offer something may be left out; those that restrict the client (a smaller size, fewer maps) must stay.
         for (int drop = 0; payload.Length > limit; drop++)
         {
             reply = drop switch
