@@ -34,7 +34,7 @@ public interface IVmStateSection
 
     /// <summary>Writes fields and subsections into a record of the caller's own, without a description. BQL: held.</summary>
     /// <param name="f">The stream.</param>
-    public void Save(QemuFileWriter f) => Save(f, null);
+    void Save(QemuFileWriter f) => Save(f, null);
 
     /// <summary>Reads fields and subsections. BQL: held.</summary>
     /// <param name="f">The stream.</param>

@@ -22,7 +22,7 @@ public sealed record LoadRoles
     public bool NeedsSwitchoverAck { get; init; }
 
     /// <summary>Says whether all of the state has come; without it an iterable is complete with its END section.</summary>
-    public ILoadComplete? Complete { get; init; }
+    internal ILoadComplete? Complete { get; init; }
 
     /// <summary>The end of the attempt.</summary>
     public ILoadCleanup? Cleanup { get; init; }
@@ -53,7 +53,7 @@ public interface ILoadState
 }
 
 /// <summary>Judges whether all of a state has come, before the load is confirmed.</summary>
-public interface ILoadComplete
+internal interface ILoadComplete
 {
     /// <summary>Call at the end of the stream and of the data channels, before the cleanup. BQL: not held.</summary>
     /// <exception cref="Errors.VmmException">Something never came; names it.</exception>

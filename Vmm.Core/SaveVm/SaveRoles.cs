@@ -21,7 +21,7 @@ public sealed record SaveRoles
     /// <summary>PART sections while the VM runs and the END section after it has stopped.</summary>
     public ISaveLive? Live { get; init; }
 
-    /// <summary>The final part on a thread of its own; only where <see cref="SaveContext.DataChannels"/> offers channels for it.</summary>
+    /// <summary>The final part on a thread of its own; only where <see cref="SaveContext.HasDataChannels"/> says that there are some.</summary>
     public ISaveCompleteThread? CompleteThread { get; init; }
 
     /// <summary>Asks for acknowledgements of first data; only while capability switchover-ack is on.</summary>

@@ -19,4 +19,4 @@ public enum VfioIrqInfoFlags : uint
 /// <summary>Interrupt info.</summary>
 /// <param name="Flags">Flags.</param>
 /// <param name="Count">Vectors; 0 when absent.</param>
-public readonly record struct VfioIrqInfo(VfioIrqInfoFlags Flags, uint Count);
+internal readonly record struct VfioIrqInfo(VfioIrqInfoFlags Flags, uint Count);

@@ -10,7 +10,7 @@ namespace Vmm.Devices.Vfio.Migration;
 /// a migration in flight fails.
 /// </summary>
 /// <param name="migration">The device.</param>
-internal sealed class VfioRunStateHandler(VfioMigration migration) : IVmStatePrepareHandler, INamedPart
+internal sealed class VfioRunStateHandler(VfioMigration migration) : IVmStateHandler, INamedPart
 {
     /// <summary>Depth of a PCI device in the tree of devices: after its bus on start, before it on stop.</summary>
     internal const int Priority = 3;

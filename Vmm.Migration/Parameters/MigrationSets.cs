@@ -4,7 +4,7 @@ using Vmm.Core.SaveVm;
 namespace Vmm.Migration.Parameters;
 
 /// <summary>The parameters in force. Replacing them checks the new set as a whole; thread-safe.</summary>
-public sealed class MigrationParameterSet
+internal sealed class MigrationParameterSet
 {
     private volatile MigrationParameters _current = new();
 
@@ -42,7 +42,7 @@ public sealed class MigrationParameterSet
 }
 
 /// <summary>The capabilities in force, all off at first. Replacing them checks the resulting set; thread-safe.</summary>
-public sealed class MigrationCapabilitySet
+internal sealed class MigrationCapabilitySet
 {
     private volatile MigrationCapabilities _current = MigrationCapabilities.None;
 
@@ -81,7 +81,7 @@ public sealed class MigrationCapabilitySet
 }
 
 /// <summary>Wire names of <see cref="MigrationCapability"/>.</summary>
-public static class MigrationCapabilityNames
+internal static class MigrationCapabilityNames
 {
     private static readonly string[] s_names =
     [

@@ -25,9 +25,9 @@ internal sealed class VfioPair : IDisposable
             SourceDevices.Add(Add(Source, i, source(i), options));
             DestinationDevices.Add(Add(Destination, i, destination(i), options));
         }
-        Source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+        Source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
         // Devices decide here how much there is to send; the engine must not wait for them to become small.
-        Source.Engine.Parameters.Replace(Source.Engine.Parameters.Current with { DowntimeLimitMs = 2_000_000, MaxBandwidthBytesPerSecond = 0 });
+        Source.Engine.Parameters = Source.Engine.Parameters with { DowntimeLimitMs = 2_000_000, MaxBandwidthBytesPerSecond = 0 };
         Source.Vm.Cont();
     }
 

@@ -1,5 +1,6 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
+using Vmm.Core.Threading;
 using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.User.Wire;
 
@@ -21,7 +22,7 @@ internal sealed partial class VfioUserClient
     // Receivers that exist before their turn: one that is started while the guest stands still first stands in line for a processor.
     private readonly ManualResetEvent _turn = new(false);
     private readonly List<int> _waiting = []; // Their thread ids. Guarded by _gate.
-    private volatile List<RealtimeBoost>? _raised;
+    private volatile List<IDisposable>? _raised;
 
     /// <summary>Takes over a connection that another process negotiated and still has; silent until <see cref="Resume"/>.</summary>
     /// <param name="handover">The connection; owned.</param>
@@ -119,7 +120,7 @@ internal sealed partial class VfioUserClient
     internal void LowerReceivers()
     {
         if (_raised is null || Interlocked.Exchange(ref _raised, null) is not { } raised) return;
-        foreach (RealtimeBoost boost in raised) boost.Lower();
+        foreach (IDisposable boost in raised) boost.Dispose();
     }
 
     private void StartReceivers(bool waiting = false)
@@ -131,7 +132,7 @@ internal sealed partial class VfioUserClient
     /// <summary>Ahead of ordinary threads until a message has come: the guest starts when its device has answered.</summary>
     private void GiveTurn()
     {
-        lock (_gate) _raised = [.. _waiting.Select(RealtimeBoost.Raise).OfType<RealtimeBoost>()];
+        lock (_gate) _raised = [.. _waiting.Select(WorkerThread.Raise).OfType<IDisposable>()];
         _turn.Set();
     }
 
