@@ -1,15 +1,17 @@
 using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.DependencyInjection.Extensions;
+using Microsoft.Extensions.Logging;
 using Vmm.Core.Devices;
 using Vmm.Migration.Attempts;
 using Vmm.Migration.Engine;
+using Vmm.Migration.Qmp;
 using Vmm.Migration.Ram;
 using Vmm.Migration.Snapshot;
 using Vmm.Migration.Update;
 
 namespace Vmm.Migration;
 
-/// <summary>Adds the migration engine to a VMM host.</summary>
+/// <summary>Adds the migration engine and its control plane to a VMM host, and finds them in a VM.</summary>
 public static class MigrationServiceExtensions
 {
     /// <summary>Adds the sections <c>ram</c> and <c>globalstate</c> and one <see cref="IMigrationEngine"/>, <see cref="ISnapshotService"/> and <see cref="IVmUpdater"/> per VM.</summary>
@@ -27,6 +29,20 @@ public static class MigrationServiceExtensions
         builder.Services.TryAddSingleton(new MoveRehearsalOptions());
         builder.Services.TryAddSingleton<MoveRehearsal>();
         builder.Services.TryAddScoped<IVmUpdater, VmUpdater>();
+        return builder;
+    }
+
+    /// <summary>
+    /// Adds a <see cref="QmpServer"/> per VM; get it from <see cref="Vm.Services"/>. Needs an <see cref="IMigrationEngine"/> in the VM's scope;
+    /// an <see cref="ISnapshotService"/> and an <see cref="IVmUpdater"/> are used when there are. The scope disposes the server with the VM.
+    /// </summary>
+    /// <param name="builder">The host's builder.</param>
+    /// <returns>The builder.</returns>
+    public static VmmBuilder AddQmp(this VmmBuilder builder)
+    {
+        ArgumentNullException.ThrowIfNull(builder);
+        builder.Services.TryAddScoped(static s => new QmpServer(s.GetRequiredService<Vm>(), s.GetRequiredService<IMigrationEngine>(),
+            s.GetService<ISnapshotService>(), s.GetService<ILoggerFactory>(), s.GetService<IVmUpdater>()));
         return builder;
     }
 
@@ -50,11 +66,21 @@ public static class MigrationServiceExtensions
 
     /// <summary>Rehearses a move of the VM, so that its first migration or update finds its code compiled. An update does so by itself.</summary>
     /// <param name="vm">A VM of a host with <see cref="AddMigration"/>.</param>
-    /// <returns>As <see cref="MoveRehearsal.RunAsync"/>.</returns>
+    /// <returns>Null when it worked, or why not; never faults.</returns>
     public static Task<string?> RehearseMoveAsync(this Vm vm)
     {
         ArgumentNullException.ThrowIfNull(vm);
-        return vm.Services.GetRequiredService<MoveRehearsal>().RunAsync(vm.Options);
+        return vm.Services.RehearseMoveAsync(vm.Options);
+    }
+
+    /// <summary>Rehearses the move of a VM that is not made yet, such as one that this process waits for.</summary>
+    /// <param name="services">A host with <see cref="AddMigration"/>.</param>
+    /// <param name="real">What the VM will be made from; the rehearsal makes a small stand-in for it (<see cref="MoveRehearsalOptions.CreateStandIn"/>).</param>
+    /// <returns>Null when it worked, or why not; never faults.</returns>
+    public static Task<string?> RehearseMoveAsync(this IServiceProvider services, VmOptions real)
+    {
+        ArgumentNullException.ThrowIfNull(services);
+        return services.GetRequiredService<MoveRehearsal>().RunAsync(real);
     }
 
     /// <summary>The VM's migration engine.</summary>

@@ -50,17 +50,13 @@ public interface IMigrationChannel : IDisposable
 
     /// <summary>True if the peer closed or reset its direction and all its bytes were read; false if the transport cannot tell. Never blocks.</summary>
     bool PeerHasClosed { get; }
-}
 
-/// <summary>
-/// A channel that adds nothing to its socket, so that a device may move its bytes between this socket and its own with splice(2), without a copy
-/// through this process. The device flushes queued bytes before it writes to <see cref="Descriptor"/>, and moves on the thread that reads or
-/// writes the channel.
-/// </summary>
-public interface IDescriptorChannel : IMigrationChannel
-{
-    /// <summary>The socket, in blocking mode; the channel owns it.</summary>
-    OwnedFd Descriptor { get; }
+    /// <summary>
+    /// The socket of a channel that is nothing but a socket, in blocking mode and the channel's; null for every other channel. A device may let the
+    /// kernel move its bytes between this socket and its own (splice(2)), so that they never enter this process's memory. Before it writes here it
+    /// flushes what is queued; it moves on the thread that reads or writes the channel.
+    /// </summary>
+    OwnedFd? Descriptor => null;
 }
 
 /// <summary>A channel over a file, with positioned reads and writes beside the sequential ones.</summary>

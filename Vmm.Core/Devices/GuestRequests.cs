@@ -4,7 +4,7 @@ using Vmm.Core.Threading;
 namespace Vmm.Core.Devices;
 
 /// <summary>A request of a guest to its machine.</summary>
-public enum GuestRequest
+internal enum GuestRequest
 {
     /// <summary>Reset the machine.</summary>
     Reset,
@@ -19,7 +19,7 @@ public enum GuestRequest
 /// <c>qemu_system_reset_request</c>, <c>qemu_system_shutdown_request</c>).
 /// </summary>
 /// <param name="loop">Its thread carries out the requests.</param>
-public sealed class GuestRequests(EventFdLoop loop) : IDisposable
+internal sealed class GuestRequests(EventFdLoop loop) : IDisposable
 {
     private readonly Lock _gate = new();
     private readonly OwnedFd _event = Posix.EventFd();

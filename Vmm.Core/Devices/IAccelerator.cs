@@ -38,7 +38,7 @@ public interface IAccelerator : IVmStateHandler, IDisposable
     /// <param name="at">The writes that signal.</param>
     /// <param name="target">The eventfd; must stay open until disposal.</param>
     /// <returns>Dispose to detach; null if the accelerator has no such path or another eventfd has these writes.</returns>
-    IDisposable? AddIoEventFd(IoEventFdRange at, OwnedFd target) => null;
+    internal IDisposable? AddIoEventFd(IoEventFdRange at, OwnedFd target) => null;
 
     /// <summary>
     /// Maps a device's registers into the guest, so that accesses do not leave the guest. The dirty log does not contain the guest's writes. BQL: held.

@@ -5,6 +5,7 @@ using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Threading;
+using Vmm.Core.VmStates;
 
 namespace Vmm.Core.Devices;
 
@@ -39,10 +40,10 @@ public interface IDeviceServices
     IoBus Io { get; }
 
     /// <summary>Interrupt lines of legacy devices.</summary>
-    IsaIrqs Irqs { get; }
+    internal IsaIrqs Irqs { get; }
 
     /// <summary>Requests of the guest to its machine.</summary>
-    GuestRequests Requests { get; }
+    internal GuestRequests Requests { get; }
 
     /// <summary>Watches eventfds on one thread per VM.</summary>
     EventFdLoop EventFds { get; }
@@ -64,4 +65,15 @@ public interface IDeviceServices
 
     /// <summary>The VM's scope, for scoped services that plugins register and share between their devices.</summary>
     IServiceProvider Scope { get; }
+
+    /// <summary>Registers a device's declared state; name and priority are the description's (QEMU: <c>vmstate_register</c>).</summary>
+    /// <typeparam name="T">Type of the owner.</typeparam>
+    /// <param name="description">Says which fields of the owner the section has; shared by all owners.</param>
+    /// <param name="owner">The object whose fields are saved and loaded.</param>
+    /// <param name="instanceId">Tells owners of one description apart; <see cref="SaveVmRegistration.AnyInstance"/> takes the next free number.</param>
+    /// <param name="path">Path of the device on its bus, or null; the section is then named <c>path/name</c> and also loads under the bare name.</param>
+    /// <returns>Dispose to unregister.</returns>
+    /// <exception cref="Errors.ConfigurationException">The identity is in use or malformed.</exception>
+    IDisposable RegisterVmState<T>(VmStateDescription<T> description, T owner, int instanceId = SaveVmRegistration.AnyInstance, string? path = null)
+        where T : class => SaveVm.RegisterVmState(description, owner, instanceId, path);
 }

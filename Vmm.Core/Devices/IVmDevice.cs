@@ -7,4 +7,8 @@ public interface IVmDevice : INamedPart, IDisposable
 {
     /// <summary>Sets the device's power-on state. BQL: held.</summary>
     void Reset();
+
+    /// <summary>Resets the device for a reason; one that tells reasons apart overrides this, the others reset the same way each time (QEMU: <c>ResettableClass</c>). BQL: held.</summary>
+    /// <param name="type">Why.</param>
+    void Reset(ResetType type) => Reset();
 }

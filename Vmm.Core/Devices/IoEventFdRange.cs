@@ -5,4 +5,4 @@ namespace Vmm.Core.Devices;
 /// <param name="SizeBytes">1, 2, 4 or 8; 0 for writes of any size, to memory only.</param>
 /// <param name="IsPort">True for an I/O port.</param>
 /// <param name="Match">Only writes of this value signal; null for all writes. Needs a size.</param>
-public readonly record struct IoEventFdRange(ulong Address, int SizeBytes, bool IsPort, ulong? Match = null);
+internal readonly record struct IoEventFdRange(ulong Address, int SizeBytes, bool IsPort, ulong? Match = null);

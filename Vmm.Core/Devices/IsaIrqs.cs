@@ -1,7 +1,7 @@
 namespace Vmm.Core.Devices;
 
 /// <summary>The sixteen interrupt lines of the ISA bus, and the target that they are connected to. BQL: held for every call.</summary>
-public sealed class IsaIrqs
+internal sealed class IsaIrqs
 {
     private readonly bool[] _levels = new bool[16];
     private Action<int, bool>? _target;

@@ -11,12 +11,3 @@ public enum ResetType
     /// </summary>
     UndoCheck,
 }
-
-/// <summary>
-/// A device whose reset depends on the reason; all other devices reset in the same way each time (QEMU: <c>ResettableClass</c>).
-/// </summary>
-public interface IResetByType
-{
-    /// <summary>Resets the device. BQL: held.</summary>
-    void Reset(ResetType type);
-}

@@ -83,14 +83,3 @@ internal sealed class ScratchDeviceFactory : IDeviceFactory
     /// <inheritdoc/>
     public IVmDevice Create(DeviceOptions options, IDeviceServices services) => new ScratchDevice(options, services);
 }
-
-/// <summary>Adds the device type <c>scratch</c>.</summary>
-public sealed class ScratchPlugin : IVmmPlugin
-{
-    /// <inheritdoc/>
-    public void Configure(VmmBuilder builder)
-    {
-        ArgumentNullException.ThrowIfNull(builder);
-        builder.AddDevice<ScratchDeviceFactory>();
-    }
-}

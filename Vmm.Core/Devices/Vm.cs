@@ -18,7 +18,7 @@ public sealed class Vm : IDisposable
     private readonly List<IVmDevice> _devices = [];
     private readonly StateHold _hold;
     private readonly Bql _bql;
-    private readonly RunStateNotifier _runState;
+    private readonly IRunStateNotifier _runState;
     private readonly IDeviceServices _deviceServices;
     private readonly IEnumerable<IDeviceFactory> _factories;
     private readonly IEnumerable<IMachineComponent> _components;
@@ -35,7 +35,7 @@ public sealed class Vm : IDisposable
         _services = scope;
         _deviceServices = scope.GetRequiredService<IDeviceServices>();
         _bql = _deviceServices.Bql;
-        _runState = scope.GetRequiredService<RunStateNotifier>();
+        _runState = _deviceServices.RunState;
         _factories = scope.GetServices<IDeviceFactory>();
         _components = scope.GetServices<IMachineComponent>();
         _accelerators = scope.GetServices<IAcceleratorFactory>();
@@ -65,7 +65,7 @@ public sealed class Vm : IDisposable
     public Bql Bql => _bql;
 
     /// <summary>The run state.</summary>
-    public RunStateNotifier RunState => _runState;
+    public IRunStateNotifier RunState => _runState;
 
     /// <summary>Guest RAM.</summary>
     public GuestMemory Memory => _deviceServices.Memory;
@@ -83,7 +83,7 @@ public sealed class Vm : IDisposable
     public IAccelerator? Accelerator { get; private set; }
 
     /// <summary>Requests of the guest to its machine.</summary>
-    public GuestRequests Requests => _deviceServices.Requests;
+    internal GuestRequests Requests => _deviceServices.Requests;
 
     /// <summary>Descriptors that outlive the process.</summary>
     public CprFdTable CprFds => _deviceServices.CprFds;
@@ -165,14 +165,13 @@ public sealed class Vm : IDisposable
     }
 
     /// <summary>Resets all devices, e.g. before a load; memory keeps its content. BQL: held.</summary>
-    /// <param name="type">The reason, for devices that distinguish (<see cref="IResetByType"/>).</param>
+    /// <param name="type">The reason, for devices that distinguish (<see cref="IVmDevice.Reset(ResetType)"/>).</param>
     public void ResetDevices(ResetType type = ResetType.Cold)
     {
         _bql.AssertHeld();
         foreach (IVmDevice device in _devices)
         {
-            if (device is IResetByType typed) typed.Reset(type);
-            else device.Reset();
+            device.Reset(type);
         }
         Accelerator?.Reset();
     }

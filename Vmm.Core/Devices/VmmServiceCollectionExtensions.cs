@@ -22,8 +22,7 @@ public static class VmmServiceCollectionExtensions
         services.TryAddSingleton<ILoggerFactory>(NullLoggerFactory.Instance);
         services.TryAddSingleton<VmFactory>();
         services.TryAddScoped<Bql>();
-        services.TryAddScoped<RunStateNotifier>();
-        services.TryAddScoped<IRunStateNotifier>(static s => s.GetRequiredService<RunStateNotifier>());
+        services.TryAddScoped<IRunStateNotifier, RunStateNotifier>();
         services.TryAddScoped<GuestMemory>();
         services.TryAddScoped<SaveVmRegistry>();
         services.TryAddScoped<MigrationBlockers>();

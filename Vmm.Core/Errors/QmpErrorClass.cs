@@ -1,7 +1,7 @@
 namespace Vmm.Core.Errors;
 
 /// <summary>QMP error classes (qmp 3).</summary>
-public enum QmpErrorClass
+internal enum QmpErrorClass
 {
     /// <summary>The class of almost all errors.</summary>
     GenericError,

@@ -8,7 +8,7 @@ public sealed class QmpErrorException : VmmException
     /// <summary>Makes an error of a known class.</summary>
     /// <param name="errorClass">The error's class.</param>
     /// <param name="description">Text for people.</param>
-    public QmpErrorException(QmpErrorClass errorClass, string description) : this(errorClass.ToString(), description)
+    internal QmpErrorException(QmpErrorClass errorClass, string description) : this(errorClass.ToString(), description)
     {
     }
 

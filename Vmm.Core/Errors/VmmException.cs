@@ -1,7 +1,7 @@
 namespace Vmm.Core.Errors;
 
 /// <summary>
-/// Base of every failure that the product reports. <see cref="Errno"/> is what a wire protocol sends and <see cref="QmpClass"/> what QMP reports;
+/// Base of every failure that the product reports. <see cref="Errno"/> is what a wire protocol sends and the class what QMP reports;
 /// the subtype fixes both (table in ERRORS.md). A message is short and names the object; the outermost handler prints the chain once. A plugin
 /// derives its own failures.
 /// </summary>
@@ -10,9 +10,12 @@ public abstract class VmmException : Exception
     /// <summary>Makes a failure.</summary>
     /// <param name="message">The object's name, then what failed; no full stop.</param>
     /// <param name="inner">The cause, or null.</param>
-    /// <param name="errno">The errno that a wire protocol sends.</param>
-    /// <param name="qmpClass">The class that QMP reports.</param>
-    protected VmmException(string message, Exception? inner, Errno errno, QmpErrorClass qmpClass = QmpErrorClass.GenericError)
+    /// <param name="errno">What a wire protocol answers.</param>
+    protected VmmException(string message, Exception? inner, Errno errno) : this(message, inner, errno, QmpErrorClass.GenericError)
+    {
+    }
+
+    private protected VmmException(string message, Exception? inner, Errno errno, QmpErrorClass qmpClass)
         : base(message, inner)
     {
         Errno = errno;
@@ -23,7 +26,7 @@ public abstract class VmmException : Exception
     public Errno Errno { get; }
 
     /// <summary>The QMP error class of this failure.</summary>
-    public QmpErrorClass QmpClass { get; }
+    internal QmpErrorClass QmpClass { get; }
 
     /// <summary>What the user can do about it, or null.</summary>
     public string? Hint { get; init; }

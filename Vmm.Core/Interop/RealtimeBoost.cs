@@ -6,7 +6,7 @@ namespace Vmm.Core.Interop;
 /// Gives a thread a realtime priority for the short time in which another thread waits for it: on a busy host a thread that is ready may otherwise
 /// wait many milliseconds for a CPU. Needs CAP_SYS_NICE or RLIMIT_RTPRIO; does nothing without them.
 /// </summary>
-public sealed class RealtimeBoost
+internal sealed class RealtimeBoost
 {
     private const int LowestPriority = 1;
 

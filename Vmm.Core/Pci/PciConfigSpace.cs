@@ -105,10 +105,10 @@ public sealed class PciConfigSpace
     /// <summary>Walks the standard capability chain. A pointer out of bounds, or to a capability seen before, ends the walk.</summary>
     /// <param name="isBroken">True if the chain did not end with a zero.</param>
     /// <returns>Capabilities in chain order.</returns>
-    public IReadOnlyList<PciCapability> Capabilities(out bool isBroken)
+    public IReadOnlyList<(byte Id, int Offset)> Capabilities(out bool isBroken)
     {
         isBroken = false;
-        var found = new List<PciCapability>();
+        var found = new List<(byte Id, int Offset)>();
         if ((_bytes[PciRegisters.Status] & PciRegisters.StatusCapabilityList) == 0) return found;
         ulong seen = 0;
         for (int at = _bytes[PciRegisters.CapabilityList] & ~3; at != 0; at = _bytes[at + 1] & ~3)
@@ -116,7 +116,7 @@ public sealed class PciConfigSpace
             isBroken = at < PciRegisters.HeaderBytes || (seen >> (at / 4) & 1) != 0;
             if (isBroken) break;
             seen |= 1UL << (at / 4);
-            found.Add(new PciCapability(_bytes[at], at));
+            found.Add((_bytes[at], at));
         }
         return found;
     }
@@ -125,7 +125,7 @@ public sealed class PciConfigSpace
     /// <returns>Offset of the first capability with this id; 0 if there is none.</returns>
     public int FindCapability(byte id)
     {
-        foreach (PciCapability c in Capabilities(out _))
+        foreach ((byte Id, int Offset) c in Capabilities(out _))
             if (c.Id == id) return c.Offset;
         return 0;
     }

@@ -89,12 +89,7 @@ public static class PciCapabilityId
     public const byte Msix = 0x11;
 }
 
-/// <summary>A capability of the standard chain.</summary>
-/// <param name="Id">Capability id; <see cref="PciCapabilityId"/>.</param>
-/// <param name="Offset">Offset in configuration space.</param>
-public readonly record struct PciCapability(byte Id, int Offset);
-
-/// <summary>The type bits of a BAR's register.</summary>
+/// <summary>The type bits of a BAR, as in its register.</summary>
 [Flags]
 public enum PciBarType
 {

@@ -2,18 +2,16 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.RunStates;
 
-/// <summary>Hears when the VM starts or stops (QEMU: <c>qemu_add_vm_change_state_handler</c>). May throw; see <see cref="RunStateNotifier"/>.</summary>
+/// <summary>Hears when the VM starts or stops (QEMU: <c>qemu_add_vm_change_state_handler</c>). It may throw: the others are still told, a start is undone, and a stop reaches its state.</summary>
 public interface IVmStateHandler
 {
     /// <summary>The VM is about to start, or has stopped. BQL: held.</summary>
     void OnVmStateChange(bool running, RunState state);
-}
 
-/// <summary>A handler with work that must precede every <see cref="IVmStateHandler.OnVmStateChange"/> (QEMU: <c>prepare_cb</c>).</summary>
-public interface IVmStatePrepareHandler : IVmStateHandler
-{
-    /// <summary>Runs for all handlers before the first <see cref="IVmStateHandler.OnVmStateChange"/>. BQL: held.</summary>
-    void OnVmStatePrepare(bool running, RunState state);
+    /// <summary>Runs for all handlers before the first <see cref="OnVmStateChange"/> (QEMU: <c>prepare_cb</c>). BQL: held.</summary>
+    void OnVmStatePrepare(bool running, RunState state)
+    {
+    }
 }
 
 /// <summary>A part of a machine with an id of its own, which error messages name.</summary>
@@ -32,8 +30,28 @@ public interface IRunStateNotifier
     /// <summary>True while the guest runs. Any thread.</summary>
     bool IsRunning { get; }
 
-    /// <summary>True if the guest was suspended when the VM stopped; the next start then enters suspended (QEMU: <c>vm_was_suspended</c>).</summary>
-    bool WasSuspended { get; }
+    /// <summary>The guest was suspended before it was stopped, so a later start leads to suspended (QEMU: <c>vm_was_suspended</c>).</summary>
+    bool WasSuspended { get; internal set; }
+
+    /// <summary>Raised after each change with the state left and the state entered, on the changing thread. BQL: held.</summary>
+    event Action<RunState, RunState>? Changed;
+
+    /// <summary>Starts the VM (QEMU: <c>vm_start</c>); embedders call <c>Vm.Cont</c>. BQL: held.</summary>
+    /// <exception cref="DeviceStateException">Handlers failed; the VM is back in the state it had.</exception>
+    internal void Start();
+
+    /// <summary>Changes the state of a VM that does not run (QEMU: <c>runstate_set</c>); no handler is called. BQL: held.</summary>
+    /// <param name="state">A state that does not run, such as <see cref="RunState.Paused"/>.</param>
+    /// <exception cref="DeviceStateException">The state cannot be reached from the present one.</exception>
+    /// <exception cref="InvalidOperationException">The VM runs, or would have to run in <paramref name="state"/>.</exception>
+    void Set(RunState state);
+
+    /// <summary>
+    /// Enters internal-error because the stopped guest's state is part old and part new: only a reset or a load that succeeds may follow. QEMU
+    /// has no such transition and lets the guest run. BQL: held.
+    /// </summary>
+    /// <exception cref="InvalidOperationException">The guest runs.</exception>
+    internal void EnterInternalError();
 
     /// <summary>
     /// Stops the VM and enters a state, for a device that cannot let the guest go on (QEMU: <c>vm_stop</c>). A VM that does not run only changes
@@ -52,17 +70,12 @@ public interface IRunStateNotifier
     IDisposable Register(IVmStateHandler handler, int priority = 0);
 }
 
-/// <summary>One change of the run state.</summary>
-/// <param name="From">The state before the change.</param>
-/// <param name="To">The state after it.</param>
-public readonly record struct RunStateChange(RunState From, RunState To);
-
 /// <summary>
 /// Owns the run state of one VM and calls the handlers. Every change needs the BQL. The exception names each handler that failed. A stop always
 /// enters its state and throws afterwards; a failed start tells all handlers to stop and keeps the old state. Both make a migration fail, because
 /// a device whose state is unknown must not be saved.
 /// </summary>
-public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
+internal sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
 {
     private readonly List<(IVmStateHandler Handler, int Priority, int Order)> _handlers = [];
     private int _order;
@@ -78,7 +91,7 @@ public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
     public bool WasSuspended { get; set; }
 
     /// <summary>Raised after each change, on the thread that made it. BQL: held.</summary>
-    public event Action<RunStateChange>? Changed;
+    public event Action<RunState, RunState>? Changed;
 
     /// <inheritdoc/>
     public IDisposable Register(IVmStateHandler handler, int priority = 0)
@@ -93,8 +106,7 @@ public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
         }
     }
 
-    /// <summary>Starts the VM (QEMU: <c>vm_start</c>). BQL: held.</summary>
-    /// <exception cref="DeviceStateException">Handlers failed; the VM is back in the state it had.</exception>
+    /// <inheritdoc/>
     public void Start()
     {
         bql.AssertHeld();
@@ -112,7 +124,7 @@ public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
         {
             Move(RunState.Running, notify: false);
             errors = Run(true, RunState.Running);
-            if (errors.Count == 0) { Changed?.Invoke(new RunStateChange(before, RunState.Running)); return; }
+            if (errors.Count == 0) { Changed?.Invoke(before, RunState.Running); return; }
             Run(false, before);
             _state = before;
         }
@@ -130,12 +142,11 @@ public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
         List<Exception> errors = Prepare(false, state);
         Move(state, notify: false);
         errors.AddRange(Run(false, state));
-        Changed?.Invoke(new RunStateChange(before, state));
+        Changed?.Invoke(before, state);
         if (errors.Count > 0) throw Collected("stop", errors);
     }
 
-    /// <summary>Changes the state of a VM that stays stopped (QEMU: <c>runstate_set</c>). BQL: held.</summary>
-    /// <param name="state">A state other than running that the present state may change to.</param>
+    /// <inheritdoc/>
     public void Set(RunState state)
     {
         bql.AssertHeld();
@@ -144,11 +155,7 @@ public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
         Move(state);
     }
 
-    /// <summary>
-    /// Enters internal-error because a failed load left the stopped guest with parts of two states; only a reset or a successful load may follow.
-    /// QEMU has no such transition and lets the guest run. BQL: held.
-    /// </summary>
-    /// <exception cref="InvalidOperationException">The guest runs.</exception>
+    /// <inheritdoc/>
     public void EnterInternalError()
     {
         bql.AssertHeld();
@@ -167,11 +174,11 @@ public sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
     {
         RunState before = _state;
         _state = to;
-        if (notify && before != to) Changed?.Invoke(new RunStateChange(before, to));
+        if (notify && before != to) Changed?.Invoke(before, to);
     }
 
     private List<Exception> Prepare(bool running, RunState state) =>
-        Each(running, h => (h as IVmStatePrepareHandler)?.OnVmStatePrepare(running, state));
+        Each(running, h => h.OnVmStatePrepare(running, state));
 
     private List<Exception> Run(bool running, RunState state) => Each(running, h => h.OnVmStateChange(running, state));
 

@@ -33,7 +33,7 @@ public interface IVmStateSection
     internal void Save(QemuFileWriter f, VmDescJson? desc);
 
     /// <summary>Writes fields and subsections into a record of the caller's own, without a description. BQL: held.</summary>
-    public void Save(QemuFileWriter f) => Save(f, null);
+    void Save(QemuFileWriter f) => Save(f, null);
 
     /// <summary>Reads fields and subsections; <paramref name="versionId"/> comes from the section's header. BQL: held.</summary>
     void Load(QemuFileReader f, int versionId);

@@ -22,7 +22,7 @@ public sealed record LoadRoles
     public bool NeedsSwitchoverAck { get; init; }
 
     /// <summary>Checks that all of the state has come. Without this role an iterable is complete when its END section has been read.</summary>
-    public ILoadComplete? Complete { get; init; }
+    internal ILoadComplete? Complete { get; init; }
 
     /// <summary>The end of the attempt.</summary>
     public ILoadCleanup? Cleanup { get; init; }
@@ -52,7 +52,7 @@ public interface ILoadState
 }
 
 /// <summary>Checks before the confirmation that all of a state has come.</summary>
-public interface ILoadComplete
+internal interface ILoadComplete
 {
     /// <summary>Called when stream and data channels have ended, before the cleanup. BQL: not held.</summary>
     /// <exception cref="Errors.VmmException">Names what never came.</exception>

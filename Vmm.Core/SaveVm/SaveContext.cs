@@ -1,22 +1,13 @@
 namespace Vmm.Core.SaveVm;
 
-/// <summary>What a stream is for.</summary>
-public enum StreamPurpose
-{
-    /// <summary>A migration: another process goes on with the VM.</summary>
-    Migration,
-    /// <summary>A snapshot: complete by itself, and the VM goes on here.</summary>
-    Snapshot,
-}
-
 /// <summary>
 /// What one attempt to save is asked to do. Immutable. It is made once per attempt and given to every <see cref="ISavePrepare.SavePrepare"/>; the next
 /// attempt gets another one, so nothing has to be reset.
 /// </summary>
 public sealed record SaveContext
 {
-    /// <summary>What the stream is for.</summary>
-    public StreamPurpose Purpose { get; init; }
+    /// <summary>The stream is a snapshot: complete by itself, and the VM goes on here. False for a migration, after which another process has the VM.</summary>
+    public bool IsSnapshot { get; init; }
 
     /// <summary>Which kind of migration; <see cref="MigrationMode.Normal"/> for a snapshot.</summary>
     public MigrationMode Mode { get; init; }
@@ -43,8 +34,8 @@ public sealed record SaveContext
 /// <summary>What one attempt to load is asked to do. Immutable; made once per attempt and given to every <see cref="ILoadSetup.LoadSetup"/>.</summary>
 public sealed record LoadContext
 {
-    /// <summary>What the stream is for.</summary>
-    public StreamPurpose Purpose { get; init; }
+    /// <summary>The stream is a snapshot: complete by itself, and the VM goes on here. False for a migration, after which another process has the VM.</summary>
+    public bool IsSnapshot { get; init; }
 
     /// <summary>
     /// Which kind of migration, as far as this side knows: <see cref="MigrationMode.CprTransfer"/> when memory and descriptors came from another

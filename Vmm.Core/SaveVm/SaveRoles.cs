@@ -21,7 +21,7 @@ public sealed record SaveRoles
     /// <summary>PART sections while the VM runs and the END section after it has stopped.</summary>
     public ISaveLive? Live { get; init; }
 
-    /// <summary>Sends the final part on a thread of its own; null unless <see cref="SaveContext.DataChannels"/> offers channels.</summary>
+    /// <summary>Sends the final part on a thread of its own; null unless <see cref="SaveContext.HasDataChannels"/> is true.</summary>
     public ISaveCompleteThread? CompleteThread { get; init; }
 
     /// <summary>Asks for acknowledgements of first data; null unless capability switchover-ack is on.</summary>

@@ -23,7 +23,7 @@ internal sealed class StateCopy : IDisposable
         try
         {
             using var f = new QemuFileWriter(copy._channel);
-            var stream = new SaveStream(registry, f, new SaveContext { Purpose = StreamPurpose.Snapshot }) { Only = IsOverwritten };
+            var stream = new SaveStream(registry, f, new SaveContext { IsSnapshot = true }) { Only = IsOverwritten };
             stream.SavePrepare();
             stream.SaveState();
             stream.WriteEof();
@@ -42,7 +42,7 @@ internal sealed class StateCopy : IDisposable
     public void PutBack()
     {
         _channel.Rewind();
-        var stream = new LoadStream(_registry, new QemuFileReader(_channel), new LoadContext { Purpose = StreamPurpose.Snapshot }) { Only = IsOverwritten };
+        var stream = new LoadStream(_registry, new QemuFileReader(_channel), new LoadContext { IsSnapshot = true }) { Only = IsOverwritten };
         stream.LoadSetup();
         stream.ReadSections();
     }

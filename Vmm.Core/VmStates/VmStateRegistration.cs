@@ -3,7 +3,7 @@ using Vmm.Core.SaveVm;
 namespace Vmm.Core.VmStates;
 
 /// <summary>Registers declared states.</summary>
-public static class VmStateRegistration
+internal static class VmStateRegistration
 {
     /// <summary>Registers an owner's state under the name and the priority of its description (QEMU: <c>vmstate_register</c>).</summary>
     /// <param name="registry">Registry of the owner's VM.</param>

@@ -36,7 +36,7 @@ public sealed class QemuFileReader
 
     /// <summary>
     /// Limit of the bytes that one read of the channel may fetch beyond the bytes asked for. Smaller while bytes move from the channel's descriptor
-    /// without passing this buffer (<see cref="IDescriptorChannel"/>).
+    /// without passing this buffer (<see cref="IMigrationChannel.Descriptor"/>).
     /// </summary>
     public int ReadAheadBytes { get; set; } = BufferBytes;
 

@@ -112,7 +112,7 @@ public sealed class QemuFileWriter : IDisposable
     }
 
     /// <summary>
-    /// Adds bytes to <see cref="Position"/> that somebody moves to the channel's descriptor after a flush (<see cref="IDescriptorChannel"/>).
+    /// Adds bytes to <see cref="Position"/> that somebody moves to the channel's descriptor after a flush (<see cref="IMigrationChannel.Descriptor"/>).
     /// </summary>
     public void NoteMoved(long count) => Position += count;
 

@@ -19,20 +19,20 @@ public sealed record WorkloadViolation(string Block, long Page, string Expected,
 /// <param name="FirstBad">The first wrong page, or null.</param>
 public sealed record WorkloadReport(long PagesChecked, long BadPages, WorkloadViolation? FirstBad);
 
-/// <summary>Counters of a workload.</summary>
-/// <param name="Writes">Pages written since the RAM was new, on all hosts that the VM ran on.</param>
-/// <param name="Violations">Wrong pages that this process found while writing.</param>
-/// <param name="FirstViolation">The first of these pages, or null.</param>
-public sealed record WorkloadCounters(long Writes, long Violations, WorkloadViolation? FirstViolation);
-
 /// <summary>A device that dirties RAM by itself and can check that RAM holds what it wrote. Find it in <see cref="Vm.Devices"/>.</summary>
 public interface IWorkload
 {
     /// <summary>The device's id.</summary>
     string Id { get; }
 
-    /// <summary>Present counters. Any thread; never waits for the workload.</summary>
-    WorkloadCounters Counters { get; }
+    /// <summary>Pages written since the RAM was new, on all hosts that the VM ran on. Any thread; never waits for the workload.</summary>
+    long Writes { get; }
+
+    /// <summary>Wrong pages that this process found while writing. Any thread; never waits for the workload.</summary>
+    long Violations { get; }
+
+    /// <summary>The first of the <see cref="Violations"/>, or null. Any thread; never waits for the workload.</summary>
+    WorkloadViolation? FirstViolation { get; }
 
     /// <summary>
     /// Checks every page. Any thread, with or without the BQL; pauses a running workload for a few milliseconds at a time. The result has a meaning only

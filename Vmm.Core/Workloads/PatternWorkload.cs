@@ -88,7 +88,13 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
     public string Id { get; }
 
     /// <inheritdoc/>
-    public WorkloadCounters Counters => new(Volatile.Read(ref _writes), Volatile.Read(ref _violations), _firstViolation);
+    public long Writes => Volatile.Read(ref _writes);
+
+    /// <inheritdoc/>
+    public long Violations => Volatile.Read(ref _violations);
+
+    /// <inheritdoc/>
+    public WorkloadViolation? FirstViolation => _firstViolation;
 
     /// <inheritdoc/>
     public void OnVmStateChange(bool running, RunState state) => _thread.SetRunning(running);
@@ -272,13 +278,13 @@ internal sealed class PatternWorkloadFactory : IDeviceFactory
     public IVmDevice Create(DeviceOptions options, IDeviceServices services) => new PatternWorkload(options, services);
 }
 
-/// <summary>Adds the device types <c>pattern</c> and <c>ticker</c>.</summary>
+/// <summary>Adds the device types <c>pattern</c> (an <see cref="IWorkload"/>), <c>ticker</c> and <c>scratch</c>, which show and check migration without a guest.</summary>
 public sealed class WorkloadPlugin : IVmmPlugin
 {
     /// <inheritdoc/>
     public void Configure(VmmBuilder builder)
     {
         ArgumentNullException.ThrowIfNull(builder);
-        builder.AddDevice<PatternWorkloadFactory>().AddDevice<TickerDeviceFactory>();
+        builder.AddDevice<PatternWorkloadFactory>().AddDevice<TickerDeviceFactory>().AddDevice<ScratchDeviceFactory>();
     }
 }

@@ -5,4 +5,4 @@ namespace Vmm.Devices.Vfio.Abstractions;
 /// <param name="IsPci">A PCI function.</param>
 /// <param name="RegionCount">Number of region indices, absent ones counted.</param>
 /// <param name="IrqCount">Number of interrupt indices, absent ones counted.</param>
-public readonly record struct VfioDeviceInfo(bool SupportsReset, bool IsPci, uint RegionCount, uint IrqCount);
+internal readonly record struct VfioDeviceInfo(bool SupportsReset, bool IsPci, uint RegionCount, uint IrqCount);

@@ -19,4 +19,4 @@ public enum VfioIrqInfoFlags : uint
 /// <summary>Interrupt info.</summary>
 /// <param name="Flags">What the interrupt supports.</param>
 /// <param name="Count">Number of vectors; 0 when the device has no such interrupt.</param>
-public readonly record struct VfioIrqInfo(VfioIrqInfoFlags Flags, uint Count);
+internal readonly record struct VfioIrqInfo(VfioIrqInfoFlags Flags, uint Count);

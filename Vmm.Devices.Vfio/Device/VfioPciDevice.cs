@@ -14,7 +14,7 @@ namespace Vmm.Devices.Vfio.Device;
 /// A PCI device of the host, or of a vfio-user server, as a device of the VM: its function on the VM's bus, its interrupts, its reset.
 /// <see cref="IVfioDeviceIo"/> hides which of the two it is. BQL: held for every call, except where the function's BARs are accessed (QEMU: <c>vfio-pci</c>).
 /// </summary>
-internal sealed class VfioPciDevice : IVmDevice, IResetByType, IVfioConfigState
+internal sealed class VfioPciDevice : IVmDevice, IVfioConfigState
 {
     private readonly VfioDeviceAccess _access;
     private readonly VfioPciFunction? _function;

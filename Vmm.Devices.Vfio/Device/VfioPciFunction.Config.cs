@@ -132,7 +132,7 @@ internal sealed partial class VfioPciFunction
     /// <summary>Rebuilds the chain, so that capabilities may be left out, with MSI and MSI-X emulated (QEMU: <c>vfio_add_capabilities</c>).</summary>
     private MsixLayout? AddCapabilities()
     {
-        IReadOnlyList<PciCapability> chain = Config.Capabilities(out bool broken);
+        IReadOnlyList<(byte Id, int Offset)> chain = Config.Capabilities(out bool broken);
         if (broken) VfioLog.BrokenCapabilityChain(_access.Logger, Id);
         if (chain.Count == 0) return null;
         Config.Bytes[PciRegisters.CapabilityList] = 0;
@@ -141,7 +141,7 @@ internal sealed partial class VfioPciFunction
         // Each capability is added at the head of the chain, so going backwards keeps the device's order.
         for (int i = chain.Count - 1; i >= 0; i--)
         {
-            PciCapability c = chain[i];
+            (byte Id, int Offset) c = chain[i];
             int end = chain.Select(static o => o.Offset).Where(o => o > c.Offset).DefaultIfEmpty(PciConfigSpace.LegacyBytes).Min();
             _emulated[c.Offset + 1] = 0xff;
             AddCapability(c, end - c.Offset);
@@ -151,7 +151,7 @@ internal sealed partial class VfioPciFunction
         return Msix?.Layout;
     }
 
-    private void AddCapability(PciCapability c, int room)
+    private void AddCapability((byte Id, int Offset) c, int room)
     {
         switch (c.Id)
         {

@@ -15,7 +15,7 @@ internal static class HostedStream
     /// <exception cref="VmmException">A device failed to save.</exception>
     internal static void Save(Vm vm, QemuFileWriter f)
     {
-        var stream = new SaveStream(vm.SaveVm, f, new SaveContext { Purpose = StreamPurpose.Snapshot });
+        var stream = new SaveStream(vm.SaveVm, f, new SaveContext { IsSnapshot = true });
         try
         {
             using (vm.Bql.Acquire())
@@ -45,7 +45,7 @@ internal static class HostedStream
     /// <exception cref="VmmException">The stream is malformed, or of another device.</exception>
     internal static void Load(Vm vm, QemuFileReader f)
     {
-        var stream = new LoadStream(vm.SaveVm, f, new LoadContext { Purpose = StreamPurpose.Snapshot });
+        var stream = new LoadStream(vm.SaveVm, f, new LoadContext { IsSnapshot = true });
         try
         {
             stream.LoadSetup();

@@ -1,5 +1,5 @@
-using Vmm.Core.Channels;
 using Vmm.Core.Errors;
+using Vmm.Core.Interop;
 using Vmm.Core.Wire;
 using Vmm.Devices.Vfio.Abstractions;
 
@@ -23,9 +23,9 @@ internal sealed class VfioLoadV2 : IVfioThreadedLoad
 
     public void LoadData(QemuFileReader f, ulong lengthBytes)
     {
-        if (_protocol.Direct is { CanMove: true } direct && f.Channel is IDescriptorChannel channel)
+        if (_protocol.Direct is { CanMove: true } direct && f.Channel.Descriptor is { } socket)
         {
-            LoadDirect(f, lengthBytes, direct, channel);
+            LoadDirect(f, lengthBytes, direct, socket);
             return;
         }
         while (lengthBytes > 0)
@@ -48,7 +48,7 @@ internal sealed class VfioLoadV2 : IVfioThreadedLoad
 
     public void LoadCleanup() => _protocol.Close(this);
 
-    private void LoadDirect(QemuFileReader f, ulong lengthBytes, IVfioDirectData direct, IDescriptorChannel channel)
+    private void LoadDirect(QemuFileReader f, ulong lengthBytes, IVfioDirectData direct, OwnedFd socket)
     {
         // Enough to see the next record and no more: the reader copies what it takes ahead.
         f.ReadAheadBytes = DirectReadAheadBytes;
@@ -56,7 +56,7 @@ internal sealed class VfioLoadV2 : IVfioThreadedLoad
         {
             int n = (int)Math.Min(lengthBytes, (ulong)direct.PieceBytes);
             ReadOnlySpan<byte> buffered = f.TakeBuffered(n);
-            Errno errno = direct.MoveIn(buffered, channel.Descriptor, channel.Name, n);
+            Errno errno = direct.MoveIn(buffered, socket, f.Channel.Name, n);
             f.NoteMoved(n - buffered.Length);
             if (errno != Errno.None) throw _protocol.WriteFailed(errno);
             lengthBytes -= (ulong)n;

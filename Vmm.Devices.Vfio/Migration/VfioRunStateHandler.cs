@@ -9,7 +9,7 @@ namespace Vmm.Devices.Vfio.Migration;
 /// P2P all devices first stop DMA to each other, then all work. When a step fails the device is reset and the change of the run state reports an
 /// error, so that a migration under way fails.
 /// </summary>
-internal sealed class VfioRunStateHandler(VfioMigration migration) : IVmStatePrepareHandler, INamedPart
+internal sealed class VfioRunStateHandler(VfioMigration migration) : IVmStateHandler, INamedPart
 {
     /// <summary>Depth of a PCI device in the tree of devices: it starts after its bus and stops before it.</summary>
     internal const int Priority = 3;

@@ -1,6 +1,6 @@
 using System.Buffers.Binary;
-using Vmm.Core.Channels;
 using Vmm.Core.Errors;
+using Vmm.Core.Interop;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 using Vmm.Devices.Vfio.Abstractions;
@@ -80,7 +80,7 @@ internal sealed class VfioSaveV2(VfioMigrationV2 protocol, bool switchoverAck, D
     public void SaveComplete(QemuFileWriter f)
     {
         EnterStopCopy();
-        if (protocol.Direct is { CanMove: true } direct && f.Channel is IDescriptorChannel channel) SaveDirect(f, direct, channel);
+        if (protocol.Direct is { CanMove: true } direct && f.Channel.Descriptor is { } socket) SaveDirect(f, direct, socket);
         else while (protocol.Read(_buffer) is var n && n > 0) Record(f, n);
     }
 
@@ -128,9 +128,9 @@ internal sealed class VfioSaveV2(VfioMigrationV2 protocol, bool switchoverAck, D
     }
 
     /// <summary>Writes the same records; the data go from the device's socket to the channel's without a copy in this process.</summary>
-    private void SaveDirect(QemuFileWriter f, IVfioDirectData direct, IDescriptorChannel channel)
+    private void SaveDirect(QemuFileWriter f, IVfioDirectData direct, OwnedFd socket)
     {
-        Errno errno = direct.MoveOut(channel.Descriptor, channel.Name, n =>
+        Errno errno = direct.MoveOut(socket, f.Channel.Name, n =>
         {
             f.WriteUInt64(VfioStreamFlags.DevDataState);
             f.WriteUInt64((ulong)n);

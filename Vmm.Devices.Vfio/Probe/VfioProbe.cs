@@ -31,7 +31,7 @@ public static class VfioProbe
         return new VfioHostReport(File.Exists(paths.Container), File.Exists(paths.Iommufd),
         [
             .. groups.OrderBy(static g => int.TryParse(g, NumberStyles.None, CultureInfo.InvariantCulture, out int n) ? n : int.MaxValue)
-                .Select(g => new VfioGroupReport(g, File.Exists(paths.Group(g)), [.. Members(Path.Combine(paths.Groups, g, "devices"))])),
+                .SelectMany(g => Members(g, File.Exists(paths.Group(g)), Path.Combine(paths.Groups, g, "devices"))),
         ]);
     }
 
@@ -48,7 +48,7 @@ public static class VfioProbe
         return Report(io);
     }
 
-    private static IEnumerable<VfioMemberReport> Members(string folder)
+    private static IEnumerable<VfioMemberReport> Members(string group, bool hasNode, string folder)
     {
         if (!Directory.Exists(folder)) yield break;
         foreach (string member in Directory.EnumerateFileSystemEntries(folder).Order(StringComparer.Ordinal))
@@ -56,7 +56,7 @@ public static class VfioProbe
             // A device may disappear after it was listed.
             if (!Directory.Exists(member)) continue;
             VfioHostDevice device = VfioHostDevice.Read(member);
-            yield return new VfioMemberReport(device.Name, device.Driver, device.HasVfioDriver, device.CdevNumber is null ? null : device.VfioName);
+            yield return new VfioMemberReport(group, hasNode, device.Name, device.Driver, device.HasVfioDriver, device.CdevNumber is null ? null : device.VfioName);
         }
     }
 
@@ -65,9 +65,9 @@ public static class VfioProbe
         List<VfioRegionInfo> regions = [];
         for (uint i = 0; i < io.Info.RegionCount; i++)
             if (io.GetRegionInfo(i) is { IsPresent: true } region) regions.Add(region);
-        List<(uint, VfioIrqInfo)> irqs = [];
+        List<(uint, uint, VfioIrqInfoFlags)> irqs = [];
         for (uint i = 0; i < io.Info.IrqCount; i++)
-            if (io.GetIrqInfo(i) is { Count: > 0 } irq) irqs.Add((i, irq));
+            if (io.GetIrqInfo(i) is { Count: > 0 } irq) irqs.Add((i, irq.Count, irq.Flags));
         Errno probed = Read(io, VfioDeviceFeature.Migration, out ulong flags);
         var migration = (VfioMigrationFlags)flags;
         bool v1 = probed == Errno.ENOTTY && regions.Exists(static r => r is { Type: VfioPciRegion.MigrationType, Subtype: VfioPciRegion.MigrationSubtype, SizeBytes: > V1HeaderBytes });
@@ -83,7 +83,7 @@ public static class VfioProbe
         else if (!logsDma && !io.Container.CanLogDirty) blockers.Add("neither the device nor the IOMMU logs DMA writes (enable-migration=on overrides that for protocol 2)");
         return new VfioDeviceReport
         {
-            Name = io.Name, Container = io.Container.Name, Info = io.Info, Regions = regions, Irqs = irqs, Protocol = protocol, Migration = migration,
+            Name = io.Name, Container = io.Container.Name, IsPci = io.Info.IsPci, SupportsReset = io.Info.SupportsReset, Regions = regions, Irqs = irqs, Protocol = protocol, Migration = migration,
             States = [.. VfioStateArcs.States.Where(s => VfioStateArcs.IsSupported(s, migration)).Select(static s => s.ToEventName())],
             FoundIn = io.StateAtOpen?.ToEventName(),
             StateBytes = protocol == 2 && Read(io, VfioDeviceFeature.MigDataSize, out ulong bytes) == Errno.None ? bytes : null,

@@ -5,21 +5,17 @@ namespace Vmm.Devices.Vfio.Probe;
 /// <summary>What a host offers to VFIO.</summary>
 /// <param name="HasContainerNode"><c>/dev/vfio/vfio</c> exists.</param>
 /// <param name="HasIommufdNode"><c>/dev/iommu</c> exists.</param>
-/// <param name="Groups">IOMMU groups, in numeric order; none when the IOMMU is off.</param>
-public sealed record VfioHostReport(bool HasContainerNode, bool HasIommufdNode, IReadOnlyList<VfioGroupReport> Groups);
+/// <param name="Devices">Devices in IOMMU groups, by group number; none when the IOMMU is off.</param>
+public sealed record VfioHostReport(bool HasContainerNode, bool HasIommufdNode, IReadOnlyList<VfioMemberReport> Devices);
 
-/// <summary>One IOMMU group.</summary>
-/// <param name="Number">Number of the group, as sysfs writes it.</param>
-/// <param name="HasNode"><c>/dev/vfio/N</c> exists.</param>
-/// <param name="Members">Devices of the group, in ordinal order of their names.</param>
-public sealed record VfioGroupReport(string Number, bool HasNode, IReadOnlyList<VfioMemberReport> Members);
-
-/// <summary>One device of a group.</summary>
+/// <summary>One device of an IOMMU group.</summary>
+/// <param name="Group">Number of the group.</param>
+/// <param name="HasGroupNode"><c>/dev/vfio/N</c> exists for the group.</param>
 /// <param name="Name">PCI address or UUID.</param>
-/// <param name="Driver">Kernel driver that is bound to the device, or null.</param>
-/// <param name="IsVfio">A VFIO driver is bound to the device.</param>
-/// <param name="CharacterDevice">Name of the device's VFIO character device, <c>vfioN</c>, or null.</param>
-public sealed record VfioMemberReport(string Name, string? Driver, bool IsVfio, string? CharacterDevice);
+/// <param name="Driver">Its driver, or null.</param>
+/// <param name="IsVfio">A VFIO driver has it.</param>
+/// <param name="CharacterDevice">Name of its character device, or null.</param>
+public sealed record VfioMemberReport(string Group, bool HasGroupNode, string Name, string? Driver, bool IsVfio, string? CharacterDevice);
 
 /// <summary>What one device can do. The device was opened to find out.</summary>
 public sealed record VfioDeviceReport
@@ -30,14 +26,17 @@ public sealed record VfioDeviceReport
     /// <summary>Container in which the device was opened: type1 or iommufd.</summary>
     public required string Container { get; init; }
 
-    /// <summary>Numbers of regions and interrupts, and whether the device can be reset.</summary>
-    public required VfioDeviceInfo Info { get; init; }
+    /// <summary>A PCI function.</summary>
+    public required bool IsPci { get; init; }
+
+    /// <summary>The driver announces a reset; some devices reset without announcing it.</summary>
+    public required bool SupportsReset { get; init; }
 
     /// <summary>Regions that the device has.</summary>
     public required IReadOnlyList<VfioRegionInfo> Regions { get; init; }
 
     /// <summary>Interrupts that the device has, with their index.</summary>
-    public required IReadOnlyList<(uint Index, VfioIrqInfo Info)> Irqs { get; init; }
+    public required IReadOnlyList<(uint Index, uint Count, VfioIrqInfoFlags Flags)> Irqs { get; init; }
 
     /// <summary>Migration protocol: 2, 1, or 0 for none.</summary>
     public int Protocol { get; init; }

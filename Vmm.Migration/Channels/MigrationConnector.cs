@@ -118,11 +118,11 @@ internal sealed class MigrationListener : IDisposable
         _keepAlive = address.KeepAlive;
         Posix.SetNonBlocking(fd, true);
         Address = address.Transport == MigrationTransport.Unix
-            ? new MigrationSocketAddress("unix", null, null, address.Path)
-            : new MigrationSocketAddress("inet", Posix.LocalEndPoint(fd)?.Address.ToString(), Posix.LocalEndPoint(fd)?.Port, null);
+            ? new MigrationAddress { Transport = MigrationTransport.Unix, Path = address.Path }
+            : new MigrationAddress { Transport = MigrationTransport.Tcp, Host = Posix.LocalEndPoint(fd)?.Address.ToString() ?? string.Empty, Port = Posix.LocalEndPoint(fd)?.Port ?? 0 };
     }
 
-    internal MigrationSocketAddress Address { get; }
+    internal MigrationAddress Address { get; }
 
     /// <summary>Binds and listens.</summary>
     /// <exception cref="ChannelException">The address is in use or belongs to another host.</exception>

@@ -19,7 +19,7 @@ internal enum PeerEnd
 }
 
 /// <summary>A connected stream socket in blocking mode; shutdown(2) wakes blocked calls. TCP and UNIX.</summary>
-internal sealed class SocketChannel : IDescriptorChannel
+internal sealed class SocketChannel : IMigrationChannel
 {
     /// <summary>A read of this size shows that bulk data flows, so that the next bytes come very soon.</summary>
     private const int FlowBytes = 4 << 10;
@@ -46,7 +46,7 @@ internal sealed class SocketChannel : IDescriptorChannel
 
     public bool IsBidirectional => true;
 
-    public OwnedFd Descriptor => _fd;
+    public OwnedFd? Descriptor => _fd;
 
     public bool PeerHasClosed => Posix.HasPeerClosed(_fd, out _);
 

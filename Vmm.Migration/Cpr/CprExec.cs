@@ -12,7 +12,7 @@ namespace Vmm.Migration.Cpr;
 /// Mode cpr-exec (vfio-migration 7.3; QEMU: <c>cpr_exec_cb</c>, <c>cpr_exec_input</c>): the process replaces itself by execve. Descriptors stay open
 /// over the exec. A memfd, whose number is in the environment, lists them by name.
 /// </summary>
-public static class CprExec
+internal static class CprExec
 {
     /// <summary>Environment variable with the number of the memfd (QEMU: <c>CPR_EXEC_STATE_NAME</c>).</summary>
     public const string StateVariable = "QEMU_CPR_EXEC_STATE";

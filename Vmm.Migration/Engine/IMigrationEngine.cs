@@ -15,11 +15,23 @@ public interface IMigrationEngine
     /// <summary>Status of the last outgoing migration, or of the incoming one on a VM that waits for it.</summary>
     MigrationStatus Status { get; }
 
-    /// <summary>Parameters in force; setting checks the whole set.</summary>
-    MigrationParameterSet Parameters { get; }
+    /// <summary>
+    /// Parameters in force, immutable; assign a changed copy (<c>engine.Parameters = engine.Parameters with { DowntimeLimitMs = 50 }</c>). Bandwidth and
+    /// downtime also count for a migration that runs.
+    /// </summary>
+    /// <exception cref="Core.Errors.ConfigurationException">A value is out of range or not implemented; names the parameter, and nothing is changed.</exception>
+    MigrationParameters Parameters { get; set; }
 
-    /// <summary>Capabilities in force.</summary>
-    MigrationCapabilitySet Capabilities { get; }
+    /// <summary>Capabilities in force, immutable; all are off at first. A migration keeps those that were on when it began.</summary>
+    MigrationCapabilities Capabilities { get; }
+
+    /// <summary>Switches capabilities on or off, all together or none (QEMU: <c>migrate-set-capabilities</c>).</summary>
+    /// <param name="changes">Capability and new state; others stay as they are.</param>
+    /// <exception cref="Core.Errors.ConfigurationException">A capability is not implemented or does not go with another; nothing is changed.</exception>
+    void SetCapabilities(IEnumerable<KeyValuePair<MigrationCapability, bool>> changes);
+
+    /// <summary>Changes some parameters at once; all are checked first (QEMU: <c>migrate-set-parameters</c>).</summary>
+    internal void SetParameters(IEnumerable<KeyValuePair<MigrationParameter, object>> changes);
 
     /// <summary>Raised after each status change, on the changing thread.</summary>
     event Action<MigrationStatus>? StatusChanged;

@@ -25,6 +25,8 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
     private static readonly TimeSpan s_tailLimit = TimeSpan.FromSeconds(1);
 
     private readonly MigrationContext _context;
+    private readonly MigrationParameterSet _parameters = new();
+    private readonly MigrationCapabilitySet _capabilities = new();
     private readonly Lock _gate = new();
     private volatile OutgoingMigration? _outgoing;
     private volatile IncomingMigration? _incoming;
@@ -38,7 +40,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
 
     public MigrationEngine(Vm vm, MigrationBlockers blockers, MigrationNotifiers notifiers, ILoggerFactory loggers)
     {
-        _context = new MigrationContext(vm, blockers, notifiers, new MigrationStateMachine(), Parameters, Capabilities, loggers.CreateLogger("Vmm.Migration"))
+        _context = new MigrationContext(vm, blockers, notifiers, new MigrationStateMachine(), _parameters, _capabilities, loggers.CreateLogger("Vmm.Migration"))
         {
             Rehearsed = WorkerThread.Run("mig/rehearsal", Rehearsal.Run),
         };
@@ -56,9 +58,17 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
 
     public MigrationStatus Status => _context.Machine.Status;
 
-    public MigrationParameterSet Parameters { get; } = new();
+    public MigrationParameters Parameters
+    {
+        get => _parameters.Current;
+        set => _parameters.Replace(value);
+    }
 
-    public MigrationCapabilitySet Capabilities { get; } = new();
+    public MigrationCapabilities Capabilities => _capabilities.Current;
+
+    public void SetCapabilities(IEnumerable<KeyValuePair<MigrationCapability, bool>> changes) => _capabilities.Apply(changes);
+
+    public void SetParameters(IEnumerable<KeyValuePair<MigrationParameter, object>> changes) => _parameters.Apply(changes);
 
     public Func<string, OwnedFd?>? TakeNamedFd { get; set; }
 
@@ -94,9 +104,9 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
                     Downtime = _incomingRecord.Downtime,
                     SocketAddresses = _listener is { } l && status != MigrationStatus.Completed ? [l.Address] : [],
                 }
-                : _outgoing.Progress.Info(status, Parameters.Current);
+                : _outgoing.Progress.Info(status, Parameters);
             if (!info.IsIncoming && _context.Vm.DeviceTransfer is { IsUsed: true } transfer) info = info with { VfioTransferredBytes = transfer.Bytes };
-            return info with { BlockedReasons = _context.Blockers.Reasons(Parameters.Current.Mode) };
+            return info with { BlockedReasons = _context.Blockers.Reasons(Parameters.Mode) };
         }
     }
 
@@ -211,8 +221,8 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
             RunState state = _context.Vm.RunState.State;
             if (state == RunState.InMigrate) throw new DeviceStateException("Guest is waiting for an incoming migration");
             if (state == RunState.PostMigrate) throw new DeviceStateException("Can't migrate the vm that was paused due to previous migration");
-            MigrationMode mode = Parameters.Current.Mode;
-            CprRules.Check(mode, address, cpr, Parameters.Current.CprExecCommand);
+            MigrationMode mode = Parameters.Mode;
+            CprRules.Check(mode, address, cpr, Parameters.CprExecCommand);
             _context.Blockers.ThrowIfBlocked(mode);
             if (address is not null) channel = MigrationConnector.OpenAtOnce(address, outgoing: true, TakeNamedFd, OpenFdSet);
             OutgoingMigration outgoing;

@@ -178,7 +178,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     /// <summary>Enters the run state that stream 10.2 gives for the source's. BQL: held.</summary>
     private void EnterRunState(GlobalState? global)
     {
-        RunStateNotifier runState = context.Vm.RunState;
+        IRunStateNotifier runState = context.Vm.RunState;
         bool autoStart = context.Vm.AutoStart;
         RunState received = global?.Received ?? RunState.Running;
         switch (received)

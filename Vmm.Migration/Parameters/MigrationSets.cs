@@ -4,7 +4,7 @@ using Vmm.Core.SaveVm;
 namespace Vmm.Migration.Parameters;
 
 /// <summary>The parameters in force. A new set is checked as a whole before it replaces the old one. Thread-safe.</summary>
-public sealed class MigrationParameterSet
+internal sealed class MigrationParameterSet
 {
     private volatile MigrationParameters _current = new();
 
@@ -41,7 +41,7 @@ public sealed class MigrationParameterSet
 }
 
 /// <summary>The capabilities in force, all off at first. A change is checked before it takes effect. Thread-safe.</summary>
-public sealed class MigrationCapabilitySet
+internal sealed class MigrationCapabilitySet
 {
     private volatile MigrationCapabilities _current = MigrationCapabilities.None;
 
@@ -77,7 +77,7 @@ public sealed class MigrationCapabilitySet
 }
 
 /// <summary>Wire names of <see cref="MigrationCapability"/>.</summary>
-public static class MigrationCapabilityNames
+internal static class MigrationCapabilityNames
 {
     private static readonly string[] s_names =
     [

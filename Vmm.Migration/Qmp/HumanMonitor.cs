@@ -30,7 +30,7 @@ internal sealed class HumanMonitor
         [
             new("info migrate", "a", 0, 0, c => HumanText.Migrate(_engine.Query(), c.Has('a'))),
             new("info migrate_capabilities", "", 0, 0, _ => HumanText.Capabilities(_engine.Capabilities)),
-            new("info migrate_parameters", "", 0, 0, _ => HumanText.Parameters(_engine.Parameters.Current)),
+            new("info migrate_parameters", "", 0, 0, _ => HumanText.Parameters(_engine.Parameters)),
             new("info status", "", 0, 0, _ => Status()),
             new("info snapshots", "", 0, 0, _ => HumanText.Snapshots(Store.List())),
             new("info version", "", 0, 0, _ => Version()),
@@ -188,7 +188,7 @@ internal sealed class HumanMonitor
     private string SetParameter(Call call)
     {
         MigrationParameter parameter = MigrationParameterTable.Find(call.Words[0]) ?? throw Unknown(call);
-        _engine.Parameters.Apply([KeyValuePair.Create(parameter, Value(parameter, call.Words[1]))]);
+        _engine.SetParameters([KeyValuePair.Create(parameter, Value(parameter, call.Words[1]))]);
         return string.Empty;
     }
 

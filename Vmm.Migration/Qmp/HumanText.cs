@@ -43,13 +43,13 @@ internal static class HumanText
         if (info.IsIncoming && info.Status != MigrationStatus.Completed && info.SocketAddresses.Count > 0)
         {
             text.Append("Sockets: [\n");
-            foreach (MigrationSocketAddress a in info.SocketAddresses)
-                text.Append('\t').Append(a.Type == "inet" ? string.Create(s_culture, $"tcp:{a.Host}:{a.Port}") : $"unix:{a.Path}").Append('\n');
+            foreach (MigrationAddress a in info.SocketAddresses)
+                text.Append('\t').Append(a.Transport == MigrationTransport.Tcp ? string.Create(s_culture, $"tcp:{a.Host}:{a.Port}") : $"unix:{a.Path}").Append('\n');
             text.Append("]\n");
         }
     }
 
-    internal static string Capabilities(MigrationCapabilitySet set) =>
+    internal static string Capabilities(MigrationCapabilities set) =>
         string.Concat(Enum.GetValues<MigrationCapability>().Select(c => $"{c.ToWireName()}: {(set.IsOn(c) ? "on" : "off")}\n"));
 
     internal static string Parameters(MigrationParameters parameters) => string.Concat(MigrationParameterTable.All.Select(p =>

@@ -8,7 +8,7 @@ namespace Vmm.Migration.Qmp;
 /// <summary>The value of <c>--incoming</c>: a URI, or QMP's MigrationChannel as JSON (qmp 8.2).</summary>
 /// <param name="IsCpr">True for channel type cpr, which brings the descriptors; false for main.</param>
 /// <param name="Address">The address to listen on; null for <c>defer</c>.</param>
-public sealed record MigrationChannelArgument(bool IsCpr, MigrationAddress? Address)
+internal sealed record MigrationChannelArgument(bool IsCpr, MigrationAddress? Address)
 {
     /// <summary>Parses an argument.</summary>
     /// <param name="text">E.g. <c>tcp:127.0.0.1:0</c>, <c>defer</c>, or <c>{"channel-type":"cpr","addr":{...}}</c>.</param>

@@ -41,7 +41,7 @@ internal sealed class QmpControlCommands(QmpServer server, Vm vm)
     {
         server.Shutdown("host-qmp-quit");
         // The client must have its answer before the host ends the process.
-        call.AfterAnswer = () => server.RequestQuit(new QmpQuitRequest(0, null));
+        call.AfterAnswer = () => server.RequestQuit(0, null);
         return null;
     }
 

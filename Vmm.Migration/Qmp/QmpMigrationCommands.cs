@@ -78,7 +78,7 @@ internal sealed class QmpMigrationCommands(QmpServer server, Vm vm, IMigrationEn
             // A destination in setup only listens, so its capabilities may still change.
             if (!engine.Status.IsTerminal() && !(engine.Status == MigrationStatus.Setup && vm.RunState.State == RunState.InMigrate))
                 throw new QmpErrorException("There's a migration process in progress");
-            engine.Capabilities.Apply(changes);
+            engine.SetCapabilities(changes);
         }
     }
 
@@ -87,7 +87,7 @@ internal sealed class QmpMigrationCommands(QmpServer server, Vm vm, IMigrationEn
         if (status != MigrationStatus.Failed) return;
         string reason = engine.Query().Error?.ToString() ?? "the incoming migration failed";
         server.Log.IncomingFailed(reason);
-        server.RequestQuit(new QmpQuitRequest(1, reason));
+        server.RequestQuit(1, reason);
     }
 
     private JsonNode? Migrate(QmpCall call)
@@ -143,7 +143,7 @@ internal sealed class QmpMigrationCommands(QmpServer server, Vm vm, IMigrationEn
 
     private JsonNode? SetParameters(QmpCall call)
     {
-        engine.Parameters.Apply(call.Arguments.Select(static a =>
+        engine.SetParameters(call.Arguments.Select(static a =>
         {
             MigrationParameter parameter = MigrationParameterTable.Find(a.Key)!;
             return KeyValuePair.Create(parameter, QmpMigrationInfo.ParameterValue(parameter, a.Value));
@@ -153,7 +153,7 @@ internal sealed class QmpMigrationCommands(QmpServer server, Vm vm, IMigrationEn
 
     private JsonObject QueryParameters(QmpCall call)
     {
-        MigrationParameters current = engine.Parameters.Current;
+        MigrationParameters current = engine.Parameters;
         return new JsonObject(MigrationParameterTable.All.Select(p => KeyValuePair.Create<string, JsonNode?>(p.Name, QmpMigrationInfo.ParameterJson(p.Get(current)))));
     }
 

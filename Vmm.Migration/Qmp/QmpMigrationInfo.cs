@@ -112,10 +112,10 @@ internal static class QmpMigrationInfo
         return error;
     }
 
-    private static JsonObject SocketAddress(MigrationSocketAddress address)
+    private static JsonObject SocketAddress(MigrationAddress address)
     {
-        if (address.Type != "inet") return new JsonObject { ["path"] = address.Path, ["type"] = address.Type };
-        bool v6 = address.Host?.Contains(':', StringComparison.Ordinal) == true;
+        if (address.Transport == MigrationTransport.Unix) return new JsonObject { ["path"] = address.Path, ["type"] = "unix" };
+        bool v6 = address.Host.Contains(':', StringComparison.Ordinal);
         return new JsonObject { ["port"] = $"{address.Port}", [v6 ? "ipv6" : "ipv4"] = true, ["host"] = address.Host, ["type"] = "inet" };
     }
 

@@ -7,17 +7,13 @@ using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
+using Vmm.Migration.Channels;
 using Vmm.Migration.Engine;
 using Vmm.Migration.Snapshot;
 using Vmm.Migration.Status;
 using Vmm.Migration.Update;
 
 namespace Vmm.Migration.Qmp;
-
-/// <summary>A request to the host of a VM to end its process.</summary>
-/// <param name="ExitCode">0 after <c>quit</c>, 1 after a failed incoming migration with exit-on-error.</param>
-/// <param name="Reason">A message for the user, or null.</param>
-public sealed record QmpQuitRequest(int ExitCode, string? Reason);
 
 /// <summary>
 /// The QMP control plane of one VM (docs/spec/qmp.md): any number of clients on any number of sockets, each with its own negotiation, ids, named
@@ -40,7 +36,7 @@ public sealed class QmpServer : IDisposable
     private readonly Dictionary<QmpSession, Task> _sessions = [];
     private readonly List<QmpListener> _listeners = [];
     private readonly CancellationTokenSource _stopping = new();
-    private readonly TaskCompletionSource<QmpQuitRequest> _quit = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly TaskCompletionSource<(int ExitCode, string? Reason)> _quit = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly QmpJobs _jobs;
     private readonly QmpDirtyRate _dirtyRate;
     private volatile QmpSession[] _clients = [];
@@ -49,12 +45,28 @@ public sealed class QmpServer : IDisposable
     // Set and read with the BQL held.
     private bool _resetting;
 
-    /// <summary>Makes a server without clients; <see cref="Listen"/> and <see cref="Serve(OwnedFd)"/> add them.</summary>
-    /// <param name="vm">The VM to control.</param>
-    /// <param name="engine">Its migration engine, in which this installs its descriptor look-ups.</param>
-    /// <param name="snapshots">Its snapshot service, or null when it has no snapshot store.</param>
-    /// <param name="loggers">Where the server logs, or null for no log.</param>
-    /// <param name="updater">Its updater, or null for a host that cannot start another process.</param>
+    /// <summary>Parses what stands behind <c>--incoming</c>: a URI, <c>defer</c>, or QMP's MigrationChannel as JSON (qmp 8.2).</summary>
+    /// <param name="text">E.g. <c>tcp:127.0.0.1:0</c> or <c>{"channel-type":"cpr","addr":{...}}</c>.</param>
+    /// <returns>Whether descriptors come over the channel (type cpr; else main), and where it is; null for <c>defer</c>.</returns>
+    /// <exception cref="ConfigurationException">Names what is wrong.</exception>
+    public static (bool IsCpr, MigrationAddress? Address) ParseIncoming(string text)
+    {
+        var channel = MigrationChannelArgument.Parse(text);
+        return (channel.IsCpr, channel.Address);
+    }
+
+    /// <summary>The JSON that <see cref="ParseIncoming"/> reads for a UNIX socket.</summary>
+    /// <param name="type"><c>main</c> or <c>cpr</c>.</param>
+    /// <param name="path">Path of the socket.</param>
+    /// <returns>The text.</returns>
+    public static string IncomingUnix(string type, string path) => MigrationChannelArgument.Unix(type, path);
+
+    /// <summary>Makes a server without clients; <see cref="Listen"/> and <see cref="Serve(OwnedFd)"/> bring them.</summary>
+    /// <param name="vm">The VM.</param>
+    /// <param name="engine">Its migration engine; gets this server's descriptor look-ups.</param>
+    /// <param name="snapshots">Its snapshots, or null when it has no store.</param>
+    /// <param name="loggers">Loggers, or null.</param>
+    /// <param name="updater">Its updater, or null for a host that starts no other process.</param>
     public QmpServer(Vm vm, IMigrationEngine engine, ISnapshotService? snapshots = null, ILoggerFactory? loggers = null, IVmUpdater? updater = null)
     {
         ArgumentNullException.ThrowIfNull(vm);
@@ -85,7 +97,7 @@ public sealed class QmpServer : IDisposable
     }
 
     /// <summary>Completes when a client or a failed incoming migration asks the process to end. The answer to <c>quit</c> has been sent by then.</summary>
-    public Task<QmpQuitRequest> QuitRequested => _quit.Task;
+    public Task<(int ExitCode, string? Reason)> QuitRequested => _quit.Task;
 
     /// <summary>Number of connected clients.</summary>
     public int ClientCount => _clients.Length;
@@ -193,7 +205,7 @@ public sealed class QmpServer : IDisposable
         ["package"] = $"vmm {typeof(QmpServer).Assembly.GetName().Version?.ToString(3)}",
     };
 
-    internal void RequestQuit(QmpQuitRequest request) => _quit.TrySetResult(request);
+    internal void RequestQuit(int exitCode, string? reason) => _quit.TrySetResult((exitCode, reason));
 
     /// <summary>Resets the VM. As in QEMU, clients get no STOP and RESUME events for the stop inside a reset.</summary>
     internal void ResetVm()
@@ -256,14 +268,14 @@ public sealed class QmpServer : IDisposable
         }
     }
 
-    private void OnRunState(RunStateChange change)
+    private void OnRunState(RunState from, RunState to)
     {
-        bool was = RunStateTable.IsLive(change.From), now = RunStateTable.IsLive(change.To);
+        bool was = RunStateTable.IsLive(from), now = RunStateTable.IsLive(to);
         if (was != now && !_resetting) Broadcast(now ? "RESUME" : "STOP", null);
     }
 
-    private void OnDeviceEvent(Core.Devices.DeviceEvent e) =>
-        Broadcast(e.Name, new JsonObject(e.Data.Select(static d => KeyValuePair.Create(d.Key, (JsonNode?)JsonValue.Create(d.Value)))));
+    private void OnDeviceEvent(string name, IReadOnlyList<KeyValuePair<string, string>> data) =>
+        Broadcast(name, new JsonObject(data.Select(static d => KeyValuePair.Create(d.Key, (JsonNode?)JsonValue.Create(d.Value)))));
 
     private void OnReset() =>
         Broadcast("RESET", new JsonObject { ["guest"] = false, ["reason"] = _resetting ? "host-qmp-system-reset" : "none" });

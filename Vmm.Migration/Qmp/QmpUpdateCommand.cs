@@ -31,7 +31,7 @@ internal sealed class QmpUpdateCommand(QmpServer server, IVmUpdater? updater)
         var request = new QmpUpdateRequest(call.TryStr("binary"), call.Bool("exec", false) ? UpdateMethod.Exec : UpdateMethod.Transfer, TimeSpan.FromMilliseconds(timeoutMs));
         UpdateResult result = updater.UpdateAsync(describe(request), call.Stopping).GetAwaiter().GetResult();
         // The new process runs the VM. This process ends once the client has the answer.
-        call.AfterAnswer = () => server.RequestQuit(new QmpQuitRequest(0, $"the VM runs in process {result.Pid} now"));
+        call.AfterAnswer = () => server.RequestQuit(0, $"the VM runs in process {result.Pid} now");
         return new JsonObject { ["pid"] = result.Pid, ["pause-ms"] = result.PauseMs, ["total-ms"] = result.TotalMs, ["bytes"] = result.StreamBytes };
     }
 }

@@ -20,14 +20,13 @@ internal sealed class QmpWorkloadCommands(QmpServer server, Vm vm)
         IWorkload[] workloads = [.. vm.Devices.OfType<IWorkload>()];
         if (workloads.Length == 0) throw new DeviceNotFoundException("this VM has no workload");
         WorkloadReport[] reports = [.. workloads.Select(w => w.Verify(server.Stopping))];
-        WorkloadCounters[] counters = [.. workloads.Select(static w => w.Counters)];
         var answer = new JsonObject
         {
             ["pages-checked"] = reports.Sum(static r => r.PagesChecked), ["bad-pages"] = reports.Sum(static r => r.BadPages),
-            ["writes"] = counters.Sum(static c => c.Writes), ["violations"] = counters.Sum(static c => c.Violations),
+            ["writes"] = workloads.Sum(static w => w.Writes), ["violations"] = workloads.Sum(static w => w.Violations),
         };
         WorkloadViolation? first = reports.Select(static r => r.FirstBad).FirstOrDefault(static v => v is not null)
-            ?? counters.Select(static c => c.FirstViolation).FirstOrDefault(static v => v is not null);
+            ?? workloads.Select(static w => w.FirstViolation).FirstOrDefault(static v => v is not null);
         if (first is not null) answer["first-bad"] = first.ToString();
         return answer;
     }

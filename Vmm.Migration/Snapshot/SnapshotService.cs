@@ -135,7 +135,7 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
     private SnapshotManifest WriteStream(string name, HashingChannel channel, CancellationToken cancel)
     {
         using var f = new QemuFileWriter(channel);
-        var context = new SaveContext { Purpose = StreamPurpose.Snapshot, Capabilities = Capabilities, Compat = Context.Compat, Cancel = cancel };
+        var context = new SaveContext { IsSnapshot = true, Capabilities = Capabilities, Compat = Context.Compat, Cancel = cancel };
         var stream = new SaveStream(vm.SaveVm, f, context);
         StoppedGuest guest = Stop(RunState.SaveVm, out IDisposable hold);
         try
@@ -218,7 +218,7 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
         using var channel = new HashingChannel(file, manifest.StreamBytes, progress, cancel);
         ReadStream(new QemuFileReader(channel), new LoadContext
         {
-            Purpose = StreamPurpose.Snapshot, Capabilities = Capabilities, Compat = Context.Compat, ValidateOnly = validateOnly, Cancel = cancel,
+            IsSnapshot = true, Capabilities = Capabilities, Compat = Context.Compat, ValidateOnly = validateOnly, Cancel = cancel,
         });
         Span<byte> waste = stackalloc byte[4096];
         while (channel.Read(waste) > 0) { }

@@ -120,5 +120,5 @@ public sealed record MigrationInfo
     /// <summary>Reasons that block a migration now.</summary>
     public IReadOnlyList<string> BlockedReasons { get; init; } = [];
     /// <summary>Addresses the destination listens on, until completed.</summary>
-    public IReadOnlyList<MigrationSocketAddress> SocketAddresses { get; init; } = [];
+    public IReadOnlyList<MigrationAddress> SocketAddresses { get; init; } = [];
 }

@@ -17,7 +17,7 @@ internal sealed class BorrowedSettings : IDisposable
     private BorrowedSettings(IMigrationEngine engine)
     {
         _engine = engine;
-        _parameters = engine.Parameters.Current;
+        _parameters = engine.Parameters;
         _capabilities = [.. MigrationCapabilitySet.Implemented.Select(c => KeyValuePair.Create(c, engine.Capabilities.IsOn(c)))];
     }
 
@@ -26,8 +26,8 @@ internal sealed class BorrowedSettings : IDisposable
         var settings = new BorrowedSettings(engine);
         try
         {
-            engine.Capabilities.Apply(settings._capabilities.Select(c => KeyValuePair.Create(c.Key, returnPath && c.Key == MigrationCapability.ReturnPath)));
-            engine.Parameters.Replace(settings._parameters with { Mode = mode, CprExecCommand = execCommand ?? settings._parameters.CprExecCommand });
+            engine.SetCapabilities(settings._capabilities.Select(c => KeyValuePair.Create(c.Key, returnPath && c.Key == MigrationCapability.ReturnPath)));
+            engine.Parameters = settings._parameters with { Mode = mode, CprExecCommand = execCommand ?? settings._parameters.CprExecCommand };
             return settings;
         }
         catch
@@ -39,7 +39,7 @@ internal sealed class BorrowedSettings : IDisposable
 
     public void Dispose()
     {
-        _engine.Parameters.Replace(_parameters);
-        _engine.Capabilities.Apply(_capabilities);
+        _engine.Parameters = _parameters;
+        _engine.SetCapabilities(_capabilities);
     }
 }

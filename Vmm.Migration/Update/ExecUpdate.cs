@@ -21,9 +21,9 @@ internal sealed class ExecUpdate(Vm vm, IMigrationEngine engine, UpdateOptions o
         var channels = new UpdateChannels(Environment.ProcessId, new MigrationAddress { Transport = MigrationTransport.File, Path = folder.Claim(".state") }, null);
         var ticket = new UpdateTicket { Channels = channels, RemoveDirectory = folder.Temporary };
         using BorrowedSettings settings = BorrowedSettings.Take(engine, MigrationMode.CprExec, returnPath: false, options.Command(channels));
-        void Note(RunStateChange change)
+        void Note(RunState from, RunState to)
         {
-            if (RunStateTable.IsRunning(change.From)) Tell(ticket with { StoppedAtNs = MonotonicClock.NowNs });
+            if (RunStateTable.IsRunning(from)) Tell(ticket with { StoppedAtNs = MonotonicClock.NowNs });
         }
 
         try

@@ -16,7 +16,7 @@ namespace Vmm.Migration.Update;
 /// </summary>
 /// <param name="factory">Makes the VMs.</param>
 /// <param name="options">The host's stand-in and directory.</param>
-public sealed class MoveRehearsal(VmFactory factory, MoveRehearsalOptions options)
+internal sealed class MoveRehearsal(VmFactory factory, MoveRehearsalOptions options)
 {
     private static readonly TimeSpan s_limit = TimeSpan.FromSeconds(10), s_learning = TimeSpan.FromSeconds(1);
 
@@ -65,8 +65,8 @@ public sealed class MoveRehearsal(VmFactory factory, MoveRehearsalOptions option
             standIn.WaitUntilUsed(from, learning.Token);
         }
         from.Stop();
-        source.Parameters.Replace(new MigrationParameters { Mode = MigrationMode.CprTransfer });
-        source.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+        source.Parameters = new MigrationParameters { Mode = MigrationMode.CprTransfer };
+        source.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
         var listening = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
         Task<CprTransferReceiver> receiving = Task.Run(() => CprTransferReceiver.Receive(cpr, limit.Token, listening.SetResult));
         Task.WaitAny(listening.Task, receiving);

@@ -54,7 +54,15 @@ public sealed class UpdateArrival : IDisposable
         return ticket.Channels.Cpr is null && ticket.Channels.OldPid != Environment.ProcessId ? null : new UpdateArrival(ticket);
     }
 
-    /// <summary>Receives the descriptors of RAM and devices; blocks until the old process has sent them.</summary>
+    /// <summary>
+    /// Takes over what the program that this one has replaced left behind (mode cpr-exec, QEMU: <c>cpr_state_load</c>). For hosts that run without
+    /// <see cref="TakeFromEnvironment"/>; <see cref="Receive"/> does it for the others.
+    /// </summary>
+    /// <returns>The descriptors; goes to <see cref="VmOptions.Cpr"/>. Null when this process has replaced nobody.</returns>
+    /// <exception cref="VmmException">What was left is not a CPR state.</exception>
+    public static CprIncoming? TakeCprExecState() => CprExec.TakeFromEnvironment();
+
+    /// <summary>Takes the descriptors of RAM and devices; blocks until the old process has sent them.</summary>
     /// <param name="cancel">Ends the wait.</param>
     /// <returns>The descriptors, for <see cref="VmOptions.Cpr"/>. The old process waits until <see cref="LoadAsync"/> has begun.</returns>
     /// <exception cref="OperationCanceledException"><paramref name="cancel"/> fired, or the old process has ended.</exception>

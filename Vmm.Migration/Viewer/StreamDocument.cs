@@ -142,6 +142,13 @@ public sealed class StreamDocument
 {
     internal StreamDocument(string name, long lengthBytes) => (Name, LengthBytes) = (name, lengthBytes);
 
+    /// <summary>Reads a file as far as it goes; what breaks the format is in the document, not thrown.</summary>
+    /// <param name="path">Path of the file; the stream may start after zero bytes.</param>
+    /// <param name="listPages">Keep every page record, up to a million, for <see cref="WriteText"/> and <see cref="WriteJson"/>.</param>
+    /// <returns>The document.</returns>
+    /// <exception cref="Core.Errors.ChannelException">The file cannot be opened or read.</exception>
+    public static StreamDocument ReadFile(string path, bool listPages = false) => StreamViewer.ReadFile(path, new StreamViewOptions { ListPages = listPages });
+
     /// <summary>The file's name.</summary>
     public string Name { get; }
 

@@ -1,7 +1,7 @@
 namespace Vmm.Migration.Viewer;
 
 /// <summary>What the viewer keeps of a stream.</summary>
-public sealed record StreamViewOptions
+internal sealed record StreamViewOptions
 {
     /// <summary>True keeps every page record, up to <see cref="Core.Wire.WireLimits.ViewerPages"/>.</summary>
     public bool ListPages { get; init; }

@@ -9,7 +9,7 @@ namespace Vmm.Migration.Viewer;
 /// <see cref="StreamDocument.Findings"/> of the result say what breaks the format and where. <see cref="Core.Wire.WireLimits"/> bounds the memory,
 /// whatever the file contains. Thread-safe: there is no state.
 /// </summary>
-public static class StreamViewer
+internal static class StreamViewer
 {
     /// <summary>Reads a file.</summary>
     /// <param name="path">Path of the file.</param>

@@ -1,5 +1,6 @@
 using Vmm.Core.Channels;
 using Vmm.Core.Interop;
+using Vmm.Core.SaveVm;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Engine;
 using Vmm.Migration.Parameters;
@@ -17,8 +18,13 @@ internal sealed class FakeMigrationEngine : IMigrationEngine
     internal Exception? Refusal { get; set; }
 
     public MigrationStatus Status { get; private set; }
-    public MigrationParameterSet Parameters { get; } = new();
-    public MigrationCapabilitySet Capabilities { get; } = new();
+    private readonly MigrationParameterSet _parameters = new();
+    private readonly MigrationCapabilitySet _capabilities = new();
+
+    public MigrationParameters Parameters { get => _parameters.Current; set => _parameters.Replace(value); }
+    public MigrationCapabilities Capabilities => _capabilities.Current;
+    public void SetCapabilities(IEnumerable<KeyValuePair<MigrationCapability, bool>> changes) => _capabilities.Apply(changes);
+    public void SetParameters(IEnumerable<KeyValuePair<MigrationParameter, object>> changes) => _parameters.Apply(changes);
     public event Action<MigrationStatus>? StatusChanged;
     public event Action<long>? PassCompleted;
     public Func<string, OwnedFd?>? TakeNamedFd { get; set; }

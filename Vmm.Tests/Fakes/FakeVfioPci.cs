@@ -5,7 +5,7 @@ using Vmm.Devices.Vfio.Migration;
 namespace Vmm.Tests.Fakes;
 
 /// <summary>A device of a VM that has only the migration part of a VFIO device.</summary>
-internal sealed class FakeVfioPci : IVmDevice, IResetByType
+internal sealed class FakeVfioPci : IVmDevice
 {
     public FakeVfioPci(string id, string path, FakeVfioDevice io, IDeviceServices services, VfioMigrationOptions? options = null)
     {

@@ -102,8 +102,8 @@ internal sealed class GoldenStreamTests
     {
         using TestVm vm = Source(ramA, name, qemu72Ids);
         vm.FullEngine.Compat = compat;
-        if (!zeroDetection) vm.Engine.Parameters.Replace(vm.Engine.Parameters.Current with { ZeroPageDetection = ZeroPageDetection.None });
-        if (name.Contains("uuid")) vm.Engine.Capabilities.Apply([new(MigrationCapability.ValidateUuid, true)]);
+        if (!zeroDetection) vm.Engine.Parameters = vm.Engine.Parameters with { ZeroPageDetection = ZeroPageDetection.None };
+        if (name.Contains("uuid")) vm.Engine.SetCapabilities([new(MigrationCapability.ValidateUuid, true)]);
         var channel = new MemoryChannel();
         Assert.That(await vm.Engine.Migrate(channel), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error}");
         AssertBytes(channel.Written, Golden.Read(name));
@@ -115,7 +115,7 @@ internal sealed class GoldenStreamTests
         using TestVm source = Source(ram: true, "", qemu72Ids: false);
         using TestVm destination = Destination(ram: true, "");
         source.FullEngine.Compat = s_switchoverStart;
-        source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+        source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
         (InMemoryChannel a, InMemoryChannel b) = InMemoryChannel.CreatePair();
         var forward = new RecordingChannel(a);
         var back = new RecordingChannel(b);

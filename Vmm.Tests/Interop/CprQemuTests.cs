@@ -34,8 +34,8 @@ public class CprQemuTests
         using var folder = new TempDirectory();
         string main = folder["main"], cpr = folder["cpr"];
         using TestVm vm = TestVm.WithRam(Size).FilledRandom(1, halfZero: true);
-        vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, returnPath), new(MigrationCapability.Multifd, multifd)]);
-        vm.Engine.Parameters.Replace(new MigrationParameters { Mode = MigrationMode.CprTransfer });
+        vm.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, returnPath), new(MigrationCapability.Multifd, multifd)]);
+        vm.Engine.Parameters = new MigrationParameters { Mode = MigrationMode.CprTransfer };
         // QEMU creates its monitor only after it has received the descriptors, so its start runs in a task.
         Task<QemuProcess> starting = Task.Run(() => QemuProcess.WithMachine(Version, [.. Machine, .. Multifd(multifd)], "-S", "-incoming", $"unix:{main}", "-incoming", MigrationChannelArgument.Unix("cpr", cpr)));
         Assert.That(SpinWait.SpinUntil(() => File.Exists(cpr) || starting.IsFaulted, QemuProcess.Deadline));
@@ -72,7 +72,7 @@ public class CprQemuTests
         qemu.Run("migrate", new JsonObject { ["channels"] = new JsonArray(JsonNode.Parse(MigrationChannelArgument.Unix("main", main)), JsonNode.Parse(MigrationChannelArgument.Unix("cpr", cpr))) });
         using CprTransferReceiver receiver = await receiving.WaitAsync(QemuProcess.Deadline);
         using var vm = new TestVm(new VmOptions { Memory = [new RamBlockOptions { Name = "m", SizeBytes = Size }], IsIncoming = true, Cpr = receiver.Incoming });
-        vm.Engine.Capabilities.Apply([new(MigrationCapability.Multifd, multifd)]);
+        vm.Engine.SetCapabilities([new(MigrationCapability.Multifd, multifd)]);
         Assert.That(vm.Vm.CprFds.IsIncoming);
         Task<MigrationStatus> incoming = vm.Engine.MigrateIncoming(MigrationAddress.Parse($"unix:{main}"));
         receiver.Dispose();

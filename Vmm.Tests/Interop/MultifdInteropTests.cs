@@ -47,5 +47,5 @@ public sealed class MultifdInteropTests
     }
 
     private static void Use(TestVm vm, bool returnPath) =>
-        vm.Engine.Capabilities.Apply([new(MigrationCapability.Multifd, true), new(MigrationCapability.ReturnPath, returnPath)]);
+        vm.Engine.SetCapabilities([new(MigrationCapability.Multifd, true), new(MigrationCapability.ReturnPath, returnPath)]);
 }

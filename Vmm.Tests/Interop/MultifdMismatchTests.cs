@@ -101,7 +101,7 @@ public sealed class MultifdMismatchTests
 
     private static void SetChannels(QemuProcess qemu, int channels) => qemu.Run("migrate-set-parameters", new JsonObject { ["multifd-channels"] = channels });
 
-    private static void Use(TestVm vm, bool multifd) => vm.Engine.Capabilities.Apply([new(MigrationCapability.Multifd, multifd)]);
+    private static void Use(TestVm vm, bool multifd) => vm.Engine.SetCapabilities([new(MigrationCapability.Multifd, multifd)]);
 
     private static async Task<(MigrationStatus Here, string There)> Migrate(QemuProcess qemu, TestVm vm)
     {

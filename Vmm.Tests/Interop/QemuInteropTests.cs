@@ -37,7 +37,7 @@ public class QemuInteropTests
     {
         using var qemu = new QemuProcess(version, Size, "m", "-S", "-incoming", "defer");
         using TestVm vm = TestVm.WithRam(Size).FilledRandom(1, halfZero: true);
-        if (returnPath) vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+        if (returnPath) vm.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
         Task<MigrationStatus> outgoing;
         string file = qemu.File("stream");
         switch (transport)
@@ -91,7 +91,7 @@ public class QemuInteropTests
                 break;
             default:
                 incoming = vm.Engine.MigrateIncoming(MigrationAddress.Parse(transport == "tcp" ? "tcp:127.0.0.1:0" : $"unix:{qemu.File("mig")}"));
-                MigrationSocketAddress address = vm.Engine.Query().SocketAddresses[0];
+                MigrationAddress address = vm.Engine.Query().SocketAddresses[0];
                 qemu.Run("migrate", new JsonObject { ["uri"] = transport == "tcp" ? $"tcp:127.0.0.1:{address.Port}" : $"unix:{address.Path}" });
                 break;
         }
@@ -107,7 +107,7 @@ public class QemuInteropTests
         ulong size = (ulong)megabytes << 20;
         using var qemu = new QemuProcess(version, size, block, "-S", "-incoming", "defer");
         using TestVm vm = TestVm.WithRam(size, block).FilledRandom(3, halfZero: true);
-        vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+        vm.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
         MigrationStatus status = await vm.Engine.Migrate(MigrationAddress.Parse(qemu.Listen("tcp:127.0.0.1:0"))).WaitAsync(QemuProcess.Deadline);
         Assert.That(status, Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error}");
         Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"));
@@ -120,8 +120,8 @@ public class QemuInteropTests
         const ulong size = 4UL << 30;
         using TestVm vm = TestVm.WithRam(size);
         for (ulong at = 0; at < size; at += 64 << 20) new Random((int)(at >> 20)).NextBytes(vm.Ram.Slice(at, 1 << 20));
-        vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
-        vm.Engine.Parameters.Replace(vm.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 0 });
+        vm.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
+        vm.Engine.Parameters = vm.Engine.Parameters with { MaxBandwidthBytesPerSecond = 0 };
         using var qemu = new QemuProcess(version, size, "m", "-S", "-incoming", "defer");
         MigrationStatus status = await vm.Engine.Migrate(MigrationAddress.Parse(qemu.Listen("tcp:127.0.0.1:0"))).WaitAsync(QemuProcess.Deadline);
         Assert.That(status, Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error}");
@@ -157,7 +157,7 @@ public class QemuInteropTests
         using TestVm vm = TestVm.WithRam(Size).FilledRandom(4);
         vm.Vm.Cont();
         using var writer = new BackgroundWriter(vm);
-        vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+        vm.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
         Task<MigrationStatus> outgoing = vm.Engine.Migrate(MigrationAddress.Parse(qemu.Listen("tcp:127.0.0.1:0")));
         Assert.That(await outgoing.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error}");
         Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"));
@@ -187,7 +187,7 @@ public class QemuInteropTests
         using var qemu = new QemuProcess(version, Size, "m", "-S", "-incoming", "defer");
         using TestVm vm = TestVm.WithRam(Size * 2).FilledRandom(5);
         vm.Vm.Cont();
-        vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, returnPath)]);
+        vm.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, returnPath)]);
         Task<MigrationStatus> outgoing = vm.Engine.Migrate(MigrationAddress.Parse(qemu.Listen("tcp:127.0.0.1:0")));
         Assert.That(await outgoing.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Failed));
         Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.Running));
@@ -200,8 +200,8 @@ public class QemuInteropTests
         using var qemu = new QemuProcess(version, 64 << 20, "m", "-S", "-incoming", "defer");
         using TestVm vm = TestVm.WithRam(64 << 20).FilledRandom(6);
         vm.Vm.Cont();
-        vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, returnPath)]);
-        vm.Engine.Parameters.Replace(vm.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 40 << 20 });
+        vm.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, returnPath)]);
+        vm.Engine.Parameters = vm.Engine.Parameters with { MaxBandwidthBytesPerSecond = 40 << 20 };
         Task<MigrationStatus> outgoing = vm.Engine.Migrate(MigrationAddress.Parse(qemu.Listen("tcp:127.0.0.1:0")));
         Assert.That(() => vm.Engine.Query().Ram?.NormalPages ?? 0, Is.GreaterThan(1000).After(10_000, 5));
         qemu.Kill();

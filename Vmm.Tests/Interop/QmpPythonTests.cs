@@ -96,7 +96,7 @@ public sealed class QmpPythonTests : IDisposable
             Assert.That(output, Does.Contain("{\"return\": {\"running\": false, \"status\": \"prelaunch\"}}"));
             Assert.That(output, Does.Contain("has not been found"));
             Assert.That(output, Does.Contain("\"UUID\""));
-            Assert.That(_vm.Engine.Parameters.Current.MaxBandwidthBytesPerSecond, Is.EqualTo(1 << 20));
+            Assert.That(_vm.Engine.Parameters.MaxBandwidthBytesPerSecond, Is.EqualTo(1 << 20));
         }
     }
 
@@ -108,7 +108,7 @@ public sealed class QmpPythonTests : IDisposable
         {
             Assert.That(output, Does.Contain("VM status: paused (prelaunch)"));
             Assert.That(output, Does.Contain("unknown command: 'bogus'"));
-            Assert.That(_vm.Engine.Parameters.Current.DowntimeLimitMs, Is.EqualTo(20));
+            Assert.That(_vm.Engine.Parameters.DowntimeLimitMs, Is.EqualTo(20));
         }
     }
 

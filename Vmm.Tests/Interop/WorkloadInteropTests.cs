@@ -24,10 +24,10 @@ public class WorkloadInteropTests
         vm.Vm.Cont();
         for (int hop = 0; hop < 10; hop++)
         {
-            long before = Workload(vm).Counters.Writes;
-            LeakCheck.WaitFor(() => Workload(vm).Counters.Writes > before, "the guest writes");
+            long before = Workload(vm).Writes;
+            LeakCheck.WaitFor(() => Workload(vm).Writes > before, "the guest writes");
             TestVm next = Guest(incoming: true);
-            vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+            vm.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
             Task<MigrationStatus> incoming = next.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
             MigrationStatus sent = await vm.Engine.Migrate(MigrationAddress.Parse($"tcp:127.0.0.1:{next.Engine.Query().SocketAddresses[0].Port}")).WaitAsync(s_deadline);
             Assert.That(sent, Is.EqualTo(MigrationStatus.Completed), () => $"hop {hop}: {vm.Engine.Query().Error}");
@@ -45,9 +45,9 @@ public class WorkloadInteropTests
     {
         using TestVm source = Guest(incoming: false);
         source.Vm.Cont();
-        LeakCheck.WaitFor(() => Workload(source).Counters.Writes > 1000, "the guest writes");
+        LeakCheck.WaitFor(() => Workload(source).Writes > 1000, "the guest writes");
         using var qemu = new QemuProcess(version, Size, "m", "-incoming", "defer");
-        source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+        source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
         MigrationStatus sent = await source.Engine.Migrate(MigrationAddress.Parse(qemu.Listen("tcp:127.0.0.1:0"))).WaitAsync(s_deadline);
         Assert.That(sent, Is.EqualTo(MigrationStatus.Completed), () => $"{source.Engine.Query().Error}");
         Assert.That(qemu.WaitMigrated(), Is.EqualTo("completed"));
@@ -57,8 +57,8 @@ public class WorkloadInteropTests
         qemu.Run("migrate", new JsonObject { ["uri"] = $"tcp:127.0.0.1:{destination.Engine.Query().SocketAddresses[0].Port}" });
         Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{destination.Engine.Query().Error}");
         Assert.That(destination.Vm.RunState.State, Is.EqualTo(RunState.Running));
-        long before = Workload(destination).Counters.Writes;
-        LeakCheck.WaitFor(() => Workload(destination).Counters.Writes > before + 1000, "the guest goes on");
+        long before = Workload(destination).Writes;
+        LeakCheck.WaitFor(() => Workload(destination).Writes > before + 1000, "the guest goes on");
         AssertClean(destination);
     }
 
@@ -69,7 +69,7 @@ public class WorkloadInteropTests
         WorkloadReport report = Workload(vm).Verify(CancellationToken.None);
         Assert.That(report.PagesChecked, Is.GreaterThan(1000));
         Assert.That(report.BadPages, Is.Zero, () => $"{report.FirstBad}");
-        Assert.That(Workload(vm).Counters.Violations, Is.Zero, () => $"{Workload(vm).Counters.FirstViolation}");
+        Assert.That(Workload(vm).Violations, Is.Zero, () => $"{Workload(vm).FirstViolation}");
     }
 
     private static TestVm Guest(bool incoming) => new(

@@ -79,7 +79,7 @@ public sealed class LabMigrationTests(bool iommufd) : LabDeviceFixture
         (source["precopy_bytes"], source["chunk_bytes"]) = (60000, 4096);
         using var pair = new LabPair(iommufd, [source.Path], [destination.Path]);
         foreach (IMigrationEngine engine in (IMigrationEngine[])[pair.Source.Engine, pair.Destination.Engine])
-            engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.SwitchoverAck, true)]);
+            engine.SetCapabilities([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.SwitchoverAck, true)]);
         await MoveMemory(pair, 6);
     }
 

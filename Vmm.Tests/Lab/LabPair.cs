@@ -21,8 +21,8 @@ internal sealed class LabPair : IDisposable
     {
         Source = Host(iommufd, source, options, incoming: false);
         Destination = Host(iommufd, destination, options, incoming: true);
-        Source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
-        Source.Engine.Parameters.Replace(Source.Engine.Parameters.Current with { DowntimeLimitMs = 2_000_000, MaxBandwidthBytesPerSecond = 0 });
+        Source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
+        Source.Engine.Parameters = Source.Engine.Parameters with { DowntimeLimitMs = 2_000_000, MaxBandwidthBytesPerSecond = 0 };
         Source.Vm.Cont();
     }
 
@@ -43,7 +43,7 @@ internal sealed class LabPair : IDisposable
     /// <summary>Migrates over TCP with multifd and expects success.</summary>
     internal async Task MigrateWellOverMultifd()
     {
-        foreach (IMigrationEngine engine in (IMigrationEngine[])[Source.Engine, Destination.Engine]) engine.Capabilities.Apply([new(MigrationCapability.Multifd, true)]);
+        foreach (IMigrationEngine engine in (IMigrationEngine[])[Source.Engine, Destination.Engine]) engine.SetCapabilities([new(MigrationCapability.Multifd, true)]);
         Task<MigrationStatus> incoming = Destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
         MigrationStatus source = await Source.Engine.Migrate(MigrationAddress.Parse($"tcp:127.0.0.1:{Destination.Engine.Query().SocketAddresses[0].Port}")).WaitAsync(s_deadline);
         Assert.That((source, await incoming.WaitAsync(s_deadline)), Is.EqualTo((MigrationStatus.Completed, MigrationStatus.Completed)), Reasons);

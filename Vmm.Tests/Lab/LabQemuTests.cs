@@ -38,7 +38,7 @@ public sealed class LabQemuTests(bool iommufd) : LabFixture
         using (QemuProcess qemu = Qemu(LabVfio.Mtty1, "-incoming", "defer"))
         using (TestVm vm = Vm(LabVfio.Mtty2, incoming: false))
         {
-            if (returnPath) vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+            if (returnPath) vm.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
             await ToQemu(vm, qemu);
         }
         Assert.That(With(LabVfio.Mtty1, Uart.Observe), Is.EqualTo(expected), "after the second hop");
@@ -67,7 +67,7 @@ public sealed class LabQemuTests(bool iommufd) : LabFixture
     {
         byte[] expected = With(LabVfio.Mtty1, Uart.Change);
         using TestVm vm = Vm(LabVfio.Mtty2, incoming: true);
-        vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.Multifd, true)]);
+        vm.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.Multifd, true)]);
         using (QemuProcess qemu = Qemu(LabVfio.Mtty1))
         {
             qemu.SetCapability("multifd", true);

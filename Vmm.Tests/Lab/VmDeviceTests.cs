@@ -121,7 +121,7 @@ public sealed class VmDeviceTests : LabDeviceFixture
         from["reinit"] = 2;
         using var pair = new LabPair(true, [from.Path], [to.Path]);
         foreach (IMigrationEngine engine in (IMigrationEngine[])[pair.Source.Engine, pair.Destination.Engine])
-            engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.SwitchoverAck, true)]);
+            engine.SetCapabilities([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.SwitchoverAck, true)]);
         byte[] expected = LabMemory.Fill(LabPair.Io(pair.Source), 23);
         await pair.MigrateWell();
         Assert.That(LabMemory.Read(LabPair.Io(pair.Destination)), Is.EqualTo(expected));
@@ -155,7 +155,7 @@ public sealed class VmDeviceTests : LabDeviceFixture
         (LabDevice from, LabDevice to) = (Make("v2"), Make("v2"));
         from["state_bytes"] = 3 << 20;
         using var pair = new LabPair(true, [from.Path], [to.Path], ",x-migration-multifd-transfer=on");
-        foreach (IMigrationEngine engine in (IMigrationEngine[])[pair.Source.Engine, pair.Destination.Engine]) engine.Capabilities.Apply([new(MigrationCapability.Multifd, true)]);
+        foreach (IMigrationEngine engine in (IMigrationEngine[])[pair.Source.Engine, pair.Destination.Engine]) engine.SetCapabilities([new(MigrationCapability.Multifd, true)]);
         Task<MigrationStatus> incoming = pair.Destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
         MigrationStatus source = await pair.Source.Engine.Migrate(MigrationAddress.Parse($"tcp:127.0.0.1:{pair.Destination.Engine.Query().SocketAddresses[0].Port}")).WaitAsync(TimeSpan.FromSeconds(120));
         Assert.That((source, await incoming.WaitAsync(TimeSpan.FromSeconds(120))), Is.EqualTo((MigrationStatus.Failed, MigrationStatus.Failed)), pair.Reasons);
@@ -169,10 +169,10 @@ public sealed class VmDeviceTests : LabDeviceFixture
     {
         using var pair = new LabPair(iommufd, [LabVfio.Mtty1], [LabVfio.Mtty2], ",migration-events=on");
         var events = new List<string?>();
-        pair.Source.Vm.Events.Raised += e =>
+        pair.Source.Vm.Events.Raised += (name, data) =>
         {
             lock (events)
-                if (e.Name == "VFIO_MIGRATION") events.Add(e.Data.Single(static d => d.Key == "device-state").Value?.ToString());
+                if (name == "VFIO_MIGRATION") events.Add(data.Single(static d => d.Key == "device-state").Value?.ToString());
         };
         await pair.MigrateWell();
         Assert.That(events, Is.EqualTo((string[])["pre-copy", "pre-copy-p2p-prepare", "pre-copy-p2p", "stop-copy", "stop"]));

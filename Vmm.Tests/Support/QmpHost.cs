@@ -6,6 +6,7 @@ using NUnit.Framework;
 using Vmm.Core.Devices;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
+using Vmm.Migration;
 using Vmm.Migration.Engine;
 using Vmm.Migration.Qmp;
 using Vmm.Migration.Snapshot;

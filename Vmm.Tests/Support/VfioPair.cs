@@ -25,9 +25,9 @@ internal sealed class VfioPair : IDisposable
             SourceDevices.Add(Add(Source, i, source(i), options));
             DestinationDevices.Add(Add(Destination, i, destination(i), options));
         }
-        Source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+        Source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
         // A high downtime limit lets the engine switch over at once, however much state the devices report.
-        Source.Engine.Parameters.Replace(Source.Engine.Parameters.Current with { DowntimeLimitMs = 2_000_000, MaxBandwidthBytesPerSecond = 0 });
+        Source.Engine.Parameters = Source.Engine.Parameters with { DowntimeLimitMs = 2_000_000, MaxBandwidthBytesPerSecond = 0 };
         Source.Vm.Cont();
     }
 

@@ -29,8 +29,8 @@ internal static class Node
             Memory = [new RamBlockOptions { Name = "m", SizeBytes = sizeBytes, FilePath = ramFile, Prealloc = true, HugePages = ramFile is null ? true : null }],
         });
         IMigrationEngine engine = vm.Migration();
-        engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
-        engine.Parameters.Replace(engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 0, DowntimeLimitMs = devices.Length > 0 ? 600_000UL : engine.Parameters.Current.DowntimeLimitMs });
+        engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
+        engine.Parameters = engine.Parameters with { MaxBandwidthBytesPerSecond = 0, DowntimeLimitMs = devices.Length > 0 ? 600_000UL : engine.Parameters.DowntimeLimitMs };
         if (running) vm.Cont();
         Task<MigrationStatus> task;
         long resident;

@@ -51,8 +51,8 @@ internal static class Warmup
             Devices = [DeviceOptions.Parse($"vfio-user-pci,socket={socket},x-mig-chunk=1M")],
         });
         IMigrationEngine engine = vm.Migration();
-        engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
-        engine.Parameters.Replace(engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 0, DowntimeLimitMs = 600_000 });
+        engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
+        engine.Parameters = engine.Parameters with { MaxBandwidthBytesPerSecond = 0, DowntimeLimitMs = 600_000 };
         return vm;
     }
 }

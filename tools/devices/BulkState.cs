@@ -1,5 +1,5 @@
 using System.Buffers.Binary;
-using Vmm.Devices.Vfio.User.Backend;
+using System.Numerics;
 
 namespace Vmm.Tools.Devices;
 
@@ -30,7 +30,7 @@ internal sealed class BulkState
         get
         {
             if (_checksum is { } known) return known;
-            uint crc = _pieces.Aggregate(Crc32C.Initial, static (sum, piece) => Crc32C.Append(sum, piece));
+            uint crc = _pieces.Aggregate(uint.MaxValue, static (sum, piece) => Append(sum, piece));
             _checksum = ~crc;
             return ~crc;
         }
@@ -76,6 +76,13 @@ internal sealed class BulkState
             source = source[piece.Length..];
             offset += (uint)piece.Length;
         }
+    }
+
+    private static uint Append(uint crc, ReadOnlySpan<byte> bytes)
+    {
+        for (; bytes.Length >= 8; bytes = bytes[8..]) crc = BitOperations.Crc32C(crc, BinaryPrimitives.ReadUInt64LittleEndian(bytes));
+        foreach (byte one in bytes) crc = BitOperations.Crc32C(crc, one);
+        return crc;
     }
 
     private Span<byte> Piece(ulong offset, int length)

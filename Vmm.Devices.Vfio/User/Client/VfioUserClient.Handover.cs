@@ -1,5 +1,6 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
+using Vmm.Core.Threading;
 using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.User.Wire;
 
@@ -21,7 +22,7 @@ internal sealed partial class VfioUserClient
     // Receivers are started early and wait for their turn: a thread started while the guest is stopped would first wait for a processor.
     private readonly ManualResetEvent _turn = new(false);
     private readonly List<int> _waiting = []; // Their thread ids. Guarded by _gate.
-    private volatile List<RealtimeBoost>? _raised;
+    private volatile List<IDisposable>? _raised;
 
     /// <summary>Takes over a connection that another process negotiated and still has; sends and receives nothing until <see cref="Resume"/>.</summary>
     /// <param name="handover">The connection; owned.</param>
@@ -119,7 +120,7 @@ internal sealed partial class VfioUserClient
     internal void LowerReceivers()
     {
         if (_raised is null || Interlocked.Exchange(ref _raised, null) is not { } raised) return;
-        foreach (RealtimeBoost boost in raised) boost.Lower();
+        foreach (IDisposable boost in raised) boost.Dispose();
     }
 
     private void StartReceivers(bool waiting = false)
@@ -131,7 +132,7 @@ internal sealed partial class VfioUserClient
     /// <summary>Lets the receivers run, with a higher priority until the first message, because the guest cannot start before its device answers.</summary>
     private void GiveTurn()
     {
-        lock (_gate) _raised = [.. _waiting.Select(RealtimeBoost.Raise).OfType<RealtimeBoost>()];
+        lock (_gate) _raised = [.. _waiting.Select(WorkerThread.Raise).OfType<IDisposable>()];
         _turn.Set();
     }
 

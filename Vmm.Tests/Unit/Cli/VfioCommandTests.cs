@@ -11,17 +11,17 @@ namespace Vmm.Tests.Unit.Cli;
 internal sealed class VfioCommandTests
 {
     private static readonly VfioHostReport s_host = new(true, false,
-        [new VfioGroupReport("7", true, [new("0000:00:01.0", "vfio-pci", true, "vfio0"), new("0000:00:01.1", null, false, null)])]);
+        [new("7", true, "0000:00:01.0", "vfio-pci", true, "vfio0"), new("7", true, "0000:00:01.1", null, false, null)]);
 
     private static readonly VfioDeviceReport s_device = new()
     {
-        Name = "0000:00:01.0", Container = "type1 container", Info = new VfioDeviceInfo(true, true, 10, 5),
+        Name = "0000:00:01.0", Container = "type1 container", IsPci = true, SupportsReset = true,
         Regions =
         [
             new VfioRegionInfo { Index = 0, SizeBytes = 0x4000, Flags = VfioRegionFlags.Read | VfioRegionFlags.Write | VfioRegionFlags.Mmap, Areas = [new(0x1000, 0x3000)] },
             new VfioRegionInfo { Index = 9, SizeBytes = 0x2000, Flags = VfioRegionFlags.Read, Type = 3, Subtype = 1 },
         ],
-        Irqs = [(2, new VfioIrqInfo(VfioIrqInfoFlags.EventFd | VfioIrqInfoFlags.NoResize, 4))],
+        Irqs = [(2, 4, VfioIrqInfoFlags.EventFd | VfioIrqInfoFlags.NoResize)],
         Protocol = 2, Migration = VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy, States = ["running", "stop-copy"],
         FoundIn = "pre-copy", StateBytes = 96, CanLogDma = false, Blockers = ["no log"],
     };

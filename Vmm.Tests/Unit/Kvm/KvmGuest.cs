@@ -61,7 +61,7 @@ internal sealed class KvmGuest : IDisposable
     internal RunState RunToEnd()
     {
         var ended = new TaskCompletionSource<RunState>(TaskCreationOptions.RunContinuationsAsynchronously);
-        Vm.RunState.Changed += change => { if (change.From == RunState.Running) ended.TrySetResult(change.To); };
+        Vm.RunState.Changed += (from, to) => { if (from == RunState.Running) ended.TrySetResult(to); };
         Vm.Cont();
         Assert.That(ended.Task.Wait(Deadline), "the guest did not end");
         return ended.Task.Result;

@@ -57,7 +57,7 @@ internal sealed class KvmRunTests
             Forever(a);
         }));
         var off = new TaskCompletionSource();
-        guest.Vm.RunState.Changed += c => { if (c.To == RunState.Shutdown) off.TrySetResult(); };
+        guest.Vm.RunState.Changed += (_, to) => { if (to == RunState.Shutdown) off.TrySetResult(); };
         guest.Vm.Cont();
         Assert.That(off.Task.Wait(KvmGuest.Deadline));
         Assert.That(guest.Vm.Requests.ExitCode, Is.EqualTo(2));

@@ -27,7 +27,7 @@ public class EngineTests
         using var folder = new TempDirectory();
         using var writer = new BackgroundWriter(source);
         source.Vm.Cont();
-        source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, returnPath)]);
+        source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, returnPath)]);
         (Task<MigrationStatus> outgoing, Task<MigrationStatus> incoming) = Connect(source, destination, transport, folder);
         Assert.That(await outgoing.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{source.Engine.Query().Error}");
         Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{destination.Engine.Query().Error}");
@@ -74,8 +74,8 @@ public class EngineTests
         using TestVm destination = TestVm.WithRam(32 << 20, incoming: true);
         source.Vm.Cont();
         // Pause before the switchover, so that even the latest cancel comes before it.
-        source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.PauseBeforeSwitchover, true)]);
-        source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 100 << 20, DowntimeLimitMs = 1 });
+        source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.PauseBeforeSwitchover, true)]);
+        source.Engine.Parameters = source.Engine.Parameters with { MaxBandwidthBytesPerSecond = 100 << 20, DowntimeLimitMs = 1 };
         Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"), keepListening: true);
         var to = MigrationAddress.Parse($"tcp:127.0.0.1:{destination.Engine.Query().SocketAddresses[0].Port}");
         int cancelled = 0;
@@ -92,8 +92,8 @@ public class EngineTests
             cancelled++;
         }
         Assert.That(cancelled, Is.EqualTo(10));
-        source.Engine.Capabilities.Apply([new(MigrationCapability.PauseBeforeSwitchover, false)]);
-        source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 0 });
+        source.Engine.SetCapabilities([new(MigrationCapability.PauseBeforeSwitchover, false)]);
+        source.Engine.Parameters = source.Engine.Parameters with { MaxBandwidthBytesPerSecond = 0 };
         Assert.That(await source.Engine.Migrate(to).WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{source.Engine.Query().Error}");
         Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
         RamAssert.AreEqual(source.Vm.Memory, destination.Vm.Memory);
@@ -114,7 +114,7 @@ public class EngineTests
             using TestVm source = TestVm.WithRam(256 << 10).FilledRandom(5);
             using TestVm destination = TestVm.WithRam(256 << 10, incoming: true);
             source.Vm.Cont();
-            source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+            source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
             (InMemoryChannel a, InMemoryChannel b) = InMemoryChannel.CreatePair();
             Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(b);
             MigrationStatus sent = await source.Engine.Migrate(new FaultyChannel(a, total * i / 16)).WaitAsync(s_deadline);
@@ -135,7 +135,7 @@ public class EngineTests
         source.Vm.SaveVm.Register(new SaveVmRegistration { IdStr = "gate", InstanceId = 0 }, SaveVmHandlers.Of(new Gate(null, null)));
         destination.Vm.SaveVm.Register(new SaveVmRegistration { IdStr = "gate", InstanceId = 0 }, SaveVmHandlers.Of(new Gate(reached, gate)));
         source.Vm.Cont();
-        source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+        source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
         (Task<MigrationStatus> outgoing, Task<MigrationStatus> incoming) = Connect(source, destination, "tcp", null);
         Assert.That(reached.Wait(s_deadline));
         LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.Device, "the source did not reach 'device'");
@@ -153,7 +153,7 @@ public class EngineTests
         using TestVm source = TestVm.WithRam(Size).FilledRandom(7);
         using TestVm destination = TestVm.WithRam(Size * 2, incoming: true);
         source.Vm.Cont();
-        source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+        source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
         (Task<MigrationStatus> outgoing, Task<MigrationStatus> incoming) = Connect(source, destination, "tcp", null);
         Assert.That(await outgoing.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Failed));
         Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Failed));
@@ -168,7 +168,7 @@ public class EngineTests
     {
         using TestVm destination = TestVm.WithRam(Size, incoming: true);
         Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"), keepListening: true);
-        int port = destination.Engine.Query().SocketAddresses[0].Port!.Value;
+        int port = destination.Engine.Query().SocketAddresses[0].Port;
         using (var garbage = new System.Net.Sockets.TcpClient("127.0.0.1", port)) garbage.GetStream().Write("GET / HTTP/1.0\r\n\r\n"u8);
         LeakCheck.WaitFor(() => destination.Engine.Status == MigrationStatus.Failed, "the destination did not notice the garbage");
         Assert.That($"{destination.Engine.Query().Error}", Does.Contain("not a migration stream"));
@@ -253,7 +253,7 @@ public class EngineTests
     {
         using TestVm source = TestVm.WithRam(Size).FilledRandom(13);
         source.Vm.Cont();
-        source.Engine.Capabilities.Apply([new(MigrationCapability.PauseBeforeSwitchover, true)]);
+        source.Engine.SetCapabilities([new(MigrationCapability.PauseBeforeSwitchover, true)]);
         Task<MigrationStatus> outgoing = source.Engine.Migrate(new MemoryChannel());
         LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.PreSwitchover, "the source did not reach pre-switchover");
         Assert.That(source.Vm.RunState.State, Is.EqualTo(RunState.FinishMigrate));
@@ -267,9 +267,9 @@ public class EngineTests
     public async Task APageWithoutMemoryThatIsWrittenBeforeItsFirstTurnArrives()
     {
         using TestVm source = TestVm.WithRam(Size), destination = TestVm.WithRam(Size, incoming: true);
-        source.Engine.Capabilities.Apply([new(MigrationCapability.PauseBeforeSwitchover, true)]);
+        source.Engine.SetCapabilities([new(MigrationCapability.PauseBeforeSwitchover, true)]);
         // At this bandwidth the first half takes a while. The downtime limit lets the switchover begin before that, so the second half has not had its turn.
-        source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 10 << 20, DowntimeLimitMs = 2_000_000 });
+        source.Engine.Parameters = source.Engine.Parameters with { MaxBandwidthBytesPerSecond = 10 << 20, DowntimeLimitMs = 2_000_000 };
         new Random(16).NextBytes(source.Ram.Slice(0, (int)(Size / 2)));
         (Task<MigrationStatus> outgoing, Task<MigrationStatus> incoming) = Connect(source, destination, "memory", null);
         LeakCheck.WaitFor(() => source.Engine.Status == MigrationStatus.PreSwitchover, "the source did not reach pre-switchover");
@@ -286,7 +286,7 @@ public class EngineTests
     public async Task MaxBandwidthIsKept()
     {
         using TestVm source = TestVm.WithRam(Size).FilledRandom(14);
-        source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 16 << 20, DowntimeLimitMs = 1 });
+        source.Engine.Parameters = source.Engine.Parameters with { MaxBandwidthBytesPerSecond = 16 << 20, DowntimeLimitMs = 1 };
         var clock = System.Diagnostics.Stopwatch.StartNew();
         Assert.That(await source.Engine.Migrate(new MemoryChannel()), Is.EqualTo(MigrationStatus.Completed));
         Assert.That(clock.Elapsed.TotalSeconds, Is.InRange(0.35, 1.5), "8 MiB at 16 MiB/s take half a second");
@@ -297,7 +297,7 @@ public class EngineTests
     {
         using TestVm source = TestVm.WithRam(256 << 20).FilledRandom(15, halfZero: true);
         using TestVm destination = TestVm.WithRam(256 << 20, incoming: true);
-        source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 0 });
+        source.Engine.Parameters = source.Engine.Parameters with { MaxBandwidthBytesPerSecond = 0 };
         long before = GC.GetTotalAllocatedBytes(precise: true);
         (Task<MigrationStatus> outgoing, Task<MigrationStatus> incoming) = Connect(source, destination, "tcp", null);
         Assert.That(await outgoing.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
@@ -315,7 +315,7 @@ public class EngineTests
         using TestVm source = TestVm.WithRam(size);
         using TestVm destination = TestVm.WithRam(size, incoming: true);
         source.Ram.Slice(40UL << 30, 4096).Fill(7);
-        source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 0 });
+        source.Engine.Parameters = source.Engine.Parameters with { MaxBandwidthBytesPerSecond = 0 };
         using var folder = new TempDirectory();
         GC.Collect();
         long before = ResidentBytes();
@@ -348,7 +348,7 @@ public class EngineTests
             {
                 using TestVm source = TestVm.WithRam(Size).FilledRandom(16);
                 using TestVm destination = TestVm.WithRam(Size, incoming: true);
-                source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+                source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
                 (Task<MigrationStatus> outgoing, Task<MigrationStatus> incoming) = Connect(source, destination, "unix", folder);
                 await Task.WhenAll(outgoing, incoming).WaitAsync(s_deadline);
                 Assert.That(Directory.GetFiles(folder.Path), Is.Empty, "the engine removes the socket");
@@ -370,7 +370,7 @@ public class EngineTests
             return (source.Engine.Migrate(a), waiting);
         }
         Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(MigrationAddress.Parse(transport == "tcp" ? "tcp:127.0.0.1:0" : $"unix:{folder!["mig"]}"));
-        MigrationSocketAddress address = destination.Engine.Query().SocketAddresses[0];
+        MigrationAddress address = destination.Engine.Query().SocketAddresses[0];
         return (source.Engine.Migrate(MigrationAddress.Parse(transport == "tcp" ? $"tcp:127.0.0.1:{address.Port}" : $"unix:{address.Path}")), incoming);
     }
 

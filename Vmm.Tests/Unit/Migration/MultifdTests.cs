@@ -56,7 +56,7 @@ public sealed class MultifdTests
         FakeVfioPci last = VfioPair.Add(third, 0, new FakeVfioDevice("c"));
         first.Vm.Cont();
         await Migrate(first, second, returnPath: true);
-        second.Engine.Capabilities.Apply([new(MigrationCapability.Multifd, false)]);
+        second.Engine.SetCapabilities([new(MigrationCapability.Multifd, false)]);
         await Migrate(second, third, returnPath: true, multifd: false);
         Assert.That(last.Io.State, Is.EqualTo(Bytes(100_000, 7)));
     }
@@ -67,7 +67,7 @@ public sealed class MultifdTests
         using TestVm source = TestVm.WithRam(1 << 20).FilledRandom(2), destination = TestVm.WithRam(1 << 20, incoming: true);
         Use(destination, returnPath: false);
         Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
-        int port = destination.Engine.Query().SocketAddresses[0].Port!.Value;
+        int port = destination.Engine.Query().SocketAddresses[0].Port;
         // The UUID in the last channel's preamble belongs to another VM.
         using Socket main = Connect(port, [0x51, 0x45, 0x56, 0x4d, 0, 0, 0, 3, 7, 0, 0, 0, 4, .. "none"u8]),
             good = Connect(port, MultifdPacket.Preamble(Guid.Empty, 0)), bad = Connect(port, MultifdPacket.Preamble(Guid.NewGuid(), 1));
@@ -85,7 +85,7 @@ public sealed class MultifdTests
     {
         using TestVm source = TestVm.WithRam(8 << 20).FilledRandom(3), destination = TestVm.WithRam(8 << 20, incoming: true);
         source.Vm.Cont();
-        source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 1 << 20 });
+        source.Engine.Parameters = source.Engine.Parameters with { MaxBandwidthBytesPerSecond = 1 << 20 };
         Use(source, returnPath: true);
         Use(destination, returnPath: true);
         Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
@@ -95,7 +95,7 @@ public sealed class MultifdTests
         Assert.That(await outgoing.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Cancelled));
         Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Failed));
         Assert.That(source.Vm.RunState.IsRunning);
-        source.Engine.Parameters.Replace(source.Engine.Parameters.Current with { MaxBandwidthBytesPerSecond = 0 });
+        source.Engine.Parameters = source.Engine.Parameters with { MaxBandwidthBytesPerSecond = 0 };
         await Migrate(source, destination, returnPath: true);
         RamAssert.AreEqual(source.Vm.Memory, destination.Vm.Memory);
     }
@@ -129,7 +129,7 @@ public sealed class MultifdTests
         using TestVm source = TestVm.WithRam(16 << 20).FilledRandom(5), destination = TestVm.WithRam(16 << 20, incoming: true);
         source.Vm.Cont();
         Use(destination, returnPath: true);
-        source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+        source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
         Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
         Task<MigrationStatus> outgoing = source.Engine.Migrate(MigrationAddress.Parse($"tcp:127.0.0.1:{destination.Engine.Query().SocketAddresses[0].Port}"));
         Assert.That(await outgoing.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Failed));
@@ -171,7 +171,7 @@ public sealed class MultifdTests
         new VmOptions { Memory = [new RamBlockOptions { Name = "m", SizeBytes = 1 << 20 }], IsIncoming = incoming }, static b => b.AddPlugin<VfioPlugin>());
 
     private static void Use(TestVm vm, bool returnPath) =>
-        vm.Engine.Capabilities.Apply([new(MigrationCapability.Multifd, true), new(MigrationCapability.ReturnPath, returnPath)]);
+        vm.Engine.SetCapabilities([new(MigrationCapability.Multifd, true), new(MigrationCapability.ReturnPath, returnPath)]);
 
     private static async Task Migrate(TestVm source, TestVm destination, bool returnPath, bool multifd = true)
     {

@@ -207,7 +207,7 @@ internal sealed class KernelCprTests
         using var cpr = new VfioCprPci("dev0", "0000:00:02.0", io, null!, _host.Services) { Interrupts = static _ => { } };
         using (_host.Services.Bql.Acquire())
         {
-            RunStateNotifier vm = _host.Services.Notifier;
+            IRunStateNotifier vm = _host.Services.Notifier;
             vm.Start();
             if (state != RunState.Running) vm.Stop(state);
             vm.WasSuspended = wasSuspended;

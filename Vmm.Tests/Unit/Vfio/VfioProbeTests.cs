@@ -32,17 +32,16 @@ internal sealed class VfioProbeTests
         _host.AddNode(_host.Paths.Group("9"));
         VfioHostReport report = VfioProbe.Host(_host.Paths);
         Assert.That((report.HasContainerNode, report.HasIommufdNode), Is.EqualTo((true, false)));
-        Assert.That(report.Groups.Select(static g => (g.Number, g.HasNode)), Is.EqualTo(new[] { ("9", true), ("10", false), ("11", false) }));
-        Assert.That(report.Groups.SelectMany(static g => g.Members), Is.EqualTo(new[]
+        Assert.That(report.Devices, Is.EqualTo(new[]
         {
-            new VfioMemberReport(Address, "vfio-pci", true, "vfio0"), new VfioMemberReport("0000:00:01.1", null, false, null),
-            new VfioMemberReport("0000:00:1f.0", "lpc_ich", false, null), new VfioMemberReport(Uuid, "vfio_mdev", true, null),
+            new VfioMemberReport("9", true, Address, "vfio-pci", true, "vfio0"), new VfioMemberReport("9", true, "0000:00:01.1", null, false, null),
+            new VfioMemberReport("10", false, "0000:00:1f.0", "lpc_ich", false, null), new VfioMemberReport("11", false, Uuid, "vfio_mdev", true, null),
         }));
         Assert.That(_host.Kernel.Calls, Is.Empty);
     }
 
     [Test]
-    public void A_host_without_groups_has_an_empty_list() => Assert.That(VfioProbe.Host(_host.Paths).Groups, Is.Empty);
+    public void A_host_without_groups_has_an_empty_list() => Assert.That(VfioProbe.Host(_host.Paths).Devices, Is.Empty);
 
     [Test]
     public void A_device_of_protocol_2_tells_all()
@@ -59,7 +58,7 @@ internal sealed class VfioProbeTests
             Assert.That(report.States, Is.EqualTo(new[] { "stop", "running", "stop-copy", "resuming", "pre-copy" }));
             Assert.That((report.FoundIn, report.StateBytes, report.CanLogDma, report.ContainerCanLogDirty), Is.EqualTo(("pre-copy", (ulong?)96, true, false)));
             Assert.That(report.Regions.Select(static r => r.Index), Is.EqualTo(new[] { 7u }));
-            Assert.That(report.Irqs.Select(static i => (i.Index, i.Info.Count)), Is.EqualTo(new[] { (0u, 1u), (2u, 4u) }));
+            Assert.That(report.Irqs.Select(static i => (i.Index, i.Count)), Is.EqualTo(new[] { (0u, 1u), (2u, 4u) }));
             Assert.That(report.Blockers, Is.Empty);
         });
     }

@@ -31,7 +31,7 @@ namespace Vmm.Samples.EmbeddedVmm
             source.Cont();
 
             (InMemoryChannel here, InMemoryChannel there) = InMemoryChannel.CreatePair();
-            source.Migration().Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+            source.Migration().SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
             Task<MigrationStatus> incoming = destination.Migration().MigrateIncoming(there);
             MigrationStatus sent = await source.Migration().Migrate(here);
             await incoming;

@@ -72,7 +72,7 @@ internal sealed record MigrationReport(JsonObject Answer)
         if (DowntimeMs is { } downtime) lines.Add(["downtime", Format.Milliseconds(downtime) + Parts()]);
         foreach (string reason in BlockedReasons) lines.Add(["blocked", reason]);
         if (Answer["socket-address"] is JsonArray sockets)
-            foreach (JsonNode? one in sockets) lines.Add(["listening", AddressExtensions.ReadSocketAddress(one).ToUri().ToString()]);
+            foreach (JsonNode? one in sockets) lines.Add(["listening", AddressExtensions.ReadSocketAddress(one).ToString()]);
         return lines;
     }
 

@@ -75,7 +75,7 @@ internal sealed class DemoCommand(CliContext context)
         await using PeerProcess destination = await PeerProcess.StartQemu(context, qemu, Path.Combine(folder, "q.qmp"),
             ["-M", "none", "-m", Memory, "-nodefaults", "-display", "none", "-incoming", "tcp:127.0.0.1:0"]);
         JsonObject listening = await destination.Monitor.Query("query-migrate", context.Interrupted);
-        string uri = AddressExtensions.ReadSocketAddress(listening["socket-address"]?[0]).ToUri().ToString();
+        string uri = AddressExtensions.ReadSocketAddress(listening["socket-address"]?[0]).ToString();
         await using PeerProcess source = await PeerProcess.StartVmm(context, folder, Path.Combine(folder, "c.qmp"),
             ["--name", "c", "--memory", Memory, "--workload", Workload]);
         JsonObject version = await destination.Monitor.Query("query-version", context.Interrupted);

@@ -51,7 +51,7 @@ internal static class CommandLineUpdate
         ? ["--incoming", $"file:{channels.Main.Path}"]
         :
         [
-            "--incoming", MigrationChannelArgument.Unix("main", channels.Main.Path), "--incoming", MigrationChannelArgument.Unix("cpr", channels.Cpr.Path),
+            "--incoming", QmpServer.IncomingUnix("main", channels.Main.Path), "--incoming", QmpServer.IncomingUnix("cpr", channels.Cpr.Path),
             "--replaces", $"{channels.OldPid}",
         ];
 }

@@ -26,16 +26,15 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         if (options.Vm.Devices.Any(static d => d.TypeName == "help")) return ListDevices();
         long memoryBytes = (long)options.Vm.Memory.Aggregate(0UL, static (sum, b) => sum + b.SizeBytes);
         var directory = VmDirectory.Open(context.GetVariable);
-        CprIncoming? inherited = CprExec.TakeFromEnvironment();
+        CprIncoming? inherited = UpdateArrival.TakeCprExecState();
         using UpdateArrival? arrival = Arrival();
         using VmRegistration registration = directory.Register(options.Vm.Name, options.QmpPath, memoryBytes, options.Replaces, isAgain: inherited is not null);
         await using ServiceProvider services = VmHost.Build(verbose,
             options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name), Rehearsal(directory));
-        MoveRehearsal rehearsal = services.GetRequiredService<MoveRehearsal>();
-        // A process that waits for a VM has time to rehearse, which shortens the stop of that VM.
+        // Who waits for a VM has the time, and the VM then stands still for less.
         bool waits = options.Replaces is not null || options.Incoming is { IsSocket: true };
-        if (waits) await rehearsal.RunAsync(options.Vm);
-        if (inherited is not null && options.Cpr is not null) context.Note("the cpr channel is not used, because this process has replaced itself");
+        if (waits) await services.RehearseMoveAsync(options.Vm);
+        if (inherited is not null && options.Cpr is not null) context.Note("the cpr channel is not used: this process has replaced itself");
         using CprTransferReceiver? cpr = options.Cpr is null || inherited is not null ? null : Receive(options.Cpr, arrival);
         using Vm vm = CreateVm(services, inherited ?? cpr?.Incoming);
         using QmpServer server = vm.Services.GetRequiredService<QmpServer>();
@@ -48,7 +47,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
         context.Note($"ready: pid {Environment.ProcessId}, qmp {registration.Entry.QmpPath}{incoming}");
         // Rehearse while the guest starts: the first stop otherwise takes long, mostly to save the vCPUs' state.
-        Task rehearsing = waits || inherited is not null || vm.Accelerator is null ? Task.CompletedTask : rehearsal.RunAsync(options.Vm);
+        Task rehearsing = waits || inherited is not null || vm.Accelerator is null ? Task.CompletedTask : services.RehearseMoveAsync(options.Vm);
         try
         {
             return await WaitForEnd(server);
@@ -67,7 +66,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
             _end.TrySetResult(ExitCode.Ok);
         });
         if (await Task.WhenAny(server.QuitRequested, _end.Task) != server.QuitRequested) return await _end.Task;
-        QmpQuitRequest quit = await server.QuitRequested;
+        (int ExitCode, string? Reason) quit = await server.QuitRequested;
         if (quit.Reason is not null) context.Note(quit.Reason);
         return (ExitCode)quit.ExitCode;
     }
@@ -206,6 +205,6 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
             if (!waits) _end.TrySetResult(ExitCode.Failed);
         };
         _ = engine.MigrateIncoming(address, keepListening: !vm.CprFds.IsIncoming);
-        return $", incoming {(engine.Query().SocketAddresses is [var at, ..] ? at.ToUri() : address)}";
+        return $", incoming {(engine.Query().SocketAddresses is [var at, ..] ? at : address)}";
     }
 }

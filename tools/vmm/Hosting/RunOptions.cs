@@ -105,7 +105,7 @@ internal sealed record RunOptions
         string? main = null, cpr = null;
         foreach (string text in texts)
         {
-            bool isCpr = Named("--incoming", text, () => MigrationChannelArgument.Parse(text)).IsCpr;
+            bool isCpr = Named("--incoming", text, () => QmpServer.ParseIncoming(text)).IsCpr;
             ref string? place = ref isCpr ? ref cpr : ref main;
             if (place is not null) throw CliException.Usage($"--incoming '{text}': there is another {(isCpr ? "cpr" : "main")} channel");
             place = text;
@@ -115,7 +115,7 @@ internal sealed record RunOptions
     }
 
     private static MigrationAddress? Channel(string? text) =>
-        text is null ? null : Named("--incoming", text, () => MigrationChannelArgument.Parse(text)).Address?.Rooted();
+        text is null ? null : Named("--incoming", text, () => QmpServer.ParseIncoming(text)).Address?.Rooted();
 
     /// <summary><c>auto|kvm|none</c>, the first two with <c>,dirty-ring-size=ENTRIES</c> as in QEMU.</summary>
     private static (string Name, int DirtyRingEntries) Accelerator(string text)

@@ -34,7 +34,7 @@ internal static class VmHost
         if (rehearsal is not null) services.AddSingleton(rehearsal);
         if (snapshotDirectory is not null) services.AddSingleton(new SnapshotOptions { Directory = snapshotDirectory });
         if (verbose) AddLog(services, LogLevel.Debug);
-        services.AddVmm().AddMigration().AddQmp().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<WorkloadPlugin>().AddPlugin<VfioPlugin>().AddPlugin<EduPlugin>().AddPlugin<EduGuestPlugin>().AddPlugin<KvmPlugin>();
+        services.AddVmm().AddMigration().AddQmp().AddPlugin<SerialPlugin>().AddPlugin<WorkloadPlugin>().AddPlugin<VfioPlugin>().AddPlugin<EduPlugin>().AddPlugin<EduGuestPlugin>().AddPlugin<KvmPlugin>();
         return services.BuildServiceProvider();
     }
 

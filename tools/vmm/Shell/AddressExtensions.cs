@@ -10,12 +10,8 @@ internal static class AddressExtensions
     public static MigrationAddress Rooted(this MigrationAddress address) =>
         address.Transport is MigrationTransport.File or MigrationTransport.Unix ? address with { Path = Path.GetFullPath(address.Path) } : address;
 
-    /// <summary>Returns the URI to which a source must migrate.</summary>
-    public static MigrationAddress ToUri(this MigrationSocketAddress address) => address.Type == "unix"
-        ? new() { Transport = MigrationTransport.Unix, Path = address.Path ?? string.Empty }
-        : new() { Transport = MigrationTransport.Tcp, Host = address.Host ?? string.Empty, Port = address.Port ?? 0 };
-
-    /// <summary>Reads a QMP SocketAddress.</summary>
-    public static MigrationSocketAddress ReadSocketAddress(JsonNode? address) =>
-        new(address.Text("type") ?? "inet", address.Text("host"), int.TryParse(address?["port"]?.ToString(), out int port) ? port : null, address.Text("path"));
+    /// <summary>Reads a QMP SocketAddress; what comes back reaches the one who listens there.</summary>
+    public static MigrationAddress ReadSocketAddress(JsonNode? address) => address.Text("type") == "unix"
+        ? new() { Transport = MigrationTransport.Unix, Path = address.Text("path") ?? string.Empty }
+        : new() { Transport = MigrationTransport.Tcp, Host = address.Text("host") ?? string.Empty, Port = int.TryParse(address?["port"]?.ToString(), out int port) ? port : 0 };
 }

@@ -8,10 +8,10 @@ namespace Vmm.Tools.Cli.Streams;
 internal sealed class StreamCommands(CliContext context)
 {
     /// <summary>Prints the content of the stream. Prints a broken stream as far as it can be read, and returns code 1.</summary>
-    public ExitCode Show(string path, bool pages, bool json) => Finish(StreamViewer.ReadFile(path, new StreamViewOptions { ListPages = pages }), json, withEntries: true);
+    public ExitCode Show(string path, bool pages, bool json) => Finish(StreamDocument.ReadFile(path, pages), json, withEntries: true);
 
     /// <summary>Prints what breaks the format and returns code 1, or prints that nothing does.</summary>
-    public ExitCode Check(string path, bool json) => Finish(StreamViewer.ReadFile(path), json, withEntries: false);
+    public ExitCode Check(string path, bool json) => Finish(StreamDocument.ReadFile(path), json, withEntries: false);
 
     private ExitCode Finish(StreamDocument stream, bool json, bool withEntries)
     {

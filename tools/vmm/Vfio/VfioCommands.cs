@@ -25,10 +25,10 @@ internal sealed class VfioCommands(CliContext context)
             Format.WriteJson(context.Out, new JsonObject
             {
                 ["container"] = host.HasContainerNode, ["iommufd"] = host.HasIommufdNode,
-                ["groups"] = new JsonArray([.. host.Groups.Select(static g => new JsonObject
+                ["groups"] = new JsonArray([.. host.Devices.GroupBy(static d => (d.Group, d.HasGroupNode)).Select(static g => new JsonObject
                 {
-                    ["group"] = g.Number, ["node"] = g.HasNode,
-                    ["devices"] = new JsonArray([.. g.Members.Select(static m => new JsonObject
+                    ["group"] = g.Key.Group, ["node"] = g.Key.HasGroupNode,
+                    ["devices"] = new JsonArray([.. g.Select(static m => new JsonObject
                     {
                         ["device"] = m.Name, ["driver"] = m.Driver, ["vfio"] = m.IsVfio, ["character-device"] = m.CharacterDevice,
                     })]),
@@ -37,7 +37,7 @@ internal sealed class VfioCommands(CliContext context)
             return;
         }
         context.Out.WriteLine($"/dev/vfio/vfio: {(host.HasContainerNode ? "yes" : "no")}, /dev/iommu: {(host.HasIommufdNode ? "yes" : "no")}");
-        if (host.Groups.Count == 0)
+        if (host.Devices.Count == 0)
         {
             context.Note("there are no IOMMU groups (switch the IOMMU on in the firmware and in the kernel: intel_iommu=on; AMD needs no parameter)");
             return;
@@ -45,8 +45,8 @@ internal sealed class VfioCommands(CliContext context)
         Format.WriteTable(context.Out,
         [
             ["GROUP", "NODE", "DEVICE", "DRIVER", "VFIO", "CDEV"],
-            .. host.Groups.SelectMany(static g => g.Members,
-                static (g, m) => (string[])[g.Number, g.HasNode ? "yes" : "no", m.Name, m.Driver ?? "-", m.IsVfio ? "yes" : "no", m.CharacterDevice ?? "-"]),
+            .. host.Devices.Select(static m =>
+                (string[])[m.Group, m.HasGroupNode ? "yes" : "no", m.Name, m.Driver ?? "-", m.IsVfio ? "yes" : "no", m.CharacterDevice ?? "-"]),
         ]);
     }
 
@@ -56,9 +56,9 @@ internal sealed class VfioCommands(CliContext context)
         {
             Format.WriteJson(context.Out, new JsonObject
             {
-                ["device"] = device.Name, ["container"] = device.Container, ["pci"] = device.Info.IsPci, ["reset"] = device.Info.SupportsReset,
+                ["device"] = device.Name, ["container"] = device.Container, ["pci"] = device.IsPci, ["reset"] = device.SupportsReset,
                 ["regions"] = new JsonArray([.. device.Regions.Select(RegionJson)]),
-                ["irqs"] = new JsonArray([.. device.Irqs.Select(static i => new JsonObject { ["index"] = i.Index, ["count"] = i.Info.Count, ["flags"] = Flags(i.Info.Flags) })]),
+                ["irqs"] = new JsonArray([.. device.Irqs.Select(static i => new JsonObject { ["index"] = i.Index, ["count"] = i.Count, ["flags"] = Flags(i.Flags) })]),
                 ["protocol"] = device.Protocol,
                 ["states"] = new JsonArray([.. device.States.Select(static s => JsonValue.Create(s))]),
                 ["found-in"] = device.FoundIn,
@@ -73,9 +73,9 @@ internal sealed class VfioCommands(CliContext context)
         [
             ["device", device.Name],
             ["container", device.Container],
-            ["kind", $"{(device.Info.IsPci ? "PCI" : "not PCI")}, reset {(device.Info.SupportsReset ? "supported" : "not announced")}"],
+            ["kind", $"{(device.IsPci ? "PCI" : "not PCI")}, reset {(device.SupportsReset ? "supported" : "not announced")}"],
             .. device.Regions.Select(static r => (string[])[$"region {r.Index}", RegionText(r)]),
-            .. device.Irqs.Select(static i => (string[])[$"irq {i.Index}", $"{(i.Index < s_irqs.Length ? s_irqs[i.Index] : "other")}, {i.Info.Count} x {string.Join(' ', Flags(i.Info.Flags))}"]),
+            .. device.Irqs.Select(static i => (string[])[$"irq {i.Index}", $"{(i.Index < s_irqs.Length ? s_irqs[i.Index] : "other")}, {i.Count} x {string.Join(' ', Flags(i.Flags))}"]),
             ["migration", device.Protocol == 0 ? "none" : $"protocol v{device.Protocol}"],
             .. v2 ? (string[][])
             [

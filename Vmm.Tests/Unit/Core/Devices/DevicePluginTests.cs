@@ -2,6 +2,7 @@ using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.VmStates;
+using Vmm.Core.Workloads;
 using static Vmm.Tests.Support.SectionBytes;
 
 namespace Vmm.Tests.Unit.Core.Devices;
@@ -16,7 +17,7 @@ public sealed class DevicePluginTests
     public void SetUp()
     {
         var services = new ServiceCollection();
-        services.AddVmm().AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>();
+        services.AddVmm().AddPlugin<SerialPlugin>().AddPlugin<WorkloadPlugin>();
         _host = services.BuildServiceProvider();
         _vms = _host.GetRequiredService<VmFactory>();
     }

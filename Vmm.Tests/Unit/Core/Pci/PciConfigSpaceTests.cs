@@ -49,7 +49,7 @@ public sealed class PciConfigSpaceTests
         var config = new PciConfigSpace(isExpress: false);
         config.AddCapability(PciCapabilityId.PowerManagement, 0x50, 8);
         config.AddCapability(PciCapabilityId.Express, 0x40, 8);
-        Assert.That(config.Capabilities(out bool broken), Is.EqualTo((PciCapability[])[new(PciCapabilityId.Express, 0x40), new(PciCapabilityId.PowerManagement, 0x50)]));
+        Assert.That(config.Capabilities(out bool broken), Is.EqualTo(((byte, int)[])[(PciCapabilityId.Express, 0x40), (PciCapabilityId.PowerManagement, 0x50)]));
         Assert.That(broken, Is.False);
         Assert.That(config.FindCapability(PciCapabilityId.PowerManagement), Is.EqualTo(0x50));
         Assert.That(config.FindCapability(PciCapabilityId.Msix), Is.Zero);

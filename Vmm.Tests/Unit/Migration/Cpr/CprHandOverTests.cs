@@ -34,7 +34,7 @@ internal sealed class CprHandOverTests
         _folder = new TempDirectory();
         (_main, _cpr) = (MigrationAddress.Parse($"unix:{_folder["main"]}"), MigrationAddress.Parse($"unix:{_folder["cpr"]}"));
         _from = TestVm.WithRam(Size).FilledRandom(1);
-        _from.Engine.Parameters.Replace(new MigrationParameters { Mode = MigrationMode.CprTransfer });
+        _from.Engine.Parameters = new MigrationParameters { Mode = MigrationMode.CprTransfer };
         _from.Vm.Cont();
     }
 
@@ -83,7 +83,7 @@ internal sealed class CprHandOverTests
     [Test]
     public async Task WithoutTheCapabilityAFailedLoadIsStillAFailure()
     {
-        _from.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, false)]);
+        _from.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, false)]);
         using IDisposable here = Section(_from);
         (Task<MigrationStatus> outgoing, CprTransferReceiver receiver) = await HandOver();
         using TestVm to = Make(receiver);
@@ -166,7 +166,7 @@ internal sealed class CprHandOverTests
         using TestVm source = TestVm.WithRam(Size).FilledRandom(2);
         using TestVm destination = TestVm.WithRam(Size, incoming: true);
         source.Vm.Cont();
-        source.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true)]);
+        source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
         (InMemoryChannel a, InMemoryChannel b) = InMemoryChannel.CreatePair();
         Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(b);
         bool tooLate = false;

@@ -71,7 +71,7 @@ public class CprRebootTests
         using var vm = new TestVm(new VmOptions { Memory = [new RamBlockOptions { Name = "m", SizeBytes = Size, IsShared = false }] });
         foreach (MigrationMode mode in Enum.GetValues<MigrationMode>())
         {
-            vm.Engine.Parameters.Replace(new MigrationParameters { Mode = mode });
+            vm.Engine.Parameters = new MigrationParameters { Mode = mode };
             Assert.That(vm.Engine.Query().BlockedReasons.Count, Is.EqualTo(mode is MigrationMode.CprTransfer or MigrationMode.CprExec ? 1 : 0), $"{mode}");
         }
     }
@@ -85,7 +85,7 @@ public class CprRebootTests
     public void ChannelsThatDoNotGoWithTheModeAreRefusedBeforeAnythingHappens(MigrationMode mode, string main, string? cpr, string reason)
     {
         using TestVm vm = TestVm.WithRam(Size);
-        vm.Engine.Parameters.Replace(new MigrationParameters { Mode = mode });
+        vm.Engine.Parameters = new MigrationParameters { Mode = mode };
         Assert.That(() => vm.Engine.Migrate(MigrationAddress.Parse(main), cpr is null ? null : MigrationAddress.Parse(cpr)), Throws.TypeOf<ConfigurationException>().With.Message.Contains(reason));
         Assert.That(vm.Engine.Status, Is.EqualTo(MigrationStatus.None));
     }
@@ -95,7 +95,7 @@ public class CprRebootTests
 
     private static void Prepare(TestVm vm, MigrationMode mode)
     {
-        vm.Engine.Parameters.Replace(new MigrationParameters { Mode = mode });
-        vm.Engine.Capabilities.Apply([new(MigrationCapability.XIgnoreShared, mode == MigrationMode.CprReboot)]);
+        vm.Engine.Parameters = new MigrationParameters { Mode = mode };
+        vm.Engine.SetCapabilities([new(MigrationCapability.XIgnoreShared, mode == MigrationMode.CprReboot)]);
     }
 }

@@ -84,9 +84,9 @@ public sealed class HumanMonitorTests
         using var host = new QmpHost();
         using QmpWire wire = host.Client();
         Hmp(wire, "migrate_set_parameter max-bandwidth 10");
-        Assert.That(host.Engine.Parameters.Current.MaxBandwidthBytesPerSecond, Is.EqualTo(10UL << 20));
+        Assert.That(host.Engine.Parameters.MaxBandwidthBytesPerSecond, Is.EqualTo(10UL << 20));
         Hmp(wire, "migrate_set_parameter max-bandwidth 3G");
-        Assert.That(host.Engine.Parameters.Current.MaxBandwidthBytesPerSecond, Is.EqualTo(3UL << 30));
+        Assert.That(host.Engine.Parameters.MaxBandwidthBytesPerSecond, Is.EqualTo(3UL << 30));
         Hmp(wire, "migrate_set_parameter downtime-limit 20");
         Hmp(wire, "migrate_set_capability events on");
         using (Assert.EnterMultipleScope())

@@ -82,7 +82,7 @@ public sealed class QmpCommandTests
             Assert.That(answer["return"]!.ToJsonString(), Is.EqualTo("{}"));
             Assert.That(QmpWire.Describe(other.Read()), Is.EqualTo("SHUTDOWN false host-qmp-quit"));
         }
-        Assert.That(await host.Server.QuitRequested.WaitAsync(TimeSpan.FromSeconds(20)), Is.EqualTo(new QmpQuitRequest(0, null)));
+        Assert.That(await host.Server.QuitRequested.WaitAsync(TimeSpan.FromSeconds(20)), Is.EqualTo((0, (string?)null)));
     }
 
     [Test]

@@ -143,7 +143,7 @@ public sealed class QmpMigrationCommandTests
         using var host = new QmpHost();
         using QmpWire wire = host.Client();
         Assert.That(wire.Error("migrate-set-parameters", "{\"max-bandwidth\":7," + arguments[1..]), Is.EqualTo("GenericError: " + text));
-        Assert.That(host.Engine.Parameters.Current, Is.EqualTo(new MigrationParameters()));
+        Assert.That(host.Engine.Parameters, Is.EqualTo(new MigrationParameters()));
     }
 
     [Test]
@@ -152,7 +152,7 @@ public sealed class QmpMigrationCommandTests
         using var host = new QmpHost();
         using QmpWire wire = host.Client();
         wire.Return("migrate-set-parameters", "{\"max-bandwidth\":0,\"downtime-limit\":5,\"avail-switchover-bandwidth\":9,\"zero-page-detection\":\"none\",\"tls-creds\":null}");
-        Assert.That(host.Engine.Parameters.Current, Is.EqualTo(new MigrationParameters
+        Assert.That(host.Engine.Parameters, Is.EqualTo(new MigrationParameters
         {
             MaxBandwidthBytesPerSecond = 0, DowntimeLimitMs = 5, AvailSwitchoverBandwidthBytesPerSecond = 9, ZeroPageDetection = ZeroPageDetection.None,
         }));
@@ -168,7 +168,7 @@ public sealed class QmpMigrationCommandTests
         },
         Downtime = new DowntimeReport { TotalMs = 24.6 },
         Error = new MigrationError { Side = "destination", Phase = "load", Message = "boom", Section = "ram/0", Offset = 12 },
-        SocketAddresses = [new MigrationSocketAddress("inet", "127.0.0.1", 38473, null)],
+        SocketAddresses = [new MigrationAddress { Transport = MigrationTransport.Tcp, Host = "127.0.0.1", Port = 38473 }],
     };
 
     private const string Ours = "__io.github.vmm_";
@@ -265,8 +265,8 @@ public sealed class QmpMigrationCommandTests
         host.Engine.Info = s_full;
         wire.Return("migrate-incoming", "{\"uri\":\"tcp::0\"}");
         host.Engine.Move(MigrationStatus.Failed);
-        QmpQuitRequest quit = await host.Server.QuitRequested.WaitAsync(TimeSpan.FromSeconds(20));
-        Assert.That(quit, Is.EqualTo(new QmpQuitRequest(1, "destination, load: boom")));
+        (int, string?) quit = await host.Server.QuitRequested.WaitAsync(TimeSpan.FromSeconds(20));
+        Assert.That(quit, Is.EqualTo((1, (string?)"destination, load: boom")));
     }
 
     [Test]

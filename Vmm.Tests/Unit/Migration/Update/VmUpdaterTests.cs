@@ -90,7 +90,7 @@ internal sealed class VmUpdaterTests
     private void ExpectAsBefore()
     {
         Assert.That(_vm.RunState.State, Is.EqualTo(RunState.Running));
-        Assert.That(_vm.Migration().Parameters.Current.Mode, Is.EqualTo(MigrationMode.Normal));
+        Assert.That(_vm.Migration().Parameters.Mode, Is.EqualTo(MigrationMode.Normal));
         Assert.That(_vm.Migration().Capabilities.IsOn(MigrationCapability.ReturnPath), Is.False);
         Assert.That(Directory.EnumerateFileSystemEntries(_folder.Path), Is.Empty);
     }

@@ -201,7 +201,7 @@ public sealed class StreamViewerTests
         {
             Memory = [new RamBlockOptions { Name = "a", SizeBytes = 1 << 20 }, new RamBlockOptions { Name = "b", SizeBytes = 64 << 10 }],
             Devices = [.. new[] { "serial", "scratch", "pattern,state=on" }.Select(DeviceOptions.Parse)],
-        }, static b => b.AddPlugin<SerialPlugin>().AddPlugin<ScratchPlugin>().AddPlugin<WorkloadPlugin>());
+        }, static b => b.AddPlugin<SerialPlugin>().AddPlugin<WorkloadPlugin>());
         vm.FilledRandom(3, halfZero: true);
         var channel = new MemoryChannel();
         Assert.That(await vm.Engine.Migrate(channel), Is.EqualTo(MigrationStatus.Completed));

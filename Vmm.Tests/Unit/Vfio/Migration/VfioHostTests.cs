@@ -69,9 +69,9 @@ public sealed class VfioHostTests
             _ => new FakeVfioDevice("a", VfioMigrationFlags.StopCopy | VfioMigrationFlags.P2P | VfioMigrationFlags.PreCopy) { State = [1] }, _ => new FakeVfioDevice("b"),
             options: new VfioMigrationOptions { MigrationEvents = on });
         var events = new List<string>();
-        pair.Source.Vm.Events.Raised += e =>
+        pair.Source.Vm.Events.Raised += (name, data) =>
         {
-            lock (events) events.Add(string.Join(',', e.Data.Select(static d => d.Value).Prepend(e.Name)));
+            lock (events) events.Add(string.Join(',', data.Select(static d => d.Value).Prepend(name)));
         };
         await pair.MigrateWell();
         string[] expected = ["pre-copy", "pre-copy-p2p-prepare", "pre-copy-p2p", "stop-copy", "stop"];

@@ -94,7 +94,7 @@ public sealed class VfioSwitchoverAckTests
     public void ItNeedsTheReturnPath()
     {
         using TestVm vm = VfioPair.Host(64 << 10, incoming: false);
-        ConfigurationException e = Assert.Throws<ConfigurationException>(() => vm.Engine.Capabilities.Apply([new(MigrationCapability.SwitchoverAck, true)]))!;
+        ConfigurationException e = Assert.Throws<ConfigurationException>(() => vm.Engine.SetCapabilities([new(MigrationCapability.SwitchoverAck, true)]))!;
         Assert.That(e.Message, Is.EqualTo("Capability 'switchover-ack' requires capability 'return-path'"));
     }
 
@@ -109,12 +109,12 @@ public sealed class VfioSwitchoverAckTests
     {
         foreach (TestVm vm in (TestVm[])[pair.Source, pair.Destination])
         {
-            vm.Engine.Capabilities.Apply([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.SwitchoverAck, true)]);
+            vm.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true), new(MigrationCapability.SwitchoverAck, true)]);
             vm.FullEngine.Compat = vm.FullEngine.Compat with { LegacySwitchoverAck = legacy };
         }
     }
 
-    private sealed class First(Action before) : Vmm.Core.RunStates.IVmStatePrepareHandler
+    private sealed class First(Action before) : Vmm.Core.RunStates.IVmStateHandler
     {
         public void OnVmStatePrepare(bool running, Vmm.Core.RunStates.RunState state)
         {

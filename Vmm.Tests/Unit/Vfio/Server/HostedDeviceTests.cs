@@ -282,7 +282,7 @@ internal sealed class HostedDeviceTests
     [Test]
     public void ADeviceThatIsNoneOrRefusesItsOptionsIsRefused()
     {
-        Assert.That(() => new PciDeviceBackend("scratch", static b => b.AddPlugin<ScratchPlugin>(), static () => new DeviceOptions("scratch")), Throws.InstanceOf<ConfigurationException>());
+        Assert.That(() => new PciDeviceBackend("scratch", static b => b.AddPlugin<WorkloadPlugin>(), static () => new DeviceOptions("scratch")), Throws.InstanceOf<ConfigurationException>());
         Assert.That(() => new PciDeviceType<EduPlugin>(new EduDeviceFactory()).Create(DeviceOptions.Parse("edu,colour=red")), Throws.InstanceOf<ConfigurationException>());
     }
 }
