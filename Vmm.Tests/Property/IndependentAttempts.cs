@@ -185,8 +185,8 @@ public sealed class IndependentAttempts
 
         internal void Use(IEnumerable<MigrationCapability> on, ZeroPageDetection zeroPages)
         {
-            Vm.Engine.Capabilities.Apply(s_capabilities.Select(c => KeyValuePair.Create(c, on.Contains(c))));
-            Vm.Engine.Parameters.Replace(Vm.Engine.Parameters.Current with { ZeroPageDetection = zeroPages });
+            Vm.Engine.SetCapabilities(s_capabilities.Select(c => KeyValuePair.Create(c, on.Contains(c))));
+            Vm.Engine.Parameters = Vm.Engine.Parameters with { ZeroPageDetection = zeroPages };
         }
 
         internal async Task<Outcome> Run(Attempt attempt, byte[][] streams)

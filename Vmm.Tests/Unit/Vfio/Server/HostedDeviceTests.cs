@@ -2,6 +2,7 @@ using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
+using Vmm.Core.Workloads;
 using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Hosted;
 using Vmm.Devices.Vfio.User.Server;
