@@ -39,7 +39,7 @@ internal sealed class Switchover(OutgoingAttempt attempt, OutgoingLink link, Swi
         try
         {
             Stop();
-            if (Vm.Capabilities.IsOn(MigrationCapability.PauseBeforeSwitchover) && Machine.TryMove(MigrationStatus.Active, MigrationStatus.PreSwitchover))
+            if (attempt.Plan.Context.Capabilities.IsOn(MigrationCapability.PauseBeforeSwitchover) && Machine.TryMove(MigrationStatus.Active, MigrationStatus.PreSwitchover))
             {
                 bql.Dispose();
                 MayGoOn.Wait();
