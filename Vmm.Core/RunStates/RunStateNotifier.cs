@@ -64,7 +64,7 @@ public interface IRunStateNotifier
     /// <summary>
     /// Adds a handler. A start calls handlers by ascending priority and, within one priority, in order of registration; a stop uses the reverse order.
     /// </summary>
-    /// <param name="handler">The handler.</param>
+    /// <param name="handler">It hears of starts and stops from now on; a running VM is not announced.</param>
     /// <param name="priority">QEMU's device depth; 0 by default.</param>
     /// <returns>Dispose to remove it.</returns>
     IDisposable Register(IVmStateHandler handler, int priority = 0);

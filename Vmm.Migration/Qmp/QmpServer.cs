@@ -62,7 +62,7 @@ public sealed class QmpServer : IDisposable
     public static string IncomingUnix(string type, string path) => MigrationChannelArgument.Unix(type, path);
 
     /// <summary>Makes a server without clients; <see cref="Listen"/> and <see cref="Serve(OwnedFd)"/> bring them.</summary>
-    /// <param name="vm">The VM.</param>
+    /// <param name="vm">The VM to control.</param>
     /// <param name="engine">Its migration engine; gets this server's descriptor look-ups.</param>
     /// <param name="snapshots">Its snapshots, or null when it has no store.</param>
     /// <param name="loggers">Loggers, or null.</param>

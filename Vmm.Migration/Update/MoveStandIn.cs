@@ -26,13 +26,13 @@ public class MoveStandIn(VmOptions real) : IDisposable
     };
 
     /// <summary>Called for each of the two VMs after it was made and before it runs.</summary>
-    /// <param name="vm">The VM.</param>
+    /// <param name="vm">The stand-in, not running yet.</param>
     public virtual void OnCreated(Vm vm)
     {
     }
 
     /// <summary>Called while the source runs; blocks until its guest has used its devices.</summary>
-    /// <param name="vm">The source.</param>
+    /// <param name="vm">The source of the rehearsed move.</param>
     /// <param name="limit">Ends the wait.</param>
     public virtual void WaitUntilUsed(Vm vm, CancellationToken limit)
     {

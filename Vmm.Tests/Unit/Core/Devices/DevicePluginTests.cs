@@ -71,7 +71,7 @@ public sealed class DevicePluginTests
     public void EveryFactoryOffersDescriptionsThatHoldTheRules()
     {
         IDeviceFactory[] factories = [.. _host.GetServices<IDeviceFactory>()];
-        Assert.That(factories.Select(static f => f.TypeName), Is.EqualTo(new[] { "serial", "scratch" }));
+        Assert.That(factories.Select(static f => f.TypeName), Is.EqualTo(new[] { "serial", "pattern", "ticker", "scratch" }));
         foreach (IDeviceFactory factory in factories)
         {
             Assert.That(factory.Descriptions, Is.Not.Empty);
