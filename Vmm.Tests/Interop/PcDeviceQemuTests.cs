@@ -72,6 +72,7 @@ public sealed class PcDeviceQemuTests
         internal Pc()
         {
             Services.Memory.AddBlock(new Core.Memory.RamBlockOptions { Name = "ram", SizeBytes = MicrovmStream.MemoryBytes });
+            using Lock.Scope held = Services.Bql.Acquire();
             _legacy = new LegacyDevices(Services);
             _serial = new SerialDevice(DeviceOptions.Parse("serial"), Services);
         }

@@ -74,7 +74,7 @@ public sealed class DevicePluginTests
         Assert.That(factories.Select(static f => f.TypeName), Is.EqualTo(new[] { "serial", "pattern", "ticker", "scratch" }));
         foreach (IDeviceFactory factory in factories)
         {
-            Assert.That(factory.Descriptions, Is.Not.Empty);
+            Assert.That(factory.Descriptions, factory.TypeName == "ticker" ? Is.Empty : Is.Not.Empty, "the ticker is written by code");
             foreach (IVmStateDescription description in factory.Descriptions) Assert.DoesNotThrow(() => VmStateRules.Check(description), description.Name);
         }
     }
