@@ -72,6 +72,8 @@ public sealed class DevicePluginTests
     {
         IDeviceFactory[] factories = [.. _host.GetServices<IDeviceFactory>()];
         Assert.That(factories.Select(static f => f.TypeName), Is.EqualTo(new[] { "serial", "pattern", "ticker", "scratch" }));
+        // The ticker's state is in the guest's RAM.
+        Assert.That(factories.Where(static f => f.Descriptions.Count == 0).Select(static f => f.TypeName), Is.EqualTo(new[] { "ticker" }));
         foreach (IDeviceFactory factory in factories)
         {
             Assert.That(factory.Descriptions, factory.TypeName == "ticker" ? Is.Empty : Is.Not.Empty, "the ticker is written by code");
