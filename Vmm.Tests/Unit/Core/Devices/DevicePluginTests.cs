@@ -76,7 +76,6 @@ public sealed class DevicePluginTests
         Assert.That(factories.Where(static f => f.Descriptions.Count == 0).Select(static f => f.TypeName), Is.EqualTo(new[] { "ticker" }));
         foreach (IDeviceFactory factory in factories)
         {
-            Assert.That(factory.Descriptions, factory.TypeName == "ticker" ? Is.Empty : Is.Not.Empty, "the ticker is written by code");
             foreach (IVmStateDescription description in factory.Descriptions) Assert.DoesNotThrow(() => VmStateRules.Check(description), description.Name);
         }
     }
