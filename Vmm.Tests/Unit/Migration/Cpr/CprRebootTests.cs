@@ -81,7 +81,7 @@ public class CprRebootTests
     [TestCase(MigrationMode.CprTransfer, "file:/x", "unix:/y", "streamable")]
     [TestCase(MigrationMode.CprExec, "file:/x", null, "cpr-exec-command")]
     [TestCase(MigrationMode.CprReboot, "unix:/x", null, "file: or exec:")]
-    [TestCase(MigrationMode.Normal, "unix:/x", "unix:/y", "cpr-transfer only")]
+    [TestCase(MigrationMode.Normal, "unix:/x", "unix:/y", "needs mode cpr-transfer")]
     public void ChannelsThatDoNotGoWithTheModeAreRefusedBeforeAnythingHappens(MigrationMode mode, string main, string? cpr, string reason)
     {
         using TestVm vm = TestVm.WithRam(Size);

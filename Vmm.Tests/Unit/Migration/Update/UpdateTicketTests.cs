@@ -38,6 +38,6 @@ public class UpdateTicketTests
     public void APathWithALineEndIsRefused()
     {
         var ticket = new UpdateTicket { Channels = new UpdateChannels(7, UpdateTicket.Unix("/a\npid=1"), UpdateTicket.Unix("/c")) };
-        Assert.That(ticket.ToText, Throws.TypeOf<ConfigurationException>().With.Message.Contains("line end"));
+        Assert.That(ticket.ToText, Throws.TypeOf<ConfigurationException>().With.Message.Contains("line break"));
     }
 }
