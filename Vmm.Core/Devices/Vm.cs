@@ -208,7 +208,8 @@ public sealed class Vm : IDisposable
         if (_disposed) return;
         _disposed = true;
         Disposing?.Invoke();
-        using (_bql.Acquire())
+        // A snapshot works on devices without the BQL: they go only when it has ended.
+        using (_hold.Acquire())
         {
             try
             {

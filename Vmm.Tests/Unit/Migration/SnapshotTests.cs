@@ -166,6 +166,36 @@ public class SnapshotTests
         Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.Running));
     }
 
+    [Test]
+    public void WhoeverChangesTheStateWaitsForASnapshot([Values("stop", "reset", "dispose")] string change)
+    {
+        TestVm vm = Make();
+        vm.FilledRandom(5);
+        vm.Vm.Cont();
+        Task? changing = null;
+        bool waited = false;
+        vm.Vm.Snapshots().Save("s", false, (_, _) =>
+        {
+            if (changing is not null) return;
+            using var started = new ManualResetEventSlim();
+            changing = Task.Factory.StartNew(() =>
+            {
+                started.Set();
+                if (change == "stop") vm.Vm.Stop();
+                else if (change == "reset") vm.Vm.Reset();
+                else vm.Vm.Dispose();
+            }, TaskCreationOptions.LongRunning);
+            started.Wait();
+            // A change that did not wait would be through in this time.
+            waited = !changing.Wait(200);
+        }, CancellationToken.None);
+        Assert.That(changing!.Wait(TimeSpan.FromSeconds(60)), "the change goes on when the snapshot has ended");
+        Assert.That(waited, $"'{change}' did not wait for the snapshot");
+        vm.Dispose();
+        using TestVm other = Make();
+        other.Vm.Snapshots().Load("s", null, CancellationToken.None);
+    }
+
     private static byte[] Content(TestVm vm) => vm.Ram.ReadOnlySlice(0, (int)vm.Ram.SizeBytes).ToArray();
 
     /// <summary>Loads the snapshot, and runs the action once the check has read the file to its end.</summary>
