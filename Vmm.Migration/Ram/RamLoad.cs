@@ -19,7 +19,6 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
     private readonly SyncMarks? _marks;
     private RamBlock? _block;
     private DirtyBitmap? _blockReceived;
-    private long _loadedPages;
 
     internal RamLoad(GuestMemory memory, LoadContext context)
     {
@@ -30,9 +29,6 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
         foreach (RamBlock block in memory.Blocks)
             if (block.IsKnownZero) _knownZero[block] = new DirtyBitmap(block.PageCount);
     }
-
-    /// <summary>Pages that have come, over the stream and over data channels.</summary>
-    internal long LoadedPages => Volatile.Read(ref _loadedPages);
 
     /// <summary>True when the source marks SYNCs with MULTIFD_FLUSH; false without data channels.</summary>
     internal bool UsesFlush => _marks is { UsesFlush: true };
@@ -46,7 +42,6 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
         long first = (long)(offset / PageSize);
         if (_knownZero.TryGetValue(block, out DirtyBitmap? written)) written.SetRange(first, pages);
         _received.Of(block).SetRange(first, pages);
-        Interlocked.Add(ref _loadedPages, pages);
     }
 
     public void LoadZeroPage(RamBlock block, ulong offset)
@@ -108,7 +103,6 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
     /// <summary>Makes a page zero unless it is known to be zero.</summary>
     private void Clear(RamBlock block, ulong offset)
     {
-        Interlocked.Increment(ref _loadedPages);
         long page = (long)(offset / PageSize);
         if (_knownZero.TryGetValue(block, out DirtyBitmap? written) && !written.IsSet(page)) return;
         if (!block.IsZeroPage(page)) block.Slice(offset, PageSize).Clear();
@@ -117,7 +111,6 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
     private void NoteWritten(RamBlock block, ulong offset)
     {
         if (_knownZero.Count > 0 && _knownZero.TryGetValue(block, out DirtyBitmap? written)) written.Set((long)(offset / PageSize));
-        Interlocked.Increment(ref _loadedPages);
     }
 
     private RamBlock Block(QemuFileReader f, in RamRecord record)
