@@ -35,17 +35,14 @@ internal sealed class FaultProxyTests
             _ => ["quiet"],
         };
         Assert.That(expected, Does.Contain(end));
-        rig.Server.Send([7]);
-        string back = action is FaultAction.Reset or FaultAction.Close ? "" : Receive(rig.Client, 1).Bytes is [7] ? "7" : "nothing";
-        Assert.That(back, Is.EqualTo(action switch
+        if (action is not (FaultAction.Reset or FaultAction.Close))
         {
-            FaultAction.Reset or FaultAction.Close => "",
-            FaultAction.StallBoth or FaultAction.LoseBoth => "nothing",
-            _ => "7",
-        }), "the way back");
+            rig.Server.Send([7]);
+            Assert.That(Receive(rig.Client, 1).Bytes, Is.EqualTo(action is FaultAction.StallBoth or FaultAction.LoseBoth ? [] : (byte[])[7]), "the way back");
+        }
         Assert.That(rig.Session.FiredAt != 0, Is.EqualTo(action != FaultAction.None));
         rig.Dispose();
-        Assert.That(() => sending.Wait(DeadlineMs), Throws.Nothing.Or.TypeOf<AggregateException>());
+        Assert.That(Task.WhenAny(sending).Wait(DeadlineMs), "the client's send ends with its connection");
     }
 
     [Test]

@@ -30,7 +30,7 @@ internal sealed class FaultRunTests
     [Test, Category("slow"), Explicit("needs a seed"), CancelAfter(600_000)]
     public async Task OneSeed()
     {
-        AttemptKind kind = Enum.Parse<AttemptKind>(Environment.GetEnvironmentVariable("VMM_FAULT_KIND") ?? nameof(AttemptKind.Plain), ignoreCase: true);
+        AttemptKind kind = Kind();
         var run = new FaultRun(TestContext.Progress, 1);
         await using (var lane = new Lane(kind, run.Take))
             await lane.Run(AttemptPlan.Of(kind, Number("VMM_FAULT_SEED", 1)));
@@ -50,6 +50,12 @@ internal sealed class FaultRunTests
         var actions = Enumerable.Range(0, 3000).Select(static s => AttemptPlan.Of(AttemptKind.Device, s).Fault.Action).ToHashSet();
         Assert.That(Enum.GetValues<FaultAction>().Except(actions), Is.Empty, "actions that no seed chooses");
     }
+
+    /// <summary>Many attempts of one kind: <c>VMM_FAULT_KIND</c>, and the variables of <see cref="ThreeThousandAttempts"/>.</summary>
+    [Test, Category("slow"), Explicit("needs a kind"), CancelAfter(14_400_000)]
+    public Task OneKind() => Run([(Kind(), Number("VMM_FAULT_COUNT", 100))], Number("VMM_FAULT_SEED", 1), Number("VMM_FAULT_LANES", 4));
+
+    private static AttemptKind Kind() => Enum.Parse<AttemptKind>(Environment.GetEnvironmentVariable("VMM_FAULT_KIND") ?? nameof(AttemptKind.Plain), ignoreCase: true);
 
     private static async Task Run(IReadOnlyList<(AttemptKind Kind, int Count)> counts, int seed, int lanes)
     {

@@ -25,6 +25,7 @@ internal sealed class FaultVm : IAsyncDisposable
     private readonly List<LogLine> _events = [];
     private readonly Dictionary<string, List<string>> _idle = [];
     private QmpClient? _qmp;
+    private bool _disposed;
     private TaskCompletionSource _changed = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
     private FaultVm(string name, string qmpPath, Process? process, int pid, LogBook log)
@@ -46,7 +47,7 @@ internal sealed class FaultVm : IAsyncDisposable
     internal int Attempts { get; set; }
 
     /// <summary>True while the process has not ended.</summary>
-    internal bool IsAlive => _pidFd is not null && Posix.Poll(_pidFd, Posix.POLLIN, null, 0, out _) == 0;
+    internal bool IsAlive => _pidFd is { IsClosed: false } && Posix.Poll(_pidFd, Posix.POLLIN, null, 0, out _) == 0;
 
     /// <summary>The exit code of a process that this one started and that has ended; null for others.</summary>
     internal int? ExitCode => _process is { HasExited: true } ? _process.ExitCode : null;
@@ -227,6 +228,8 @@ internal sealed class FaultVm : IAsyncDisposable
 
     public async ValueTask DisposeAsync()
     {
+        if (_disposed) return;
+        _disposed = true;
         if (IsAlive)
         {
             Posix.Kill(Pid, 18);

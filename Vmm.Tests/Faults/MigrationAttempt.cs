@@ -208,7 +208,8 @@ internal sealed class MigrationAttempt(AttemptPlan plan, VmParts source, VmParts
         bool hitDevice = plan.Fault.IsOfDevice && _report.FaultHappened || plan.Fault.Target is Role.SourceDevice or Role.DestinationDevice;
         if (side.HasDevices && !hitDevice) _report.FailIf(await Guest.CheckDevice(side.Vm, Path.Combine(side.Folder, $"{side.Vm.Name}.words")));
         side.HasLostDevice = hitDevice;
-        _report.FailIf(side.Vm.FindLeak("running"));
+        // A source keeps the figures of its last attempt; a VM that has just arrived has none.
+        _report.FailIf(side.Vm.FindLeak(side == source ? "source" : "arrived"));
         if (DestinationWaits) _report.FailIf(To.FindLeak("waiting"));
     }
 

@@ -14,8 +14,8 @@ namespace Vmm.Tests.Faults;
 /// </summary>
 internal sealed partial class UpdateAttempt(AttemptPlan plan, VmParts parts) : IDisposable
 {
-    private const int SigStop = 19, SigCont = 18, SigKill = 9, TimeoutMs = 5000;
-    private static readonly TimeSpan s_end = TimeSpan.FromSeconds(10), s_limit = TimeSpan.FromMilliseconds(TimeoutMs) + TimeSpan.FromSeconds(15);
+    private const int SigStop = 19, SigCont = 18, SigKill = 9;
+    private static readonly TimeSpan s_end = TimeSpan.FromSeconds(10), s_limit = TimeSpan.FromSeconds(40);
 
     private readonly AttemptReport _report = new(plan);
     private readonly List<FaultProxy> _proxies = [];
@@ -57,7 +57,7 @@ internal sealed partial class UpdateAttempt(AttemptPlan plan, VmParts parts) : I
             string? error = null;
             try
             {
-                var arguments = new JsonObject { ["timeout-ms"] = TimeoutMs, ["exec"] = Chosen is Way.Exec or Way.ExecEnds };
+                var arguments = new JsonObject { ["timeout-ms"] = Chosen == Way.Silent ? 3000 : 20_000, ["exec"] = Chosen is Way.Exec or Way.ExecEnds };
                 if (Chosen != Way.Exec) arguments["binary"] = Prepare();
                 result = await old.Execute("__io.github.vmm_update", arguments, s_limit);
             }
@@ -160,10 +160,10 @@ internal sealed partial class UpdateAttempt(AttemptPlan plan, VmParts parts) : I
         _report.Outcome = outcome;
         if (await vm.State() is var state && state != "running") _report.Fail($"the VM is {state}");
         _report.FailIf(await Guest.Check(vm, writes));
-        _report.FailIf(vm.FindLeak("running"));
+        _report.FailIf(vm.FindLeak(vm == Old ? "source" : "arrived"));
         string[] left = [];
         SpinWait.SpinUntil(() => (left = [.. Files().Where(static f => !Expected().IsMatch(f))]).Length == 0, s_end);
-        if (left.Length > 0) _report.Fail($"files are left: {string.Join(", ", left)}");
+        if (left.Length > 0) _report.Fail($"files are left: {string.Join(", ", left)}; the new process is {(File.Exists(_pidFile) ? File.ReadAllText(_pidFile).Trim() : "none")}");
     }
 
     /// <summary>What VMs keep in their directory; the files of an update begin with a pid.</summary>

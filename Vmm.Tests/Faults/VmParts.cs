@@ -91,7 +91,7 @@ internal sealed class VmParts : IAsyncDisposable
 
     private static async Task<Process> Serve(string folder, string[] sockets)
     {
-        ProcessStartInfo info = FaultVm.Command(folder, ["device", "serve", "--type", "edu", "--socket", sockets[0], "--type", "dma-test,seed=1,state-size=256K", "--socket", sockets[1]]);
+        ProcessStartInfo info = FaultVm.Command(folder, ["device", "serve", "--type", "edu,p2p=on", "--socket", sockets[0], "--type", "dma-test,seed=1,state-size=256K,p2p=on", "--socket", sockets[1]]);
         var process = new Process { StartInfo = info };
         var served = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
         process.OutputDataReceived += static (_, _) => { };
