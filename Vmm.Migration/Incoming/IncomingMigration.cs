@@ -85,6 +85,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         catch (Exception e)
 #pragma warning restore CA1031
         {
+            // The source must get the record before the latch shuts the channel; once this side has confirmed there is nothing to report.
+            if (reader is not null && _receipt.Stage == DestinationStage.Loading) Report(reader.ReturnPath, _latch.Reason ?? e);
             return Fail(_latch.Reason ?? e);
         }
         finally

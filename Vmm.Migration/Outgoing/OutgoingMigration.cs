@@ -117,11 +117,13 @@ internal sealed class OutgoingMigration : IDisposable
         catch (Exception e)
 #pragma warning restore CA1031
         {
+            bool wasSending = _attempt.HandOver.Stage == SourceStage.Sending;
+            reason = _attempt.Latch.Reason ?? e;
             // Before anything shuts the channel.
             if (_attempt.HandOver.On(e is OperationCanceledException ? SourceEvent.Cancelled : SourceEvent.Failed) == SourceStage.Back && _attempt.HandOver.HasFinalWord) _link!.TryWithdraw();
-            if (e is ChannelException) _link?.WaitForCause();
+            if (wasSending && e is ChannelException) _link?.WaitForCause();
             _attempt.Latch.Set(e);
-            reason = _attempt.Latch.Reason!;
+            if (wasSending) reason = _attempt.Latch.Reason!;
             // If the destination has confirmed, it has the VM, even though something failed here.
             if (_attempt.HandOver.Stage == SourceStage.CancelAsked) _attempt.HandOver.On(Confirmation.EventOf(_link!.EndAnswer()));
             if (_attempt.HandOver.Stage == SourceStage.Moved) reason = null;
