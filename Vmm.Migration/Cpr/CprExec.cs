@@ -56,7 +56,7 @@ internal static class CprExec
     internal static void Replace(CprFdTable table, IReadOnlyList<string> command)
     {
         IReadOnlyList<CprFd> fds = table.Entries();
-        byte[] state = CprState.ToBytes(fds, table.Devices());
+        byte[] state = CprState.ToBytes(fds, []);
         using OwnedFd memory = Posix.MemFd(StateVariable, state.Length);
         if (Posix.PWrite(memory, state, 0, out Errno errno) != state.Length) throw Posix.Error("CPR state", errno);
         var environment = new List<string>();

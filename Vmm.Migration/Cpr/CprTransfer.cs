@@ -32,7 +32,7 @@ internal static class CprTransferSender
         // A peer that reads nothing must not block the thread.
         Posix.SetNonBlocking(fd, true);
         changes = table.Changes;
-        foreach (CprState.Part part in CprState.ToParts(table.Entries(), table.Devices()))
+        foreach (CprState.Part part in CprState.ToParts(table.Entries(), []))
         {
             ReadOnlySpan<byte> left = part.Bytes;
             while (left.Length > 0)
