@@ -17,7 +17,7 @@ internal sealed record CprFd(string Name, int Id, OwnedFd Fd);
 /// <param name="HwptId">Id of the hardware page table.</param>
 internal sealed record CprIommufdDevice(string Name, int DevId, uint IoasId, uint HwptId);
 
-/// <summary>What this process received from the process that ran the VM before it. Owns the descriptors until a VM takes them.</summary>
+/// <summary>What this process received from the process that ran the VM before it. Owns the descriptors until a VM takes them. One thread.</summary>
 public sealed class CprIncoming : IDisposable
 {
     /// <param name="mode">The CPR mode of the transfer.</param>
@@ -119,7 +119,8 @@ public sealed class CprFdTable : IDisposable
     /// <param name="name">1 to 1023 bytes of ASCII.</param>
     /// <param name="id">Distinguishes descriptors of one name.</param>
     /// <param name="fd">Stays the caller's, who removes it from the table before closing it.</param>
-    /// <returns>Dispose to remove it (QEMU: <c>cpr_delete_fd</c>).</returns>
+    /// <returns>Dispose to remove it (QEMU: <c>cpr_delete_fd</c>). A later descriptor with the same key replaces it.</returns>
+    /// <exception cref="ArgumentException">The name is empty.</exception>
     public IDisposable Save(string name, int id, OwnedFd fd)
     {
         ArgumentException.ThrowIfNullOrEmpty(name);

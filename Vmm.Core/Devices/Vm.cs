@@ -94,7 +94,7 @@ public sealed class Vm : IDisposable
     /// <summary>Counts the bytes of state that devices sent themselves in the present migration.</summary>
     public DeviceTransferCounter DeviceTransfer => _deviceServices.DeviceTransfer;
 
-    /// <summary>Devices in the order of their creation.</summary>
+    /// <summary>Devices in the order of their creation. BQL: held while devices may come.</summary>
     public IReadOnlyList<IVmDevice> Devices => _devices;
 
     /// <summary>The VM's scope, for services that plugins added.</summary>
@@ -102,7 +102,7 @@ public sealed class Vm : IDisposable
 
     /// <summary>
     /// True if the VM starts when an incoming migration is complete. In state inmigrate, <c>cont</c> and <c>stop</c> only change this value
-    /// (QEMU: <c>autostart</c>).
+    /// (QEMU: <c>autostart</c>). BQL: held for writes.
     /// </summary>
     public bool AutoStart { get; set; } = true;
 
@@ -113,8 +113,10 @@ public sealed class Vm : IDisposable
     public event Action? Disposing;
 
     /// <summary>Starts the guest (QEMU: <c>qmp_cont</c>); in state inmigrate only sets <see cref="AutoStart"/>.</summary>
-    /// <exception cref="DeviceNotActiveException">The run state does not allow a start; the message is QEMU's.</exception>
-    /// <exception cref="DeviceStateException">A device refused, or another process has the VM; the run state has not changed.</exception>
+    /// <exception cref="DeviceStateException">
+    /// The run state does not allow a start, a device refused, another process has the VM, or a snapshot is under way and the caller holds the BQL; the run
+    /// state has not changed.
+    /// </exception>
     public void Cont()
     {
         using (_hold.Acquire())
@@ -131,7 +133,9 @@ public sealed class Vm : IDisposable
     }
 
     /// <summary>Stops the guest (QEMU: <c>qmp_stop</c>); in state inmigrate only clears <see cref="AutoStart"/>. Idempotent.</summary>
-    /// <exception cref="DeviceStateException">A device failed to stop; the VM has stopped nevertheless.</exception>
+    /// <exception cref="DeviceStateException">
+    /// A device failed to stop, and the VM has stopped nevertheless; or a snapshot is under way and the caller holds the BQL, and nothing has changed.
+    /// </exception>
     public void Stop()
     {
         using (_hold.Acquire())
@@ -142,7 +146,10 @@ public sealed class Vm : IDisposable
     }
 
     /// <summary>Resets all devices (QEMU: <c>qemu_system_reset</c>). RAM keeps its content; a running VM runs afterwards.</summary>
-    /// <exception cref="DeviceStateException">Another process has the VM, or is about to take it.</exception>
+    /// <exception cref="DeviceStateException">
+    /// Another process has the VM or is about to take it, or a snapshot is under way and the caller holds the BQL: nothing has changed. Or a device failed: the VM
+    /// may stay stopped.
+    /// </exception>
     public void Reset()
     {
         using (_hold.Acquire())
@@ -181,10 +188,14 @@ public sealed class Vm : IDisposable
     /// <see cref="AddDevice(Func{IDeviceServices, IVmDevice})"/> wait until the result is disposed. BQL: held.
     /// </summary>
     /// <returns>Dispose on any thread to release the state.</returns>
+    /// <exception cref="InvalidOperationException">The state is held already.</exception>
     public IDisposable HoldState() => _hold.Take();
 
     /// <summary>Adds a device that the host makes itself; the VM owns it.</summary>
     /// <param name="create">Makes the device. BQL: held.</param>
+    /// <returns>The device.</returns>
+    /// <exception cref="ConfigurationException">The id is in use; the device has been disposed.</exception>
+    /// <exception cref="DeviceStateException">A snapshot is under way and the caller holds the BQL.</exception>
     public IVmDevice AddDevice(Func<IDeviceServices, IVmDevice> create)
     {
         ArgumentNullException.ThrowIfNull(create);
@@ -201,7 +212,7 @@ public sealed class Vm : IDisposable
         }
     }
 
-    /// <summary>Stops the guest, then disposes devices in reverse order, components, memory and the scope. Idempotent.</summary>
+    /// <summary>Stops the guest, then disposes devices in reverse order, components, memory and the scope. Idempotent. One thread, without the BQL.</summary>
     public void Dispose()
     {
         // The scope disposes this object again; only the first call does the work.

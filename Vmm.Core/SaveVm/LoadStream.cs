@@ -6,7 +6,8 @@ namespace Vmm.Core.SaveVm;
 
 /// <summary>
 /// The sections of one attempt to load: makes the object of every section and gives each body to it (stream 1; QEMU: <c>qemu_loadvm_state_main</c>).
-/// <see cref="SaveStream"/> draws the bytes. One thread uses it. FULL sections load with the BQL held, the parts of iterables without it.
+/// <see cref="SaveStream"/> draws the bytes. One thread uses it; between setup and cleanup others may look objects up. FULL sections load with the BQL held,
+/// the parts of iterables without it.
 /// </summary>
 public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadContext context)
 {
@@ -20,7 +21,7 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
     /// <summary>Reads a COMMAND section after its type byte; null where the stream may have none.</summary>
     public Action? ReadCommand { get; init; }
 
-    /// <summary>Called before each END and FULL section, which only a stopped source sends.</summary>
+    /// <summary>Called before each END and FULL section, which only a stopped source sends. BQL: not held.</summary>
     public Action? OnSwitchover { get; init; }
 
     /// <summary>Sections whose START or FULL has been read.</summary>
@@ -36,7 +37,11 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
 
     private IEnumerable<SaveVmEntry> Entries => Only is null ? registry.Entries() : registry.Entries().Where(Only);
 
-    /// <summary>Begins the attempt: every active section makes its object (QEMU: <c>qemu_loadvm_state_setup</c>). Takes the BQL.</summary>
+    /// <summary>
+    /// Begins the attempt: every active section makes its object (QEMU: <c>qemu_loadvm_state_setup</c>). Call <see cref="LoadCleanup"/> also when this throws.
+    /// Takes the BQL.
+    /// </summary>
+    /// <exception cref="VmmException">A section cannot begin.</exception>
     public void LoadSetup()
     {
         using (Bql.Acquire())
@@ -63,21 +68,21 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
     /// <summary>The object that takes pages from data channels, or null.</summary>
     internal ILoadPages? Pages => _attempts.Select(static a => a.Roles.Pages).FirstOrDefault(static p => p is not null);
 
-    /// <summary>The object that takes device state from data channels for the section that a packet names, or null.</summary>
+    /// <summary>The object that takes device state from data channels for the section that a packet names, or null. Any thread.</summary>
     public ILoadStateBuffer? FindBuffers(string idStr, int instanceId) =>
         registry.Find(idStr, instanceId) is { } entry ? _attempts.Find(a => a.Entry == entry).Roles?.Buffers : null;
 
-    /// <summary>All objects that take device state from data channels.</summary>
+    /// <summary>All objects that take device state from data channels. Any thread.</summary>
     public IEnumerable<ILoadStateBuffer> AllBuffers() => _attempts.Select(static a => a.Roles.Buffers).OfType<ILoadStateBuffer>();
 
-    /// <summary>Reads sections and commands up to EOF.</summary>
+    /// <summary>Reads sections and commands up to EOF. BQL: not held.</summary>
     /// <exception cref="VmmException">The stream is malformed or does not fit this machine.</exception>
     public void ReadSections()
     {
         while (ReadSection()) { }
     }
 
-    /// <summary>Reads one section or command.</summary>
+    /// <summary>Reads one section or command. BQL: not held.</summary>
     /// <returns>False when it was EOF.</returns>
     /// <exception cref="VmmException">The stream is malformed or does not fit this machine.</exception>
     public bool ReadSection()
