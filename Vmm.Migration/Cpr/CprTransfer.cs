@@ -73,7 +73,7 @@ internal static class CprTransferSender
 
 /// <summary>
 /// The new process's side of the CPR channel: receives the state before it makes its VM (QEMU: <c>cpr_state_load</c>). <see cref="Dispose"/> closes
-/// the socket, on which the old process waits.
+/// the socket, on which the old process waits. One thread.
 /// </summary>
 public sealed class CprTransferReceiver : IDisposable
 {
@@ -88,13 +88,14 @@ public sealed class CprTransferReceiver : IDisposable
     /// <summary>The received descriptors, for <c>VmOptions.Cpr</c>.</summary>
     public CprIncoming Incoming { get; }
 
-    /// <summary>Listens, takes one connection and reads the whole state from it.</summary>
+    /// <summary>Listens, takes one connection and reads the whole state from it; blocks.</summary>
     /// <param name="address">Address of a UNIX socket.</param>
     /// <param name="cancel">Ends the wait.</param>
     /// <param name="listening">Called on this thread once the socket accepts connections; or null.</param>
     /// <returns>The state; the old process waits until this is disposed.</returns>
     /// <exception cref="ConfigurationException">The address is no UNIX socket.</exception>
     /// <exception cref="VmmException">The socket cannot listen on the address, or the received bytes are no CPR state.</exception>
+    /// <exception cref="OperationCanceledException"><paramref name="cancel"/> fired.</exception>
     public static CprTransferReceiver Receive(MigrationAddress address, CancellationToken cancel, Action? listening = null)
     {
         ArgumentNullException.ThrowIfNull(address);

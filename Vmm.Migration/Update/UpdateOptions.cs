@@ -41,7 +41,7 @@ public sealed record UpdateOptions
     /// <summary>Transfer or exec.</summary>
     public UpdateMethod Method { get; init; }
 
-    /// <summary>Time limit until the new process has the VM.</summary>
+    /// <summary>Time limit until the new process has the VM, above 0 and at most 2^31 - 1 ms.</summary>
     public TimeSpan Timeout { get; init; } = TimeSpan.FromSeconds(30);
 
     /// <summary>A directory for the sockets, or with exec the file, that only this user can write; null for a temporary one.</summary>
@@ -50,7 +50,7 @@ public sealed record UpdateOptions
     /// <summary>True runs a <see cref="MoveRehearsal"/> while the new process starts, which shortens the pause of the first update.</summary>
     public bool Rehearse { get; init; } = true;
 
-    /// <summary>Called with the pid of a new process that a failed update has killed, so that the host can remove its files.</summary>
+    /// <summary>Called with the pid of a new process that a failed update has killed, on a pool thread, so that the host can remove its files.</summary>
     public Action<int>? Abandoned { get; init; }
 
     /// <exception cref="ConfigurationException">A value is out of range.</exception>

@@ -26,6 +26,7 @@ public sealed class VfioUserServer : IDisposable
     /// <param name="backend">The device. The caller disposes it, after the server.</param>
     /// <param name="options">Limits and behaviour of the server.</param>
     /// <exception cref="ConfigurationException">The device describes itself wrongly.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">An option is over its limit.</exception>
     public VfioUserServer(IVfioUserBackend backend, VfioUserServerOptions? options = null)
     {
         ArgumentNullException.ThrowIfNull(backend);
@@ -58,9 +59,10 @@ public sealed class VfioUserServer : IDisposable
         Completed = WorkerThread.Run("vfu-server", AcceptLoop);
     }
 
-    /// <summary>Serves one connected client on this thread until it is gone.</summary>
+    /// <summary>Serves one connected client on the calling thread until it is gone.</summary>
     /// <param name="connection">A stream socket; owned.</param>
     /// <param name="name">For logs and errors.</param>
+    /// <exception cref="InvalidOperationException">Another client is being served.</exception>
     public void Serve(OwnedFd connection, string name)
     {
         using var session = new VfioUserSession(new VfioUserSocket(connection, name), _device);
