@@ -146,10 +146,7 @@ public sealed class Vm : IDisposable
     }
 
     /// <summary>Resets all devices (QEMU: <c>qemu_system_reset</c>). RAM keeps its content; a running VM runs afterwards.</summary>
-    /// <exception cref="DeviceStateException">
-    /// Another process has the VM or is about to take it, or a snapshot is under way and the caller holds the BQL: nothing has changed. Or a device failed: the VM
-    /// may stay stopped.
-    /// </exception>
+    /// <exception cref="DeviceStateException">Another process has the VM, or is about to take it.</exception>
     public void Reset()
     {
         using (_hold.Acquire())

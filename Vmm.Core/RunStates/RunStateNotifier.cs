@@ -2,10 +2,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.RunStates;
 
-/// <summary>
-/// Hears when the VM starts or stops (QEMU: <c>qemu_add_vm_change_state_handler</c>). It may throw: the others are still told, a start is undone, and a stop
-/// reaches its state. Called on the thread that starts or stops the VM.
-/// </summary>
+/// <summary>Hears when the VM starts or stops (QEMU: <c>qemu_add_vm_change_state_handler</c>). It may throw: the others are still told, a start is undone, and a stop reaches its state.</summary>
 public interface IVmStateHandler
 {
     /// <summary>The VM is about to start, or has stopped. BQL: held.</summary>

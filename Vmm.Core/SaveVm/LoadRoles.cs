@@ -77,7 +77,6 @@ public interface ILoadStateBuffer
     /// Takes one buffer of opaque device data and owns it from then on, even when it throws. Buffers come in any order, on several threads, and perhaps
     /// before <see cref="SwitchoverStart"/>.
     /// </summary>
-    /// <exception cref="Errors.VmmException">The buffer is malformed or one too many; the load fails.</exception>
     void LoadStateBuffer(StateBuffer buffer);
 
     /// <summary>The source has stopped its VM. BQL: held.</summary>

@@ -88,14 +88,15 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
     public bool ReadSection()
     {
         f.Section = "framing";
+        long at = f.Position;
         var type = (SectionType)f.ReadByte();
         switch (type)
         {
             case SectionType.Eof: return false;
-            case SectionType.Start or SectionType.Full: ReadFirst(type); return true;
+            case SectionType.Start or SectionType.Full: ReadFirst(type, at); return true;
             case SectionType.Part or SectionType.End: ReadNext(type); return true;
             case SectionType.Command when ReadCommand is not null: ReadCommand(); return true;
-            default: throw f.Bad("section type", ReadCommand is null ? "START, PART, END, FULL or EOF" : "START, PART, END, FULL, COMMAND or EOF", $"0x{(byte)type:x2}");
+            default: throw f.Bad("section type", ReadCommand is null ? "START, PART, END, FULL or EOF" : "START, PART, END, FULL, COMMAND or EOF", $"0x{(byte)type:x2}", at);
         }
     }
 
@@ -128,7 +129,7 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         _attempts.Clear();
     }
 
-    private void ReadFirst(SectionType type)
+    private void ReadFirst(SectionType type, long at)
     {
         uint id = f.ReadUInt32();
         string idStr = f.ReadCountedString();
@@ -138,12 +139,12 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         SaveVmEntry entry = registry.Find(idStr, (int)instance)
             ?? throw new IncompatibleStateException($"unknown section '{idStr}' instance {instance}: this machine has no such device")
             {
-                Section = f.Section, Offset = f.Position, Found = f.Section, Hint = $"give both sides the same devices; here: {string.Join(", ", registry.Entries())}",
+                Section = f.Section, Offset = at, Found = f.Section, Hint = $"give both sides the same devices; here: {string.Join(", ", registry.Entries())}",
             };
         if (version > entry.VersionId) throw BadVersion(entry, version, $"version {version} is newer than {entry.VersionId}");
         if (version < entry.MinimumVersionId) throw BadVersion(entry, version, $"version {version} is older than {entry.MinimumVersionId}");
         if (_bound.TryGetValue(id, out (SaveVmEntry Entry, int) other) && other.Entry != entry)
-            throw f.Bad("section id", $"an id that '{other.Entry}' does not use", id.ToString());
+            throw f.Bad("section id", $"an id that '{other.Entry}' does not use", id.ToString(), at + 1);
         _bound[id] = (entry, (int)version);
         if (type == SectionType.Start) _begun.Add(entry);
         ReadBody(entry, type, (int)version);
@@ -153,7 +154,7 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
     private void ReadNext(SectionType type)
     {
         uint id = f.ReadUInt32();
-        if (!_bound.TryGetValue(id, out (SaveVmEntry Entry, int VersionId) bound)) throw f.Bad("section id", "the id of a START section", id.ToString());
+        if (!_bound.TryGetValue(id, out (SaveVmEntry Entry, int VersionId) bound)) throw f.Bad("section id", "the id of a START section", id.ToString(), f.Position - 4);
         f.Section = bound.Entry.ToString();
         ReadBody(bound.Entry, type, bound.VersionId);
         ReadFooter(id);
@@ -165,7 +166,13 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         if (type is SectionType.End or SectionType.Full) OnSwitchover?.Invoke();
         LoadRoles? roles = _attempts.Find(a => a.Entry == entry).Roles;
         IVmStateSection? state = entry.VmState ?? roles?.VmState;
-        if (state is null && roles?.State is null) throw new IncompatibleStateException($"section '{entry}' cannot be loaded here") { Section = f.Section, Offset = f.Position };
+        if (state is null && roles?.State is null)
+        {
+            throw new IncompatibleStateException($"section '{entry}', offset {f.Position}: the device here takes no {type.ToString().ToUpperInvariant()} section now")
+            {
+                Section = f.Section, Offset = f.Position, Found = type.ToString().ToUpperInvariant(), Hint = "give the device the same options and capabilities on both sides",
+            };
+        }
         try
         {
             if (state is null && type != SectionType.Full)
@@ -190,13 +197,13 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
     {
         if (!context.Compat.SendSectionFooter) return;
         byte mark = f.ReadByte();
-        if (mark != (byte)SectionType.Footer) throw f.Bad("section footer", "0x7e", $"0x{mark:x2}");
+        if (mark != (byte)SectionType.Footer) throw f.Bad("section footer", "0x7e", $"0x{mark:x2}", f.Position - 1);
         uint found = f.ReadUInt32();
-        if (found != id) throw f.Bad("section id in footer", id.ToString(), found.ToString());
+        if (found != id) throw f.Bad("section id in footer", id.ToString(), found.ToString(), f.Position - 4);
     }
 
     private IncompatibleStateException BadVersion(SaveVmEntry entry, uint found, string why) => new($"section '{entry}': {why}, which this machine has")
     {
-        Section = f.Section, Offset = f.Position, Expected = $"{entry.MinimumVersionId}..{entry.VersionId}", Found = found.ToString(),
+        Section = f.Section, Offset = f.Position - 4, Expected = $"{entry.MinimumVersionId} to {entry.VersionId}", Found = found.ToString(),
     };
 }

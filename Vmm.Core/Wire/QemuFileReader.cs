@@ -205,5 +205,12 @@ public sealed class QemuFileReader
     }
 
     private StreamTruncatedException Truncated(int count, string what = "bytes") =>
-        new($"section '{Section}': the stream ended at offset {Position + (_end - _start)}, {count} bytes of {what} were expected") { Offset = Position };
+        new($"section '{Section}', offset {Position}: the stream ended at offset {_received} inside {what}: expected {count} bytes, found {_end - _start}") { Offset = Position };
+
+    /// <summary>Makes an exception for well-formed input that is over a limit of <see cref="WireLimits"/>.</summary>
+    /// <param name="found">What was found, e.g. <c>a machine name of 2000 bytes</c>.</param>
+    /// <param name="limit">The limit.</param>
+    /// <param name="name">Name of the limit in <see cref="WireLimits"/>.</param>
+    internal StreamLimitException Over(string found, long limit, string name) =>
+        new($"section '{Section}', offset {Position}: {found} is over {limit} (WireLimits.{name})");
 }

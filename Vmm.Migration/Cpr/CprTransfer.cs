@@ -106,7 +106,7 @@ public sealed class CprTransferReceiver : IDisposable
         OwnedFd fd = listener.AcceptFd() ?? throw new OperationCanceledException(cancel);
         try
         {
-            return new CprTransferReceiver(fd, Read(fd, cancel));
+            return new CprTransferReceiver(fd, Read(fd, address, cancel));
         }
         catch
         {
@@ -118,7 +118,7 @@ public sealed class CprTransferReceiver : IDisposable
     /// <summary>Closes the CPR channel.</summary>
     public void Dispose() => _fd.Dispose();
 
-    private static CprIncoming Read(OwnedFd fd, CancellationToken cancel)
+    private static CprIncoming Read(OwnedFd fd, MigrationAddress address, CancellationToken cancel)
     {
         Posix.SetNonBlocking(fd, false);
         using CancellationTokenRegistration stop = cancel.Register(() => Posix.ShutdownSocket(fd, Posix.SHUT_RDWR));
@@ -130,7 +130,7 @@ public sealed class CprTransferReceiver : IDisposable
             while (true)
             {
                 int n = Posix.ReceiveWithFds(fd, bytes.AsSpan(length), fds, wait: true, out Errno errno);
-                if (n < 0) throw Posix.Error("CPR channel", errno);
+                if (n < 0) throw Posix.Error($"CPR channel {address}: cannot receive", errno);
                 if (n == 0) break;
                 length += n;
                 if (length > WireLimits.CprStateBytes) throw new StreamLimitException($"CPR state: more than {WireLimits.CprStateBytes} bytes (WireLimits.CprStateBytes)");

@@ -54,7 +54,7 @@ public sealed class QmpClient : IDisposable
     /// <param name="path">Path of the UNIX socket.</param>
     /// <param name="deadline">Time limit for connecting and negotiating together.</param>
     /// <returns>A client ready for commands.</returns>
-    /// <exception cref="ConfigurationException">The path is empty or longer than 107 bytes.</exception>
+    /// <exception cref="ConfigurationException">The path is empty or too long for a socket.</exception>
     /// <exception cref="ChannelException">Nobody listens, or the server did not answer in time (ETIMEDOUT).</exception>
     /// <exception cref="QmpErrorException">The server refused the negotiation.</exception>
     public static QmpClient Connect(string path, TimeSpan deadline)

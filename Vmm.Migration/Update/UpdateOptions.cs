@@ -56,8 +56,8 @@ public sealed record UpdateOptions
     /// <exception cref="ConfigurationException">A value is out of range.</exception>
     internal void Check()
     {
-        if (Timeout <= TimeSpan.Zero || Timeout.TotalMilliseconds > int.MaxValue) throw new ConfigurationException($"update: timeout {Timeout} is not between 0 and {int.MaxValue} ms");
-        if (!Enum.IsDefined(Method)) throw new ConfigurationException($"update: method {Method} is not known");
+        if (Timeout <= TimeSpan.Zero || Timeout.TotalMilliseconds > int.MaxValue) throw new ConfigurationException($"update: timeout: expected more than 0 and at most {int.MaxValue} ms, found {Timeout.TotalMilliseconds:0.###} ms");
+        if (!Enum.IsDefined(Method)) throw new ConfigurationException($"update: method: expected {UpdateMethod.Transfer} or {UpdateMethod.Exec}, found {(int)Method}");
     }
 
     /// <summary>Program and arguments of the new process.</summary>

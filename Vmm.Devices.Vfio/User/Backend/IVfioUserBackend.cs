@@ -9,8 +9,8 @@ namespace Vmm.Devices.Vfio.User.Backend;
 /// <see cref="VfioUserHost.Dma"/> and <see cref="VfioUserHost.Irqs"/>.
 /// <para>
 /// Threads: every member is called on the session's thread, one call at a time; there is no BQL. A device with threads of its own must guard what it shares
-/// with them. An errno returned here is the client's answer, unchanged (vfio-user S-54); so is that of a <see cref="VmmException"/>. Any other exception ends
-/// the server.
+/// with them. An errno returned here is the client's answer, unchanged (vfio-user S-54); so is that of a <see cref="VmmException"/>. Any other exception is a
+/// bug of the device and ends at least the session.
 /// </para>
 /// </summary>
 public interface IVfioUserBackend : IDisposable

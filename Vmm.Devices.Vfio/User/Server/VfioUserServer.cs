@@ -59,10 +59,9 @@ public sealed class VfioUserServer : IDisposable
         Completed = WorkerThread.Run("vfu-server", AcceptLoop);
     }
 
-    /// <summary>Serves one connected client on the calling thread until it is gone.</summary>
+    /// <summary>Serves one connected client on this thread until it is gone.</summary>
     /// <param name="connection">A stream socket; owned.</param>
     /// <param name="name">For logs and errors.</param>
-    /// <exception cref="InvalidOperationException">Another client is being served.</exception>
     public void Serve(OwnedFd connection, string name)
     {
         using var session = new VfioUserSession(new VfioUserSocket(connection, name), _device);
