@@ -209,7 +209,7 @@ public sealed class QemuFileReader
 
     /// <summary>Makes an exception for well-formed input that is over a limit of <see cref="WireLimits"/>.</summary>
     /// <param name="found">What was found, e.g. <c>a machine name of 2000 bytes</c>.</param>
-    /// <param name="limit">The limit.</param>
+    /// <param name="limit">The most that is taken.</param>
     /// <param name="name">Name of the limit in <see cref="WireLimits"/>.</param>
     internal StreamLimitException Over(string found, long limit, string name) =>
         new($"section '{Section}', offset {Position}: {found} is over {limit} (WireLimits.{name})");
