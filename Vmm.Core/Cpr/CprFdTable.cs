@@ -7,7 +7,7 @@ namespace Vmm.Core.Cpr;
 /// <summary>A descriptor and the key under which the next process finds it (QEMU: <c>CprFd</c>).</summary>
 /// <param name="Name">1 to 1023 bytes of ASCII.</param>
 /// <param name="Id">Distinguishes descriptors of one name.</param>
-/// <param name="Fd">Open; belongs to whoever the list with this record belongs to.</param>
+/// <param name="Fd">Open; the owner of the list that holds this record owns it.</param>
 internal sealed record CprFd(string Name, int Id, OwnedFd Fd);
 
 /// <summary>Ids of an IOMMUFD device's objects; the next process cannot learn them from the descriptor (<c>iommufd</c>).</summary>

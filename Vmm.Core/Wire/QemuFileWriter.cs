@@ -13,7 +13,7 @@ namespace Vmm.Core.Wire;
 /// </summary>
 public sealed class QemuFileWriter : IDisposable
 {
-    /// <summary>The writer sends as soon as so many bytes are queued.</summary>
+    /// <summary>The writer sends when this many bytes are queued.</summary>
     private const int FlushBytes = 1 << 20;
 
     private readonly IMigrationChannel _channel;
