@@ -18,7 +18,7 @@ public enum ChannelShutdown
 /// <summary>
 /// A blocking byte transport. At most one thread reads and one thread writes at a time; any thread may call <see cref="Shutdown"/>, which wakes
 /// both, and <see cref="PeerHasClosed"/>. A read or write that fails, or that a shutdown ends, throws <see cref="Errors.ChannelException"/>; a read of 0 bytes
-/// is the end of the stream. BQL: not held, except from the stop of the VM to the end of its device state.
+/// is the end of the stream. BQL: held or not.
 /// </summary>
 public interface IMigrationChannel : IDisposable
 {

@@ -75,14 +75,14 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
     /// <summary>All objects that take device state from data channels. Any thread.</summary>
     public IEnumerable<ILoadStateBuffer> AllBuffers() => _attempts.Select(static a => a.Roles.Buffers).OfType<ILoadStateBuffer>();
 
-    /// <summary>Reads sections and commands up to EOF. BQL: not held.</summary>
+    /// <summary>Reads sections and commands up to EOF. BQL: not held, unless all sections are FULL.</summary>
     /// <exception cref="VmmException">The stream is malformed or does not fit this machine.</exception>
     public void ReadSections()
     {
         while (ReadSection()) { }
     }
 
-    /// <summary>Reads one section or command. BQL: not held.</summary>
+    /// <summary>Reads one section or command. BQL: as for <see cref="ReadSections"/>.</summary>
     /// <returns>False when it was EOF.</returns>
     /// <exception cref="VmmException">The stream is malformed or does not fit this machine.</exception>
     public bool ReadSection()
