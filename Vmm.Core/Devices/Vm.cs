@@ -95,7 +95,7 @@ public sealed class Vm : IDisposable
     /// <summary>Counts the bytes of state that devices sent themselves in the present migration.</summary>
     public DeviceTransferCounter DeviceTransfer => _deviceServices.DeviceTransfer;
 
-    /// <summary>Devices in the order of their creation.</summary>
+    /// <summary>Devices in the order of their creation. BQL: held while devices may come.</summary>
     public IReadOnlyList<IVmDevice> Devices => _devices;
 
     /// <summary>The VM's scope, for services that plugins added.</summary>
@@ -103,7 +103,7 @@ public sealed class Vm : IDisposable
 
     /// <summary>
     /// True if the VM starts when an incoming migration is complete. In state inmigrate, <c>cont</c> and <c>stop</c> only change this value
-    /// (QEMU: <c>autostart</c>).
+    /// (QEMU: <c>autostart</c>). BQL: held for writes.
     /// </summary>
     public bool AutoStart { get; set; } = true;
 
@@ -132,14 +132,20 @@ public sealed class Vm : IDisposable
     }
 
     /// <summary>Starts the guest (QEMU: <c>qmp_cont</c>); in state inmigrate only sets <see cref="AutoStart"/>.</summary>
-    /// <exception cref="DeviceNotActiveException">The run state does not allow a start; the message is QEMU's.</exception>
-    /// <exception cref="DeviceStateException">A device refused, another process has the VM, or it is held; the run state has not changed.</exception>
+    /// <exception cref="DeviceStateException">
+    /// The run state does not allow a start, a device refused, another process has the VM, it is held, or a snapshot is under way and the caller holds the BQL; the
+    /// run state has not changed.
+    /// </exception>
     public void Cont() => Cont(force: false);
 
     /// <summary>As <see cref="Cont()"/>.</summary>
-    /// <param name="force">True to start a VM that is held (<see cref="HeldBecause"/>): the caller knows that no other side runs it. Two that run destroy each other's data.</param>
-    /// <exception cref="DeviceNotActiveException">The run state does not allow a start; the message is QEMU's.</exception>
-    /// <exception cref="DeviceStateException">A device refused, another process has the VM, or it is held; the run state has not changed.</exception>
+    /// <param name="force">
+    /// True to start a VM that is held (<see cref="HeldBecause"/>): the caller knows that no other side runs it. Two that run destroy each other's data.
+    /// </param>
+    /// <exception cref="DeviceStateException">
+    /// The run state does not allow a start, a device refused, another process has the VM, it is held, or a snapshot is under way and the caller holds the BQL; the
+    /// run state has not changed.
+    /// </exception>
     public void Cont(bool force)
     {
         using (_hold.Acquire())
@@ -157,7 +163,9 @@ public sealed class Vm : IDisposable
     }
 
     /// <summary>Stops the guest (QEMU: <c>qmp_stop</c>); in state inmigrate only clears <see cref="AutoStart"/>. Idempotent.</summary>
-    /// <exception cref="DeviceStateException">A device failed to stop; the VM has stopped nevertheless.</exception>
+    /// <exception cref="DeviceStateException">
+    /// A device failed to stop, and the VM has stopped nevertheless; or a snapshot is under way and the caller holds the BQL, and nothing has changed.
+    /// </exception>
     public void Stop()
     {
         using (_hold.Acquire())
@@ -220,10 +228,14 @@ public sealed class Vm : IDisposable
     /// <see cref="AddDevice(Func{IDeviceServices, IVmDevice})"/> wait until the result is disposed. BQL: held.
     /// </summary>
     /// <returns>Dispose on any thread to release the state.</returns>
+    /// <exception cref="InvalidOperationException">The state is held already.</exception>
     public IDisposable HoldState() => _hold.Take();
 
     /// <summary>Adds a device that the host makes itself; the VM owns it.</summary>
     /// <param name="create">Makes the device. BQL: held.</param>
+    /// <returns>The device.</returns>
+    /// <exception cref="ConfigurationException">The id is in use; the device has been disposed.</exception>
+    /// <exception cref="DeviceStateException">A snapshot is under way and the caller holds the BQL.</exception>
     public IVmDevice AddDevice(Func<IDeviceServices, IVmDevice> create)
     {
         ArgumentNullException.ThrowIfNull(create);
@@ -245,7 +257,7 @@ public sealed class Vm : IDisposable
 
     /// <summary>
     /// Stops the guest, then disposes devices in reverse order, components, memory and the scope. Idempotent. Called inside a callback of a running migration,
-    /// it cancels the migration and returns at once; the rest follows when the migration has ended.
+    /// it cancels the migration and returns at once; the rest follows when the migration has ended. One thread, without the BQL.
     /// </summary>
     public void Dispose()
     {

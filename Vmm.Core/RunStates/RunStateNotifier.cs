@@ -6,6 +6,8 @@ namespace Vmm.Core.RunStates;
 public interface IVmStateHandler
 {
     /// <summary>The VM is about to start, or has stopped. BQL: held.</summary>
+    /// <param name="running">True for a start.</param>
+    /// <param name="state">The state that the VM enters; when another handler refused a start, and <paramref name="running"/> is false, the one that it keeps.</param>
     void OnVmStateChange(bool running, RunState state);
 
     /// <summary>
@@ -30,7 +32,7 @@ public interface INamedPart
     string Id { get; }
 }
 
-/// <summary>The VM's run state, for devices.</summary>
+/// <summary>The VM's run state, for devices. One per VM.</summary>
 public interface IRunStateNotifier
 {
     /// <summary>The present state. Any thread.</summary>
@@ -75,7 +77,8 @@ public interface IRunStateNotifier
     void Stop(RunState state);
 
     /// <summary>
-    /// Adds a handler. A start calls handlers by ascending priority and, within one priority, in order of registration; a stop uses the reverse order.
+    /// Adds a handler. A start calls handlers by ascending priority and, within one priority, in order of registration; a stop uses the reverse order. Any
+    /// thread; takes the BQL.
     /// </summary>
     /// <param name="handler">It hears of starts and stops from now on; a running VM is not announced.</param>
     /// <param name="priority">QEMU's device depth; 0 by default.</param>

@@ -108,7 +108,7 @@ public sealed class MigrationCapabilities
     /// <summary>All off.</summary>
     public static MigrationCapabilities None { get; } = new(0);
 
-    /// <summary>The set in which exactly these capabilities are on.</summary>
+    /// <summary>Makes the set in which exactly these capabilities are on.</summary>
     public static MigrationCapabilities Of(params ReadOnlySpan<MigrationCapability> on)
     {
         uint bits = 0;

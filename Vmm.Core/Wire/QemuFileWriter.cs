@@ -8,11 +8,12 @@ namespace Vmm.Core.Wire;
 
 /// <summary>
 /// Buffered big-endian writer over a channel. It copies small values and references guest pages, and sends both in one gather write. Used by one
-/// thread at a time. A failed write throws at once or in <see cref="Flush"/>; no error is kept for later (QEMU: <c>QEMUFile</c>).
+/// thread at a time. If the channel fails, a write or <see cref="Flush"/> throws <see cref="Errors.ChannelException"/> at once; no error is kept for later (QEMU:
+/// <c>QEMUFile</c>).
 /// </summary>
 public sealed class QemuFileWriter : IDisposable
 {
-    /// <summary>The writer sends as soon as so many bytes are queued.</summary>
+    /// <summary>The writer sends when this many bytes are queued.</summary>
     private const int FlushBytes = 1 << 20;
 
     private readonly IMigrationChannel _channel;
@@ -99,6 +100,7 @@ public sealed class QemuFileWriter : IDisposable
     /// <summary>
     /// Queues <paramref name="length"/> bytes of a block, from an offset in bytes, without copying: the flush sends the content that it finds then.
     /// </summary>
+    /// <exception cref="ArgumentOutOfRangeException">The range is not inside the block.</exception>
     public void WriteGuest(RamBlock block, ulong offset, int length)
     {
         ArgumentNullException.ThrowIfNull(block);
@@ -107,7 +109,10 @@ public sealed class QemuFileWriter : IDisposable
         Position += length;
     }
 
-    /// <summary>Queues a u64 header and a page of guest memory without copying the page: the flush sends the content that it finds then.</summary>
+    /// <summary>
+    /// Queues a u64 header and the page of that index in the block, without copying the page: the flush sends the content that it finds then.
+    /// </summary>
+    /// <exception cref="ArgumentOutOfRangeException">The block has no such page.</exception>
     public void WriteGuestPage(ulong header, RamBlock block, long page)
     {
         ArgumentNullException.ThrowIfNull(block);

@@ -63,9 +63,6 @@ internal sealed record MigrationParameter
     /// <summary>A further condition on a number, e.g. a power of two.</summary>
     internal Func<ulong, bool> IsValid { get; init; } = static _ => true;
 
-    /// <summary>True if vmm accepts other values than the default.</summary>
-    public bool IsImplemented => Read is not null;
-
     /// <summary>The value of this parameter in a set.</summary>
     public object Get(MigrationParameters parameters) => Read?.Invoke(parameters) ?? Default;
 

@@ -50,7 +50,7 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
             MigCommand.Ping or MigCommand.Packaged => 4,
             _ => -1,
         };
-        if (expected >= 0 && length != expected) throw f.Bad($"length of command {command}", expected.ToString(), length.ToString());
+        if (expected >= 0 && length != expected) throw f.Bad($"length of command {command}", expected.ToString(), length.ToString(), f.Position - 2);
         switch (command)
         {
             case MigCommand.OpenReturnPath:
@@ -75,12 +75,12 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
                 break;
             case MigCommand.PostcopyAdvise or MigCommand.PostcopyListen or MigCommand.PostcopyRun or MigCommand.PostcopyRamDiscard
                 or MigCommand.PostcopyResume or MigCommand.RecvBitmap:
-                throw new IncompatibleStateException($"the source uses postcopy (command {command}), which is not implemented in this version of vmm")
+                throw new IncompatibleStateException($"offset {f.Position - 4}: the source uses postcopy (command {command}), which is not implemented in this version of vmm")
                 {
-                    Section = f.Section, Offset = f.Position, Hint = "switch capability postcopy-ram off on the source",
+                    Section = f.Section, Offset = f.Position - 4, Found = command.ToString(), Hint = "switch capability postcopy-ram off on the source",
                 };
             default:
-                throw f.Bad("command", "a known command", $"{(ushort)command} of {length} bytes");
+                throw f.Bad("command", "a known command", $"{(ushort)command} of {length} bytes", f.Position - 4);
         }
     }
 
@@ -101,7 +101,7 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
     private void ReadPackage()
     {
         uint length = f.ReadUInt32();
-        if (length > WireLimits.PackagedBytes) throw new StreamLimitException($"package of {length} bytes is over {WireLimits.PackagedBytes} (WireLimits.PackagedBytes)");
+        if (length > WireLimits.PackagedBytes) throw f.Over($"a package of {length} bytes", WireLimits.PackagedBytes, nameof(WireLimits.PackagedBytes));
         if (_isInPackage) throw f.Bad("command in a package", "no other package", "PACKAGED");
         _isInPackage = true;
         long end = f.Position + length;

@@ -196,7 +196,10 @@ internal sealed class ReturnPathReader
                     Interlocked.Increment(ref _switchoverAcks); // Nobody waits for one without the capability, and a surplus one does no harm (stream 6.3).
                     break;
                 default:
-                    throw new StreamFormatException($"return path: unexpected message type {(ushort)type} of {length} bytes");
+                    throw new StreamFormatException($"return path: expected SHUT or PONG of 4 bytes or SWITCHOVER_ACK of 0, found message type {(ushort)type} of {length} bytes")
+                    {
+                        Section = "return path", Found = $"type {(ushort)type} of {length} bytes",
+                    };
             }
         }
     }
