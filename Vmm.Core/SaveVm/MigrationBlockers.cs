@@ -59,7 +59,7 @@ public sealed class MigrationBlockers
         }
     }
 
-    /// <summary>The reasons that block a mode; empty when nothing does.</summary>
+    /// <summary>Lists the reasons that block a mode; empty when nothing does.</summary>
     public IReadOnlyList<string> Reasons(MigrationMode mode)
     {
         var bit = (MigrationModes)(1 << (int)mode);
