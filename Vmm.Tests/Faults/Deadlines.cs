@@ -9,7 +9,13 @@ namespace Vmm.Tests.Faults;
 internal static class Deadlines
 {
     /// <summary>Limits of the program as migration parameters, ms. The runs shorten them; one that the program does not have is left out.</summary>
-    private static readonly (string Name, int Ms)[] s_parameters = [];
+    private static readonly (string Name, int Ms)[] s_parameters =
+    [
+        ("x-setup-timeout", PeerMs), ("x-progress-timeout", PeerMs), ("x-switchover-timeout", PeerMs), ("x-confirm-timeout", PeerMs), ("x-final-word-timeout", FinalWordMs),
+    ];
+
+    /// <summary>Longer than the longest stall that ends, so that only one without end is a failure.</summary>
+    private const int PeerMs = 4000, FinalWordMs = 5000;
 
     /// <summary>What a machine under load adds to each wait.</summary>
     internal static readonly TimeSpan Slack = TimeSpan.FromSeconds(8);
@@ -17,17 +23,14 @@ internal static class Deadlines
     /// <summary>A side that has an error in hand, or whose peer ends in good order, settles within this time.</summary>
     private static readonly TimeSpan s_error = TimeSpan.FromSeconds(2);
 
-    /// <summary>A destination whose confirmation is not taken.</summary>
-    private static readonly TimeSpan s_confirmation = TimeSpan.FromSeconds(10);
-
-    /// <summary>A side that hears nothing: the longest deadline of setup, progress, switchover and confirmation.</summary>
-    private static readonly TimeSpan s_silence = TimeSpan.FromSeconds(12);
+    /// <summary>A side that hears nothing. One deadline may follow another: progress, then the answer to a cancel, then the final word.</summary>
+    private static readonly TimeSpan s_silence = TimeSpan.FromMilliseconds(PeerMs + FinalWordMs);
 
     /// <summary>How long the source may take to settle after the fault, or after the beginning without one.</summary>
     internal static TimeSpan OfSource(AttemptPlan plan) => Slack + After(plan.Fault);
 
     /// <summary>How long the destination may take.</summary>
-    internal static TimeSpan OfDestination(AttemptPlan plan) => Slack + s_confirmation + After(plan.Fault);
+    internal static TimeSpan OfDestination(AttemptPlan plan) => Slack + TimeSpan.FromMilliseconds(FinalWordMs) + After(plan.Fault);
 
     /// <summary>Sets the parameters at one side.</summary>
     internal static async Task Set(FaultVm vm)

@@ -52,7 +52,7 @@ internal sealed class FaultRunTests
     }
 
     /// <summary>Many attempts of one kind: <c>VMM_FAULT_KIND</c>, and the variables of <see cref="ThreeThousandAttempts"/>.</summary>
-    [Test, Category("slow"), Explicit("needs a kind"), CancelAfter(14_400_000)]
+    [Test, Category("slow"), CancelAfter(14_400_000)]
     public Task OneKind() => Run([(Kind(), Number("VMM_FAULT_COUNT", 100))], Number("VMM_FAULT_SEED", 1), Number("VMM_FAULT_LANES", 4));
 
     private static AttemptKind Kind() => Enum.Parse<AttemptKind>(Environment.GetEnvironmentVariable("VMM_FAULT_KIND") ?? nameof(AttemptKind.Plain), ignoreCase: true);

@@ -31,6 +31,7 @@ internal sealed class FaultVm : IAsyncDisposable
     private FaultVm(string name, string qmpPath, Process? process, int pid, LogBook log)
     {
         (Name, QmpPath, _process, Pid, _log) = (name, qmpPath, process, pid, log);
+        log.Enter();
         _pidFd = Posix.OpenProcess(pid, out _);
     }
 
@@ -116,11 +117,32 @@ internal sealed class FaultVm : IAsyncDisposable
     }
 
     /// <summary>The process that an update has moved the VM to; it writes to the same pipe as the one before.</summary>
-    internal async Task<FaultVm> Successor(int pid)
+    /// <param name="pid">The process.</param>
+    /// <param name="patience">How long it may take until it listens.</param>
+    /// <param name="qmpPath">Where it listens; by default at the VM's place.</param>
+    internal async Task<FaultVm> Successor(int pid, TimeSpan patience, string? qmpPath = null)
     {
-        var next = new FaultVm(Name, QmpPath, null, pid, _log);
-        await next.Connect();
-        return next;
+        var next = new FaultVm(Name, qmpPath ?? Path.Combine(Path.GetDirectoryName(QmpPath)!, $"{Name}.qmp"), null, pid, _log);
+        long start = Stopwatch.GetTimestamp();
+        while (true)
+        {
+            try
+            {
+                await next.Connect();
+                return next;
+            }
+            catch (Exception e) when (e is VmmException or TimeoutException)
+            {
+                next._qmp?.Dispose();
+                if (next.IsAlive && Stopwatch.GetElapsedTime(start) < patience)
+                {
+                    await next.Changed(20);
+                    continue;
+                }
+                next.Leave();
+                throw;
+            }
+        }
     }
 
     /// <summary>Runs a command; throws <see cref="TimeoutException"/> when no answer comes in time.</summary>
@@ -184,6 +206,10 @@ internal sealed class FaultVm : IAsyncDisposable
         }
     }
 
+    /// <summary>Waits until the process has ended.</summary>
+    /// <returns>False if it lives on.</returns>
+    internal bool WaitForEnd() => !IsAlive || Posix.Poll(_pidFd!, Posix.POLLIN, null, (int)s_quit.TotalMilliseconds, out _) != 0;
+
     internal void Signal(int number)
     {
         if (IsAlive) Posix.Kill(Pid, number);
@@ -221,14 +247,14 @@ internal sealed class FaultVm : IAsyncDisposable
         if (!IsAlive) return null;
         await Ask("quit");
         if (Posix.Poll(_pidFd!, Posix.POLLIN, null, (int)s_quit.TotalMilliseconds, out _) == 0) return $"{Name} does not end after quit";
-        if (_process is null) return null;
-        await _process.WaitForExitAsync();
+        // Not WaitForExitAsync, which waits for the end of the pipe, and a successor has the pipe too.
+        if (_process is null || !_process.WaitForExit(s_quit)) return null;
         return _process.ExitCode == 0 ? null : $"{Name} ended with exit code {_process.ExitCode} after quit";
     }
 
-    public async ValueTask DisposeAsync()
+    public ValueTask DisposeAsync()
     {
-        if (_disposed) return;
+        if (_disposed) return ValueTask.CompletedTask;
         _disposed = true;
         if (IsAlive)
         {
@@ -236,11 +262,18 @@ internal sealed class FaultVm : IAsyncDisposable
             Posix.Kill(Pid, 9);
             Posix.Poll(_pidFd!, Posix.POLLIN, null, (int)s_quit.TotalMilliseconds, out _);
         }
+        Leave();
+        return ValueTask.CompletedTask;
+    }
+
+    /// <summary>Gives up what this object has; the process may live on, and another object has it then.</summary>
+    internal void Leave()
+    {
+        if (!IsAlive) _process?.WaitForExit(s_quit);
+        _disposed = true;
         _qmp?.Dispose();
         _pidFd?.Dispose();
-        if (_process is null) return;
-        await _process.WaitForExitAsync();
-        _process.Dispose();
+        _log.Leave(_process);
     }
 
     private async Task Connect()
@@ -291,6 +324,20 @@ internal sealed class FaultVm : IAsyncDisposable
     private sealed class LogBook
     {
         private readonly Queue<string> _lines = new();
+        private readonly List<Process> _ended = [];
+        private int _users;
+
+        internal void Enter() => Interlocked.Increment(ref _users);
+
+        /// <summary>Closes the pipe when nobody writes to it any more: an open pipe without a reader would end the writer.</summary>
+        internal void Leave(Process? process)
+        {
+            lock (_ended)
+            {
+                if (process is not null) _ended.Add(process);
+                if (Interlocked.Decrement(ref _users) == 0) _ended.ForEach(static p => p.Dispose());
+            }
+        }
 
         internal void Add(string line)
         {

@@ -86,7 +86,8 @@ internal sealed class Lane(AttemptKind kind, Action<AttemptReport> take) : IAsyn
         {
             FaultVm old = parts.Vm;
             parts.Vm = attempt.Survivor;
-            await old.DisposeAsync();
+            if (old.Pid == parts.Vm.Pid) old.Leave();
+            else await old.DisposeAsync();
         }
         return report;
     }

@@ -47,6 +47,8 @@ internal sealed class MigrationAttempt(AttemptPlan plan, VmParts source, VmParts
             await From.Execute("migrate", new JsonObject { ["uri"] = uri });
             await Settle();
             _report.FaultHappened = _session.FiredAt != 0;
+            if (_report.FaultHappened && plan.Fault.Action == FaultAction.KillSource) From.WaitForEnd();
+            if (_report.FaultHappened && plan.Fault.Action == FaultAction.KillDestination) To.WaitForEnd();
             await Judge(writes);
         }
         catch (Exception e) when (e is VmmException or TimeoutException or OperationCanceledException or InvalidOperationException)
@@ -170,23 +172,23 @@ internal sealed class MigrationAttempt(AttemptPlan plan, VmParts source, VmParts
         else if (there is not ("inmigrate" or "dead" or "silent") && (released || here == "dead"))
         {
             // Held: only an operator may start it, and may do so because the source has let go.
-            await Start(To, force: !isStopped);
+            _report.FailIf(await Operator.Start(To));
             await Survive(destination, Outcome.Forced, await FinalWrites(writes));
         }
         else if (released && there == "dead")
         {
-            await Start(From, force: false);
+            _report.FailIf(await Operator.Start(From));
             await Survive(source, Outcome.TakenBack, writes);
         }
         else if (released)
         {
             if (plan.ReturnPath) _report.Fail($"the source has let go, and the destination is {there}, its migration {last}");
-            await Start(From, force: false);
+            _report.FailIf(await Operator.Start(From));
             await Survive(source, Outcome.TakenBack, writes);
         }
         else if (here == "paused" && isStopped)
         {
-            await Start(From, force: false);
+            _report.FailIf(await Operator.Start(From));
             await Survive(source, Outcome.Stayed, writes);
         }
         else if (here == "dead" && there is "inmigrate" or "dead")
@@ -216,18 +218,6 @@ internal sealed class MigrationAttempt(AttemptPlan plan, VmParts source, VmParts
     /// <summary>The writes of a source that has stopped for good; its guest must go on from there.</summary>
     private async Task<long> FinalWrites(long writes) => From.IsAlive && await Guest.Verify(From) is { } final ? Math.Max(writes, final["writes"]!.GetValue<long>()) : writes;
 
-    private async Task Start(FaultVm vm, bool force)
-    {
-        try
-        {
-            await vm.Execute("cont", force ? Force.Arguments(vm) : null);
-        }
-        catch (VmmException e)
-        {
-            _report.Fail($"{vm.Name} cannot be started: {e.Message}");
-        }
-    }
-
     private TimeSpan? Overlap()
     {
         List<(DateTimeOffset From, DateTimeOffset To)> here = Runs(From, _sourceEvents, isRunning: true), there = Runs(To, _destinationEvents, isRunning: false);
@@ -248,7 +238,7 @@ internal sealed class MigrationAttempt(AttemptPlan plan, VmParts source, VmParts
             since = null;
         }
         // A dead process ran until its death, which nobody noted.
-        if (since is { } still && vm.IsAlive) runs.Add((still, DateTimeOffset.MaxValue));
+        if (since is { } still && vm.IsAlive) runs.Add((still, DateTimeOffset.UtcNow));
         return runs;
     }
 

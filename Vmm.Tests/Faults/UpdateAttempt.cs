@@ -15,7 +15,7 @@ namespace Vmm.Tests.Faults;
 internal sealed partial class UpdateAttempt(AttemptPlan plan, VmParts parts) : IDisposable
 {
     private const int SigStop = 19, SigCont = 18, SigKill = 9;
-    private static readonly TimeSpan s_end = TimeSpan.FromSeconds(10), s_limit = TimeSpan.FromSeconds(40);
+    private static readonly TimeSpan s_end = TimeSpan.FromSeconds(10), s_limit = TimeSpan.FromSeconds(40), s_silence = TimeSpan.FromSeconds(150);
 
     private readonly AttemptReport _report = new(plan);
     private readonly List<FaultProxy> _proxies = [];
@@ -57,9 +57,9 @@ internal sealed partial class UpdateAttempt(AttemptPlan plan, VmParts parts) : I
             string? error = null;
             try
             {
-                var arguments = new JsonObject { ["timeout-ms"] = Chosen == Way.Silent ? 3000 : 20_000, ["exec"] = Chosen is Way.Exec or Way.ExecEnds };
+                var arguments = new JsonObject { ["timeout-ms"] = Chosen == Way.Silent ? 3000 : 12_000, ["exec"] = Chosen is Way.Exec or Way.ExecEnds };
                 if (Chosen != Way.Exec) arguments["binary"] = Prepare();
-                result = await old.Execute("__io.github.vmm_update", arguments, s_limit);
+                result = await old.Execute("__io.github.vmm_update", arguments, plan.Fault.IsSilent ? s_silence : s_limit);
             }
             catch (Exception e) when (e is VmmException or TimeoutException)
             {
@@ -91,7 +91,7 @@ internal sealed partial class UpdateAttempt(AttemptPlan plan, VmParts parts) : I
         if (Chosen == Way.Exec && result is null && Old.IsAlive)
         {
             // It cannot answer; its successor has its pid and its socket.
-            FaultVm again = await Old.Successor(Old.Pid);
+            FaultVm again = await Old.Successor(Old.Pid, s_limit);
             await Survive(again, Outcome.Moved, writes);
             return;
         }
@@ -99,10 +99,11 @@ internal sealed partial class UpdateAttempt(AttemptPlan plan, VmParts parts) : I
         {
             if (!SpinWait.SpinUntil(() => !Old.IsAlive, s_end)) _report.Fail("the old process does not end after the update");
             else if (Old.ExitCode is not (null or 0)) _report.Fail($"the old process ended with exit code {Old.ExitCode}");
-            await Survive(await Old.Successor(pid), Outcome.Moved, writes);
+            await Survive(await Old.Successor(pid, s_end), Outcome.Moved, writes);
             return;
         }
         int next = File.Exists(_pidFile) && int.TryParse(await File.ReadAllTextAsync(_pidFile), out int written) ? written : 0;
+        if (_report.FaultHappened && plan.Fault.Action == FaultAction.KillSource) Old.WaitForEnd();
         string here = await Old.State();
         if (here is "running" or "paused")
         {
@@ -118,7 +119,7 @@ internal sealed partial class UpdateAttempt(AttemptPlan plan, VmParts parts) : I
             SpinWait.SpinUntil(() => !IsAlive(next) || (held = Find(next)) is not null, s_end);
             if (held is not null)
             {
-                if (await held.State() != "running") await held.Execute("cont", Force.Arguments(held));
+                if (await held.State() != "running") _report.FailIf(await Operator.Start(held));
                 await Survive(held, here == "dead" ? Outcome.Moved : Outcome.Forced, writes);
                 return;
             }
@@ -131,7 +132,7 @@ internal sealed partial class UpdateAttempt(AttemptPlan plan, VmParts parts) : I
         }
         if (plan.Fault.Action == FaultAction.KillDestination && here == "postmigrate")
         {
-            await Old.Execute("cont");
+            _report.FailIf(await Operator.Start(Old));
             await Survive(Old, Outcome.TakenBack, writes);
             return;
         }
@@ -143,7 +144,9 @@ internal sealed partial class UpdateAttempt(AttemptPlan plan, VmParts parts) : I
     {
         try
         {
-            FaultVm next = Old.Successor(pid).GetAwaiter().GetResult();
+            // Until it runs the VM, it listens at a place of its own.
+            string own = Path.Combine(parts.Folder, "vmm", $"{pid}.next");
+            FaultVm next = Old.Successor(pid, TimeSpan.Zero, File.Exists(own) ? own : null).GetAwaiter().GetResult();
             if (next.State().GetAwaiter().GetResult() is not ("inmigrate" or "dead" or "silent")) return next;
             next.DisposeAsync().AsTask().GetAwaiter().GetResult();
         }
