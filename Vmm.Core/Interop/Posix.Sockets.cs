@@ -133,10 +133,17 @@ public static partial class Posix
     /// <summary>Whether a descriptor is a socket.</summary>
     public static bool IsSocket(OwnedFd fd) => Stat(fd, out FileStatus status) == Errno.None && status.IsSocket;
 
-    internal static void TuneStream(OwnedFd fd, bool tcp, bool keepAlive)
+    /// <summary>A silent TCP peer is probed after so many seconds, so often, at this interval; after the last probe without an answer the connection is dead.</summary>
+    private const int KeepAliveIdleS = 10, KeepAliveProbes = 4, KeepAliveIntervalS = 5;
+
+    /// <summary>Sends small messages at once, and lets the kernel notice within 30 s that an idle peer is gone.</summary>
+    internal static void TuneTcp(OwnedFd fd)
     {
-        if (tcp) SetOption(fd, LibC.IPPROTO_TCP, LibC.TCP_NODELAY, 1);
-        if (keepAlive) SetOption(fd, LibC.SOL_SOCKET, LibC.SO_KEEPALIVE, 1);
+        SetOption(fd, LibC.IPPROTO_TCP, LibC.TCP_NODELAY, 1);
+        SetOption(fd, LibC.SOL_SOCKET, LibC.SO_KEEPALIVE, 1);
+        SetOption(fd, LibC.IPPROTO_TCP, LibC.TCP_KEEPIDLE, KeepAliveIdleS);
+        SetOption(fd, LibC.IPPROTO_TCP, LibC.TCP_KEEPINTVL, KeepAliveIntervalS);
+        SetOption(fd, LibC.IPPROTO_TCP, LibC.TCP_KEEPCNT, KeepAliveProbes);
     }
 
     /// <summary>Enlarges the send buffer of a socket, beyond the system's limit if this process may. A refusal changes nothing.</summary>
@@ -172,6 +179,15 @@ public static partial class Posix
         if (n < 0 && errno == Errno.EAGAIN) errno = Errno.None;
         else if (n <= 0) return true;
         return false;
+    }
+
+    /// <summary>Sends what the socket takes without waiting.</summary>
+    /// <returns>Bytes sent; -1 if the socket takes nothing now, or never again.</returns>
+    internal static unsafe int SendNow(OwnedFd fd, ReadOnlySpan<byte> data)
+    {
+        using FdInUse use = fd.Use();
+        // SAFETY: the bytes are pinned for the call, and the kernel is told how many there are.
+        fixed (byte* bytes = data) return (int)LibC.send(use.Number, bytes, data.Length, MSG_DONTWAIT | MSG_NOSIGNAL);
     }
 
     /// <summary>Receives from a socket (recv(2)).</summary>

@@ -32,6 +32,9 @@ public sealed class QemuFileReader
     /// <summary>Stream offset of the next byte: bytes consumed since the first one that this reader read.</summary>
     public long Position => _received - (_end - _start);
 
+    /// <summary>True when the buffer holds bytes that nobody has read.</summary>
+    internal bool HasBuffered => _start < _end;
+
     /// <summary>The channel that the bytes come from.</summary>
     public IMigrationChannel Channel => _channel;
 

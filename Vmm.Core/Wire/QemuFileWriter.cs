@@ -32,6 +32,9 @@ public sealed class QemuFileWriter : IDisposable
     /// <summary>Bytes that the channel has received so far.</summary>
     public long FlushedBytes => Position - _list.PendingBytes;
 
+    /// <summary>True while a thread waits in the channel's write. Any thread.</summary>
+    internal bool IsWriting { get; private set; }
+
     /// <summary>The channel that the bytes go to.</summary>
     public IMigrationChannel Channel => _channel;
 
@@ -63,7 +66,9 @@ public sealed class QemuFileWriter : IDisposable
         if (bytes.Length > 4096)
         {
             Flush();
+            IsWriting = true;
             _channel.Write(bytes);
+            IsWriting = false;
             Position += bytes.Length;
             return;
         }
@@ -124,7 +129,10 @@ public sealed class QemuFileWriter : IDisposable
     /// <summary>Sends everything queued to the channel.</summary>
     public void Flush()
     {
-        if (_list.PendingBytes > 0) _channel.WriteGather(_list);
+        if (_list.PendingBytes == 0) return;
+        IsWriting = true;
+        _channel.WriteGather(_list);
+        IsWriting = false;
     }
 
     /// <summary>Frees the buffers and drops queued bytes.</summary>

@@ -19,6 +19,9 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
     /// <summary>The open return path, or null.</summary>
     internal ReturnPathWriter? ReturnPath { get; private set; }
 
+    /// <summary>True when the source has offered a final word (<see cref="FinalWord"/>).</summary>
+    internal bool SourceHasFinalWord { get; private set; }
+
     /// <summary>Called when the return path has been opened.</summary>
     internal Action? Opened { get; init; }
 
@@ -58,6 +61,7 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
                 break;
             case MigCommand.Ping:
                 uint value = f.ReadUInt32();
+                SourceHasFinalWord |= value == FinalWord.Offer;
                 (ReturnPath ?? throw f.Bad("PING", "an open return path", "none")).SendPong(value);
                 break;
             case MigCommand.SwitchoverStart:
@@ -78,6 +82,19 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
             default:
                 throw f.Bad("command", "a known command", $"{(ushort)command} of {length} bytes", f.Position - 4);
         }
+    }
+
+    /// <summary>Reads the source's final word behind the stream.</summary>
+    /// <returns>Released or withdrawn.</returns>
+    internal MigCommand ReadFinalWord()
+    {
+        f.Section = "final word";
+        byte type = f.ReadByte();
+        var command = (MigCommand)f.ReadUInt16();
+        int length = f.ReadUInt16();
+        if (type != (byte)SectionType.Command || length != 0 || command is not (MigCommand.VmmReleased or MigCommand.VmmWithdrawn))
+            throw f.Bad("final word", "command VmmReleased or VmmWithdrawn", $"type {type}, command {(ushort)command} of {length} bytes");
+        return command;
     }
 
     /// <summary>Reads the sections of a package, which is a stream inside the stream. QEMU never puts one package into another.</summary>
