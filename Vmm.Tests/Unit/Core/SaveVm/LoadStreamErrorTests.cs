@@ -29,8 +29,8 @@ public sealed class LoadStreamErrorTests
         yield return Case("id that nobody announced", Good + 1, ["expected the id of a START section", "found 99"], static s => s.U8(2).U32(99));
         yield return Case("version", Good + 13, ["'dev/0'", "version 3 is newer than 2"], static s => s.First(4, 7, "dev", 0, 3));
         yield return Case("no taker", Good + 17, ["'out/0'", "takes no FULL section"], static s => s.First(4, 8, "out", 0, 1));
-        yield return Case("footer", Good + 21, ["'dev/0'", "expected 0x7e", "found 0x7d"], static s => s.First(4, 7, "dev", 0, 2).U32(1).U8(0x7d));
-        yield return Case("id in footer", Good + 22, ["'dev/0'", "expected 7", "found 8"], static s => s.First(4, 7, "dev", 0, 2).U32(1).Footer(8));
+        yield return Case("footer", Good + 21, ["'dev/0'", "expected 0x7e", "found 0x7d"], static s => s.First(4, 7, "dev", 0, 2).U32(5).U8(0x7d));
+        yield return Case("id in footer", Good + 22, ["'dev/0'", "expected 7", "found 8"], static s => s.First(4, 7, "dev", 0, 2).U32(5).Footer(8));
         yield return Case("cut", Good + 17, ["'dev/value'", $"ended at offset {Good + 18}", "expected 4 bytes, found 1"], static s => s.First(4, 7, "dev", 0, 2).U8(1));
 
         static TestCaseData Case(string name, long offset, string[] texts, Func<StreamBuilder, StreamBuilder> bad) =>
