@@ -40,8 +40,11 @@ internal sealed record AttemptPlan
     /// <summary>How the destination waits. The seed modulo <see cref="Ways"/> decides, so that a lane keeps its destinations.</summary>
     internal Listening Listening => (Seed % Ways) switch { 0 => Listening.Tcp, 1 => Listening.Unix, _ => Listening.Defer };
 
-    /// <summary>Seeds of one lane are the same modulo this.</summary>
-    internal const int Ways = 4;
+    /// <summary>
+    /// Seeds of one lane are the same modulo this. Most destinations wait for migrate-incoming: one that listens from its start rehearses a migration first,
+    /// which takes longer than an attempt.
+    /// </summary>
+    internal const int Ways = 8;
 
     /// <summary>True when a deferred destination waits on TCP.</summary>
     internal bool UsesTcp { get; init; }

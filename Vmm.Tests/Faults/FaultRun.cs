@@ -27,12 +27,15 @@ internal sealed class FaultRun
     /// <param name="counts">How many of each kind.</param>
     /// <param name="seed">The first seed of each kind.</param>
     /// <param name="lanes">How many lanes run at a time.</param>
-    internal async Task Run(IReadOnlyList<(AttemptKind Kind, int Count)> counts, int seed, int lanes)
+    /// <param name="ways">How many ways of listening there are; a short run has few, because each needs processes of its own.</param>
+    internal async Task Run(IReadOnlyList<(AttemptKind Kind, int Count)> counts, int seed, int lanes, int ways = AttemptPlan.Ways)
     {
         var jobs = new List<(AttemptKind Kind, int[] Seeds)>();
         foreach ((AttemptKind kind, int count) in counts)
-            for (int way = 0; way < AttemptPlan.Ways; way++)
-                jobs.AddRange(Enumerable.Range(seed, count).Where(s => s % AttemptPlan.Ways == way).Chunk(PerLane).Select(s => (kind, s)));
+        {
+            int[] seeds = [.. Enumerable.Range(0, int.MaxValue).Select(i => seed + i).Where(s => s % AttemptPlan.Ways < ways).Take(count)];
+            foreach (IGrouping<int, int> way in seeds.GroupBy(s => IsListening(kind) ? s % AttemptPlan.Ways : 0)) jobs.AddRange(way.Chunk(Math.Clamp(count / lanes, 1, PerLane)).Select(s => (kind, s)));
+        }
         // The kinds alternate, so that the long ones are not left for the end.
         var ordered = jobs.GroupBy(static j => j.Kind).SelectMany(static g => g.Select((j, i) => (Job: j, At: (double)i / g.Count()))).OrderBy(static x => x.At).Select(static x => x.Job);
         await Parallel.ForEachAsync(ordered, new ParallelOptions { MaxDegreeOfParallelism = lanes }, async (job, _) =>
@@ -41,6 +44,8 @@ internal sealed class FaultRun
             foreach (int one in job.Seeds) await lane.Run(AttemptPlan.Of(job.Kind, one));
         });
     }
+
+    private static bool IsListening(AttemptKind kind) => kind is AttemptKind.Plain or AttemptKind.Multifd or AttemptKind.Device;
 
     /// <summary>Notes a report.</summary>
     internal void Take(AttemptReport report)

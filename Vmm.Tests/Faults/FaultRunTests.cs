@@ -12,7 +12,7 @@ internal sealed class FaultRunTests
 {
     [Test, CancelAfter(600_000)]
     public Task AHundredAttempts() =>
-        Run([(AttemptKind.Plain, 32), (AttemptKind.Multifd, 32), (AttemptKind.Device, 12), (AttemptKind.Update, 16), (AttemptKind.Snapshot, 8)], Number("VMM_FAULT_SEED", 1), Number("VMM_FAULT_LANES", 4));
+        Run([(AttemptKind.Plain, 32), (AttemptKind.Multifd, 32), (AttemptKind.Device, 12), (AttemptKind.Update, 16), (AttemptKind.Snapshot, 8)], Number("VMM_FAULT_SEED", 1), Number("VMM_FAULT_LANES", 4), ways: 3);
 
     /// <summary>
     /// The whole run. <c>VMM_FAULT_SEED</c> gives the first seed, <c>VMM_FAULT_COUNT</c> the number of attempts (3,000 without snapshots) and
@@ -57,10 +57,10 @@ internal sealed class FaultRunTests
 
     private static AttemptKind Kind() => Enum.Parse<AttemptKind>(Environment.GetEnvironmentVariable("VMM_FAULT_KIND") ?? nameof(AttemptKind.Plain), ignoreCase: true);
 
-    private static async Task Run(IReadOnlyList<(AttemptKind Kind, int Count)> counts, int seed, int lanes)
+    private static async Task Run(IReadOnlyList<(AttemptKind Kind, int Count)> counts, int seed, int lanes, int ways = AttemptPlan.Ways)
     {
         var run = new FaultRun(TestContext.Progress, 100);
-        await run.Run(counts, seed, lanes);
+        await run.Run(counts, seed, lanes, ways);
         TestContext.Out.WriteLine(run.Totals());
         Assert.That(run.Reports, Has.Count.EqualTo(counts.Sum(static c => c.Count)));
         Assert.That(string.Join('\n', run.Failed), Is.Empty);

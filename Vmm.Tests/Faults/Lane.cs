@@ -1,3 +1,6 @@
+using System.Net.Sockets;
+using System.Text.RegularExpressions;
+using Vmm.Core.Errors;
 using Vmm.Tests.Support;
 
 namespace Vmm.Tests.Faults;
@@ -6,17 +9,30 @@ namespace Vmm.Tests.Faults;
 /// Runs attempts one after the other in a folder of its own, with VMs of one kind. What survives an attempt is the source of the next one, and a destination whose
 /// attempt failed waits for the next one. <see cref="DisposeAsync"/> ends all of it.
 /// </summary>
-internal sealed class Lane(AttemptKind kind, Action<AttemptReport> take) : IAsyncDisposable
+internal sealed partial class Lane(AttemptKind kind, Action<AttemptReport> take) : IAsyncDisposable
 {
     private readonly TempDirectory _folder = new();
+    private readonly HashSet<string> _killed = [];
     private VmParts? _source, _destination;
+    private AttemptReport? _last;
     private long _writes;
     private int _count;
 
     /// <summary>Runs one attempt.</summary>
     internal async Task Run(AttemptPlan plan)
     {
-        AttemptReport report = await Attempt(plan);
+        AttemptReport report;
+        try
+        {
+            report = await Attempt(plan);
+        }
+        catch (Exception e) when (e is InvalidOperationException or TimeoutException or OperationCanceledException or IOException or VmmException or SocketException)
+        {
+            // One process that does not start is a failure of its attempt, not the end of a long run.
+            report = new AttemptReport(plan);
+            report.Fail($"could not be tried: {e}");
+        }
+        _last = report;
         take(report);
         // What failed once is not to be blamed for the next failure.
         if (report.Failures.Count > 0) await Forget();
@@ -25,12 +41,21 @@ internal sealed class Lane(AttemptKind kind, Action<AttemptReport> take) : IAsyn
     /// <summary>The process that has the VM now, for its figures; null if none has.</summary>
     internal FaultVm? Vm => _source?.Vm;
 
-    /// <summary>Lets every folder of the attempt be checked and ends all processes.</summary>
+    /// <summary>Ends all processes, and looks for files that they leave.</summary>
     public async ValueTask DisposeAsync()
     {
-        await Forget();
+        foreach (VmParts? one in (VmParts?[])[_source, _destination])
+            if (one is not null && await End(one) is { } wrong) _last?.Fail(wrong);
+        string[] left = [.. Directory.EnumerateFileSystemEntries(_folder.Path).Concat(Directory.EnumerateFileSystemEntries(_folder["vmm"])).Select(static f => Path.GetFileName(f)).Where(IsLeft)];
+        if (left.Length > 0) _last?.Fail($"the lane leaves {string.Join(", ", left)}");
         _folder.Dispose();
     }
+
+    /// <summary>Files of the test, of the runtime, and of a process that was killed may stay; a VM that ends leaves nothing.</summary>
+    private bool IsLeft(string file) => !Ours().IsMatch(file) && !_killed.Contains(file.Split('.', '-')[0]) && !(_killed.Count > 0 && char.IsAsciiDigit(file[0]));
+
+    [GeneratedRegex(@"^(vmm|\.lock|snapshots-.*|u\d+\..*|.*\.words|dotnet-diagnostic-.*|clr-debug-pipe-.*|v\d+-(edu|dma)|v\d+n\..*)$")]
+    private static partial Regex Ours();
 
     private async Task<AttemptReport> Attempt(AttemptPlan plan)
     {
@@ -79,6 +104,7 @@ internal sealed class Lane(AttemptKind kind, Action<AttemptReport> take) : IAsyn
         AttemptReport report = await attempt.Run(_writes);
         if (attempt.Survivor is null)
         {
+            _killed.Add(parts.Vm.Name);
             await parts.DisposeAsync();
             _source = null;
         }
@@ -97,6 +123,7 @@ internal sealed class Lane(AttemptKind kind, Action<AttemptReport> take) : IAsyn
         var attempt = new SnapshotAttempt(plan, parts);
         AttemptReport report = await attempt.Run();
         if (!attempt.HasKilled && !parts.HasLostDevice) return report;
+        _killed.Add(parts.Vm.Name);
         await parts.DisposeAsync();
         _source = null;
         return report;
@@ -109,9 +136,11 @@ internal sealed class Lane(AttemptKind kind, Action<AttemptReport> take) : IAsyn
     }
 
     /// <summary>Ends a VM that is not needed any more, in good order.</summary>
-    private static async Task<string?> End(VmParts parts)
+    private async Task<string?> End(VmParts parts)
     {
-        string? wrong = parts.Vm.IsAlive ? await parts.Vm.Quit() : null;
+        string? wrong = null;
+        if (parts.Vm.IsAlive) wrong = await parts.Vm.Quit();
+        else _killed.Add(parts.Vm.Name);
         await parts.DisposeAsync();
         return wrong;
     }
@@ -119,7 +148,11 @@ internal sealed class Lane(AttemptKind kind, Action<AttemptReport> take) : IAsyn
     private async Task Forget()
     {
         foreach (VmParts? one in (VmParts?[])[_source, _destination])
-            if (one is not null) await one.DisposeAsync();
+        {
+            if (one is null) continue;
+            _killed.Add(one.Vm.Name);
+            await one.DisposeAsync();
+        }
         _source = _destination = null;
     }
 }
