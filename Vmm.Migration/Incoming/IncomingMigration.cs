@@ -38,8 +38,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     private int _reported;
     private readonly CancellationTokenSource _cancel = new();
 
-    /// <summary>The listener that accepted the channels, watched while the load runs; null for a channel that was given.</summary>
-    internal MigrationListener? Listener { get; init; }
+    /// <summary>The lobby that accepted the channels, watched while the load runs; null for a channel that was given.</summary>
+    internal ConnectionLobby? Lobby { get; init; }
 
     /// <summary>Why the load must not begin; the source is told if it opens a return path. Null for a good attempt.</summary>
     internal Exception? Refusal { get; init; }
@@ -94,8 +94,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Vm.Uuid, _latch);
         var incoming = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
         // The source of an update opens no other channels.
-        ConnectionWatch? watch = Listener is null || context.Vm.CprFds.IsIncoming ? null
-            : new(Listener, dataChannels.Count, () => channel.PeerHasClosed, e => Refuse(incoming.ReturnPath, e));
+        ConnectionWatch? watch = Lobby is null || context.Vm.CprFds.IsIncoming ? null
+            : new(Lobby, dataChannels.Count, () => channel.PeerHasClosed, e => Refuse(incoming.ReturnPath, e));
         try
         {
             incoming.ReadHeader();
