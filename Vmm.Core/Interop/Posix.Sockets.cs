@@ -155,6 +155,9 @@ public static partial class Posix
 
     internal static void ReuseAddress(OwnedFd fd) => SetOption(fd, LibC.SOL_SOCKET, LibC.SO_REUSEADDR, 1);
 
+    /// <summary>Says whether an IPv6 socket leaves IPv4's connections alone, so that a socket of each family can have the same port.</summary>
+    internal static void TakeOnlyIPv6(OwnedFd fd, bool on) => SetOption(fd, LibC.IPPROTO_IPV6, LibC.IPV6_V6ONLY, on ? 1 : 0);
+
     /// <summary>Ends one or both directions of a connection (shutdown(2)); blocked calls on it return. <paramref name="how"/> is a SHUT_ constant.</summary>
     /// <returns>None, or why the kernel refused.</returns>
     public static Errno ShutdownSocket(OwnedFd fd, int how)

@@ -175,6 +175,9 @@ public static partial class Posix
         return fd >= 0 ? new OwnedFd(fd) : throw Error("eventfd", LastError);
     }
 
+    /// <summary>How many descriptors this process may have (RLIMIT_NOFILE).</summary>
+    internal static long MaxOpenFiles => LibC.sysconf(4 /* _SC_OPEN_MAX, which Tmds.LibC lacks */);
+
     /// <summary>Adds 1 to an eventfd: whoever polls it wakes.</summary>
     public static void SignalEventFd(OwnedFd fd)
     {

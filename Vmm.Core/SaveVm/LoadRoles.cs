@@ -75,7 +75,7 @@ public interface ILoadStateBuffer
 {
     /// <summary>
     /// Takes one buffer of opaque device data and owns it from then on, even when it throws. Buffers come in any order, on several threads, and perhaps
-    /// before <see cref="SwitchoverStart"/>.
+    /// before <see cref="SwitchoverStart"/>. An implementation bounds what it holds: it may wait here for room, until <see cref="LoadContext.Cancel"/> fires.
     /// </summary>
     void LoadStateBuffer(StateBuffer buffer);
 

@@ -24,7 +24,7 @@ internal sealed class VfioLoad : ILoadState, ILoadStateBuffer, ILoadCleanup, IDi
     internal VfioLoad(VfioMigration migration, LoadContext context, IVfioLoadSession? session, IVfioThreadedLoad? threaded, bool hasPrecopy)
     {
         (_migration, _context, _session, _hasPrecopy) = (migration, context, session, hasPrecopy);
-        if (threaded is not null) _thread = new VfioLoadThread(migration, threaded, ReadConfig);
+        if (threaded is not null) _thread = new VfioLoadThread(migration, threaded, ReadConfig, context.Cancel);
     }
 
     public void LoadStateBuffer(StateBuffer buffer) => _thread!.Insert(buffer);

@@ -41,8 +41,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     private readonly CancellationTokenSource _cancel = new();
     private SilenceWatch? _watch;
 
-    /// <summary>The listener that accepted the channels, watched while the load runs; null for a channel that was given.</summary>
-    internal MigrationListener? Listener { get; init; }
+    /// <summary>The lobby that accepted the channels, watched while the load runs; null for a channel that was given.</summary>
+    internal ConnectionLobby? Lobby { get; init; }
 
     /// <summary>Why the load must not begin; the source is told if it opens a return path. Null for a good attempt.</summary>
     internal Exception? Refusal { get; init; }
@@ -107,8 +107,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Vm.Uuid, _latch);
         var incoming = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
         // The source of an update opens no other channels.
-        ConnectionWatch? watch = Listener is null || context.Vm.CprFds.IsIncoming ? null
-            : new(Listener, dataChannels.Count, () => channel.PeerHasClosed, e => Refuse(incoming.ReturnPath, e));
+        ConnectionWatch? watch = Lobby is null || context.Vm.CprFds.IsIncoming ? null
+            : new(Lobby, dataChannels.Count, () => channel.PeerHasClosed, e => Refuse(incoming.ReturnPath, e));
         try
         {
             incoming.ReadHeader();
@@ -127,6 +127,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             // A stream that stops early means that the source failed or was cancelled; the message says so.
             if (e is StreamTruncatedException or ChannelException && _latch.Reason is null)
                 e = new ChannelException($"{e.Message}; the source ended the migration", Errno.ECONNRESET, e);
+            // Pages that never came may have gone over channels that nobody here reads.
+            if (e is IncompatibleStateException && watch?.WaitForSurplus() is { } surplus) e = surplus;
             // The source must get the record before the latch shuts the channel. A reason that is stored already stays the reason.
             e = _latch.Reason ?? e;
             Report(incoming.ReturnPath, e);

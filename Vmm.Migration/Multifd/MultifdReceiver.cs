@@ -86,7 +86,7 @@ internal sealed class MultifdReceiver : IDisposable
     {
         for (long packets = -1; !link.Reached.Wait(s_syncTimeout, _cancel.Token);)
         {
-            long now = Interlocked.Read(ref link.Packets);
+            long now = Interlocked.Read(ref link.Arrived);
             if (now == packets) throw new ChannelException($"{link.Channel.Name}: nothing came on a channel of multifd for {s_syncTimeout.TotalSeconds:0} s before its sync {_rounds}", Errno.ETIMEDOUT);
             packets = now;
         }
@@ -158,7 +158,11 @@ internal sealed class MultifdReceiver : IDisposable
             var f = new QemuFileReader(link.Channel) { Section = "multifd" };
             ReadPreamble(f);
             // A source that has sent everything closes its channels.
-            while (f.Peek(1).Length > 0) ReadPacket(f, link);
+            while (f.Peek(1).Length > 0)
+            {
+                ReadPacket(f, link);
+                Interlocked.Increment(ref link.Arrived);
+            }
             if (Interlocked.Decrement(ref _open) == 0) EndBuffers();
         }
 #pragma warning disable CA1031 // The latch keeps it as the load's reason, unless the load is over.
@@ -284,6 +288,9 @@ internal sealed class MultifdReceiver : IDisposable
 
         /// <summary>Packets of pages and SYNCs, which have numbers; those of device state have none.</summary>
         internal long Packets;
+
+        /// <summary>Packets of every kind that were taken: while this grows, the channel moves on.</summary>
+        internal long Arrived;
 
         /// <summary>One more than the highest number.</summary>
         internal long NextNumber;

@@ -41,9 +41,9 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         server.Listen(registration.ListenPath);
         server.UpdateOptions = request => CommandLineUpdate.Describe(request, context.CommandLine, directory, registration);
         if (registration.Replaces is not null || inherited is not null) TakeOverWhenHere(vm, server, registration, arrival);
+        if (cpr is not null) CloseOnceListening(cpr, vm.Migration());
         string incoming = StartIncoming(vm, registration);
         if (arrival is not null) EndWithout(arrival, vm);
-        cpr?.Dispose();
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
         context.Note($"ready: pid {Environment.ProcessId}, qmp {registration.Entry.QmpPath}{incoming}");
         // Rehearse while the guest starts: the first stop otherwise takes long, mostly to save the vCPUs' state.
@@ -137,6 +137,14 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         }
     }
 
+    /// <summary>
+    /// Closes the CPR channel when the main channel can be reached. The old process waits for that; with <c>--incoming defer</c> an operator gives the address later.
+    /// </summary>
+    private static void CloseOnceListening(CprTransferReceiver cpr, IMigrationEngine engine) => engine.StatusChanged += status =>
+    {
+        if (status == MigrationStatus.Setup) cpr.Dispose();
+    };
+
     private void EndWithout(UpdateArrival arrival, Vm vm)
     {
         IMigrationEngine engine = vm.Migration();
@@ -184,7 +192,8 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
 
     private string StartIncoming(Vm vm, VmRegistration registration)
     {
-        if (options.Incoming is not { } address) return string.Empty;
+        // With a deferred address the QMP command says what a failure means, unless the VM can have no other attempt.
+        if (options.Incoming is null && !vm.CprFds.IsIncoming) return string.Empty;
         IMigrationEngine engine = vm.Migration();
         engine.StatusChanged += status =>
         {
@@ -200,10 +209,11 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
             if (status == MigrationStatus.Cancelled && !inherited) return;
             // Only a socket can bring another attempt. A VM whose RAM and devices came by descriptor must not wait either: they belong to the other
             // process again, and another attempt needs a new process.
-            bool waits = address.IsSocket && !inherited;
+            bool waits = options.Incoming is { IsSocket: true } && !inherited;
             context.Note($"incoming migration failed: {engine.Query().Error?.ToString() ?? "cancelled"}{(waits ? "; waiting for another" : string.Empty)}");
             if (!waits) _end.TrySetResult(ExitCode.Failed);
         };
+        if (options.Incoming is not { } address) return string.Empty;
         _ = engine.MigrateIncoming(address, keepListening: !vm.CprFds.IsIncoming);
         return $", incoming {(engine.Query().SocketAddresses is [var at, ..] ? at : address)}";
     }
