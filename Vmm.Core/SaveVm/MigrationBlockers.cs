@@ -83,12 +83,15 @@ public sealed class MigrationBlockers
     }
 }
 
-/// <summary>Moments of a migration that devices are told of (QEMU: <c>MigrationEventType</c>).</summary>
+/// <summary>
+/// Moments of a migration that devices are told of (QEMU: <c>MigrationEventType</c>). A snapshot is announced in the same way, as a migration in mode normal
+/// after which the VM goes on here in either case (QEMU tells nobody, so a device could stay in a migration state).
+/// </summary>
 public enum MigrationEvent
 {
     /// <summary>A migration is about to start; a handler that throws stops it.</summary>
     PrecopySetup,
-    /// <summary>It completed.</summary>
+    /// <summary>It completed: after a migration the VM is elsewhere, after a snapshot it goes on here.</summary>
     PrecopyDone,
     /// <summary>It failed or was cancelled; the VM goes on here.</summary>
     PrecopyFailed,

@@ -28,4 +28,10 @@ internal static partial class MigrationLog
 
     [LoggerMessage(3007, LogLevel.Warning, "snapshot '{Name}' is skipped: {Reason}", EventName = "snapshot_skipped")]
     internal static partial void SnapshotSkipped(ILogger logger, string name, string reason);
+
+    [LoggerMessage(3013, LogLevel.Warning, "after an incoming migration that failed: {Error}", EventName = "migrate_reset_failed")]
+    internal static partial void ResetFailed(ILogger logger, string error);
+
+    [LoggerMessage(3012, LogLevel.Warning, "a device threw at the end of a snapshot: {Error}", EventName = "snapshot_end_failed")]
+    internal static partial void SnapshotEndFailed(ILogger logger, string error);
 }
