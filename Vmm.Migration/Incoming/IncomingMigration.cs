@@ -219,6 +219,19 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
     }
 
+    /// <summary>A device that cannot be reset must not keep a failed attempt from its end; the next attempt finds it as it is and refuses. BQL: held.</summary>
+    private void ResetDevices()
+    {
+        try
+        {
+            context.Vm.ResetDevices();
+        }
+        catch (DeviceStateException e)
+        {
+            MigrationLog.ResetFailed(context.Logger, e.Message);
+        }
+    }
+
     private MigrationStatus Fail(Exception reason, IncomingStream? reader)
     {
         _latch.Set(reason);
@@ -234,7 +247,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
                 started = true;
             }
             // The source goes on with the memory and devices whose descriptors it sent, so nothing here may touch them.
-            if (!started && !context.Vm.CprFds.IsIncoming) context.Vm.ResetDevices();
+            if (!started && !context.Vm.CprFds.IsIncoming) ResetDevices();
         }
         channel.Dispose();
         if (Record.Error is { } error) MigrationLog.Failed(context.Logger, error.ToString());
