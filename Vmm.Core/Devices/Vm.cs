@@ -227,6 +227,11 @@ public sealed class Vm : IDisposable
                 device.Dispose();
                 throw new ConfigurationException($"device id '{device.Id}' is in use");
             }
+            if (_options.OnlyMigratable && SaveVm.Entries().Any(static e => e.VmState is { IsMigratable: false }))
+            {
+                device.Dispose();
+                throw new ConfigurationException($"Device {device.Id} is not migratable, but --only-migratable was specified");
+            }
             _devices.Add(device);
             return device;
         }
@@ -263,6 +268,7 @@ public sealed class Vm : IDisposable
         if (options.Machine is not ("none" or RemoteMachine)) throw new ConfigurationException($"machine '{options.Machine}' is not known; known: none, {RemoteMachine}");
         _options = options;
         AutoStart = options.AutoStart;
+        _deviceServices.Blockers.OnlyMigratable = options.OnlyMigratable;
         if (options.Cpr is not null) CprFds.Receive(options.Cpr);
         foreach (RamBlockOptions block in options.Memory) AddMemory(block);
         using (_bql.Acquire())

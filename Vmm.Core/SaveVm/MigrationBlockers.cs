@@ -42,14 +42,19 @@ public sealed class MigrationBlockers
     private readonly List<(string Reason, MigrationModes Modes)> _entries = [];
     private bool _frozen;
 
+    /// <summary>The VM must always be able to migrate: whoever would block mode normal is refused (QEMU: <c>-only-migratable</c>).</summary>
+    internal bool OnlyMigratable { get; set; }
+
     /// <summary>Adds a blocker.</summary>
     /// <param name="reason">Shown to the user.</param>
     /// <param name="modes">Modes it blocks.</param>
     /// <returns>Dispose to remove it.</returns>
-    /// <exception cref="MigrationBlockedException">A migration or snapshot runs.</exception>
+    /// <exception cref="MigrationBlockedException">A migration or snapshot runs, or the VM must always be able to migrate.</exception>
     public IDisposable Add(string reason, MigrationModes modes = MigrationModes.All)
     {
         ArgumentException.ThrowIfNullOrEmpty(reason);
+        if (OnlyMigratable && (modes & MigrationModes.Normal) != 0)
+            throw new MigrationBlockedException($"disallowing migration blocker (--only-migratable) for: {reason}");
         lock (_gate)
         {
             if (_frozen) throw new MigrationBlockedException($"disallowing migration blocker (migration/snapshot in progress) for: {reason}");
