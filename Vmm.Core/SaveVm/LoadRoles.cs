@@ -21,9 +21,6 @@ public sealed record LoadRoles
     /// <summary>The device will acknowledge its first data (QEMU: <c>switchover_ack_needed</c>); counts only while capability switchover-ack is on.</summary>
     public bool NeedsSwitchoverAck { get; init; }
 
-    /// <summary>Checks that all of the state has come. Without this role an iterable is complete when its END section has been read.</summary>
-    internal ILoadComplete? Complete { get; init; }
-
     /// <summary>The end of the attempt.</summary>
     public ILoadCleanup? Cleanup { get; init; }
 
@@ -36,7 +33,6 @@ public sealed record LoadRoles
         VmState = attempt as IVmStateSection,
         Buffers = attempt as ILoadStateBuffer,
         Pages = attempt as ILoadPages,
-        Complete = attempt as ILoadComplete,
         Cleanup = attempt as ILoadCleanup,
     };
 }
@@ -49,14 +45,15 @@ public interface ILoadState
     /// BQL: held for FULL sections only.
     /// </summary>
     void LoadState(QemuFileReader f, int versionId);
-}
 
-/// <summary>Checks before the confirmation that all of a state has come.</summary>
-internal interface ILoadComplete
-{
-    /// <summary>Called when stream and data channels have ended, before the cleanup. BQL: not held.</summary>
+    /// <summary>
+    /// Checks that all of the state has come, so that no VM runs on half of it. Called before the confirmation and before the cleanup, when stream and data
+    /// channels have ended, also when no section ever came. That every section that was begun has ended is checked elsewhere. BQL: not held.
+    /// </summary>
     /// <exception cref="Errors.VmmException">Names what never came.</exception>
-    void ThrowIfIncomplete();
+    void ThrowIfIncomplete()
+    {
+    }
 }
 
 /// <summary>The end of an attempt, successful or not (QEMU: <c>load_cleanup</c>).</summary>
