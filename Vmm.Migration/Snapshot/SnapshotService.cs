@@ -39,6 +39,8 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
     public SnapshotManifest Save(string name, bool overwrite, Action<long, long>? progress, CancellationToken cancel)
     {
         DirectorySnapshotStore.CheckName(name);
+        // After an incoming migration that failed, RAM holds a part of another VM.
+        if (vm.RunState.State == RunState.InMigrate) throw new DeviceStateException("Guest is waiting for an incoming migration");
         if (!overwrite && _store.Exists(name)) throw new ConfigurationException($"Snapshot '{name}' already exists in one or more devices");
         using IDisposable exclusive = attempts.BeginExclusive();
         Context.Blockers.ThrowIfBlocked(MigrationMode.Normal);
