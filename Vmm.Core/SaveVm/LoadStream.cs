@@ -109,8 +109,8 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
     {
         foreach ((SaveVmEntry entry, LoadRoles roles) in _attempts)
         {
-            if (roles.Complete is { } complete) complete.ThrowIfIncomplete();
-            else if (_begun.Contains(entry)) throw f.Bad("end of the stream", $"an END section of '{entry}' first", "EOF");
+            roles.State?.ThrowIfIncomplete();
+            if (_begun.Contains(entry)) throw f.Bad("end of the stream", $"an END section of '{entry}' first", "EOF");
         }
     }
 

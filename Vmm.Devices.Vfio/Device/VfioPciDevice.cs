@@ -88,7 +88,7 @@ internal sealed class VfioPciDevice : IVmDevice, IVfioConfigState
     public void Reset()
     {
         Function.Reset();
-        _migration?.OnDeviceReset();
+        _migration?.OnDeviceReset(_function!.WasReset);
     }
 
     /// <summary>Why the device cannot migrate, or null.</summary>

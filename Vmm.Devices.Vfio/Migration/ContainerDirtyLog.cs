@@ -77,12 +77,12 @@ internal sealed class ContainerDirtyLog(IVfioContainer container, Func<IReadOnly
 
     public void Harvest(GuestRange range, DirtyBitmap into)
     {
+        if (IsTooEarly()) return;
         if (Method == DirtyTrackingMethod.Nobody || IsLost)
         {
             into.SetAll();
             return;
         }
-        if (IsTooEarly()) return;
         if (Method == DirtyTrackingMethod.Container)
         {
             Take(range, PageSize, into, container.Name, words => container.GetDirtyBitmap(range, words));
@@ -101,8 +101,11 @@ internal sealed class ContainerDirtyLog(IVfioContainer container, Func<IReadOnly
         _words = [];
     }
 
-    /// <summary>With <c>x-pre-copy-dirty-page-tracking=off</c> the log is not read while a device of the container runs.</summary>
-    private bool IsTooEarly() => devices().Any(static d => !d.Options.PreCopyDirtyPageTracking
+    /// <summary>
+    /// With <c>x-pre-copy-dirty-page-tracking=off</c> the log is not read while VM and device run, and without a log nothing counts as written until then:
+    /// a migration would never come to its end if all RAM were sent in each pass. The last harvest, of a stopped VM, is never put off.
+    /// </summary>
+    private bool IsTooEarly() => devices().Any(static d => !d.Options.PreCopyDirtyPageTracking && d.Services.RunState.IsRunning
         && d.Protocol!.State is VfioDeviceState.Running or VfioDeviceState.RunningP2P or VfioDeviceState.PreCopy or VfioDeviceState.PreCopyP2P);
 
     private delegate Errno Query(Span<ulong> words);

@@ -290,6 +290,19 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
     }
 
+    /// <summary>A device that cannot be reset must not keep a failed attempt from its end; the next attempt finds it as it is and refuses. BQL: held.</summary>
+    private void ResetDevices()
+    {
+        try
+        {
+            context.Vm.ResetDevices();
+        }
+        catch (DeviceStateException e)
+        {
+            MigrationLog.ResetFailed(context.Logger, e.Message);
+        }
+    }
+
     private MigrationStatus Fail(Exception reason)
     {
         _latch.Set(reason);
@@ -309,7 +322,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             else if (!context.Vm.CprFds.IsIncoming)
             {
                 // The source of an update goes on with the memory and devices whose descriptors it sent, so nothing here may touch them.
-                context.Vm.ResetDevices();
+                ResetDevices();
             }
         }
         channel.Dispose();

@@ -8,7 +8,7 @@ namespace Vmm.Migration.Ram;
 /// <summary>
 /// One attempt to load guest RAM (stream 3; QEMU: <c>ram_load_precopy</c>). The stream's records come on one thread, pages from data channels on any.
 /// </summary>
-internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
+internal sealed class RamLoad : ILoadState, ILoadPages
 {
     private const int PageSize = RamBlock.PageSize;
 

@@ -41,8 +41,6 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
 
     public IVfioContainer Container => throw new NotSupportedException("the fake has no DMA");
 
-    public ulong AssumedStopCopyBytes => 0;
-
     public event Action<VmmException>? Lost;
 
     internal byte[] Config { get; }

@@ -65,10 +65,7 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     public IVfioContainer Container => _container;
 
     /// <inheritdoc/>
-    public ulong AssumedStopCopyBytes => 0;
-
-    /// <summary>Why the server is gone; null while it is there.</summary>
-    internal VmmException? LostReason => _client.Fault;
+    public VmmException? LostReason => _client.Fault;
 
     /// <summary>The connection.</summary>
     internal VfioUserClient Client => _client;
