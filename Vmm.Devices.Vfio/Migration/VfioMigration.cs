@@ -74,6 +74,13 @@ internal sealed class VfioMigration : IDisposable
     /// <summary>Called when the device came from another process, in an unknown state.</summary>
     internal void ReadStateAfterCpr() => Protocol?.ReadState();
 
+    /// <summary>Throws if the device is gone, because nobody has its state any more.</summary>
+    /// <exception cref="VfioException">Names the device and the reason.</exception>
+    internal void ThrowIfLost()
+    {
+        if (Io.LostReason is { } reason) throw new VfioException($"device '{Id}' is gone, and its state with it", reason.Errno, reason);
+    }
+
     /// <summary>Called when the device's owner has reset it.</summary>
     internal void OnDeviceReset() => Protocol?.OnReset();
 
@@ -87,6 +94,7 @@ internal sealed class VfioMigration : IDisposable
     private void Probe()
     {
         if (Options.Enable == VfioEnableMigration.Off) { Block("migration is disabled for it (enable-migration=off)"); return; }
+        if (Io.NoMigrationReason is { } cannotAsk) { Block(cannotAsk); return; }
         (IVfioMigrationProtocol? protocol, string reason) = FindProtocol();
         if (protocol is null) { Block(reason); return; }
         Protocol = protocol;
@@ -203,7 +211,7 @@ internal sealed class VfioMigration : IDisposable
     /// </summary>
     private void OnMigration(MigrationEvent what)
     {
-        if (what != MigrationEvent.PrecopyFailed || Protocol is not { } protocol) return;
+        if (what != MigrationEvent.PrecopyFailed || Protocol is not { } protocol || Io.LostReason is not null) return;
         bool runs = Services.RunState.IsRunning;
         if (VfioStateArcs.HasData(protocol.State)) protocol.SetState(runs ? VfioDeviceState.Running : VfioDeviceState.Stop, VfioDeviceState.Error);
     }

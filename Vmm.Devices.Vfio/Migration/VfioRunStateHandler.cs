@@ -20,31 +20,47 @@ internal sealed class VfioRunStateHandler(VfioMigration migration) : IVmStateHan
 
     public void OnVmStatePrepare(bool running, RunState state)
     {
-        if (migration.IsBypassed() || (Protocol.Flags & VfioMigrationFlags.P2P) == 0) return;
+        if (IsOut || (Protocol.Flags & VfioMigrationFlags.P2P) == 0) return;
         if (!running && VfioStateArcs.IsPrecopy(Protocol.State))
         {
             Protocol.BeforePrecopyStops();
             if (migration.Options.MigrationEvents) migration.RaiseEvent("pre-copy-p2p-prepare");
-            Protocol.SetState(VfioDeviceState.PreCopyP2P, VfioDeviceState.Error);
+            SetState(VfioDeviceState.PreCopyP2P);
             return;
         }
-        Protocol.SetState(VfioDeviceState.RunningP2P, VfioDeviceState.Error);
+        SetState(VfioDeviceState.RunningP2P);
     }
 
     public void OnVmStateChange(bool running, RunState state)
     {
-        if (migration.IsBypassed()) return;
+        if (IsOut) return;
         if (running)
         {
             if (Protocol.State == VfioDeviceState.Error) throw new VfioException($"device '{Id}' is broken; reset the VM", Errno.EIO);
-            Protocol.SetState(VfioDeviceState.Running, VfioDeviceState.Error);
+            SetState(VfioDeviceState.Running);
             return;
         }
         if ((Protocol.Flags & VfioMigrationFlags.P2P) == 0) Protocol.BeforePrecopyStops();
         VfioDeviceState target = Protocol.StopTarget(state);
         // The last moment to read registers: in STOP_COPY the device must not be accessed.
         if (target == VfioDeviceState.StopCopy) migration.Config.ReadShadow();
-        Protocol.SetState(target, VfioDeviceState.Error);
+        SetState(target);
         migration.Config.TakeSignals();
+    }
+
+    /// <summary>Whether the device has no part in the change: another process has it, or it is lost, and the VM starts and stops without it.</summary>
+    private bool IsOut => migration.IsBypassed() || migration.Io.LostReason is not null;
+
+    /// <summary>A device that is lost on the way is no reason why the VM cannot start or stop. An attempt to save it fails by itself.</summary>
+    private void SetState(VfioDeviceState target)
+    {
+        try
+        {
+            Protocol.SetState(target, VfioDeviceState.Error);
+        }
+        catch (VfioException) when (migration.Io.LostReason is not null)
+        {
+            // The loss has been logged and told.
+        }
     }
 }

@@ -29,9 +29,18 @@ internal sealed class VfioSave(VfioMigration migration, IVfioSaveSession session
         f.WriteUInt64(VfioStreamFlags.EndOfState);
     }
 
-    public PendingBytes EstimatePending() => session.EstimatePending();
+    public PendingBytes EstimatePending()
+    {
+        // The loop that asks would otherwise go on until it comes to the device's data.
+        migration.ThrowIfLost();
+        return session.EstimatePending();
+    }
 
-    public PendingBytes ExactPending() => session.ExactPending();
+    public PendingBytes ExactPending()
+    {
+        migration.ThrowIfLost();
+        return session.ExactPending();
+    }
 
     public SaveProgress SaveLiveIterate(QemuFileWriter f, IterateBudget budget)
     {

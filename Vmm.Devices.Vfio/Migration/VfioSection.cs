@@ -13,6 +13,7 @@ internal sealed class VfioSection(VfioMigration migration) : ISavePrepare, ILoad
 
     public SaveRoles SavePrepare(SaveContext context)
     {
+        migration.ThrowIfLost();
         bool usesThread = CanUseThread(context.HasDataChannels);
         if (migration.Options.MultifdTransfer == true && !usesThread)
             throw new VfioException($"device '{migration.Id}': x-migration-multifd-transfer=on needs protocol v2 and a channel that takes device state (multifd)", Errno.EINVAL);

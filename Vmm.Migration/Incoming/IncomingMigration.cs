@@ -34,6 +34,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
 
     private readonly FaultLatch _latch = new();
     private string _phase = "header";
+    private volatile IncomingStream? _stream;
     private long _switchoverAt;
     private int _reported;
     private readonly CancellationTokenSource _cancel = new();
@@ -48,6 +49,12 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     internal IncomingRecord Record { get; } = new();
 
     internal void Abort(Exception reason) => _latch.Set(reason);
+
+    /// <summary>Fails the load, because a device is gone that its state is for. What has been confirmed is not touched.</summary>
+    internal void LoseDevice(Exception reason)
+    {
+        if (_phase is not ("confirm" or "start")) Refuse(_stream?.ReturnPath, reason);
+    }
 
     public void Dispose()
     {
@@ -92,7 +99,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     {
         context.Rehearsed.Wait();
         MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Vm.Uuid, _latch);
-        var incoming = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
+        var incoming = _stream = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
         // The source of an update opens no other channels.
         ConnectionWatch? watch = Listener is null || context.Vm.CprFds.IsIncoming ? null
             : new(Listener, dataChannels.Count, () => channel.PeerHasClosed, e => Refuse(incoming.ReturnPath, e));
@@ -129,7 +136,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
     }
 
-    /// <summary>Called on the watch's thread. The source must get the record before the latch shuts the channel.</summary>
+    /// <summary>Called on another thread. The source must get the record before the latch shuts the channel.</summary>
     private void Refuse(ReturnPathWriter? returnPath, Exception reason)
     {
         Report(returnPath, reason);
