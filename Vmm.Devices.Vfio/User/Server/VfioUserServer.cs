@@ -60,7 +60,7 @@ public sealed class VfioUserServer : IDisposable
     public void Listen(string path)
     {
         ArgumentNullException.ThrowIfNull(path);
-        _listener = UnixListener.Listen(path, backlog: VfioUserLimits.Greetings);
+        _listener = UnixListener.Listen(path, backlog: VfioUserLimits.Backlog);
         VfioUserLog.Listening(_options.Logger, path, _device.Backend.TypeName);
         Completed = WorkerThread.Run("vfu-server", AcceptLoop);
     }

@@ -74,6 +74,8 @@ internal static class VfioUserLimits
 
     /// <summary>Connections without a VERSION that one server keeps; a further one takes the place of the oldest. Ours: a client sends its VERSION at once.</summary>
     internal const int Greetings = 16;
+    /// <summary>Connections that wait to be accepted. Ours: a burst of strays must not turn a client away, and accepting one takes microseconds.</summary>
+    internal const int Backlog = 128;
     /// <summary>Most commands that wait while the device finishes something. Ours: a client that awaits each reply sends none.</summary>
     internal const int DeferredCommands = 1024;
     /// <summary>Most bytes of those commands.</summary>

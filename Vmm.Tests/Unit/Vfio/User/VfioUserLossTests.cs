@@ -1,6 +1,5 @@
 using System.Diagnostics;
 using System.Text.Json.Nodes;
-using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Channels;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
@@ -245,8 +244,8 @@ internal sealed class VfioUserLossTests : IDisposable
             Assert.That(server.Received.Exists(static m => m.Command == VfioUserCommand.DeviceReset));
         }
         vm.Engine.Parameters = vm.Engine.Parameters with { DowntimeLimitMs = 2_000_000 };
-        (InMemoryChannel ours, InMemoryChannel theirs) = InMemoryChannel.CreatePair();
-        using (theirs) Assert.That(vm.Engine.Migrate(ours).WaitAsync(s_deadline).Result, Is.EqualTo(MigrationStatus.Completed), "and it migrates again");
+        using var stream = new MemoryStreamChannel();
+        Assert.That(vm.Engine.Migrate(stream).WaitAsync(s_deadline).Result, Is.EqualTo(MigrationStatus.Completed), "and it migrates again");
     }
 
     [Test]
@@ -284,7 +283,7 @@ internal sealed class VfioUserLossTests : IDisposable
     {
         using var listener = new ScriptedVfioUserListener(Socket, static (socket, _) => Migratable(socket));
         using TestVm vm = Vm();
-        using QmpServer server = vm.Vm.Services.GetRequiredService<QmpServer>();
+        using var server = new QmpServer(vm.Vm, vm.Engine);
         server.Listen(_folder["qmp"]);
         using var client = QmpClient.Connect(_folder["qmp"], s_deadline);
         const string prefix = QmpServer.ExtensionPrefix;
