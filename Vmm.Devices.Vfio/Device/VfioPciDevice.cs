@@ -40,6 +40,7 @@ internal sealed class VfioPciDevice : IVmDevice, IVfioConfigState
         ArgumentNullException.ThrowIfNull(services);
         (Id, _services) = (options.Id, services);
         _access = new VfioDeviceAccess(Id, io, services.Loggers.CreateLogger<VfioPciDevice>());
+        _access.Lost += OnLost;
         try
         {
             VfioPciFunctionOptions o = Read(options, io);
@@ -56,7 +57,6 @@ internal sealed class VfioPciDevice : IVmDevice, IVfioConfigState
             VfioMigration migration = _migration;
             _cpr = new VfioCprPci(Id, Path, io, _function, services) { Interrupts = Listen, Left = _access.Leave, Arrived = () => migration.ReadStateAfterCpr() };
             _migration.IsBypassed = () => _cpr.IsActive;
-            _access.Lost += OnLost;
             // A VM whose device died before it could start does not start; the new process of an update keeps what it was given.
             if (io.LostReason is { } reason && !services.CprFds.IsIncoming) throw new VfioException($"device '{Id}' ({io.Name}) is gone: {reason.Message}", reason.Errno, reason);
         }
@@ -192,7 +192,7 @@ internal sealed class VfioPciDevice : IVmDevice, IVfioConfigState
         using (_services.Bql.Acquire())
         {
             if (_disposed || !IsLost) return;
-            _lossBlocker ??= _services.Blockers.AddLate($"device '{Id}' is gone: {VmmException.Describe(reason)}", MigrationModes.Normal);
+            _lossBlocker ??= _services.Blockers.AddLate($"device '{Id}' ({Io.Name}) is gone: {VmmException.Describe(reason)}", MigrationModes.Normal);
             _function!.FollowLoss();
         }
     }

@@ -26,6 +26,8 @@ internal sealed class VfioSection(VfioMigration migration) : ISavePrepare, ILoad
 
     public LoadRoles LoadSetup(LoadContext context)
     {
+        // Also for a stream that is only checked: a load that begins and finds nobody to take the state would leave the VM part old and part new.
+        migration.ThrowIfLost();
         // A stream that is only checked must not reach the device.
         IVfioLoadSession? session = context.ValidateOnly ? null : Protocol.OpenLoad();
         IVfioThreadedLoad? threaded = CanUseThread(context.HasDataChannels) ? (IVfioThreadedLoad?)session : null;

@@ -86,7 +86,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
     /// <summary>Fails a migration that needs a device which is gone. No lock, as for <see cref="Yank"/>.</summary>
     private void OnDeviceLost(string id, VmmException reason)
     {
-        var failure = new DeviceStateException($"device '{id}' is gone: {VmmException.Describe(reason)}", reason);
+        var failure = new DeviceStateException($"device '{id}' is gone: {VmmException.Describe(reason)}", reason) { Hint = "a reset of the VM attaches it to a new server" };
         if (!_isIncoming) _outgoing?.LoseDevice(failure);
         else if (_context.Vm.RunState.State == RunState.InMigrate && !_context.Vm.CprFds.IsIncoming) _incoming?.LoseDevice(failure);
     }

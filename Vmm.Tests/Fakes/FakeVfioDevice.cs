@@ -39,6 +39,8 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
 
     public event Action<VmmException>? Lost;
 
+    public VmmException? LostReason { get; private set; }
+
     /// <summary>The device's whole state. STOP_COPY gives it, after the chunks of PRE_COPY.</summary>
     public byte[] State { get; set; } = [];
 
@@ -259,7 +261,11 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
 
     public Errno GetDirtyBitmap(GuestRange range, Span<ulong> bitmap) => ReportDmaLog(range, 4096, bitmap);
 
-    public void Lose(VmmException reason) => Lost?.Invoke(reason);
+    public void Lose(VmmException reason)
+    {
+        LostReason = reason;
+        Lost?.Invoke(reason);
+    }
 
     public void Dispose()
     {

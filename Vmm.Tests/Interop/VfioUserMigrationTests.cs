@@ -143,7 +143,7 @@ internal sealed class VfioUserMigrationTests : EndToEnd
             Assert.That(await from.WaitMigration("failed", "completed"), Is.EqualTo("failed"));
             reason = (await from.Run("query-migrate"))!["error-desc"]!.ToString();
         }
-        Assert.That(reason, Does.Contain("device 'dev0' is gone").And.Contain("from-0.sock"), "the reason names the device");
+        Assert.That(reason, Does.Match("device 'dev0'.* is gone").And.Contain("from-0.sock"), "the reason names the device");
         Assert.That(await to.State(), Is.EqualTo("inmigrate"), "the destination does not start");
         Assert.That(await from.State(), Is.EqualTo("running"), reason);
         Assert.That(await from.Read32(0, DmaTestRegisters.Id), Is.EqualTo(uint.MaxValue), "a device whose server is gone reads as all ones");

@@ -113,7 +113,7 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
         VfioUserOptions silent = options with { NoFeatures = true };
         link = ConnectAgain(silent, container, memory, why);
         link.Client.Recorder?.Record(VfioUserCommand.DeviceFeature, VfioUserFeature.GetMigration, Errno.ENODEV, [], []);
-        return Make(silent, container, memory, link, NoFeatures);
+        return Make(silent, container, memory, link, isEnding: true);
     }
 
     /// <summary>Connects, and records the answers: the next process sends the same requests when it opens the device.</summary>
@@ -148,8 +148,11 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
         }
     }
 
-    private static VfioUserDeviceIo Make(VfioUserOptions options, VfioUserContainer container, GuestMemory memory, VfioUserLink link, string? noMigration = null) =>
-        new(options, container, memory, link) { NoMigrationReason = noMigration ?? (link.Features.Migration is { Errno: Errno.ENODEV } && link.Features.IsSilent ? NoFeatures : null) };
+    private static VfioUserDeviceIo Make(VfioUserOptions options, VfioUserContainer container, GuestMemory memory, VfioUserLink link, bool isEnding = false)
+    {
+        isEnding |= link.Features.IsKnownToEnd;
+        return new(options with { NoFeatures = options.NoFeatures || isEnding }, container, memory, link) { NoMigrationReason = isEnding ? NoFeatures : null };
+    }
 
     /// <inheritdoc/>
     public VfioRegionInfo GetRegionInfo(uint index) => index < _link.Regions.Count ? _link.Regions[(int)index].Info : new VfioRegionInfo { Index = index };

@@ -14,9 +14,10 @@ internal sealed class VfioUserFeatures(VfioUserClient client)
     /// <summary>The server must not get this command: every feature is unknown. Set before the first use.</summary>
     internal bool IsSilent { get; set; }
 
-    /// <summary>
-    /// The server's answer to GET MIGRATION; null until <see cref="AskMigration"/>. ENODEV: the server ended the connection at this command.
-    /// </summary>
+    /// <summary>The process before this one found that the server ends the connection at this command.</summary>
+    internal bool IsKnownToEnd { get; private set; }
+
+    /// <summary>The server's answer to GET MIGRATION; null until <see cref="AskMigration"/>.</summary>
     internal (Errno Errno, ulong Flags)? Migration { get; private set; }
 
     /// <summary>Asks how the device migrates, while the connection can still be replaced by one without this command.</summary>
@@ -31,8 +32,10 @@ internal sealed class VfioUserFeatures(VfioUserClient client)
         data.Clear();
         Errno errno = Call(VfioDeviceFeature.Migration, VfioFeatureOp.Get, data, client.TimeoutMs);
         Migration = (errno, BinaryPrimitives.ReadUInt64LittleEndian(data));
-        // A process before this one found out, and handed the connection over.
-        if (errno == Errno.ENODEV && client.Fault is null) IsSilent = true;
+        // The record that the process before this one left in the transcript.
+        if (errno != Errno.ENODEV || client.Fault is not null) return;
+        IsSilent = IsKnownToEnd = true;
+        Migration = (Errno.ENOTTY, 0);
     }
 
     /// <summary>Whether the server knows a feature; the answer is cached.</summary>

@@ -46,7 +46,7 @@ internal sealed class SimpleCommands(CliContext context, VmTarget target)
         try
         {
             JsonNode? all = await monitor.Execute(QmpServer.ExtensionPrefix + "query-devices", null, context.Interrupted);
-            return [.. all!.AsArray().OfType<JsonObject>().Where(static d => d.Text("state") == "lost")];
+            return all is JsonArray devices ? [.. devices.OfType<JsonObject>().Where(static d => d.Text("state") == "lost")] : [];
         }
         catch (MonitorException)
         {

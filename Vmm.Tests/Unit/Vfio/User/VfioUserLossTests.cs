@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using System.Text.Json.Nodes;
+using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Channels;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
@@ -13,6 +14,7 @@ using Vmm.Devices.Vfio.Device;
 using Vmm.Devices.Vfio.User.Wire;
 using Vmm.Migration;
 using Vmm.Migration.Qmp;
+using Vmm.Migration.Snapshot;
 using Vmm.Migration.Status;
 using Vmm.Tests.Support;
 using static Vmm.Tests.Support.ScriptedVfioUserServer;
@@ -38,7 +40,11 @@ internal sealed class VfioUserLossTests : IDisposable
             Memory = [new RamBlockOptions { Name = "m", SizeBytes = 1 << 20 }], IsIncoming = incoming,
             Devices = [DeviceOptions.Parse($"vfio-user-pci,id=dev,socket={Socket}{options}")],
         },
-        static b => b.AddPlugin<VfioPlugin>());
+        b =>
+        {
+            b.AddPlugin<VfioPlugin>();
+            b.Services.AddSingleton(new SnapshotOptions { Directory = _folder["snapshots"] });
+        });
 
     private static VfioPciDevice Device(TestVm vm) => vm.Vm.Devices.OfType<VfioPciDevice>().Single();
 
@@ -143,7 +149,7 @@ internal sealed class VfioUserLossTests : IDisposable
         Assert.That((lost.Task.Result.Id, lost.Task.Result.Reason.Errno), Is.EqualTo(("dev", Errno.ECONNRESET)));
         Assert.That(((IVmDevice)Device(vm)).LostReason, Does.Contain("the server ended the connection"));
         LeakCheck.WaitFor(() => vm.Engine.Query().BlockedReasons.Count == 1, "no blocker");
-        Assert.That(() => vm.Engine.Migrate(InMemoryChannel.CreatePair().Item1), Throws.TypeOf<MigrationBlockedException>().With.Message.Contains("device 'dev' is gone"));
+        Assert.That(() => vm.Engine.Migrate(InMemoryChannel.CreatePair().Item1), Throws.TypeOf<MigrationBlockedException>().With.Message.Contains($"device 'dev' ({Socket}) is gone"));
         var clock = Stopwatch.StartNew();
         for (int i = 0; i < 3; i++)
         {
@@ -154,6 +160,28 @@ internal sealed class VfioUserLossTests : IDisposable
         }
         Assert.That(Device(vm).Function.Read(0, 0, 4), Is.EqualTo(0xffffffff));
         Assert.That(clock.Elapsed, Is.LessThan(s_deadline));
+    }
+
+    [Test]
+    public void SnapshotsOfAVmWithALostDeviceAreRefusedBeforeAnythingIsTouched()
+    {
+        using var listener = new ScriptedVfioUserListener(Socket, static (socket, _) => Migratable(socket));
+        using TestVm vm = Vm();
+        vm.FilledRandom(1);
+        vm.Vm.Cont();
+        vm.Vm.Snapshots().Save("before", overwrite: false, null, CancellationToken.None);
+        listener.Servers[0].Hangup();
+        LeakCheck.WaitFor(() => vm.Engine.Query().BlockedReasons.Count == 1, "the loss was not noticed");
+        vm.FilledRandom(2);
+        byte[] ram = vm.Ram.Slice(0, 1 << 20).ToArray();
+        Assert.That(() => vm.Vm.Snapshots().Save("after", overwrite: false, null, CancellationToken.None), Throws.TypeOf<MigrationBlockedException>());
+        Assert.That(() => vm.Vm.Snapshots().Load("before", null, CancellationToken.None), Throws.InstanceOf<VmmException>().With.Message.Match("device 'dev'.* is gone"));
+        Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.Running));
+        Assert.That(vm.Ram.Slice(0, 1 << 20).SequenceEqual(ram), "RAM is as it was");
+        // With a server there is somebody to take the state.
+        vm.Vm.Reset();
+        vm.Vm.Snapshots().Load("before", null, CancellationToken.None);
+        Assert.That((vm.Vm.RunState.State, vm.Ram.Slice(0, 1 << 20).SequenceEqual(ram)), Is.EqualTo((RunState.Running, false)));
     }
 
     [Test]
@@ -212,7 +240,7 @@ internal sealed class VfioUserLossTests : IDisposable
             }
             Assert.That(migration.Wait(s_deadline), "the migration is still active");
             Assert.That((migration.Result, vm.Vm.RunState.State), Is.EqualTo((MigrationStatus.Failed, RunState.Running)));
-            Assert.That(vm.Engine.Query().Error!.ToString(), Does.Contain("device 'dev' is gone"));
+            Assert.That(vm.Engine.Query().Error!.ToString(), Does.Match("device 'dev'.* is gone"));
         }
     }
 
