@@ -36,7 +36,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     private string _phase = "header";
     private volatile IncomingStream? _stream;
     private long _switchoverAt;
-    private int _reported;
+    private readonly Lock _reportGate = new();
+    private bool _reported;
     private readonly CancellationTokenSource _cancel = new();
 
     /// <summary>The listener that accepted the channels, watched while the load runs; null for a channel that was given.</summary>
@@ -210,19 +211,23 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
 
     private void Report(ReturnPathWriter? returnPath, Exception reason)
     {
-        // Only the first reason is sent.
-        if (Interlocked.Exchange(ref _reported, 1) != 0) return;
-        MigrationError error = MigrationErrors.From("destination", _phase, reason);
-        Record.Error = error;
-        if (returnPath is null) return;
-        try
+        // Only the first reason is sent. Whoever has another one waits for that, because it shuts the channel afterwards.
+        lock (_reportGate)
         {
-            returnPath.SendShut(error);
-            channel.Drain(TimeSpan.FromMilliseconds(200));
-        }
-        catch (VmmException)
-        {
-            // The source is gone; the record stays on this side.
+            if (_reported) return;
+            _reported = true;
+            MigrationError error = MigrationErrors.From("destination", _phase, reason);
+            Record.Error = error;
+            if (returnPath is null) return;
+            try
+            {
+                returnPath.SendShut(error);
+                channel.Drain(TimeSpan.FromMilliseconds(200));
+            }
+            catch (VmmException)
+            {
+                // The source is gone; the record stays on this side.
+            }
         }
     }
 

@@ -245,8 +245,10 @@ internal sealed partial class VfioUserClient : IDisposable
         proposal.CopyTo(x.Body(proposal.Length));
         x.WantedFds = VfioUserLimits.MessageFds;
         Errno errno = x.Run(VfioUserCommand.Version);
-        if (Fault is { } fault) throw new VfioException($"vfio-user '{Name}': version negotiation failed", fault.Errno, fault);
+        // A server closes the connection behind a refusal, so the refusal is looked at first.
         if (errno == Errno.EBUSY) throw Busy(Name);
+        if (errno is not (Errno.None or Errno.ENODEV)) throw new VfioException($"vfio-user '{Name}': the server refuses our version: {Posix.Describe(errno)}", errno);
+        if (Fault is { } fault) throw new VfioException($"vfio-user '{Name}': version negotiation failed", fault.Errno, fault);
         if (errno != Errno.None) throw new VfioException($"vfio-user '{Name}': the server refuses our version: {Posix.Describe(errno)}", errno);
         _version = x.Reply.ToArray();
         _recording = new VfioUserTranscript(_version);
