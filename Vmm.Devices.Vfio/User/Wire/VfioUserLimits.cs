@@ -70,6 +70,15 @@ internal static class VfioUserLimits
     /// <summary>Largest page of a dirty log.</summary>
     internal const ulong DirtyPageBytes = 1UL << 30;
 
+    // A device's state.
+
+    /// <summary>Most bytes of the state of a hosted PCI device, unless the device says otherwise (vfio-user S-56).</summary>
+    internal const ulong StateBytes = 64UL << 20;
+    /// <summary>Bytes of state that may wait between the device's code and the client. Ours: a state of any size needs no more memory.</summary>
+    internal const int StatePipeBytes = 256 << 10;
+    /// <summary>Longest type name in a state (vfio-user S-41).</summary>
+    internal const int TypeNameBytes = 64;
+
     // Clients of a server.
 
     /// <summary>Connections without a VERSION that one server keeps; a further one takes the place of the oldest. Ours: a client sends its VERSION at once.</summary>
