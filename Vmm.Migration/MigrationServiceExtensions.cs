@@ -11,7 +11,10 @@ using Vmm.Migration.Update;
 
 namespace Vmm.Migration;
 
-/// <summary>Adds the migration engine and its control plane to a VMM host, and finds them in a VM.</summary>
+/// <summary>
+/// Adds the migration engine and its control plane to a VMM host, and finds them in a VM; in a host without them a look-up throws
+/// <see cref="InvalidOperationException"/>. Stateless; thread-safe.
+/// </summary>
 public static class MigrationServiceExtensions
 {
     /// <summary>Adds the sections <c>ram</c> and <c>globalstate</c> and one <see cref="IMigrationEngine"/>, <see cref="ISnapshotService"/> and <see cref="IVmUpdater"/> per VM.</summary>
@@ -46,7 +49,7 @@ public static class MigrationServiceExtensions
         return builder;
     }
 
-    /// <summary>The VM's snapshots.</summary>
+    /// <summary>Finds the VM's snapshots.</summary>
     /// <param name="vm">A VM of a host with <see cref="AddMigration"/>.</param>
     /// <returns>The service; lives as long as the VM.</returns>
     public static ISnapshotService Snapshots(this Vm vm)
@@ -55,7 +58,7 @@ public static class MigrationServiceExtensions
         return vm.Services.GetRequiredService<ISnapshotService>();
     }
 
-    /// <summary>Carries the VM into a new process on this host.</summary>
+    /// <summary>Finds the updater, which carries the VM into a new process on this host.</summary>
     /// <param name="vm">A VM of a host with <see cref="AddMigration"/>.</param>
     /// <returns>The updater; lives as long as the VM.</returns>
     public static IVmUpdater Updater(this Vm vm)
@@ -83,7 +86,7 @@ public static class MigrationServiceExtensions
         return services.GetRequiredService<MoveRehearsal>().RunAsync(real);
     }
 
-    /// <summary>The VM's migration engine.</summary>
+    /// <summary>Finds the VM's migration engine.</summary>
     /// <param name="vm">A VM of a host with <see cref="AddMigration"/>.</param>
     /// <returns>The engine; lives as long as the VM.</returns>
     public static IMigrationEngine Migration(this Vm vm)

@@ -49,6 +49,8 @@ public sealed unsafe class GatherList : IDisposable
     /// <summary>Adds <paramref name="length"/> bytes to the end of the list; the caller fills them before its next call.</summary>
     /// <param name="length">At most <see cref="ArenaFree"/>.</param>
     /// <returns>The bytes to fill; their content is undefined.</returns>
+    /// <exception cref="ArgumentOutOfRangeException">More than <see cref="ArenaFree"/>.</exception>
+    /// <exception cref="InvalidOperationException">The list has <see cref="MaxSegments"/> ranges.</exception>
     public Span<byte> Reserve(int length)
     {
         ObjectDisposedException.ThrowIf(_disposed, this);

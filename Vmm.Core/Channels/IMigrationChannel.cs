@@ -17,7 +17,8 @@ public enum ChannelShutdown
 
 /// <summary>
 /// A blocking byte transport. At most one thread reads and one thread writes at a time; any thread may call <see cref="Shutdown"/>, which wakes
-/// both. A failure throws <see cref="Errors.ChannelException"/>; a read of 0 bytes is the end of the stream.
+/// both, and <see cref="PeerHasClosed"/>. A read or write that fails, or that a shutdown ends, throws <see cref="Errors.ChannelException"/>; a read of 0 bytes
+/// is the end of the stream. BQL: held or not.
 /// </summary>
 public interface IMigrationChannel : IDisposable
 {
@@ -30,13 +31,16 @@ public interface IMigrationChannel : IDisposable
     /// <summary>Reads at least one byte.</summary>
     /// <param name="destination">Not empty.</param>
     /// <returns>Number of bytes read; 0 at the end of the stream.</returns>
+    /// <exception cref="Errors.ChannelException">The transport failed or was shut down.</exception>
     int Read(Span<byte> destination);
 
     /// <summary>Writes all bytes.</summary>
+    /// <exception cref="Errors.ChannelException">The transport failed, was shut down, or the peer is gone; part may have been written.</exception>
     void Write(ReadOnlySpan<byte> source);
 
     /// <summary>Writes all ranges and clears the list.</summary>
     /// <param name="parts">The ranges; empty afterwards, even if the write failed.</param>
+    /// <exception cref="Errors.ChannelException">As for <see cref="Write"/>.</exception>
     void WriteGather(GatherList parts);
 
     /// <summary>Ends one or both directions, so that blocked calls return. Idempotent; never throws.</summary>

@@ -3,7 +3,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.Channels;
 
-/// <summary>One end of a pair of channels inside one process; each direction is a bounded ring of bytes. For embedding and tests.</summary>
+/// <summary>One end of a pair of channels inside one process; each direction is a bounded ring of bytes. For embedding and tests. Thread-safe.</summary>
 public sealed class InMemoryChannel : IMigrationChannel
 {
     private readonly Ring _in;
@@ -23,7 +23,7 @@ public sealed class InMemoryChannel : IMigrationChannel
     public bool IsBidirectional => true;
 
     /// <summary>Makes two connected ends.</summary>
-    /// <param name="capacityBytes">Bytes that one direction holds; a writer waits while it is full.</param>
+    /// <param name="capacityBytes">Bytes that one direction holds, at least 1; a writer waits while it is full.</param>
     public static (InMemoryChannel Source, InMemoryChannel Destination) CreatePair(int capacityBytes = 1 << 20)
     {
         var forward = new Ring(capacityBytes);

@@ -7,7 +7,7 @@ namespace Vmm.Core.Cpr;
 /// <summary>A descriptor and the key under which the next process finds it (QEMU: <c>CprFd</c>).</summary>
 /// <param name="Name">1 to 1023 bytes of ASCII.</param>
 /// <param name="Id">Distinguishes descriptors of one name.</param>
-/// <param name="Fd">The open descriptor.</param>
+/// <param name="Fd">Open; the owner of the list that holds this record owns it.</param>
 internal sealed record CprFd(string Name, int Id, OwnedFd Fd);
 
 /// <summary>Ids of an IOMMUFD device's objects; the next process cannot learn them from the descriptor (<c>iommufd</c>).</summary>
@@ -17,7 +17,7 @@ internal sealed record CprFd(string Name, int Id, OwnedFd Fd);
 /// <param name="HwptId">Id of the hardware page table.</param>
 internal sealed record CprIommufdDevice(string Name, int DevId, uint IoasId, uint HwptId);
 
-/// <summary>What this process received from the process that ran the VM before it. Owns the descriptors until a VM takes them.</summary>
+/// <summary>What this process received from the process that ran the VM before it. Owns the descriptors until a VM takes them. One thread.</summary>
 public sealed class CprIncoming : IDisposable
 {
     /// <param name="mode">The CPR mode of the transfer.</param>
@@ -59,15 +59,13 @@ public sealed class CprIncoming : IDisposable
 
 /// <summary>
 /// The descriptors of one VM that outlive its process (vfio-migration 7.2; QEMU: <c>cpr_state.fds</c>). Code that opens a descriptor calls
-/// <see cref="Take"/> first and <see cref="Save(string, int, OwnedFd)"/> afterwards, so that cold start and restart share one path. Thread-safe.
+/// <see cref="Take"/> first and <see cref="Save"/> afterwards, so that cold start and restart share one path. Thread-safe.
 /// </summary>
 public sealed class CprFdTable : IDisposable
 {
     private readonly Lock _gate = new();
     private readonly Dictionary<(string Name, int Id), OwnedFd> _saved = [];
     private readonly Dictionary<(string Name, int Id), OwnedFd> _received = [];
-    private readonly Dictionary<string, CprIommufdDevice> _devices = [];
-    private readonly Dictionary<string, CprIommufdDevice> _receivedDevices = [];
     private long _changes;
 
     /// <summary>Grows with every descriptor that enters or leaves; a caller of <see cref="Entries"/> sees whether its list is still current.</summary>
@@ -98,7 +96,6 @@ public sealed class CprFdTable : IDisposable
             IncomingMode = incoming.Mode;
             foreach (CprFd one in incoming.Fds)
                 if (!_received.TryAdd((one.Name, one.Id), one.Fd)) one.Fd.Dispose();
-            foreach (CprIommufdDevice device in incoming.Devices) _receivedDevices.TryAdd(device.Name, device);
         }
     }
 
@@ -118,17 +115,12 @@ public sealed class CprFdTable : IDisposable
             Hint = "both processes need the same devices with the same ids",
         };
 
-    /// <summary>Finds the received ids of an IOMMUFD device; null if none were received.</summary>
-    internal CprIommufdDevice? FindDevice(string name)
-    {
-        lock (_gate) return _receivedDevices.GetValueOrDefault(name);
-    }
-
     /// <summary>Adds a descriptor for the next process (QEMU: <c>cpr_save_fd</c>).</summary>
     /// <param name="name">1 to 1023 bytes of ASCII.</param>
     /// <param name="id">Distinguishes descriptors of one name.</param>
     /// <param name="fd">Stays the caller's, who removes it from the table before closing it.</param>
-    /// <returns>Dispose to remove it (QEMU: <c>cpr_delete_fd</c>).</returns>
+    /// <returns>Dispose to remove it (QEMU: <c>cpr_delete_fd</c>). A later descriptor with the same key replaces it.</returns>
+    /// <exception cref="ArgumentException">The name is empty.</exception>
     public IDisposable Save(string name, int id, OwnedFd fd)
     {
         ArgumentException.ThrowIfNullOrEmpty(name);
@@ -150,26 +142,11 @@ public sealed class CprFdTable : IDisposable
         });
     }
 
-    /// <summary>Adds the ids of an IOMMUFD device for the next process.</summary>
-    /// <returns>Dispose to remove them.</returns>
-    internal IDisposable Save(CprIommufdDevice device)
-    {
-        ArgumentNullException.ThrowIfNull(device);
-        lock (_gate) _devices[device.Name] = device;
-        return new Registration(() => { lock (_gate) _devices.Remove(device.Name); });
-    }
-
     /// <summary>Lists the descriptors for the next process.</summary>
     /// <returns>The descriptors; their owners keep them.</returns>
     internal IReadOnlyList<CprFd> Entries()
     {
         lock (_gate) return [.. _saved.Select(static e => new CprFd(e.Key.Name, e.Key.Id, e.Value))];
-    }
-
-    /// <summary>Lists the ids of IOMMUFD devices for the next process.</summary>
-    internal IReadOnlyList<CprIommufdDevice> Devices()
-    {
-        lock (_gate) return [.. _devices.Values];
     }
 
     /// <summary>Closes the received descriptors that nobody took.</summary>

@@ -14,7 +14,8 @@ public sealed class DeviceOptions
 
     /// <summary>Makes options.</summary>
     /// <param name="typeName">Device type, as in <c>--device TYPE</c>.</param>
-    /// <param name="values">The pairs; a repeated key throws.</param>
+    /// <param name="values">The pairs; null for none.</param>
+    /// <exception cref="ConfigurationException">A key is there twice.</exception>
     public DeviceOptions(string typeName, IEnumerable<KeyValuePair<string, string>>? values = null)
     {
         TypeName = typeName;
@@ -29,7 +30,7 @@ public sealed class DeviceOptions
     public string Id => GetString("id", TypeName);
 
     /// <summary>Parses <c>TYPE[,key=value]...</c>.</summary>
-    /// <exception cref="ConfigurationException">Bad syntax.</exception>
+    /// <exception cref="ConfigurationException">The type is missing, a pair has no <c>=</c>, or a key is there twice.</exception>
     public static DeviceOptions Parse(string text)
     {
         ArgumentNullException.ThrowIfNull(text);

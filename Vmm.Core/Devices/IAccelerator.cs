@@ -5,7 +5,10 @@ using Vmm.Core.RunStates;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>Runs the guest's instructions, and offers devices direct paths to the guest.</summary>
+/// <summary>
+/// Runs the guest's instructions, and offers devices direct paths to the guest. BQL: held, for Dispose too. Every call may throw
+/// <see cref="Errors.KvmException"/>, or another <see cref="Errors.VmmException"/> of the accelerator, when the host refuses.
+/// </summary>
 public interface IAccelerator : IVmStateHandler, IDisposable
 {
     /// <summary>Its name, as in <c>--accel NAME</c>.</summary>
@@ -32,6 +35,7 @@ public interface IAccelerator : IVmStateHandler, IDisposable
     /// <param name="trigger">A signal on it raises the line; must stay open until disposal.</param>
     /// <param name="resample">Signalled after the guest has acknowledged the interrupt and the line was lowered.</param>
     /// <returns>Dispose to detach, which also lowers the line; null if the accelerator has no such path.</returns>
+    /// <exception cref="ArgumentOutOfRangeException">There is no such line.</exception>
     IDisposable? AddIrqFd(int line, OwnedFd trigger, OwnedFd resample) => null;
 
     /// <summary>Attaches an eventfd that a guest's write signals instead of reaching the device. BQL: held.</summary>

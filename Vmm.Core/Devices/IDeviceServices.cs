@@ -9,7 +9,7 @@ using Vmm.Core.VmStates;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>Services of a VM for its devices. One per VM.</summary>
+/// <summary>Services of a VM for its devices. One per VM; any thread, but each service has rules of its own.</summary>
 public interface IDeviceServices
 {
     /// <summary>The run state, and handlers of its changes.</summary>
@@ -70,9 +70,10 @@ public interface IDeviceServices
     /// <typeparam name="T">Type of the owner.</typeparam>
     /// <param name="description">Says which fields of the owner the section has; shared by all owners.</param>
     /// <param name="owner">The object whose fields are saved and loaded.</param>
-    /// <param name="instanceId">Tells owners of one description apart; <see cref="SaveVmRegistration.AnyInstance"/> takes the next free number.</param>
+    /// <param name="instanceId">Tells owners of one description apart; <see cref="SaveVmRegistration.AnyInstance"/> takes one more than the highest.</param>
     /// <param name="path">Path of the device on its bus, or null; the section is then named <c>path/name</c> and also loads under the bare name.</param>
     /// <returns>Dispose to unregister.</returns>
+    /// <exception cref="ArgumentException">The description violates a rule of the format.</exception>
     /// <exception cref="Errors.ConfigurationException">The identity is in use or malformed.</exception>
     IDisposable RegisterVmState<T>(VmStateDescription<T> description, T owner, int instanceId = SaveVmRegistration.AnyInstance, string? path = null)
         where T : class => SaveVm.RegisterVmState(description, owner, instanceId, path);

@@ -40,7 +40,7 @@ public sealed class IoBus(Bql bql, PciHost pci)
     /// <param name="owner">Id of the device, for error messages.</param>
     /// <param name="handler">Answers accesses to the ports.</param>
     /// <returns>Dispose to remove them.</returns>
-    /// <exception cref="ConfigurationException">Another device has one of the ports.</exception>
+    /// <exception cref="ConfigurationException">Another device has one of the ports, or they end after 0xffff.</exception>
     public IDisposable AddPorts(ushort port, int count, string owner, IIoHandler handler) => Add(true, port, (ulong)count, owner, handler);
 
     /// <summary>Adds memory-mapped registers of a device.</summary>

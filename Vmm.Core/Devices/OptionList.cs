@@ -3,7 +3,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>Parser of QEMU's comma-separated option syntax.</summary>
+/// <summary>Parser of QEMU's comma-separated option syntax. Stateless; thread-safe.</summary>
 public static class OptionList
 {
     /// <summary>Splits at commas; a doubled comma stands for one comma.</summary>

@@ -28,6 +28,7 @@ public sealed class Vm : IDisposable
     private IServiceScope? _scope;
     private VmOptions _options = new();
     private bool _disposed;
+    private Task _ended = Task.CompletedTask;
 
     /// <summary>Takes the parts from the VM's own scope.</summary>
     internal Vm(IServiceProvider scope)
@@ -94,7 +95,7 @@ public sealed class Vm : IDisposable
     /// <summary>Counts the bytes of state that devices sent themselves in the present migration.</summary>
     public DeviceTransferCounter DeviceTransfer => _deviceServices.DeviceTransfer;
 
-    /// <summary>Devices in the order of their creation.</summary>
+    /// <summary>Devices in the order of their creation. BQL: held while devices may come.</summary>
     public IReadOnlyList<IVmDevice> Devices => _devices;
 
     /// <summary>The VM's scope, for services that plugins added.</summary>
@@ -102,7 +103,7 @@ public sealed class Vm : IDisposable
 
     /// <summary>
     /// True if the VM starts when an incoming migration is complete. In state inmigrate, <c>cont</c> and <c>stop</c> only change this value
-    /// (QEMU: <c>autostart</c>).
+    /// (QEMU: <c>autostart</c>). BQL: held for writes.
     /// </summary>
     public bool AutoStart { get; set; } = true;
 
@@ -112,13 +113,44 @@ public sealed class Vm : IDisposable
     /// <summary>Raised once, before the VM disposes anything. When a handler returns, its owner must not use the VM any more. BQL: not held.</summary>
     public event Action? Disposing;
 
+    /// <summary>
+    /// Why this VM must not run: a migration ended without this side learning whether the other side has the VM. Null as a rule. Any thread.
+    /// </summary>
+    public string? HeldBecause { get; private set; }
+
+    /// <summary>Holds a stopped VM until an operator decides (<see cref="HeldBecause"/>). BQL: held.</summary>
+    internal void Hold(string reason)
+    {
+        _bql.AssertHeld();
+        HeldBecause = reason;
+    }
+
+    /// <summary>Throws if the VM is held (<see cref="HeldBecause"/>).</summary>
+    internal void ThrowIfHeld()
+    {
+        if (HeldBecause is { } reason) throw new DeviceStateException(reason) { Hint = "if no other side runs this VM, start it with 'cont --force' (QMP: cont with \"x-force\": true); else quit" };
+    }
+
     /// <summary>Starts the guest (QEMU: <c>qmp_cont</c>); in state inmigrate only sets <see cref="AutoStart"/>.</summary>
-    /// <exception cref="DeviceNotActiveException">The run state does not allow a start; the message is QEMU's.</exception>
-    /// <exception cref="DeviceStateException">A device refused, or another process has the VM; the run state has not changed.</exception>
-    public void Cont()
+    /// <exception cref="DeviceStateException">
+    /// The run state does not allow a start, a device refused, another process has the VM, it is held, or a snapshot is under way and the caller holds the BQL; the
+    /// run state has not changed.
+    /// </exception>
+    public void Cont() => Cont(force: false);
+
+    /// <summary>As <see cref="Cont()"/>.</summary>
+    /// <param name="force">
+    /// True to start a VM that is held (<see cref="HeldBecause"/>): the caller knows that no other side runs it. Two that run destroy each other's data.
+    /// </param>
+    /// <exception cref="DeviceStateException">
+    /// The run state does not allow a start, a device refused, another process has the VM, it is held, or a snapshot is under way and the caller holds the BQL; the
+    /// run state has not changed.
+    /// </exception>
+    public void Cont(bool force)
     {
         using (_hold.Acquire())
         {
+            if (force) Release();
             ThrowIfLeft();
             switch (_runState.State)
             {
@@ -131,7 +163,9 @@ public sealed class Vm : IDisposable
     }
 
     /// <summary>Stops the guest (QEMU: <c>qmp_stop</c>); in state inmigrate only clears <see cref="AutoStart"/>. Idempotent.</summary>
-    /// <exception cref="DeviceStateException">A device failed to stop; the VM has stopped nevertheless.</exception>
+    /// <exception cref="DeviceStateException">
+    /// A device failed to stop, and the VM has stopped nevertheless; or a snapshot is under way and the caller holds the BQL, and nothing has changed.
+    /// </exception>
     public void Stop()
     {
         using (_hold.Acquire())
@@ -158,9 +192,22 @@ public sealed class Vm : IDisposable
         }
     }
 
-    /// <summary>Throws if another process takes the VM: both processes share memory and devices, so a change here would change the VM there.</summary>
+    /// <summary>Ends a hold by an operator's word.</summary>
+    private void Release()
+    {
+        if (HeldBecause is null) return;
+        HeldBecause = null;
+        CprFds.IsLeaving = false;
+        CprFds.EndIncoming();
+    }
+
+    /// <summary>
+    /// Throws if the other side of a migration may have the VM, or another process takes it: both processes share memory and devices then, so a change here
+    /// would change the VM there.
+    /// </summary>
     private void ThrowIfLeft()
     {
+        ThrowIfHeld();
         if (CprFds.IsLeaving) throw new DeviceStateException("the VM has been handed to another process");
     }
 
@@ -177,14 +224,18 @@ public sealed class Vm : IDisposable
     }
 
     /// <summary>
-    /// Freezes the state of a stopped VM for work without the BQL: <see cref="Cont"/>, <see cref="Stop"/>, <see cref="Reset"/> and
+    /// Freezes the state of a stopped VM for work without the BQL: <see cref="Cont()"/>, <see cref="Stop"/>, <see cref="Reset"/> and
     /// <see cref="AddDevice(Func{IDeviceServices, IVmDevice})"/> wait until the result is disposed. BQL: held.
     /// </summary>
     /// <returns>Dispose on any thread to release the state.</returns>
+    /// <exception cref="InvalidOperationException">The state is held already.</exception>
     public IDisposable HoldState() => _hold.Take();
 
     /// <summary>Adds a device that the host makes itself; the VM owns it.</summary>
     /// <param name="create">Makes the device. BQL: held.</param>
+    /// <returns>The device.</returns>
+    /// <exception cref="ConfigurationException">The id is in use; the device has been disposed.</exception>
+    /// <exception cref="DeviceStateException">A snapshot is under way and the caller holds the BQL.</exception>
     public IVmDevice AddDevice(Func<IDeviceServices, IVmDevice> create)
     {
         ArgumentNullException.ThrowIfNull(create);
@@ -201,13 +252,25 @@ public sealed class Vm : IDisposable
         }
     }
 
-    /// <summary>Stops the guest, then disposes devices in reverse order, components, memory and the scope. Idempotent.</summary>
+    /// <summary>Makes <see cref="Dispose"/> return at once and do its work behind a task. For a handler of <see cref="Disposing"/>; the task must not fault.</summary>
+    internal void DisposeAfter(Task ended) => _ended = ended;
+
+    /// <summary>
+    /// Stops the guest, then disposes devices in reverse order, components, memory and the scope. Idempotent. Called inside a callback of a running migration,
+    /// it cancels the migration and returns at once; the rest follows when the migration has ended. One thread, without the BQL.
+    /// </summary>
     public void Dispose()
     {
         // The scope disposes this object again; only the first call does the work.
         if (_disposed) return;
         _disposed = true;
         Disposing?.Invoke();
+        if (_ended.IsCompleted) DisposeParts();
+        else _ended.ContinueWith(_ => DisposeParts(), CancellationToken.None, TaskContinuationOptions.None, TaskScheduler.Default);
+    }
+
+    private void DisposeParts()
+    {
         // A snapshot works on devices without the BQL: they go only when it has ended.
         using (_hold.Acquire())
         {

@@ -3,7 +3,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>Makes VMs, each in its own DI scope.</summary>
+/// <summary>Makes VMs, each in its own DI scope. Thread-safe.</summary>
 public sealed class VmFactory(IServiceScopeFactory scopes)
 {
     /// <summary>Makes a VM in state prelaunch or inmigrate. The VM owns its scope; dispose the VM after everything that uses it.</summary>

@@ -3,7 +3,7 @@ using Microsoft.Extensions.DependencyInjection.Extensions;
 
 namespace Vmm.Core.Devices;
 
-/// <summary>Collects the plugins, device types and services of a host.</summary>
+/// <summary>Collects the plugins, device types and services of a host. One thread, before the container is built.</summary>
 public sealed class VmmBuilder
 {
     internal VmmBuilder(IServiceCollection services) => Services = services;

@@ -65,11 +65,11 @@ public class StreamFormatException(string message, Exception? inner = null) : Vm
 }
 
 /// <summary>The stream ended inside a field.</summary>
-/// <param name="message">The field that is cut short.</param>
+/// <param name="message">The field that is cut short, the bytes expected and those found.</param>
 /// <param name="inner">The cause, or null.</param>
 public sealed class StreamTruncatedException(string message, Exception? inner = null) : VmmException(message, inner, Errno.EIO)
 {
-    /// <summary>The absolute stream offset of the end of the stream, or null.</summary>
+    /// <summary>The absolute stream offset of the field that is cut short, or null.</summary>
     public long? Offset { get; init; }
 }
 

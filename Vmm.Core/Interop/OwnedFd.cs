@@ -3,7 +3,7 @@ using Tmds.Linux;
 
 namespace Vmm.Core.Interop;
 
-/// <summary>A file descriptor with one owner, closed exactly once. Close-on-exec, unless its maker says otherwise.</summary>
+/// <summary>A file descriptor with one owner, closed exactly once. Close-on-exec, unless its maker says otherwise. Thread-safe.</summary>
 public sealed class OwnedFd : SafeHandleMinusOneIsInvalid
 {
     /// <summary>Takes ownership of <paramref name="fd"/>.</summary>

@@ -14,7 +14,9 @@ internal enum MemoryAdvice
 
 public static partial class Posix
 {
-    /// <summary>Makes a memfd of zeros, sealed against shrinking, so that an access to its mapping never faults.</summary>
+    /// <summary>Makes a memfd of zeros, sealed against changes of its size, so that an access to its mapping never faults.</summary>
+    /// <returns>The descriptor; the caller's.</returns>
+    /// <exception cref="ChannelException">The kernel refused the descriptor or the size.</exception>
     public static OwnedFd MemFd(string name, long lengthBytes)
     {
         OwnedFd fd = MemFd(name);
@@ -26,6 +28,8 @@ public static partial class Posix
     }
 
     /// <summary>Makes an empty memfd that accepts seals.</summary>
+    /// <returns>The descriptor; the caller's.</returns>
+    /// <exception cref="ChannelException">The process has no room for more descriptors.</exception>
     public static unsafe OwnedFd MemFd(string name)
     {
         // SAFETY: the name is zero-terminated and pinned for the call.

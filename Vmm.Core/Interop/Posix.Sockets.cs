@@ -11,6 +11,7 @@ namespace Vmm.Core.Interop;
 public static partial class Posix
 {
     /// <summary>Makes a stream socket, blocking and close-on-exec.</summary>
+    /// <param name="family">E.g. <see cref="AF_UNIX"/>.</param>
     /// <returns>The socket; the caller's.</returns>
     /// <exception cref="ChannelException">The process has no room for more descriptors.</exception>
     public static OwnedFd Socket(int family)
@@ -51,7 +52,8 @@ public static partial class Posix
     /// <summary>Longest path of a UNIX socket; with its terminator it has 108 bytes.</summary>
     internal const int MaxUnixPathBytes = 107;
 
-    /// <summary>Builds a sockaddr_un from a path of at most <see cref="MaxUnixPathBytes"/>.</summary>
+    /// <summary>Builds a sockaddr_un from a path of 1 to 107 bytes of UTF-8.</summary>
+    /// <exception cref="ConfigurationException">The path is empty or longer.</exception>
     public static byte[] UnixAddress(string path)
     {
         byte[] name = Encoding.UTF8.GetBytes(path);
@@ -131,10 +133,17 @@ public static partial class Posix
     /// <summary>Whether a descriptor is a socket.</summary>
     public static bool IsSocket(OwnedFd fd) => Stat(fd, out FileStatus status) == Errno.None && status.IsSocket;
 
-    internal static void TuneStream(OwnedFd fd, bool tcp, bool keepAlive)
+    /// <summary>A silent TCP peer is probed after so many seconds, so often, at this interval; after the last probe without an answer the connection is dead.</summary>
+    private const int KeepAliveIdleS = 10, KeepAliveProbes = 4, KeepAliveIntervalS = 5;
+
+    /// <summary>Sends small messages at once, and lets the kernel notice within 30 s that an idle peer is gone.</summary>
+    internal static void TuneTcp(OwnedFd fd)
     {
-        if (tcp) SetOption(fd, LibC.IPPROTO_TCP, LibC.TCP_NODELAY, 1);
-        if (keepAlive) SetOption(fd, LibC.SOL_SOCKET, LibC.SO_KEEPALIVE, 1);
+        SetOption(fd, LibC.IPPROTO_TCP, LibC.TCP_NODELAY, 1);
+        SetOption(fd, LibC.SOL_SOCKET, LibC.SO_KEEPALIVE, 1);
+        SetOption(fd, LibC.IPPROTO_TCP, LibC.TCP_KEEPIDLE, KeepAliveIdleS);
+        SetOption(fd, LibC.IPPROTO_TCP, LibC.TCP_KEEPINTVL, KeepAliveIntervalS);
+        SetOption(fd, LibC.IPPROTO_TCP, LibC.TCP_KEEPCNT, KeepAliveProbes);
     }
 
     /// <summary>Enlarges the send buffer of a socket, beyond the system's limit if this process may. A refusal changes nothing.</summary>
@@ -146,7 +155,7 @@ public static partial class Posix
 
     internal static void ReuseAddress(OwnedFd fd) => SetOption(fd, LibC.SOL_SOCKET, LibC.SO_REUSEADDR, 1);
 
-    /// <summary>Ends one or both directions of a connection (shutdown(2)); blocked calls on it return.</summary>
+    /// <summary>Ends one or both directions of a connection (shutdown(2)); blocked calls on it return. <paramref name="how"/> is a SHUT_ constant.</summary>
     /// <returns>None, or why the kernel refused.</returns>
     public static Errno ShutdownSocket(OwnedFd fd, int how)
     {
@@ -170,6 +179,15 @@ public static partial class Posix
         if (n < 0 && errno == Errno.EAGAIN) errno = Errno.None;
         else if (n <= 0) return true;
         return false;
+    }
+
+    /// <summary>Sends what the socket takes without waiting.</summary>
+    /// <returns>Bytes sent; -1 if the socket takes nothing now, or never again.</returns>
+    internal static unsafe int SendNow(OwnedFd fd, ReadOnlySpan<byte> data)
+    {
+        using FdInUse use = fd.Use();
+        // SAFETY: the bytes are pinned for the call, and the kernel is told how many there are.
+        fixed (byte* bytes = data) return (int)LibC.send(use.Number, bytes, data.Length, MSG_DONTWAIT | MSG_NOSIGNAL);
     }
 
     /// <summary>Receives from a socket (recv(2)).</summary>
@@ -212,9 +230,13 @@ public static partial class Posix
     }
 
     /// <summary>Sends bytes and at most 16 descriptors as SCM_RIGHTS on a UNIX socket.</summary>
+    /// <returns>Bytes sent, perhaps not all, but all descriptors with the first; -1 with an errno.</returns>
+    /// <exception cref="ArgumentOutOfRangeException">More than 16 descriptors.</exception>
     public static int SendWithFds(OwnedFd fd, ReadOnlySpan<byte> data, ReadOnlySpan<SafeHandle> fds, out Errno errno) => SendWithFds(fd, data, default, fds, out errno);
 
     /// <summary>As above, with a second part after the first, so that a header and a caller's buffer are sent by one call.</summary>
+    /// <returns>Bytes of both parts sent, perhaps not all, but all descriptors with the first; -1 with an errno.</returns>
+    /// <exception cref="ArgumentOutOfRangeException">More than 16 descriptors.</exception>
     public static unsafe int SendWithFds(OwnedFd fd, ReadOnlySpan<byte> data, ReadOnlySpan<byte> more, ReadOnlySpan<SafeHandle> fds, out Errno errno)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan(fds.Length, MaxFds);
@@ -261,6 +283,12 @@ public static partial class Posix
     /// Receives bytes and the descriptors that came with them (close-on-exec). If the kernel truncated the control message, closes the descriptors and
     /// returns EMFILE.
     /// </summary>
+    /// <param name="fd">A UNIX socket.</param>
+    /// <param name="into">Takes the bytes.</param>
+    /// <param name="received">Gets the descriptors, which are the caller's; EMFILE closes all that are in the list and empties it.</param>
+    /// <param name="wait">False to return EAGAIN instead of waiting.</param>
+    /// <param name="errno">None, or why the kernel refused.</param>
+    /// <returns>Bytes received, 0 after the peer has ended its direction; -1 with an errno.</returns>
     public static unsafe int ReceiveWithFds(OwnedFd fd, Span<byte> into, List<OwnedFd> received, bool wait, out Errno errno)
     {
         int controlBytes = ControlBytes(MaxReceivedFds);

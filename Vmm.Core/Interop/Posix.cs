@@ -7,7 +7,7 @@ namespace Vmm.Core.Interop;
 
 /// <summary>
 /// Safe wrappers of the C library. They retry EINTR, use <see cref="OwnedFd"/> for descriptors, and report a failure as <see cref="Errno"/> so that
-/// the caller decides what it means; only methods that cannot return an errno throw.
+/// the caller decides what it means; only methods that cannot return an errno throw. Thread-safe.
 /// </summary>
 public static partial class Posix
 {
@@ -90,7 +90,8 @@ public static partial class Posix
         }
     }
 
-    /// <summary>Opens a file with close-on-exec.</summary>
+    /// <summary>Opens a file with close-on-exec (open(2)).</summary>
+    /// <returns>The descriptor, the caller's; null with an errno.</returns>
     public static unsafe OwnedFd? Open(string path, int flags, int mode, out Errno errno)
     {
         // SAFETY: the path is zero-terminated and pinned for the call.
@@ -138,6 +139,7 @@ public static partial class Posix
     }
 
     /// <summary>Makes a pipe, both ends in blocking mode and close-on-exec.</summary>
+    /// <returns>Both ends; the caller's.</returns>
     /// <exception cref="ChannelException">The process has no room for more descriptors.</exception>
     public static unsafe (OwnedFd Read, OwnedFd Write) Pipe()
     {
@@ -237,6 +239,8 @@ public static partial class Posix
     internal static bool IsOpen(int fd) => LibC.fcntl(fd, LibC.F_GETFD, 0) >= 0;
 
     /// <summary>Duplicates a descriptor, with close-on-exec.</summary>
+    /// <returns>The copy; the caller's.</returns>
+    /// <exception cref="ChannelException">The process has no room for more descriptors.</exception>
     public static OwnedFd Duplicate(OwnedFd fd)
     {
         int copy = Control(fd, LibC.F_DUPFD_CLOEXEC, 3);

@@ -4,7 +4,8 @@ namespace Vmm.Core.Memory;
 
 /// <summary>
 /// One bit for each page, atomic in words of 64 pages. Any thread may set marks. A harvest exchanges whole words, so a mark is in this harvest or in
-/// the next one and never lost. A thread marks a page after it has written it (QEMU: ramblock dirty bitmap, <c>bmap</c>).
+/// the next one and never lost. A thread marks a page after it has written it. Pages count from 0; a page that the bitmap does not have throws
+/// <see cref="ArgumentOutOfRangeException"/> (QEMU: ramblock dirty bitmap, <c>bmap</c>).
 /// </summary>
 public sealed class DirtyBitmap
 {
@@ -36,7 +37,7 @@ public sealed class DirtyBitmap
         return (Interlocked.Or(ref word, bit) & bit) == 0;
     }
 
-    /// <summary>Marks a run of pages.</summary>
+    /// <summary>Marks <paramref name="pages"/> pages from <paramref name="firstPage"/> on.</summary>
     public void SetRange(long firstPage, long pages)
     {
         if (firstPage < 0 || pages < 0 || firstPage > PageCount - pages) throw new ArgumentOutOfRangeException(nameof(firstPage));
@@ -75,7 +76,7 @@ public sealed class DirtyBitmap
         if (PageCount > 0) SetRange(0, PageCount);
     }
 
-    /// <summary>Returns and clears the marks of 64 pages at once.</summary>
+    /// <summary>Returns and clears the marks of 64 pages at once; <paramref name="word"/> is first page / 64, bit 0 the first page.</summary>
     public ulong TakeWord(int word) => Volatile.Read(ref _words[word]) == 0 ? 0 : Interlocked.Exchange(ref _words[word], 0);
 
     /// <summary>Adds marks to 64 pages at once.</summary>
@@ -92,6 +93,7 @@ public sealed class DirtyBitmap
     /// <summary>Moves all marks into another bitmap of the same size.</summary>
     /// <param name="target">Receives the marks.</param>
     /// <returns>Number of pages that this call marked in <paramref name="target"/>.</returns>
+    /// <exception cref="ArgumentException">The target has another number of pages.</exception>
     public long HarvestInto(DirtyBitmap target)
     {
         ArgumentNullException.ThrowIfNull(target);

@@ -4,7 +4,8 @@ namespace Vmm.Core.Memory;
 
 /// <summary>
 /// All RAM of one VM: named blocks and their places in the guest-physical address space. Blocks are added before the VM first runs and live as long
-/// as this object, unless removed. Reads and writes check bounds; they are thread-safe (QEMU: <c>ram_list</c> and the system address space).
+/// as this object, unless removed. Reads and writes check bounds; they are thread-safe. Adding and removing need the BQL once the VM has devices (QEMU:
+/// <c>ram_list</c> and the system address space).
 /// </summary>
 public sealed class GuestMemory : IDisposable
 {
@@ -82,6 +83,7 @@ public sealed class GuestMemory : IDisposable
 
     /// <summary>Removes a block from the address space and frees it. No write log and no migration may run. BQL: held.</summary>
     /// <exception cref="InvalidOperationException">A write log runs.</exception>
+    /// <exception cref="ArgumentException">The block does not belong to this memory.</exception>
     public void RemoveBlock(RamBlock block)
     {
         ArgumentNullException.ThrowIfNull(block);
@@ -93,7 +95,8 @@ public sealed class GuestMemory : IDisposable
     }
 
     /// <summary>Adds a listener and tells it about all present RAM. BQL: held.</summary>
-    /// <returns>Dispose to remove the listener; it hears first that all RAM goes.</returns>
+    /// <returns>Dispose, with the BQL held, to remove the listener; it hears first that all RAM goes.</returns>
+    /// <exception cref="VmmException">The listener refused a block; it is not added.</exception>
     public IDisposable AddListener(IGuestMemoryListener listener)
     {
         ArgumentNullException.ThrowIfNull(listener);
@@ -157,8 +160,9 @@ public sealed class GuestMemory : IDisposable
         }
     }
 
-    /// <summary>Adds a source of dirty marks; starts it at once if logging runs.</summary>
-    /// <returns>Dispose to remove it.</returns>
+    /// <summary>Adds a source of dirty marks; starts it at once if logging runs. BQL: held.</summary>
+    /// <returns>Dispose, with the BQL held, to remove it.</returns>
+    /// <exception cref="VmmException">Logging runs and the source cannot start; it is not added.</exception>
     public IDisposable AddDirtyLogSource(IDirtyLogSource source)
     {
         ArgumentNullException.ThrowIfNull(source);
@@ -206,6 +210,7 @@ public sealed class GuestMemory : IDisposable
     /// <summary>Moves the marks of one block from all sources into a bitmap. BQL: held.</summary>
     /// <param name="block">Must belong to this memory.</param>
     /// <param name="into">One bit for each page of the block.</param>
+    /// <exception cref="VmmException">A source failed; marks may be lost.</exception>
     public void HarvestDirtyLog(RamBlock block, DirtyBitmap into)
     {
         ArgumentNullException.ThrowIfNull(block);

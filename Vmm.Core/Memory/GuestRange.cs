@@ -4,10 +4,12 @@ namespace Vmm.Core.Memory;
 /// <param name="Value">The address.</param>
 public readonly record struct GuestAddress(ulong Value)
 {
-    /// <summary>Adds an offset in bytes; throws on overflow.</summary>
+    /// <summary>Adds an offset in bytes.</summary>
+    /// <exception cref="OverflowException">The sum is over 2^64 - 1.</exception>
     public static GuestAddress operator +(GuestAddress address, ulong offset) => new(checked(address.Value + offset));
 
-    /// <summary>Adds an offset in bytes; throws on overflow.</summary>
+    /// <summary>Adds an offset in bytes.</summary>
+    /// <exception cref="OverflowException">The sum is over 2^64 - 1.</exception>
     public GuestAddress Add(ulong offset) => this + offset;
 
     /// <inheritdoc/>
@@ -19,7 +21,8 @@ public readonly record struct GuestAddress(ulong Value)
 /// <param name="LengthBytes">Length of the range.</param>
 public readonly record struct GuestRange(GuestAddress Start, ulong LengthBytes)
 {
-    /// <summary>First address after the range.</summary>
+    /// <summary>First address after the range (exclusive end).</summary>
+    /// <exception cref="OverflowException">The range ends at 2^64.</exception>
     public ulong End => checked(Start.Value + LengthBytes);
 
     /// <summary>True if the address is inside the range.</summary>

@@ -11,6 +11,7 @@ public sealed record GuestMemorySection(GuestRange Range, RamBlock Block, ulong 
 public interface IGuestMemoryListener
 {
     /// <summary>RAM is being added; if the listener throws, it is not added.</summary>
+    /// <exception cref="Errors.VmmException">The listener cannot take it, e.g. the kernel refused to map it.</exception>
     void SectionAdded(GuestMemorySection section);
 
     /// <summary>RAM is about to be removed; when this returns, nothing may use it any more.</summary>

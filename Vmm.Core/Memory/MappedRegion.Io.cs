@@ -7,6 +7,7 @@ public sealed unsafe partial class MappedRegion
     /// <param name="size">1, 2, 4 or 8 bytes.</param>
     /// <param name="value">Little-endian.</param>
     /// <returns>False if the mapping is disposed or the range is not inside it.</returns>
+    /// <exception cref="ArgumentOutOfRangeException">Another size.</exception>
     public bool TryReadIo(ulong offset, int size, out ulong value)
     {
         value = 0;
@@ -37,6 +38,7 @@ public sealed unsafe partial class MappedRegion
     /// <param name="size">1, 2, 4 or 8 bytes.</param>
     /// <param name="value">Little-endian.</param>
     /// <returns>False if the mapping is read-only or disposed, or the range is not inside it.</returns>
+    /// <exception cref="ArgumentOutOfRangeException">Another size.</exception>
     public bool TryWriteIo(ulong offset, int size, ulong value)
     {
         bool held = false;

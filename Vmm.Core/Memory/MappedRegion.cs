@@ -47,6 +47,7 @@ public sealed unsafe partial class MappedRegion : SafeHandle
     /// <param name="length">Length of the view, bytes.</param>
     /// <returns>The bytes; other threads may change them at any time.</returns>
     /// <exception cref="ArgumentOutOfRangeException">The range is not inside the mapping.</exception>
+    /// <exception cref="ObjectDisposedException">The mapping is gone.</exception>
     public Span<byte> Slice(ulong offset, int length)
     {
         if (length < 0 || offset > LengthBytes || (ulong)length > LengthBytes - offset)

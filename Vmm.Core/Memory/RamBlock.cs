@@ -120,7 +120,7 @@ public sealed unsafe class RamBlock : IDisposable
     /// <exception cref="ArgumentOutOfRangeException">Outside the block.</exception>
     public ReadOnlySpan<byte> ReadOnlySlice(ulong offset, int length) => _region.Slice(offset, length);
 
-    /// <summary>Marks pages as written if a write log runs. Call it after the write.</summary>
+    /// <summary>Marks the pages of a range in bytes as written if a write log runs. Call it after the write.</summary>
     public void MarkDirty(ulong offset, ulong lengthBytes)
     {
         DirtyBitmap? log = _log;
@@ -134,6 +134,7 @@ public sealed unsafe class RamBlock : IDisposable
     /// <param name="list">Receives the reference, which is valid until this block is disposed.</param>
     /// <param name="offset">Offset in the block, bytes.</param>
     /// <param name="length">Length of the part, bytes.</param>
+    /// <exception cref="ArgumentOutOfRangeException">Outside the block.</exception>
     public void AppendTo(GatherList list, ulong offset, int length)
     {
         ArgumentNullException.ThrowIfNull(list);
@@ -150,7 +151,8 @@ public sealed unsafe class RamBlock : IDisposable
         list.AddRecord(header, _region.Address + ((ulong)page * PageSize), PageSize);
     }
 
-    /// <summary>True if the page holds only zero bytes at this moment; stops at the first vector that is not zero (QEMU: <c>buffer_is_zero</c>).</summary>
+    /// <summary>True if the page of that index holds only zero bytes at this moment; stops at the first vector that is not zero (QEMU: <c>buffer_is_zero</c>).</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The block has no such page.</exception>
     public bool IsZeroPage(long page)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((ulong)page, (ulong)PageCount);

@@ -40,6 +40,7 @@ public sealed class InterruptRouter : IInterruptController
     /// <summary>Attaches the target of all interrupts and tells it the present levels at once.</summary>
     /// <param name="target">Only one target can be attached at a time.</param>
     /// <returns>Dispose to detach it.</returns>
+    /// <exception cref="InvalidOperationException">Another target is attached.</exception>
     public IDisposable Attach(IInterruptController target)
     {
         ArgumentNullException.ThrowIfNull(target);

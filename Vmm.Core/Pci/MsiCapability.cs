@@ -21,6 +21,7 @@ public sealed class MsiCapability
     /// <param name="is64Bit">True if the capability takes 64-bit addresses.</param>
     /// <param name="isMaskable">True if each vector has a mask bit.</param>
     /// <param name="send">Called with each message to send.</param>
+    /// <exception cref="ArgumentOutOfRangeException">Another number of vectors, or the capability does not fit at the offset.</exception>
     public MsiCapability(PciConfigSpace config, int offset, int vectors, bool is64Bit, bool isMaskable, Action<MsiMessage> send)
     {
         ArgumentNullException.ThrowIfNull(config);

@@ -60,6 +60,7 @@ public sealed class MsixTable
     /// <param name="offset">Offset of the capability in it.</param>
     /// <param name="layout">Number of vectors and places of the structures.</param>
     /// <param name="send">Called with each message to send.</param>
+    /// <exception cref="ArgumentException">The layout is impossible, or the capability does not fit at the offset.</exception>
     public MsixTable(PciConfigSpace config, int offset, MsixLayout layout, Action<MsiMessage> send)
     {
         ArgumentNullException.ThrowIfNull(config);

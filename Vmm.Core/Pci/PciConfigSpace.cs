@@ -136,7 +136,8 @@ public sealed class PciConfigSpace
     /// </summary>
     /// <param name="id">Capability id; <see cref="PciCapabilityId"/>.</param>
     /// <param name="offset">Multiple of 4 from 0x40 on.</param>
-    /// <param name="sizeBytes">Length of the capability.</param>
+    /// <param name="sizeBytes">Length of the capability, at least 2; it ends at 0x100 or before.</param>
+    /// <exception cref="ArgumentOutOfRangeException">The capability cannot be there.</exception>
     public void AddCapability(byte id, int offset, int sizeBytes)
     {
         if (offset < PciRegisters.HeaderBytes || (offset & 3) != 0 || sizeBytes < 2 || offset + sizeBytes > LegacyBytes)

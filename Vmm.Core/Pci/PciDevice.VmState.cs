@@ -65,6 +65,9 @@ public abstract partial class PciDevice
     /// </summary>
     /// <param name="f">The stream, at the first byte of the content.</param>
     /// <param name="name">Name of the section's description, for error messages.</param>
+    /// <exception cref="Errors.StreamFormatException">A value that no function can have.</exception>
+    /// <exception cref="Errors.IncompatibleStateException">A function with other registers.</exception>
+    /// <exception cref="Errors.StreamTruncatedException">The stream ended.</exception>
     public void CheckState(QemuFileReader f, string name)
     {
         ArgumentNullException.ThrowIfNull(f);

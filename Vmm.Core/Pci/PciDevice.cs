@@ -180,7 +180,7 @@ public abstract partial class PciDevice : INamedPart, IDisposable
     /// <summary>Reads memory as a bus master (QEMU: <c>pci_dma_read</c>). Any thread of the device. BQL: not held.</summary>
     /// <param name="address">Address on the bus.</param>
     /// <param name="destination">Filled on success.</param>
-    /// <returns>ENODEV while bus mastering is off; EFAULT if part of the range is not memory; EAGAIN while the VM is stopped.</returns>
+    /// <returns>ENODEV while bus mastering is off; EFAULT if part of the range is not memory; EAGAIN while the VM of a served function is stopped.</returns>
     protected Errno DmaRead(ulong address, Span<byte> destination)
     {
         Host.Bql.AssertNotHeld();
@@ -213,6 +213,7 @@ public abstract partial class PciDevice : INamedPart, IDisposable
     /// <param name="number">0 to 5, or <see cref="PciBar.Rom"/>.</param>
     /// <param name="type">Type bits of the BAR's register.</param>
     /// <param name="sizeBytes">A power of two: at least 4 for ports, 16 for memory, 2048 for a ROM.</param>
+    /// <exception cref="ArgumentException">The size is impossible, or the number is taken or out of range.</exception>
     protected void RegisterBar(int number, PciBarType type, ulong sizeBytes)
     {
         var bar = new PciBar(number, type, sizeBytes);
@@ -235,12 +236,14 @@ public abstract partial class PciDevice : INamedPart, IDisposable
     /// <param name="vectors">1, 2, 4, 8, 16 or 32.</param>
     /// <param name="is64Bit">True if the capability takes 64-bit addresses.</param>
     /// <param name="isMaskable">True if each vector has a mask bit.</param>
+    /// <exception cref="ArgumentOutOfRangeException">Another number of vectors, or the capability does not fit at the offset.</exception>
     protected void AddMsi(int offset, int vectors, bool is64Bit, bool isMaskable) =>
         Msi = new MsiCapability(_config, offset, vectors, is64Bit, isMaskable, SendMsi);
 
     /// <summary>Adds an MSI-X capability. Its structures must lie in BARs that are registered already.</summary>
     /// <param name="offset">Offset in configuration space.</param>
     /// <param name="layout">Number of vectors and places of the structures.</param>
+    /// <exception cref="ArgumentException">The structures overlap or are outside their BARs, or the capability does not fit at the offset.</exception>
     protected void AddMsix(int offset, MsixLayout layout)
     {
         CheckInside(layout.TableBar, layout.TableOffset, layout.TableBytes);

@@ -103,7 +103,7 @@ public enum PciBarType
     Prefetchable = 8,
 }
 
-/// <summary>A base address register: one address range of a function.</summary>
+/// <summary>A base address register: one address range of a function. Only <see cref="Address"/> changes.</summary>
 /// <param name="number">0 to 5, or <see cref="Rom"/>.</param>
 /// <param name="type">Type bits of its register.</param>
 /// <param name="sizeBytes">A power of two.</param>

@@ -5,7 +5,7 @@ namespace Vmm.Core.RunStates;
 
 /// <summary>
 /// The one big lock of a VM (QEMU: BQL). A thread may take it again while it holds it. No thread holds it while it waits for a peer, except
-/// between the stop of the VM and the end of the device state. Lock order: THREADS.md.
+/// between the stop of the VM and the end of the device state. Thread-safe. Lock order: THREADS.md.
 /// </summary>
 public sealed class Bql
 {
@@ -30,15 +30,16 @@ public sealed class Bql
     /// <summary>
     /// Tries to take the lock until a timeout, for a thread that the lock's holder may wait for. Release it with <see cref="Exit"/>.
     /// </summary>
-    /// <returns>False after the timeout.</returns>
+    /// <returns>True if the thread has the lock; false after the timeout.</returns>
     public bool TryEnter(TimeSpan timeout) => _lock.TryEnter(timeout);
 
-    /// <summary>Releases the lock after <see cref="TryEnter"/>.</summary>
+    /// <summary>Releases the lock after <see cref="TryEnter"/>, on the same thread.</summary>
+    /// <exception cref="SynchronizationLockException">The calling thread does not hold it.</exception>
     public void Exit() => _lock.Exit();
 
     /// <summary>Checks that the caller holds the lock, where <see cref="ChecksContracts"/> is on.</summary>
     /// <param name="member">The caller; filled in by the compiler.</param>
-    /// <exception cref="InvalidOperationException">It does not: a bug of whoever called the caller.</exception>
+    /// <exception cref="InvalidOperationException">It is not held: a bug in the code that called the caller.</exception>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void AssertHeld([CallerMemberName] string member = "")
     {
@@ -47,7 +48,7 @@ public sealed class Bql
 
     /// <summary>Checks that the caller does not hold the lock, where <see cref="ChecksContracts"/> is on.</summary>
     /// <param name="member">The caller; filled in by the compiler.</param>
-    /// <exception cref="InvalidOperationException">It does: a bug of whoever called the caller.</exception>
+    /// <exception cref="InvalidOperationException">It is held: a bug in the code that called the caller.</exception>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void AssertNotHeld([CallerMemberName] string member = "")
     {

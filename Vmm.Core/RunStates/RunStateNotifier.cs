@@ -6,7 +6,18 @@ namespace Vmm.Core.RunStates;
 public interface IVmStateHandler
 {
     /// <summary>The VM is about to start, or has stopped. BQL: held.</summary>
+    /// <param name="running">True for a start.</param>
+    /// <param name="state">The state that the VM enters; when another handler refused a start, and <paramref name="running"/> is false, the one that it keeps.</param>
     void OnVmStateChange(bool running, RunState state);
+
+    /// <summary>
+    /// Throws if a start would fail now, and changes nothing. A destination asks before it confirms a migration, because afterwards the source has let go. BQL:
+    /// held.
+    /// </summary>
+    /// <exception cref="VmmException">Why the handler could not start.</exception>
+    void ThrowIfCannotStart()
+    {
+    }
 
     /// <summary>Runs for all handlers before the first <see cref="OnVmStateChange"/> (QEMU: <c>prepare_cb</c>). BQL: held.</summary>
     void OnVmStatePrepare(bool running, RunState state)
@@ -21,7 +32,7 @@ public interface INamedPart
     string Id { get; }
 }
 
-/// <summary>The VM's run state, for devices.</summary>
+/// <summary>The VM's run state, for devices. One per VM.</summary>
 public interface IRunStateNotifier
 {
     /// <summary>The present state. Any thread.</summary>
@@ -39,6 +50,10 @@ public interface IRunStateNotifier
     /// <summary>Starts the VM (QEMU: <c>vm_start</c>); embedders call <c>Vm.Cont</c>. BQL: held.</summary>
     /// <exception cref="DeviceStateException">Handlers failed; the VM is back in the state it had.</exception>
     internal void Start();
+
+    /// <summary>Asks every handler whether it could start (<see cref="IVmStateHandler.ThrowIfCannotStart"/>). BQL: held.</summary>
+    /// <exception cref="DeviceStateException">Names those that could not.</exception>
+    internal void ThrowIfCannotStart();
 
     /// <summary>Changes the state of a VM that does not run (QEMU: <c>runstate_set</c>); no handler is called. BQL: held.</summary>
     /// <param name="state">A state that does not run, such as <see cref="RunState.Paused"/>.</param>
@@ -62,7 +77,8 @@ public interface IRunStateNotifier
     void Stop(RunState state);
 
     /// <summary>
-    /// Adds a handler. A start calls handlers by ascending priority and, within one priority, in order of registration; a stop uses the reverse order.
+    /// Adds a handler. A start calls handlers by ascending priority and, within one priority, in order of registration; a stop uses the reverse order. Any
+    /// thread; takes the BQL.
     /// </summary>
     /// <param name="handler">It hears of starts and stops from now on; a running VM is not announced.</param>
     /// <param name="priority">QEMU's device depth; 0 by default.</param>
@@ -129,6 +145,14 @@ internal sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
             _state = before;
         }
         throw Collected("start", errors);
+    }
+
+    /// <inheritdoc cref="IRunStateNotifier.ThrowIfCannotStart"/>
+    public void ThrowIfCannotStart()
+    {
+        bql.AssertHeld();
+        List<Exception> errors = Each(ascending: true, static h => h.ThrowIfCannotStart());
+        if (errors.Count > 0) throw Collected("start", errors);
     }
 
     /// <inheritdoc/>

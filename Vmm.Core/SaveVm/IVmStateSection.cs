@@ -33,8 +33,15 @@ public interface IVmStateSection
     internal void Save(QemuFileWriter f, VmDescJson? desc);
 
     /// <summary>Writes fields and subsections into a record of the caller's own, without a description. BQL: held.</summary>
+    /// <exception cref="Errors.DeviceStateException">A hook or a check of the description failed.</exception>
+    /// <exception cref="Errors.ChannelException">The channel failed.</exception>
     void Save(QemuFileWriter f) => Save(f, null);
 
     /// <summary>Reads fields and subsections; <paramref name="versionId"/> comes from the section's header. BQL: held.</summary>
+    /// <exception cref="Errors.StreamFormatException">A value that the description does not allow; earlier fields have been loaded already.</exception>
+    /// <exception cref="Errors.StreamTruncatedException">The stream ended in a field.</exception>
+    /// <exception cref="Errors.StreamLimitException">A count or a depth is over its limit.</exception>
+    /// <exception cref="Errors.IncompatibleStateException">A version or a subsection that this description does not have.</exception>
+    /// <exception cref="Errors.DeviceStateException">A hook failed.</exception>
     void Load(QemuFileReader f, int versionId);
 }

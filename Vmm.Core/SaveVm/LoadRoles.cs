@@ -3,7 +3,10 @@ using Vmm.Core.Wire;
 
 namespace Vmm.Core.SaveVm;
 
-/// <summary>The roles that an object plays in one attempt to load.</summary>
+/// <summary>
+/// The roles that an object plays in one attempt to load; null means that it does not play the role. One thread makes all calls of an attempt, except those of
+/// <see cref="Buffers"/>. A role that throws fails the attempt, as with <see cref="SaveRoles"/>.
+/// </summary>
 public sealed record LoadRoles
 {
     /// <summary>Sections read by code.</summary>
@@ -48,6 +51,7 @@ public interface ILoadState
     /// Reads the body of a START, PART, END or FULL section; <paramref name="versionId"/> comes from the header of the START or FULL section.
     /// BQL: held for FULL sections only.
     /// </summary>
+    /// <exception cref="Errors.VmmException">The bytes are malformed (<see cref="QemuFileReader.Bad"/>) or the device refuses them; the load fails.</exception>
     void LoadState(QemuFileReader f, int versionId);
 }
 
@@ -82,9 +86,10 @@ public interface ILoadStateBuffer
     void NoMoreBuffers();
 
     /// <summary>
-    /// Waits until all buffers are loaded, and takes the BQL for the last step if that needs it. Throws what went wrong, and ends early when
-    /// <paramref name="cancel"/> fires.
+    /// Waits until all buffers are loaded, and takes the BQL for the last step if that needs it. Ends early when <paramref name="cancel"/> fires.
     /// </summary>
+    /// <exception cref="Errors.VmmException">A buffer never came, or the device refused one.</exception>
+    /// <exception cref="OperationCanceledException">Cancelled.</exception>
     void WaitLoaded(CancellationToken cancel);
 }
 

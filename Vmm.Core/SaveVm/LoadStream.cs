@@ -6,7 +6,8 @@ namespace Vmm.Core.SaveVm;
 
 /// <summary>
 /// The sections of one attempt to load: makes the object of every section and gives each body to it (stream 1; QEMU: <c>qemu_loadvm_state_main</c>).
-/// <see cref="SaveStream"/> draws the bytes. One thread uses it. FULL sections load with the BQL held, the parts of iterables without it.
+/// <see cref="SaveStream"/> draws the bytes. One thread uses it; between setup and cleanup others may look objects up. FULL sections load with the BQL held,
+/// the parts of iterables without it.
 /// </summary>
 public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadContext context)
 {
@@ -20,7 +21,7 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
     /// <summary>Reads a COMMAND section after its type byte; null where the stream may have none.</summary>
     public Action? ReadCommand { get; init; }
 
-    /// <summary>Called before each END and FULL section, which only a stopped source sends.</summary>
+    /// <summary>Called before each END and FULL section, which only a stopped source sends. BQL: not held.</summary>
     public Action? OnSwitchover { get; init; }
 
     /// <summary>Sections whose START or FULL has been read.</summary>
@@ -36,7 +37,11 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
 
     private IEnumerable<SaveVmEntry> Entries => Only is null ? registry.Entries() : registry.Entries().Where(Only);
 
-    /// <summary>Begins the attempt: every active section makes its object (QEMU: <c>qemu_loadvm_state_setup</c>). Takes the BQL.</summary>
+    /// <summary>
+    /// Begins the attempt: every active section makes its object (QEMU: <c>qemu_loadvm_state_setup</c>). Call <see cref="LoadCleanup"/> also when this throws.
+    /// Takes the BQL.
+    /// </summary>
+    /// <exception cref="VmmException">A section cannot begin.</exception>
     public void LoadSetup()
     {
         using (Bql.Acquire())
@@ -63,34 +68,35 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
     /// <summary>The object that takes pages from data channels, or null.</summary>
     internal ILoadPages? Pages => _attempts.Select(static a => a.Roles.Pages).FirstOrDefault(static p => p is not null);
 
-    /// <summary>The object that takes device state from data channels for the section that a packet names, or null.</summary>
+    /// <summary>The object that takes device state from data channels for the section that a packet names, or null. Any thread.</summary>
     public ILoadStateBuffer? FindBuffers(string idStr, int instanceId) =>
         registry.Find(idStr, instanceId) is { } entry ? _attempts.Find(a => a.Entry == entry).Roles?.Buffers : null;
 
-    /// <summary>All objects that take device state from data channels.</summary>
+    /// <summary>All objects that take device state from data channels. Any thread.</summary>
     public IEnumerable<ILoadStateBuffer> AllBuffers() => _attempts.Select(static a => a.Roles.Buffers).OfType<ILoadStateBuffer>();
 
-    /// <summary>Reads sections and commands up to EOF.</summary>
+    /// <summary>Reads sections and commands up to EOF. BQL: not held, unless all sections are FULL.</summary>
     /// <exception cref="VmmException">The stream is malformed or does not fit this machine.</exception>
     public void ReadSections()
     {
         while (ReadSection()) { }
     }
 
-    /// <summary>Reads one section or command.</summary>
+    /// <summary>Reads one section or command. BQL: as for <see cref="ReadSections"/>.</summary>
     /// <returns>False when it was EOF.</returns>
     /// <exception cref="VmmException">The stream is malformed or does not fit this machine.</exception>
     public bool ReadSection()
     {
         f.Section = "framing";
+        long at = f.Position;
         var type = (SectionType)f.ReadByte();
         switch (type)
         {
             case SectionType.Eof: return false;
-            case SectionType.Start or SectionType.Full: ReadFirst(type); return true;
+            case SectionType.Start or SectionType.Full: ReadFirst(type, at); return true;
             case SectionType.Part or SectionType.End: ReadNext(type); return true;
             case SectionType.Command when ReadCommand is not null: ReadCommand(); return true;
-            default: throw f.Bad("section type", ReadCommand is null ? "START, PART, END, FULL or EOF" : "START, PART, END, FULL, COMMAND or EOF", $"0x{(byte)type:x2}");
+            default: throw f.Bad("section type", ReadCommand is null ? "START, PART, END, FULL or EOF" : "START, PART, END, FULL, COMMAND or EOF", $"0x{(byte)type:x2}", at);
         }
     }
 
@@ -123,7 +129,7 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         _attempts.Clear();
     }
 
-    private void ReadFirst(SectionType type)
+    private void ReadFirst(SectionType type, long at)
     {
         uint id = f.ReadUInt32();
         string idStr = f.ReadCountedString();
@@ -133,12 +139,12 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         SaveVmEntry entry = registry.Find(idStr, (int)instance)
             ?? throw new IncompatibleStateException($"unknown section '{idStr}' instance {instance}: this machine has no such device")
             {
-                Section = f.Section, Offset = f.Position, Found = f.Section, Hint = $"give both sides the same devices; here: {string.Join(", ", registry.Entries())}",
+                Section = f.Section, Offset = at, Found = f.Section, Hint = $"give both sides the same devices; here: {string.Join(", ", registry.Entries())}",
             };
         if (version > entry.VersionId) throw BadVersion(entry, version, $"version {version} is newer than {entry.VersionId}");
         if (version < entry.MinimumVersionId) throw BadVersion(entry, version, $"version {version} is older than {entry.MinimumVersionId}");
         if (_bound.TryGetValue(id, out (SaveVmEntry Entry, int) other) && other.Entry != entry)
-            throw f.Bad("section id", $"an id that '{other.Entry}' does not use", id.ToString());
+            throw f.Bad("section id", $"an id that '{other.Entry}' does not use", id.ToString(), at + 1);
         _bound[id] = (entry, (int)version);
         if (type == SectionType.Start) _begun.Add(entry);
         ReadBody(entry, type, (int)version);
@@ -148,7 +154,7 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
     private void ReadNext(SectionType type)
     {
         uint id = f.ReadUInt32();
-        if (!_bound.TryGetValue(id, out (SaveVmEntry Entry, int VersionId) bound)) throw f.Bad("section id", "the id of a START section", id.ToString());
+        if (!_bound.TryGetValue(id, out (SaveVmEntry Entry, int VersionId) bound)) throw f.Bad("section id", "the id of a START section", id.ToString(), f.Position - 4);
         f.Section = bound.Entry.ToString();
         ReadBody(bound.Entry, type, bound.VersionId);
         ReadFooter(id);
@@ -160,7 +166,13 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         if (type is SectionType.End or SectionType.Full) OnSwitchover?.Invoke();
         LoadRoles? roles = _attempts.Find(a => a.Entry == entry).Roles;
         IVmStateSection? state = entry.VmState ?? roles?.VmState;
-        if (state is null && roles?.State is null) throw new IncompatibleStateException($"section '{entry}' cannot be loaded here") { Section = f.Section, Offset = f.Position };
+        if (state is null && roles?.State is null)
+        {
+            throw new IncompatibleStateException($"section '{entry}', offset {f.Position}: the device here takes no {type.ToString().ToUpperInvariant()} section now")
+            {
+                Section = f.Section, Offset = f.Position, Found = type.ToString().ToUpperInvariant(), Hint = "give the device the same options and capabilities on both sides",
+            };
+        }
         try
         {
             if (state is null && type != SectionType.Full)
@@ -185,13 +197,13 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
     {
         if (!context.Compat.SendSectionFooter) return;
         byte mark = f.ReadByte();
-        if (mark != (byte)SectionType.Footer) throw f.Bad("section footer", "0x7e", $"0x{mark:x2}");
+        if (mark != (byte)SectionType.Footer) throw f.Bad("section footer", "0x7e", $"0x{mark:x2}", f.Position - 1);
         uint found = f.ReadUInt32();
-        if (found != id) throw f.Bad("section id in footer", id.ToString(), found.ToString());
+        if (found != id) throw f.Bad("section id in footer", id.ToString(), found.ToString(), f.Position - 4);
     }
 
     private IncompatibleStateException BadVersion(SaveVmEntry entry, uint found, string why) => new($"section '{entry}': {why}, which this machine has")
     {
-        Section = f.Section, Offset = f.Position, Expected = $"{entry.MinimumVersionId}..{entry.VersionId}", Found = found.ToString(),
+        Section = f.Section, Offset = f.Position - 4, Expected = $"{entry.MinimumVersionId} to {entry.VersionId}", Found = found.ToString(),
     };
 }

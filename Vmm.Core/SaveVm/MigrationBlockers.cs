@@ -72,7 +72,7 @@ public sealed class MigrationBlockers
         return new Registration(() => { lock (_gate) _entries.Remove(entry); });
     }
 
-    /// <summary>The reasons that block a mode; empty when nothing does.</summary>
+    /// <summary>Lists the reasons that block a mode; empty when nothing does.</summary>
     public IReadOnlyList<string> Reasons(MigrationMode mode)
     {
         var bit = (MigrationModes)(1 << (int)mode);

@@ -34,6 +34,21 @@ public sealed record MigrationParameters
 
     /// <summary><c>cpr-exec-command</c>: program and arguments.</summary>
     public IReadOnlyList<string> CprExecCommand { get; init; } = [];
+
+    /// <summary><c>x-setup-timeout</c>, ms: longest time until the peer answers for the first time. Not in QEMU, as all that follow.</summary>
+    public ulong SetupTimeoutMs { get; init; } = 30_000;
+
+    /// <summary><c>x-progress-timeout</c>, ms: longest time in which the peer takes, sends or answers nothing while the guest may run at the source.</summary>
+    public ulong ProgressTimeoutMs { get; init; } = 30_000;
+
+    /// <summary><c>x-switchover-timeout</c>, ms: longest time in which the destination takes nothing while the guest is stopped.</summary>
+    public ulong SwitchoverTimeoutMs { get; init; } = 10_000;
+
+    /// <summary><c>x-confirm-timeout</c>, ms: longest wait of a source that has sent everything for the answer.</summary>
+    public ulong ConfirmTimeoutMs { get; init; } = 30_000;
+
+    /// <summary><c>x-final-word-timeout</c>, ms: longest wait of a destination for a source whose guest is stopped: for the next byte, or for the final word.</summary>
+    public ulong FinalWordTimeoutMs { get; init; } = 60_000;
 }
 
 /// <summary>Migration capabilities by QEMU's names, in its order (qmp 8.5).</summary>
@@ -93,7 +108,7 @@ public sealed class MigrationCapabilities
     /// <summary>All off.</summary>
     public static MigrationCapabilities None { get; } = new(0);
 
-    /// <summary>The set in which exactly these capabilities are on.</summary>
+    /// <summary>Makes the set in which exactly these capabilities are on.</summary>
     public static MigrationCapabilities Of(params ReadOnlySpan<MigrationCapability> on)
     {
         uint bits = 0;

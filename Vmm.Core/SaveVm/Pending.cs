@@ -26,7 +26,7 @@ public enum SaveProgress
     Done,
 }
 
-/// <summary>How much one iteration may send (QEMU: <c>migration_rate_exceeded</c> and the 50 ms slice of <c>ram_save_iterate</c>).</summary>
+/// <summary>How much one iteration may send (QEMU: <c>migration_rate_exceeded</c> and the 50 ms slice of <c>ram_save_iterate</c>). Immutable.</summary>
 public sealed class IterateBudget
 {
     private readonly long _limitPosition;

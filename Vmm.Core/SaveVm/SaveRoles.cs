@@ -5,7 +5,9 @@ namespace Vmm.Core.SaveVm;
 
 /// <summary>
 /// The roles that an object plays in one attempt to save; null means that it does not play the role. An object with <see cref="Setup"/> or
-/// <see cref="Live"/> is an iterable and has START, PART and END sections; any other has one FULL section.
+/// <see cref="Live"/> is an iterable and has START, PART and END sections; any other has one FULL section. One thread makes all calls of an attempt, except
+/// that of <see cref="CompleteThread"/>. A role that throws fails the attempt: a <see cref="Errors.VmmException"/> is its reason as it is, any other exception
+/// is wrapped in a <see cref="Errors.DeviceStateException"/> that names the section.
 /// </summary>
 public sealed record SaveRoles
 {
@@ -52,6 +54,7 @@ public sealed record SaveRoles
 public interface ISaveState
 {
     /// <summary>Writes the body of the FULL section. The VM is stopped. BQL: held.</summary>
+    /// <exception cref="Errors.VmmException">The state cannot be read; the attempt fails.</exception>
     void SaveState(QemuFileWriter f);
 }
 
@@ -59,6 +62,7 @@ public interface ISaveState
 public interface ISaveSetup
 {
     /// <summary>Writes the body of the START section. BQL: held.</summary>
+    /// <exception cref="Errors.VmmException">The device cannot begin; the attempt fails.</exception>
     void SaveSetup(QemuFileWriter f);
 }
 
@@ -79,12 +83,15 @@ public interface ISaveLive
     PendingBytes EstimatePending();
 
     /// <summary>What is left, after a synchronisation with all sources (QEMU: <c>state_pending_exact</c>). BQL: held.</summary>
+    /// <exception cref="Errors.VmmException">A source failed; the attempt fails.</exception>
     PendingBytes ExactPending();
 
     /// <summary>Writes the body of one PART section until the budget is used up (QEMU: <c>save_live_iterate</c>). BQL: not held.</summary>
+    /// <exception cref="Errors.VmmException">The device or the channel failed; the attempt fails.</exception>
     SaveProgress SaveLiveIterate(QemuFileWriter f, IterateBudget budget);
 
     /// <summary>Writes the body of the END section; the VM is stopped (QEMU: <c>save_live_complete_precopy</c>, <c>save_complete</c>). BQL: held.</summary>
+    /// <exception cref="Errors.VmmException">The device or the channel failed; the attempt fails.</exception>
     void SaveLiveCompletePrecopy(QemuFileWriter f);
 }
 
@@ -95,6 +102,8 @@ public interface ISaveCompleteThread
     /// Sends the rest of the device's state to the sink; its END and FULL sections then carry none. Runs on a thread of its own and ends early when
     /// <paramref name="cancel"/> fires. BQL: not held.
     /// </summary>
+    /// <exception cref="Errors.VmmException">The device failed; the attempt fails.</exception>
+    /// <exception cref="OperationCanceledException">The attempt has ended otherwise.</exception>
     void SaveLiveCompletePrecopyThread(IDeviceStateSink sink, CancellationToken cancel);
 }
 
@@ -104,14 +113,16 @@ public interface ISaveCompleteThread
 /// </summary>
 public interface ISwitchoverAck
 {
-    /// <summary>The number of acknowledgements that the device has begun to wait for since the last call. BQL: not held.</summary>
+    /// <summary>The number of acknowledgements that the device has begun to wait for since the last call. BQL: held or not.</summary>
     int TakeSwitchoverAckRequests();
 }
 
 /// <summary>Takes buffers of device state that leave on data channels, in any order.</summary>
 public interface IDeviceStateSink
 {
-    /// <summary>Sends one buffer and owns it from then on, even when it throws; blocks while the channels are full. Any thread.</summary>
+    /// <summary>Sends one buffer and owns it from then on, even when it throws; blocks while the channels are full. Any thread. BQL: not held.</summary>
+    /// <exception cref="Errors.VmmException">The attempt has failed; this is its reason.</exception>
+    /// <exception cref="OperationCanceledException">The attempt was cancelled.</exception>
     void Send(StateBuffer buffer);
 }
 

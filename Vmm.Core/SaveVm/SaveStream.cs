@@ -41,8 +41,12 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
 
     private IEnumerable<SaveVmEntry> Entries => Only is null ? registry.Entries() : registry.Entries().Where(Only);
 
-    /// <summary>Begins the attempt: every active section makes its object or refuses (QEMU: <c>qemu_savevm_state_prepare</c>). BQL: held.</summary>
+    /// <summary>
+    /// Begins the attempt: every active section makes its object or refuses (QEMU: <c>qemu_savevm_state_prepare</c>). Call <see cref="SaveCleanup"/> also when
+    /// this throws. BQL: held.
+    /// </summary>
     /// <exception cref="MigrationBlockedException">A device cannot be saved at all.</exception>
+    /// <exception cref="VmmException">A section refused.</exception>
     public void SavePrepare()
     {
         Bql.AssertHeld();
@@ -66,6 +70,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
     }
 
     /// <summary>Writes the early FULL sections, then the START section of every iterable (QEMU: <c>qemu_savevm_state_setup</c>). BQL: held.</summary>
+    /// <exception cref="VmmException">A section or the channel failed; <see cref="Section"/> says which.</exception>
     public void SaveSetup()
     {
         Bql.AssertHeld();
@@ -87,6 +92,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
     }
 
     /// <summary>What all iterables have left, after a synchronisation with all sources. Takes the BQL.</summary>
+    /// <exception cref="VmmException">A section failed.</exception>
     public PendingBytes ExactPending()
     {
         using (Bql.Acquire()) return Sum(static live => live.ExactPending());
@@ -96,6 +102,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
     /// Writes one PART section of every iterable that has something to send, until the budget is used up (QEMU: <c>qemu_savevm_state_iterate</c>).
     /// BQL: not held.
     /// </summary>
+    /// <exception cref="VmmException">A section or the channel failed.</exception>
     public SaveProgress SaveLiveIterate(IterateBudget budget)
     {
         Bql.AssertNotHeld();
@@ -113,6 +120,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
     }
 
     /// <summary>Writes the END sections (QEMU: <c>qemu_savevm_state_complete_precopy_iterable</c>). BQL: held.</summary>
+    /// <exception cref="VmmException">A section or the channel failed.</exception>
     public void SaveLiveCompletePrecopy()
     {
         Bql.AssertHeld();
@@ -128,6 +136,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
     /// Writes the FULL sections (QEMU: <c>qemu_savevm_state_complete_precopy_non_iterable</c>). An iterable may have one too: VFIO's holds the config space.
     /// BQL: held.
     /// </summary>
+    /// <exception cref="VmmException">A section or the channel failed.</exception>
     public void SaveState()
     {
         Bql.AssertHeld();
@@ -172,7 +181,7 @@ public sealed class SaveStream(SaveVmRegistry registry, QemuFileWriter f, SaveCo
     /// <summary>Writes the byte that ends the sections.</summary>
     public void WriteEof() => f.WriteByte((byte)SectionType.Eof);
 
-    /// <summary>The number of acknowledgements that devices have begun to wait for since the last call.</summary>
+    /// <summary>The number of acknowledgements that devices have begun to wait for since the last call. BQL: held or not.</summary>
     public int TakeSwitchoverAckRequests()
     {
         int n = 0;

@@ -27,10 +27,10 @@ public enum MigrationPriority
 /// <summary>Identity and order of one entry of the registry.</summary>
 public sealed record SaveVmRegistration
 {
-    /// <summary><see cref="InstanceId"/> value that asks for the first free id (QEMU: <c>VMSTATE_INSTANCE_ID_ANY</c>).</summary>
+    /// <summary><see cref="InstanceId"/> value that asks for one more than the highest id of that name, or 0 (QEMU: <c>VMSTATE_INSTANCE_ID_ANY</c>).</summary>
     public const int AnyInstance = -1;
 
-    /// <summary>Section name, at most 255 bytes; <c>path/name</c> for devices on a bus with a path.</summary>
+    /// <summary>Section name, 1 to 255 printable ASCII characters; <c>path/name</c> for devices on a bus with a path.</summary>
     public required string IdStr { get; init; }
 
     /// <summary>Instance id, or <see cref="AnyInstance"/>.</summary>
@@ -52,7 +52,7 @@ public sealed record SaveVmRegistration
     public MigrationPriority Priority { get; init; }
 }
 
-/// <summary>One registered section.</summary>
+/// <summary>One registered section. Immutable.</summary>
 public sealed class SaveVmEntry
 {
     internal SaveVmEntry(uint sectionId, SaveVmRegistration registration, int instanceId, int compatInstanceId, SaveVmHandlers? handlers, IVmStateSection? vmState)
@@ -77,7 +77,7 @@ public sealed class SaveVmEntry
     /// <summary>The instance id in streams written here.</summary>
     public int InstanceId { get; }
 
-    /// <summary>Instance id under <see cref="SaveVmRegistration.CompatIdStr"/>.</summary>
+    /// <summary>Instance id under <see cref="SaveVmRegistration.CompatIdStr"/>; -1 without such a name.</summary>
     public int CompatInstanceId { get; }
 
     /// <summary>Version written.</summary>

@@ -22,7 +22,8 @@ public sealed class StateBuffer : IDisposable
     /// <summary>Takes a buffer of <paramref name="length"/> bytes, which the caller must bound, from the pool; its content is undefined.</summary>
     public static StateBuffer Rent(int length) => new(ArrayPool<byte>.Shared.Rent(length), length);
 
-    /// <summary>Keeps only the first <paramref name="length"/> bytes, at most <see cref="Length"/>.</summary>
+    /// <summary>Keeps only the first <paramref name="length"/> bytes.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">More than <see cref="Length"/>.</exception>
     public void Trim(int length)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan((uint)length, (uint)Length);

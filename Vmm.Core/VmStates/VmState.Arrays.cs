@@ -3,7 +3,7 @@ namespace Vmm.Core.VmStates;
 public static partial class VmState
 {
     /// <summary>
-    /// <paramref name="num"/> values without a count on the wire; a 2-D array is sent row by row. <paramref name="storage"/> must hold exactly so many
+    /// <paramref name="num"/> values without a count on the wire; a 2-D array is sent row by row. <paramref name="storage"/> must hold exactly that many
     /// elements (QEMU: VMSTATE_UINT32_ARRAY and its like; VMSTATE_SUB_ARRAY for a slice).
     /// </summary>
     public static VmStateField<T> Array<T, TValue>(string name, VmStateType<TValue> type, int num, VmStateSpan<T, TValue> storage, int since = 0,

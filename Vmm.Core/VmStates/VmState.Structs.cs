@@ -24,7 +24,7 @@ public static partial class VmState
         new StructField<T, TTemporary>(name, StructForm.Tmp, description, null, create, since, exists);
 
     /// <summary>
-    /// <paramref name="num"/> nested objects without a count on the wire; <paramref name="storage"/> must hold exactly so many (QEMU:
+    /// <paramref name="num"/> nested objects without a count on the wire; <paramref name="storage"/> must hold exactly that many (QEMU:
     /// VMSTATE_STRUCT_ARRAY).
     /// </summary>
     public static VmStateField<T> StructArray<T, TNested>(string name, VmStateDescription<TNested> description, int num, Func<T, IReadOnlyList<TNested>> storage,

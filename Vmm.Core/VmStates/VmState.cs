@@ -4,7 +4,7 @@ namespace Vmm.Core.VmStates;
 /// Makes fields of a <see cref="VmStateDescription{T}"/>; names follow QEMU's VMSTATE_ macros. All factories share these parameters: T is the type
 /// of the owner; <c>name</c> is the name in VMDESC; <c>member</c> and <c>storage</c> reach the owner's value; <c>since</c> is the first version
 /// with the field, 0 if all versions have it; <c>exists</c> gets the owner and the version, and alone decides whether the field is present
-/// (stream 2.3), or is null.
+/// (stream 2.3), or is null. The delegates are called with the BQL held. Stateless; thread-safe.
 /// </summary>
 public static partial class VmState
 {

@@ -14,7 +14,7 @@ internal sealed class VmStatePath
     internal void EnterDescription(string name, bool nested)
     {
         if (++Depth > WireLimits.VmStateDepth)
-            throw new StreamLimitException($"'{this}': nesting is deeper than WireLimits.VmStateDepth ({WireLimits.VmStateDepth})");
+            throw new StreamLimitException($"state '{this}': nesting deeper than {WireLimits.VmStateDepth} (WireLimits.VmStateDepth)");
         _steps.Add((nested ? "" : name, -1));
     }
 
@@ -90,7 +90,7 @@ internal sealed class VmStateLoader
     internal int Checked(long value, long max, string unit)
     {
         if (value > WireLimits.VmStateElements)
-            throw new StreamLimitException($"section '{File.Section}', offset {File.Position}: field '{Path}': {value} {unit} exceed WireLimits.VmStateElements ({WireLimits.VmStateElements})");
+            throw File.Over($"field '{Path}' of {value} {unit}", WireLimits.VmStateElements, nameof(WireLimits.VmStateElements));
         return value >= 0 && value <= max ? (int)value : throw Bad(File.Position, $"0 to {max} {unit}", $"{value}");
     }
 

@@ -7,7 +7,8 @@ namespace Vmm.Core.VmStates;
 /// <summary>
 /// The declared state of a type: name, versions, ordered fields and subsections, hooks. One declaration serves save, load, VMDESC and
 /// <see cref="VmStateDump"/>. Declare it as a static member of the owner, so that its accessors reach private fields. Immutable. Hooks run on the
-/// thread that saves or loads, with the BQL held, and report a failure by throwing (QEMU: <c>VMStateDescription</c>; stream 2).
+/// thread that saves or loads, with the BQL held, and report a failure by throwing: the save or load then fails with a
+/// <see cref="DeviceStateException"/> that names the hook (QEMU: <c>VMStateDescription</c>; stream 2).
 /// </summary>
 public sealed partial class VmStateDescription<T> : IVmStateDescription where T : class
 {

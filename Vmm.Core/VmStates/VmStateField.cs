@@ -2,10 +2,10 @@ using Vmm.Core.SaveVm;
 
 namespace Vmm.Core.VmStates;
 
-/// <summary>Returns a reference to a member of the owner; save and load both use it.</summary>
+/// <summary>Returns a reference to a member of the owner; save and load both use it. BQL: held.</summary>
 public delegate ref TValue VmStateRef<in T, TValue>(T owner) where T : class;
 
-/// <summary>Returns an array or buffer of the owner, or a slice of one (QEMU: VMSTATE_SUB_ARRAY, VMSTATE_PARTIAL_BUFFER).</summary>
+/// <summary>Returns an array or buffer of the owner, or a slice of one (QEMU: VMSTATE_SUB_ARRAY, VMSTATE_PARTIAL_BUFFER). BQL: held.</summary>
 public delegate Span<TValue> VmStateSpan<in T, TValue>(T owner) where T : class;
 
 /// <summary>

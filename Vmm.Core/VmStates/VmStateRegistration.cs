@@ -9,7 +9,7 @@ internal static class VmStateRegistration
     /// <param name="registry">Registry of the owner's VM.</param>
     /// <param name="description">Declares the state; its name is the section's.</param>
     /// <param name="owner">The object that save reads and load writes.</param>
-    /// <param name="instanceId">Instance id, or <see cref="SaveVmRegistration.AnyInstance"/> for the next free one.</param>
+    /// <param name="instanceId">Instance id, or <see cref="SaveVmRegistration.AnyInstance"/> for one more than the highest.</param>
     /// <param name="path">Path of the device on its bus, or null; with a path the section is named <c>path/name</c> and also loads under its bare name.</param>
     /// <param name="aliasId">A second instance id that loads into this owner, or -1.</param>
     /// <returns>Dispose to unregister.</returns>

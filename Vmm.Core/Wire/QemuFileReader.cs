@@ -7,8 +7,9 @@ using Vmm.Core.Memory;
 namespace Vmm.Core.Wire;
 
 /// <summary>
-/// Buffered big-endian reader over a channel, with lookahead. Used by one thread at a time; reads block. If the stream ends inside a value, the
-/// reader throws <see cref="StreamTruncatedException"/> with the offset (QEMU: <c>QEMUFile</c>, <c>qemu_peek_buffer</c>).
+/// Buffered big-endian reader over a channel, with lookahead. Used by one thread at a time; reads block. Every read may throw two errors:
+/// <see cref="StreamTruncatedException"/> with the offset if the stream ends inside a value, <see cref="ChannelException"/> if the channel fails (QEMU:
+/// <c>QEMUFile</c>, <c>qemu_peek_buffer</c>).
 /// </summary>
 public sealed class QemuFileReader
 {
@@ -28,8 +29,11 @@ public sealed class QemuFileReader
         _buffer = GC.AllocateUninitializedArray<byte>(BufferBytes, pinned: true);
     }
 
-    /// <summary>Stream offset of the next byte.</summary>
+    /// <summary>Stream offset of the next byte: bytes consumed since the first one that this reader read.</summary>
     public long Position => _received - (_end - _start);
+
+    /// <summary>True when the buffer holds bytes that nobody has read.</summary>
+    internal bool HasBuffered => _start < _end;
 
     /// <summary>The channel that the bytes come from.</summary>
     public IMigrationChannel Channel => _channel;
@@ -101,7 +105,8 @@ public sealed class QemuFileReader
         }
     }
 
-    /// <summary>Reads <paramref name="length"/> bytes into a block at an offset in bytes; the block checks the range.</summary>
+    /// <summary>Reads <paramref name="length"/> bytes into a block at an offset in bytes; marks nothing dirty.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">The range is not inside the block.</exception>
     public void ReadGuest(RamBlock block, ulong offset, int length)
     {
         ArgumentNullException.ThrowIfNull(block);
@@ -153,6 +158,7 @@ public sealed class QemuFileReader
     /// <summary>Shows the next bytes without consuming them.</summary>
     /// <param name="count">Number of bytes, at most 4096.</param>
     /// <returns>The bytes; fewer only at the end of the stream. Valid until the next call.</returns>
+    /// <exception cref="ArgumentOutOfRangeException">More than 4096.</exception>
     public ReadOnlySpan<byte> Peek(int count)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan(count, 4096);
@@ -202,5 +208,12 @@ public sealed class QemuFileReader
     }
 
     private StreamTruncatedException Truncated(int count, string what = "bytes") =>
-        new($"section '{Section}': the stream ended at offset {Position + (_end - _start)}, {count} bytes of {what} were expected") { Offset = Position };
+        new($"section '{Section}', offset {Position}: the stream ended at offset {_received} inside {what}: expected {count} bytes, found {_end - _start}") { Offset = Position };
+
+    /// <summary>Makes an exception for well-formed input that is over a limit of <see cref="WireLimits"/>.</summary>
+    /// <param name="found">What was found, e.g. <c>a machine name of 2000 bytes</c>.</param>
+    /// <param name="limit">The most that is taken.</param>
+    /// <param name="name">Name of the limit in <see cref="WireLimits"/>.</param>
+    internal StreamLimitException Over(string found, long limit, string name) =>
+        new($"section '{Section}', offset {Position}: {found} is over {limit} (WireLimits.{name})");
 }

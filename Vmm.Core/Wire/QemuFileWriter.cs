@@ -8,11 +8,12 @@ namespace Vmm.Core.Wire;
 
 /// <summary>
 /// Buffered big-endian writer over a channel. It copies small values and references guest pages, and sends both in one gather write. Used by one
-/// thread at a time. A failed write throws at once or in <see cref="Flush"/>; no error is kept for later (QEMU: <c>QEMUFile</c>).
+/// thread at a time. If the channel fails, a write or <see cref="Flush"/> throws <see cref="Errors.ChannelException"/> at once; no error is kept for later (QEMU:
+/// <c>QEMUFile</c>).
 /// </summary>
 public sealed class QemuFileWriter : IDisposable
 {
-    /// <summary>The writer sends as soon as so many bytes are queued.</summary>
+    /// <summary>The writer sends when this many bytes are queued.</summary>
     private const int FlushBytes = 1 << 20;
 
     private readonly IMigrationChannel _channel;
@@ -30,6 +31,9 @@ public sealed class QemuFileWriter : IDisposable
 
     /// <summary>Bytes that the channel has received so far.</summary>
     public long FlushedBytes => Position - _list.PendingBytes;
+
+    /// <summary>True while a thread waits in the channel's write. Any thread.</summary>
+    internal bool IsWriting { get; private set; }
 
     /// <summary>The channel that the bytes go to.</summary>
     public IMigrationChannel Channel => _channel;
@@ -62,7 +66,9 @@ public sealed class QemuFileWriter : IDisposable
         if (bytes.Length > 4096)
         {
             Flush();
+            IsWriting = true;
             _channel.Write(bytes);
+            IsWriting = false;
             Position += bytes.Length;
             return;
         }
@@ -94,6 +100,7 @@ public sealed class QemuFileWriter : IDisposable
     /// <summary>
     /// Queues <paramref name="length"/> bytes of a block, from an offset in bytes, without copying: the flush sends the content that it finds then.
     /// </summary>
+    /// <exception cref="ArgumentOutOfRangeException">The range is not inside the block.</exception>
     public void WriteGuest(RamBlock block, ulong offset, int length)
     {
         ArgumentNullException.ThrowIfNull(block);
@@ -102,7 +109,10 @@ public sealed class QemuFileWriter : IDisposable
         Position += length;
     }
 
-    /// <summary>Queues a u64 header and a page of guest memory without copying the page: the flush sends the content that it finds then.</summary>
+    /// <summary>
+    /// Queues a u64 header and the page of that index in the block, without copying the page: the flush sends the content that it finds then.
+    /// </summary>
+    /// <exception cref="ArgumentOutOfRangeException">The block has no such page.</exception>
     public void WriteGuestPage(ulong header, RamBlock block, long page)
     {
         ArgumentNullException.ThrowIfNull(block);
@@ -119,7 +129,10 @@ public sealed class QemuFileWriter : IDisposable
     /// <summary>Sends everything queued to the channel.</summary>
     public void Flush()
     {
-        if (_list.PendingBytes > 0) _channel.WriteGather(_list);
+        if (_list.PendingBytes == 0) return;
+        IsWriting = true;
+        _channel.WriteGather(_list);
+        IsWriting = false;
     }
 
     /// <summary>Frees the buffers and drops queued bytes.</summary>

@@ -19,7 +19,7 @@ public enum VfioRegionFlags : uint
 /// <param name="SizeBytes">Length in bytes; a multiple of the page size, not 0.</param>
 public readonly record struct VfioRegionArea(ulong OffsetBytes, ulong SizeBytes)
 {
-    /// <summary>Offset of the first byte behind the area.</summary>
+    /// <summary>Offset of the first byte behind the area (exclusive end).</summary>
     public ulong End => OffsetBytes + SizeBytes;
 }
 
@@ -32,7 +32,7 @@ public sealed record VfioRegionInfo
     /// <summary>Flags.</summary>
     public VfioRegionFlags Flags { get; init; }
 
-    /// <summary>Size; 0 when the region is absent.</summary>
+    /// <summary>Size in bytes; 0 when the region is absent.</summary>
     public ulong SizeBytes { get; init; }
 
     /// <summary>Mappable areas in the device's order, which need not be sorted. A wholly mappable region has one; no area is empty.</summary>

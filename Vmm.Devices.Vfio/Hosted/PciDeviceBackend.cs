@@ -13,7 +13,8 @@ namespace Vmm.Devices.Vfio.Hosted;
 /// Serves any PCI function that was written for a VM of this core to another VMM over vfio-user: the client accesses its registers and
 /// configuration space, it does DMA to the client's memory and signals the client's eventfds, and its state has the same sections as in a
 /// migration of a VM. The function lives in a VM of its own, which runs in the migration states that run. A load fills a second such VM, which
-/// replaces the first one only when all of the state is good (vfio-user S-53); a failed load therefore changes nothing.
+/// replaces the first one only when all of the state is good (vfio-user S-53); a failed load therefore changes nothing. Threads: as for
+/// <see cref="IVfioUserBackend"/>; it takes the BQL of its own VM where the function needs it.
 /// </summary>
 public sealed partial class PciDeviceBackend : IVfioUserBackend
 {

@@ -16,10 +16,10 @@ internal interface IVfioSaveSession
     /// <summary>Whether PART sections can carry data now.</summary>
     bool IsActiveIterate { get; }
 
-    /// <summary>From what is known.</summary>
+    /// <summary>What is left, from figures at hand. BQL: not held.</summary>
     PendingBytes EstimatePending();
 
-    /// <summary>After asking the device.</summary>
+    /// <summary>What is left, by the device's answer. BQL: held.</summary>
     PendingBytes ExactPending();
 
     /// <summary>Writes the data record of one PART section, if any.</summary>
@@ -29,7 +29,7 @@ internal interface IVfioSaveSession
     /// <summary>Moves the device to STOP_COPY and writes all that is left as data records. BQL: held.</summary>
     void SaveComplete(QemuFileWriter f);
 
-    /// <summary>Acknowledgements the device has begun to want since the last call. Any thread.</summary>
+    /// <summary>The number of acknowledgements that the device has begun to wait for since the last call. Any thread.</summary>
     int TakeSwitchoverAckRequests();
 
     /// <summary>Closes the session, whether the attempt succeeded or not; never throws. BQL: held.</summary>

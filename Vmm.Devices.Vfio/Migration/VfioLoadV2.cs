@@ -50,7 +50,7 @@ internal sealed class VfioLoadV2 : IVfioThreadedLoad
 
     private void LoadDirect(QemuFileReader f, ulong lengthBytes, IVfioDirectData direct, OwnedFd socket)
     {
-        // Enough to see the next record and no more: the reader copies what it takes ahead.
+        // The reader copies what it reads ahead, so it may read ahead only as far as the head of the next record.
         f.ReadAheadBytes = DirectReadAheadBytes;
         while (lengthBytes > 0)
         {

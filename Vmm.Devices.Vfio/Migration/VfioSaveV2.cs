@@ -69,7 +69,7 @@ internal sealed class VfioSaveV2(VfioMigrationV2 protocol, bool switchoverAck, D
         int n = protocol.Read(_buffer);
         if (n > 0) Record(f, n);
         else (_initialBytes, _dirtyBytes, _hasPrecopyPaused) = (0, 0, true);
-        // vfio-user has no query for what is left: assume as much again, and count it as first data until the device has none for once.
+        // vfio-user has no query for what is left. Assume that as much comes again, and call it first data until a read has given none.
         if (n > 0 && _isPrecopyInfoMissing) (_initialBytes, _dirtyBytes) = _hasPrecopyPaused ? (0UL, (ulong)n) : ((ulong)n, 0UL);
         SaveProgress progress = _initialBytes == 0 && _dirtyBytes == 0 ? SaveProgress.Done : SaveProgress.More;
         if (!switchoverAck || _initDataSent || _initialBytes != 0) return (progress, VfioStreamFlags.EndOfState);

@@ -8,7 +8,7 @@ using Vmm.Devices.Vfio.Kernel;
 
 namespace Vmm.Devices.Vfio.Probe;
 
-/// <summary>Finds out what VFIO offers on this host, without a VM.</summary>
+/// <summary>Finds out what VFIO offers on this host, without a VM. Stateless; thread-safe.</summary>
 public static class VfioProbe
 {
     /// <summary>Size of a v1 migration region's header; a region must be larger to have room for data.</summary>

@@ -55,6 +55,7 @@ internal sealed class GlobalState(MigrationCompat compat) : IVmStateSection
     public void Load(QemuFileReader f, int versionId)
     {
         f.ReadUInt32(); // strlen + 1; QEMU ignores the value on load.
+        long at = f.Position;
         Span<byte> name = stackalloc byte[NameBytes];
         f.Read(name);
         bool hasMark = f.ReadBool();
@@ -62,7 +63,7 @@ internal sealed class GlobalState(MigrationCompat compat) : IVmStateSection
         f.Skip(PaddingBytes);
         int end = name.IndexOf((byte)0);
         string text = Encoding.Latin1.GetString(end < 0 ? name : name[..end]);
-        if (!RunStateNames.TryParse(text, out RunState state)) throw f.Bad("run state", "a run state name", $"'{text}'");
+        if (!RunStateNames.TryParse(text, out RunState state)) throw f.Bad("run state", "the name of one", $"'{text}'", at);
         Received = state;
         ReceivedWasSuspended = hasMark && mark;
     }

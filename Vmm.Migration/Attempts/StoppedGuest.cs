@@ -22,6 +22,13 @@ internal sealed class StoppedGuest(Vm vm)
         vm.RunState.Stop(state);
     }
 
+    /// <summary>Leaves the guest stopped: paused if it ran, else in the state that it had.</summary>
+    internal void Keep()
+    {
+        if (_entered is not { } entered || vm.RunState.State != entered) return;
+        vm.RunState.Set(RunStateTable.IsLive(Before) ? RunState.Paused : Before);
+    }
+
     /// <summary>
     /// Puts the guest back into the state that it had; does nothing if <see cref="Stop"/> was not called (QEMU: the end of
     /// <c>migration_iteration_finish</c>).

@@ -19,7 +19,7 @@ public enum MigrationTransport
     File,
 }
 
-/// <summary>A parsed migration URI or QMP channel address (stream 14.1, qmp 8.2).</summary>
+/// <summary>A parsed migration URI or QMP channel address (stream 14.1, qmp 8.2). Immutable.</summary>
 public sealed record MigrationAddress
 {
     /// <summary>Kind of address.</summary>
@@ -28,7 +28,7 @@ public sealed record MigrationAddress
     public string Host { get; init; } = string.Empty;
     /// <summary>TCP port; 0 lets the incoming side choose a free port.</summary>
     public int Port { get; init; }
-    /// <summary>Last port to try when listening (<c>to=</c>), or null.</summary>
+    /// <summary>Last port to try when listening, inclusive (<c>to=</c>), or null.</summary>
     public int? ToPort { get; init; }
     /// <summary>Whether IPv4 may be used; null uses what the host name resolves to.</summary>
     public bool? IPv4 { get; init; }

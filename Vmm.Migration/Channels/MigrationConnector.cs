@@ -42,7 +42,7 @@ internal static class MigrationConnector
         {
             OwnedFd fd = Posix.Socket(ip.AddressFamily == AddressFamily.InterNetworkV6 ? Posix.AF_INET6 : Posix.AF_INET);
             last = Posix.Connect(fd, Posix.InetAddress(ip, address.Port), wake, ConnectTimeoutMs);
-            if (last == Errno.None) return new SocketChannel(fd, address.ToString(), tcp: true, address.KeepAlive);
+            if (last == Errno.None) return new SocketChannel(fd, address.ToString(), tcp: true);
             fd.Dispose();
             if (last == Errno.ECANCELED) break;
         }
@@ -106,7 +106,6 @@ internal sealed class MigrationListener : IDisposable
     private readonly UnixListener? _unix;
     private readonly OwnedFd _wake = Posix.EventFd();
     private readonly MigrationAddress _address;
-    private readonly bool _keepAlive;
     private readonly ConcurrentQueue<SocketChannel> _givenBack = new();
     private volatile bool _stopped;
 
@@ -115,7 +114,6 @@ internal sealed class MigrationListener : IDisposable
         _fd = fd;
         _unix = unix;
         _address = address;
-        _keepAlive = address.KeepAlive;
         Posix.SetNonBlocking(fd, true);
         Address = address.Transport == MigrationTransport.Unix
             ? new MigrationAddress { Transport = MigrationTransport.Unix, Path = address.Path }
@@ -164,7 +162,7 @@ internal sealed class MigrationListener : IDisposable
     /// <summary>Takes a connection back, which the next <see cref="Accept()"/> returns.</summary>
     internal void GiveBack(SocketChannel peer) => _givenBack.Enqueue(peer);
 
-    private SocketChannel Wrap(OwnedFd peer) => new(peer, _address.ToString(), _address.Transport == MigrationTransport.Tcp, _keepAlive);
+    private SocketChannel Wrap(OwnedFd peer) => new(peer, _address.ToString(), _address.Transport == MigrationTransport.Tcp);
 
     /// <summary>As <see cref="Accept()"/>, but returns the descriptor, for protocols other than migration.</summary>
     internal OwnedFd? AcceptFd() => AcceptFd(_wake, -1);

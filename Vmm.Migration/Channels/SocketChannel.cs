@@ -30,14 +30,16 @@ internal sealed class SocketChannel : IMigrationChannel
 
     private readonly OwnedFd _fd;
     private volatile bool _shut;
+    private volatile bool _isReading, _isWriting;
+    private long _sent, _received;
     private bool _flowing;
 
-    internal SocketChannel(OwnedFd fd, string name, bool tcp, bool keepAlive = false)
+    internal SocketChannel(OwnedFd fd, string name, bool tcp)
     {
         _fd = fd;
         Name = name;
         Posix.SetNonBlocking(fd, false);
-        Posix.TuneStream(fd, tcp, keepAlive);
+        if (tcp) Posix.TuneTcp(fd);
         // TCP adapts its buffers, but a UNIX socket keeps its small default buffer.
         if (!tcp) Posix.WidenSendBuffer(fd, UnixSendBufferBytes);
     }
@@ -50,35 +52,75 @@ internal sealed class SocketChannel : IMigrationChannel
 
     public bool PeerHasClosed => Posix.HasPeerClosed(_fd, out _);
 
+    /// <summary>Bytes that came from the peer. Any thread.</summary>
+    internal long ReceivedBytes => Volatile.Read(ref _received);
+
+    /// <summary>True while a thread waits for bytes. Any thread.</summary>
+    internal bool IsReading => _isReading;
+
+    /// <summary>
+    /// Bytes that the peer's host has taken (TCP) or the peer has read (UNIX), and whether more wait to be taken. Any thread.
+    /// </summary>
+    internal (long TakenBytes, bool IsWaiting) Taken
+    {
+        get
+        {
+            long sent = Volatile.Read(ref _sent);
+            int left = _fd.IsClosed ? 0 : Math.Max(Posix.UnacknowledgedBytes(_fd), 0);
+            return (sent - left, left > 0 || _isWriting);
+        }
+    }
+
     public int Read(Span<byte> destination)
     {
         int n = -1;
         Errno errno = Errno.EAGAIN;
+        _isReading = true;
         if (_flowing) n = ReceiveSpinning(destination, out errno);
         if (n < 0 && errno == Errno.EAGAIN) n = Posix.Receive(_fd, destination, 0, out errno);
+        _isReading = false;
         _flowing = n >= FlowBytes;
+        if (n > 0) Volatile.Write(ref _received, _received + n);
         return n >= 0 && !(_shut && n == 0) ? n : throw Failed("read from", errno);
     }
 
     public void Write(ReadOnlySpan<byte> source)
     {
-        while (source.Length > 0)
-        {
-            int n = Posix.SendWithFds(_fd, source, [], out Errno errno);
-            if (n < 0) throw Failed("write to", errno);
-            source = source[n..];
-        }
-    }
-
-    public void WriteGather(GatherList parts)
-    {
+        _isWriting = true;
         try
         {
-            while (parts.PendingBytes > 0)
-                if (parts.SendOnce(_fd, out Errno errno) < 0) throw Failed("write to", errno);
+            while (source.Length > 0)
+            {
+                int n = Posix.SendWithFds(_fd, source, [], out Errno errno);
+                if (n < 0) throw Failed("write to", errno);
+                Interlocked.Add(ref _sent, n);
+                source = source[n..];
+            }
         }
         finally
         {
+            _isWriting = false;
+        }
+    }
+
+    /// <summary>Sends a few bytes if the socket takes all of them at once; never blocks. Any thread, as long as no other one writes.</summary>
+    internal bool TrySend(ReadOnlySpan<byte> bytes) => !_shut && !_fd.IsClosed && Posix.SendNow(_fd, bytes) == bytes.Length;
+
+    public void WriteGather(GatherList parts)
+    {
+        _isWriting = true;
+        try
+        {
+            while (parts.PendingBytes > 0)
+            {
+                long n = parts.SendOnce(_fd, out Errno errno);
+                if (n < 0) throw Failed("write to", errno);
+                Interlocked.Add(ref _sent, n);
+            }
+        }
+        finally
+        {
+            _isWriting = false;
             parts.Clear();
         }
     }

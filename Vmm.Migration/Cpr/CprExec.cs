@@ -26,13 +26,15 @@ internal static class CprExec
         if (text is null) return null;
         Environment.SetEnvironmentVariable(StateVariable, null);
         if (!int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int number) || !Posix.IsOpen(number))
-            throw new ConfigurationException($"{StateVariable}='{text}' is not an open descriptor");
+            throw new ConfigurationException($"environment variable {StateVariable}: expected the number of an open descriptor, found '{text}'");
         using var memory = new OwnedFd(number);
         Posix.Stat(memory, out FileStatus stat);
         if (stat.SizeBytes is <= 0 or > WireLimits.CprStateBytes)
-            throw new StreamLimitException($"CPR state: {stat.SizeBytes} bytes, at most {WireLimits.CprStateBytes} are taken (WireLimits.CprStateBytes)");
+            throw new StreamLimitException($"CPR state in descriptor {number}: expected 1 to {WireLimits.CprStateBytes} bytes (WireLimits.CprStateBytes), found {stat.SizeBytes}");
         byte[] bytes = new byte[stat.SizeBytes];
-        if (Posix.PRead(memory, bytes, 0, out Errno errno) != bytes.Length) throw Posix.Error("CPR state", errno);
+        int n = Posix.PRead(memory, bytes, 0, out Errno errno);
+        if (n < 0) throw Posix.Error($"cannot read the CPR state in descriptor {number}", errno);
+        if (n < bytes.Length) throw new StreamTruncatedException($"CPR state in descriptor {number}: expected {bytes.Length} bytes, found {n}") { Offset = n };
         var claimed = new Dictionary<int, OwnedFd>();
         return CprState.Parse(bytes, MigrationMode.CprExec, n => n == number ? null : Claim(n, claimed));
     }
@@ -56,9 +58,9 @@ internal static class CprExec
     internal static void Replace(CprFdTable table, IReadOnlyList<string> command)
     {
         IReadOnlyList<CprFd> fds = table.Entries();
-        byte[] state = CprState.ToBytes(fds, table.Devices());
+        byte[] state = CprState.ToBytes(fds, []);
         using OwnedFd memory = Posix.MemFd(StateVariable, state.Length);
-        if (Posix.PWrite(memory, state, 0, out Errno errno) != state.Length) throw Posix.Error("CPR state", errno);
+        if (Posix.PWrite(memory, state, 0, out Errno errno) != state.Length) throw Posix.Error($"cannot write the {state.Length} bytes of the CPR state into a memfd", errno);
         var environment = new List<string>();
         foreach (DictionaryEntry one in Environment.GetEnvironmentVariables())
             if ((string)one.Key != StateVariable) environment.Add($"{one.Key}={one.Value}");

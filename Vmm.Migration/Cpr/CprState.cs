@@ -23,7 +23,7 @@ internal static class CprState
     /// <summary>Bytes, and the descriptor that the last of them carries, or null.</summary>
     internal readonly record struct Part(byte[] Bytes, OwnedFd? Fd);
 
-    /// <summary>Encodes the state as parts, each of which needs its own sendmsg.</summary>
+    /// <summary>Encodes the state as parts, each of which needs its own sendmsg. A VM here hands over no IOMMUFD devices, which only QEMU does.</summary>
     /// <exception cref="StreamLimitException">There are more descriptors or bytes than a reader accepts.</exception>
     internal static IReadOnlyList<Part> ToParts(IReadOnlyList<CprFd> fds, IReadOnlyList<CprIommufdDevice> devices)
     {

@@ -32,7 +32,7 @@ internal static class CprTransferSender
         // A peer that reads nothing must not block the thread.
         Posix.SetNonBlocking(fd, true);
         changes = table.Changes;
-        foreach (CprState.Part part in CprState.ToParts(table.Entries(), table.Devices()))
+        foreach (CprState.Part part in CprState.ToParts(table.Entries(), []))
         {
             ReadOnlySpan<byte> left = part.Bytes;
             while (left.Length > 0)
@@ -73,7 +73,7 @@ internal static class CprTransferSender
 
 /// <summary>
 /// The new process's side of the CPR channel: receives the state before it makes its VM (QEMU: <c>cpr_state_load</c>). <see cref="Dispose"/> closes
-/// the socket, on which the old process waits.
+/// the socket, on which the old process waits. One thread.
 /// </summary>
 public sealed class CprTransferReceiver : IDisposable
 {
@@ -88,13 +88,14 @@ public sealed class CprTransferReceiver : IDisposable
     /// <summary>The received descriptors, for <c>VmOptions.Cpr</c>.</summary>
     public CprIncoming Incoming { get; }
 
-    /// <summary>Listens, takes one connection and reads the whole state from it.</summary>
+    /// <summary>Listens, takes one connection and reads the whole state from it; blocks.</summary>
     /// <param name="address">Address of a UNIX socket.</param>
     /// <param name="cancel">Ends the wait.</param>
     /// <param name="listening">Called on this thread once the socket accepts connections; or null.</param>
     /// <returns>The state; the old process waits until this is disposed.</returns>
     /// <exception cref="ConfigurationException">The address is no UNIX socket.</exception>
     /// <exception cref="VmmException">The socket cannot listen on the address, or the received bytes are no CPR state.</exception>
+    /// <exception cref="OperationCanceledException"><paramref name="cancel"/> fired.</exception>
     public static CprTransferReceiver Receive(MigrationAddress address, CancellationToken cancel, Action? listening = null)
     {
         ArgumentNullException.ThrowIfNull(address);
@@ -105,7 +106,7 @@ public sealed class CprTransferReceiver : IDisposable
         OwnedFd fd = listener.AcceptFd() ?? throw new OperationCanceledException(cancel);
         try
         {
-            return new CprTransferReceiver(fd, Read(fd, cancel));
+            return new CprTransferReceiver(fd, Read(fd, address, cancel));
         }
         catch
         {
@@ -117,7 +118,7 @@ public sealed class CprTransferReceiver : IDisposable
     /// <summary>Closes the CPR channel.</summary>
     public void Dispose() => _fd.Dispose();
 
-    private static CprIncoming Read(OwnedFd fd, CancellationToken cancel)
+    private static CprIncoming Read(OwnedFd fd, MigrationAddress address, CancellationToken cancel)
     {
         Posix.SetNonBlocking(fd, false);
         using CancellationTokenRegistration stop = cancel.Register(() => Posix.ShutdownSocket(fd, Posix.SHUT_RDWR));
@@ -129,7 +130,7 @@ public sealed class CprTransferReceiver : IDisposable
             while (true)
             {
                 int n = Posix.ReceiveWithFds(fd, bytes.AsSpan(length), fds, wait: true, out Errno errno);
-                if (n < 0) throw Posix.Error("CPR channel", errno);
+                if (n < 0) throw Posix.Error($"CPR channel {address}: cannot receive", errno);
                 if (n == 0) break;
                 length += n;
                 if (length > WireLimits.CprStateBytes) throw new StreamLimitException($"CPR state: more than {WireLimits.CprStateBytes} bytes (WireLimits.CprStateBytes)");

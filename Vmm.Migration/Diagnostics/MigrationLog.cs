@@ -26,6 +26,15 @@ internal static partial class MigrationLog
     [LoggerMessage(3006, LogLevel.Warning, "could not restart the VM after a failed migration: {Error}", EventName = "migrate_restart_failed")]
     internal static partial void RestartFailed(ILogger logger, string error);
 
+    [LoggerMessage(3008, LogLevel.Warning, "{Channel}: the destination confirmed, but its host has not acknowledged this side's final word; if the VM stays paused there, start it there with 'cont --force'", EventName = "migrate_final_word")]
+    internal static partial void FinalWordLost(ILogger logger, string channel);
+
+    [LoggerMessage(3009, LogLevel.Warning, "could not clean up after a migration: {Error}", EventName = "migrate_cleanup_failed")]
+    internal static partial void CleanupFailed(ILogger logger, string error);
+
+    [LoggerMessage(3010, LogLevel.Error, "a handler of StatusChanged failed: {Error}", EventName = "migrate_handler_failed")]
+    internal static partial void HandlerFailed(ILogger logger, string error);
+
     [LoggerMessage(3007, LogLevel.Warning, "snapshot '{Name}' is skipped: {Reason}", EventName = "snapshot_skipped")]
     internal static partial void SnapshotSkipped(ILogger logger, string name, string reason);
 }

@@ -8,7 +8,7 @@ namespace Vmm.Migration.Engine;
 
 /// <summary>
 /// Migrates one VM, in both directions. Thread-safe. Calls return at once; <see cref="Query"/>, <see cref="StatusChanged"/> and the returned tasks
-/// show the progress.
+/// show the progress. BQL: not held, because a migration that ends may need it.
 /// </summary>
 public interface IMigrationEngine
 {
@@ -33,10 +33,10 @@ public interface IMigrationEngine
     /// <summary>Changes some parameters at once; all are checked first (QEMU: <c>migrate-set-parameters</c>).</summary>
     internal void SetParameters(IEnumerable<KeyValuePair<MigrationParameter, object>> changes);
 
-    /// <summary>Raised after each status change, on the changing thread.</summary>
+    /// <summary>Raised after each status change, on the changing thread, with or without the BQL. A handler must not wait for the migration.</summary>
     event Action<MigrationStatus>? StatusChanged;
 
-    /// <summary>Raised after each dirty bitmap synchronisation after the first, with its number; source only.</summary>
+    /// <summary>Raised after each dirty bitmap synchronisation after the first, with its number; source only, on the migration's thread. BQL: not held.</summary>
     event Action<long>? PassCompleted;
 
     /// <summary>All figures at one moment.</summary>
@@ -48,12 +48,16 @@ public interface IMigrationEngine
     /// <param name="address">Where to.</param>
     /// <param name="cpr">With mode cpr-transfer, the UNIX socket where the new process takes descriptors; else null.</param>
     /// <returns>Completes with the terminal status; never faults.</returns>
-    /// <exception cref="Core.Errors.VmmException">Refused; nothing was started.</exception>
+    /// <exception cref="Core.Errors.MigrationBlockedException">A blocker, or another migration or snapshot; nothing was started.</exception>
+    /// <exception cref="Core.Errors.DeviceStateException">The run state does not allow it; nothing was started.</exception>
+    /// <exception cref="Core.Errors.ConfigurationException">The mode or a parameter does not go with the address; nothing was started.</exception>
+    /// <exception cref="Core.Errors.ChannelException">The file, descriptor or command cannot be opened.</exception>
     Task<MigrationStatus> Migrate(MigrationAddress address, MigrationAddress? cpr = null);
 
     /// <summary>Starts an outgoing migration over a channel that exists already, for embedders and tests.</summary>
     /// <param name="channel">The engine owns it from then on.</param>
     /// <returns>As <see cref="Migrate(MigrationAddress, MigrationAddress)"/>.</returns>
+    /// <exception cref="Core.Errors.VmmException">As <see cref="Migrate(MigrationAddress, MigrationAddress)"/>.</exception>
     Task<MigrationStatus> Migrate(Core.Channels.IMigrationChannel channel);
 
     /// <summary>Waits for and loads an incoming migration (QEMU: <c>qmp_migrate_incoming</c>). The VM must be in state inmigrate.</summary>
@@ -66,9 +70,10 @@ public interface IMigrationEngine
     /// <summary>Loads from a channel that exists already.</summary>
     /// <param name="channel">The engine owns it from then on.</param>
     /// <returns>As <see cref="MigrateIncoming(MigrationAddress, bool)"/>.</returns>
+    /// <exception cref="Core.Errors.VmmException">Refused; the channel stays the caller's.</exception>
     Task<MigrationStatus> MigrateIncoming(Core.Channels.IMigrationChannel channel);
 
-    /// <summary>Cancels the outgoing or incoming migration, or stops listening; does nothing when idle.</summary>
+    /// <summary>Cancels the outgoing or incoming migration, or stops listening; does nothing when idle. Does not wait for the end.</summary>
     void Cancel();
 
     /// <summary>
@@ -82,7 +87,10 @@ public interface IMigrationEngine
     /// <exception cref="Core.Errors.VmmException">It is not.</exception>
     void Continue(MigrationStatus state);
 
-    /// <summary>Takes the descriptor of <c>fd:NAME</c> out of the control plane, which sets this; null if there is none of that name.</summary>
+    /// <summary>
+    /// Takes the descriptor of <c>fd:NAME</c> out of the control plane, which sets this; null if there is none of that name. Called on the thread that starts a
+    /// migration.
+    /// </summary>
     Func<string, OwnedFd?>? TakeNamedFd { get; set; }
 
     /// <summary>

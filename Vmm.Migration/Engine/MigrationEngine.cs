@@ -37,6 +37,12 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
     private volatile bool _isIncoming;
     private bool _exclusive;
     private volatile bool _keepsListening;
+    private volatile Exception? _incomingEnd;
+    private volatile bool _isDisposed;
+
+    /// <summary>The engine whose handlers of <see cref="StatusChanged"/> run on this thread.</summary>
+    [ThreadStatic]
+    private static MigrationEngine? t_notifying;
 
     public MigrationEngine(Vm vm, MigrationBlockers blockers, MigrationNotifiers notifiers, ILoggerFactory loggers)
     {
@@ -49,7 +55,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
         _context.Machine.Changed += status =>
         {
             MigrationLog.StatusChanged(_context.Logger, status.ToWireName());
-            StatusChanged?.Invoke(status);
+            Notify(status);
         };
     }
 
@@ -70,6 +76,33 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
     public void SetCapabilities(IEnumerable<KeyValuePair<MigrationCapability, bool>> changes) => _capabilities.Apply(changes);
 
     public void SetParameters(IEnumerable<KeyValuePair<MigrationParameter, object>> changes) => _parameters.Apply(changes);
+
+    /// <summary>Tells the handlers of <see cref="StatusChanged"/>. One that throws changes nothing about the migration.</summary>
+    private void Notify(MigrationStatus status)
+    {
+        MigrationEngine? before = t_notifying;
+        t_notifying = this;
+        try
+        {
+            foreach (Delegate handler in StatusChanged?.GetInvocationList() ?? [])
+            {
+                try
+                {
+                    ((Action<MigrationStatus>)handler)(status);
+                }
+#pragma warning disable CA1031 // The migration goes on whatever a handler does; the log names it.
+                catch (Exception e)
+#pragma warning restore CA1031
+                {
+                    MigrationLog.HandlerFailed(_context.Logger, e.ToString());
+                }
+            }
+        }
+        finally
+        {
+            t_notifying = before;
+        }
+    }
 
     public Func<string, OwnedFd?>? TakeNamedFd { get; set; }
 
@@ -109,7 +142,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
                 ? new MigrationInfo
                 {
                     Status = status, IsIncoming = _isIncoming,
-                    Error = status is MigrationStatus.Failed or MigrationStatus.Failing ? _incomingRecord.Error : null,
+                    Error = _incomingRecord.Error,
                     Downtime = _incomingRecord.Downtime,
                     SocketAddresses = _listener is { } l && status != MigrationStatus.Completed ? [l.Address] : [],
                 }
@@ -173,9 +206,11 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
             outgoing = _isIncoming ? null : _outgoing;
             incoming = _incoming;
             _listener?.Stop();
+            // An attempt that has not begun to load yet finds the reason here.
+            _incomingEnd ??= new OperationCanceledException("the incoming migration was cancelled");
         }
         outgoing?.Cancel();
-        incoming?.Abort(new OperationCanceledException("the incoming migration was cancelled"));
+        incoming?.Abort(_incomingEnd);
     }
 
     public void Continue(MigrationStatus state)
@@ -204,12 +239,23 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
         }
     }
 
+    /// <summary>
+    /// Cancels a running migration and waits for its end. A handler of <see cref="StatusChanged"/> cannot wait for the thread that it runs on, so there this
+    /// returns at once, and the VM is disposed behind the migration's end.
+    /// </summary>
     public void Dispose()
+    {
+        _isDisposed = true;
+        Cancel();
+        lock (_gate) _outgoing?.Abort(new OperationCanceledException("the VM is going away"));
+        if (t_notifying == this) _context.Vm.DisposeAfter(Task.Run(DisposeAtEnd));
+        else DisposeAtEnd();
+    }
+
+    private void DisposeAtEnd()
     {
         Task? running;
         lock (_gate) running = _running;
-        Cancel();
-        lock (_gate) _outgoing?.Abort(new OperationCanceledException("the VM is going away"));
         running?.Wait();
         _context.Rehearsed.Wait();
         lock (_gate)
@@ -229,6 +275,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
             ThrowIfBusy();
             RunState state = _context.Vm.RunState.State;
             if (state == RunState.InMigrate) throw new DeviceStateException("Guest is waiting for an incoming migration");
+            _context.Vm.ThrowIfHeld();
             if (state == RunState.PostMigrate) throw new DeviceStateException("Can't migrate the vm that was paused due to previous migration");
             MigrationMode mode = Parameters.Mode;
             CprRules.Check(mode, address, cpr, Parameters.CprExecCommand);
@@ -252,6 +299,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
             _frozen = _context.Blockers.Freeze();
             MigrationLog.OutgoingStarted(_context.Logger, address?.ToString() ?? channel!.Name);
             _context.Machine.TryMoveTo(MigrationStatus.Setup);
+            if (_isDisposed) outgoing.Abort(new OperationCanceledException("the VM is going away"));
             Task<MigrationStatus> task = outgoing.Start();
             _running = task.ContinueWith(
                 t =>
@@ -280,6 +328,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
 
     private void ThrowIfBusy()
     {
+        ObjectDisposedException.ThrowIf(_isDisposed, this);
         if (_exclusive) throw new MigrationBlockedException("a snapshot is being saved or loaded");
         if (_running is { IsCompleted: false })
             throw new MigrationBlockedException(_isIncoming ? "The incoming migration has already been started" : "There's a migration process in progress");
@@ -289,6 +338,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
     {
         _isIncoming = true;
         _incomingRecord = new IncomingRecord();
+        _incomingEnd = null;
         _context.Machine.TryMoveTo(MigrationStatus.Setup);
         MigrationStatus end = MigrationStatus.Failed;
         Task thread = WorkerThread.Run("mig/dst/main", () => end = body());
@@ -340,6 +390,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
         {
             _incoming = incoming;
             _incomingRecord = incoming.Record;
+            if (_incomingEnd is { } ended) incoming.Abort(ended);
         }
         MigrationStatus end = incoming.Run();
         lock (_gate) _incoming = null;

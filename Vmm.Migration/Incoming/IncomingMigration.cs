@@ -17,28 +17,31 @@ namespace Vmm.Migration.Incoming;
 
 /// <summary>
 /// One attempt to load the VM from a channel, on the thread <c>mig/dst/main</c> (QEMU: <c>process_incoming_migration_co</c>). The VM runs only after the
-/// source has our confirmation. A failed attempt resets the VM and leaves it in state inmigrate, ready for the next one.
+/// source has let go. A failed attempt resets the VM and leaves it in state inmigrate, ready for the next one, unless the source may have let go: then the
+/// VM is held, paused.
 /// </summary>
 /// <param name="context">The parts of the VM.</param>
 /// <param name="channel">Brings the stream; owned.</param>
 /// <param name="dataChannels">Channels of multifd, possibly none; owned.</param>
 internal sealed class IncomingMigration(MigrationContext context, IMigrationChannel channel, IReadOnlyList<IMigrationChannel> dataChannels) : IDisposable
 {
-    /// <summary>A peer that connects must send its first byte within this time; else its attempt fails and the next peer gets its turn.</summary>
-    private const int FirstByteTimeoutMs = 10_000;
-
     /// <summary>How long to wait for the commands that open the return path, on which a refused source is told why.</summary>
     private const int RefusalTimeoutMs = 1_000;
 
-    private static readonly TimeSpan s_confirmTimeout = TimeSpan.FromSeconds(10);
+    private static readonly TimeSpan s_deliverTimeout = TimeSpan.FromSeconds(10);
+
+    /// <summary>Why a VM is held whose source may have let go.</summary>
+    private const string Doubt = "this side has the whole VM and the source's final word has not come, so the source may run it; the VM stays paused here";
 
     private readonly FaultLatch _latch = new();
+    private readonly Receipt _receipt = new();
     private string _phase = "header";
     private volatile IncomingStream? _stream;
     private long _switchoverAt;
     private readonly Lock _reportGate = new();
     private bool _reported;
     private readonly CancellationTokenSource _cancel = new();
+    private SilenceWatch? _watch;
 
     /// <summary>The listener that accepted the channels, watched while the load runs; null for a channel that was given.</summary>
     internal MigrationListener? Listener { get; init; }
@@ -76,8 +79,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         IncomingStream? reader = null;
         try
         {
-            if (channel is SocketChannel socket && !socket.WaitReadable(FirstByteTimeoutMs))
-                throw new ChannelException($"{channel.Name}: the peer connected and sent nothing for {FirstByteTimeoutMs / 1000} s", Errno.ETIMEDOUT);
+            if (channel is SocketChannel socket) _watch = new SilenceWatch(context, socket, dataChannels, e => _latch.Set(e));
             if (!context.Machine.TryMoveTo(MigrationStatus.Active)) throw new OperationCanceledException();
             // In an update RAM stays in place: the stream is short, and the guest is stopped for most of it.
             RealtimeBoost.During(context.Vm.CprFds.IsIncoming, () =>
@@ -85,15 +87,26 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
                 reader = Load();
                 Commit(reader);
             });
-            channel.Dispose();
-            return context.Machine.TryMoveTo(MigrationStatus.Completed) ? MigrationStatus.Completed : context.Machine.Status;
+            return End();
         }
 #pragma warning disable CA1031 // Fail records it and tells the source; the VM waits for another attempt.
         catch (Exception e)
 #pragma warning restore CA1031
         {
-            return Fail(_latch.Reason ?? e, reader);
+            // The source must get the record before the latch shuts the channel; once this side has confirmed there is nothing to report.
+            if (reader is not null && _receipt.Stage == DestinationStage.Loading) Report(reader.ReturnPath, _latch.Reason ?? e);
+            return Fail(_latch.Reason ?? e);
         }
+        finally
+        {
+            _watch?.Dispose();
+        }
+    }
+
+    private MigrationStatus End()
+    {
+        channel.Dispose();
+        return context.Machine.TryMoveTo(MigrationStatus.Completed) ? MigrationStatus.Completed : context.Machine.Status;
     }
 
     private IncomingStream Load()
@@ -109,6 +122,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             incoming.ReadHeader();
             _phase = "ram";
             incoming.ReadLeadingCommands();
+            if (_watch is { } watching) watching.For = incoming.SourceHasFinalWord ? SilenceWatch.Waiting.Live : SilenceWatch.Waiting.Other;
             if (Refusal is not null) throw Refusal;
             incoming.ReadBody();
             watch?.ThrowIfSurplus();
@@ -147,31 +161,35 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     private void OnSwitchover()
     {
         _phase = "load";
+        if (_watch is { For: SilenceWatch.Waiting.Live } watch) watch.For = SilenceWatch.Waiting.Stopped;
         if (_switchoverAt == 0) _switchoverAt = Stopwatch.GetTimestamp();
     }
 
     /// <summary>
-    /// The hand-over. The confirmation is delivered before the VM starts, and it is not sent when the source has closed its direction. So at no instant
-    /// both sides run (STREAM.md).
+    /// The hand-over (STREAM.md). This side first makes sure that the VM can start here. From the confirmation on it keeps the VM, whatever happens, and starts
+    /// it only when the source has let go.
     /// </summary>
     private void Commit(IncomingStream reader)
     {
         _phase = "confirm";
         double loadMs = _switchoverAt == 0 ? 0 : Stopwatch.GetElapsedTime(_switchoverAt).TotalMilliseconds;
+        using (context.Vm.Bql.Acquire()) context.Vm.RunState.ThrowIfCannotStart();
         if (reader.ReturnPath is { } returnPath)
         {
-            _latch.ThrowIfSet();
-            if (channel.PeerHasClosed) throw new ChannelException($"{channel.Name}: the source cancelled the migration", Errno.ECANCELED);
-            returnPath.SendShut(null);
-            if (!channel.Drain(s_confirmTimeout)) throw new ChannelException($"{channel.Name}: the confirmation did not reach the source", Errno.ETIMEDOUT);
+            Confirm(reader, returnPath);
         }
-        _latch.ThrowIfSet();
+        else
+        {
+            // Without a return path nobody asks: a complete VM is this side's.
+            if (!_receipt.TryConfirm(hasFinalWord: false)) _latch.ThrowIfSet();
+            _receipt.On(DestinationEvent.Delivered);
+        }
         _phase = "start";
         long startAt = Stopwatch.GetTimestamp(), guestAtNs;
         using (context.Vm.Bql.Acquire())
         {
             context.Vm.CprFds.EndIncoming();
-            EnterRunState(reader.GlobalState);
+            Start(reader.GlobalState);
             guestAtNs = context.Vm.RunState.IsRunning ? context.Vm.Accelerator?.RunTimes.EnteredAtNs ?? 0 : 0;
         }
         var downtime = new DowntimeReport
@@ -181,6 +199,57 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         };
         context.LogDowntime(downtime);
         Record.Downtime = downtime;
+    }
+
+    private void Confirm(IncomingStream reader, ReturnPathWriter returnPath)
+    {
+        _latch.ThrowIfSet();
+        if (channel.PeerHasClosed || (reader.SourceHasFinalWord && reader.HasUnread && reader.ReadFinalWord() == MigCommand.VmmWithdrawn))
+            throw new ChannelException($"{channel.Name}: the source cancelled the migration", Errno.ECANCELED);
+        if (!_receipt.TryConfirm(reader.SourceHasFinalWord)) _latch.ThrowIfSet();
+        if (reader.SourceHasFinalWord)
+        {
+            WaitFinalWord(reader, returnPath);
+            return;
+        }
+        returnPath.SendShut(null);
+        if (channel.Drain(s_deliverTimeout)) _receipt.On(DestinationEvent.Delivered);
+        else throw new ChannelException($"{channel.Name}: the confirmation did not reach the source", Errno.ETIMEDOUT);
+    }
+
+    private void WaitFinalWord(IncomingStream reader, ReturnPathWriter returnPath)
+    {
+        if (_watch is { } watch) watch.For = SilenceWatch.Waiting.Stopped;
+        try
+        {
+            returnPath.SendShut(null);
+        }
+        catch (ChannelException)
+        {
+            // The source may have gone and left its final word behind, which is read next.
+        }
+        if (reader.ReadFinalWord() == MigCommand.VmmReleased)
+        {
+            _receipt.On(DestinationEvent.Released);
+            return;
+        }
+        _receipt.On(DestinationEvent.Withdrawn);
+        throw new ChannelException($"{channel.Name}: the source cancelled the migration", Errno.ECANCELED);
+    }
+
+    /// <summary>Starts the VM, which is this side's now. A handler that refuses leaves it paused; <c>cont</c> tries again. BQL: held.</summary>
+    private void Start(GlobalState? global)
+    {
+        try
+        {
+            EnterRunState(global);
+        }
+        catch (DeviceStateException e)
+        {
+            Record.Error = MigrationErrors.From("destination", _phase, e);
+            MigrationLog.Failed(context.Logger, Record.Error.ToString());
+            if (context.Vm.RunState.State == RunState.InMigrate) context.Vm.RunState.Set(RunState.Paused);
+        }
     }
 
     /// <summary>Enters the run state that stream 10.2 gives for the source's. BQL: held.</summary>
@@ -231,26 +300,31 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
     }
 
-    private MigrationStatus Fail(Exception reason, IncomingStream? reader)
+    private MigrationStatus Fail(Exception reason)
     {
         _latch.Set(reason);
         bool cancelled = reason is OperationCanceledException;
-        if (!cancelled) Record.Error ??= MigrationErrors.From("destination", _phase, reason);
-        bool started = reader is not null && context.Vm.RunState.State != RunState.InMigrate;
+        DestinationStage stage = _receipt.On(cancelled ? DestinationEvent.Cancelled : DestinationEvent.Lost);
+        bool isInDoubt = stage == DestinationStage.InDoubt;
+        if (isInDoubt || !cancelled) Record.Error ??= MigrationErrors.From("destination", _phase, reason);
+        if (isInDoubt) Record.Error = Record.Error! with { Message = $"{Record.Error.Message}; {Doubt}", Hint = "look at the source: if its migration is completed, or it is gone, start the VM here with 'cont --force'; else quit here" };
         using (context.Vm.Bql.Acquire())
         {
-            if (_phase == "start" && context.Vm.RunState.State == RunState.InMigrate)
+            if (isInDoubt || stage == DestinationStage.Here)
             {
-                // The source has handed over, so this state is the only complete one and must not be reset. The VM waits for cont.
-                context.Vm.RunState.Set(RunState.Paused);
-                started = true;
+                // The only complete state may be this one, so it must not be reset.
+                if (context.Vm.RunState.State == RunState.InMigrate) context.Vm.RunState.Set(RunState.Paused);
+                if (isInDoubt) context.Vm.Hold(Doubt);
             }
-            // The source goes on with the memory and devices whose descriptors it sent, so nothing here may touch them.
-            if (!started && !context.Vm.CprFds.IsIncoming) context.Vm.ResetDevices();
+            else if (!context.Vm.CprFds.IsIncoming)
+            {
+                // The source of an update goes on with the memory and devices whose descriptors it sent, so nothing here may touch them.
+                context.Vm.ResetDevices();
+            }
         }
         channel.Dispose();
         if (Record.Error is { } error) MigrationLog.Failed(context.Logger, error.ToString());
-        if (cancelled)
+        if (cancelled && !isInDoubt)
         {
             context.Machine.TryMoveTo(MigrationStatus.Cancelling);
             context.Machine.TryMoveTo(MigrationStatus.Cancelled);

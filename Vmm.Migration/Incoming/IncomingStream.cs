@@ -3,6 +3,7 @@ using Vmm.Core.Channels;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 using Vmm.Migration.Attempts;
+using Vmm.Migration.Channels;
 using Vmm.Migration.Multifd;
 using Vmm.Migration.Ram;
 using Vmm.Migration.Stream;
@@ -81,6 +82,15 @@ internal sealed class IncomingStream
         _receiver?.ThrowIfIncomplete(_stream.Find<RamLoad>() is { UsesFlush: true });
         _stream.ThrowIfIncomplete();
     }
+
+    /// <summary>True when the source has offered a final word, for which the confirmation must wait.</summary>
+    internal bool SourceHasFinalWord => _commands.SourceHasFinalWord;
+
+    /// <summary>Reads the source's final word; blocks.</summary>
+    internal MigCommand ReadFinalWord() => _commands.ReadFinalWord();
+
+    /// <summary>True when a byte behind the stream has come already.</summary>
+    internal bool HasUnread => _f.HasBuffered || _f.Channel is SocketChannel { } socket && socket.HasUnread();
 
     /// <summary>Ends the attempt of every section, successful or not. Takes the BQL.</summary>
     internal void Cleanup() => _stream.LoadCleanup();

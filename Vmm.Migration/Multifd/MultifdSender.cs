@@ -1,6 +1,7 @@
 using System.Collections.Concurrent;
 using Vmm.Core.Buffers;
 using Vmm.Core.Channels;
+using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Threading;
@@ -18,6 +19,7 @@ internal sealed class MultifdSender : IDataChannels, IDisposable
     private readonly Link[] _links;
     private readonly FaultLatch _latch;
     private readonly CancellationToken _cancel;
+    private readonly Action _waitForCause;
     private readonly IDisposable _shut;
     private readonly long[] _pages = new long[MultifdPacket.PagesAllocated];
     private RamBlock? _block;
@@ -32,9 +34,10 @@ internal sealed class MultifdSender : IDataChannels, IDisposable
     /// <param name="uuid">The VM's.</param>
     /// <param name="latch">Takes the first failure and shuts the channels.</param>
     /// <param name="cancel">Fires with the latch.</param>
-    internal MultifdSender(IReadOnlyList<IMigrationChannel> channels, Guid uuid, FaultLatch latch, CancellationToken cancel)
+    /// <param name="waitForCause">Called before the failure of a channel goes into the latch: the destination may be saying why on the main channel.</param>
+    internal MultifdSender(IReadOnlyList<IMigrationChannel> channels, Guid uuid, FaultLatch latch, CancellationToken cancel, Action waitForCause)
     {
-        (_latch, _cancel) = (latch, cancel);
+        (_latch, _cancel, _waitForCause) = (latch, cancel, waitForCause);
         _links = [.. channels.Select(static c => new Link(c))];
         _shut = latch.OnSet(() =>
         {
@@ -47,6 +50,9 @@ internal sealed class MultifdSender : IDataChannels, IDisposable
             link.Thread = WorkerThread.Run($"mig/src/send_{i}", () => Send(link, MultifdPacket.Preamble(uuid, id)));
         }
     }
+
+    /// <summary>The channels.</summary>
+    internal IEnumerable<IMigrationChannel> Channels => _links.Select(static l => l.Channel);
 
     /// <summary>Bytes handed to channels.</summary>
     internal long Bytes => Interlocked.Read(ref _bytes);
@@ -141,6 +147,7 @@ internal sealed class MultifdSender : IDataChannels, IDisposable
         catch (Exception e)
 #pragma warning restore CA1031
         {
+            if (e is ChannelException) _waitForCause();
             _latch.Set(e);
         }
     }

@@ -1,5 +1,8 @@
+using System.Diagnostics;
 using Vmm.Core.Errors;
+using Vmm.Core.Interop;
 using Vmm.Core.SaveVm;
+using Vmm.Migration.Attempts;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Cpr;
 using Vmm.Migration.Stream;
@@ -7,8 +10,9 @@ using Vmm.Migration.Stream;
 namespace Vmm.Migration.Outgoing;
 
 /// <summary>
-/// The last phase: finds out whether the destination has the VM. With a return path the destination's SHUT says so. Without one a socket shows whether the
-/// peer took every byte and closed in good order; a file for another process must be on disk; a command must have succeeded.
+/// The last phase: finds out whether the destination has the VM. With a return path the destination's SHUT says so, and this side answers with its final word.
+/// Without one a socket shows whether the peer took every byte and closed in good order; a file for another process must be on disk; a command must have
+/// succeeded.
 /// </summary>
 internal static class Confirmation
 {
@@ -16,25 +20,56 @@ internal static class Confirmation
 
     private static readonly TimeSpan s_peerEnd = TimeSpan.FromSeconds(1), s_sync = TimeSpan.FromSeconds(30);
 
-    internal static void Wait(OutgoingAttempt attempt, OutgoingLink link)
+    /// <summary>Waits for the end that the peer gives the attempt.</summary>
+    /// <returns>True if the destination is known to have everything it needs to run; false if this side's last message may not have arrived.</returns>
+    internal static bool Wait(OutgoingAttempt attempt, OutgoingLink link)
     {
         attempt.Phase = "confirm";
-        if (link.ReturnPath is { } returnPath) WaitAnswer(attempt, returnPath);
-        else WaitEnd(attempt, link);
+        if (link.ReturnPath is { } returnPath) return WaitAnswer(attempt, link, returnPath);
+        WaitEnd(attempt, link);
+        return true;
     }
 
-    private static void WaitAnswer(OutgoingAttempt attempt, ReturnPathReader returnPath)
+    private static bool WaitAnswer(OutgoingAttempt attempt, OutgoingLink link, ReturnPathReader returnPath)
     {
+        HandOver handOver = attempt.HandOver;
+        long start = Stopwatch.GetTimestamp();
         while (true)
         {
-            bool cancel = attempt.HandOver.IsCancelAsked;
-            ReturnPathEnd end = returnPath.WaitEnd(cancel ? attempt.Plan.LastWord : s_step);
-            if (end == ReturnPathEnd.Confirmed) return;
-            if (cancel || (end == ReturnPathEnd.Failed && attempt.HandOver.IsCancelAsked)) throw new OperationCanceledException("the migration was cancelled");
-            if (end == ReturnPathEnd.Failed) throw returnPath.Failure!;
-            attempt.Latch.ThrowIfSet();
+            ReturnPathEnd end = returnPath.WaitEnd(s_step);
+            if (end == ReturnPathEnd.Confirmed) break;
+            if (end != ReturnPathEnd.Open)
+            {
+                handOver.On(EventOf(end));
+                throw returnPath.Failure!;
+            }
+            // A latch that is set has shut the channel, so the return path ends soon; what it says decides, if this side does not.
+            if (attempt.Latch.IsSet && handOver.HasFinalWord) attempt.Latch.ThrowIfSet();
+            TimeSpan limit = TimeSpan.FromMilliseconds(attempt.Vm.Parameters.Current.ConfirmTimeoutMs);
+            if (Stopwatch.GetElapsedTime(start) < limit) continue;
+            handOver.On(SourceEvent.Silent);
+            throw new ChannelException($"{link.Channel.Name}: the destination has everything and has not confirmed within {limit.TotalSeconds:0.#} s", Errno.ETIMEDOUT)
+            {
+                Hint = "parameter x-confirm-timeout sets this deadline",
+            };
         }
+        // A destination that waited in vain for the final word closes. It does not run, so the VM need not go.
+        if (handOver.HasFinalWord && link.Channel.PeerHasClosed)
+        {
+            handOver.On(SourceEvent.PeerClosed);
+            throw new ChannelException($"{link.Channel.Name}: the destination confirmed, waited for this side and gave up", Errno.ECONNRESET);
+        }
+        if (handOver.On(SourceEvent.Confirmed) != SourceStage.Moved) throw attempt.Latch.Reason ?? new OperationCanceledException("the migration was cancelled");
+        return !handOver.HasFinalWord || link.SendReleased();
     }
+
+    internal static SourceEvent EventOf(ReturnPathEnd end) => end switch
+    {
+        ReturnPathEnd.Confirmed => SourceEvent.Confirmed,
+        ReturnPathEnd.Refused => SourceEvent.Refused,
+        ReturnPathEnd.Closed => SourceEvent.PeerClosed,
+        _ => SourceEvent.Lost,
+    };
 
     private static void WaitEnd(OutgoingAttempt attempt, OutgoingLink link)
     {

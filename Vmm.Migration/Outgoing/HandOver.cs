@@ -1,61 +1,46 @@
 using Vmm.Core.Channels;
+using Vmm.Migration.Attempts;
 
 namespace Vmm.Migration.Outgoing;
 
-/// <summary>
-/// Says which side decides how an outgoing migration ends: this side until everything has been sent, the destination's answer from then on (STREAM.md). A
-/// cancel therefore either stops the attempt or asks the destination, never both. Thread-safe.
-/// </summary>
+/// <summary>Where an outgoing migration stands in the hand-over; follows <see cref="HandOverTable"/>. The first event wins. Thread-safe.</summary>
 internal sealed class HandOver
 {
-    private enum Stage
-    {
-        /// <summary>Something must still be sent: this side decides.</summary>
-        Sending,
-        /// <summary>Everything has been sent: the destination's answer decides.</summary>
-        Sent,
-        /// <summary>As <see cref="Sent"/>, and the destination has been asked not to confirm.</summary>
-        CancelAsked,
-    }
-
     private readonly Lock _gate = new();
-    private Stage _stage;
+    private SourceStage _stage;
+    private bool _hasFinalWord;
 
-    /// <summary>True when the destination's answer decides.</summary>
-    internal bool IsPeersToDecide
+    internal SourceStage Stage
     {
-        get { lock (_gate) return _stage != Stage.Sending; }
+        get { lock (_gate) return _stage; }
     }
 
-    /// <summary>True when the destination has been asked not to confirm.</summary>
-    internal bool IsCancelAsked
+    /// <summary>True once everything has been sent to a destination that answers and waits for the source's final word.</summary>
+    internal bool HasFinalWord
     {
-        get { lock (_gate) return _stage == Stage.CancelAsked; }
+        get { lock (_gate) return _hasFinalWord; }
     }
 
     /// <summary>Called before the end of the stream is written. Throws the latch's reason if the attempt has ended.</summary>
     /// <param name="latch">The attempt's.</param>
     /// <param name="hasAnswer">False when the destination cannot answer; this side then goes on deciding.</param>
-    internal void BeforeEnd(FaultLatch latch, bool hasAnswer)
+    /// <param name="hasFinalWord">True when the destination runs only on this side's final word.</param>
+    internal void BeforeEnd(FaultLatch latch, bool hasAnswer, bool hasFinalWord)
     {
         lock (_gate)
         {
             latch.ThrowIfSet();
-            if (hasAnswer) _stage = Stage.Sent;
+            if (_stage != SourceStage.Sending) throw new OperationCanceledException("the migration has ended");
+            if (!hasAnswer) return;
+            _hasFinalWord = hasFinalWord;
+            _stage = HandOverTable.Next(_stage, SourceEvent.AllSent, hasFinalWord);
         }
     }
 
-    /// <summary>Asks the destination not to confirm.</summary>
-    /// <param name="endOurDirection">Asks it by closing this side's direction; must not block.</param>
-    /// <returns>False when this side still decides; then nothing was asked.</returns>
-    internal bool TryAskToCancel(Action endOurDirection)
+    /// <summary>Takes an event.</summary>
+    /// <returns>The stage behind it.</returns>
+    internal SourceStage On(SourceEvent happened)
     {
-        lock (_gate)
-        {
-            if (_stage == Stage.Sending) return false;
-            _stage = Stage.CancelAsked;
-            endOurDirection();
-            return true;
-        }
+        lock (_gate) return _stage = HandOverTable.Next(_stage, happened, _hasFinalWord);
     }
 }

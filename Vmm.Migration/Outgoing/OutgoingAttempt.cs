@@ -32,6 +32,9 @@ internal sealed class OutgoingAttempt : IDisposable
 
     internal HandOver HandOver { get; } = new();
 
+    /// <summary>Waits a moment for the destination's own reason, when a channel has failed; any thread.</summary>
+    internal Action WaitForCause { get; set; } = static () => { };
+
     /// <summary>Fires with the latch.</summary>
     internal CancellationToken Cancel => _cancel.Token;
 

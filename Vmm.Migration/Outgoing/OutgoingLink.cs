@@ -1,4 +1,5 @@
 using Vmm.Core.Channels;
+using Vmm.Core.Errors;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 using Vmm.Migration.Channels;
@@ -11,6 +12,8 @@ namespace Vmm.Migration.Outgoing;
 /// <summary>The connected channels of one outgoing migration and the stream on them. <see cref="EndSending"/> and then <see cref="Close"/> end it.</summary>
 internal sealed class OutgoingLink : IDisposable
 {
+    private static readonly TimeSpan s_finalWord = TimeSpan.FromSeconds(1);
+
     private readonly FaultLatch _latch;
     private readonly IDisposable _shut;
 
@@ -21,6 +24,9 @@ internal sealed class OutgoingLink : IDisposable
         File = new QemuFileWriter(channel);
         Stream = new SaveStream(attempt.Vm.Vm.SaveVm, File, attempt.Plan.Context with { DataChannels = sender, Cancel = attempt.Cancel });
         if (attempt.Plan.HasReturnPath) ReturnPath = new ReturnPathReader(channel, _latch);
+        attempt.WaitForCause = WaitForCause;
+        Heartbeat = new Heartbeat(this);
+        Watch = new ProgressWatch(attempt, this);
     }
 
     internal IMigrationChannel Channel { get; }
@@ -34,6 +40,10 @@ internal sealed class OutgoingLink : IDisposable
 
     /// <summary>Null without a return path.</summary>
     internal ReturnPathReader? ReturnPath { get; }
+
+    internal Heartbeat Heartbeat { get; }
+
+    internal ProgressWatch Watch { get; }
 
     /// <summary>The attempt's RAM figures; all 0 before <c>SavePrepare</c>.</summary>
     internal RamFigures Ram => Stream.Find<RamSave>()?.Figures ?? RamFigures.None;
@@ -53,7 +63,7 @@ internal sealed class OutgoingLink : IDisposable
             if (attempt.Plan.HasMultifd)
             {
                 while (data.Count < MultifdPacket.Channels) data.Add(MigrationConnector.Connect(attempt.Plan.Address!, attempt.Wake));
-                sender = new MultifdSender(data, attempt.Vm.Vm.Uuid, attempt.Latch, attempt.Cancel);
+                sender = new MultifdSender(data, attempt.Vm.Vm.Uuid, attempt.Latch, attempt.Cancel, () => attempt.WaitForCause());
             }
             return new OutgoingLink(attempt, channel, sender);
         }
@@ -76,18 +86,42 @@ internal sealed class OutgoingLink : IDisposable
         ReturnPath.WaitEnd(TimeSpan.FromMilliseconds(500));
     }
 
-    /// <summary>Shuts the channel, so that nothing more can arrive, and says whether the destination had confirmed.</summary>
-    internal bool WasConfirmed()
+    /// <summary>Shuts the channel, so that nothing more can arrive.</summary>
+    /// <returns>What the destination's answer was.</returns>
+    internal ReturnPathEnd EndAnswer()
     {
-        if (ReturnPath is null) return false;
         Channel.Shutdown(ChannelShutdown.Both);
-        ReturnPath.Completion.Wait();
-        return ReturnPath.WaitEnd(TimeSpan.Zero) == ReturnPathEnd.Confirmed;
+        ReturnPath!.Completion.Wait();
+        return ReturnPath.WaitEnd(TimeSpan.Zero);
+    }
+
+    /// <summary>Tells the destination that this side has let the VM go. The VM is there from now on, whether the word arrives or not.</summary>
+    /// <returns>False if the word may not have arrived.</returns>
+    internal bool SendReleased()
+    {
+        try
+        {
+            File.WriteCommand(MigCommand.VmmReleased);
+            File.Flush();
+            return Channel.Drain(s_finalWord);
+        }
+        catch (ChannelException)
+        {
+            return false;
+        }
+    }
+
+    /// <summary>Tells the destination that this side keeps the VM, if the channel takes that at once. Any thread; the stream must have ended.</summary>
+    internal void TryWithdraw()
+    {
+        ReadOnlySpan<byte> command = [(byte)SectionType.Command, (ushort)MigCommand.VmmWithdrawn >> 8, (ushort)MigCommand.VmmWithdrawn & 0xff, 0, 0];
+        (Channel as SocketChannel)?.TrySend(command);
     }
 
     /// <summary>Ends the threads that send. A latch that is set afterwards does not shut the channel any more.</summary>
     internal void EndSending()
     {
+        Watch.Dispose();
         Stream.JoinThreads();
         Sender?.Dispose();
         _shut.Dispose();

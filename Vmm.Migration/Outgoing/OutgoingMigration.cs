@@ -27,7 +27,7 @@ internal sealed class OutgoingMigration : IDisposable
     private readonly long _startedAt = Stopwatch.GetTimestamp();
     private IMigrationChannel? _channel;
     private volatile OutgoingLink? _link;
-    private Timer? _lastWord;
+    private Timer? _cancelLimit;
 
     /// <param name="vm">The parts of the VM.</param>
     /// <param name="plan">What the attempt is asked to do.</param>
@@ -50,22 +50,30 @@ internal sealed class OutgoingMigration : IDisposable
         return end;
     });
 
-    /// <summary>Cancels. Once everything has been sent it can only ask the destination, which may already have confirmed.</summary>
+    /// <summary>
+    /// Cancels. Once everything has been sent to a destination that runs as soon as it has confirmed, this can only ask it; a destination that waits for the
+    /// final word does not get it.
+    /// </summary>
     internal void Cancel()
     {
         MigrationStatus status = _vm.Machine.Status;
         if (status is not (MigrationStatus.Setup or MigrationStatus.Active or MigrationStatus.PreSwitchover or MigrationStatus.Device)) return;
         if (!_vm.Machine.TryMove(status, MigrationStatus.Cancelling)) { Cancel(); return; }
         var cancelled = new OperationCanceledException("the migration was cancelled");
-        if (_attempt.HandOver.TryAskToCancel(() => AskToCancel(cancelled))) return;
-        _attempt.Latch.Set(cancelled);
-    }
-
-    private void AskToCancel(OperationCanceledException cancelled)
-    {
-        // The destination may never answer: it may not even have read what was sent.
-        _lastWord = new Timer(_ => _attempt.Latch.Set(cancelled), null, _plan.LastWord, Timeout.InfiniteTimeSpan);
-        _link?.Channel.Shutdown(ChannelShutdown.Write);
+        switch (_attempt.HandOver.On(SourceEvent.Cancelled))
+        {
+            case SourceStage.Moved:
+                return;
+            case SourceStage.CancelAsked:
+                // The destination may never answer: it may not even have read what was sent.
+                _cancelLimit = new Timer(_ => _attempt.Latch.Set(cancelled), null, _plan.CancelAnswer, Timeout.InfiniteTimeSpan);
+                _link!.Channel.Shutdown(ChannelShutdown.Write);
+                return;
+            default:
+                if (_attempt.HandOver.HasFinalWord) _link!.TryWithdraw();
+                _attempt.Latch.Set(cancelled);
+                return;
+        }
     }
 
     /// <summary>Ends the wait in pre-switchover.</summary>
@@ -81,7 +89,7 @@ internal sealed class OutgoingMigration : IDisposable
 
     public void Dispose()
     {
-        _lastWord?.Dispose();
+        _cancelLimit?.Dispose();
         _channel?.Dispose();
         _attempt.Dispose();
         _continue.Dispose();
@@ -106,6 +114,7 @@ internal sealed class OutgoingMigration : IDisposable
             var acks = new SwitchoverAcks(_attempt, link);
             // The CPR modes send no pages while the VM runs: RAM stays in place, or its pages go after the stop (vfio-migration 7).
             if (_plan.Mode == MigrationMode.Normal) new PrecopyLoop(_attempt, link, acks).Run();
+            else WaitAnswered(link);
             switchover = new Switchover(_attempt, link, acks, _guest) { HandedOver = handedOver, MayGoOn = _continue };
             RealtimeBoost.During(_plan.IsUpdate, () => Complete(switchover, link));
             ReplaceProcess();
@@ -114,20 +123,32 @@ internal sealed class OutgoingMigration : IDisposable
         catch (Exception e)
 #pragma warning restore CA1031
         {
-            if (e is ChannelException) _link?.WaitForCause();
+            bool wasSending = _attempt.HandOver.Stage == SourceStage.Sending;
+            reason = _attempt.Latch.Reason ?? e;
+            // Before anything shuts the channel.
+            if (_attempt.HandOver.On(e is OperationCanceledException ? SourceEvent.Cancelled : SourceEvent.Failed) == SourceStage.Back && _attempt.HandOver.HasFinalWord) _link!.TryWithdraw();
+            if (wasSending && e is ChannelException) _link?.WaitForCause();
             _attempt.Latch.Set(e);
-            reason = _attempt.Latch.Reason!;
+            if (wasSending) reason = _attempt.Latch.Reason!;
             // If the destination has confirmed, it has the VM, even though something failed here.
-            if (_attempt.HandOver.IsPeersToDecide && _link!.WasConfirmed()) reason = null;
+            if (_attempt.HandOver.Stage == SourceStage.CancelAsked) _attempt.HandOver.On(Confirmation.EventOf(_link!.EndAnswer()));
+            if (_attempt.HandOver.Stage == SourceStage.Moved) reason = null;
         }
         return Finish(reason, switchover);
+    }
+
+    /// <summary>The guest is not stopped before the destination has answered; the link's watch sets the deadline.</summary>
+    private void WaitAnswered(OutgoingLink link)
+    {
+        if (link.ReturnPath is not { } path) return;
+        while (!path.WaitAnswered(TimeSpan.FromSeconds(1))) _attempt.Latch.ThrowIfSet();
     }
 
     private void Complete(Switchover switchover, OutgoingLink link)
     {
         switchover.Run();
         long confirmAt = Stopwatch.GetTimestamp();
-        Confirmation.Wait(_attempt, link);
+        if (!Confirmation.Wait(_attempt, link)) MigrationLog.FinalWordLost(_vm.Logger, link.Channel.Name);
         Progress.Downtime = switchover.Downtime with { LoadMs = Stopwatch.GetElapsedTime(confirmAt).TotalMilliseconds, TotalMs = switchover.StoppedMs };
     }
 
@@ -155,27 +176,37 @@ internal sealed class OutgoingMigration : IDisposable
     private MigrationStatus Finish(Exception? reason, Switchover? switchover)
     {
         MigrationStateMachine machine = _vm.Machine;
-        bool cancelled = reason is OperationCanceledException || (reason is not null && machine.Status == MigrationStatus.Cancelling);
+        bool isInDoubt = reason is not null && _attempt.HandOver.Stage == SourceStage.InDoubt;
+        bool cancelled = !isInDoubt && (reason is OperationCanceledException || (reason is not null && machine.Status == MigrationStatus.Cancelling));
         if (reason is not null && !cancelled)
         {
             Progress.Error = MigrationErrors.From("source", _attempt.Phase, reason, _link?.Stream.Section);
+            if (isInDoubt) Progress.Error = Progress.Error with { Message = $"{Progress.Error.Message}; {Doubt}", Hint = "look at the destination: if it does not run the VM, start it here with 'cont --force'" };
             machine.TryMoveTo(MigrationStatus.Failing);
         }
         // The latch ends the sending threads. A failed attempt sets it before it waits for them; a good one lets them finish first.
         if (reason is not null) _attempt.Latch.Set(reason);
         _link?.EndSending();
         _attempt.Latch.Set(new OperationCanceledException("the migration has ended"));
-        if (reason is null) _link!.Stream.SaveCleanup();
+        if (reason is null) CleanUp();
         _link?.Close(isDone: reason is null);
         using (_vm.Vm.Bql.Acquire())
         {
             if (reason is null) _vm.Vm.RunState.Set(RunState.PostMigrate);
-            else _vm.Vm.CprFds.IsLeaving = false;
+            else if (!isInDoubt) _vm.Vm.CprFds.IsLeaving = false;
             Notify(reason is null ? MigrationEvent.PrecopyDone : MigrationEvent.PrecopyFailed);
             // Devices undo what the migration did to them before the guest runs (notifiers), and release the rest afterwards (SaveCleanup).
-            if (reason is not null) GoOnHere();
+            if (isInDoubt)
+            {
+                _guest.Keep();
+                _vm.Vm.Hold(Doubt);
+            }
+            else if (reason is not null)
+            {
+                GoOnHere();
+            }
         }
-        if (reason is not null) _link?.Stream.SaveCleanup();
+        if (reason is not null) CleanUp();
         Progress.TotalMs = (long)Stopwatch.GetElapsedTime(_startedAt).TotalMilliseconds;
         Progress.Freeze();
         // When the attempt was confirmed although something failed here, only the switchover's own figures are known.
@@ -187,6 +218,23 @@ internal sealed class OutgoingMigration : IDisposable
         MigrationStatus end = reason is null ? MigrationStatus.Completed : cancelled ? MigrationStatus.Cancelled : MigrationStatus.Failed;
         if (!machine.TryMoveTo(end)) throw new InvalidOperationException($"migration ended in {machine.Status}, expected {end}");
         return end;
+    }
+
+    /// <summary>Why a VM is held whose destination may have it.</summary>
+    private const string Doubt = "the destination had the whole VM and its answer is not known, so it may run there; the VM stays paused here";
+
+    private void CleanUp()
+    {
+        try
+        {
+            _link?.Stream.SaveCleanup();
+        }
+#pragma warning disable CA1031 // The attempt has ended, one way or the other; a device that cannot clean up changes nothing about it.
+        catch (Exception e)
+#pragma warning restore CA1031
+        {
+            MigrationLog.CleanupFailed(_vm.Logger, e.Message);
+        }
     }
 
     private void Notify(MigrationEvent what)

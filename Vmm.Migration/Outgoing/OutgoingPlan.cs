@@ -37,8 +37,8 @@ internal sealed record OutgoingPlan
     /// </summary>
     internal bool IsUpdate => Mode is MigrationMode.CprTransfer or MigrationMode.CprExec;
 
-    /// <summary>Longest wait for the answer of a destination that has been asked not to confirm; shorter for one on this host.</summary>
-    internal TimeSpan LastWord => CprAddress is null ? TimeSpan.FromSeconds(5) : TimeSpan.FromMilliseconds(500);
+    /// <summary>Longest wait for the answer of a destination without final word that has been asked not to confirm; shorter for one on this host.</summary>
+    internal TimeSpan CancelAnswer => CprAddress is null ? TimeSpan.FromSeconds(5) : TimeSpan.FromMilliseconds(500);
 
     /// <summary>Makes the plan from the settings in force now.</summary>
     /// <exception cref="ConfigurationException">Two settings exclude each other.</exception>

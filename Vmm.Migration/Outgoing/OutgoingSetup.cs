@@ -26,6 +26,7 @@ internal static class OutgoingSetup
             returnPath.Start(attempt.Plan.IsUpdate);
             link.File.WriteCommand(MigCommand.OpenReturnPath);
             link.File.WritePing(1);
+            link.File.WritePing(FinalWord.Offer);
         }
         using (attempt.Vm.Vm.Bql.Acquire()) link.Stream.SaveSetup();
         // The first bytes leave at once: a QEMU destination blocks its monitor until it has seen four of them (stream 14.3).

@@ -27,7 +27,6 @@ internal sealed class PrecopyLoop
     private readonly SendWindow _window;
     private long _drainedAt = Stopwatch.GetTimestamp();
     private long _drainedBytes;
-    private uint _ping = 1;
 
     internal PrecopyLoop(OutgoingAttempt attempt, OutgoingLink link, SwitchoverAcks acks)
     {
@@ -64,11 +63,14 @@ internal sealed class PrecopyLoop
             MigrationLog.Pending(_attempt.Vm.Logger, pending.TotalBytes, _window.ThresholdBytes);
             _attempt.Progress.OnPass(_link.Ram.SyncCount);
             _acks.Take();
-            if (pending.TotalBytes <= _window.ThresholdBytes && _acks.AreThere) return true;
-            if (pending.PrecopyBytes == 0)
+            // A guest is never stopped for a destination that has not answered yet: it may be busy with another migration.
+            bool isAnswered = _link.ReturnPath is not { HasAnswered: false };
+            if (pending.TotalBytes <= _window.ThresholdBytes && _acks.AreThere && isAnswered) return true;
+            if (pending.PrecopyBytes == 0 || !isAnswered)
             {
-                // The rest can only go after the stop. It is too large for the downtime, or an acknowledgement is missing.
+                // The rest can only go after the stop. It is too large for the downtime, or an acknowledgement or the first answer is missing.
                 _window.NoteIdle();
+                _link.Heartbeat.SendIfDue();
                 _attempt.Cancel.WaitHandle.WaitOne(IdleWaitMs);
             }
         }
@@ -84,9 +86,7 @@ internal sealed class PrecopyLoop
         if (_link.ReturnPath is { } returnPath)
         {
             // The destination answers with PONG when it has loaded everything before the PING.
-            f.WritePing(++_ping);
-            f.Flush();
-            returnPath.WaitPong(_ping, s_drainTimeout);
+            returnPath.WaitPong(_link.Heartbeat.Send(), s_drainTimeout);
         }
         else
         {

@@ -42,7 +42,7 @@ internal sealed class Switchover(OutgoingAttempt attempt, OutgoingLink link, Swi
             if (attempt.Plan.Context.Capabilities.IsOn(MigrationCapability.PauseBeforeSwitchover) && Machine.TryMove(MigrationStatus.Active, MigrationStatus.PreSwitchover))
             {
                 bql.Dispose();
-                MayGoOn.Wait();
+                link.Heartbeat.Wait(MayGoOn);
                 bql = Vm.Vm.Bql.Acquire();
                 attempt.Latch.ThrowIfSet();
                 if (!Machine.TryMove(MigrationStatus.PreSwitchover, MigrationStatus.Device)) attempt.Latch.ThrowIfSet();
@@ -68,6 +68,7 @@ internal sealed class Switchover(OutgoingAttempt attempt, OutgoingLink link, Swi
         attempt.Phase = "stop";
         _stopAt = Stopwatch.GetTimestamp();
         attempt.Progress.OnStop(link.File.Position);
+        link.Watch.IsStopped = true;
         guest.Stop(RunState.FinishMigrate);
         Downtime = new DowntimeReport { DrainMs = attempt.Progress.DrainMs, DeviceStopMs = StoppedMs, AtNs = MonotonicClock.ToNs(_stopAt) };
         link.Stream.Find<GlobalState>()?.Store(guest.Before, guest.WasSuspended);
@@ -103,7 +104,7 @@ internal sealed class Switchover(OutgoingAttempt attempt, OutgoingLink link, Swi
         attempt.Phase = "device-state";
         long at = Stopwatch.GetTimestamp();
         link.Stream.SaveState();
-        attempt.HandOver.BeforeEnd(attempt.Latch, attempt.Plan.HasReturnPath);
+        attempt.HandOver.BeforeEnd(attempt.Latch, link.ReturnPath is not null, link.ReturnPath is { PeerWaitsForFinalWord: true });
         StreamEnd.Write(link.File, link.Stream, Vm.Identity);
         Downtime = Downtime with { DeviceStateMs = Ms(at), TotalMs = StoppedMs };
         link.File.Flush();

@@ -63,9 +63,6 @@ internal sealed record MigrationParameter
     /// <summary>A further condition on a number, e.g. a power of two.</summary>
     internal Func<ulong, bool> IsValid { get; init; } = static _ => true;
 
-    /// <summary>True if vmm accepts other values than the default.</summary>
-    public bool IsImplemented => Read is not null;
-
     /// <summary>The value of this parameter in a set.</summary>
     public object Get(MigrationParameters parameters) => Read?.Invoke(parameters) ?? Default;
 
@@ -100,13 +97,13 @@ internal sealed record MigrationParameter
     };
 }
 
-/// <summary>All migration parameters, in the order in which QEMU 11.1 shows them.</summary>
+/// <summary>All migration parameters: those of QEMU 11.1 in the order in which it shows them, then vmm's own.</summary>
 internal static class MigrationParameterTable
 {
     private static readonly string[] s_modes = ["normal", "cpr-reboot", "cpr-transfer", "cpr-exec"];
     private static readonly string[] s_detection = ["none", "legacy", "multifd"];
 
-    /// <summary>Every parameter but <c>block-bitmap-mapping</c>, because vmm has no block devices.</summary>
+    /// <summary>Every parameter but QEMU's <c>block-bitmap-mapping</c>, because vmm has no block devices.</summary>
     public static IReadOnlyList<MigrationParameter> All { get; } =
     [
         Number("announce-initial", 50, 0, 100_000, "ms"),
@@ -169,6 +166,12 @@ internal static class MigrationParameterTable
             Name = "cpr-exec-command", Kind = MigrationParameterKind.StringList, Default = Array.Empty<string>(),
             Read = static p => p.CprExecCommand.ToArray(), Write = static (p, v) => p with { CprExecCommand = (string[])v },
         },
+        // vmm's own: the deadline of every wait for the peer (STREAM.md). QEMU has none.
+        Deadline("x-setup-timeout", static p => p.SetupTimeoutMs, static (p, ms) => p with { SetupTimeoutMs = ms }),
+        Deadline("x-progress-timeout", static p => p.ProgressTimeoutMs, static (p, ms) => p with { ProgressTimeoutMs = ms }),
+        Deadline("x-switchover-timeout", static p => p.SwitchoverTimeoutMs, static (p, ms) => p with { SwitchoverTimeoutMs = ms }),
+        Deadline("x-confirm-timeout", static p => p.ConfirmTimeoutMs, static (p, ms) => p with { ConfirmTimeoutMs = ms }),
+        Deadline("x-final-word-timeout", static p => p.FinalWordTimeoutMs, static (p, ms) => p with { FinalWordTimeoutMs = ms }),
     ];
 
     /// <summary>Finds a parameter by its wire name; null for an unknown one.</summary>
@@ -178,6 +181,9 @@ internal static class MigrationParameterTable
     {
         Name = name, Kind = MigrationParameterKind.UInt64, Default = value, Min = min, Max = max, Unit = unit,
     };
+
+    private static MigrationParameter Deadline(string name, Func<MigrationParameters, ulong> read, Func<MigrationParameters, ulong, MigrationParameters> write) =>
+        Number(name, read(new MigrationParameters()), 100, 3_600_000, "ms") with { IsUnstable = true, Read = p => read(p), Write = (p, v) => write(p, (ulong)v) };
 
     private static MigrationParameter UInt8(string name, ulong value, ulong min, ulong max) => new()
     {

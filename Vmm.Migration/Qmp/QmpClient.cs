@@ -44,7 +44,7 @@ public sealed class QmpClient : IDisposable
     /// </summary>
     public event Action<QmpEvent>? EventReceived;
 
-    /// <summary>The <c>QMP</c> member of the greeting: version and capabilities.</summary>
+    /// <summary>The <c>QMP</c> member of the greeting: version and capabilities. Any thread.</summary>
     public JsonObject Greeting => _greeting.Task.Result;
 
     /// <summary>Completes when either side has ended the connection.</summary>
@@ -54,7 +54,8 @@ public sealed class QmpClient : IDisposable
     /// <param name="path">Path of the UNIX socket.</param>
     /// <param name="deadline">Time limit for connecting and negotiating together.</param>
     /// <returns>A client ready for commands.</returns>
-    /// <exception cref="ChannelException">Nobody listens, or the server did not answer in time.</exception>
+    /// <exception cref="ConfigurationException">The path is empty or too long for a socket.</exception>
+    /// <exception cref="ChannelException">Nobody listens, or the server did not answer in time (ETIMEDOUT).</exception>
     /// <exception cref="QmpErrorException">The server refused the negotiation.</exception>
     public static QmpClient Connect(string path, TimeSpan deadline)
     {
@@ -74,6 +75,8 @@ public sealed class QmpClient : IDisposable
     /// <param name="socket">The socket, which the client owns from now on.</param>
     /// <param name="deadline">Time limit for negotiating.</param>
     /// <returns>A client ready for commands.</returns>
+    /// <exception cref="ChannelException">The server has gone, or did not answer in time (ETIMEDOUT).</exception>
+    /// <exception cref="QmpErrorException">The server refused the negotiation.</exception>
     public static QmpClient Attach(OwnedFd socket, TimeSpan deadline) => Negotiate(new SocketQmpTransport(socket), "socket", deadline);
 
     /// <summary>Runs a command.</summary>
@@ -85,6 +88,7 @@ public sealed class QmpClient : IDisposable
     /// <returns>The returned value; never null for commands that return data.</returns>
     /// <exception cref="QmpErrorException">The server's error.</exception>
     /// <exception cref="ChannelException">The connection ended first.</exception>
+    /// <exception cref="OperationCanceledException"><paramref name="cancel"/> fired.</exception>
     public async Task<JsonNode?> ExecuteAsync(string command, JsonObject? arguments = null, OwnedFd? fd = null, bool outOfBand = false,
         CancellationToken cancel = default)
     {
@@ -156,7 +160,7 @@ public sealed class QmpClient : IDisposable
         throw Lost($"event {name}");
     }
 
-    /// <summary>Closes the connection; commands in flight fail. Idempotent.</summary>
+    /// <summary>Closes the connection and waits for the reader, except in an event handler; commands in flight fail. Idempotent.</summary>
     public void Dispose()
     {
         _transport.Shutdown();

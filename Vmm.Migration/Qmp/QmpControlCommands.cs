@@ -14,13 +14,13 @@ internal sealed class QmpControlCommands(QmpServer server, Vm vm)
 
     internal IEnumerable<QmpCommand> Commands()
     {
-        yield return new("query-status", QmpObject.Empty, new QmpObject(new("running", QmpType.Bool), new("status", s_runState)), _ => Status());
+        yield return new("query-status", QmpObject.Empty, new QmpObject(new("running", QmpType.Bool), new("status", s_runState), new("x-held", QmpType.Str, true)), _ => Status());
         yield return new("query-name", QmpObject.Empty, new QmpObject(new QmpMember("name", QmpType.Str, true)), QueryName);
         yield return new("query-uuid", QmpObject.Empty, new QmpObject(new QmpMember("UUID", QmpType.Str)), _ => new JsonObject { ["UUID"] = vm.Uuid.ToString() });
         yield return new(QmpServer.ExtensionPrefix + "query-devices", QmpObject.Empty,
             new QmpArray(new QmpObject(new("id", QmpType.Str), new("state", s_deviceState), new("reason", QmpType.Str, true))), _ => Devices());
         yield return new("stop", _ => { vm.Stop(); return null; });
-        yield return new("cont", _ => { Cont(); return null; });
+        yield return new("cont", new(new QmpMember("x-force", QmpType.Bool, true)), QmpObject.Empty, call => { Cont(call.Bool("x-force", false)); return null; });
         yield return new("system_reset", _ => { server.ResetVm(); return null; });
         yield return new("quit", Quit);
         yield return new("pmemsave", new(new("val", QmpType.Int), new("size", QmpType.Int), new("filename", QmpType.Str)), QmpObject.Empty, PMemSave);
@@ -37,13 +37,15 @@ internal sealed class QmpControlCommands(QmpServer server, Vm vm)
     internal JsonObject Status()
     {
         RunState state = vm.RunState.State;
-        return new JsonObject { ["running"] = RunStateTable.IsRunning(state), ["status"] = state.ToWireName() };
+        var status = new JsonObject { ["running"] = RunStateTable.IsRunning(state), ["status"] = state.ToWireName() };
+        if (vm.HeldBecause is { } reason) status["x-held"] = reason;
+        return status;
     }
 
-    private void Cont()
+    private void Cont(bool force)
     {
         if (vm.RunState.State == RunState.PostMigrate) server.Log.ContinuedAfterMigration("two copies of the guest run if the destination runs too");
-        vm.Cont();
+        vm.Cont(force);
     }
 
     private JsonObject QueryName(QmpCall call) => vm.Name is null ? [] : new JsonObject { ["name"] = vm.Name };

@@ -104,7 +104,7 @@ public sealed class QmpServer : IDisposable
     /// <summary>Number of connected clients.</summary>
     public int ClientCount => _clients.Length;
 
-    /// <summary>Builds the options of an update that a client requests; null refuses such requests.</summary>
+    /// <summary>Builds the options of an update that a client requests, on the command's thread; null refuses such requests. BQL: not held.</summary>
     public Func<QmpUpdateRequest, UpdateOptions>? UpdateOptions { get; set; }
 
     internal QmpLog Log { get; }
@@ -122,6 +122,7 @@ public sealed class QmpServer : IDisposable
     /// <param name="path">At most 107 bytes. Replaces a stale socket file; refuses any other file and a symbolic link.</param>
     /// <exception cref="ConfigurationException">The path is refused or in use.</exception>
     /// <exception cref="ChannelException">The socket cannot be made.</exception>
+    /// <exception cref="ObjectDisposedException">The server has ended.</exception>
     public void Listen(string path)
     {
         ArgumentException.ThrowIfNullOrEmpty(path);
@@ -135,6 +136,8 @@ public sealed class QmpServer : IDisposable
     /// <summary>Renames a listening socket's file, and replaces a socket file at the new path. Clients of both sockets stay connected.</summary>
     /// <param name="from">A path given to <see cref="Listen"/>.</param>
     /// <param name="to">The new path, on the same file system.</param>
+    /// <exception cref="InvalidOperationException">No socket listens at <paramref name="from"/>.</exception>
+    /// <exception cref="IOException">The file cannot be renamed.</exception>
     public void MoveListener(string from, string to)
     {
         lock (_gate) _listeners.Single(l => l.Path == from).MoveTo(to);

@@ -39,9 +39,9 @@ internal readonly record struct RamRecord(RamSaveFlags Kind, bool IsContinue, ul
     internal static Span<byte> ReadXbzrle(QemuFileReader f, Span<byte> buffer)
     {
         byte encoding = f.ReadByte();
-        if (encoding != RamConstants.XbzrleEncoding) throw f.Bad("XBZRLE encoding", "1", encoding.ToString());
+        if (encoding != RamConstants.XbzrleEncoding) throw f.Bad("XBZRLE encoding", "1", encoding.ToString(), f.Position - 1);
         int length = f.ReadUInt16();
-        if (length is 0 or > WireLimits.XbzrleBytes) throw f.Bad("XBZRLE length", $"1 to {WireLimits.XbzrleBytes}", length.ToString());
+        if (length is 0 or > WireLimits.XbzrleBytes) throw f.Bad("XBZRLE length", $"1 to {WireLimits.XbzrleBytes}", length.ToString(), f.Position - 2);
         f.Read(buffer[..length]);
         return buffer[..length];
     }
@@ -100,7 +100,7 @@ internal sealed class RamBlockListReader(QemuFileReader f, ulong total, RamBlock
         block = null;
         if (Left == 0) return false;
         if (++_count > WireLimits.RamBlocks)
-            throw new StreamLimitException($"section '{f.Section}', offset {f.Position}: more than {WireLimits.RamBlocks} RAM blocks (WireLimits.RamBlocks)");
+            throw f.Over($"RAM block number {_count}", WireLimits.RamBlocks, nameof(WireLimits.RamBlocks));
         long at = f.Position;
         string name = f.ReadCountedString();
         if (name.Length == 0) throw f.Bad("RAM block name", "1 to 255 bytes", "an empty one", at);
@@ -114,8 +114,8 @@ internal sealed class RamBlockListReader(QemuFileReader f, ulong total, RamBlock
     }
 
     /// <summary>
-    /// Reads the page size, which only blocks of huge pages have. A value over 4096 that fits the summary must be one: no name and no record that could stand here
-    /// instead looks like it.
+    /// Reads the page size, which only blocks of huge pages have. A power of two over 4096 that the summary contains must be one: no name and no record can have
+    /// that value here.
     /// </summary>
     private ulong? ReadPageSize()
     {

@@ -54,9 +54,14 @@ public interface ISnapshotService
     /// </exception>
     void Load(string name, Action<long, long>? progress, CancellationToken cancel);
 
-    /// <summary>Deletes a snapshot; false if there is none of that name.</summary>
+    /// <summary>Deletes a snapshot.</summary>
+    /// <returns>False if there is none of that name.</returns>
+    /// <exception cref="Core.Errors.ConfigurationException">The name is malformed.</exception>
+    /// <exception cref="Core.Errors.MigrationBlockedException">A migration or another snapshot operation runs.</exception>
+    /// <exception cref="Core.Errors.ChannelException">It cannot be deleted and is still there.</exception>
     bool Delete(string name);
 
-    /// <summary>The manifests of all snapshots, oldest first; a damaged one is logged and left out.</summary>
+    /// <summary>Lists the manifests of all snapshots, oldest first; a damaged one is logged and left out. Any thread, also while another operation runs.</summary>
+    /// <exception cref="Core.Errors.ChannelException">The directory cannot be read.</exception>
     IReadOnlyList<SnapshotManifest> List();
 }

@@ -66,6 +66,7 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
     {
         (SnapshotManifest manifest, Func<FileChannel> open) = _store.Find(name);
         if (vm.RunState.State == RunState.InMigrate) throw new DeviceStateException("Guest is waiting for an incoming migration");
+        vm.ThrowIfHeld();
         using IDisposable exclusive = attempts.BeginExclusive();
         // Check and load use one descriptor, so that the file that was checked is loaded even if the name changes meanwhile.
         using FileChannel file = open();

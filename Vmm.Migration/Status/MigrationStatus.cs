@@ -51,7 +51,7 @@ public static class MigrationStatusNames
     /// <summary>All names, indexed by the enum's value.</summary>
     public static IReadOnlyList<string> All => s_names;
 
-    /// <summary>The wire name, e.g. <c>pre-switchover</c>.</summary>
+    /// <summary>Gives the wire name, e.g. <c>pre-switchover</c>.</summary>
     public static string ToWireName(this MigrationStatus status) => s_names[(int)status];
 
     /// <summary>True for none, completed, failed and cancelled: no migration runs, and another may start.</summary>

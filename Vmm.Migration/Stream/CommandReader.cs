@@ -19,6 +19,9 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
     /// <summary>The open return path, or null.</summary>
     internal ReturnPathWriter? ReturnPath { get; private set; }
 
+    /// <summary>True when the source has offered a final word (<see cref="FinalWord"/>).</summary>
+    internal bool SourceHasFinalWord { get; private set; }
+
     /// <summary>Called when the return path has been opened.</summary>
     internal Action? Opened { get; init; }
 
@@ -47,7 +50,7 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
             MigCommand.Ping or MigCommand.Packaged => 4,
             _ => -1,
         };
-        if (expected >= 0 && length != expected) throw f.Bad($"length of command {command}", expected.ToString(), length.ToString());
+        if (expected >= 0 && length != expected) throw f.Bad($"length of command {command}", expected.ToString(), length.ToString(), f.Position - 2);
         switch (command)
         {
             case MigCommand.OpenReturnPath:
@@ -58,6 +61,7 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
                 break;
             case MigCommand.Ping:
                 uint value = f.ReadUInt32();
+                SourceHasFinalWord |= value == FinalWord.Offer;
                 (ReturnPath ?? throw f.Bad("PING", "an open return path", "none")).SendPong(value);
                 break;
             case MigCommand.SwitchoverStart:
@@ -71,20 +75,33 @@ internal sealed class CommandReader(QemuFileReader f, Func<ReturnPathWriter>? op
                 break;
             case MigCommand.PostcopyAdvise or MigCommand.PostcopyListen or MigCommand.PostcopyRun or MigCommand.PostcopyRamDiscard
                 or MigCommand.PostcopyResume or MigCommand.RecvBitmap:
-                throw new IncompatibleStateException($"the source uses postcopy (command {command}), which is not implemented in this version of vmm")
+                throw new IncompatibleStateException($"offset {f.Position - 4}: the source uses postcopy (command {command}), which is not implemented in this version of vmm")
                 {
-                    Section = f.Section, Offset = f.Position, Hint = "switch capability postcopy-ram off on the source",
+                    Section = f.Section, Offset = f.Position - 4, Found = command.ToString(), Hint = "switch capability postcopy-ram off on the source",
                 };
             default:
-                throw f.Bad("command", "a known command", $"{(ushort)command} of {length} bytes");
+                throw f.Bad("command", "a known command", $"{(ushort)command} of {length} bytes", f.Position - 4);
         }
+    }
+
+    /// <summary>Reads the source's final word behind the stream.</summary>
+    /// <returns>Released or withdrawn.</returns>
+    internal MigCommand ReadFinalWord()
+    {
+        f.Section = "final word";
+        byte type = f.ReadByte();
+        var command = (MigCommand)f.ReadUInt16();
+        int length = f.ReadUInt16();
+        if (type != (byte)SectionType.Command || length != 0 || command is not (MigCommand.VmmReleased or MigCommand.VmmWithdrawn))
+            throw f.Bad("final word", "command VmmReleased or VmmWithdrawn", $"type {type}, command {(ushort)command} of {length} bytes");
+        return command;
     }
 
     /// <summary>Reads the sections of a package, which is a stream inside the stream. QEMU never puts one package into another.</summary>
     private void ReadPackage()
     {
         uint length = f.ReadUInt32();
-        if (length > WireLimits.PackagedBytes) throw new StreamLimitException($"package of {length} bytes is over {WireLimits.PackagedBytes} (WireLimits.PackagedBytes)");
+        if (length > WireLimits.PackagedBytes) throw f.Over($"a package of {length} bytes", WireLimits.PackagedBytes, nameof(WireLimits.PackagedBytes));
         if (_isInPackage) throw f.Bad("command in a package", "no other package", "PACKAGED");
         _isInPackage = true;
         long end = f.Position + length;

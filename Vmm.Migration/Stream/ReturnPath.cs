@@ -15,7 +15,12 @@ internal sealed class ReturnPathWriter(IMigrationChannel channel)
 
     internal void SendSwitchoverAck() => Send(ReturnPathMessage.SwitchoverAck, []);
 
-    internal void SendPong(uint value) => SendUInt32(ReturnPathMessage.Pong, value);
+    /// <summary>Answers a PING. A source that says a final word is told first that this destination waits for it.</summary>
+    internal void SendPong(uint value)
+    {
+        if (value == FinalWord.Offer) SendUInt32(ReturnPathMessage.Pong, FinalWord.Accept);
+        SendUInt32(ReturnPathMessage.Pong, value);
+    }
 
     /// <summary>Sends the last message. After a failure the error record follows it, where a QEMU source no longer reads.</summary>
     internal void SendShut(MigrationError? error)
@@ -48,8 +53,12 @@ internal enum ReturnPathEnd
     Open,
     /// <summary>SHUT(0).</summary>
     Confirmed,
-    /// <summary>SHUT with an error, a bad message, or the connection broke.</summary>
-    Failed,
+    /// <summary>SHUT with an error.</summary>
+    Refused,
+    /// <summary>The destination ended the connection between two messages.</summary>
+    Closed,
+    /// <summary>The connection broke, or a message made no sense.</summary>
+    Lost,
 }
 
 /// <summary>
@@ -62,6 +71,8 @@ internal sealed class ReturnPathReader
     private readonly FaultLatch _latch;
     private readonly object _gate = new();
     private uint _lastPong;
+    private bool _hasAnswered;
+    private bool _peerWaits, _hasClosed;
     private int _switchoverAcks;
     private ReturnPathEnd _end;
     private Exception? _failure;
@@ -94,9 +105,31 @@ internal sealed class ReturnPathReader
     /// <summary>Number of SWITCHOVER_ACK messages so far.</summary>
     internal int SwitchoverAcks => Volatile.Read(ref _switchoverAcks);
 
+    /// <summary>True once the destination has answered this source's first PINGs: somebody reads the stream there.</summary>
+    internal bool HasAnswered
+    {
+        get { lock (_gate) return _hasAnswered; }
+    }
+
+    /// <summary>True when the destination waits for this source's final word (<see cref="FinalWord"/>).</summary>
+    internal bool PeerWaitsForFinalWord
+    {
+        get { lock (_gate) return _peerWaits; }
+    }
+
+    /// <summary>The value of the last PONG to a numbered PING.</summary>
+    internal uint LastPong
+    {
+        get { lock (_gate) return _lastPong; }
+    }
+
+    /// <summary>Waits until <see cref="HasAnswered"/>.</summary>
+    /// <returns>False after the timeout or when the path has ended.</returns>
+    internal bool WaitAnswered(TimeSpan timeout) => Wait(() => _hasAnswered, timeout);
+
     /// <summary>Waits for a PONG of this value or a later one.</summary>
     /// <returns>False after the timeout or when the path has ended.</returns>
-    internal bool WaitPong(uint value, TimeSpan timeout) => Wait(() => _lastPong >= value, timeout) && _end != ReturnPathEnd.Failed;
+    internal bool WaitPong(uint value, TimeSpan timeout) => Wait(() => _lastPong >= value, timeout);
 
     /// <summary>Waits for the end of the return path.</summary>
     /// <returns>How it ended; <see cref="ReturnPathEnd.Open"/> after the timeout.</returns>
@@ -134,7 +167,7 @@ internal sealed class ReturnPathReader
         {
             // Stored before the waiting threads wake, because they look for the reason in the latch.
             _latch.Set(e);
-            End(ReturnPathEnd.Failed, _latch.Reason);
+            End(e is RemoteMigrationException or MigrationFailedException ? ReturnPathEnd.Refused : _hasClosed ? ReturnPathEnd.Closed : ReturnPathEnd.Lost, _latch.Reason);
         }
     }
 
@@ -144,8 +177,8 @@ internal sealed class ReturnPathReader
         Span<byte> payload = stackalloc byte[WireLimits.ReturnPathPayloadBytes];
         while (true)
         {
-            if (!Fill(header, atStart: true))
-                throw new ChannelException($"{_channel.Name}: the destination closed the connection without confirming the migration", Errno.ECONNRESET);
+            _hasClosed = !Fill(header, atStart: true);
+            if (_hasClosed) throw new ChannelException($"{_channel.Name}: the destination closed the connection without confirming the migration", Errno.ECONNRESET);
             var type = (ReturnPathMessage)BinaryPrimitives.ReadUInt16BigEndian(header);
             int length = BinaryPrimitives.ReadUInt16BigEndian(header[2..]);
             if (length > payload.Length) throw new StreamLimitException($"return path: message {(ushort)type} of {length} bytes is over {payload.Length} (WireLimits.ReturnPathPayloadBytes)");
@@ -157,18 +190,28 @@ internal sealed class ReturnPathReader
                     if (value == 0) { End(ReturnPathEnd.Confirmed, null); return; }
                     throw ReadErrorRecord(header, payload, value);
                 case ReturnPathMessage.Pong when length == 4:
-                    lock (_gate)
-                    {
-                        _lastPong = Math.Max(_lastPong, BinaryPrimitives.ReadUInt32BigEndian(payload));
-                        Monitor.PulseAll(_gate);
-                    }
+                    OnPong(BinaryPrimitives.ReadUInt32BigEndian(payload));
                     break;
                 case ReturnPathMessage.SwitchoverAck when length == 0:
                     Interlocked.Increment(ref _switchoverAcks); // Nobody waits for one without the capability, and a surplus one does no harm (stream 6.3).
                     break;
                 default:
-                    throw new StreamFormatException($"return path: unexpected message type {(ushort)type} of {length} bytes");
+                    throw new StreamFormatException($"return path: expected SHUT or PONG of 4 bytes or SWITCHOVER_ACK of 0, found message type {(ushort)type} of {length} bytes")
+                    {
+                        Section = "return path", Found = $"type {(ushort)type} of {length} bytes",
+                    };
             }
+        }
+    }
+
+    private void OnPong(uint value)
+    {
+        lock (_gate)
+        {
+            if (value == FinalWord.Accept) _peerWaits = true;
+            else if (value == FinalWord.Offer) _hasAnswered = true;
+            else _lastPong = Math.Max(_lastPong, value);
+            Monitor.PulseAll(_gate);
         }
     }
 

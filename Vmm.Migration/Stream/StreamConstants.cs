@@ -27,6 +27,10 @@ internal enum MigCommand : ushort
     RecvBitmap = 10,
     /// <summary>The VM has stopped.</summary>
     SwitchoverStart = 11,
+    /// <summary>vmm's own: the source has let the VM go (<see cref="FinalWord"/>).</summary>
+    VmmReleased = 0x7601,
+    /// <summary>vmm's own: the source keeps the VM.</summary>
+    VmmWithdrawn = 0x7602,
 }
 
 /// <summary>Messages from destination to source (stream 6.2; QEMU: <c>MIG_RP_MSG_*</c>).</summary>
@@ -52,6 +56,19 @@ internal enum ReturnPathMessage : ushort
     /// vmm's own: the error record as UTF-8 JSON. Sent only after <see cref="Shut"/> with a non-zero value, where a QEMU source no longer reads.
     /// </summary>
     VmmErrorRecord = 0x7601,
+}
+
+/// <summary>
+/// How two vmm agree on the final word, a command that the source sends behind the stream. The source offers it by a PING of a special value, which every
+/// destination answers; only one that waits for the final word sends a second value before. QEMU takes part in neither.
+/// </summary>
+internal static class FinalWord
+{
+    /// <summary>Value of the source's PING, and of the PONG to it.</summary>
+    internal const uint Offer = 0x766d6d01;
+
+    /// <summary>Value of the PONG that a destination sends before, if it waits for the final word.</summary>
+    internal const uint Accept = 0x766d6d02;
 }
 
 /// <summary>Fixed values of the framing (stream 1.1).</summary>

@@ -1,4 +1,3 @@
-using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
@@ -25,7 +24,7 @@ internal static class StreamEnd
         if (context.Compat.SuppressVmDesc || f.Peek(1) is not [(byte)SectionType.VmDescription]) return;
         f.ReadByte();
         uint length = f.ReadUInt32();
-        if (length > WireLimits.VmDescBytes) throw new StreamLimitException($"vmdesc of {length} bytes is over {WireLimits.VmDescBytes} (WireLimits.VmDescBytes)");
+        if (length > WireLimits.VmDescBytes) throw f.Over($"a VMDESC of {length} bytes", WireLimits.VmDescBytes, nameof(WireLimits.VmDescBytes));
         f.Skip(length);
     }
 

@@ -48,8 +48,8 @@ internal static class StreamHeader
                 Section = f.Section, Offset = 0, Expected = "QEVM", Found = $"0x{magic:x8}",
             };
         uint version = f.ReadUInt32();
-        if (version == StreamConstants.ObsoleteVersion) throw f.Bad("stream version", "3", "2, which is obsolete");
-        if (version != StreamConstants.Version) throw f.Bad("stream version", "3", version.ToString());
+        if (version == StreamConstants.ObsoleteVersion) throw f.Bad("stream version", "3", "2, which is obsolete", f.Position - 4);
+        if (version != StreamConstants.Version) throw f.Bad("stream version", "3", version.ToString(), f.Position - 4);
         if (context.Compat.SendConfiguration) ReadConfiguration(f, machine, context);
     }
 
@@ -57,9 +57,9 @@ internal static class StreamHeader
     {
         f.Section = "configuration";
         byte type = f.ReadByte();
-        if (type != (byte)SectionType.Configuration) throw f.Bad("section type", "CONFIGURATION (0x07)", $"0x{type:x2}");
+        if (type != (byte)SectionType.Configuration) throw f.Bad("section type", "CONFIGURATION (0x07)", $"0x{type:x2}", f.Position - 1);
         uint length = f.ReadUInt32();
-        if (length > WireLimits.MachineNameBytes) throw new StreamLimitException($"machine name of {length} bytes is over {WireLimits.MachineNameBytes} (WireLimits.MachineNameBytes)");
+        if (length > WireLimits.MachineNameBytes) throw f.Over($"a machine name of {length} bytes", WireLimits.MachineNameBytes, nameof(WireLimits.MachineNameBytes));
         byte[] name = new byte[length];
         f.Read(name);
         string text = Encoding.Latin1.GetString(name);
@@ -72,7 +72,7 @@ internal static class StreamHeader
         while (TryReadSubsection(f, out string subsection))
         {
             uint version = f.ReadUInt32();
-            if ((byte)version > 1) throw f.Bad($"version of subsection '{subsection}'", "1", version.ToString());
+            if ((byte)version > 1) throw f.Bad($"version of subsection '{subsection}'", "1", version.ToString(), f.Position - 4);
             switch (subsection)
             {
                 case "configuration/target-page-bits":

@@ -15,6 +15,8 @@ public interface IVmUpdater
     /// The figures of the update; this process should end now. With <see cref="UpdateMethod.Exec"/> a successful update does not return, because the new
     /// program has replaced this one.
     /// </returns>
+    /// <exception cref="ConfigurationException">An option is out of range or the program cannot be started; the VM continues here.</exception>
+    /// <exception cref="MigrationBlockedException">A blocker forbids the mode; nothing was started.</exception>
     /// <exception cref="VmmException">The update failed. The VM continues here, unless the message says that the new process has it.</exception>
     /// <exception cref="OperationCanceledException"><paramref name="cancel"/> fired; the VM continues here.</exception>
     Task<UpdateResult> UpdateAsync(UpdateOptions options, CancellationToken cancel = default);

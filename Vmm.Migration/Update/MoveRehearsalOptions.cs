@@ -13,6 +13,6 @@ public sealed record MoveRehearsalOptions
     /// <summary>A directory for sockets that only this user can write; null for a temporary one.</summary>
     public string? Directory { get; init; }
 
-    /// <summary>Called with the reason when a rehearsal fails. The next move works, but may stop the guest for longer.</summary>
+    /// <summary>Called with the reason when a rehearsal fails, on its thread. The next move works, but may stop the guest for longer.</summary>
     public Action<string>? Failed { get; init; }
 }

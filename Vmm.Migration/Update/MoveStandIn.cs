@@ -6,6 +6,7 @@ namespace Vmm.Migration.Update;
 /// <summary>
 /// The small VM that a <see cref="MoveRehearsal"/> moves in place of the real one: RAM, and CPUs if the real one has them. A host whose VMs have
 /// devices derives a class that adds devices of those types, so that their code is compiled too. <see cref="Dispose()"/> ends the servers of those devices.
+/// One thread, of the rehearsal, makes all calls; an exception of a member ends the rehearsal. BQL: not held.
 /// </summary>
 /// <param name="real">The options of the VM that is to move.</param>
 public class MoveStandIn(VmOptions real) : IDisposable

@@ -67,6 +67,7 @@ public sealed class UpdateArrival : IDisposable
     /// <returns>The descriptors, for <see cref="VmOptions.Cpr"/>. The old process waits until <see cref="LoadAsync"/> has begun.</returns>
     /// <exception cref="OperationCanceledException"><paramref name="cancel"/> fired, or the old process has ended.</exception>
     /// <exception cref="VmmException">The process cannot listen on the channel, or the received bytes are no CPR state.</exception>
+    /// <exception cref="InvalidOperationException">The arrival was not taken from the environment.</exception>
     public CprIncoming Receive(CancellationToken cancel = default)
     {
         UpdateChannels channels = Ticket().Channels;
@@ -81,6 +82,8 @@ public sealed class UpdateArrival : IDisposable
     /// <param name="vm">The VM, in state inmigrate.</param>
     /// <param name="cancel">Ends the wait.</param>
     /// <exception cref="MigrationFailedException">The state did not arrive or could not be loaded; the old process still has the VM.</exception>
+    /// <exception cref="VmmException">The VM does not wait for a migration, or cannot listen on the channel; the old process still has the VM.</exception>
+    /// <exception cref="InvalidOperationException">The arrival was not taken from the environment.</exception>
     public async Task LoadAsync(Vm vm, CancellationToken cancel = default)
     {
         ArgumentNullException.ThrowIfNull(vm);

@@ -41,7 +41,7 @@ public sealed record UpdateOptions
     /// <summary>Transfer or exec.</summary>
     public UpdateMethod Method { get; init; }
 
-    /// <summary>Time limit until the new process has the VM.</summary>
+    /// <summary>Time limit until the new process has the VM, above 0 and at most 2^31 - 1 ms.</summary>
     public TimeSpan Timeout { get; init; } = TimeSpan.FromSeconds(30);
 
     /// <summary>A directory for the sockets, or with exec the file, that only this user can write; null for a temporary one.</summary>
@@ -50,14 +50,14 @@ public sealed record UpdateOptions
     /// <summary>True runs a <see cref="MoveRehearsal"/> while the new process starts, which shortens the pause of the first update.</summary>
     public bool Rehearse { get; init; } = true;
 
-    /// <summary>Called with the pid of a new process that a failed update has killed, so that the host can remove its files.</summary>
+    /// <summary>Called with the pid of a new process that a failed update has killed, on a pool thread, so that the host can remove its files.</summary>
     public Action<int>? Abandoned { get; init; }
 
     /// <exception cref="ConfigurationException">A value is out of range.</exception>
     internal void Check()
     {
-        if (Timeout <= TimeSpan.Zero || Timeout.TotalMilliseconds > int.MaxValue) throw new ConfigurationException($"update: timeout {Timeout} is not between 0 and {int.MaxValue} ms");
-        if (!Enum.IsDefined(Method)) throw new ConfigurationException($"update: method {Method} is not known");
+        if (Timeout <= TimeSpan.Zero || Timeout.TotalMilliseconds > int.MaxValue) throw new ConfigurationException($"update: timeout: expected more than 0 and at most {int.MaxValue} ms, found {Timeout.TotalMilliseconds:0.###} ms");
+        if (!Enum.IsDefined(Method)) throw new ConfigurationException($"update: method: expected {UpdateMethod.Transfer} or {UpdateMethod.Exec}, found {(int)Method}");
     }
 
     /// <summary>Program and arguments of the new process.</summary>

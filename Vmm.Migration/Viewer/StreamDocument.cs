@@ -137,7 +137,7 @@ internal sealed record StreamFinding(StreamSeverity Severity, long Offset, strin
     public override string ToString() => $"offset 0x{Offset:x} ({Section}): {Message}";
 }
 
-/// <summary>A stream, decoded into its pieces.</summary>
+/// <summary>A stream, decoded into its pieces. Does not change once it is read; any thread.</summary>
 public sealed class StreamDocument
 {
     internal StreamDocument(string name, long lengthBytes) => (Name, LengthBytes) = (name, lengthBytes);
@@ -152,7 +152,7 @@ public sealed class StreamDocument
     /// <summary>The file's name.</summary>
     public string Name { get; }
 
-    /// <summary>Length of the file.</summary>
+    /// <summary>Length of the file, with what stands before and after the stream.</summary>
     public long LengthBytes { get; }
 
     /// <summary>File offset at which the stream starts.</summary>

@@ -30,7 +30,7 @@ internal sealed partial class StreamParser
         }
         _f.ReadByte();
         uint length = _f.ReadUInt32();
-        if (length > WireLimits.MachineNameBytes) throw new StreamLimitException($"machine name of {length} bytes is over {WireLimits.MachineNameBytes} (WireLimits.MachineNameBytes)");
+        if (length > WireLimits.MachineNameBytes) throw _f.Over($"a machine name of {length} bytes", WireLimits.MachineNameBytes, nameof(WireLimits.MachineNameBytes));
         byte[] name = new byte[length];
         _f.Read(name);
         _document.Machine = Encoding.Latin1.GetString(name);

@@ -72,7 +72,7 @@ internal sealed class CliRoot
         root.Add(Json("snapshots", "List the VM's snapshots", (target, json) => new SnapshotCommands(_context, target).List(json)));
         root.Add(Json("status", "Show the state of the VM and of its migration", (target, json) => new SimpleCommands(_context, target).Status(json)));
         root.Add(Plain("stop", "Stop the guest", static c => c.Stop()));
-        root.Add(Plain("cont", "Start the guest, or continue a migration that waits before its switchover", static c => c.Cont()));
+        root.Add(Cont());
         root.Add(Plain("cancel", "Cancel the VM's migration and wait until it has ended", static c => c.Cancel()));
         root.Add(Update());
         root.Add(Plain("quit", "End the VM", static c => c.Quit()));
@@ -192,6 +192,14 @@ internal sealed class CliRoot
     {
         var command = new Command(verb, help) { _vm, _qmp };
         command.SetAction((p, _) => Code(() => run(new SimpleCommands(_context, Target(p)))));
+        return command;
+    }
+
+    private Command Cont()
+    {
+        Option<bool> force = new("--force") { Description = "Start a VM that is held because the other side of a migration may run it; you know that it does not" };
+        var command = new Command("cont", "Start the guest, or continue a migration that waits before its switchover") { _vm, _qmp, force };
+        command.SetAction((p, _) => Code(() => new SimpleCommands(_context, Target(p)).Cont(p.GetValue(force))));
         return command;
     }
 

@@ -8,8 +8,9 @@ namespace Vmm.Devices.Vfio.User.Backend;
 /// machine, the client's memory and the eventfds; a device has registers, a state, and perhaps a thread of its own that uses
 /// <see cref="VfioUserHost.Dma"/> and <see cref="VfioUserHost.Irqs"/>.
 /// <para>
-/// Threads: every member is called on the session's thread, one call at a time. A device with threads of its own must guard what it shares with them.
-/// An errno returned here is the client's answer, unchanged (vfio-user S-54).
+/// Threads: every member is called on the session's thread, one call at a time; there is no BQL. A device with threads of its own must guard what it shares
+/// with them. An errno returned here is the client's answer, unchanged (vfio-user S-54); so is that of a <see cref="VmmException"/>. Any other exception is a
+/// bug of the device and ends at least the session.
 /// </para>
 /// </summary>
 public interface IVfioUserBackend : IDisposable
@@ -30,6 +31,7 @@ public interface IVfioUserBackend : IDisposable
 
     /// <summary>Called once, before anything else.</summary>
     /// <param name="host">The server's side; lives as long as the device.</param>
+    /// <exception cref="VmmException">The device cannot start; the server's constructor passes it on.</exception>
     void Realize(VfioUserHost host);
 
     /// <summary>

@@ -2,7 +2,7 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Devices.Vfio.User.Backend;
 
-/// <summary>One attempt to load. Session's thread.</summary>
+/// <summary>One attempt to load. Session's thread. Exceptions: as for <see cref="IVfioUserBackend"/>.</summary>
 public interface IVfioUserLoad : IDisposable
 {
     /// <summary>Takes the next part of the state, in pieces of any size (vfio-user S-40), and parses and checks it at once (vfio-user S-53).</summary>

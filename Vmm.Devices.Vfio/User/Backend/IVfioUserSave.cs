@@ -2,7 +2,9 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Devices.Vfio.User.Backend;
 
-/// <summary>One attempt to save. The object holds all state of the attempt (vfio-user S-49). Session's thread.</summary>
+/// <summary>
+/// One attempt to save. The object holds all state of the attempt (vfio-user S-49). Session's thread. Exceptions: as for <see cref="IVfioUserBackend"/>.
+/// </summary>
 public interface IVfioUserSave : IDisposable
 {
     /// <summary>

@@ -2,7 +2,10 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Devices.Vfio.User.Backend;
 
-/// <summary>Receives the sections of a snapshot for a device, from <see cref="VfioUserStateReader"/>. Session's thread.</summary>
+/// <summary>
+/// Receives the sections of a snapshot for a device, from <see cref="VfioUserStateReader"/>. Session's thread. Exceptions: as for
+/// <see cref="IVfioUserBackend"/>.
+/// </summary>
 public interface IVfioUserStateSink
 {
     /// <summary>Called at the beginning of a snapshot; drop the sections of an earlier one.</summary>

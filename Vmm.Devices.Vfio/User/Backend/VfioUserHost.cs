@@ -3,7 +3,7 @@ using Vmm.Devices.Vfio.Abstractions;
 
 namespace Vmm.Devices.Vfio.User.Backend;
 
-/// <summary>What the server gives to the device it hosts.</summary>
+/// <summary>What the server gives to the device it hosts. Any thread.</summary>
 public sealed class VfioUserHost
 {
     private readonly Func<VfioDeviceState> _state;

@@ -47,6 +47,7 @@ public sealed class VfioUserIrqs : IDisposable
     /// <summary>Raises a vector of MSI, MSI-X or REQ. Do not raise ERR for ordinary device errors: it stops a QEMU guest (vfio-user S-28).</summary>
     /// <param name="index">One of <see cref="VfioPciIrq"/>, except INTx, which is a line (see <see cref="SetIntx"/>).</param>
     /// <param name="vector">Vector, from 0.</param>
+    /// <exception cref="ArgumentOutOfRangeException">INTx, or the device has no such vector.</exception>
     public void Raise(uint index, uint vector)
     {
         ArgumentOutOfRangeException.ThrowIfZero(index);

@@ -70,6 +70,7 @@ public sealed class VfioUserPciConfig
     /// <summary>Adds a 32-bit memory BAR.</summary>
     /// <param name="index">BAR number, 0 to 5.</param>
     /// <param name="sizeBytes">Size in bytes, a power of two from 16.</param>
+    /// <exception cref="ArgumentException">Another number or size.</exception>
     public void AddBar(int index, uint sizeBytes)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan((uint)index, 5u, nameof(index));
@@ -80,6 +81,7 @@ public sealed class VfioUserPciConfig
     /// <summary>Adds an I/O BAR.</summary>
     /// <param name="index">BAR number, 0 to 5.</param>
     /// <param name="sizeBytes">Size in bytes, 4 to 64 KiB; decodes as the next power of two. A PC guest accepts 256 at most.</param>
+    /// <exception cref="ArgumentException">Another number or size.</exception>
     public void AddIoBar(int index, uint sizeBytes)
     {
         ArgumentOutOfRangeException.ThrowIfGreaterThan((uint)index, 5u, nameof(index));

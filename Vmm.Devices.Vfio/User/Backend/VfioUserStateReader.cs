@@ -6,7 +6,7 @@ namespace Vmm.Devices.Vfio.User.Backend;
 
 /// <summary>
 /// A resuming session that parses the framing of <see cref="VfioUserStateWriter"/>. The bytes may be split anywhere; every bound is checked before
-/// data are kept (vfio-user S-40, S-41, S-55, S-56).
+/// data are kept (vfio-user S-40, S-41, S-55, S-56). Session's thread.
 /// </summary>
 /// <param name="typeName">Device type; a state of another type is refused with EINVAL.</param>
 /// <param name="limitBytes">Most bytes of sections that the device takes, and of any one preview; more is refused with EFBIG.</param>

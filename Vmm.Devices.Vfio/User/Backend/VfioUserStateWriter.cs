@@ -4,7 +4,7 @@ namespace Vmm.Devices.Vfio.User.Backend;
 
 /// <summary>
 /// A saving session that frames a device's sections (see <see cref="VfioUserStateFormat"/>). While the device runs it gives previews, in
-/// whole records; after the stop, the full snapshot.
+/// whole records; after the stop, the full snapshot. Session's thread, which also calls the delegates.
 /// </summary>
 public sealed class VfioUserStateWriter : IVfioUserSave
 {

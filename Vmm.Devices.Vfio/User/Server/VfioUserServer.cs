@@ -33,6 +33,7 @@ public sealed class VfioUserServer : IDisposable
     /// <param name="backend">The device. The caller disposes it, after the server.</param>
     /// <param name="options">Limits and behaviour of the server.</param>
     /// <exception cref="ConfigurationException">The device describes itself wrongly.</exception>
+    /// <exception cref="ArgumentOutOfRangeException">An option is over its limit.</exception>
     public VfioUserServer(IVfioUserBackend backend, VfioUserServerOptions? options = null)
     {
         ArgumentNullException.ThrowIfNull(backend);

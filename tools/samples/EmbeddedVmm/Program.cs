@@ -13,7 +13,7 @@ return args is ["update", ..]
 
 namespace Vmm.Samples.EmbeddedVmm
 {
-    /// <summary>A VMM in 60 lines: a device of its own, and two VMs in one process, of which one migrates to the other through memory.</summary>
+    /// <summary>A whole VMM: a device of its own and two VMs in one process; one migrates to the other through memory.</summary>
     public static class Sample
     {
         public static async Task<int> RunAsync(TextWriter output)

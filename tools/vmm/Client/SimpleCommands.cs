@@ -23,7 +23,7 @@ internal sealed class SimpleCommands(CliContext context, VmTarget target)
         {
             Format.WriteJson(context.Out, new JsonObject
             {
-                ["name"] = name.Text("name"), ["status"] = status.Text("status"), ["running"] = status["running"]?.DeepClone(),
+                ["name"] = name.Text("name"), ["status"] = status.Text("status"), ["running"] = status["running"]?.DeepClone(), ["held"] = status["x-held"]?.DeepClone(),
                 ["version"] = version.DeepClone(), ["migration"] = report.Answer.DeepClone(),
                 ["lost-devices"] = new JsonArray([.. lost.Select(static d => d.DeepClone())]),
             });
@@ -32,6 +32,7 @@ internal sealed class SimpleCommands(CliContext context, VmTarget target)
         var rows = new List<string[]>();
         if (name.Text("name") is { } n) rows.Add(["name", n]);
         rows.Add(["state", status.Text("status") ?? "unknown"]);
+        if (status.Text("x-held") is { } held) rows.Add(["held", held]);
         rows.Add(["version", $"{version.Text("package")} (QMP {version["qemu"]?["major"]}.{version["qemu"]?["minor"]}.{version["qemu"]?["micro"]})"]);
         rows.AddRange(lost.Select(static d => (string[])["lost device", $"{d.Text("id")}: {d.Text("reason")}"]));
         if (report.Status != "none") rows.AddRange(report.Lines().Select(static l => (string[])[l[0] == "status" ? "migration" : "  " + l[0], l[1]]));
@@ -63,13 +64,13 @@ internal sealed class SimpleCommands(CliContext context, VmTarget target)
     }
 
     /// <summary><c>vmm cont</c>: starts the guest, or continues a migration that waits before its switchover.</summary>
-    public async Task<ExitCode> Cont()
+    public async Task<ExitCode> Cont(bool force = false)
     {
         await using IMonitor monitor = await Connect();
         bool waits = new MigrationReport(await monitor.Query("query-migrate", context.Interrupted)).Status == "pre-switchover";
         await Refusable(() => waits
             ? monitor.Execute("migrate-continue", new JsonObject { ["state"] = "pre-switchover" }, context.Interrupted)
-            : monitor.Execute("cont", null, context.Interrupted));
+            : monitor.Execute("cont", force ? new JsonObject { ["x-force"] = true } : null, context.Interrupted));
         return ExitCode.Ok;
     }
 

@@ -170,10 +170,11 @@ internal sealed class CprHandOverTests
         (InMemoryChannel a, InMemoryChannel b) = InMemoryChannel.CreatePair();
         Task<MigrationStatus> incoming = destination.Engine.MigrateIncoming(b);
         bool tooLate = false;
+        int writes = 0;
         var late = new LateChannel(a, () =>
         {
-            // The source writes everything after the stop in one piece, so this is its last write.
-            if (source.Vm.RunState.State != RunState.FinishMigrate || !incoming.Wait(s_deadline)) return;
+            // The source writes everything after the stop in one piece, and its final word in another.
+            if (source.Vm.RunState.State != RunState.FinishMigrate || ++writes < 2 || !incoming.Wait(s_deadline)) return;
             tooLate = true;
             if (yank) source.Engine.Yank();
             else source.Engine.Cancel();

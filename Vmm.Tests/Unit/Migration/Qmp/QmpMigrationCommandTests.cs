@@ -122,6 +122,8 @@ public sealed class QmpMigrationCommandTests
             "max-postcopy-bandwidth=0", "max-cpu-throttle=99", "multifd-compression=\"none\"", "multifd-zlib-level=1", "multifd-qatzip-level=1",
             "multifd-zstd-level=1", "x-vcpu-dirty-limit-period=1000", "vcpu-dirty-limit=1", "mode=\"normal\"", "zero-page-detection=\"multifd\"",
             "direct-io=false", "cpr-exec-command=[]", "x-rdma-chunk-size=1048576",
+            // vmm's own
+            "x-setup-timeout=30000", "x-progress-timeout=30000", "x-switchover-timeout=10000", "x-confirm-timeout=30000", "x-final-word-timeout=60000",
         ];
         Assert.That(all.Select(static p => $"{p.Key}={p.Value!.ToJsonString()}"), Is.EquivalentTo(expected));
         // A client may set every parameter to the value that it has.
