@@ -25,7 +25,7 @@ internal sealed partial class VfioUserSession : IDisposable
     private readonly ILogger _logger;
     private readonly List<OwnedFd> _fds = new(VfioUserLimits.MessageFds);
     private readonly OwnedFd _wake = Posix.EventFd();
-    private readonly uint _maxMessageBytes;
+    private uint _maxMessageBytes = VfioUserHeader.Length + VfioUserLimits.ControlBytes; // Of a VERSION; the options' limit afterwards.
     private byte[] _body = new byte[8192];
     private byte[] _reply = new byte[8192];
     /// <summary>Payload of the reply being made, behind its header in <see cref="_reply"/>.</summary>
@@ -48,7 +48,6 @@ internal sealed partial class VfioUserSession : IDisposable
     internal VfioUserSession(VfioUserSocket socket, VfioUserDevice device)
     {
         (_socket, _device, _backend, _logger) = (socket, device, device.Backend, device.Options.Logger);
-        _maxMessageBytes = (uint)device.Options.MaxDataXferBytes + VfioUserLimits.MessageHeadBytes;
         _watchdog = new VfioUserWatchdog(socket, device.Options.GreetingTimeout, device.Options.StallTimeout);
     }
 
@@ -140,6 +139,7 @@ internal sealed partial class VfioUserSession : IDisposable
             _client = VfioUserVersion.Parse(body);
             if (_client.Major != 0) throw new VfioUserProtocolException($"VERSION: major {_client.Major}, 0 expected");
             bytes = body.Length;
+            _maxMessageBytes = (uint)_device.Options.MaxDataXferBytes + VfioUserLimits.MessageHeadBytes;
             return _watchdog.TryGreet();
         }
         catch (VfioUserProtocolException e)
