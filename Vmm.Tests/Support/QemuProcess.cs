@@ -161,6 +161,13 @@ internal sealed class QemuProcess : IDisposable
         return bytes;
     }
 
+    /// <summary>Sends a signal, e.g. STOP.</summary>
+    internal void Signal(string name)
+    {
+        using var kill = Process.Start("kill", [$"-{name}", $"{_process.Id}"]);
+        kill.WaitForExit();
+    }
+
     /// <summary>Kills the process, as a crash does.</summary>
     internal void Kill()
     {
