@@ -58,10 +58,23 @@ public sealed class MigrationBlockers
         lock (_gate)
         {
             if (_frozen) throw new MigrationBlockedException($"disallowing migration blocker (migration/snapshot in progress) for: {reason}");
-            var entry = (reason, modes);
-            _entries.Add(entry);
-            return new Registration(() => { lock (_gate) _entries.Remove(entry); });
+            return AddLate(reason, modes);
         }
+    }
+
+    /// <summary>
+    /// Adds a blocker for something that has happened and cannot be refused, such as the loss of a device. A migration that runs goes on: whoever adds the
+    /// blocker makes it fail.
+    /// </summary>
+    /// <param name="reason">Shown to the user.</param>
+    /// <param name="modes">Modes it blocks.</param>
+    /// <returns>Dispose to remove it.</returns>
+    public IDisposable AddLate(string reason, MigrationModes modes)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(reason);
+        var entry = (reason, modes);
+        lock (_gate) _entries.Add(entry);
+        return new Registration(() => { lock (_gate) _entries.Remove(entry); });
     }
 
     /// <summary>Lists the reasons that block a mode; empty when nothing does.</summary>

@@ -23,8 +23,11 @@ internal interface IVfioDeviceIo : IDisposable
     /// <summary>Raised once when the device is gone for good (a vfio-user server ended or broke the protocol); on any thread, no lock held.</summary>
     event Action<VmmException>? Lost;
 
-    /// <summary>Why the device is gone for good; null while it is there. Any thread.</summary>
+    /// <summary>Why the device is gone; null while it is there. Set before <see cref="Lost"/> is raised. Any thread.</summary>
     VmmException? LostReason => null;
+
+    /// <summary>Why nobody can ask the device how it migrates; null when one can.</summary>
+    string? NoMigrationReason => null;
 
     /// <summary>Region info; cached by the backend.</summary>
     /// <returns>An info of size 0 when there is no such region, whichever way the device reports that.</returns>

@@ -114,7 +114,7 @@ public sealed partial class PciDeviceBackend
             Dispose();
             (_irqs, _irqBytes) = (null, 0);
             HostedVm vm = _vm = new HostedVm(backend._configure, backend._options(), isIncoming: true);
-            (InMemoryChannel ours, InMemoryChannel theirs) = InMemoryChannel.CreatePair(256 << 10);
+            (InMemoryChannel ours, InMemoryChannel theirs) = InMemoryChannel.CreatePair(VfioUserLimits.StatePipeBytes);
             _ours = ours;
             _loading = WorkerThread.Run("vfu-load", () =>
             {

@@ -5,6 +5,7 @@ using Vmm.Core.SaveVm;
 using Vmm.Core.Threading;
 using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.User.Backend;
+using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.Hosted;
 
@@ -17,7 +18,6 @@ namespace Vmm.Devices.Vfio.Hosted;
 /// </summary>
 public sealed partial class PciDeviceBackend : IVfioUserBackend
 {
-    private const ulong DefaultLimitBytes = 64UL << 20;
 
     private readonly Action<VmmBuilder> _configure;
     private readonly Func<DeviceOptions> _options;
@@ -62,7 +62,7 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
     public VfioMigrationFlags MigrationFlags { get; }
 
     /// <summary>Most bytes of the device's state; a larger one is refused when saving and when loading (vfio-user S-56).</summary>
-    public ulong LimitBytes { get; init; } = DefaultLimitBytes;
+    public ulong LimitBytes { get; init; } = VfioUserLimits.StateBytes;
 
     /// <summary>The present function, for tests and management; each load replaces it. Access it with the BQL of its own VM held.</summary>
     public PciDevice Function => _vm.Function;

@@ -42,15 +42,17 @@ internal sealed class ContainerDirtyLog(IVfioContainer container, Func<IReadOnly
 
     public uint Start(IReadOnlyList<GuestRange> ranges, uint pageSizeHint)
     {
-        IReadOnlyList<VfioMigration> all = devices();
+        // A device that is gone writes no memory and logs none.
+        IReadOnlyList<VfioMigration> all = [.. devices().Where(static d => d.Io.LostReason is null)];
+        bool isNobodyThere = all.Count == 0 && devices().Count > 0;
         IsLost = false;
-        Method = all.Count > 0 && all.All(static d => d.CanLogDma) ? DirtyTrackingMethod.Devices
+        Method = isNobodyThere || (all.Count > 0 && all.All(static d => d.CanLogDma)) ? DirtyTrackingMethod.Devices
             : container.CanLogDirty ? DirtyTrackingMethod.Container : DirtyTrackingMethod.Nobody;
         ulong granularity = PageSize;
         switch (Method)
         {
             case DirtyTrackingMethod.Devices:
-                List<GuestRange> joined = Join(ranges);
+                List<GuestRange> joined = all.Count > 0 ? Join(ranges) : [];
                 foreach (VfioMigration device in all)
                 {
                     Errno errno = device.Io.StartDmaLog(pageSizeHint, joined, out ulong inForce);

@@ -74,11 +74,12 @@ internal sealed class VfioMigration : IDisposable
     /// <summary>Called when the device came from another process, in an unknown state.</summary>
     internal void ReadStateAfterCpr() => Protocol?.ReadState();
 
-    /// <summary>Throws if the device is gone, because nobody has its state any more.</summary>
+    /// <summary>Throws if the device is gone: nobody has its state, and nobody takes one.</summary>
     /// <exception cref="VfioException">Names the device and the reason.</exception>
     internal void ThrowIfLost()
     {
-        if (Io.LostReason is { } reason) throw new VfioException($"device '{Id}' is gone, and its state with it", reason.Errno, reason);
+        if (Io.LostReason is { } reason)
+            throw new VfioException($"device '{Id}' ({Io.Name}) is gone: {reason.Message}", reason.Errno, reason) { Hint = "a reset of the VM attaches it to a new server" };
     }
 
     /// <summary>Called when the device's owner has reset it.</summary>
@@ -99,6 +100,7 @@ internal sealed class VfioMigration : IDisposable
     private void Probe()
     {
         if (Options.Enable == VfioEnableMigration.Off) { Block("migration is disabled for it (enable-migration=off)"); return; }
+        if (Io.NoMigrationReason is { } cannotAsk) { Block(cannotAsk); return; }
         (IVfioMigrationProtocol? protocol, string reason) = FindProtocol();
         if (protocol is null) { Block(reason); return; }
         Protocol = protocol;

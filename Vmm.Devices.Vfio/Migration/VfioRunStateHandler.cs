@@ -18,6 +18,13 @@ internal sealed class VfioRunStateHandler(VfioMigration migration) : IVmStateHan
 
     public string Id => migration.Id;
 
+    public void ThrowIfCannotStart()
+    {
+        if (migration.IsBypassed()) return;
+        migration.ThrowIfLost();
+        ThrowIfBroken();
+    }
+
     public void OnVmStatePrepare(bool running, RunState state)
     {
         if (IsOut || (Protocol.Flags & VfioMigrationFlags.P2P) == 0) return;

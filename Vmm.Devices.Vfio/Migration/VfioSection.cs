@@ -26,7 +26,7 @@ internal sealed class VfioSection(VfioMigration migration) : ISavePrepare, ILoad
 
     public LoadRoles LoadSetup(LoadContext context)
     {
-        // Also in a check: when it has passed, the rest of the VM is overwritten before this device could refuse.
+        // Also for a stream that is only checked: when it has passed, the rest of the VM is overwritten before this device could refuse.
         migration.ThrowIfLost();
         if (Protocol.State == VfioDeviceState.Error) throw new VfioException($"device '{migration.Id}' is broken; reset the VM", Errno.EIO);
         // A stream that is only checked must not reach the device.

@@ -52,6 +52,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
             Rehearsed = WorkerThread.Run("mig/rehearsal", Rehearsal.Run),
         };
         vm.Disposing += Dispose;
+        vm.Events.Lost += OnDeviceLost;
         _context.Machine.Changed += status =>
         {
             MigrationLog.StatusChanged(_context.Logger, status.ToWireName());
@@ -114,6 +115,14 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
         var reason = new ChannelException("the migration's channels were shut by yank", Errno.ECONNABORTED);
         if (!_isIncoming) _outgoing?.Abort(reason);
         _incoming?.Abort(reason);
+    }
+
+    /// <summary>Fails a migration that needs a device which is gone. No lock, as for <see cref="Yank"/>.</summary>
+    private void OnDeviceLost(string id, VmmException reason)
+    {
+        var failure = new DeviceStateException($"device '{id}' is gone: {VmmException.Describe(reason)}", reason) { Hint = "a reset of the VM attaches it to a new server" };
+        if (!_isIncoming) _outgoing?.LoseDevice(failure);
+        else if (_context.Vm.RunState.State == RunState.InMigrate && !_context.Vm.CprFds.IsIncoming) _incoming?.LoseDevice(failure);
     }
 
     /// <summary>Variant of the framing for migrations that start from now on.</summary>

@@ -36,8 +36,10 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     private readonly FaultLatch _latch = new();
     private readonly Receipt _receipt = new();
     private string _phase = "header";
+    private volatile IncomingStream? _stream;
     private long _switchoverAt;
-    private int _reported;
+    private readonly Lock _reportGate = new();
+    private bool _reported;
     private readonly CancellationTokenSource _cancel = new();
     private SilenceWatch? _watch;
 
@@ -51,6 +53,12 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     internal IncomingRecord Record { get; } = new();
 
     internal void Abort(Exception reason) => _latch.Set(reason);
+
+    /// <summary>Fails the load, because a device is gone that its state is for. What has been confirmed is not touched.</summary>
+    internal void LoseDevice(Exception reason)
+    {
+        if (_phase is not ("confirm" or "start")) Refuse(_stream?.ReturnPath, reason);
+    }
 
     public void Dispose()
     {
@@ -105,7 +113,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     {
         context.Rehearsed.Wait();
         MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Vm.Uuid, _latch);
-        var incoming = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
+        var incoming = _stream = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
         // The source of an update opens no other channels.
         ConnectionWatch? watch = Lobby is null || context.Vm.CprFds.IsIncoming ? null
             : new(Lobby, dataChannels.Count, () => channel.PeerHasClosed, e => Refuse(incoming.ReturnPath, e));
@@ -145,7 +153,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
     }
 
-    /// <summary>Called on the watch's thread. The source must get the record before the latch shuts the channel.</summary>
+    /// <summary>Called on another thread. The source must get the record before the latch shuts the channel.</summary>
     private void Refuse(ReturnPathWriter? returnPath, Exception reason)
     {
         Report(returnPath, reason);
@@ -274,19 +282,23 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
 
     private void Report(ReturnPathWriter? returnPath, Exception reason)
     {
-        // Only the first reason is sent.
-        if (Interlocked.Exchange(ref _reported, 1) != 0) return;
-        MigrationError error = MigrationErrors.From("destination", _phase, reason);
-        Record.Error = error;
-        if (returnPath is null) return;
-        try
+        // Only the first reason is sent. Whoever has another one waits for that, because it shuts the channel afterwards.
+        lock (_reportGate)
         {
-            returnPath.SendShut(error);
-            channel.Drain(TimeSpan.FromMilliseconds(200));
-        }
-        catch (VmmException)
-        {
-            // The source is gone; the record stays on this side.
+            if (_reported) return;
+            _reported = true;
+            MigrationError error = MigrationErrors.From("destination", _phase, reason);
+            Record.Error = error;
+            if (returnPath is null) return;
+            try
+            {
+                returnPath.SendShut(error);
+                channel.Drain(TimeSpan.FromMilliseconds(200));
+            }
+            catch (VmmException)
+            {
+                // The source is gone; the record stays on this side.
+            }
         }
     }
 

@@ -81,6 +81,12 @@ internal sealed class OutgoingMigration : IDisposable
 
     internal void Abort(Exception reason) => _attempt.Latch.Set(reason);
 
+    /// <summary>Fails the attempt, because a device is gone whose state has not been sent. In the CPR modes the new process gets the device as it is.</summary>
+    internal void LoseDevice(Exception reason)
+    {
+        if (_plan.Mode == MigrationMode.Normal && _attempt.HandOver.Stage == SourceStage.Sending) _attempt.Latch.Set(reason);
+    }
+
     public void Dispose()
     {
         _cancelLimit?.Dispose();

@@ -10,18 +10,29 @@ namespace Vmm.Migration.Qmp;
 internal sealed class QmpControlCommands(QmpServer server, Vm vm)
 {
     private static readonly QmpEnum s_runState = new([.. RunStateNames.All]);
+    private static readonly QmpEnum s_deviceState = new("present", "lost");
 
     internal IEnumerable<QmpCommand> Commands()
     {
         yield return new("query-status", QmpObject.Empty, new QmpObject(new("running", QmpType.Bool), new("status", s_runState), new("x-held", QmpType.Str, true)), _ => Status());
         yield return new("query-name", QmpObject.Empty, new QmpObject(new QmpMember("name", QmpType.Str, true)), QueryName);
         yield return new("query-uuid", QmpObject.Empty, new QmpObject(new QmpMember("UUID", QmpType.Str)), _ => new JsonObject { ["UUID"] = vm.Uuid.ToString() });
+        yield return new(QmpServer.ExtensionPrefix + "query-devices", QmpObject.Empty,
+            new QmpArray(new QmpObject(new("id", QmpType.Str), new("state", s_deviceState), new("reason", QmpType.Str, true))), _ => Devices());
         yield return new("stop", _ => { vm.Stop(); return null; });
         yield return new("cont", new(new QmpMember("x-force", QmpType.Bool, true)), QmpObject.Empty, call => { Cont(call.Bool("x-force", false)); return null; });
         yield return new("system_reset", _ => { server.ResetVm(); return null; });
         yield return new("quit", Quit);
         yield return new("pmemsave", new(new("val", QmpType.Int), new("size", QmpType.Int), new("filename", QmpType.Str)), QmpObject.Empty, PMemSave);
     }
+
+    /// <summary>Which devices are there, and why one is not. Takes no lock, because somebody may hold the BQL and wait for a device.</summary>
+    private JsonArray Devices() => new([.. vm.Devices.Select(static d =>
+    {
+        var one = new JsonObject { ["id"] = d.Id, ["state"] = d.LostReason is null ? "present" : "lost" };
+        if (d.LostReason is { } reason) one["reason"] = reason;
+        return one;
+    })]);
 
     internal JsonObject Status()
     {

@@ -93,6 +93,8 @@ public sealed class QmpServer : IDisposable
         vm.RunState.Changed += OnRunState;
         vm.ResetDone += OnReset;
         vm.Events.Raised += OnDeviceEvent;
+        vm.Events.Lost += OnDeviceLost;
+        vm.Events.Returned += OnDeviceReturned;
         vm.Disposing += Dispose;
     }
 
@@ -174,6 +176,8 @@ public sealed class QmpServer : IDisposable
         _vm.RunState.Changed -= OnRunState;
         _vm.ResetDone -= OnReset;
         _vm.Events.Raised -= OnDeviceEvent;
+        _vm.Events.Lost -= OnDeviceLost;
+        _vm.Events.Returned -= OnDeviceReturned;
         _vm.Disposing -= Dispose;
         // No listener or session is added any more: both additions take the gate and check _ended.
         foreach (QmpListener listener in _listeners) listener.Dispose();
@@ -279,6 +283,11 @@ public sealed class QmpServer : IDisposable
 
     private void OnDeviceEvent(string name, IReadOnlyList<KeyValuePair<string, string>> data) =>
         Broadcast(name, new JsonObject(data.Select(static d => KeyValuePair.Create(d.Key, (JsonNode?)JsonValue.Create(d.Value)))));
+
+    private void OnDeviceLost(string id, VmmException reason) =>
+        Broadcast(ExtensionPrefix + "DEVICE_LOST", new JsonObject { ["id"] = id, ["reason"] = VmmException.Describe(reason) });
+
+    private void OnDeviceReturned(string id) => Broadcast(ExtensionPrefix + "DEVICE_RETURNED", new JsonObject { ["id"] = id });
 
     private void OnReset() =>
         Broadcast("RESET", new JsonObject { ["guest"] = false, ["reason"] = _resetting ? "host-qmp-system-reset" : "none" });
