@@ -37,4 +37,7 @@ internal static partial class MigrationLog
 
     [LoggerMessage(3007, LogLevel.Warning, "snapshot '{Name}' is skipped: {Reason}", EventName = "snapshot_skipped")]
     internal static partial void SnapshotSkipped(ILogger logger, string name, string reason);
+
+    [LoggerMessage(3020, LogLevel.Warning, "'{Folder}' is left over and could not be removed: {Reason}", EventName = "snapshot_leftover")]
+    internal static partial void SnapshotLeftover(ILogger logger, string folder, string reason);
 }
