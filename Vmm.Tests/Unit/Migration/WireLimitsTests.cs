@@ -59,7 +59,7 @@ public sealed class WireLimitsTests
                 var path = new ReturnPathReader(source, new FaultLatch());
                 path.Start();
                 destination.Write(new StreamBuilder().U16(2).U16(WireLimits.ReturnPathPayloadBytes + 1).ToArray());
-                Assert.That(path.WaitEnd(s_deadline), Is.EqualTo(ReturnPathEnd.Failed));
+                Assert.That(path.WaitEnd(s_deadline), Is.Not.EqualTo(ReturnPathEnd.Open).And.Not.EqualTo(ReturnPathEnd.Confirmed));
                 return path.Failure!.Message;
             }
         },
