@@ -21,7 +21,7 @@ internal static class MigrationConnector
         Func<long, int, OwnedFd?>? openFdSet) => address.Transport switch
     {
         MigrationTransport.File when address.Path.StartsWith(FdSetPrefix, StringComparison.Ordinal) => FromFdSet(address, outgoing, openFdSet),
-        MigrationTransport.File => outgoing ? FileChannel.Create(address.Path, address.OffsetBytes) : FileChannel.Open(address.Path, address.OffsetBytes),
+        MigrationTransport.File => FromPath(address, outgoing),
         MigrationTransport.Exec => ExecChannel.Start(address, outgoing),
         MigrationTransport.Fd => FromFd(address, outgoing, takeNamedFd),
         _ => null,
@@ -34,7 +34,7 @@ internal static class MigrationConnector
         if (address.Transport == MigrationTransport.Unix)
         {
             OwnedFd fd = Posix.Socket(Posix.AF_UNIX);
-            Errno errno = Posix.Connect(fd, Posix.UnixAddress(address.Path), wake, ConnectTimeoutMs);
+            Errno errno = Posix.ConnectUnix(fd, address.Path, wake, ConnectTimeoutMs);
             if (errno == Errno.None) return new SocketChannel(fd, address.ToString(), tcp: false);
             fd.Dispose();
             throw Unreachable(address.Path, errno);
@@ -90,6 +90,19 @@ internal static class MigrationConnector
     }
 
     private static ChannelException Unreachable(string where, Errno errno) => new($"Failed to connect to '{where}': {Posix.Describe(errno)}", errno);
+
+    /// <summary>Opens a file, or a FIFO. Never waits for the other end of a FIFO.</summary>
+    private static IMigrationChannel FromPath(MigrationAddress address, bool outgoing)
+    {
+        using OwnedFd? place = Posix.Open(address.Path, Posix.O_PATH, 0, out _);
+        if (place is null || Posix.Stat(place, out FileStatus status) != Errno.None || !status.IsPipe)
+            return outgoing ? FileChannel.Create(address.Path, address.OffsetBytes) : FileChannel.Open(address.Path, address.OffsetBytes);
+        if (address.OffsetBytes != 0) throw new ConfigurationException($"'{address.Path}' is a FIFO, which has no offset {address.OffsetBytes}");
+        OwnedFd? fd = Posix.Open(address.Path, (outgoing ? Posix.O_WRONLY : Posix.O_RDONLY) | Posix.O_NONBLOCK, 0, out Errno errno);
+        if (fd is not null) return outgoing ? new PipeChannel(null, fd, address.ToString()) : new PipeChannel(fd, null, address.ToString());
+        if (errno != Errno.ENXIO) throw new ChannelException($"Could not open '{address.Path}': {Posix.Describe(errno)}", errno);
+        throw new ChannelException($"nobody reads the FIFO '{address.Path}'", errno) { Hint = "start its reader first" };
+    }
 
     /// <summary>The set must contain a descriptor that was opened with exactly the needed access mode (qmp 8.2).</summary>
     private static FileChannel FromFdSet(MigrationAddress address, bool outgoing, Func<long, int, OwnedFd?>? openFdSet)

@@ -128,7 +128,7 @@ internal sealed class MigrationListener : IDisposable
     {
         try
         {
-            var unix = UnixListener.Listen(address.Path, Backlog);
+            var unix = UnixListener.ListenAnywhere(address.Path, Backlog);
             return new MigrationListener([unix.Socket], address, unix);
         }
         catch (ConfigurationException e)

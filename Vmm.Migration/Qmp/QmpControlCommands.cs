@@ -1,8 +1,11 @@
 using System.Text.Json.Nodes;
+using Vmm.Core.Channels;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
+using Vmm.Core.Interop;
 using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
+using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Qmp;
 
@@ -64,9 +67,11 @@ internal sealed class QmpControlCommands(QmpServer server, Vm vm)
         string path = call.Str("filename");
         if (address < 0 || size < 0 || !IsRam((ulong)address, (ulong)size))
             throw new QmpErrorException($"Invalid addr 0x{address:x16}/size {size} specified");
+        using IMigrationChannel file = OpenForWriting(path);
+        // A FIFO whose reader sleeps must not hold up the end of the server.
+        using CancellationTokenRegistration stop = call.Stopping.Register(() => file.Shutdown(ChannelShutdown.Both));
         try
         {
-            using FileStream file = OpenForWriting(path);
             byte[] buffer = new byte[(int)Math.Min(size, 1 << 20)];
             for (long done = 0; done < size;)
             {
@@ -78,27 +83,21 @@ internal sealed class QmpControlCommands(QmpServer server, Vm vm)
             }
             return null;
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        catch (ChannelException e)
         {
-            throw new QmpErrorException($"An IO error has occurred writing '{path}': {e.Message}");
+            throw new QmpErrorException($"An IO error has occurred writing '{path}': {Posix.Describe(e.Errno)}");
         }
     }
 
-    private static FileStream OpenForWriting(string path)
+    private static IMigrationChannel OpenForWriting(string path)
     {
         try
         {
-            return new FileStream(path, FileMode.Create, FileAccess.Write);
+            return MigrationConnector.OpenAtOnce(new MigrationAddress { Transport = MigrationTransport.File, Path = path }, outgoing: true, null, null)!;
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException)
+        catch (ChannelException e)
         {
-            string why = e switch
-            {
-                DirectoryNotFoundException => "No such file or directory",
-                UnauthorizedAccessException => "Permission denied",
-                _ => e.Message,
-            };
-            throw new QmpErrorException($"Could not open '{path}': {why}");
+            throw new QmpErrorException($"Could not open '{path}': {Posix.Describe(e.Errno)}");
         }
     }
 

@@ -63,8 +63,8 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
         }
         finally
         {
-            // After a commit the directory has another name, and this does nothing.
-            DirectorySnapshotStore.Discard(aside);
+            // After a commit the directory has another name; this then removes the snapshot that was replaced.
+            _store.Discard(aside);
         }
     }
 
