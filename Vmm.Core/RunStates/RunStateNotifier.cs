@@ -173,8 +173,8 @@ internal sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
     public void ThrowIfCannotStart()
     {
         bql.AssertHeld();
-        List<Exception> errors = Each(ascending: true, static h => h.ThrowIfCannotStart());
-        if (errors.Count > 0) throw Collected("start", errors);
+        List<Exception> errors = Tell(true, static h => h.ThrowIfCannotStart());
+        if (errors.Count > 0) throw Described("start", errors);
     }
 
     /// <inheritdoc/>
@@ -258,8 +258,11 @@ internal sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
 
     private DeviceStateException Failed(string what, List<Exception> errors)
     {
-        var failure = new DeviceStateException($"could not {what} the VM: {string.Join("; ", errors.Select(static e => e.Message))}", errors.Count == 1 ? errors[0] : new AggregateException(errors));
+        DeviceStateException failure = Described(what, errors);
         ChangeFailed?.Invoke(failure);
         return failure;
     }
+
+    private static DeviceStateException Described(string what, List<Exception> errors) =>
+        new($"could not {what} the VM: {string.Join("; ", errors.Select(static e => e.Message))}", errors.Count == 1 ? errors[0] : new AggregateException(errors));
 }
