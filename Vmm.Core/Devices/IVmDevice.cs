@@ -8,6 +8,9 @@ namespace Vmm.Core.Devices;
 /// </summary>
 public interface IVmDevice : INamedPart, IDisposable
 {
+    /// <summary>Why the device is gone, e.g. because the process behind it ended; null while it is there. The guest runs on without it. Any thread.</summary>
+    string? LostReason => null;
+
     /// <summary>Sets the device's power-on state. BQL: held.</summary>
     void Reset();
 

@@ -23,7 +23,10 @@ internal sealed class SerialFileLine : ISerialLine, IDisposable
         try
         {
             // Append and share, because source and destination of a migration on one host may name the same file.
-            _file = new FileStream(path, FileMode.Append, FileAccess.Write, FileShare.ReadWrite);
+            _file = new FileStream(path, new FileStreamOptions
+            {
+                Mode = FileMode.Append, Access = FileAccess.Write, Share = FileShare.ReadWrite, UnixCreateMode = UnixFileMode.UserRead | UnixFileMode.UserWrite,
+            });
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException or NotSupportedException or ArgumentException)
         {

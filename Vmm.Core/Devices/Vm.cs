@@ -1,5 +1,7 @@
 using Microsoft.Extensions.DependencyInjection;
+using Microsoft.Extensions.Logging;
 using Vmm.Core.Cpr;
+using Vmm.Core.Diagnostics;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
 using Vmm.Core.Pci;
@@ -175,15 +177,20 @@ public sealed class Vm : IDisposable
         }
     }
 
-    /// <summary>Resets all devices (QEMU: <c>qemu_system_reset</c>). RAM keeps its content; a running VM runs afterwards.</summary>
-    /// <exception cref="DeviceStateException">Another process has the VM, or is about to take it.</exception>
+    /// <summary>
+    /// Resets all devices (QEMU: <c>qemu_system_reset</c>). RAM keeps its content; a running VM runs afterwards. A device that fails to stop is reset like
+    /// the others.
+    /// </summary>
+    /// <exception cref="DeviceStateException">
+    /// Another process has the VM, or is about to take it; or a device could not be reset or started, and the VM stays stopped.
+    /// </exception>
     public void Reset()
     {
         using (_hold.Acquire())
         {
             ThrowIfLeft();
             bool running = _runState.IsRunning;
-            if (running) _runState.Stop(RunStates.RunState.Paused);
+            if (running) StopForReset();
             ResetDevices();
             Accelerator?.LoadProgram();
             if (RunStateTable.NeedsReset(_runState.State)) _runState.Set(RunStates.RunState.PreLaunch);
@@ -201,6 +208,18 @@ public sealed class Vm : IDisposable
         CprFds.EndIncoming();
     }
 
+    private void StopForReset()
+    {
+        try
+        {
+            _runState.Stop(RunStates.RunState.Paused);
+        }
+        catch (DeviceStateException)
+        {
+            // The VM has stopped nevertheless. The reset gives the device that failed a state that is known again.
+        }
+    }
+
     /// <summary>
     /// Throws if the other side of a migration may have the VM, or another process takes it: both processes share memory and devices then, so a change here
     /// would change the VM there.
@@ -213,14 +232,26 @@ public sealed class Vm : IDisposable
 
     /// <summary>Resets all devices, e.g. before a load; memory keeps its content. BQL: held.</summary>
     /// <param name="type">The reason, for devices that distinguish (<see cref="IVmDevice.Reset(ResetType)"/>).</param>
+    /// <exception cref="DeviceStateException">A device failed; the others and the accelerator have been reset.</exception>
     public void ResetDevices(ResetType type = ResetType.Cold)
     {
         _bql.AssertHeld();
+        DeviceStateException? first = null;
         foreach (IVmDevice device in _devices)
         {
-            device.Reset(type);
+            try
+            {
+                device.Reset(type);
+            }
+#pragma warning disable CA1031 // One device that fails must not keep the state of all those after it; its exception is reported with its name.
+            catch (Exception e)
+#pragma warning restore CA1031
+            {
+                first ??= new DeviceStateException($"device '{device.Id}' could not be reset: {e.Message}", e);
+            }
         }
         Accelerator?.Reset();
+        if (first is not null) throw first;
     }
 
     /// <summary>
@@ -246,6 +277,11 @@ public sealed class Vm : IDisposable
             {
                 device.Dispose();
                 throw new ConfigurationException($"device id '{device.Id}' is in use");
+            }
+            if (_options.OnlyMigratable && SaveVm.Entries().Any(static e => e.VmState is { IsMigratable: false }))
+            {
+                device.Dispose();
+                throw new ConfigurationException($"Device {device.Id} is not migratable, but --only-migratable was specified");
             }
             _devices.Add(device);
             return device;
@@ -295,6 +331,7 @@ public sealed class Vm : IDisposable
         if (options.Machine is not ("none" or RemoteMachine)) throw new ConfigurationException($"machine '{options.Machine}' is not known; known: none, {RemoteMachine}");
         _options = options;
         AutoStart = options.AutoStart;
+        _deviceServices.Blockers.OnlyMigratable = options.OnlyMigratable;
         if (options.Cpr is not null) CprFds.Receive(options.Cpr);
         foreach (RamBlockOptions block in options.Memory) AddMemory(block);
         using (_bql.Acquire())
@@ -348,11 +385,19 @@ public sealed class Vm : IDisposable
         using (_bql.Acquire())
         {
             if (_disposed || !_runState.IsRunning) return;
-            switch (request)
+            try
             {
-                case GuestRequest.Reset: Reset(); break;
-                case GuestRequest.Shutdown: _runState.Stop(RunStates.RunState.Shutdown); break;
-                default: _runState.Stop(RunStates.RunState.InternalError); break;
+                switch (request)
+                {
+                    case GuestRequest.Reset: Reset(); break;
+                    case GuestRequest.Shutdown: _runState.Stop(RunStates.RunState.Shutdown); break;
+                    default: _runState.Stop(RunStates.RunState.InternalError); break;
+                }
+            }
+            catch (DeviceStateException e)
+            {
+                // The caller would drop the handler, and with it every later request of the guest.
+                CoreLog.GuestRequestFailed(_deviceServices.Loggers.CreateLogger<Vm>(), request.ToString(), e.Message, _runState.State.ToWireName());
             }
         }
     }

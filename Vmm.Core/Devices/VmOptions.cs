@@ -39,6 +39,12 @@ public sealed record VmOptions
     /// <summary>True if the VM waits for an incoming migration.</summary>
     public bool IsIncoming { get; init; }
 
+    /// <summary>
+    /// True if the VM must always be able to migrate: a device that cannot, or that would block an ordinary migration, is refused (QEMU:
+    /// <c>-only-migratable</c>).
+    /// </summary>
+    public bool OnlyMigratable { get; init; }
+
     /// <summary>Descriptors from the process that ran this VM before, or null; the VM owns them.</summary>
     public CprIncoming? Cpr { get; init; }
 

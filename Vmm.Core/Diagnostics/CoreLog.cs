@@ -16,4 +16,7 @@ internal static partial class CoreLog
 
     [LoggerMessage(1004, LogLevel.Warning, "the kernel overran a vCPU's dirty ring of {entries} entries; all pages count as dirty")]
     internal static partial void DirtyRingOverrun(ILogger logger, int entries);
+
+    [LoggerMessage(1005, LogLevel.Error, "the guest asked for {request}, which failed: {error}; the VM is {state}")]
+    internal static partial void GuestRequestFailed(ILogger logger, string request, string error, string state);
 }

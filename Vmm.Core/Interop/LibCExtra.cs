@@ -23,6 +23,22 @@ internal static unsafe partial class LibCExtra
     [LibraryImport(Library, SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     internal static partial int execvpe(string file, [In] string?[] argv, [In] string?[] envp);
 
+    [LibraryImport(Library, SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    internal static partial int renameat2(int fromDirectory, string from, int toDirectory, string to, uint flags);
+
+    [LibraryImport(Library, SetLastError = true)]
+    internal static partial int flock(OwnedFd fd, int operation);
+
+    [LibraryImport(Library, SetLastError = true)]
+    internal static partial int prctl(int option, nuint a, nuint b, nuint c, nuint d);
+
+    /// <summary>Both capability calls take the header and two words of each set (struct __user_cap_data_struct[2]).</summary>
+    [LibraryImport(Library, SetLastError = true)]
+    internal static partial int capget(ref CapabilityHeader header, uint* data);
+
+    [LibraryImport(Library, SetLastError = true)]
+    internal static partial int capset(ref CapabilityHeader header, uint* data);
+
     [LibraryImport(Library)]
     internal static partial int gettid();
 
@@ -50,6 +66,14 @@ internal static unsafe partial class LibCExtra
 
     [LibraryImport(Library, SetLastError = true)]
     internal static partial int ioctl(OwnedFd fd, nuint request, nint argument);
+
+    /// <summary>struct __user_cap_header_struct.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    internal struct CapabilityHeader
+    {
+        internal uint Version;
+        internal int ThreadId;
+    }
 
     /// <summary>struct sched_param.</summary>
     [StructLayout(LayoutKind.Sequential)]

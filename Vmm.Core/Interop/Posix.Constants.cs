@@ -25,6 +25,7 @@ public static partial class Posix
     internal static short POLLERR => LibC.POLLERR;
     internal static short POLLHUP => LibC.POLLHUP;
     internal static short POLLNVAL => LibC.POLLNVAL;
+    internal static short POLLRDHUP => LibC.POLLRDHUP;
 
     /// <summary>Family of UNIX sockets.</summary>
     public static int AF_UNIX => LibC.AF_UNIX;

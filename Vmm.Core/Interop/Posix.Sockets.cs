@@ -64,6 +64,25 @@ public static partial class Posix
         return bytes;
     }
 
+    /// <summary>
+    /// Connects to a UNIX socket as <see cref="Connect"/> does. A path over <see cref="MaxUnixPathBytes"/> is reached through an open directory, so that only
+    /// the file's name must be short.
+    /// </summary>
+    /// <exception cref="ConfigurationException">The file's name is too long.</exception>
+    internal static Errno ConnectUnix(OwnedFd fd, string path, OwnedFd? wake, int timeoutMs)
+    {
+        if (Encoding.UTF8.GetByteCount(path) <= MaxUnixPathBytes) return Connect(fd, UnixAddress(path), wake, timeoutMs);
+        using OwnedFd? folder = Open(Path.GetDirectoryName(path) is { Length: > 0 } name ? name : ".", O_PATH | O_DIRECTORY, 0, out Errno errno);
+        return folder is null ? errno : Connect(fd, UnixAddressIn(folder, path), wake, timeoutMs);
+    }
+
+    /// <summary>The address of a socket by its name in an open directory; valid while the directory is open.</summary>
+    internal static byte[] UnixAddressIn(OwnedFd folder, string path)
+    {
+        string shortPath = $"/proc/self/fd/{folder.Number}/{Path.GetFileName(path)}";
+        return UnixAddress(Encoding.UTF8.GetByteCount(shortPath) <= MaxUnixPathBytes ? shortPath : path);
+    }
+
     internal static unsafe Errno Bind(OwnedFd fd, byte[] address)
     {
         using FdInUse use = fd.Use();
@@ -154,6 +173,9 @@ public static partial class Posix
     }
 
     internal static void ReuseAddress(OwnedFd fd) => SetOption(fd, LibC.SOL_SOCKET, LibC.SO_REUSEADDR, 1);
+
+    /// <summary>Says whether an IPv6 socket leaves IPv4's connections alone, so that a socket of each family can have the same port.</summary>
+    internal static void TakeOnlyIPv6(OwnedFd fd, bool on) => SetOption(fd, LibC.IPPROTO_IPV6, LibC.IPV6_V6ONLY, on ? 1 : 0);
 
     /// <summary>Ends one or both directions of a connection (shutdown(2)); blocked calls on it return. <paramref name="how"/> is a SHUT_ constant.</summary>
     /// <returns>None, or why the kernel refused.</returns>

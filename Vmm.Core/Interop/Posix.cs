@@ -112,6 +112,14 @@ public static partial class Posix
         return LibC.fsync(use.Number) == 0 ? Errno.None : LastError;
     }
 
+    /// <summary>Syncs a directory, so that the names in it are on disk. Not every file system can; those report no error.</summary>
+    internal static Errno SyncDirectory(string path, Func<OwnedFd, Errno> sync)
+    {
+        using OwnedFd? fd = Open(path, O_RDONLY | O_DIRECTORY, 0, out Errno errno);
+        if (fd is not null) errno = sync(fd);
+        return errno == Errno.EINVAL ? Errno.None : errno;
+    }
+
     internal static Errno Truncate(OwnedFd fd, long lengthBytes)
     {
         using FdInUse use = fd.Use();
@@ -149,6 +157,14 @@ public static partial class Posix
         return (new OwnedFd(fds[0]), new OwnedFd(fds[1]));
     }
 
+    /// <summary>Number of bytes that were written to a pipe and not read yet, asked at either end; -1 if the descriptor cannot tell.</summary>
+    internal static int UnreadBytes(OwnedFd pipe)
+    {
+        const uint fionread = 0x541B;
+        int bytes = 0;
+        return Ioctl.Invoke(pipe, fionread, ref bytes, out _) == 0 ? bytes : -1;
+    }
+
     /// <summary>Requests a size for a pipe; the kernel may refuse.</summary>
     public static void SetPipeSize(OwnedFd pipe, int bytes) => Control(pipe, LibC.F_SETPIPE_SZ, bytes);
 
@@ -174,6 +190,9 @@ public static partial class Posix
         int fd = LibC.eventfd(0, LibC.EFD_CLOEXEC | LibC.EFD_NONBLOCK);
         return fd >= 0 ? new OwnedFd(fd) : throw Error("eventfd", LastError);
     }
+
+    /// <summary>How many descriptors this process may have (RLIMIT_NOFILE).</summary>
+    internal static long MaxOpenFiles => LibC.sysconf(4 /* _SC_OPEN_MAX, which Tmds.LibC lacks */);
 
     /// <summary>Adds 1 to an eventfd: whoever polls it wakes.</summary>
     public static void SignalEventFd(OwnedFd fd)
@@ -274,6 +293,16 @@ public static partial class Posix
         fixed (byte* text = CString(path)) return LibC.mkdir(text, (ushort)mode) == 0 ? Errno.None : LastError;
     }
 
+    /// <summary>Renames a file or directory; with <paramref name="exchange"/> both must exist and swap their names in one step.</summary>
+    internal static Errno Rename(string from, string to, bool exchange = false)
+    {
+        const int atCwd = -100;
+        return LibCExtra.renameat2(atCwd, from, atCwd, to, exchange ? 2u : 0) == 0 ? Errno.None : LastError;
+    }
+
+    /// <summary>Locks an open file or directory (flock(2)) until the descriptor is closed; EAGAIN if another descriptor has the lock.</summary>
+    internal static Errno TryLock(OwnedFd fd) => LibCExtra.flock(fd, 2 | 4 /* LOCK_EX | LOCK_NB */) == 0 ? Errno.None : LastError;
+
     /// <summary>Gives a file a second name; EEXIST if the name is taken.</summary>
     internal static unsafe Errno Link(string path, string newPath)
     {
@@ -297,9 +326,12 @@ public static partial class Posix
     /// <summary>Replaces the program of this process; returns only if it fails.</summary>
     /// <param name="command">The program, which is searched for in PATH, and its arguments.</param>
     /// <param name="environment">Entries of the form NAME=value.</param>
-    internal static Errno Execute(IReadOnlyList<string> command, IReadOnlyList<string> environment)
+    internal static Errno Execute(IReadOnlyList<string> command, IReadOnlyList<string> environment) => Execute(command[0], command, environment);
+
+    /// <summary>As above, for a program that is told another name of itself as its first argument.</summary>
+    internal static Errno Execute(string program, IReadOnlyList<string> arguments, IReadOnlyList<string> environment)
     {
-        _ = LibCExtra.execvpe(command[0], [.. command, null], [.. environment, null]);
+        _ = LibCExtra.execvpe(program, [.. arguments, null], [.. environment, null]);
         return LastError;
     }
 

@@ -4,12 +4,12 @@ namespace Vmm.Core.Interop;
 
 /// <summary>
 /// A listening UNIX socket at a path. The path appears only when the socket listens, so a client that waits for the path can connect at once. The
-/// socket has mode 0600; missing folders are created with mode 0700. Dispose removes the file only if it is still this socket. One owner; not
-/// thread-safe.
+/// socket has mode 0600; missing folders are created with mode 0700; a folder in which another user could replace the socket is refused. Dispose removes
+/// the file only if it is still this socket. One owner; not thread-safe.
 /// </summary>
 public sealed class UnixListener : IDisposable
 {
-    private const uint OwnerOnly = 0x180, OwnerOnlyFolder = 0x1C0; // 0600, 0700
+    private const uint OwnerOnly = 0x180, OwnerOnlyFolder = 0x1C0, WritableByOthers = 0x002, Sticky = 0x200; // 0600, 0700, 0002, 01000
     private const int ProbeMs = 1000;
 
     private readonly FileStatus? _file;
@@ -29,14 +29,24 @@ public sealed class UnixListener : IDisposable
     /// <summary>Listens at a path. Replaces a socket on which nobody listens; refuses anything else at the path, symbolic links included.</summary>
     /// <param name="path">1 to 107 bytes of UTF-8.</param>
     /// <param name="backlog">Number of connections that may wait for accept.</param>
-    /// <exception cref="ConfigurationException">The path is too long, in use, or not a socket.</exception>
+    /// <exception cref="ConfigurationException">The path is too long, in use, or not a socket of this user, or its folder is not safe.</exception>
     /// <exception cref="ChannelException">The operating system refused.</exception>
     public static UnixListener Listen(string path, int backlog)
     {
-        byte[] address = Posix.UnixAddress(path);
+        _ = Posix.UnixAddress(path);
+        return ListenAnywhere(path, backlog);
+    }
+
+    /// <summary>
+    /// As <see cref="Listen"/>, at a path of any length; only the file's name must be short. Programs that cannot shorten a path do not reach a socket whose
+    /// path has more than 107 bytes.
+    /// </summary>
+    internal static UnixListener ListenAnywhere(string path, int backlog)
+    {
         string folder = System.IO.Path.GetDirectoryName(path) is { Length: > 0 } name ? name : ".";
         MakeFolder(folder, path);
-        RemoveStale(path, address);
+        CheckFolder(folder, path);
+        RemoveStale(path);
         OwnedFd socket = Posix.Socket(Posix.AF_UNIX);
         try
         {
@@ -74,8 +84,10 @@ public sealed class UnixListener : IDisposable
     {
         string temporary = "." + System.IO.Path.GetRandomFileName(), hidden = System.IO.Path.Combine(folder, temporary);
         using OwnedFd directory = Posix.Open(folder, Posix.O_PATH | Posix.O_DIRECTORY, 0, out Errno errno) ?? throw Refused(path, errno);
+        // Refuses a name that no client could connect to.
+        _ = Posix.UnixAddressIn(directory, path);
         // A socket address has room for 107 bytes; this path is short, however long the folder's name is.
-        errno = Posix.Bind(socket, Posix.UnixAddress($"/proc/self/fd/{directory.Number}/{temporary}"));
+        errno = Posix.Bind(socket, Posix.UnixAddressIn(directory, temporary));
         if (errno != Errno.None) throw Refused(path, errno);
         try
         {
@@ -104,12 +116,30 @@ public sealed class UnixListener : IDisposable
             throw new ConfigurationException($"cannot listen at '{path}': folder '{folder}' cannot be created: {Posix.Describe(errno)}");
     }
 
-    private static void RemoveStale(string path, byte[] address)
+    /// <summary>Refuses a folder in which somebody else could put another socket in place of this one.</summary>
+    private static void CheckFolder(string folder, string path)
+    {
+        using OwnedFd? fd = Posix.Open(folder, Posix.O_PATH | Posix.O_DIRECTORY, 0, out Errno errno);
+        if (fd is null || (errno = Posix.Stat(fd, out FileStatus status)) != Errno.None) throw Refused(path, errno);
+        uint user = PrivateDirectory.CurrentUserId;
+        if (status.UserId != user && status.UserId != 0)
+            throw new ConfigurationException($"cannot listen at '{path}': folder '{folder}' belongs to user {status.UserId}, who could replace the socket; expected {user} or root");
+        if ((status.Permissions & WritableByOthers) != 0 && (status.Permissions & Sticky) == 0)
+        {
+            throw new ConfigurationException($"cannot listen at '{path}': every user can write in folder '{folder}' and could replace the socket")
+            {
+                Hint = $"chmod o-w '{folder}', or another folder",
+            };
+        }
+    }
+
+    private static void RemoveStale(string path)
     {
         if (Look(path) is not { } found) return;
         if (!found.IsSocket) throw new ConfigurationException($"cannot listen at '{path}': the path exists and is not a socket");
+        if (found.UserId != PrivateDirectory.CurrentUserId) throw new ConfigurationException($"cannot listen at '{path}': a socket of user {found.UserId} is there");
         using OwnedFd probe = Posix.Socket(Posix.AF_UNIX);
-        if (Posix.Connect(probe, address, null, ProbeMs) != Errno.ECONNREFUSED) throw InUse(path);
+        if (Posix.ConnectUnix(probe, path, null, ProbeMs) != Errno.ECONNREFUSED) throw InUse(path);
         File.Delete(path);
     }
 

@@ -31,7 +31,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
     private readonly KvmIrqChips _powerOnChips;
     private readonly ILogger _logger;
     private readonly LegacyDevices _legacy;
-    private bool _hasNoProgram;
+    private bool _hasNoProgram, _wasStarted;
 
     internal KvmAccelerator(VmOptions options, IDeviceServices services)
     {
@@ -123,12 +123,16 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
         if (running)
         {
             if (_hasNoProgram) throw new DeviceStateException("the guest was reset, and this process has no kernel to start it with: an incoming VM needs the kernel too");
+            _wasStarted = true;
             Clock.StartClock();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.TellPaused();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.Start();
             foreach (KvmVcpu vcpu in _vcpus) vcpu.WaitEntered();
             return;
         }
+        // A start that another handler has ended stops vCPUs that never ran; their clocks stand still already.
+        if (!_wasStarted) return;
+        _wasStarted = false;
         StopVcpus();
         Chips.Pit.NoteClock();
     }

@@ -171,14 +171,13 @@ public sealed unsafe class RamBlock : IDisposable
     }
 
     /// <summary>
-    /// Marks the pages that have no backing memory yet; they read as zero, but a read through the mapping would allocate them. Only for shared
-    /// blocks, because the guest sees their file. The dirty log reports writes that come after this call.
+    /// Marks the pages that have no backing memory yet; they read as zero, but a read through the mapping would allocate them. The dirty log reports writes
+    /// that come after this call.
     /// </summary>
     /// <param name="into">One bit for each page; this call adds marks.</param>
     public void FindHoles(DirtyBitmap into)
     {
         ArgumentNullException.ThrowIfNull(into);
-        if (!IsShared) return;
         long size = (long)SizeBytes;
         for (long at = 0; at < size;)
         {
@@ -186,7 +185,8 @@ public sealed unsafe class RamBlock : IDisposable
             if (data == -2) return;
             long end = data < 0 ? size : Math.Min(data, size);
             long first = (at + PageSize - 1) / PageSize, last = end / PageSize;
-            if (last > first) into.SetRange(first, last - first);
+            if (last > first && IsShared) into.SetRange(first, last - first);
+            else if (last > first) FindUncopied(first, last, into);
             if (data < 0 || data >= size) return;
             at = Posix.SeekHole(Fd, data);
             if (at < 0) return;
@@ -204,6 +204,23 @@ public sealed unsafe class RamBlock : IDisposable
     {
         _region.Dispose();
         Fd.Dispose();
+    }
+
+    /// <summary>A private mapping keeps its written pages beside the file, so a hole of the file is one of the block only where no page was written.</summary>
+    private void FindUncopied(long first, long last, DirtyBitmap into)
+    {
+        using OwnedFd? map = Posix.Open("/proc/self/pagemap", Posix.O_RDONLY, 0, out _);
+        if (map is null) return;
+        byte[] entries = new byte[8 * 4096];
+        for (long page = first; page < last;)
+        {
+            int count = (int)Math.Min(entries.Length / 8, last - page);
+            if (Posix.PRead(map, entries.AsSpan(0, 8 * count), ((HostAddress / PageSize) + page) * 8, out _) != 8 * count) return;
+            // Bits 63 and 62: the page is present, or swapped. Bit 61: it is the file's, which somebody has only read.
+            for (int i = 0; i < count; i++)
+                if (BitConverter.ToUInt64(entries, 8 * i) >> 61 is 0 or 5) into.Set(page + i);
+            page += count;
+        }
     }
 
     private void CheckRange(ulong offset, int length)

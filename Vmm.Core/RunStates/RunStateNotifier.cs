@@ -2,7 +2,10 @@ using Vmm.Core.Errors;
 
 namespace Vmm.Core.RunStates;
 
-/// <summary>Hears when the VM starts or stops (QEMU: <c>qemu_add_vm_change_state_handler</c>). It may throw: the others are still told, a start is undone, and a stop reaches its state.</summary>
+/// <summary>
+/// Hears when the VM starts or stops (QEMU: <c>qemu_add_vm_change_state_handler</c>). It may throw. A stop then tells the others and reaches its state. A
+/// start ends at the first handler that throws, and every handler is told to stop, also one that was not yet told to start.
+/// </summary>
 public interface IVmStateHandler
 {
     /// <summary>The VM is about to start, or has stopped. BQL: held.</summary>
@@ -69,6 +72,20 @@ public interface IRunStateNotifier
     internal void EnterInternalError();
 
     /// <summary>
+    /// Leaves the temporary state of an attempt (finish-migrate, save-vm, restore-vm) without a start; no handler is called. QEMU's table leads out of some
+    /// of these states only for a guest that starts, so a guest that cannot start would stay there for ever. BQL: held.
+    /// </summary>
+    /// <param name="state">The state before the attempt, or paused for a guest that could not be started.</param>
+    /// <exception cref="InvalidOperationException">The VM runs, or would have to run in <paramref name="state"/>.</exception>
+    internal void Leave(RunState state);
+
+    /// <summary>
+    /// Raised when handlers failed in a start or a stop, with the reason, on the changing thread. A device may have lost its state, so an attempt that saves
+    /// it must fail. BQL: held.
+    /// </summary>
+    internal event Action<DeviceStateException>? ChangeFailed;
+
+    /// <summary>
     /// Stops the VM and enters a state, for a device that cannot let the guest go on (QEMU: <c>vm_stop</c>). A VM that does not run only changes
     /// its state. BQL: held.
     /// </summary>
@@ -88,8 +105,8 @@ public interface IRunStateNotifier
 
 /// <summary>
 /// Owns the run state of one VM and calls the handlers. Every change needs the BQL. The exception names each handler that failed. A stop always
-/// enters its state and throws afterwards; a failed start tells all handlers to stop and keeps the old state. Both make a migration fail, because
-/// a device whose state is unknown must not be saved.
+/// enters its state and throws afterwards; a start ends at the first failure, so that no vCPU runs beside a device that did not start, tells all handlers
+/// to stop and keeps the old state. Both make a migration fail (<see cref="ChangeFailed"/>), because a device whose state is unknown must not be saved.
 /// </summary>
 internal sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
 {
@@ -108,6 +125,9 @@ internal sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
 
     /// <summary>Raised after each change, on the thread that made it. BQL: held.</summary>
     public event Action<RunState, RunState>? Changed;
+
+    /// <inheritdoc cref="IRunStateNotifier.ChangeFailed"/>
+    public event Action<DeviceStateException>? ChangeFailed;
 
     /// <inheritdoc/>
     public IDisposable Register(IVmStateHandler handler, int priority = 0)
@@ -135,24 +155,26 @@ internal sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
             Move(RunState.Suspended);
             return;
         }
-        List<Exception> errors = Prepare(true, RunState.Running);
+        List<Exception> errors = Tell(true, static h => h.OnVmStatePrepare(true, RunState.Running));
         if (errors.Count == 0)
         {
             Move(RunState.Running, notify: false);
-            errors = Run(true, RunState.Running);
+            errors = Tell(true, static h => h.OnVmStateChange(true, RunState.Running));
             if (errors.Count == 0) { Changed?.Invoke(before, RunState.Running); return; }
-            Run(false, before);
             _state = before;
         }
-        throw Collected("start", errors);
+        // An attempt's own state would tell a device that the attempt goes on.
+        RunState stopped = before is RunState.FinishMigrate or RunState.SaveVm or RunState.RestoreVm ? RunState.Paused : before;
+        Tell(false, h => h.OnVmStateChange(false, stopped));
+        throw Failed("start", errors);
     }
 
     /// <inheritdoc cref="IRunStateNotifier.ThrowIfCannotStart"/>
     public void ThrowIfCannotStart()
     {
         bql.AssertHeld();
-        List<Exception> errors = Each(ascending: true, static h => h.ThrowIfCannotStart());
-        if (errors.Count > 0) throw Collected("start", errors);
+        List<Exception> errors = Tell(true, static h => h.ThrowIfCannotStart());
+        if (errors.Count > 0) throw Described("start", errors);
     }
 
     /// <inheritdoc/>
@@ -163,11 +185,11 @@ internal sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
         Check(state);
         if (before == RunState.Suspended && state != RunState.Suspended) WasSuspended = true;
         if (!RunStateTable.IsRunning(before)) { Move(state); return; }
-        List<Exception> errors = Prepare(false, state);
+        List<Exception> errors = Tell(false, h => h.OnVmStatePrepare(false, state));
         Move(state, notify: false);
-        errors.AddRange(Run(false, state));
+        errors.AddRange(Tell(false, h => h.OnVmStateChange(false, state)));
         Changed?.Invoke(before, state);
-        if (errors.Count > 0) throw Collected("stop", errors);
+        if (errors.Count > 0) throw Failed("stop", errors);
     }
 
     /// <inheritdoc/>
@@ -176,6 +198,14 @@ internal sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
         bql.AssertHeld();
         Check(state);
         if (IsRunning != RunStateTable.IsRunning(state)) throw new InvalidOperationException($"'{_state.ToWireName()}' to '{state.ToWireName()}' needs a start or stop");
+        Move(state);
+    }
+
+    /// <inheritdoc/>
+    public void Leave(RunState state)
+    {
+        bql.AssertHeld();
+        if (IsRunning || RunStateTable.IsRunning(state)) throw new InvalidOperationException($"'{_state.ToWireName()}' to '{state.ToWireName()}' needs a start or stop");
         Move(state);
     }
 
@@ -201,16 +231,12 @@ internal sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
         if (notify && before != to) Changed?.Invoke(before, to);
     }
 
-    private List<Exception> Prepare(bool running, RunState state) =>
-        Each(running, h => h.OnVmStatePrepare(running, state));
-
-    private List<Exception> Run(bool running, RunState state) => Each(running, h => h.OnVmStateChange(running, state));
-
-    private List<Exception> Each(bool ascending, Action<IVmStateHandler> call)
+    /// <summary>Tells the handlers of a start, until one fails, or all handlers of a stop in reverse order.</summary>
+    private List<Exception> Tell(bool isStart, Action<IVmStateHandler> call)
     {
         var errors = new List<Exception>();
         IVmStateHandler[] handlers = [.. _handlers.Select(static h => h.Handler)];
-        if (!ascending) Array.Reverse(handlers);
+        if (!isStart) Array.Reverse(handlers);
         foreach (IVmStateHandler handler in handlers)
         {
             try
@@ -222,6 +248,7 @@ internal sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
 #pragma warning restore CA1031
             {
                 errors.Add(new DeviceStateException($"{NameOf(handler)}: {e.Message}", e));
+                if (isStart) break;
             }
         }
         return errors;
@@ -229,6 +256,13 @@ internal sealed class RunStateNotifier(Bql bql) : IRunStateNotifier
 
     private static string NameOf(IVmStateHandler handler) => handler is INamedPart part ? $"device '{part.Id}'" : handler.GetType().Name;
 
-    private static DeviceStateException Collected(string what, List<Exception> errors) =>
+    private DeviceStateException Failed(string what, List<Exception> errors)
+    {
+        DeviceStateException failure = Described(what, errors);
+        ChangeFailed?.Invoke(failure);
+        return failure;
+    }
+
+    private static DeviceStateException Described(string what, List<Exception> errors) =>
         new($"could not {what} the VM: {string.Join("; ", errors.Select(static e => e.Message))}", errors.Count == 1 ? errors[0] : new AggregateException(errors));
 }

@@ -24,9 +24,6 @@ public sealed record LoadRoles
     /// <summary>The device will acknowledge its first data (QEMU: <c>switchover_ack_needed</c>); counts only while capability switchover-ack is on.</summary>
     public bool NeedsSwitchoverAck { get; init; }
 
-    /// <summary>Checks that all of the state has come. Without this role an iterable is complete when its END section has been read.</summary>
-    internal ILoadComplete? Complete { get; init; }
-
     /// <summary>The end of the attempt.</summary>
     public ILoadCleanup? Cleanup { get; init; }
 
@@ -39,7 +36,6 @@ public sealed record LoadRoles
         VmState = attempt as IVmStateSection,
         Buffers = attempt as ILoadStateBuffer,
         Pages = attempt as ILoadPages,
-        Complete = attempt as ILoadComplete,
         Cleanup = attempt as ILoadCleanup,
     };
 }
@@ -53,14 +49,15 @@ public interface ILoadState
     /// </summary>
     /// <exception cref="Errors.VmmException">The bytes are malformed (<see cref="QemuFileReader.Bad"/>) or the device refuses them; the load fails.</exception>
     void LoadState(QemuFileReader f, int versionId);
-}
 
-/// <summary>Checks before the confirmation that all of a state has come.</summary>
-internal interface ILoadComplete
-{
-    /// <summary>Called when stream and data channels have ended, before the cleanup. BQL: not held.</summary>
+    /// <summary>
+    /// Checks that all of the state has come, so that no VM runs on half of it. Called before the confirmation and before the cleanup, when stream and data
+    /// channels have ended, also when no section ever came. That every section that was begun has ended is checked elsewhere. BQL: not held.
+    /// </summary>
     /// <exception cref="Errors.VmmException">Names what never came.</exception>
-    void ThrowIfIncomplete();
+    void ThrowIfIncomplete()
+    {
+    }
 }
 
 /// <summary>The end of an attempt, successful or not (QEMU: <c>load_cleanup</c>).</summary>
@@ -75,7 +72,7 @@ public interface ILoadStateBuffer
 {
     /// <summary>
     /// Takes one buffer of opaque device data and owns it from then on, even when it throws. Buffers come in any order, on several threads, and perhaps
-    /// before <see cref="SwitchoverStart"/>.
+    /// before <see cref="SwitchoverStart"/>. An implementation bounds what it holds: it may wait here for room, until <see cref="LoadContext.Cancel"/> fires.
     /// </summary>
     void LoadStateBuffer(StateBuffer buffer);
 

@@ -42,21 +42,39 @@ public sealed class MigrationBlockers
     private readonly List<(string Reason, MigrationModes Modes)> _entries = [];
     private bool _frozen;
 
+    /// <summary>The VM must always be able to migrate: whoever would block mode normal is refused (QEMU: <c>-only-migratable</c>).</summary>
+    internal bool OnlyMigratable { get; set; }
+
     /// <summary>Adds a blocker.</summary>
     /// <param name="reason">Shown to the user.</param>
     /// <param name="modes">Modes it blocks.</param>
     /// <returns>Dispose to remove it.</returns>
-    /// <exception cref="MigrationBlockedException">A migration or snapshot runs.</exception>
+    /// <exception cref="MigrationBlockedException">A migration or snapshot runs, or the VM must always be able to migrate.</exception>
     public IDisposable Add(string reason, MigrationModes modes = MigrationModes.All)
     {
         ArgumentException.ThrowIfNullOrEmpty(reason);
+        if (OnlyMigratable && (modes & MigrationModes.Normal) != 0)
+            throw new MigrationBlockedException($"disallowing migration blocker (--only-migratable) for: {reason}");
         lock (_gate)
         {
             if (_frozen) throw new MigrationBlockedException($"disallowing migration blocker (migration/snapshot in progress) for: {reason}");
-            var entry = (reason, modes);
-            _entries.Add(entry);
-            return new Registration(() => { lock (_gate) _entries.Remove(entry); });
+            return AddLate(reason, modes);
         }
+    }
+
+    /// <summary>
+    /// Adds a blocker for something that has happened and cannot be refused, such as the loss of a device. A migration that runs goes on: whoever adds the
+    /// blocker makes it fail.
+    /// </summary>
+    /// <param name="reason">Shown to the user.</param>
+    /// <param name="modes">Modes it blocks.</param>
+    /// <returns>Dispose to remove it.</returns>
+    public IDisposable AddLate(string reason, MigrationModes modes)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(reason);
+        var entry = (reason, modes);
+        lock (_gate) _entries.Add(entry);
+        return new Registration(() => { lock (_gate) _entries.Remove(entry); });
     }
 
     /// <summary>Lists the reasons that block a mode; empty when nothing does.</summary>
@@ -83,12 +101,15 @@ public sealed class MigrationBlockers
     }
 }
 
-/// <summary>Moments of a migration that devices are told of (QEMU: <c>MigrationEventType</c>).</summary>
+/// <summary>
+/// Moments of a migration that devices are told of (QEMU: <c>MigrationEventType</c>). A snapshot is announced in the same way, as a migration in mode normal
+/// after which the VM goes on here in either case (QEMU tells nobody, so a device could stay in a migration state).
+/// </summary>
 public enum MigrationEvent
 {
     /// <summary>A migration is about to start; a handler that throws stops it.</summary>
     PrecopySetup,
-    /// <summary>It completed.</summary>
+    /// <summary>It completed: after a migration the VM is elsewhere, after a snapshot it goes on here.</summary>
     PrecopyDone,
     /// <summary>It failed or was cancelled; the VM goes on here.</summary>
     PrecopyFailed,

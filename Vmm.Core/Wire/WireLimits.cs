@@ -14,6 +14,9 @@ internal static class WireLimits
     /// <summary>Longest return path payload (stream 6.2).</summary>
     public const int ReturnPathPayloadBytes = 512;
 
+    /// <summary>Largest number of section ids in one stream. Ours: a section needs one, and a VM has fewer than 1000 sections.</summary>
+    public const int SectionIds = 1 << 16;
+
     /// <summary>Largest number of RAM blocks in one setup record. Ours: QEMU machines have fewer than 100.</summary>
     public const int RamBlocks = 4096;
 
@@ -32,6 +35,24 @@ internal static class WireLimits
     /// <summary>Largest number of elements of one variable array or list. Ours: far more than the table of any device has.</summary>
     public const int VmStateElements = 1 << 24;
 
+    /// <summary>Largest piece of device state in one packet of multifd. Ours: QEMU sends 1 MiB at most.</summary>
+    public const int MultifdStateBytes = (1 << 20) + 4096;
+
+    /// <summary>Most bytes of one QMP request, and longest token in it (QEMU: MAX_TOKEN_SIZE).</summary>
+    public const int QmpRequestBytes = 64 << 20;
+
+    /// <summary>Largest number of tokens in one QMP request (QEMU: MAX_TOKEN_COUNT).</summary>
+    public const int QmpTokens = 2 << 20;
+
+    /// <summary>Deepest nesting in one QMP request (QEMU: MAX_NESTING).</summary>
+    public const int QmpNesting = 1024;
+
+    /// <summary>Largest number of named descriptors of one QMP client, and of descriptors in all fd sets. Ours: libvirt passes fewer than 100.</summary>
+    public const int QmpFds = 1024;
+
+    /// <summary>Longest line of a report during an update. Ours: a word, a pid and a time.</summary>
+    public const int UpdateReportBytes = 64;
+
     /// <summary>Longest CPR state. Ours: a VM has a few thousand descriptors, and a record for one has fewer than 100 bytes.</summary>
     public const int CprStateBytes = 1 << 20;
 
@@ -40,6 +61,9 @@ internal static class WireLimits
 
     /// <summary>Longest descriptor name in a CPR state, with its terminator. Ours: QEMU's names are device paths.</summary>
     public const int CprNameBytes = 1024;
+
+    /// <summary>Longest manifest of a snapshot. Ours: one has fewer than 1000 bytes.</summary>
+    public const int ManifestBytes = 64 << 10;
 
     /// <summary>Longest VMDESC that the stream viewer parses into a tree. Ours: 100 times what QEMU 11.1's pc writes.</summary>
     public const int ViewerVmDescBytes = 16 << 20;

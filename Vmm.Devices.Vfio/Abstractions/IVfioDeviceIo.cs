@@ -20,14 +20,14 @@ internal interface IVfioDeviceIo : IDisposable
     /// <summary>How its DMA is mapped; shared by the devices of one address space, owned elsewhere.</summary>
     IVfioContainer Container { get; }
 
-    /// <summary>
-    /// How much device state to expect of a device that does not know feature MIG_DATA_SIZE: 100 GiB for a kernel driver, which is too old to say
-    /// (QEMU: <c>VFIO_MIG_STOP_COPY_SIZE</c>); 0 over vfio-user, whose protocol has no such query.
-    /// </summary>
-    ulong AssumedStopCopyBytes { get; }
-
     /// <summary>Raised once when the device is gone for good (a vfio-user server ended or broke the protocol); on any thread, no lock held.</summary>
     event Action<VmmException>? Lost;
+
+    /// <summary>Why the device is gone; null while it is there. Set before <see cref="Lost"/> is raised. Any thread.</summary>
+    VmmException? LostReason => null;
+
+    /// <summary>Why nobody can ask the device how it migrates; null when one can.</summary>
+    string? NoMigrationReason => null;
 
     /// <summary>Region info; cached by the backend.</summary>
     /// <returns>An info of size 0 when there is no such region, whichever way the device reports that.</returns>

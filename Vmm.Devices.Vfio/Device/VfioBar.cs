@@ -13,22 +13,28 @@ internal sealed class VfioBar(VfioDeviceAccess access, VfioRegionInfo info, PciB
 {
     private const ulong PageBytes = 4096;
 
-    private readonly List<(VfioRegionArea Area, MappedRegion Mapping)> _mapped = [];
+    // Replaced as a whole, because accesses read it without a lock.
+    private volatile (VfioRegionArea Area, MappedRegion Mapping)[] _mapped = [];
 
     internal PciBarType Type => type;
 
     internal VfioRegionInfo Info => info;
 
-    internal bool HasMappings => _mapped.Count > 0;
+    internal bool HasMappings => _mapped.Length > 0;
 
     private bool IsIo => (type & PciBarType.Io) != 0;
 
     /// <summary>Size of the BAR: the region's, rounded up to a power of two and to the least a BAR of its kind can have.</summary>
     internal ulong SizeBytes => Math.Max(System.Numerics.BitOperations.RoundUpToPowerOf2(info.SizeBytes), IsIo ? 4UL : 16UL);
 
-    public void Dispose()
+    public void Dispose() => Unmap();
+
+    /// <summary>Ends direct access; every access goes by call from now on. The guest must have no way to the areas any more.</summary>
+    internal void Unmap()
     {
-        foreach ((_, MappedRegion mapping) in _mapped) mapping.Dispose();
+        (VfioRegionArea Area, MappedRegion Mapping)[] gone = _mapped;
+        _mapped = [];
+        foreach ((_, MappedRegion mapping) in gone) mapping.Dispose();
     }
 
     /// <summary>Maps the areas, leaving out pages that hold MSI-X structures where the device does not allow those to be mapped.</summary>
@@ -40,11 +46,13 @@ internal sealed class VfioBar(VfioDeviceAccess access, VfioRegionInfo info, PciB
             if (m.TableBar == bar) Exclude(areas, m.TableOffset, (ulong)m.TableBytes);
             if (m.PbaBar == bar) Exclude(areas, m.PbaOffset, (ulong)m.PbaBytes);
         }
+        var mapped = new List<(VfioRegionArea Area, MappedRegion Mapping)>();
         foreach (VfioRegionArea area in areas)
         {
-            if (access.Io.MapArea(info.Index, area) is { } mapping) _mapped.Add((area, mapping));
+            if (access.Io.MapArea(info.Index, area) is { } mapping) mapped.Add((area, mapping));
             else VfioLog.AreaNotMapped(access.Logger, access.Id, bar, area.OffsetBytes);
         }
+        _mapped = [.. mapped];
     }
 
     internal ulong Read(ulong offset, int size, bool direct = true)

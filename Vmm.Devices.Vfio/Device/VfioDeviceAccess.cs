@@ -17,11 +17,16 @@ internal sealed class VfioDeviceAccess : IDisposable
     private readonly RateLimit _irqs = new(TimeProvider.System, s_logInterval);
     private volatile bool _lost;
 
+    private volatile bool _left;
+
     internal VfioDeviceAccess(string id, IVfioDeviceIo io, ILogger logger)
     {
         (Id, Io, Logger) = (id, io, logger);
         io.Lost += OnLost;
     }
+
+    /// <summary>Raised once for each loss of the device, on any thread, no lock held.</summary>
+    internal event Action<VmmException>? Lost;
 
     internal string Id { get; }
 
@@ -29,11 +34,14 @@ internal sealed class VfioDeviceAccess : IDisposable
 
     internal ILogger Logger { get; }
 
-    /// <summary>The device is gone for good.</summary>
+    /// <summary>The device is gone, until <see cref="Return"/>.</summary>
     internal bool IsLost => _lost;
 
     /// <summary>The device belongs to another process: it gets no more requests, and no message says so.</summary>
-    internal void Leave() => _lost = true;
+    internal void Leave() => _left = _lost = true;
+
+    /// <summary>Uses the device that has taken the lost one's place.</summary>
+    internal void Return() => _lost = _left;
 
     public void Dispose() => Io.Lost -= OnLost;
 
@@ -127,8 +135,10 @@ internal sealed class VfioDeviceAccess : IDisposable
 
     private void OnLost(VmmException reason)
     {
-        if (_lost) return;
+        // A late word about a device that has been replaced has no reason any more.
+        if (_lost || Io.LostReason is null) return;
         _lost = true;
         VfioLog.DeviceLost(Logger, Id, VmmException.Describe(reason));
+        Lost?.Invoke(reason);
     }
 }

@@ -20,6 +20,12 @@ internal static partial class VfioLog
     [LoggerMessage(2003, LogLevel.Error, "device '{device}' is gone: {reason}; the guest reads all ones from here on")]
     internal static partial void DeviceLost(ILogger logger, string device, string reason);
 
+    [LoggerMessage(2015, LogLevel.Information, "device '{device}' is back: the VM's reset has attached it to a new server")]
+    internal static partial void DeviceBack(ILogger logger, string device);
+
+    [LoggerMessage(2016, LogLevel.Warning, "device '{device}' stays lost at this reset: {reason}")]
+    internal static partial void DeviceStaysLost(ILogger logger, string device, string reason);
+
     [LoggerMessage(2004, LogLevel.Error, "device '{device}' reports an error that it cannot recover from; the VM stops", EventName = "vfio_err_notifier_handler")]
     internal static partial void ErrorInterrupt(ILogger logger, string device);
 

@@ -4,6 +4,7 @@ using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Pci;
 using Vmm.Core.RunStates;
+using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.Migration;
@@ -23,6 +24,7 @@ internal sealed class VfioPciDevice : IVmDevice, IVfioConfigState
     private readonly VfioMigration? _migration;
     private readonly VfioCprPci? _cpr;
     private readonly IDisposable? _runState;
+    private IDisposable? _lossBlocker;
     private bool _disposed;
 
     /// <summary>Makes the device and plugs it. BQL: held.</summary>
@@ -38,6 +40,7 @@ internal sealed class VfioPciDevice : IVmDevice, IVfioConfigState
         ArgumentNullException.ThrowIfNull(services);
         (Id, _services) = (options.Id, services);
         _access = new VfioDeviceAccess(Id, io, services.Loggers.CreateLogger<VfioPciDevice>());
+        _access.Lost += OnLost;
         try
         {
             VfioPciFunctionOptions o = Read(options, io);
@@ -54,6 +57,8 @@ internal sealed class VfioPciDevice : IVmDevice, IVfioConfigState
             VfioMigration migration = _migration;
             _cpr = new VfioCprPci(Id, Path, io, _function, services) { Interrupts = Listen, Left = _access.Leave, Arrived = () => migration.ReadStateAfterCpr() };
             _migration.IsBypassed = () => _cpr.IsActive;
+            // A VM whose device died before it could start does not start; the new process of an update keeps what it was given.
+            if (io.LostReason is { } reason && !services.CprFds.IsIncoming) throw new VfioException($"device '{Id}' ({io.Name}) is gone: {reason.Message}", reason.Errno, reason);
         }
         catch
         {
@@ -78,6 +83,9 @@ internal sealed class VfioPciDevice : IVmDevice, IVfioConfigState
     public bool IsLost => _access.IsLost;
 
     /// <inheritdoc/>
+    public string? LostReason => Io.LostReason is { } reason ? VmmException.Describe(reason) : null;
+
+    /// <inheritdoc/>
     public void Reset(ResetType type)
     {
         // After a check of a stream nothing has to be undone here: a check does not change this device.
@@ -87,8 +95,9 @@ internal sealed class VfioPciDevice : IVmDevice, IVfioConfigState
     /// <inheritdoc/>
     public void Reset()
     {
+        if (Io.LostReason is not null && Io is IVfioReattach io && _cpr?.IsActive != true) Reattach(io);
         Function.Reset();
-        _migration?.OnDeviceReset();
+        _migration?.OnDeviceReset(_function!.WasReset);
     }
 
     /// <summary>Why the device cannot migrate, or null.</summary>
@@ -121,6 +130,8 @@ internal sealed class VfioPciDevice : IVmDevice, IVfioConfigState
         {
             if (_disposed) return;
             _disposed = true;
+            _access.Lost -= OnLost;
+            _lossBlocker?.Dispose();
             _runState?.Dispose();
             _cpr?.Dispose();
             _migration?.Dispose();
@@ -171,6 +182,45 @@ internal sealed class VfioPciDevice : IVmDevice, IVfioConfigState
         _access.SetIrqs(VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger, index, 0, 1, (OwnedFd?)null);
         notifier.Dispose();
         notifier = null;
+    }
+
+    /// <summary>Tells everybody of a lost device: the VM runs on without it, and only its migration does not.</summary>
+    private void OnLost(VmmException reason)
+    {
+        // First without the BQL: whoever has it may wait for another device.
+        _services.Events.RaiseLost(Id, reason);
+        using (_services.Bql.Acquire())
+        {
+            if (_disposed || !IsLost) return;
+            _lossBlocker ??= _services.Blockers.AddLate($"device '{Id}' ({Io.Name}) is gone: {VmmException.Describe(reason)}", MigrationModes.Normal);
+            _function!.FollowLoss();
+        }
+    }
+
+    /// <summary>A reset brings a lost device back when its server is there again: the guest expects a fresh device now.</summary>
+    private void Reattach(IVfioReattach io)
+    {
+        try
+        {
+            io.Reattach();
+            _access.Return();
+            _function!.TakeNewDevice();
+            Rebind(VfioPciIrq.Err, _error);
+            Rebind(VfioPciIrq.Req, _request);
+            _lossBlocker?.Dispose();
+            _lossBlocker = null;
+            VfioLog.DeviceBack(_access.Logger, Id);
+            _services.Events.RaiseReturned(Id);
+        }
+        catch (VmmException e)
+        {
+            VfioLog.DeviceStaysLost(_access.Logger, Id, VmmException.Describe(e));
+        }
+    }
+
+    private void Rebind(uint index, VfioIrqEvent? notifier)
+    {
+        if (notifier is not null) _access.SetIrqs(VfioIrqSetFlags.DataEventFd | VfioIrqSetFlags.ActionTrigger, index, 0, 1, notifier.Fd);
     }
 
     /// <summary>Stops the VM, because the device may have written to any of the guest's memory (QEMU: <c>vm_stop(RUN_STATE_INTERNAL_ERROR)</c>).</summary>

@@ -39,6 +39,9 @@ internal sealed partial class VfioPciFunction
         MapDirect();
     }
 
+    /// <summary>Whether the device did the last <see cref="Reset"/>; not every device can.</summary>
+    internal bool WasReset { get; private set; }
+
     /// <summary>Power-on state of function and device (QEMU: <c>vfio_pci_reset</c>).</summary>
     public override void Reset()
     {
@@ -46,7 +49,7 @@ internal sealed partial class VfioPciFunction
         PowerUp();
         // Stops DMA before the reset.
         if (ReadDevice(PciRegisters.Command, 2) is { } command) ForwardCommand((PciCommand)command & ~DecodeBits);
-        _access.Reset();
+        WasReset = _access.Reset();
         base.Reset();
         FollowBusMaster();
         ReadShadow();

@@ -130,6 +130,31 @@ internal sealed partial class VfioPciFunction : PciDevice
             if (!_direct.Exists(d => d.Range == range) && accelerator.MapMmio(range, mapping, offset) is { } slot) _direct.Add((range, slot));
     }
 
+    /// <summary>Takes the mapped areas of a lost device from the guest, which then reads all ones there too.</summary>
+    internal void FollowLoss() => MapDirect();
+
+    /// <summary>Checks that the device that has taken a lost one's place is what the guest knows, and maps its areas. The VM is stopped; a reset follows.</summary>
+    /// <exception cref="VfioException">It is another device.</exception>
+    internal void TakeNewDevice()
+    {
+        byte[] device = ReadDeviceConfig() ?? throw Unfit("the configuration space of the new device cannot be read");
+        for (int i = 0; i < device.Length; i++)
+        {
+            int checkedBits = Config.CheckedBits(i) & ~_emulated[i];
+            if (((device[i] ^ Config.Bytes[i]) & checkedBits) != 0)
+                throw Unfit($"the new device is another one: byte 0x{i:x} of its configuration space is 0x{device[i]:x2}, 0x{Config.Bytes[i]:x2} expected");
+        }
+        // The guest's ways into the old areas end before the areas do; the reset maps the new ones.
+        foreach ((_, IDisposable slot) in _direct) slot.Dispose();
+        _direct.Clear();
+        for (int n = 0; n < PciBar.Rom; n++)
+        {
+            if (_bars[n] is not { HasMappings: true } bar) continue;
+            bar.Unmap();
+            bar.MapAreas(n, Msix?.Layout);
+        }
+    }
+
     /// <summary>Called after the VM started or stopped, which changes how the pin is raised and so how BARs are accessed.</summary>
     internal void FollowRunState(bool running)
     {

@@ -39,6 +39,20 @@ internal static class HostedStream
         }
     }
 
+    /// <summary>Length of the declared states of a VM as they are now. Takes the BQL.</summary>
+    internal static ulong DeclaredBytes(Vm vm)
+    {
+        var counter = new SavePipe(ulong.MaxValue);
+        counter.Lift();
+        using var f = new QemuFileWriter(counter);
+        using (vm.Bql.Acquire())
+        {
+            foreach (SaveVmEntry entry in vm.SaveVm.Entries())
+                if (entry.VmState is { } state && state.IsNeeded()) state.Save(f);
+        }
+        return (ulong)f.Position;
+    }
+
     /// <summary>Loads what <see cref="Save"/> wrote into a VM that waits for it; nothing may be missing or left over. Dispose a VM whose load failed.</summary>
     /// <param name="vm">The VM, in state inmigrate.</param>
     /// <param name="f">The stream.</param>

@@ -35,7 +35,10 @@ public sealed partial class PciDeviceBackend
         var pipe = new SavePipe(LimitBytes);
         Vm vm = _vm.Vm;
         _pipe = pipe;
-        Task saving = WorkerThread.Run("vfu-save", () => Save(vm, pipe));
+        Task saving = WorkerThread.Run("vfu-save", () =>
+        {
+            if (Save(vm, pipe) is { } bytes) Interlocked.Exchange(ref _stateBytes, (ulong)bytes);
+        });
         try
         {
             while (true)
@@ -54,13 +57,16 @@ public sealed partial class PciDeviceBackend
         }
     }
 
-    private static void Save(Vm vm, SavePipe pipe)
+    /// <returns>Length of the state; null if it was not saved to its end.</returns>
+    private static long? Save(Vm vm, SavePipe pipe)
     {
         Exception? error = null;
+        long? bytes = null;
         try
         {
             using var f = new QemuFileWriter(pipe);
             HostedStream.Save(vm, f);
+            bytes = f.Position;
         }
         catch (OperationCanceledException)
         {
@@ -73,6 +79,7 @@ public sealed partial class PciDeviceBackend
             error = e;
         }
         pipe.End(error);
+        return bytes;
     }
 
     private void LogLoad(VmmException e) => VfioUserLog.DeviceFailed(_host.Logger, TypeName, VfioUserCommand.MigDataWrite, VmmException.Describe(e));
@@ -107,7 +114,7 @@ public sealed partial class PciDeviceBackend
             Dispose();
             (_irqs, _irqBytes) = (null, 0);
             HostedVm vm = _vm = new HostedVm(backend._configure, backend._options(), isIncoming: true);
-            (InMemoryChannel ours, InMemoryChannel theirs) = InMemoryChannel.CreatePair(256 << 10);
+            (InMemoryChannel ours, InMemoryChannel theirs) = InMemoryChannel.CreatePair(VfioUserLimits.StatePipeBytes);
             _ours = ours;
             _loading = WorkerThread.Run("vfu-load", () =>
             {

@@ -5,6 +5,7 @@ using Vmm.Core.SaveVm;
 using Vmm.Core.Threading;
 using Vmm.Devices.Vfio.Abstractions;
 using Vmm.Devices.Vfio.User.Backend;
+using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.Hosted;
 
@@ -17,7 +18,6 @@ namespace Vmm.Devices.Vfio.Hosted;
 /// </summary>
 public sealed partial class PciDeviceBackend : IVfioUserBackend
 {
-    private const ulong DefaultLimitBytes = 64UL << 20;
 
     private readonly Action<VmmBuilder> _configure;
     private readonly Func<DeviceOptions> _options;
@@ -25,6 +25,7 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
     private readonly uint[] _irqCounts = new uint[VfioUserIrqs.IndexCount];
     private VfioUserHost _host = null!;
     private HostedVm _vm;
+    private ulong _stateBytes;
 
     /// <summary>Makes the device.</summary>
     /// <param name="typeName">Device type that its state names; a state of another type is refused.</param>
@@ -47,6 +48,7 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
         _irqCounts[VfioPciIrq.Msix] = (uint)(function.Msix?.Vectors ?? 0);
         bool blocked = _vm.Vm.Services.GetService(typeof(MigrationBlockers)) is MigrationBlockers blockers && blockers.Reasons(MigrationMode.Normal).Count > 0;
         bool migratable = !blocked && _vm.Vm.SaveVm.Entries().All(static e => e.VmState is not { IsMigratable: false });
+        _stateBytes = HostedStream.DeclaredBytes(_vm.Vm);
         MigrationFlags = migratable ? VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy | (hasP2P ? VfioMigrationFlags.P2P : 0) : VfioMigrationFlags.None;
     }
 
@@ -60,10 +62,14 @@ public sealed partial class PciDeviceBackend : IVfioUserBackend
     public VfioMigrationFlags MigrationFlags { get; }
 
     /// <summary>Most bytes of the device's state; a larger one is refused when saving and when loading (vfio-user S-56).</summary>
-    public ulong LimitBytes { get; init; } = DefaultLimitBytes;
+    public ulong LimitBytes { get; init; } = VfioUserLimits.StateBytes;
 
     /// <summary>The present function, for tests and management; each load replaces it. Access it with the BQL of its own VM held.</summary>
     public PciDevice Function => _vm.Function;
+
+    /// <inheritdoc/>
+    /// <remarks>The length of the last save; before the first one, of what the device declares.</remarks>
+    public ulong? EstimateStateBytes() => Interlocked.Read(ref _stateBytes);
 
     /// <inheritdoc/>
     public uint GetIrqCount(uint index) => _irqCounts[index];

@@ -1,6 +1,7 @@
 using Vmm.Core.Buffers;
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
+using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.Hosted;
 
@@ -11,8 +12,6 @@ namespace Vmm.Devices.Vfio.Hosted;
 /// <param name="limitBytes">Most bytes that the writer may write in all.</param>
 internal sealed class SavePipe(ulong limitBytes) : IMigrationChannel
 {
-    private const int CapacityBytes = 256 << 10;
-
     private readonly object _gate = new();
     private readonly Queue<byte[]> _parts = new();
     private int _partAt;
@@ -85,13 +84,13 @@ internal sealed class SavePipe(ulong limitBytes) : IMigrationChannel
     {
         while (source.Length > 0)
         {
-            ReadOnlySpan<byte> part = source[..Math.Min(source.Length, CapacityBytes)];
+            ReadOnlySpan<byte> part = source[..Math.Min(source.Length, VfioUserLimits.StatePipeBytes)];
             source = source[part.Length..];
             lock (_gate)
             {
                 _total += (uint)part.Length;
                 if (_total > limitBytes) throw new StreamLimitException($"device state is over its limit of {limitBytes} bytes");
-                while (!_isBroken && !_isLifted && _buffered >= CapacityBytes) Monitor.Wait(_gate);
+                while (!_isBroken && !_isLifted && _buffered >= VfioUserLimits.StatePipeBytes) Monitor.Wait(_gate);
                 if (_isBroken) throw new OperationCanceledException("the client reads no more");
                 _parts.Enqueue(part.ToArray());
                 _buffered += part.Length;

@@ -63,8 +63,6 @@ internal sealed partial class KernelVfioDeviceIo : IVfioDeviceIo
 
     public IVfioContainer Container { get; }
 
-    public ulong AssumedStopCopyBytes => 100UL << 30;
-
     /// <summary>Its descriptor, for a hand-over to another process.</summary>
     internal OwnedFd Fd => _fd;
 

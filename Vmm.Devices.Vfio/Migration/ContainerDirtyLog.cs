@@ -42,15 +42,17 @@ internal sealed class ContainerDirtyLog(IVfioContainer container, Func<IReadOnly
 
     public uint Start(IReadOnlyList<GuestRange> ranges, uint pageSizeHint)
     {
-        IReadOnlyList<VfioMigration> all = devices();
+        // A device that is gone writes no memory and logs none.
+        IReadOnlyList<VfioMigration> all = [.. devices().Where(static d => d.Io.LostReason is null)];
+        bool isNobodyThere = all.Count == 0 && devices().Count > 0;
         IsLost = false;
-        Method = all.Count > 0 && all.All(static d => d.CanLogDma) ? DirtyTrackingMethod.Devices
+        Method = isNobodyThere || (all.Count > 0 && all.All(static d => d.CanLogDma)) ? DirtyTrackingMethod.Devices
             : container.CanLogDirty ? DirtyTrackingMethod.Container : DirtyTrackingMethod.Nobody;
         ulong granularity = PageSize;
         switch (Method)
         {
             case DirtyTrackingMethod.Devices:
-                List<GuestRange> joined = Join(ranges);
+                List<GuestRange> joined = all.Count > 0 ? Join(ranges) : [];
                 foreach (VfioMigration device in all)
                 {
                     Errno errno = device.Io.StartDmaLog(pageSizeHint, joined, out ulong inForce);
@@ -77,12 +79,12 @@ internal sealed class ContainerDirtyLog(IVfioContainer container, Func<IReadOnly
 
     public void Harvest(GuestRange range, DirtyBitmap into)
     {
+        if (IsTooEarly()) return;
         if (Method == DirtyTrackingMethod.Nobody || IsLost)
         {
             into.SetAll();
             return;
         }
-        if (IsTooEarly()) return;
         if (Method == DirtyTrackingMethod.Container)
         {
             Take(range, PageSize, into, container.Name, words => container.GetDirtyBitmap(range, words));
@@ -101,8 +103,11 @@ internal sealed class ContainerDirtyLog(IVfioContainer container, Func<IReadOnly
         _words = [];
     }
 
-    /// <summary>With <c>x-pre-copy-dirty-page-tracking=off</c> the log is not read while a device of the container runs.</summary>
-    private bool IsTooEarly() => devices().Any(static d => !d.Options.PreCopyDirtyPageTracking
+    /// <summary>
+    /// With <c>x-pre-copy-dirty-page-tracking=off</c> the log is not read while VM and device run, and without a log nothing counts as written until then:
+    /// a migration would never come to its end if all RAM were sent in each pass. The last harvest, of a stopped VM, is never put off.
+    /// </summary>
+    private bool IsTooEarly() => devices().Any(static d => !d.Options.PreCopyDirtyPageTracking && d.Services.RunState.IsRunning
         && d.Protocol!.State is VfioDeviceState.Running or VfioDeviceState.RunningP2P or VfioDeviceState.PreCopy or VfioDeviceState.PreCopyP2P);
 
     private delegate Errno Query(Span<ulong> words);

@@ -34,6 +34,12 @@ internal interface IVfioMigrationProtocol : IDisposable
     /// <summary>The device was reset by its owner: it is in RUNNING and has closed its data descriptor.</summary>
     void OnReset();
 
+    /// <summary>
+    /// The device's owner could not reset it. A device that says that it runs or is stopped is there, one that is being saved is stopped; in any other
+    /// state, or without an answer, it is in ERROR, because nobody knows what it holds.
+    /// </summary>
+    void OnResetFailed();
+
     /// <summary>Where a stop of the VM takes the device.</summary>
     /// <param name="state">The run state being entered.</param>
     /// <returns>STOP or STOP_COPY.</returns>

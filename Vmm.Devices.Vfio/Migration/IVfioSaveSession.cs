@@ -13,6 +13,9 @@ internal interface IVfioSaveSession
     /// <summary>Makes the device begin to save, as far as its state allows. BQL: held.</summary>
     void SaveSetup();
 
+    /// <summary>The device did not say how much state it has when the session last asked, so a large size counts.</summary>
+    bool IsSizeUnknown { get; }
+
     /// <summary>Whether PART sections can carry data now.</summary>
     bool IsActiveIterate { get; }
 

@@ -15,6 +15,7 @@ internal sealed class VfioLoad : ILoadState, ILoadStateBuffer, ILoadCleanup, IDi
     private readonly IVfioLoadSession? _session;
     private readonly bool _hasPrecopy;
     private readonly VfioLoadThread? _thread;
+    private bool _hasConfig;
 
     /// <param name="migration">The device.</param>
     /// <param name="context">The attempt.</param>
@@ -24,7 +25,7 @@ internal sealed class VfioLoad : ILoadState, ILoadStateBuffer, ILoadCleanup, IDi
     internal VfioLoad(VfioMigration migration, LoadContext context, IVfioLoadSession? session, IVfioThreadedLoad? threaded, bool hasPrecopy)
     {
         (_migration, _context, _session, _hasPrecopy) = (migration, context, session, hasPrecopy);
-        if (threaded is not null) _thread = new VfioLoadThread(migration, threaded, ReadConfig);
+        if (threaded is not null) _thread = new VfioLoadThread(migration, threaded, ReadConfig, context.Cancel);
     }
 
     public void LoadStateBuffer(StateBuffer buffer) => _thread!.Insert(buffer);
@@ -46,6 +47,16 @@ internal sealed class VfioLoad : ILoadState, ILoadStateBuffer, ILoadCleanup, IDi
         {
             f.ReadAheadBytes = readAhead;
         }
+    }
+
+    /// <summary>The config record is a device's last: without it the device has nothing, or a part, of what the guest knows.</summary>
+    public void ThrowIfIncomplete()
+    {
+        if (_hasConfig) return;
+        throw new IncompatibleStateException($"device '{_migration.Id}': its state never came: the stream ended without the config record of section '{_migration.Path}/vfio'")
+        {
+            Section = $"{_migration.Path}/vfio", Hint = "give both sides the same devices",
+        };
     }
 
     public void LoadCleanup()
@@ -99,6 +110,7 @@ internal sealed class VfioLoad : ILoadState, ILoadStateBuffer, ILoadCleanup, IDi
         _session?.LoadDone();
         _migration.Config.LoadConfig(f, apply: _session is not null);
         ExpectEnd(f, "config");
+        _hasConfig = true;
     }
 
     private void LoadData(QemuFileReader f, ulong lengthBytes)

@@ -16,19 +16,22 @@ internal sealed class VfioLoadThread : IDisposable
     private readonly IVfioThreadedLoad _session;
     private readonly Action<QemuFileReader> _readConfig;
     private readonly VfioStateBuffers _buffers;
+    private readonly CancellationTokenRegistration _abort;
     private Task? _loader;
     private byte[] _config = [];
 
     /// <param name="migration">The device.</param>
     /// <param name="session">Takes the data.</param>
     /// <param name="readConfig">Reads the config record; called with the BQL held.</param>
-    internal VfioLoadThread(VfioMigration migration, IVfioThreadedLoad session, Action<QemuFileReader> readConfig)
+    /// <param name="cancel">Ends all waits when the load is given up, also those for room in the queue.</param>
+    internal VfioLoadThread(VfioMigration migration, IVfioThreadedLoad session, Action<QemuFileReader> readConfig, CancellationToken cancel)
     {
         (_migration, _session, _readConfig) = (migration, session, readConfig);
         _buffers = new VfioStateBuffers(migration.Io.Name, migration.Options.MaxQueuedBuffersBytes);
+        _abort = cancel.Register(() => _buffers.Abort(new OperationCanceledException("the load was given up")));
     }
 
-    /// <summary>Queues a packet and takes it over. Any thread.</summary>
+    /// <summary>Queues a packet and takes it over; waits while the queue is full. Any thread.</summary>
     internal void Insert(StateBuffer packet) => _buffers.Insert(packet);
 
     /// <summary>Starts to write packets to the device; called when the source has stopped its VM.</summary>
@@ -58,6 +61,7 @@ internal sealed class VfioLoadThread : IDisposable
     /// <summary>Ends the thread, also when the load has not finished.</summary>
     public void Dispose()
     {
+        _abort.Dispose();
         _buffers.Abort(new OperationCanceledException("the load has ended"));
         if (_loader is not null) Task.WhenAny(_loader).GetAwaiter().GetResult();
         _buffers.Dispose();

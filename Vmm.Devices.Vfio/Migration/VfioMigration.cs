@@ -74,8 +74,21 @@ internal sealed class VfioMigration : IDisposable
     /// <summary>Called when the device came from another process, in an unknown state.</summary>
     internal void ReadStateAfterCpr() => Protocol?.ReadState();
 
+    /// <summary>Throws if the device is gone: nobody has its state, and nobody takes one.</summary>
+    /// <exception cref="VfioException">Names the device and the reason.</exception>
+    internal void ThrowIfLost()
+    {
+        if (Io.LostReason is { } reason)
+            throw new VfioException($"device '{Id}' ({Io.Name}) is gone: {reason.Message}", reason.Errno, reason) { Hint = "a reset of the VM attaches it to a new server" };
+    }
+
     /// <summary>Called when the device's owner has reset it.</summary>
-    internal void OnDeviceReset() => Protocol?.OnReset();
+    /// <param name="isDone">False when the device refused: its state is what it says, or unknown.</param>
+    internal void OnDeviceReset(bool isDone)
+    {
+        if (isDone) Protocol?.OnReset();
+        else Protocol?.OnResetFailed();
+    }
 
     public void Dispose()
     {
@@ -87,6 +100,7 @@ internal sealed class VfioMigration : IDisposable
     private void Probe()
     {
         if (Options.Enable == VfioEnableMigration.Off) { Block("migration is disabled for it (enable-migration=off)"); return; }
+        if (Io.NoMigrationReason is { } cannotAsk) { Block(cannotAsk); return; }
         (IVfioMigrationProtocol? protocol, string reason) = FindProtocol();
         if (protocol is null) { Block(reason); return; }
         Protocol = protocol;
@@ -128,7 +142,7 @@ internal sealed class VfioMigration : IDisposable
             if (errno is not (Errno.None or Errno.ENOTTY)) return (null, $"it failed to switch on precopy info v2 ({errno})");
             infoV2 = errno == Errno.None;
         }
-        return (new VfioMigrationV2(Io, Config, flags, infoV2, Services.DeviceTransfer), "");
+        return (new VfioMigrationV2(Io, Config, flags, infoV2, Services.DeviceTransfer) { AssumedStopCopyBytes = Options.StopCopyBytes }, "");
     }
 
     private VfioRegionInfo? FindRegion()
@@ -198,12 +212,37 @@ internal sealed class VfioMigration : IDisposable
         Services.Events.Raise("VFIO_MIGRATION", new("device-id", Id), new("qom-path", $"/machine/peripheral/{Id}"), new("device-state", state));
 
     /// <summary>
+    /// Takes a device out of the states in which it is saved, at the end of an attempt: else the next one would get the rest of the data of this one. Most
+    /// ways out of an attempt have done it before.
+    /// </summary>
+    /// <returns>Why the device could not be left in good order, or null.</returns>
+    internal static VfioException? LeaveSaving(IVfioMigrationProtocol protocol)
+    {
+        VfioDeviceState? next = protocol.State switch
+        {
+            VfioDeviceState.PreCopy => VfioDeviceState.Running,
+            VfioDeviceState.PreCopyP2P => VfioDeviceState.RunningP2P,
+            VfioDeviceState.StopCopy => VfioDeviceState.Stop,
+            _ => null,
+        };
+        try
+        {
+            if (next is { } state) protocol.SetState(state, VfioDeviceState.Error);
+            return null;
+        }
+        catch (VfioException e)
+        {
+            return e;
+        }
+    }
+
+    /// <summary>
     /// Takes the device out of the migration states after a failed or cancelled migration, before the guest runs (vfio-migration 3.9). With the VM
     /// stopped it goes to STOP, because a paused VM must not do DMA; the start of the VM moves it to RUNNING.
     /// </summary>
     private void OnMigration(MigrationEvent what)
     {
-        if (what != MigrationEvent.PrecopyFailed || Protocol is not { } protocol) return;
+        if (what != MigrationEvent.PrecopyFailed || Protocol is not { } protocol || Io.LostReason is not null) return;
         bool runs = Services.RunState.IsRunning;
         if (VfioStateArcs.HasData(protocol.State)) protocol.SetState(runs ? VfioDeviceState.Running : VfioDeviceState.Stop, VfioDeviceState.Error);
     }

@@ -1,5 +1,6 @@
 using Vmm.Core;
 using Vmm.Core.Devices;
+using Vmm.Core.Errors;
 using Vmm.Core.SaveVm;
 using Vmm.Devices.Vfio.Abstractions;
 
@@ -24,7 +25,7 @@ internal sealed class VfioMigrationHost(IDeviceServices services)
         _devices.Add(device);
         try
         {
-            UpdateBlocker();
+            UpdateBlocker(device);
             if (!_logs.ContainsKey(container))
             {
                 var log = new ContainerDirtyLog(container, () => [.. _devices.Where(d => ReferenceEquals(d.Io.Container, container))], device.Logger);
@@ -52,7 +53,9 @@ internal sealed class VfioMigrationHost(IDeviceServices services)
     /// Blocks the migration of several devices unless all have P2P: devices that may do DMA to each other cannot be stopped one by one
     /// (vfio-migration 3.1.7; QEMU: <c>vfio_block_multiple_devices_migration</c>).
     /// </summary>
-    private void UpdateBlocker()
+    /// <param name="added">The new device, which is refused if it must be able to migrate; null when a device has gone.</param>
+    /// <exception cref="VfioException">It is refused.</exception>
+    private void UpdateBlocker(VfioMigration? added = null)
     {
         VfioMigration? without = _devices.Count > 1 ? _devices.Find(static d => (d.Protocol!.Flags & VfioMigrationFlags.P2P) == 0) : null;
         if (without is null)
@@ -61,7 +64,10 @@ internal sealed class VfioMigrationHost(IDeviceServices services)
             _blocker = null;
             return;
         }
-        _blocker ??= services.Blockers.Add(
-            $"several VFIO devices migrate together only if all support P2P, and device '{without.Id}' does not", MigrationModes.Normal);
+        if (added?.Options.Enable == VfioEnableMigration.On)
+            throw new VfioException($"device '{added.Id}' ({added.Io.Name}): {OnlyP2P(without)}, and enable-migration=on was asked for", Errno.EOPNOTSUPP);
+        _blocker ??= services.Blockers.Add(OnlyP2P(without), MigrationModes.Normal);
     }
+
+    private static string OnlyP2P(VfioMigration without) => $"several VFIO devices migrate together only if all support P2P, and device '{without.Id}' does not";
 }

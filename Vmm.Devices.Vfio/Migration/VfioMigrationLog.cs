@@ -26,6 +26,10 @@ internal static partial class VfioMigrationLog
     [LoggerMessage(2106, LogLevel.Warning, "the log of DMA writes of {Source} is lost ({Errno}): all RAM counts as written", EventName = "vfio_dirty_log_lost")]
     internal static partial void DirtyLogLost(ILogger logger, string source, string errno);
 
+    [LoggerMessage(2108, LogLevel.Warning, "device '{Device}' does not say how much state it has: {Mebibytes} MiB count, so the VM does not stop unless downtime-limit allows for them. "
+        + "Option x-migration-stop-copy-size of the device says how much to expect", EventName = "vfio_save_setup_size")]
+    internal static partial void SizeUnknown(ILogger logger, string device, ulong mebibytes);
+
     [LoggerMessage(2107, LogLevel.Warning, "the log of DMA writes of {Source} could not be stopped ({Errno})", EventName = "vfio_dirty_log_stop")]
     internal static partial void DirtyLogStopFailed(ILogger logger, string source, string errno);
 }

@@ -35,6 +35,12 @@ internal sealed record VfioMigrationOptions
     /// <summary><c>x-migration-max-queued-buffers-size</c>: most bytes that may wait for their turn.</summary>
     internal ulong MaxQueuedBuffersBytes { get; init; } = ulong.MaxValue;
 
+    /// <summary>What an unknown size counts as.</summary>
+    internal const ulong UnknownStopCopyBytes = 100UL << 30;
+
+    /// <summary><c>x-migration-stop-copy-size</c>: bytes of state to expect of a device that does not say; not one of QEMU's properties.</summary>
+    internal ulong StopCopyBytes { get; init; } = UnknownStopCopyBytes;
+
     /// <summary>Reads the properties.</summary>
     /// <returns>The properties.</returns>
     /// <exception cref="ConfigurationException">A value is not one of those allowed.</exception>
@@ -57,6 +63,7 @@ internal sealed record VfioMigrationOptions
             var other => throw new ConfigurationException($"device '{options.TypeName}': option 'x-migration-multifd-transfer' expects on, off or auto, found '{other}'"),
         },
         MaxQueuedBuffersBytes = options.GetSizeBytes("x-migration-max-queued-buffers-size", ulong.MaxValue),
+        StopCopyBytes = options.GetSizeBytes("x-migration-stop-copy-size", UnknownStopCopyBytes),
         MigrationEvents = options.GetBool("migration-events", false),
     };
 }

@@ -64,6 +64,7 @@ internal sealed class VfioMigrationV1 : IVfioMigrationProtocol
             _ => throw new VfioException($"device '{_io.Name}' speaks protocol v1, which has no {target.ToName()}", Errno.EINVAL),
         };
         VfioDeviceState from = _state;
+        if (from == VfioDeviceState.Error) throw new VfioException($"device '{_io.Name}' is broken: it must be reset before it can go to {target.ToName()}", Errno.EIO);
         lock (Gate)
         {
             Errno errno = Write(mask, value, out bool isBroken);
@@ -71,6 +72,11 @@ internal sealed class VfioMigrationV1 : IVfioMigrationProtocol
             {
                 Enter(target);
                 return;
+            }
+            if (_io.LostReason is { } gone)
+            {
+                Enter(VfioDeviceState.Error);
+                throw new VfioException($"device '{_io.Name}' is gone, so it did not go from {from.ToName()} to {target.ToName()}", errno, gone);
             }
             string what = $"device '{_io.Name}' refused to go from {from.ToName()} to {target.ToName()} ({errno})";
             // v1 has no recovery arc: a refused write leaves the state as it was. Only a device that reports itself broken is reset.
@@ -88,6 +94,18 @@ internal sealed class VfioMigrationV1 : IVfioMigrationProtocol
     }
 
     public void OnReset() => Enter(VfioDeviceState.Running);
+
+    public void OnResetFailed()
+    {
+        lock (Gate)
+        {
+            if (_region.ReadState(out uint state) == Errno.None && !VfioMigrationRegion.IsError(state) && (state & Resuming) == 0
+                && ((state & Saving) == 0 || Write(~(Running | Saving), 0, out _) == Errno.None))
+                Enter((state & (Running | Saving)) == Running ? VfioDeviceState.Running : VfioDeviceState.Stop);
+            else
+                Enter(VfioDeviceState.Error);
+        }
+    }
 
     public void BeforePrecopyStops()
     {

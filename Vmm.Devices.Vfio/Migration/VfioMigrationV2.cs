@@ -51,6 +51,9 @@ internal sealed class VfioMigrationV2 : IVfioMigrationProtocol
 
     internal IVfioDeviceIo Io => _io;
 
+    /// <summary>How much state to expect of a device that does not say (QEMU: <c>VFIO_MIG_STOP_COPY_SIZE</c>).</summary>
+    internal ulong AssumedStopCopyBytes { get; init; } = VfioMigrationOptions.UnknownStopCopyBytes;
+
     /// <summary>Feature 12 is set, so that the flag REINIT of the precopy figures has a meaning.</summary>
     internal bool HasPrecopyInfoV2 { get; }
 
@@ -73,6 +76,12 @@ internal sealed class VfioMigrationV2 : IVfioMigrationProtocol
         VfioDeviceState from = _state;
         Errno errno = Ask(target);
         if (errno == Errno.None) return;
+        if (_io.LostReason is { } gone)
+        {
+            CloseData();
+            Enter(VfioDeviceState.Error);
+            throw new VfioException($"device '{_io.Name}' is gone, so it did not go from {from.ToName()} to {target.ToName()}", errno, gone);
+        }
         string what = $"device '{_io.Name}' refused to go from {from.ToName()} to {target.ToName()} ({Name(errno)})";
         if (recoverTo != VfioDeviceState.Error && Ask(recoverTo) == Errno.None)
             throw new VfioException($"{what}; it is in {recoverTo.ToName()} now", errno);
@@ -97,6 +106,14 @@ internal sealed class VfioMigrationV2 : IVfioMigrationProtocol
     {
         CloseData();
         Enter(VfioDeviceState.Running);
+    }
+
+    public void OnResetFailed()
+    {
+        bool isKnown = _io.GetMigrationState(out VfioDeviceState state) == Errno.None;
+        CloseData();
+        if (isKnown && VfioStateArcs.IsSaving(state)) isKnown = _io.SetMigrationState(state = VfioDeviceState.Stop, out _) == Errno.None;
+        Enter(isKnown && state is VfioDeviceState.Running or VfioDeviceState.RunningP2P or VfioDeviceState.Stop ? state : VfioDeviceState.Error);
     }
 
     public void Dispose() => CloseData();

@@ -26,12 +26,22 @@ internal sealed class VfioSave(VfioMigration migration, IVfioSaveSession session
     {
         f.WriteUInt64(VfioStreamFlags.DevSetupState);
         session.SaveSetup();
+        if (session.IsSizeUnknown) VfioMigrationLog.SizeUnknown(migration.Logger, migration.Id, migration.Options.StopCopyBytes >> 20);
         f.WriteUInt64(VfioStreamFlags.EndOfState);
     }
 
-    public PendingBytes EstimatePending() => session.EstimatePending();
+    public PendingBytes EstimatePending()
+    {
+        // The loop that asks would otherwise go on until it comes to the device's data.
+        migration.ThrowIfLost();
+        return session.EstimatePending();
+    }
 
-    public PendingBytes ExactPending() => session.ExactPending();
+    public PendingBytes ExactPending()
+    {
+        migration.ThrowIfLost();
+        return session.ExactPending();
+    }
 
     public SaveProgress SaveLiveIterate(QemuFileWriter f, IterateBudget budget)
     {
@@ -42,6 +52,7 @@ internal sealed class VfioSave(VfioMigration migration, IVfioSaveSession session
 
     public void SaveLiveCompletePrecopy(QemuFileWriter f)
     {
+        migration.ThrowIfLost();
         if (migration.Protocol!.State != VfioDeviceState.StopCopy) migration.Config.ReadShadow();
         if (threaded is null) session.SaveComplete(f);
         f.WriteUInt64(VfioStreamFlags.EndOfState);
@@ -51,6 +62,7 @@ internal sealed class VfioSave(VfioMigration migration, IVfioSaveSession session
     public void SaveLiveCompletePrecopyThread(IDeviceStateSink sink, CancellationToken cancel)
     {
         uint index = 0;
+        migration.ThrowIfLost();
         threaded!.EnterStopCopy();
         while (true)
         {

@@ -65,11 +65,13 @@ internal sealed class VfioSaveV1(VfioMigrationV1 protocol, VfioMigrationRegion r
         protocol.SetState(VfioDeviceState.Stop, VfioDeviceState.Error);
     }
 
+    public bool IsSizeUnknown => false;
+
     public VfioException? SaveCleanup()
     {
         Dispose();
         protocol.Close(this);
-        return null;
+        return VfioMigration.LeaveSaving(protocol);
     }
 
     /// <summary>Gives back the mappings.</summary>

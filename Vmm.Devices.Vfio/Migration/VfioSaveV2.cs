@@ -25,12 +25,14 @@ internal sealed class VfioSaveV2(VfioMigrationV2 protocol, bool switchoverAck, D
 
     public bool IsActiveIterate => VfioStateArcs.IsPrecopy(protocol.State);
 
+    public bool IsSizeUnknown { get; private set; }
+
     private IVfioDeviceIo Io => protocol.Io;
 
     public void SaveSetup()
     {
         _stopCopyBytes = QueryStopCopyBytes();
-        // A size of 0 says nothing: vfio-user has no such query. A device with little state gets a small buffer.
+        // A size of 0 says nothing. A device with little state gets a small buffer.
         ulong wanted = _stopCopyBytes == 0 ? VfioMigrationV2.MaxBufferBytes : _stopCopyBytes;
         _buffer = GC.AllocateUninitializedArray<byte>((int)Math.Clamp(wanted, VfioMigrationV2.MinBufferBytes, VfioMigrationV2.MaxBufferBytes), pinned: true);
         if ((protocol.Flags & VfioMigrationFlags.PreCopy) == 0 || protocol.State == VfioDeviceState.Stop) return;
@@ -100,15 +102,7 @@ internal sealed class VfioSaveV2(VfioMigrationV2 protocol, bool switchoverAck, D
 
     public VfioException? SaveCleanup()
     {
-        VfioException? failure = null;
-        try
-        {
-            if (protocol.State == VfioDeviceState.StopCopy) protocol.SetState(VfioDeviceState.Stop, VfioDeviceState.Error);
-        }
-        catch (VfioException e)
-        {
-            failure = e;
-        }
+        VfioException? failure = VfioMigration.LeaveSaving(protocol);
         protocol.Close(this);
         return failure;
     }
@@ -145,9 +139,8 @@ internal sealed class VfioSaveV2(VfioMigrationV2 protocol, bool switchoverAck, D
     {
         Span<byte> size = stackalloc byte[8];
         size.Clear();
-        return Io.DeviceFeature(VfioDeviceFeature.MigDataSize, VfioFeatureOp.Get, size) == Errno.None
-            ? BinaryPrimitives.ReadUInt64LittleEndian(size)
-            : Io.AssumedStopCopyBytes;
+        IsSizeUnknown = Io.DeviceFeature(VfioDeviceFeature.MigDataSize, VfioFeatureOp.Get, size) != Errno.None;
+        return IsSizeUnknown ? protocol.AssumedStopCopyBytes : BinaryPrimitives.ReadUInt64LittleEndian(size);
     }
 
     /// <summary>Reads the precopy figures; a failure counts as nothing left (vfio-migration 3.4).</summary>

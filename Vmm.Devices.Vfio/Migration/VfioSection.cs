@@ -13,6 +13,7 @@ internal sealed class VfioSection(VfioMigration migration) : ISavePrepare, ILoad
 
     public SaveRoles SavePrepare(SaveContext context)
     {
+        migration.ThrowIfLost();
         bool usesThread = CanUseThread(context.HasDataChannels);
         if (migration.Options.MultifdTransfer == true && !usesThread)
             throw new VfioException($"device '{migration.Id}': x-migration-multifd-transfer=on needs protocol v2 and a channel that takes device state (multifd)", Errno.EINVAL);
@@ -25,6 +26,9 @@ internal sealed class VfioSection(VfioMigration migration) : ISavePrepare, ILoad
 
     public LoadRoles LoadSetup(LoadContext context)
     {
+        // Also for a stream that is only checked: when it has passed, the rest of the VM is overwritten before this device could refuse.
+        migration.ThrowIfLost();
+        if (Protocol.State == VfioDeviceState.Error) throw new VfioException($"device '{migration.Id}' is broken; reset the VM", Errno.EIO);
         // A stream that is only checked must not reach the device.
         IVfioLoadSession? session = context.ValidateOnly ? null : Protocol.OpenLoad();
         IVfioThreadedLoad? threaded = CanUseThread(context.HasDataChannels) ? (IVfioThreadedLoad?)session : null;

@@ -5,15 +5,27 @@ namespace Vmm.Devices.Vfio.Migration;
 
 /// <summary>
 /// Puts a device's packets in order: several threads add them in any order, one takes them one by one (vfio-migration 3.7; QEMU:
-/// <c>VFIOStateBuffers</c>). A limit bounds the bytes that wait. Thread-safe.
+/// <c>VFIOStateBuffers</c>). Who adds more than the queue has room for waits, except with the packet that comes next, so the queue always moves on. Thread-safe.
 /// </summary>
+/// <param name="device">Name for messages.</param>
+/// <param name="maxQueuedBytes">The user's limit; more is an error (x-migration-max-queued-buffers-size).</param>
 internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : IDisposable
 {
+    /// <summary>
+    /// Most bytes that wait in memory: more than the channels of a source send while the device is busy with one packet of 1 MiB. A source could otherwise make
+    /// this process hold any amount, because QEMU's limit is infinite by default.
+    /// </summary>
+    internal const int MaxHeldBytes = 64 << 20;
+
+    /// <summary>Memory that a packet takes beside its bytes, so that many small packets are bounded too.</summary>
+    internal const int PacketCostBytes = 256;
+
     private readonly object _gate = new();
     private readonly Dictionary<uint, StateBuffer> _waiting = [];
     private uint _next;
     private uint? _last;
     private ulong _queuedBytes;
+    private long _heldBytes;
     private Exception? _failure;
 
     /// <summary>Takes the data of one packet.</summary>
@@ -21,7 +33,7 @@ internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : ID
     /// <param name="isConfig">The config record.</param>
     internal delegate void Consumer(ReadOnlySpan<byte> data, bool isConfig);
 
-    /// <summary>Takes a packet.</summary>
+    /// <summary>Takes a packet; waits while there is no room for it.</summary>
     /// <param name="packet">Header and data; owned by the queue from here on, also when it is refused.</param>
     internal void Insert(StateBuffer packet)
     {
@@ -33,9 +45,16 @@ internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : ID
             lock (_gate)
             {
                 Check(index, isConfig, (ulong)bytes);
+                // A source sends a device's packets on each channel in order. So the next one is never behind a packet that waits here.
+                while (index != _next && _heldBytes + Cost(packet) > MaxHeldBytes)
+                {
+                    Monitor.Wait(_gate);
+                    Check(index, isConfig, (ulong)bytes);
+                }
                 _waiting.Add(index, packet);
                 taken = true;
                 _queuedBytes += (ulong)bytes;
+                _heldBytes += Cost(packet);
                 if (isConfig) _last = index;
                 Monitor.PulseAll(_gate);
             }
@@ -61,6 +80,8 @@ internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : ID
             }
             isLast = _last == _next;
             _next++;
+            // The packet that is next now may be one that waits for room.
+            Monitor.PulseAll(_gate);
         }
         try
         {
@@ -68,7 +89,12 @@ internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : ID
         }
         finally
         {
-            lock (_gate) _queuedBytes -= (ulong)(packet.Length - VfioStatePacket.HeaderBytes);
+            lock (_gate)
+            {
+                _queuedBytes -= (ulong)(packet.Length - VfioStatePacket.HeaderBytes);
+                _heldBytes -= Cost(packet);
+                Monitor.PulseAll(_gate);
+            }
             packet.Dispose();
         }
         return isLast;
@@ -93,6 +119,8 @@ internal sealed class VfioStateBuffers(string device, ulong maxQueuedBytes) : ID
             _waiting.Clear();
         }
     }
+
+    private static long Cost(StateBuffer packet) => packet.Length + PacketCostBytes;
 
     private void Check(uint index, bool isConfig, ulong bytes)
     {

@@ -9,14 +9,19 @@ using Vmm.Core.Interop;
 namespace Vmm.Migration.Channels;
 
 /// <summary>
-/// A command that reads the stream from its standard input or writes it to its standard output. A command that exits with an error after the last
-/// byte fails the migration.
+/// A command that reads the stream from its standard input or writes it to its standard output. A command that leaves bytes unread or exits with an
+/// error fails the migration.
 /// </summary>
 internal sealed class ExecChannel : IMigrationChannel
 {
+    /// <summary>How long a command that has closed its end of the pipe may take to exit.</summary>
+    private static readonly TimeSpan s_lastMoment = TimeSpan.FromSeconds(1);
+
     private readonly Process _process;
     private readonly PipeChannel _pipe;
     private readonly bool _outgoing;
+    private readonly OwnedFd? _ended;
+    private readonly OwnedFd _wake = Posix.EventFd();
 
     private ExecChannel(Process process, PipeChannel pipe, string name, bool outgoing)
     {
@@ -24,6 +29,8 @@ internal sealed class ExecChannel : IMigrationChannel
         _pipe = pipe;
         _outgoing = outgoing;
         Name = name;
+        // Null means that the command has ended already.
+        _ended = Posix.OpenProcess(process.Id, out _);
     }
 
     public string Name { get; }
@@ -60,7 +67,7 @@ internal sealed class ExecChannel : IMigrationChannel
     public int Read(Span<byte> destination)
     {
         int n = _pipe.Read(destination);
-        if (n == 0) CheckExit(TimeSpan.FromSeconds(1));
+        if (n == 0) CheckExit(s_lastMoment);
         return n;
     }
 
@@ -74,19 +81,35 @@ internal sealed class ExecChannel : IMigrationChannel
         }
         catch (ChannelException e) when (e.Errno == Errno.EPIPE)
         {
-            CheckExit(TimeSpan.FromSeconds(1));
-            throw;
+            throw LeftUnread(e);
         }
     }
 
-    public void Shutdown(ChannelShutdown how) => _pipe.Shutdown(how);
+    public void Shutdown(ChannelShutdown how)
+    {
+        _pipe.Shutdown(how);
+        if (how == ChannelShutdown.Both && !_wake.IsClosed) Posix.SignalEventFd(_wake);
+    }
 
-    /// <summary>Closes the command's input and waits for its exit; a failed command fails the channel.</summary>
+    /// <summary>
+    /// Waits until the command has read everything, closes its input and waits for its exit. A command that leaves bytes unread or fails, fails the
+    /// channel: its exit alone does not say that it has the stream. A shutdown ends the wait.
+    /// </summary>
     public bool Drain(TimeSpan timeout)
     {
         if (!_outgoing) return true;
+        long start = Stopwatch.GetTimestamp();
+        try
+        {
+            _pipe.Drain(timeout);
+        }
+        catch (ChannelException e) when (e.Errno == Errno.EPIPE)
+        {
+            throw LeftUnread(e);
+        }
         _pipe.Shutdown(ChannelShutdown.Write);
-        return CheckExit(timeout);
+        TimeSpan left = timeout - Stopwatch.GetElapsedTime(start);
+        return CheckExit(left > TimeSpan.Zero ? left : TimeSpan.Zero);
     }
 
     public void Dispose()
@@ -101,6 +124,8 @@ internal sealed class ExecChannel : IMigrationChannel
             // The command ended by itself meanwhile.
         }
         _process.Dispose();
+        _ended?.Dispose();
+        _wake.Dispose();
     }
 
     private void Guard(ReadOnlySpan<byte> source, Writer write)
@@ -111,16 +136,26 @@ internal sealed class ExecChannel : IMigrationChannel
         }
         catch (ChannelException e) when (e.Errno == Errno.EPIPE)
         {
-            CheckExit(TimeSpan.FromSeconds(1));
-            throw;
+            throw LeftUnread(e);
         }
     }
 
     private delegate void Writer(PipeChannel pipe, ReadOnlySpan<byte> source);
 
+    /// <summary>The failure of a command that closed its input early: its exit status if that tells more.</summary>
+    private ChannelException LeftUnread(ChannelException cause)
+    {
+        bool ended = CheckExit(s_lastMoment);
+        return new ChannelException($"{Name}: the command {(ended ? "ended with status 0" : "closed its input")} and left bytes unread", Errno.EPIPE, cause);
+    }
+
     private bool CheckExit(TimeSpan timeout)
     {
-        if (!_process.WaitForExit(timeout)) return false;
+        bool woken = false;
+        if (_ended is not null && Posix.Poll(_ended, Posix.POLLIN, _wake, (int)timeout.TotalMilliseconds, out woken) == 0 && !woken) return false;
+        if (woken) throw new ChannelException($"{Name}: the channel was shut down", Errno.ECANCELED);
+        // Without a limit this call would also wait for the command's children that still hold its output.
+        if (!_process.WaitForExit(s_lastMoment)) return false;
         return _process.ExitCode == 0 ? true : throw new ChannelException($"{Name}: the command failed with exit status {_process.ExitCode}", Errno.EPIPE);
     }
 

@@ -6,13 +6,19 @@ using Vmm.Core.SaveVm;
 
 namespace Vmm.Migration.Channels;
 
-/// <summary>A file from an offset on. Sequential reads and writes keep their own position and leave the descriptor's alone.</summary>
+/// <summary>
+/// A file from an offset on. Sequential reads and writes keep their own position and leave the descriptor's alone. No call waits for another process: a FIFO
+/// is refused (<see cref="MigrationConnector"/> opens it as a <see cref="PipeChannel"/>).
+/// </summary>
 internal sealed class FileChannel : ISeekableChannel
 {
+    private const int OwnerOnly = 0x180; // 0600
+
     private readonly OwnedFd _fd;
     private readonly string? _path;
     private readonly long _baseOffset;
     private readonly bool _created;
+    private Func<OwnedFd, Errno> _sync = Posix.Fsync;
     private volatile bool _shut;
 
     private FileChannel(OwnedFd fd, string name, string? path, long baseOffset, bool created)
@@ -35,17 +41,21 @@ internal sealed class FileChannel : ISeekableChannel
     public long LengthBytes => Posix.Stat(_fd, out FileStatus stat) == Errno.None ? stat.SizeBytes : 0;
 
     /// <summary>Opens for writing and truncates the file at the offset (QEMU: <c>file_start_outgoing_migration</c>).</summary>
-    internal static FileChannel Create(string path, long offset)
+    /// <param name="path">An existing file, or a new one, which gets mode 0600.</param>
+    /// <param name="offset">Where the stream begins.</param>
+    /// <param name="sync">What <see cref="Drain"/> calls instead of fsync(2), or null.</param>
+    internal static FileChannel Create(string path, long offset, Func<OwnedFd, Errno>? sync = null)
     {
         bool created = true;
-        OwnedFd? fd = Posix.Open(path, Posix.O_RDWR | Posix.O_CREAT | Posix.O_EXCL, 0x180, out Errno errno);
+        OwnedFd? fd = Posix.Open(path, Posix.O_RDWR | Posix.O_CREAT | Posix.O_EXCL, OwnerOnly, out Errno errno);
         if (fd is null && errno == Errno.EEXIST)
         {
             created = false;
-            fd = Posix.Open(path, Posix.O_WRONLY, 0, out errno);
+            fd = Posix.Open(path, Posix.O_WRONLY | Posix.O_NONBLOCK | Posix.O_NOCTTY, 0, out errno);
         }
         if (fd is null) throw new ChannelException($"Could not create '{path}': {Posix.Describe(errno)}", errno);
-        var channel = new FileChannel(fd, $"file:{path}", path, offset, created);
+        RefusePipe(fd, path);
+        var channel = new FileChannel(fd, $"file:{path}", path, offset, created) { _sync = sync ?? Posix.Fsync };
         // Devices such as /dev/full cannot be truncated, but can be written.
         errno = Posix.Truncate(fd, offset);
         if (errno is Errno.None or Errno.EINVAL) return channel;
@@ -56,7 +66,9 @@ internal sealed class FileChannel : ISeekableChannel
     /// <summary>Opens for reading.</summary>
     internal static FileChannel Open(string path, long offset)
     {
-        OwnedFd fd = Posix.Open(path, Posix.O_RDONLY, 0, out Errno errno) ?? throw new ChannelException($"Could not open '{path}': {Posix.Describe(errno)}", errno);
+        OwnedFd fd = Posix.Open(path, Posix.O_RDONLY | Posix.O_NONBLOCK | Posix.O_NOCTTY, 0, out Errno errno)
+            ?? throw new ChannelException($"Could not open '{path}': {Posix.Describe(errno)}", errno);
+        RefusePipe(fd, path);
         return new FileChannel(fd, $"file:{path}", path, offset, created: false);
     }
 
@@ -133,22 +145,39 @@ internal sealed class FileChannel : ISeekableChannel
         if (how == ChannelShutdown.Both) _shut = true;
     }
 
-    /// <summary>Syncs the file to stable storage.</summary>
+    /// <summary>Syncs the file to stable storage, and its directory if this channel has made the file.</summary>
+    /// <exception cref="ChannelException">Bytes or the name may be lost.</exception>
     public bool Drain(TimeSpan timeout)
     {
-        Errno errno = Posix.Fsync(_fd);
-        // Character devices and pipes cannot be synced.
-        return errno is Errno.None or Errno.EINVAL ? true : throw Posix.Error($"cannot sync {Name}", errno);
+        Errno errno = _sync(_fd);
+        // Character devices cannot be synced.
+        if (errno is not (Errno.None or Errno.EINVAL)) throw Posix.Error($"cannot sync {Name}", errno);
+        if (_created && _path is not null) errno = Posix.SyncDirectory(Path.GetDirectoryName(Path.GetFullPath(_path))!, _sync);
+        return errno is Errno.None or Errno.EINVAL ? true : throw Posix.Error($"cannot sync the directory of {Name}", errno);
     }
 
-    /// <summary>Undoes a failed save: removes the file if this save created it, else truncates it.</summary>
+    /// <summary>Undoes a failed save as far as the file system lets it: removes the file if this save created it, else truncates it.</summary>
     internal void Abandon()
     {
-        if (_created && _path is not null) File.Delete(_path);
-        else Posix.Truncate(_fd, _baseOffset);
+        try
+        {
+            if (_created && _path is not null) File.Delete(_path);
+            else Posix.Truncate(_fd, _baseOffset);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            // The save has failed for a reason that matters more, and an incomplete stream does not load.
+        }
     }
 
     public void Dispose() => _fd.Dispose();
+
+    private static void RefusePipe(OwnedFd fd, string path)
+    {
+        if (Posix.Stat(fd, out FileStatus status) != Errno.None || !status.IsPipe) return;
+        fd.Dispose();
+        throw new ConfigurationException($"'{path}' is a FIFO; expected a file");
+    }
 
     private void ThrowIfShut()
     {

@@ -34,7 +34,7 @@ public sealed record MigrationAddress
     public bool? IPv4 { get; init; }
     /// <summary>Whether IPv6 may be used; null uses what the host name resolves to.</summary>
     public bool? IPv6 { get; init; }
-    /// <summary>True switches TCP keep-alive on.</summary>
+    /// <summary>QEMU's option <c>keep-alive</c>. It changes nothing here: every TCP peer is probed, because each wait has a deadline.</summary>
     public bool KeepAlive { get; init; }
     /// <summary>UNIX socket path, file path or descriptor name.</summary>
     public string Path { get; init; } = string.Empty;

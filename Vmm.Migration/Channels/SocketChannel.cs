@@ -169,21 +169,19 @@ internal sealed class SocketChannel : IMigrationChannel
         return Posix.Receive(_fd, one, Posix.MSG_PEEK | Posix.MSG_DONTWAIT, out _) > 0;
     }
 
-    /// <summary>Copies the first bytes without consuming them.</summary>
-    /// <returns>False when they do not come in time.</returns>
-    internal bool PeekFirst(Span<byte> bytes, int timeoutMs)
+    /// <summary>Copies the unread bytes that are here, as many as fit, without consuming them and without waiting.</summary>
+    /// <param name="bytes">Receives them.</param>
+    /// <param name="end">Whether the peer has ended its direction; bytes may be unread all the same.</param>
+    /// <returns>How many are here.</returns>
+    internal int Peek(Span<byte> bytes, out PeerEnd end)
     {
-        long start = Stopwatch.GetTimestamp();
-        while (true)
-        {
-            int left = timeoutMs - (int)Stopwatch.GetElapsedTime(start).TotalMilliseconds;
-            if (left <= 0 || Posix.Poll(_fd, Posix.POLLIN, null, left, out _) == 0) return false;
-            int n = Posix.Receive(_fd, bytes, Posix.MSG_PEEK | Posix.MSG_DONTWAIT, out Errno errno);
-            if (n == bytes.Length) return true;
-            if (n == 0 || (n < 0 && errno != Errno.EAGAIN)) return false;
-            // Only a part has arrived. Polling for input would return at once, so wait a moment without it.
-            Posix.Poll(_fd, 0, null, 1, out _);
-        }
+        // Before the bytes: after the end no more come, so the count is then the final one.
+        short events = Posix.Poll(_fd, Posix.POLLRDHUP, null, 0, out _);
+        end = (events & Posix.POLLERR) != 0 ? PeerEnd.Reset : events != 0 ? PeerEnd.Closed : PeerEnd.Open;
+        int n = Posix.Receive(_fd, bytes, Posix.MSG_PEEK | Posix.MSG_DONTWAIT, out Errno errno);
+        if (n == 0 && end == PeerEnd.Open) end = PeerEnd.Closed;
+        else if (n < 0 && errno != Errno.EAGAIN) end = PeerEnd.Reset;
+        return Math.Max(n, 0);
     }
 
     /// <summary>Ends the connection after the last byte: shuts this direction down and waits for the peer to end its own.</summary>

@@ -59,7 +59,7 @@ internal static class CprTransferSender
         while (true)
         {
             OwnedFd fd = Posix.Socket(Posix.AF_UNIX);
-            Errno errno = Posix.Connect(fd, Posix.UnixAddress(address.Path), wake, ConnectTimeoutMs);
+            Errno errno = Posix.ConnectUnix(fd, address.Path, wake, ConnectTimeoutMs);
             if (errno == Errno.None) return fd;
             fd.Dispose();
             if (errno == Errno.ECANCELED) return null;

@@ -37,4 +37,22 @@ internal static partial class MigrationLog
 
     [LoggerMessage(3007, LogLevel.Warning, "snapshot '{Name}' is skipped: {Reason}", EventName = "snapshot_skipped")]
     internal static partial void SnapshotSkipped(ILogger logger, string name, string reason);
+
+    [LoggerMessage(3020, LogLevel.Warning, "a connection on {Address} was closed: it begins with {FirstBytes}, which is neither a migration stream nor a channel of multifd", EventName = "migration_foreign_connection")]
+    internal static partial void ForeignConnection(ILogger logger, string address, string firstBytes);
+
+    [LoggerMessage(3021, LogLevel.Debug, "a connection on {Address} was closed: {Reason}", EventName = "migration_connection_dropped")]
+    internal static partial void ConnectionDropped(ILogger logger, string address, string reason);
+
+    [LoggerMessage(3022, LogLevel.Warning, "a connection for an incoming migration cannot be accepted yet: {Reason}", EventName = "migration_cannot_accept")]
+    internal static partial void CannotAccept(ILogger logger, string reason);
+
+    [LoggerMessage(3013, LogLevel.Warning, "after an incoming migration that failed: {Error}", EventName = "migrate_reset_failed")]
+    internal static partial void ResetFailed(ILogger logger, string error);
+
+    [LoggerMessage(3012, LogLevel.Warning, "a device threw at the end of a snapshot: {Error}", EventName = "snapshot_end_failed")]
+    internal static partial void SnapshotEndFailed(ILogger logger, string error);
+
+    [LoggerMessage(3023, LogLevel.Warning, "'{Folder}' is left over and could not be removed: {Reason}", EventName = "snapshot_leftover")]
+    internal static partial void SnapshotLeftover(ILogger logger, string folder, string reason);
 }

@@ -16,6 +16,7 @@ using Vmm.Migration.Outgoing;
 using Vmm.Migration.Parameters;
 using Vmm.Migration.Rehearsals;
 using Vmm.Migration.Status;
+using Vmm.Migration.Stream;
 
 namespace Vmm.Migration.Engine;
 
@@ -51,6 +52,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
             Rehearsed = WorkerThread.Run("mig/rehearsal", Rehearsal.Run),
         };
         vm.Disposing += Dispose;
+        vm.Events.Lost += OnDeviceLost;
         _context.Machine.Changed += status =>
         {
             MigrationLog.StatusChanged(_context.Logger, status.ToWireName());
@@ -115,6 +117,14 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
         _incoming?.Abort(reason);
     }
 
+    /// <summary>Fails a migration that needs a device which is gone. No lock, as for <see cref="Yank"/>.</summary>
+    private void OnDeviceLost(string id, VmmException reason)
+    {
+        var failure = new DeviceStateException($"device '{id}' is gone: {VmmException.Describe(reason)}", reason) { Hint = "a reset of the VM attaches it to a new server" };
+        if (!_isIncoming) _outgoing?.LoseDevice(failure);
+        else if (_context.Vm.RunState.State == RunState.InMigrate && !_context.Vm.CprFds.IsIncoming) _incoming?.LoseDevice(failure);
+    }
+
     /// <summary>Variant of the framing for migrations that start from now on.</summary>
     public MigrationCompat Compat
     {
@@ -135,7 +145,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
                     Status = status, IsIncoming = _isIncoming,
                     Error = _incomingRecord.Error,
                     Downtime = _incomingRecord.Downtime,
-                    SocketAddresses = _listener is { } l && status != MigrationStatus.Completed ? [l.Address] : [],
+                    SocketAddresses = _listener is { } l && status != MigrationStatus.Completed ? l.Addresses : [],
                 }
                 : _outgoing.Progress.Info(status, Parameters);
             if (!info.IsIncoming && _context.Vm.DeviceTransfer is { IsUsed: true } transfer) info = info with { VfioTransferredBytes = transfer.Bytes };
@@ -168,7 +178,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
                 var listener = MigrationListener.Listen(address);
                 _listener?.Dispose();
                 _listener = listener;
-                MigrationLog.IncomingStarted(_context.Logger, $"{address} {listener.Address.Port}");
+                MigrationLog.IncomingStarted(_context.Logger, string.Join(", ", listener.Addresses));
                 return StartIncoming(() => AcceptLoop(listener, keepListening));
             }
             IMigrationChannel channel = MigrationConnector.OpenAtOnce(address, outgoing: false, TakeNamedFd, OpenFdSet)!;
@@ -347,12 +357,13 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
     {
         try
         {
+            using var lobby = new ConnectionLobby(listener, StreamHeader.Start, _context.Logger);
+            var accepting = new MultifdAccepting(lobby, listener.Stopped, () => Capabilities.IsOn(MigrationCapability.Multifd));
             while (true)
             {
-                using var accepting = new MultifdAccepting(listener, () => Capabilities.IsOn(MigrationCapability.Multifd));
-                if (!accepting.TryAccept(out SocketChannel? peer, out IReadOnlyList<SocketChannel> data, out Exception? refusal)) return StopWaiting();
+                if (accepting.Accept() is not { } set) return StopWaiting();
                 if (Status.IsTerminal()) _context.Machine.TryMoveTo(MigrationStatus.Setup);
-                MigrationStatus end = LoadOnce(peer, data, listener, refusal);
+                MigrationStatus end = LoadOnce(set.Main, set.Data, lobby, set.Refusal);
                 if (end != MigrationStatus.Failed || !keepListening || _context.Vm.RunState.State != RunState.InMigrate) return end;
             }
         }
@@ -374,9 +385,9 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
         return MigrationStatus.Cancelled;
     }
 
-    private MigrationStatus LoadOnce(IMigrationChannel channel, IReadOnlyList<IMigrationChannel> dataChannels, MigrationListener? listener = null, Exception? refusal = null)
+    private MigrationStatus LoadOnce(IMigrationChannel channel, IReadOnlyList<IMigrationChannel> dataChannels, ConnectionLobby? lobby = null, Exception? refusal = null)
     {
-        using var incoming = new IncomingMigration(_context, channel, dataChannels) { Listener = listener, Refusal = refusal };
+        using var incoming = new IncomingMigration(_context, channel, dataChannels) { Lobby = lobby, Refusal = refusal };
         lock (_gate)
         {
             _incoming = incoming;

@@ -36,13 +36,15 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     private readonly FaultLatch _latch = new();
     private readonly Receipt _receipt = new();
     private string _phase = "header";
+    private volatile IncomingStream? _stream;
     private long _switchoverAt;
-    private int _reported;
+    private readonly Lock _reportGate = new();
+    private bool _reported;
     private readonly CancellationTokenSource _cancel = new();
     private SilenceWatch? _watch;
 
-    /// <summary>The listener that accepted the channels, watched while the load runs; null for a channel that was given.</summary>
-    internal MigrationListener? Listener { get; init; }
+    /// <summary>The lobby that accepted the channels, watched while the load runs; null for a channel that was given.</summary>
+    internal ConnectionLobby? Lobby { get; init; }
 
     /// <summary>Why the load must not begin; the source is told if it opens a return path. Null for a good attempt.</summary>
     internal Exception? Refusal { get; init; }
@@ -51,6 +53,12 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     internal IncomingRecord Record { get; } = new();
 
     internal void Abort(Exception reason) => _latch.Set(reason);
+
+    /// <summary>Fails the load, because a device is gone that its state is for. What has been confirmed is not touched.</summary>
+    internal void LoseDevice(Exception reason)
+    {
+        if (_phase is not ("confirm" or "start")) Refuse(_stream?.ReturnPath, reason);
+    }
 
     public void Dispose()
     {
@@ -105,10 +113,10 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     {
         context.Rehearsed.Wait();
         MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Vm.Uuid, _latch);
-        var incoming = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
+        var incoming = _stream = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
         // The source of an update opens no other channels.
-        ConnectionWatch? watch = Listener is null || context.Vm.CprFds.IsIncoming ? null
-            : new(Listener, dataChannels.Count, () => channel.PeerHasClosed, e => Refuse(incoming.ReturnPath, e));
+        ConnectionWatch? watch = Lobby is null || context.Vm.CprFds.IsIncoming ? null
+            : new(Lobby, dataChannels.Count, () => channel.PeerHasClosed, e => Refuse(incoming.ReturnPath, e));
         try
         {
             incoming.ReadHeader();
@@ -127,6 +135,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             // A stream that stops early means that the source failed or was cancelled; the message says so.
             if (e is StreamTruncatedException or ChannelException && _latch.Reason is null)
                 e = new ChannelException($"{e.Message}; the source ended the migration", Errno.ECONNRESET, e);
+            // Pages that never came may have gone over channels that nobody here reads.
+            if (e is IncompatibleStateException && watch?.WaitForSurplus() is { } surplus) e = surplus;
             // The source must get the record before the latch shuts the channel. A reason that is stored already stays the reason.
             e = _latch.Reason ?? e;
             Report(incoming.ReturnPath, e);
@@ -143,7 +153,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
     }
 
-    /// <summary>Called on the watch's thread. The source must get the record before the latch shuts the channel.</summary>
+    /// <summary>Called on another thread. The source must get the record before the latch shuts the channel.</summary>
     private void Refuse(ReturnPathWriter? returnPath, Exception reason)
     {
         Report(returnPath, reason);
@@ -272,19 +282,36 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
 
     private void Report(ReturnPathWriter? returnPath, Exception reason)
     {
-        // Only the first reason is sent.
-        if (Interlocked.Exchange(ref _reported, 1) != 0) return;
-        MigrationError error = MigrationErrors.From("destination", _phase, reason);
-        Record.Error = error;
-        if (returnPath is null) return;
+        // Only the first reason is sent. Whoever has another one waits for that, because it shuts the channel afterwards.
+        lock (_reportGate)
+        {
+            if (_reported) return;
+            _reported = true;
+            MigrationError error = MigrationErrors.From("destination", _phase, reason);
+            Record.Error = error;
+            if (returnPath is null) return;
+            try
+            {
+                returnPath.SendShut(error);
+                channel.Drain(TimeSpan.FromMilliseconds(200));
+            }
+            catch (VmmException)
+            {
+                // The source is gone; the record stays on this side.
+            }
+        }
+    }
+
+    /// <summary>A device that cannot be reset must not keep a failed attempt from its end; the next attempt finds it as it is and refuses. BQL: held.</summary>
+    private void ResetDevices()
+    {
         try
         {
-            returnPath.SendShut(error);
-            channel.Drain(TimeSpan.FromMilliseconds(200));
+            context.Vm.ResetDevices();
         }
-        catch (VmmException)
+        catch (DeviceStateException e)
         {
-            // The source is gone; the record stays on this side.
+            MigrationLog.ResetFailed(context.Logger, e.Message);
         }
     }
 
@@ -307,7 +334,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             else if (!context.Vm.CprFds.IsIncoming)
             {
                 // The source of an update goes on with the memory and devices whose descriptors it sent, so nothing here may touch them.
-                context.Vm.ResetDevices();
+                ResetDevices();
             }
         }
         channel.Dispose();

@@ -1,15 +1,12 @@
-using System.Buffers.Binary;
 using System.Diagnostics;
 using Vmm.Core.Interop;
 using Vmm.Core.Threading;
-using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Multifd;
 
 /// <summary>
-/// Watches the listener while a migration loads. A connection that starts like a multifd channel comes from the source, and nothing here reads it, so the
-/// watch refuses the load at once. All other connections, and all that come after the source has gone, belong to other peers: the listener gets them back
-/// in order when the watch is disposed.
+/// Watches the lobby while a migration loads. A channel of multifd that the source opened and nothing here reads refuses the load at once. All other
+/// connections, and all that come after the source has gone, belong to other peers and wait for the next attempt.
 /// </summary>
 internal sealed class ConnectionWatch : IDisposable
 {
@@ -18,33 +15,32 @@ internal sealed class ConnectionWatch : IDisposable
     /// </summary>
     private const int SettleMs = 100;
 
-    /// <summary>Interval at which the watch looks at connections that have sent nothing yet.</summary>
-    private const int PollMs = 10;
+    /// <summary>
+    /// A channel whose id the load has already belongs to another source. If it came with those that the load has, the two sources' channels may be mixed up.
+    /// </summary>
+    private static readonly TimeSpan s_together = TimeSpan.FromSeconds(1);
 
-    /// <summary>Most connections that the watch accepts; further ones wait in the kernel's queue.</summary>
-    private const int MaxKept = 64;
-
-    private readonly MigrationListener _listener;
+    private readonly ConnectionLobby _lobby;
     private readonly int _expected;
     private readonly Func<bool> _sourceHasGone;
     private readonly Action<Exception> _refuse;
     private readonly OwnedFd _wake = Posix.EventFd();
-    private readonly List<SocketChannel> _undecided = [], _foreign = [], _surplus = [];
+    private readonly HashSet<WaitingConnection> _seen = [];
+    private readonly long _startedAt = Stopwatch.GetTimestamp();
     private readonly Task _thread;
-    private int _opened;
+    private WaitingConnection[] _surplus = [];
     private long _firstAt;
     private volatile Exception? _found;
     private volatile bool _ended;
 
     /// <summary>Starts the thread.</summary>
-    /// <param name="listener">The listener that accepted the source's connections; nobody else accepts meanwhile.</param>
+    /// <param name="lobby">The lobby that had the source's connections; nobody else uses it meanwhile.</param>
     /// <param name="expected">Channels of multifd that the load reads; 0 without multifd.</param>
     /// <param name="sourceHasGone">Says whether the peer of the main channel has closed it, as a source does before it tries again.</param>
     /// <param name="refuse">Called once with the error, on the watch's thread.</param>
-    internal ConnectionWatch(MigrationListener listener, int expected, Func<bool> sourceHasGone, Action<Exception> refuse)
+    internal ConnectionWatch(ConnectionLobby lobby, int expected, Func<bool> sourceHasGone, Action<Exception> refuse)
     {
-        (_listener, _expected, _sourceHasGone, _refuse) = (listener, expected, sourceHasGone, refuse);
-        _opened = expected;
+        (_lobby, _expected, _sourceHasGone, _refuse) = (lobby, expected, sourceHasGone, refuse);
         _thread = WorkerThread.Run("mig/dst/watch", Run);
     }
 
@@ -54,15 +50,23 @@ internal sealed class ConnectionWatch : IDisposable
         if (_found is { } found) throw found;
     }
 
-    /// <summary>Ends the thread, closes surplus channels and gives the other connections back to the listener.</summary>
+    /// <summary>
+    /// Waits a moment for a surplus channel, when something that it explains has failed already: the connection may have come and not been looked at yet.
+    /// </summary>
+    /// <returns>The refusal, or null.</returns>
+    internal Exception? WaitForSurplus()
+    {
+        SpinWait.SpinUntil(() => _found is not null, TimeSpan.FromMilliseconds(500));
+        return _found;
+    }
+
+    /// <summary>Ends the thread and closes surplus channels; the other connections stay in the lobby.</summary>
     public void Dispose()
     {
         _ended = true;
         Posix.SignalEventFd(_wake);
         _thread.GetAwaiter().GetResult();
-        _surplus.ForEach(static c => c.Dispose());
-        _foreign.AddRange(_undecided);
-        _foreign.ForEach(_listener.GiveBack);
+        foreach (WaitingConnection one in _surplus.Intersect(_lobby.Waiting).ToArray()) _lobby.Drop(one);
         _wake.Dispose();
     }
 
@@ -70,43 +74,33 @@ internal sealed class ConnectionWatch : IDisposable
     {
         while (!_ended)
         {
-            bool pending = _undecided.Count > 0 || _surplus.Count > 0;
-            bool isFull = _undecided.Count + _foreign.Count + _surplus.Count >= MaxKept;
-            SocketChannel? peer = isFull ? null : _listener.AcceptOr(_wake, pending ? PollMs : -1);
-            if (isFull) Posix.Poll(_wake, Posix.POLLIN, null, pending ? PollMs : -1, out _);
-            if (peer is not null) _undecided.Add(peer);
-            Sort();
-            if (_surplus.Count == 0 || Stopwatch.GetElapsedTime(_firstAt).TotalMilliseconds < SettleMs) continue;
-            _refuse(_found!);
-            return;
-        }
-    }
-
-    private void Sort()
-    {
-        for (int i = 0; i < _undecided.Count;)
-        {
-            SocketChannel peer = _undecided[i];
-            if (!peer.WaitReadable(0)) { i++; continue; }
-            _undecided.RemoveAt(i);
-            if (!IsChannel(peer, out int id) || _sourceHasGone())
+            FindSurplus();
+            int leftMs = _surplus.Length == 0 ? -1 : (int)Math.Max(0, SettleMs - Stopwatch.GetElapsedTime(_firstAt).TotalMilliseconds);
+            if (leftMs == 0)
             {
-                _foreign.Add(peer);
-                continue;
+                _refuse(_found!);
+                return;
             }
-            if (_surplus.Count == 0) _firstAt = Stopwatch.GetTimestamp();
-            _surplus.Add(peer);
-            _opened = Math.Max(Math.Max(_opened, id + 1), _expected + _surplus.Count);
-            _found = ChannelCount.Refusal(_opened, _expected);
+            if (!_lobby.Wait(_wake, leftMs)) return;
         }
     }
 
-    private static bool IsChannel(SocketChannel peer, out int id)
+    private void FindSurplus()
     {
-        id = -1;
-        Span<byte> first = stackalloc byte[MultifdPacket.PreambleIdOffset + 1];
-        if (!peer.PeekFirst(first[..4], PollMs) || BinaryPrimitives.ReadUInt32BigEndian(first) != MultifdPacket.Magic) return false;
-        if (peer.PeekFirst(first, PollMs)) id = first[^1];
-        return true;
+        // A channel that comes after the source has gone stays another peer's for good, so each is judged when it comes. One that another main channel turns out to
+        // go with is judged again.
+        foreach (WaitingConnection one in _lobby.Waiting)
+        {
+            if (one.Kind != ConnectionKind.Data || !_seen.Add(one) || !MayBeOfSource(one) || _sourceHasGone()) continue;
+            if (_surplus.Length == 0) _firstAt = Stopwatch.GetTimestamp();
+            _surplus = [.. _surplus, one];
+        }
+        _surplus = [.. _surplus.Intersect(_lobby.Waiting).Where(MayBeOfSource)];
+        _found = _surplus.Length == 0 ? null
+            : ChannelCount.Refusal(Math.Max(_expected + _surplus.Length, _surplus.Max(static c => c.Id) + 1), _expected);
     }
+
+    /// <summary>False for a channel that goes with another main channel, and for one whose id the load had long before.</summary>
+    private bool MayBeOfSource(WaitingConnection one) => MultifdAccepting.MainOf(one, _lobby.Waiting) is null
+        && (one.Id >= _expected || Stopwatch.GetElapsedTime(_startedAt, one.AcceptedAt) <= s_together);
 }

@@ -1,84 +1,108 @@
-using System.Buffers.Binary;
 using System.Diagnostics;
-using System.Diagnostics.CodeAnalysis;
+using Vmm.Core.Interop;
 using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Multifd;
 
-/// <summary>
-/// Accepts the connections of one incoming migration: a main channel and, with multifd, others, in any order. Their first four bytes tell which is which
-/// (stream 14.3). Dispose closes connections that were not handed on.
-/// </summary>
-/// <param name="listener">Accepts them.</param>
-/// <param name="isOn">Says whether capability multifd is on; called for each connection, because it may be switched on after the listening began.</param>
-internal sealed class MultifdAccepting(MigrationListener listener, Func<bool> isOn) : IDisposable
-{
-    private const int FirstBytesTimeoutMs = 10_000;
+/// <summary>The connections of one incoming migration.</summary>
+/// <param name="Main">The main channel.</param>
+/// <param name="Data">The channels of multifd, in the order of their ids.</param>
+/// <param name="Refusal">Why this set must not be loaded: the source opened more or fewer channels. Null for a good set.</param>
+internal sealed record ChannelSet(SocketChannel Main, IReadOnlyList<SocketChannel> Data, Exception? Refusal);
 
+/// <summary>
+/// Waits for the connections of one incoming migration: a main channel and, with multifd, others, in any order (stream 14.3). The main channel begins the
+/// attempt; all connections without one cost nothing.
+/// </summary>
+/// <param name="lobby">Has the connections.</param>
+/// <param name="stopped">Ends the wait.</param>
+/// <param name="isOn">Says whether capability multifd is on; called often, because it may be switched on after the listening began.</param>
+internal sealed class MultifdAccepting(ConnectionLobby lobby, OwnedFd stopped, Func<bool> isOn)
+{
     /// <summary>
     /// Longest time from one connection of a set to the next. A source from 9.0 on connects all of them before its first byte on the main channel; those of an
     /// older one come within a few round trips.
     /// </summary>
-    private static readonly TimeSpan s_nextTimeout = TimeSpan.FromSeconds(5);
+    internal static readonly TimeSpan NextTimeout = TimeSpan.FromSeconds(5);
 
-    private readonly List<SocketChannel> _data = [];
-    private SocketChannel? _main;
-    private int _surplus;
-    private long _lastAt;
+    private static readonly TimeSpan s_settle = TimeSpan.FromMilliseconds(200);
 
-    /// <summary>Waits for all connections of a set; once one has come, the others have a deadline.</summary>
-    /// <param name="main">The main channel.</param>
-    /// <param name="data">The channels of multifd.</param>
-    /// <param name="refusal">Why this set must not be loaded: the source opened more or fewer channels. Null for a good set.</param>
-    /// <returns>False when the listener was stopped.</returns>
-    internal bool TryAccept([NotNullWhen(true)] out SocketChannel? main, out IReadOnlyList<SocketChannel> data, out Exception? refusal)
+    /// <summary>
+    /// Tells which main channel a channel of multifd goes with. A source connects its main channel first, so it is the last one that came before; a channel
+    /// without one may have overtaken its main channel on a bad network.
+    /// </summary>
+    /// <returns>The main channel; null if none that waits can be meant.</returns>
+    internal static WaitingConnection? MainOf(WaitingConnection data, IReadOnlyList<WaitingConnection> waiting)
     {
-        (main, data, refusal) = (null, [], null);
-        while (_main is null || (isOn() && _data.Count < MultifdPacket.Channels))
+        WaitingConnection? before = waiting.LastOrDefault(c => c.Kind == ConnectionKind.Main && c.Key < data.Key);
+        return before ?? waiting.FirstOrDefault(c => c.Kind == ConnectionKind.Main && Stopwatch.GetElapsedTime(data.AcceptedAt, c.AcceptedAt) <= NextTimeout);
+    }
+
+    /// <summary>Waits for all connections of a set; once the main channel has come, the others have a deadline.</summary>
+    /// <returns>The set; null when the listener was stopped.</returns>
+    internal ChannelSet? Accept()
+    {
+        for (int waitMs = 0; lobby.Wait(stopped, waitMs);)
         {
-            SocketChannel? peer = listener.Accept(LeftMs(), out bool timedOut);
-            if (timedOut && _main is null)
+            waitMs = -1;
+            foreach (WaitingConnection main in lobby.Waiting.Where(static c => c.Kind == ConnectionKind.Main))
             {
-                // Without a main channel these belong to no migration.
-                Close();
-                continue;
+                if (!isOn()) return Take(main, [], null);
+                List<WaitingConnection> data = ChannelsOf(main, out bool isAmbiguous);
+                int opened = Math.Max(data.Count, data.Count == 0 ? 0 : data.Max(static c => c.Id) + 1);
+                int left = LeftMs(main, data, NextTimeout);
+                if (!isAmbiguous && data.Count(static c => c.Id < MultifdPacket.Channels) == MultifdPacket.Channels)
+                {
+                    left = IsContested(main, data) ? LeftMs(main, data, s_settle) : 0;
+                    if (left == 0) return Take(main, data, opened > MultifdPacket.Channels ? ChannelCount.Refusal(opened, MultifdPacket.Channels) : null);
+                }
+                if (left == 0)
+                    return Take(main, data, isAmbiguous ? ChannelCount.Refusal(opened, MultifdPacket.Channels) : ChannelCount.Refusal(data.Count, MultifdPacket.Channels, NextTimeout));
+                waitMs = waitMs < 0 ? left : Math.Min(waitMs, left);
             }
-            if (timedOut) break;
-            if (peer is null) return false;
-            // Without multifd the only connection is the main channel; the stream's reader checks its first bytes.
-            bool isMultifd = isOn() && IsMultifd(peer);
-            bool isNew = isMultifd ? _data.Count < MultifdPacket.Channels : _main is null;
-            if (isNew) _lastAt = Stopwatch.GetTimestamp();
-            else if (isMultifd) _surplus++;
-            if (isNew && isMultifd) _data.Add(peer);
-            else if (isNew) _main = peer;
-            else peer.Dispose();
         }
-        if (_surplus > 0) refusal = ChannelCount.Refusal(_data.Count + _surplus, MultifdPacket.Channels);
-        else if (isOn() && _data.Count < MultifdPacket.Channels) refusal = ChannelCount.Refusal(_data.Count, MultifdPacket.Channels, s_nextTimeout);
-        (main, data) = (_main!, [.. _data]);
-        _main = null;
-        _data.Clear();
-        return true;
+        return null;
     }
 
-    public void Dispose() => Close();
-
-    private void Close()
+    /// <summary>
+    /// The channels that go with a main channel. Those that came before it count only if not all stand behind it: usually they are left over from a source
+    /// that was stopped while it connected.
+    /// </summary>
+    /// <param name="main">The main channel.</param>
+    /// <param name="isAmbiguous">True if two have the same id, because two sources connect at the same time. They must never be mixed.</param>
+    private List<WaitingConnection> ChannelsOf(WaitingConnection main, out bool isAmbiguous)
     {
-        _main?.Dispose();
-        _data.ForEach(static c => c.Dispose());
-        _main = null;
-        _data.Clear();
-        _surplus = 0;
+        List<WaitingConnection> own = [.. lobby.Waiting.Where(c => c.Kind == ConnectionKind.Data && MainOf(c, lobby.Waiting) == main)];
+        bool allBehind = Enumerable.Range(0, MultifdPacket.Channels).All(id => own.Exists(c => c.Id == id && c.Key > main.Key));
+        List<WaitingConnection> meant = [.. own.Where(c => c.Key > main.Key || !(allBehind || own.Exists(later => later.Id == c.Id && later.Key > main.Key)))];
+        isAmbiguous = meant.GroupBy(static c => c.Id).Any(static same => same.Count() > 1);
+        return meant;
     }
 
-    private int LeftMs() => _main is null && _data.Count == 0 ? -1
-        : (int)Math.Max(0, Math.Ceiling((s_nextTimeout - Stopwatch.GetElapsedTime(_lastAt)).TotalMilliseconds));
+    /// <summary>
+    /// True if a connection that came after the main channel and before one of the others is undecided: it may be the main channel of another source, whose header
+    /// comes a moment after its channels.
+    /// </summary>
+    private bool IsContested(WaitingConnection main, List<WaitingConnection> data) =>
+        lobby.Waiting.Any(c => c.Kind == ConnectionKind.Undecided && c.Key > main.Key && c.Key < data.Max(static d => d.Key));
 
-    private static bool IsMultifd(SocketChannel peer)
+    private static int LeftMs(WaitingConnection main, List<WaitingConnection> data, TimeSpan limit)
     {
-        Span<byte> first = stackalloc byte[4];
-        return peer.PeekFirst(first, FirstBytesTimeoutMs) && BinaryPrimitives.ReadUInt32BigEndian(first) == MultifdPacket.Magic;
+        long last = data.Aggregate(main.DecidedAt, static (at, c) => Math.Max(at, c.DecidedAt));
+        return (int)Math.Max(0, Math.Ceiling((limit - Stopwatch.GetElapsedTime(last)).TotalMilliseconds));
+    }
+
+    /// <summary>
+    /// Takes a set out of the lobby. What an earlier source left there goes. Channels that came after the main channel and that nobody reads stay for the watch of the
+    /// load, which refuses it.
+    /// </summary>
+    private ChannelSet Take(WaitingConnection main, List<WaitingConnection> data, Exception? refusal)
+    {
+        WaitingConnection[] chosen = [.. data.Where(static c => c.Id < MultifdPacket.Channels).DistinctBy(static c => c.Id).OrderBy(static c => c.Id)];
+        WaitingConnection[] stale = [.. lobby.Waiting.Where(c => c.Kind == ConnectionKind.Data && c.Key < main.Key && IsStale(c))];
+        foreach (WaitingConnection one in stale) lobby.Drop(one);
+        return new ChannelSet(lobby.Take(main), [.. chosen.Select(lobby.Take)], refusal);
+
+        bool IsStale(WaitingConnection c) => !chosen.Contains(c) && (MainOf(c, lobby.Waiting) ?? main) == main;
     }
 }

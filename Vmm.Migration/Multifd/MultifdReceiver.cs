@@ -16,7 +16,7 @@ namespace Vmm.Migration.Multifd;
 internal sealed class MultifdReceiver : IDisposable
 {
     /// <summary>Longest buffer of device state: QEMU's are 1 MiB, a config record a little more than 4 KiB.</summary>
-    private const int MaxStateBytes = (1 << 20) + 4096;
+    private const int MaxStateBytes = WireLimits.MultifdStateBytes;
 
     /// <summary>Longest wait for a channel's SYNC or for the main channel's mark while nothing arrives.</summary>
     private static readonly TimeSpan s_syncTimeout = TimeSpan.FromSeconds(30);
@@ -86,7 +86,7 @@ internal sealed class MultifdReceiver : IDisposable
     {
         for (long packets = -1; !link.Reached.Wait(s_syncTimeout, _cancel.Token);)
         {
-            long now = Interlocked.Read(ref link.Packets);
+            long now = Interlocked.Read(ref link.Arrived);
             if (now == packets) throw new ChannelException($"{link.Channel.Name}: nothing came on a channel of multifd for {s_syncTimeout.TotalSeconds:0} s before its sync {_rounds}", Errno.ETIMEDOUT);
             packets = now;
         }
@@ -158,7 +158,11 @@ internal sealed class MultifdReceiver : IDisposable
             var f = new QemuFileReader(link.Channel) { Section = "multifd" };
             ReadPreamble(f);
             // A source that has sent everything closes its channels.
-            while (f.Peek(1).Length > 0) ReadPacket(f, link);
+            while (f.Peek(1).Length > 0)
+            {
+                ReadPacket(f, link);
+                Interlocked.Increment(ref link.Arrived);
+            }
             if (Interlocked.Decrement(ref _open) == 0) EndBuffers();
         }
 #pragma warning disable CA1031 // The latch keeps it as the load's reason, unless the load is over.
@@ -259,7 +263,7 @@ internal sealed class MultifdReceiver : IDisposable
         uint length = f.ReadUInt32();
         if ((flags & MultifdFlags.Sync) != 0 || name.IndexOf((byte)0) < 0) throw f.Bad("packet of device state", "a name that ends, and no SYNC", $"flags 0x{(uint)flags:x}");
         if (length == 0) throw f.Bad("length of device state", "at least 1", "0");
-        if (length > MaxStateBytes) throw new StreamLimitException($"{length} bytes of device state in one packet are over {MaxStateBytes}");
+        if (length > MaxStateBytes) throw new StreamLimitException($"{length} bytes of device state in one packet are over {MaxStateBytes} (WireLimits.MultifdStateBytes)");
         string idStr = Text(name);
         if (_stream!.FindBuffers(idStr, instance) is not { } buffers)
             throw new IncompatibleStateException($"device state came over multifd for '{idStr}' instance {instance}, which does not take it here") { Section = f.Section, Found = idStr };
@@ -284,6 +288,9 @@ internal sealed class MultifdReceiver : IDisposable
 
         /// <summary>Packets of pages and SYNCs, which have numbers; those of device state have none.</summary>
         internal long Packets;
+
+        /// <summary>Packets of every kind that were taken: while this grows, the channel moves on.</summary>
+        internal long Arrived;
 
         /// <summary>One more than the highest number.</summary>
         internal long NextNumber;

@@ -81,6 +81,12 @@ internal sealed class OutgoingMigration : IDisposable
 
     internal void Abort(Exception reason) => _attempt.Latch.Set(reason);
 
+    /// <summary>Fails the attempt, because a device is gone whose state has not been sent. In the CPR modes the new process gets the device as it is.</summary>
+    internal void LoseDevice(Exception reason)
+    {
+        if (_plan.Mode == MigrationMode.Normal && _attempt.HandOver.Stage == SourceStage.Sending) _attempt.Latch.Set(reason);
+    }
+
     public void Dispose()
     {
         _cancelLimit?.Dispose();
@@ -93,6 +99,8 @@ internal sealed class OutgoingMigration : IDisposable
     {
         Exception? reason = null;
         Switchover? switchover = null;
+        // Whoever asks for it: after a stop or a start that failed, a device may have been reset, and its state must not be sent as if it were whole.
+        _vm.Vm.RunState.ChangeFailed += Abort;
         try
         {
             long handedOver = HandOverDescriptors();
@@ -169,6 +177,7 @@ internal sealed class OutgoingMigration : IDisposable
 
     private MigrationStatus Finish(Exception? reason, Switchover? switchover)
     {
+        _vm.Vm.RunState.ChangeFailed -= Abort;
         MigrationStateMachine machine = _vm.Machine;
         bool isInDoubt = reason is not null && _attempt.HandOver.Stage == SourceStage.InDoubt;
         bool cancelled = !isInDoubt && (reason is OperationCanceledException || (reason is not null && machine.Status == MigrationStatus.Cancelling));
@@ -209,7 +218,8 @@ internal sealed class OutgoingMigration : IDisposable
         if (Progress.Downtime is { } downtime) _vm.LogDowntime(downtime);
         if (Progress.Error is { } error) MigrationLog.Failed(_vm.Logger, error.ToString());
         _link?.Dispose();
-        MigrationStatus end = reason is null ? MigrationStatus.Completed : cancelled ? MigrationStatus.Cancelled : MigrationStatus.Failed;
+        // "Cancelled" says that the VM goes on where it was. If it could not, there is an error to tell.
+        MigrationStatus end = reason is null ? MigrationStatus.Completed : cancelled && Progress.Error is null ? MigrationStatus.Cancelled : MigrationStatus.Failed;
         if (!machine.TryMoveTo(end)) throw new InvalidOperationException($"migration ended in {machine.Status}, expected {end}");
         return end;
     }
@@ -248,14 +258,9 @@ internal sealed class OutgoingMigration : IDisposable
     /// <summary>BQL: held.</summary>
     private void GoOnHere()
     {
-        try
-        {
-            _guest.GoOn();
-        }
-        catch (VmmException e)
-        {
-            MigrationLog.RestartFailed(_vm.Logger, e.Message);
-            Progress.Error = Progress.Error is { } error ? error with { Message = $"{error.Message}; and the VM could not be restarted: {e.Message}" } : null;
-        }
+        if (_guest.GoOn() is not { } problem) return;
+        MigrationLog.RestartFailed(_vm.Logger, problem.Message);
+        string before = Progress.Error?.Message ?? "the migration was cancelled";
+        Progress.Error = (Progress.Error ?? MigrationErrors.From("source", "restart", problem)) with { Message = $"{before}; and {problem.Message}" };
     }
 }

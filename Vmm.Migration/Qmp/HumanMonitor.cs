@@ -28,7 +28,7 @@ internal sealed class HumanMonitor
         (_vm, _engine, _snapshots, _migration) = (vm, engine, snapshots, migration);
         Line[] lines =
         [
-            new("info migrate", "a", 0, 0, c => HumanText.Migrate(_engine.Query(), c.Has('a'))),
+            new("info migrate", "a", 0, 0, c => HumanText.Migrate(_engine.Query(), c.Has('a'), _vm.Options.OnlyMigratable)),
             new("info migrate_capabilities", "", 0, 0, _ => HumanText.Capabilities(_engine.Capabilities)),
             new("info migrate_parameters", "", 0, 0, _ => HumanText.Parameters(_engine.Parameters)),
             new("info status", "", 0, 0, _ => Status()),

@@ -15,13 +15,13 @@ internal static class HumanText
     private static readonly CultureInfo s_culture = CultureInfo.InvariantCulture;
     private static readonly string[] s_units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
-    internal static string Migrate(MigrationInfo info, bool all)
+    internal static string Migrate(MigrationInfo info, bool all, bool onlyMigratable)
     {
         var text = new StringBuilder();
         Body(text, info);
         if (all)
         {
-            text.Append("Globals:\n  store-global-state: on\n  only-migratable: off\n  send-configuration: on\n  send-section-footer: on\n")
+            text.Append("Globals:\n  store-global-state: on\n  only-migratable: ").Append(onlyMigratable ? "on" : "off").Append("\n  send-configuration: on\n  send-section-footer: on\n")
                 .Append("  send-switchover-start: on\n  clear-bitmap-shift: 18\n");
         }
         return text.ToString();

@@ -59,14 +59,17 @@ public sealed class QmpClient : IDisposable
     /// <exception cref="QmpErrorException">The server refused the negotiation.</exception>
     public static QmpClient Connect(string path, TimeSpan deadline)
     {
-        byte[] address = Posix.UnixAddress(path);
         OwnedFd socket = Posix.Socket(Posix.AF_UNIX);
         long start = Environment.TickCount64;
-        Errno errno = Posix.Connect(socket, address, null, (int)deadline.TotalMilliseconds);
-        if (errno != Errno.None)
+        try
+        {
+            Errno errno = Posix.ConnectUnix(socket, path, null, (int)deadline.TotalMilliseconds);
+            if (errno != Errno.None) throw Posix.Error($"cannot connect to QMP socket '{path}'", errno);
+        }
+        catch
         {
             socket.Dispose();
-            throw Posix.Error($"cannot connect to QMP socket '{path}'", errno);
+            throw;
         }
         return Negotiate(new SocketQmpTransport(socket), path, deadline - TimeSpan.FromMilliseconds(Environment.TickCount64 - start));
     }
@@ -260,6 +263,8 @@ public sealed class QmpClient : IDisposable
         if (message["QMP"] is JsonObject greeting) return _greeting.TrySetResult(greeting);
         if (message["error"] is JsonObject error)
         {
+            // An error in place of the greeting says why the server takes no client.
+            _greeting.TrySetException(new ChannelException($"QMP server '{_peer}' refused: {error["desc"]}", Errno.EBUSY));
             TakePending(message)?.TrySetException(new QmpErrorException(error["class"]?.ToString() ?? "GenericError", error["desc"]?.ToString() ?? "no description"));
             return true;
         }

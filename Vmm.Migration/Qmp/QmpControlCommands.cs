@@ -1,8 +1,11 @@
 using System.Text.Json.Nodes;
+using Vmm.Core.Channels;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
+using Vmm.Core.Interop;
 using Vmm.Core.Memory;
 using Vmm.Core.RunStates;
+using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Qmp;
 
@@ -10,18 +13,29 @@ namespace Vmm.Migration.Qmp;
 internal sealed class QmpControlCommands(QmpServer server, Vm vm)
 {
     private static readonly QmpEnum s_runState = new([.. RunStateNames.All]);
+    private static readonly QmpEnum s_deviceState = new("present", "lost");
 
     internal IEnumerable<QmpCommand> Commands()
     {
         yield return new("query-status", QmpObject.Empty, new QmpObject(new("running", QmpType.Bool), new("status", s_runState), new("x-held", QmpType.Str, true)), _ => Status());
         yield return new("query-name", QmpObject.Empty, new QmpObject(new QmpMember("name", QmpType.Str, true)), QueryName);
         yield return new("query-uuid", QmpObject.Empty, new QmpObject(new QmpMember("UUID", QmpType.Str)), _ => new JsonObject { ["UUID"] = vm.Uuid.ToString() });
+        yield return new(QmpServer.ExtensionPrefix + "query-devices", QmpObject.Empty,
+            new QmpArray(new QmpObject(new("id", QmpType.Str), new("state", s_deviceState), new("reason", QmpType.Str, true))), _ => Devices());
         yield return new("stop", _ => { vm.Stop(); return null; });
         yield return new("cont", new(new QmpMember("x-force", QmpType.Bool, true)), QmpObject.Empty, call => { Cont(call.Bool("x-force", false)); return null; });
         yield return new("system_reset", _ => { server.ResetVm(); return null; });
         yield return new("quit", Quit);
         yield return new("pmemsave", new(new("val", QmpType.Int), new("size", QmpType.Int), new("filename", QmpType.Str)), QmpObject.Empty, PMemSave);
     }
+
+    /// <summary>Which devices are there, and why one is not. Takes no lock, because somebody may hold the BQL and wait for a device.</summary>
+    private JsonArray Devices() => new([.. vm.Devices.Select(static d =>
+    {
+        var one = new JsonObject { ["id"] = d.Id, ["state"] = d.LostReason is null ? "present" : "lost" };
+        if (d.LostReason is { } reason) one["reason"] = reason;
+        return one;
+    })]);
 
     internal JsonObject Status()
     {
@@ -53,9 +67,11 @@ internal sealed class QmpControlCommands(QmpServer server, Vm vm)
         string path = call.Str("filename");
         if (address < 0 || size < 0 || !IsRam((ulong)address, (ulong)size))
             throw new QmpErrorException($"Invalid addr 0x{address:x16}/size {size} specified");
+        using IMigrationChannel file = OpenForWriting(path);
+        // A FIFO whose reader sleeps must not hold up the end of the server.
+        using CancellationTokenRegistration stop = call.Stopping.Register(() => file.Shutdown(ChannelShutdown.Both));
         try
         {
-            using FileStream file = OpenForWriting(path);
             byte[] buffer = new byte[(int)Math.Min(size, 1 << 20)];
             for (long done = 0; done < size;)
             {
@@ -67,27 +83,21 @@ internal sealed class QmpControlCommands(QmpServer server, Vm vm)
             }
             return null;
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        catch (ChannelException e)
         {
-            throw new QmpErrorException($"An IO error has occurred writing '{path}': {e.Message}");
+            throw new QmpErrorException($"An IO error has occurred writing '{path}': {Posix.Describe(e.Errno)}");
         }
     }
 
-    private static FileStream OpenForWriting(string path)
+    private static IMigrationChannel OpenForWriting(string path)
     {
         try
         {
-            return new FileStream(path, FileMode.Create, FileAccess.Write);
+            return MigrationConnector.OpenAtOnce(new MigrationAddress { Transport = MigrationTransport.File, Path = path }, outgoing: true, null, null)!;
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException)
+        catch (ChannelException e)
         {
-            string why = e switch
-            {
-                DirectoryNotFoundException => "No such file or directory",
-                UnauthorizedAccessException => "Permission denied",
-                _ => e.Message,
-            };
-            throw new QmpErrorException($"Could not open '{path}': {why}");
+            throw new QmpErrorException($"Could not open '{path}': {Posix.Describe(e.Errno)}");
         }
     }
 

@@ -25,6 +25,8 @@ internal static class QmpEvents
         new("MIGRATION", new QmpObject(new QmpMember("status", MigrationStatus))),
         new("MIGRATION_PASS", new QmpObject(new QmpMember("pass", QmpType.Int))),
         new("VFIO_MIGRATION", new QmpObject(new("device-id", QmpType.Str), new("qom-path", QmpType.Str), new("device-state", VfioState))),
+        new(QmpServer.ExtensionPrefix + "DEVICE_LOST", new QmpObject(new("id", QmpType.Str), new("reason", QmpType.Str))),
+        new(QmpServer.ExtensionPrefix + "DEVICE_RETURNED", new QmpObject(new QmpMember("id", QmpType.Str))),
         new("JOB_STATUS_CHANGE", new QmpObject(new("id", QmpType.Str), new("status", JobStatus))),
     ];
 }

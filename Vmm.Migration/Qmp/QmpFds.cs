@@ -2,6 +2,7 @@ using System.Globalization;
 using System.Text.Json.Nodes;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
+using Vmm.Core.Wire;
 
 namespace Vmm.Migration.Qmp;
 
@@ -76,8 +77,8 @@ internal sealed class QmpFds(Func<IReadOnlyList<QmpSession>> sessions) : IDispos
         OwnedFd fd = TheFd(call);
         string name = call.Str("fdname");
         if (name.Length > 0 && char.IsAsciiDigit(name[0])) throw new QmpErrorException("Parameter 'fdname' expects a name not starting with a digit");
-        call.Fds.Clear();
         call.Session.AddNamedFd(name, fd);
+        call.Fds.Clear();
         return null;
     }
 
@@ -94,6 +95,8 @@ internal sealed class QmpFds(Func<IReadOnlyList<QmpSession>> sessions) : IDispos
         lock (_gate)
         {
             long id = call.TryInt("fdset-id") ?? FirstFree();
+            if (_sets.Values.Sum(static s => s.Count) >= WireLimits.QmpFds)
+                throw new QmpErrorException($"the fd sets have {WireLimits.QmpFds} descriptors, and no more are kept (WireLimits.QmpFds)");
             if (id < 0) throw new QmpErrorException("Parameter 'fdset-id' expects a non-negative value");
             if (!_sets.TryGetValue(id, out List<(OwnedFd Fd, string? Opaque)>? set)) _sets.Add(id, set = []);
             set.Insert(0, (fd, call.TryStr("opaque")));

@@ -1,6 +1,7 @@
 using System.Globalization;
 using System.Text;
 using System.Text.Json.Nodes;
+using Vmm.Core.Wire;
 
 namespace Vmm.Migration.Qmp;
 
@@ -17,7 +18,7 @@ internal readonly record struct QmpInput(JsonNode? Value, string? Error);
 /// </summary>
 internal sealed class QmpJsonReader
 {
-    internal const int MaxTokenBytes = 64 << 20, MaxTokens = 2 << 20, MaxNesting = 1024;
+    internal const int MaxTokenBytes = WireLimits.QmpRequestBytes;
 
     private enum State { Start, Recovery, String, Escape, Sign, Zero, Digits, Point, Fraction, ExponentMark, ExponentSign, Exponent, Keyword }
 
@@ -136,8 +137,8 @@ internal sealed class QmpJsonReader
             case QmpToken.CloseArray: _brackets--; break;
         }
         if (_objectBytes > _maxTokenBytes) Fail("JSON token size limit exceeded");
-        else if (++_tokens > MaxTokens) Fail("JSON token count limit exceeded");
-        else if (_braces + _brackets > MaxNesting) Fail("JSON nesting depth limit exceeded");
+        else if (++_tokens > WireLimits.QmpTokens) Fail("JSON token count limit exceeded");
+        else if (_braces + _brackets > WireLimits.QmpNesting) Fail("JSON nesting depth limit exceeded");
         else
         {
             _tree.Add(type, text, _tokenLine, _tokenColumn);

@@ -19,7 +19,7 @@ internal sealed class QmpListener : IDisposable
     internal QmpListener(string path, Action<OwnedFd> serve, QmpLog log)
     {
         (_serve, _log) = (serve, log);
-        _listener = UnixListener.Listen(path, Backlog);
+        _listener = UnixListener.ListenAnywhere(path, Backlog);
         try
         {
             Posix.SetNonBlocking(_listener.Socket, true);

@@ -20,6 +20,11 @@ internal sealed class QmpLog(ILogger logger)
     private static readonly Action<ILogger, string, Exception?> s_postmigrate = LoggerMessage.Define<string>(
         LogLevel.Warning, new EventId(3804, "qmp_cont_postmigrate"), "the guest runs again after it was migrated away: {Reason}");
 
+    private static readonly Action<ILogger, int, Exception?> s_gaveWay = LoggerMessage.Define<int>(
+        LogLevel.Warning, new EventId(3805, "qmp_client_gave_way"), "all {Count} QMP clients' places are taken: disconnected the one idle longest for a new client");
+
+    internal void ClientGaveWay(int count) => s_gaveWay(logger, count, null);
+
     internal void ClientOverflow(string name) => s_overflow(logger, name, null);
 
     internal void CommandFault(Exception e) => s_fault(logger, e);

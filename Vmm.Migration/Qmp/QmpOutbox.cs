@@ -16,6 +16,12 @@ internal sealed class QmpOutbox(IQmpTransport transport)
     private int _bytes;
     private bool _completed;
 
+    /// <summary>True while there is no room for another line.</summary>
+    internal bool IsFull
+    {
+        get { lock (_gate) return !HasRoom; }
+    }
+
     /// <summary>Adds an event; false when there is no room. After <see cref="Complete"/> it drops the event and returns true.</summary>
     internal bool TryPostEvent(byte[] line)
     {

@@ -27,7 +27,10 @@ public sealed class QmpServer : IDisposable
     /// <summary>The block node name of the snapshot store in <c>snapshot-save</c>, <c>snapshot-load</c> and <c>snapshot-delete</c>.</summary>
     public const string SnapshotNodeName = "vmm-snapshots";
 
-    /// <summary>The greatest number of connected clients; the server closes further connections at once.</summary>
+    /// <summary>
+    /// The greatest number of connected clients. One more takes the place of a client that waits for nothing: one that has not negotiated, else the one
+    /// that has been idle longest. If every client has a command under way, the new one is told so and disconnected.
+    /// </summary>
     public const int MaxClients = 128;
 
     private readonly Vm _vm;
@@ -93,6 +96,8 @@ public sealed class QmpServer : IDisposable
         vm.RunState.Changed += OnRunState;
         vm.ResetDone += OnReset;
         vm.Events.Raised += OnDeviceEvent;
+        vm.Events.Lost += OnDeviceLost;
+        vm.Events.Returned += OnDeviceReturned;
         vm.Disposing += Dispose;
     }
 
@@ -117,8 +122,11 @@ public sealed class QmpServer : IDisposable
     /// Listens on a UNIX socket of mode 0600; makes missing folders with mode 0700. The server's disposal removes the socket file if it is still the one
     /// made here.
     /// </summary>
-    /// <param name="path">At most 107 bytes. Replaces a stale socket file; refuses any other file and a symbolic link.</param>
-    /// <exception cref="ConfigurationException">The path is refused or in use.</exception>
+    /// <param name="path">
+    /// Replaces a stale socket file; refuses any other file and a symbolic link. Most clients need a path of at most 107 bytes; this product's own shorten
+    /// it.
+    /// </param>
+    /// <exception cref="ConfigurationException">The path is refused or in use, or another user could replace the socket.</exception>
     /// <exception cref="ChannelException">The socket cannot be made.</exception>
     /// <exception cref="ObjectDisposedException">The server has ended.</exception>
     public void Listen(string path)
@@ -174,6 +182,8 @@ public sealed class QmpServer : IDisposable
         _vm.RunState.Changed -= OnRunState;
         _vm.ResetDone -= OnReset;
         _vm.Events.Raised -= OnDeviceEvent;
+        _vm.Events.Lost -= OnDeviceLost;
+        _vm.Events.Returned -= OnDeviceReturned;
         _vm.Disposing -= Dispose;
         // No listener or session is added any more: both additions take the gate and check _ended.
         foreach (QmpListener listener in _listeners) listener.Dispose();
@@ -249,17 +259,37 @@ public sealed class QmpServer : IDisposable
     {
         lock (_gate)
         {
-            if (_ended is not null || _sessions.Count >= MaxClients)
+            if (_ended is not null)
             {
                 transport.Dispose();
                 return Task.CompletedTask;
             }
+            if (!MakeRoom()) return RefuseAsync(transport);
             var session = new QmpSession(this, transport);
             Task run = Task.Run(session.RunAsync);
             _sessions.Add(session, run);
             _clients = [.. _sessions.Keys];
             return run.ContinueWith(_ => Remove(session), CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
         }
+    }
+
+    /// <summary>Disconnects an idle client if there is no room for one more. The gate is held.</summary>
+    /// <returns>False if there is none.</returns>
+    private bool MakeRoom()
+    {
+        QmpSession[] present = [.. _sessions.Keys.Where(static s => !s.IsAborted)];
+        if (present.Length < MaxClients) return true;
+        QmpSession? idle = present.Where(static s => s.IdleSince is not null).OrderBy(static s => s.IsNegotiated).ThenBy(static s => s.IdleSince).FirstOrDefault();
+        if (idle is null) return false;
+        Log.ClientGaveWay(MaxClients);
+        idle.GiveWay($"disconnected: all {MaxClients} clients' places were taken, and this client had been idle longest");
+        return true;
+    }
+
+    private static async Task RefuseAsync(IQmpTransport transport)
+    {
+        using (transport)
+            await transport.WriteAsync(QmpSession.ErrorLine($"{MaxClients} clients are connected and each has a command under way; try again later")).ConfigureAwait(false);
     }
 
     private void Remove(QmpSession session)
@@ -279,6 +309,11 @@ public sealed class QmpServer : IDisposable
 
     private void OnDeviceEvent(string name, IReadOnlyList<KeyValuePair<string, string>> data) =>
         Broadcast(name, new JsonObject(data.Select(static d => KeyValuePair.Create(d.Key, (JsonNode?)JsonValue.Create(d.Value)))));
+
+    private void OnDeviceLost(string id, VmmException reason) =>
+        Broadcast(ExtensionPrefix + "DEVICE_LOST", new JsonObject { ["id"] = id, ["reason"] = VmmException.Describe(reason) });
+
+    private void OnDeviceReturned(string id) => Broadcast(ExtensionPrefix + "DEVICE_RETURNED", new JsonObject { ["id"] = id });
 
     private void OnReset() =>
         Broadcast("RESET", new JsonObject { ["guest"] = false, ["reason"] = _resetting ? "host-qmp-system-reset" : "none" });

@@ -4,12 +4,14 @@ using System.Threading.Channels;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Threading;
+using Vmm.Core.Wire;
 
 namespace Vmm.Migration.Qmp;
 
 /// <summary>
 /// One client (qmp 1 to 5) with its negotiation and its named descriptors. Runs in-band commands one at a time in order, and out-of-band commands as
-/// soon as they are read. Reads and writes are asynchronous; only an in-band command has a thread while it runs, because it may block.
+/// soon as they are read. Every command that has arrived whole runs, also when the client has left by then; only <see cref="Abort"/> drops commands.
+/// Reads and writes are asynchronous; only an in-band command has a thread while it runs, because it may block.
 /// </summary>
 #pragma warning disable CA1001 // RunAsync disposes what this class owns, in the right order.
 internal sealed class QmpSession
@@ -24,11 +26,13 @@ internal sealed class QmpSession
     private readonly IQmpTransport _transport;
     private readonly QmpOutbox _outbox;
     private readonly Channel<Request> _inBand = Channel.CreateBounded<Request>(new BoundedChannelOptions(MaxQueuedRequests) { SingleWriter = true });
-    private readonly CancellationTokenSource _gone = new();
+    private readonly CancellationTokenSource _gone = new(), _aborted = new();
     private readonly ConcurrentDictionary<string, OwnedFd> _namedFds = new();
     private readonly List<OwnedFd> _arrivedFds = [];
     private volatile bool _negotiated;
     private volatile bool _oob;
+    private int _unanswered;
+    private long _idleSince = Environment.TickCount64;
 
     internal QmpSession(QmpServer server, IQmpTransport transport)
     {
@@ -42,8 +46,17 @@ internal sealed class QmpSession
     /// <summary>The answer to a request, and an action to run once the client has the answer.</summary>
     private readonly record struct Answer(byte[] Line, Action? Then);
 
-    /// <summary>Fires when the client has left or is being disconnected.</summary>
+    /// <summary>Fires when nobody reads the client's answers any more, or when the client is being disconnected.</summary>
     internal CancellationToken Gone => _gone.Token;
+
+    /// <summary>True once the client is being disconnected.</summary>
+    internal bool IsAborted => _aborted.IsCancellationRequested;
+
+    /// <summary>
+    /// Since when the client has had no command under way, in ms of <see cref="Environment.TickCount64"/>; null while it has one. A client that leaves its
+    /// answers unread counts as idle.
+    /// </summary>
+    internal long? IdleSince => Volatile.Read(ref _unanswered) > 0 && !_outbox.IsFull ? null : Volatile.Read(ref _idleSince);
 
     /// <summary>Fires when the server is disposed.</summary>
     internal CancellationToken Stopping => _server.Stopping;
@@ -59,6 +72,7 @@ internal sealed class QmpSession
         const ConfigureAwaitOptions quiet = ConfigureAwaitOptions.SuppressThrowing;
         await reader.ConfigureAwait(quiet);
         await dispatcher.ConfigureAwait(quiet);
+        await _gone.CancelAsync().ConfigureAwait(false);
         _outbox.Complete();
         // A client that closed only its writing side still gets its answers if it reads them in time.
         await writer.WaitAsync(s_drainLimit, _server.Stopping).ConfigureAwait(quiet);
@@ -69,11 +83,20 @@ internal sealed class QmpSession
         foreach (OwnedFd fd in _namedFds.Values) fd.Dispose();
     }
 
-    /// <summary>Disconnects the client. Any thread may call it; it never waits.</summary>
+    /// <summary>Disconnects the client and drops its commands that have not begun. Any thread may call it; it never waits.</summary>
     internal void Abort()
     {
+        _aborted.Cancel();
         _gone.Cancel();
         _transport.Shutdown();
+    }
+
+    /// <summary>Tells the client that it makes room for another one, then disconnects it. Never waits.</summary>
+    internal void GiveWay(string reason)
+    {
+        _aborted.Cancel();
+        _outbox.TryPostEvent(ErrorLine(reason));
+        _ = _outbox.FlushAsync().WaitAsync(s_drainLimit).ContinueWith(_ => Abort(), CancellationToken.None, TaskContinuationOptions.None, TaskScheduler.Default);
     }
 
     /// <summary>Queues an event if the client has negotiated; disconnects a client whose queue is full.</summary>
@@ -95,8 +118,11 @@ internal sealed class QmpSession
     internal bool IsNegotiated => _negotiated;
 
     /// <summary>Keeps a descriptor under a name, and closes the one that had this name before.</summary>
+    /// <exception cref="QmpErrorException">The client has too many; the caller still owns the descriptor.</exception>
     internal void AddNamedFd(string name, OwnedFd fd)
     {
+        if (_namedFds.Count >= WireLimits.QmpFds && !_namedFds.ContainsKey(name))
+            throw new QmpErrorException($"this client has {WireLimits.QmpFds} named descriptors, and no more are kept (WireLimits.QmpFds)");
         if (_namedFds.TryRemove(name, out OwnedFd? old)) old.Dispose();
         _namedFds[name] = fd;
     }
@@ -128,9 +154,9 @@ internal sealed class QmpSession
         finally
         {
             Close(_arrivedFds);
+            // The dispatcher still runs what has arrived. A client that closed only its writing side waits for the answers.
             _inBand.Writer.TryComplete();
-            while (_inBand.Reader.TryRead(out Request? dropped)) Close(dropped.Fds);
-            _gone.Cancel();
+            if (_transport.HasPeerLeft) await _gone.CancelAsync().ConfigureAwait(false);
         }
     }
 
@@ -138,6 +164,7 @@ internal sealed class QmpSession
     {
         var request = new Request(input, TakesFd(input.Value) ? [.. _arrivedFds] : []);
         if (request.Fds.Count > 0) _arrivedFds.Clear();
+        Interlocked.Increment(ref _unanswered);
         if (input.Value is JsonObject o && o.ContainsKey("exec-oob") && !o.ContainsKey("execute"))
         {
             await SendAsync(Run(request)).ConfigureAwait(false);
@@ -145,13 +172,14 @@ internal sealed class QmpSession
         }
         try
         {
-            await _inBand.Writer.WriteAsync(request, Gone).ConfigureAwait(false);
+            await _inBand.Writer.WriteAsync(request, _aborted.Token).ConfigureAwait(false);
             return true;
         }
         catch (OperationCanceledException)
         {
             // The client was disconnected while its queue was full.
             Close(request.Fds);
+            Answered();
             return false;
         }
     }
@@ -163,6 +191,11 @@ internal sealed class QmpSession
     {
         await foreach (Request request in _inBand.Reader.ReadAllAsync().ConfigureAwait(false))
         {
+            if (IsAborted)
+            {
+                Close(request.Fds);
+                continue;
+            }
             // A command that blocks must not occupy a pool thread, because other clients and out-of-band commands need the pool.
             Answer answer = default;
             await WorkerThread.Run("qmp-command", () => answer = Run(request)).ConfigureAwait(false);
@@ -173,9 +206,16 @@ internal sealed class QmpSession
     private async Task SendAsync(Answer answer)
     {
         await _outbox.PostAnswerAsync(answer.Line).ConfigureAwait(false);
+        Answered();
         if (answer.Then is null) return;
         await _outbox.FlushAsync().WaitAsync(s_drainLimit).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
         answer.Then();
+    }
+
+    private void Answered()
+    {
+        Volatile.Write(ref _idleSince, Environment.TickCount64);
+        Interlocked.Decrement(ref _unanswered);
     }
 
     private Answer Run(Request request)
@@ -250,6 +290,9 @@ internal sealed class QmpSession
         }
         return verb ?? throw new QmpErrorException("QMP input lacks member 'execute'");
     }
+
+    /// <summary>The bytes of an error that answers no command.</summary>
+    internal static byte[] ErrorLine(string description) => QmpJsonText.Line(Error(nameof(QmpErrorClass.GenericError), description, null));
 
     private static JsonObject Error(string className, string description, string? hint)
     {

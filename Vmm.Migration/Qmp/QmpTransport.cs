@@ -13,6 +13,9 @@ internal interface IQmpTransport : IDisposable
     /// <summary>Writes all bytes, and the descriptor if one is given; returns false once the peer is gone.</summary>
     ValueTask<bool> WriteAsync(ReadOnlyMemory<byte> bytes, OwnedFd? fd = null);
 
+    /// <summary>After the end was read: true if the peer has closed its reading side too.</summary>
+    bool HasPeerLeft { get; }
+
     /// <summary>Ends the calls that wait; later calls return at once.</summary>
     void Shutdown();
 }
@@ -85,6 +88,12 @@ internal sealed class SocketQmpTransport : IQmpTransport
     }
 
     /// <inheritdoc/>
+    public bool HasPeerLeft
+    {
+        get { lock (_gate) return _fd.IsClosed || (Posix.Poll(_fd, 0, null, 0, out _) & (Posix.POLLHUP | Posix.POLLERR)) != 0; }
+    }
+
+    /// <inheritdoc/>
     public void Shutdown()
     {
         // A thread that posts an event may call this after the session has closed the socket.
@@ -140,6 +149,10 @@ internal sealed class StreamQmpTransport(System.IO.Stream input, System.IO.Strea
             return false;
         }
     }
+
+    /// <inheritdoc/>
+    // Standard output says nothing about its reader before a write fails.
+    public bool HasPeerLeft => _closed;
 
     /// <inheritdoc/>
     public void Shutdown()

@@ -8,7 +8,7 @@ internal enum IgnoredRam
 {
     /// <summary>None: every page is sent.</summary>
     None,
-    /// <summary>Blocks in files that both sides map shared (capability x-ignore-shared). The setup record then has every block's address.</summary>
+    /// <summary>Blocks in files that both sides have (capability x-ignore-shared): QEMU from 11 on, and this side, leave out those that they map shared.</summary>
     SharedFiles,
     /// <summary>All blocks: the new process has the memory's descriptors (cpr-transfer, cpr-exec).</summary>
     All,

@@ -8,26 +8,24 @@ namespace Vmm.Migration.Ram;
 /// <summary>
 /// One attempt to load guest RAM (stream 3; QEMU: <c>ram_load_precopy</c>). The stream's records come on one thread, pages from data channels on any.
 /// </summary>
-internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
+internal sealed class RamLoad : ILoadState, ILoadPages
 {
     private const int PageSize = RamBlock.PageSize;
 
     private readonly GuestMemory _memory;
     private readonly LoadContext _context;
-    private readonly Dictionary<RamBlock, DirtyBitmap> _knownZero = [];
+    private readonly Dictionary<RamBlock, DirtyBitmap> _holes = [];
     private readonly ReceivedPages _received;
     private readonly SyncMarks? _marks;
     private RamBlock? _block;
-    private DirtyBitmap? _blockReceived;
+    private DirtyBitmap? _blockReceived, _blockHoles;
 
     internal RamLoad(GuestMemory memory, LoadContext context)
     {
         (_memory, _context) = (memory, context);
         _received = new ReceivedPages(memory.Blocks);
         _marks = context.SyncDataChannels is { } wait ? new SyncMarks(wait) : null;
-        // Fresh memory is zero. A zero page that this load has not written is skipped, so that it gets no memory.
-        foreach (RamBlock block in memory.Blocks)
-            if (block.IsKnownZero) _knownZero[block] = new DirtyBitmap(block.PageCount);
+        foreach (RamBlock block in memory.Blocks) _holes[block] = HolesOf(block);
     }
 
     /// <summary>True when the source marks SYNCs with MULTIFD_FLUSH; false without data channels.</summary>
@@ -40,17 +38,18 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
     public void NoteLoaded(RamBlock block, ulong offset, int pages)
     {
         long first = (long)(offset / PageSize);
-        if (_knownZero.TryGetValue(block, out DirtyBitmap? written)) written.SetRange(first, pages);
+        DirtyBitmap holes = _holes[block];
+        for (long page = first; page < first + pages; page++) holes.TestAndClear(page);
         _received.Of(block).SetRange(first, pages);
     }
 
     public void LoadZeroPage(RamBlock block, ulong offset)
     {
         _received.Of(block).Set((long)(offset / PageSize));
-        Clear(block, offset);
+        Clear(block, _holes[block], offset);
     }
 
-    public void ThrowIfIncomplete() => _received.ThrowIfMissing();
+    public void ThrowIfIncomplete() => _received.ThrowIfMissing(IgnoredRamRule.Of(_context.Mode, _context.Capabilities) == IgnoredRam.SharedFiles);
 
     public void LoadState(QemuFileReader f, int versionId)
     {
@@ -83,7 +82,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
             return;
         }
         f.ReadGuest(block, record.Offset, PageSize);
-        NoteWritten(block, record.Offset);
+        NoteWritten(record.Offset);
     }
 
     private void LoadZero(QemuFileReader f, in RamRecord record)
@@ -93,25 +92,33 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
         if (ValidateOnly) return;
         if (fill == 0)
         {
-            Clear(block, record.Offset);
+            Clear(block, _blockHoles!, record.Offset);
             return;
         }
         block.Slice(record.Offset, PageSize).Fill(fill);
-        NoteWritten(block, record.Offset);
+        NoteWritten(record.Offset);
     }
 
-    /// <summary>Makes a page zero unless it is known to be zero.</summary>
-    private void Clear(RamBlock block, ulong offset)
+    /// <summary>
+    /// Pages without memory, which read as zero. A zero page is skipped there, so that it gets no memory. An attempt before this one may have written some pages,
+    /// so the block is asked unless nobody has written to it.
+    /// </summary>
+    private DirtyBitmap HolesOf(RamBlock block)
+    {
+        var holes = new DirtyBitmap(block.PageCount);
+        if (ValidateOnly) return holes;
+        if (block.IsKnownZero) holes.SetAll();
+        else block.FindHoles(holes);
+        return holes;
+    }
+
+    private static void Clear(RamBlock block, DirtyBitmap holes, ulong offset)
     {
         long page = (long)(offset / PageSize);
-        if (_knownZero.TryGetValue(block, out DirtyBitmap? written) && !written.IsSet(page)) return;
-        if (!block.IsZeroPage(page)) block.Slice(offset, PageSize).Clear();
+        if (!holes.IsSet(page) && !block.IsZeroPage(page)) block.Slice(offset, PageSize).Clear();
     }
 
-    private void NoteWritten(RamBlock block, ulong offset)
-    {
-        if (_knownZero.Count > 0 && _knownZero.TryGetValue(block, out DirtyBitmap? written)) written.Set((long)(offset / PageSize));
-    }
+    private void NoteWritten(ulong offset) => _blockHoles!.TestAndClear((long)(offset / PageSize));
 
     private RamBlock Block(QemuFileReader f, in RamRecord record)
     {
@@ -122,7 +129,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
             if (_block?.Name != name)
             {
                 _block = _memory.FindBlock(name) ?? throw f.Bad("RAM block", $"one of {BlockNames()}", $"'{name}'");
-                _blockReceived = _received.Of(_block);
+                (_blockReceived, _blockHoles) = (_received.Of(_block), _holes[_block]);
             }
         }
         RamBlock block = _block ?? throw f.Bad("RAM record", "a block name before CONTINUE", "CONTINUE");
@@ -146,7 +153,8 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
                 throw Mismatch(f, $"RAM block '{name}': size differs, 0x{block.SizeBytes:x} here, 0x{length:x} in the stream", $"0x{block.SizeBytes:x}", $"0x{length:x}");
             if (entry.Address is { } address && block.FilePath is not null && address != block.Address.Value)
                 throw Mismatch(f, $"RAM block '{name}': address differs, {block.Address} here, 0x{address:x} in the stream", $"{block.Address}", $"0x{address:x}");
-            if (!ignored.Covers(block)) _received.Expect(block);
+            if (ignored == IgnoredRam.SharedFiles && block.FilePath is not null) _received.ExpectInFile(block);
+            else if (!ignored.Covers(block)) _received.Expect(block);
         }
     }
 
@@ -166,6 +174,6 @@ internal sealed class RamLoad : ILoadState, ILoadPages, ILoadComplete
         Span<byte> delta = RamRecord.ReadXbzrle(f, stackalloc byte[WireLimits.XbzrleBytes]);
         Span<byte> page = ValidateOnly ? new byte[PageSize] : block.Slice(offset, PageSize);
         if (!Xbzrle.TryDecode(delta, page)) throw f.Bad("XBZRLE runs", "runs inside one page", $"{delta.Length} bytes that do not decode");
-        if (!ValidateOnly) NoteWritten(block, offset);
+        if (!ValidateOnly) NoteWritten(offset);
     }
 }

@@ -17,7 +17,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     private readonly Bql _bql;
     private readonly IDataChannels? _channels;
     private readonly IgnoredRam _ignored;
-    private readonly bool _detectZeroPages;
+    private readonly bool _detectZeroPages, _sendsAddresses;
     private RamBlockScan[] _blocks = [];
     private RamBlock? _lastNamed;
     private int _scanBlock;
@@ -29,6 +29,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     {
         (_memory, _bql, _channels) = (memory, bql, context.DataChannels);
         _ignored = IgnoredRamRule.Of(context.Mode, context.Capabilities);
+        _sendsAddresses = context.Capabilities.IsOn(MigrationCapability.XIgnoreShared);
         _detectZeroPages = context.Parameters.ZeroPageDetection != ZeroPageDetection.None;
         Figures = new RamFigures(memory.Blocks.Sum(b => _ignored.Covers(b) ? 0 : (long)b.SizeBytes));
     }
@@ -59,7 +60,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
         {
             f.WriteCountedString(block.Name);
             f.WriteUInt64(block.SizeBytes);
-            if (_ignored == IgnoredRam.SharedFiles) f.WriteUInt64(block.Address.Value);
+            if (_sendsAddresses) f.WriteUInt64(block.Address.Value);
         }
         SyncChannels(f, always: true);
         f.WriteUInt64((ulong)RamSaveFlags.Eos);

@@ -39,18 +39,22 @@ public interface ISnapshotService
     /// <param name="progress">Called with bytes done and total, or null.</param>
     /// <param name="cancel">Cancels; nothing is left behind.</param>
     /// <returns>The manifest.</returns>
-    /// <exception cref="Core.Errors.VmmException">Refused or failed; the VM is as it was, and no snapshot is left behind.</exception>
+    /// <exception cref="Core.Errors.VmmException">
+    /// Refused or failed; the VM is as it was, and no snapshot is left behind. If a device kept the guest from going on, the VM is paused and the message
+    /// says so, and also whether the snapshot is there.
+    /// </exception>
     SnapshotManifest Save(string name, bool overwrite, Action<long, long>? progress, CancellationToken cancel);
 
     /// <summary>
-    /// Loads a snapshot (QEMU: <c>load_snapshot</c>). Afterwards the VM has the run state that it had before, or is paused if that was internal-error. The file
-    /// is checked first: one that is bad leaves the VM as it was.
+    /// Loads a snapshot (QEMU: <c>load_snapshot</c>). Afterwards the VM has the run state that it had before, or is paused if that was internal-error or
+    /// shutdown, or if a device keeps the guest from going on. The file is checked first: one that is bad leaves the VM as it was.
     /// </summary>
     /// <param name="name">An existing name.</param>
     /// <param name="progress">Called with bytes done and total of the check, or null.</param>
     /// <param name="cancel">Cancels during the check; the VM is as it was.</param>
     /// <exception cref="Core.Errors.DeviceStateException">
-    /// It failed after it had changed the VM, which stays in internal-error. Reset the VM or load a whole snapshot.
+    /// It failed after it had changed the VM, which stays in internal-error: reset the VM or load a whole snapshot. Or all of it is loaded, and a device kept
+    /// the guest from going on: the VM is paused.
     /// </exception>
     void Load(string name, Action<long, long>? progress, CancellationToken cancel);
 

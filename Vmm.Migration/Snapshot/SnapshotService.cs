@@ -1,3 +1,4 @@
+using System.Runtime.ExceptionServices;
 using Microsoft.Extensions.Logging;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
@@ -6,6 +7,7 @@ using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 using Vmm.Migration.Attempts;
 using Vmm.Migration.Channels;
+using Vmm.Migration.Diagnostics;
 using Vmm.Migration.Stream;
 
 namespace Vmm.Migration.Snapshot;
@@ -37,6 +39,8 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
     public SnapshotManifest Save(string name, bool overwrite, Action<long, long>? progress, CancellationToken cancel)
     {
         DirectorySnapshotStore.CheckName(name);
+        // After an incoming migration that failed, RAM holds a part of another VM.
+        if (vm.RunState.State == RunState.InMigrate) throw new DeviceStateException("Guest is waiting for an incoming migration");
         if (!overwrite && _store.Exists(name)) throw new ConfigurationException($"Snapshot '{name}' already exists in one or more devices");
         using IDisposable exclusive = attempts.BeginExclusive();
         Context.Blockers.ThrowIfBlocked(MigrationMode.Normal);
@@ -46,19 +50,21 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
         try
         {
             SnapshotManifest manifest;
+            DeviceStateException? problem;
             using (file)
             using (var channel = new HashingChannel(file, (long)vm.Memory.TotalBytes, progress, cancel))
             {
-                manifest = WriteStream(name, channel, cancel);
+                (manifest, problem) = WriteStream(name, channel, cancel);
                 channel.Drain(TimeSpan.Zero);
             }
             _store.Commit(aside, manifest, overwrite);
+            if (problem is not null) throw new DeviceStateException($"snapshot '{name}' is saved, but {problem.Message}", problem) { Hint = problem.Hint };
             return manifest;
         }
         finally
         {
-            // After a commit the directory has another name, and this does nothing.
-            DirectorySnapshotStore.Discard(aside);
+            // After a commit the directory has another name; this then removes the snapshot that was replaced.
+            _store.Discard(aside);
         }
     }
 
@@ -70,8 +76,7 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
         using IDisposable exclusive = attempts.BeginExclusive();
         // Check and load use one descriptor, so that the file that was checked is loaded even if the name changes meanwhile.
         using FileChannel file = open();
-        StoppedGuest guest = Stop(RunState.RestoreVm, out IDisposable hold);
-        try
+        DeviceStateException? problem = Stopped(RunState.RestoreVm, guest =>
         {
             Check(manifest, file, progress, cancel);
             StateOverwrite.Run(vm, $"loading snapshot '{name}'", () =>
@@ -79,12 +84,10 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
                 using (vm.Bql.Acquire()) vm.ResetDevices();
                 ReadWhole(manifest, file, validateOnly: false, null, CancellationToken.None);
             });
-            if (guest.Before == RunState.InternalError) using (vm.Bql.Acquire()) vm.RunState.Set(RunState.Paused);
-        }
-        finally
-        {
-            GoOn(guest, hold);
-        }
+            // The whole state has been replaced, so what made a reset necessary is gone.
+            if (RunStateTable.NeedsReset(guest.Before)) using (vm.Bql.Acquire()) vm.RunState.Set(RunState.Paused);
+        });
+        if (problem is not null) throw new DeviceStateException($"snapshot '{name}' is loaded, but {problem.Message}", problem) { Hint = problem.Hint };
     }
 
     public bool Delete(string name)
@@ -96,70 +99,70 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
     public IReadOnlyList<SnapshotManifest> List() => _store.List();
 
     /// <summary>
-    /// Stops a live guest and holds the VM's state; any other guest keeps its run state. If a device fails to stop, the guest goes on and this throws.
+    /// Stops a live guest and holds the VM's state during an action; any other guest keeps its run state. Afterwards the guest is put back and calls that
+    /// waited for the VM's state go on. A VM in internal-error stays there.
     /// </summary>
-    private StoppedGuest Stop(RunState state, out IDisposable hold)
+    /// <returns>Why the guest could not be started again after the action, or null.</returns>
+    /// <exception cref="VmmException">A device failed to stop, or the action failed; if the guest could not be started again, the message says so too.</exception>
+    private DeviceStateException? Stopped(RunState state, Action<StoppedGuest> action)
     {
-        using (vm.Bql.Acquire())
-        {
-            var guest = new StoppedGuest(vm);
-            try
-            {
-                if (RunStateTable.IsLive(guest.Before)) guest.Stop(state);
-            }
-            catch
-            {
-                guest.GoOn();
-                throw;
-            }
-            hold = vm.HoldState();
-            return guest;
-        }
-    }
-
-    /// <summary>Puts the guest back, then lets calls that waited for the VM's state go on. A VM in internal-error stays there.</summary>
-    private void GoOn(StoppedGuest guest, IDisposable hold)
-    {
-        using (vm.Bql.Acquire())
-        {
-            try
-            {
-                if (vm.RunState.State != RunState.InternalError) guest.GoOn();
-            }
-            finally
-            {
-                hold.Dispose();
-            }
-        }
-    }
-
-    private SnapshotManifest WriteStream(string name, HashingChannel channel, CancellationToken cancel)
-    {
-        using var f = new QemuFileWriter(channel);
-        var context = new SaveContext { IsSnapshot = true, Capabilities = Capabilities, Compat = Context.Compat, Cancel = cancel };
-        var stream = new SaveStream(vm.SaveVm, f, context);
-        StoppedGuest guest = Stop(RunState.SaveVm, out IDisposable hold);
-        try
-        {
-            Write(f, stream, guest);
-            return new SnapshotManifest
-            {
-                Name = name, CreatedUtc = DateTimeOffset.UtcNow, Machine = vm.Machine, StreamBytes = f.Position, RamBytes = (long)vm.Memory.TotalBytes,
-                VmClockNs = vm.Clock.NowNs, Checksum = channel.Finish(), RunState = guest.Before.ToWireName(),
-            };
-        }
-        finally
-        {
-            GoOn(guest, hold);
-        }
-    }
-
-    private void Write(QemuFileWriter f, SaveStream stream, StoppedGuest guest)
-    {
+        StoppedGuest guest;
+        IDisposable? hold = null;
+        Exception? failure = null;
+        using (vm.Bql.Acquire()) guest = new StoppedGuest(vm);
         try
         {
             using (vm.Bql.Acquire())
             {
+                if (RunStateTable.IsLive(vm.RunState.State)) guest.Stop(state);
+                hold = vm.HoldState();
+            }
+            action(guest);
+        }
+#pragma warning disable CA1031 // The guest is put back first, then the exception goes on.
+        catch (Exception e)
+#pragma warning restore CA1031
+        {
+            failure = e;
+        }
+        DeviceStateException? problem;
+        using (vm.Bql.Acquire())
+        {
+            problem = guest.GoOn();
+            hold?.Dispose();
+        }
+        if (failure is null) return problem;
+        if (problem is not null) throw new DeviceStateException($"{VmmException.Describe(failure)}; and {problem.Message}", failure) { Hint = problem.Hint };
+        ExceptionDispatchInfo.Throw(failure);
+        return null;
+    }
+
+    private (SnapshotManifest Manifest, DeviceStateException? Problem) WriteStream(string name, HashingChannel channel, CancellationToken cancel)
+    {
+        using var f = new QemuFileWriter(channel);
+        var context = new SaveContext { IsSnapshot = true, Capabilities = Capabilities, Compat = Context.Compat, Cancel = cancel };
+        SnapshotManifest manifest = null!;
+        DeviceStateException? problem = Stopped(RunState.SaveVm, guest =>
+        {
+            Write(f, new SaveStream(vm.SaveVm, f, context), guest);
+            manifest = new SnapshotManifest
+            {
+                Name = name, CreatedUtc = DateTimeOffset.UtcNow, Machine = vm.Machine, StreamBytes = f.Position, RamBytes = (long)vm.Memory.TotalBytes,
+                VmClockNs = vm.Clock.NowNs, Checksum = channel.Finish(), RunState = guest.Before.ToWireName(),
+            };
+        });
+        return (manifest, problem);
+    }
+
+    /// <summary>Writes the stream. Devices are told of it as of a migration, so that they are out of their migration states before the guest goes on.</summary>
+    private void Write(QemuFileWriter f, SaveStream stream, StoppedGuest guest)
+    {
+        MigrationEvent end = MigrationEvent.PrecopyFailed;
+        try
+        {
+            using (vm.Bql.Acquire())
+            {
+                Context.Notifiers.Notify(MigrationEvent.PrecopySetup, MigrationMode.Normal);
                 stream.SavePrepare();
                 stream.Find<GlobalState>()?.Store(guest.Before, guest.WasSuspended);
                 StreamHeader.Write(f, Context.Identity, stream.Context);
@@ -173,10 +176,29 @@ internal sealed class SnapshotService(Vm vm, IAttempts attempts, SnapshotOptions
             }
             StreamEnd.Write(f, stream, Context.Identity);
             f.Flush();
+            end = MigrationEvent.PrecopyDone;
         }
         finally
         {
-            stream.SaveCleanup();
+            End(stream, end);
+        }
+    }
+
+    /// <summary>Ends the attempt in the devices. What one of them throws here is logged: the stream is what counts, and the guest goes on in any case.</summary>
+    private void End(SaveStream stream, MigrationEvent end)
+    {
+        foreach (Action step in (Action[])[() => { using (vm.Bql.Acquire()) Context.Notifiers.Notify(end, MigrationMode.Normal); }, stream.SaveCleanup])
+        {
+            try
+            {
+                step();
+            }
+#pragma warning disable CA1031 // The guest goes on whatever a device throws here.
+            catch (Exception e)
+#pragma warning restore CA1031
+            {
+                MigrationLog.SnapshotEndFailed(Context.Logger, e.Message);
+            }
         }
     }
 

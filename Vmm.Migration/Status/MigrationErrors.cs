@@ -1,3 +1,4 @@
+using System.Diagnostics.CodeAnalysis;
 using System.Text;
 using System.Text.Json;
 using System.Text.Json.Serialization;
@@ -39,13 +40,19 @@ internal static partial class MigrationErrors
         return bytes.Length <= maxBytes ? bytes : [];
     }
 
+    /// <summary>Reads a record that a peer sent.</summary>
+    /// <returns>Null if the bytes are not a whole record.</returns>
     internal static MigrationError? FromWire(ReadOnlySpan<byte> bytes)
     {
         try
         {
             MigrationError? error = JsonSerializer.Deserialize(bytes, ErrorJson.Default.MigrationError);
             // A peer's text is shown on terminals and in logs, so it must be one printable line.
-            return error is null ? null : error with { Message = Clean(error.Message), Side = Clean(error.Side), Phase = Clean(error.Phase), Hint = error.Hint is null ? null : Clean(error.Hint) };
+            return error is null ? null : error with
+            {
+                Message = Clean(error.Message), Side = Clean(error.Side), Phase = Clean(error.Phase), Hint = Clean(error.Hint),
+                Section = Clean(error.Section), Expected = Clean(error.Expected), Found = Clean(error.Found),
+            };
         }
         catch (JsonException)
         {
@@ -53,8 +60,10 @@ internal static partial class MigrationErrors
         }
     }
 
-    private static string Clean(string text)
+    [return: NotNullIfNotNull(nameof(text))]
+    private static string? Clean(string? text)
     {
+        if (text is null) return null;
         var clean = new StringBuilder(text.Length);
         foreach (char c in text) clean.Append(char.IsControl(c) ? ' ' : c);
         return clean.ToString();
@@ -68,7 +77,8 @@ internal static partial class MigrationErrors
         return found ?? error as VmmException;
     }
 
-    [JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.KebabCaseLower, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull)]
+    [JsonSourceGenerationOptions(
+        PropertyNamingPolicy = JsonKnownNamingPolicy.KebabCaseLower, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull, RespectNullableAnnotations = true)]
     [JsonSerializable(typeof(MigrationError))]
     private sealed partial class ErrorJson : JsonSerializerContext;
 }

@@ -19,6 +19,9 @@ internal sealed record MachineIdentity(string Machine, Guid Uuid);
 /// </summary>
 internal static class StreamHeader
 {
+    /// <summary>The bytes with which every stream starts: magic and version.</summary>
+    internal static byte[] Start { get; } = [.. "QEVM"u8, 0, 0, 0, (byte)StreamConstants.Version];
+
     internal static void Write(QemuFileWriter f, MachineIdentity machine, SaveContext context)
     {
         f.WriteUInt32(StreamConstants.Magic);
@@ -27,6 +30,14 @@ internal static class StreamHeader
         f.WriteByte((byte)SectionType.Configuration);
         f.WriteUInt32((uint)machine.Machine.Length);
         f.Write(Encoding.ASCII.GetBytes(machine.Machine));
+        if (context.Capabilities.IsOn(MigrationCapability.XIgnoreShared))
+        {
+            f.WriteByte((byte)SectionType.Subsection);
+            f.WriteCountedString("configuration/capabilities");
+            f.WriteUInt32(1);
+            f.WriteUInt32(1);
+            f.WriteCountedString(MigrationCapability.XIgnoreShared.ToWireName());
+        }
         if (!SendsUuid(machine, context)) return;
         f.WriteByte((byte)SectionType.Subsection);
         f.WriteCountedString("configuration/uuid");
@@ -69,6 +80,7 @@ internal static class StreamHeader
             {
                 Section = f.Section, Offset = f.Position, Expected = machine.Machine, Found = text, Hint = "start both sides with the same --machine",
             };
+        bool ignoresShared = false;
         while (TryReadSubsection(f, out string subsection))
         {
             uint version = f.ReadUInt32();
@@ -80,7 +92,7 @@ internal static class StreamHeader
                     if (bits != 12) throw f.Bad("target page bits", "12", bits.ToString());
                     break;
                 case "configuration/capabilities":
-                    ReadCapabilities(f);
+                    ignoresShared |= ReadCapabilities(f);
                     break;
                 case "configuration/uuid":
                     CheckUuid(f, machine, context);
@@ -89,23 +101,36 @@ internal static class StreamHeader
                     throw f.Bad("subsection of configuration", "target-page-bits, capabilities or uuid", $"'{subsection}'");
             }
         }
+        bool ignoresSharedHere = context.Capabilities.IsOn(MigrationCapability.XIgnoreShared);
+        if (ignoresShared == ignoresSharedHere) return;
+        throw new IncompatibleStateException($"capability 'x-ignore-shared' is {OnOff(ignoresSharedHere)} here and {OnOff(ignoresShared)} at the source")
+        {
+            Section = f.Section, Offset = f.Position, Expected = OnOff(ignoresSharedHere), Found = OnOff(ignoresShared), Hint = "switch capability x-ignore-shared on or off on both sides",
+        };
     }
 
-    private static void ReadCapabilities(QemuFileReader f)
+    private static string OnOff(bool on) => on ? "on" : "off";
+
+    /// <summary>Reads the list of those capabilities that change the stream's layout.</summary>
+    /// <returns>True if x-ignore-shared is among them.</returns>
+    private static bool ReadCapabilities(QemuFileReader f)
     {
+        bool ignoresShared = false;
         uint count = f.ReadUInt32();
         if (count > WireLimits.Capabilities) throw new StreamLimitException($"{count} capabilities are over {WireLimits.Capabilities} (WireLimits.Capabilities)");
         for (uint i = 0; i < count; i++)
         {
             string name = f.ReadCountedString();
             if (!MigrationCapabilityNames.TryParse(name, out MigrationCapability capability)) throw f.Bad("capability", "a known name", $"'{name}'");
-            // QEMU checks only these two of all capabilities. With either of them on, the stream has another layout, which is not read here.
-            if (capability is MigrationCapability.XIgnoreShared or MigrationCapability.MappedRam)
+            // QEMU lists only these two. With either of them the stream has another layout, and that of mapped-ram is not read here.
+            ignoresShared |= capability == MigrationCapability.XIgnoreShared;
+            if (capability == MigrationCapability.MappedRam)
                 throw new IncompatibleStateException($"the stream uses capability '{name}', which is off here and not implemented in this version of vmm")
                 {
                     Section = f.Section, Offset = f.Position, Expected = "off", Found = "on",
                 };
         }
+        return ignoresShared;
     }
 
     private static void CheckUuid(QemuFileReader f, MachineIdentity machine, LoadContext context)

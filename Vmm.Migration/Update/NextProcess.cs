@@ -40,12 +40,15 @@ internal sealed class NextProcess : IDisposable
     }
 
     /// <summary>Runs a program to its end.</summary>
+    /// <param name="command">Program and arguments.</param>
+    /// <param name="ticket">The ticket to put into its environment.</param>
+    /// <param name="limit">Ends the wait and the program.</param>
     /// <returns>Its exit code and what it wrote to stderr.</returns>
     /// <exception cref="ConfigurationException">The program cannot be started.</exception>
     /// <exception cref="OperationCanceledException">The program did not end in time and was killed.</exception>
-    internal static async Task<(int ExitCode, string Errors)> RunAsync(IReadOnlyList<string> command, CancellationToken limit)
+    internal static async Task<(int ExitCode, string Errors)> RunAsync(IReadOnlyList<string> command, UpdateTicket ticket, CancellationToken limit)
     {
-        using NextProcess next = Start(command, null, quiet: true);
+        using NextProcess next = Start(command, ticket, quiet: true);
         try
         {
             // Both pipes must be read, because a full one would block the program.
@@ -71,10 +74,10 @@ internal sealed class NextProcess : IDisposable
         return null;
     }
 
-    /// <summary>Kills the process unless it has ended, and waits for its end.</summary>
+    /// <summary>Kills the process and what it has started, such as the program of a script, unless it has ended; waits for its end.</summary>
     internal void End()
     {
-        if (!_process.HasExited) _process.Kill();
+        if (!_process.HasExited) _process.Kill(entireProcessTree: true);
         _process.WaitForExit();
     }
 

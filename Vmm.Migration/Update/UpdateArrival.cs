@@ -1,8 +1,10 @@
+using System.Globalization;
 using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Cpr;
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
+using Vmm.Core.VmStates;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Cpr;
 using Vmm.Migration.Engine;
@@ -35,6 +37,12 @@ public sealed class UpdateArrival : IDisposable
     /// <summary>The pid of the process that has the VM; with exec that is this process.</summary>
     public int OldPid { get; }
 
+    /// <summary>
+    /// True if the old process only tries this program before it replaces itself (<see cref="UpdateOptions.TrialArguments"/>). The host then calls
+    /// <see cref="TryAsync"/> and ends, with exit code 0 if that went well.
+    /// </summary>
+    public bool IsTrial => _ticket?.TrialWord is not null;
+
     /// <summary>CLOCK_MONOTONIC, ns: when the VM stopped in the program that this one replaced. 0 if the VM did not run, or without exec.</summary>
     public long StoppedAtNs => _ticket?.StoppedAtNs ?? 0;
 
@@ -51,7 +59,7 @@ public sealed class UpdateArrival : IDisposable
         Environment.SetEnvironmentVariable(UpdateTicket.Variable, null);
         var ticket = UpdateTicket.Parse(text);
         // A child that was started just before an exec has inherited a variable that is not for it.
-        return ticket.Channels.Cpr is null && ticket.Channels.OldPid != Environment.ProcessId ? null : new UpdateArrival(ticket);
+        return ticket.TrialWord is null && ticket.Channels.Cpr is null && ticket.Channels.OldPid != Environment.ProcessId ? null : new UpdateArrival(ticket);
     }
 
     /// <summary>
@@ -108,6 +116,23 @@ public sealed class UpdateArrival : IDisposable
         ReportRunning(engine.Query().Downtime?.AtNs ?? 0);
     }
 
+    /// <summary>
+    /// In a trial: checks that this program can load the VM, and tells the old process so. The program must know the VM's devices and the versions of their
+    /// sections, and it moves a small VM of its own.
+    /// </summary>
+    /// <param name="services">A host with <see cref="MigrationServiceExtensions.AddMigration"/>.</param>
+    /// <param name="real">What the VM would be made from here.</param>
+    /// <returns>Null, or why the program cannot take the VM; then nothing was told.</returns>
+    public async Task<string?> TryAsync(IServiceProvider services, VmOptions real)
+    {
+        ArgumentNullException.ThrowIfNull(services);
+        ArgumentNullException.ThrowIfNull(real);
+        UpdateTicket ticket = Ticket();
+        string? problem = WhatIsMissing(ticket.Sections ?? "", [.. services.GetServices<IDeviceFactory>()], real) ?? await services.GetRequiredService<MoveRehearsal>().RunAsync(real).ConfigureAwait(false);
+        if (problem is null && ticket is { TrialWord: { } word, ReportPath: { } path }) UpdateReports.SendTried(path, word);
+        return problem;
+    }
+
     /// <summary>Tells the old process that this one accepts descriptors on the CPR channel.</summary>
     public void ReportListening()
     {
@@ -126,6 +151,28 @@ public sealed class UpdateArrival : IDisposable
     {
         _receiver?.Dispose();
         _old?.Dispose();
+    }
+
+    private static string? WhatIsMissing(string sections, IDeviceFactory[] factories, VmOptions real)
+    {
+        var present = new Dictionary<string, IVmStateDescription>(StringComparer.Ordinal);
+        foreach (DeviceOptions device in real.Devices)
+        {
+            IDeviceFactory? factory = Array.Find(factories, f => f.TypeName == device.TypeName);
+            if (factory is null) return $"device type '{device.TypeName}' is not known here";
+            foreach (IVmStateDescription one in factory.Descriptions) present[one.Name] = one;
+        }
+        foreach (string section in sections.Split(';', StringSplitOptions.RemoveEmptyEntries))
+        {
+            int at = section.LastIndexOf(' ');
+            string name = section[..Math.Max(at, 0)];
+            // The machine's own sections are no device's, and every program of this family has them.
+            if (!factories.Any(f => f.Descriptions.Any(d => d.Name == name))) continue;
+            if (!present.TryGetValue(name, out IVmStateDescription? mine)) return $"the VM has a section '{name}', and no device here has one";
+            if (!int.TryParse(section.AsSpan(at + 1), NumberStyles.None, CultureInfo.InvariantCulture, out int version) || version < mine.MinimumVersionId || version > mine.VersionId)
+                return $"the VM's section '{name}' has version {section[(at + 1)..]}, and versions {mine.MinimumVersionId} to {mine.VersionId} can be loaded here";
+        }
+        return null;
     }
 
     private UpdateTicket Ticket() => _ticket ?? throw new InvalidOperationException("this arrival has no ticket: the host opens the channels itself");

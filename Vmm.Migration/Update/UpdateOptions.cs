@@ -34,7 +34,8 @@ public sealed record UpdateOptions
     public Func<UpdateChannels, IReadOnlyList<string>>? ChannelArguments { get; init; }
 
     /// <summary>
-    /// With exec only: a trial first runs the program as a child with <see cref="Arguments"/> and these, and it must exit with code 0. Null for no trial.
+    /// With exec only: a trial first runs the program as a child with <see cref="Arguments"/> and these. It must prove that it can load a VM
+    /// (<see cref="UpdateArrival.IsTrial"/>) and exit with code 0. Null for no trial: a program that cannot take the VM then loses it.
     /// </summary>
     public IReadOnlyList<string>? TrialArguments { get; init; }
 

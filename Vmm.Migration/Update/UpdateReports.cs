@@ -3,23 +3,25 @@ using System.Text;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Threading;
+using Vmm.Core.Wire;
 using Vmm.Migration.Channels;
 
 namespace Vmm.Migration.Update;
 
 /// <summary>
 /// The UNIX socket on which the old process receives reports. The new process sends each report as one line on its own connection: first that it
-/// listens on the CPR channel (<c>listening</c>), later that it runs the VM (<c>running PID NS</c>, CLOCK_MONOTONIC). One thread, which
-/// <see cref="Dispose"/> ends.
+/// listens on the CPR channel (<c>listening</c>), later that it runs the VM (<c>running PID NS</c>, CLOCK_MONOTONIC). A program on trial reports that it
+/// could take the VM (<c>tried WORD</c>). One thread, which <see cref="Dispose"/> ends.
 /// </summary>
 internal sealed class UpdateReports : IDisposable
 {
-    private const string ListeningLine = "listening", RunningWord = "running";
-    private const int MaxLineBytes = 64, LineTimeoutMs = 5000;
+    private const string ListeningLine = "listening", RunningWord = "running", TriedWord = "tried";
+    private const int MaxLineBytes = WireLimits.UpdateReportBytes, LineTimeoutMs = 5000;
 
     private readonly MigrationListener _listener;
     private readonly TaskCompletionSource _listening = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly TaskCompletionSource<(int Pid, long AtNs)> _running = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly TaskCompletionSource<string> _tried = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly Task _thread;
 
     /// <summary>Listens on a path.</summary>
@@ -36,6 +38,12 @@ internal sealed class UpdateReports : IDisposable
     /// <summary>Completes when the new process runs the VM, with its pid and the time of the VM's start (CLOCK_MONOTONIC, ns).</summary>
     internal Task<(int Pid, long AtNs)> Running => _running.Task;
 
+    /// <summary>Completes with the word that a program on trial reported.</summary>
+    internal Task<string> Tried => _tried.Task;
+
+    /// <summary>Called by a program on trial: reports that it could take the VM.</summary>
+    internal static void SendTried(string path, string word) => Send(path, $"{TriedWord} {word}");
+
     /// <summary>Called by the new process: reports that it listens.</summary>
     internal static void SendListening(string path) => Send(path, ListeningLine);
 
@@ -49,13 +57,14 @@ internal sealed class UpdateReports : IDisposable
         _listener.Dispose();
         _listening.TrySetCanceled();
         _running.TrySetCanceled();
+        _tried.TrySetCanceled();
     }
 
     /// <summary>Sends a report and ignores failures: an old process that has ended needs none, and one that hangs must not delay the VM.</summary>
     private static void Send(string path, string line)
     {
         using OwnedFd fd = Posix.Socket(Posix.AF_UNIX);
-        if (Posix.Connect(fd, Posix.UnixAddress(path), null, LineTimeoutMs) == Errno.None) Posix.SendWithFds(fd, Encoding.ASCII.GetBytes(line + "\n"), [], out _);
+        if (Posix.ConnectUnix(fd, path, null, LineTimeoutMs) == Errno.None) Posix.SendWithFds(fd, Encoding.ASCII.GetBytes(line + "\n"), [], out _);
     }
 
     private void Run()
@@ -77,6 +86,7 @@ internal sealed class UpdateReports : IDisposable
     {
         string[] words = line?.Split(' ') ?? [];
         if (words is [ListeningLine]) _listening.TrySetResult();
+        else if (words is [TriedWord, var word]) _tried.TrySetResult(word);
         else if (words is [RunningWord, var pid, var at] && int.TryParse(pid, NumberStyles.None, CultureInfo.InvariantCulture, out int p)
             && long.TryParse(at, NumberStyles.None, CultureInfo.InvariantCulture, out long ns)) _running.TrySetResult((p, ns));
         // Ignore a peer that sends nothing, such as a probe for stale sockets.
@@ -87,6 +97,7 @@ internal sealed class UpdateReports : IDisposable
     {
         _listening.TrySetException(error);
         _running.TrySetException(error);
+        _tried.TrySetException(error);
     }
 
     private static string? ReadLine(OwnedFd peer)

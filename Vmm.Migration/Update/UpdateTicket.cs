@@ -11,7 +11,7 @@ namespace Vmm.Migration.Update;
 internal sealed record UpdateTicket
 {
     internal const string Variable = "VMM_UPDATE";
-    private const string PidKey = "pid", StoppedKey = "stopped-at-ns", MainKey = "main", CprKey = "cpr", ReportKey = "report", RemoveKey = "remove";
+    private const string PidKey = "pid", StoppedKey = "stopped-at-ns", MainKey = "main", CprKey = "cpr", ReportKey = "report", RemoveKey = "remove", TrialKey = "trial", SectionsKey = "sections";
 
     internal required UpdateChannels Channels { get; init; }
 
@@ -24,13 +24,19 @@ internal sealed record UpdateTicket
     /// <summary>With exec, CLOCK_MONOTONIC in ns: when the update stopped the VM; 0 if it runs or was stopped before.</summary>
     internal long StoppedAtNs { get; init; }
 
+    /// <summary>With exec: a word that the new program must report to prove itself in a trial; null for the update itself.</summary>
+    internal string? TrialWord { get; init; }
+
+    /// <summary>In a trial: the declared sections of the VM, as <c>NAME VERSION</c> with <c>;</c> between them.</summary>
+    internal string? Sections { get; init; }
+
     /// <exception cref="ConfigurationException">A path contains a line break.</exception>
     internal string ToText()
     {
         (string Key, string? Value)[] all =
         [
             (PidKey, Channels.OldPid.ToString(CultureInfo.InvariantCulture)), (StoppedKey, StoppedAtNs.ToString(CultureInfo.InvariantCulture)),
-            (MainKey, Channels.Main.Path), (CprKey, Channels.Cpr?.Path), (ReportKey, ReportPath), (RemoveKey, RemoveDirectory),
+            (MainKey, Channels.Main.Path), (CprKey, Channels.Cpr?.Path), (ReportKey, ReportPath), (RemoveKey, RemoveDirectory), (TrialKey, TrialWord), (SectionsKey, Sections),
         ];
         if (Array.Find(all, static m => m.Value?.Contains('\n', StringComparison.Ordinal) == true).Value is { } bad)
             throw new ConfigurationException($"update: path '{bad}' contains a line break");
@@ -55,6 +61,8 @@ internal sealed record UpdateTicket
             StoppedAtNs = Number(text, values, StoppedKey, long.MaxValue),
             ReportPath = values.GetValueOrDefault(ReportKey),
             RemoveDirectory = values.GetValueOrDefault(RemoveKey),
+            TrialWord = values.GetValueOrDefault(TrialKey),
+            Sections = values.GetValueOrDefault(SectionsKey),
         };
     }
 

@@ -1,5 +1,6 @@
 using Vmm.Core.Devices;
 using Vmm.Core.Errors;
+using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Migration.Engine;
 using Vmm.Migration.Status;
@@ -20,6 +21,9 @@ internal sealed class VmUpdater(Vm vm, IMigrationEngine engine, MigrationBlocker
         try
         {
             if (!engine.Status.IsTerminal()) throw new MigrationFailedException("a migration of this VM is under way");
+            if (vm.RunState.State == RunState.InMigrate) throw new DeviceStateException("the VM waits for an incoming migration, so there is nothing to move yet");
+            if (vm.RunState.State == RunState.PostMigrate)
+                throw new DeviceStateException("the VM has migrated away already, so there is nothing to move") { Hint = "'cont' runs it here again, if it runs nowhere else" };
             blockers.ThrowIfBlocked(options.Method == UpdateMethod.Exec ? MigrationMode.CprExec : MigrationMode.CprTransfer);
             using var folder = UpdateFolder.Open(options.Directory);
             using var limit = CancellationTokenSource.CreateLinkedTokenSource(cancel);

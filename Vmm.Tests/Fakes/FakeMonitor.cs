@@ -64,6 +64,12 @@ internal sealed class FakeMonitor : IMonitor
         return Task.FromResult((queue.Count > 1 ? queue.Dequeue() : queue.Peek())(arguments));
     }
 
+    public Task RequestOutOfBand(string command)
+    {
+        Log.Add($"out-of-band {command}");
+        return Task.CompletedTask;
+    }
+
     public Task WaitForEvent(CancellationToken cancel) => Task.CompletedTask;
 
     public Task WaitForEnd(TimeSpan deadline) => Task.CompletedTask;

@@ -66,6 +66,9 @@ internal sealed class FakeV1Region : IDisposable
     /// <summary>Makes pending_bytes positive although every chunk has 0 bytes.</summary>
     public bool LiesAboutPending { get; set; }
 
+    /// <summary>Answers each read of data_offset in place of the region; null for none.</summary>
+    public Func<Errno>? Reading { get; set; }
+
     /// <summary>Replaces data_offset, as a hostile device might.</summary>
     public ulong? BadOffset { get; set; }
 
@@ -103,6 +106,7 @@ internal sealed class FakeV1Region : IDisposable
                 value = LiesAboutPending ? 64 : (ulong)(Data.Length - _at);
                 break;
             case (16, 8):
+                if (Reading?.Invoke() is { } failed and not Errno.None) return failed;
                 if ((State & 2) != 0) Stage();
                 value = BadOffset ?? _dataOffset;
                 break;

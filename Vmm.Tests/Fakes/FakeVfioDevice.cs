@@ -35,9 +35,9 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
     /// <summary>The container of another device; null when this device has its own.</summary>
     public IVfioContainer? SharedContainer { get; set; }
 
-    public ulong AssumedStopCopyBytes { get; set; } = 100UL << 30;
-
     public event Action<VmmException>? Lost;
+
+    public VmmException? LostReason { get; private set; }
 
     /// <summary>The device's whole state. STOP_COPY gives it, after the chunks of PRE_COPY.</summary>
     public byte[] State { get; set; } = [];
@@ -95,6 +95,12 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
     /// <summary>The names of all calls that could have failed, in order.</summary>
     public List<string> Calls { get; } = [];
 
+    /// <summary>How many of the calls so far have a name that ends so; also while the device is in use.</summary>
+    public int Count(string ending)
+    {
+        lock (_gate) return Calls.Count(c => c.EndsWith(ending, StringComparison.Ordinal));
+    }
+
     /// <summary>The number of the call to fail, from 0; -1 for none.</summary>
     public int FailAt { get; set; } = -1;
 
@@ -123,6 +129,7 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
         lock (_gate)
         {
             Calls.Add(call);
+            if (LostReason is not null) return Errno.ENODEV;
             return _calls++ == FailAt ? FailWith : Errno.None;
         }
     }
@@ -259,7 +266,12 @@ internal sealed class FakeVfioDevice : IVfioDeviceIo, IVfioContainer
 
     public Errno GetDirtyBitmap(GuestRange range, Span<ulong> bitmap) => ReportDmaLog(range, 4096, bitmap);
 
-    public void Lose(VmmException reason) => Lost?.Invoke(reason);
+    /// <summary>Makes the device go away, as when its vfio-user server dies: every call fails from now on.</summary>
+    public void Lose(VmmException reason)
+    {
+        LostReason = reason;
+        Lost?.Invoke(reason);
+    }
 
     public void Dispose()
     {

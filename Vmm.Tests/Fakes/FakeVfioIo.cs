@@ -41,9 +41,9 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
 
     public IVfioContainer Container => throw new NotSupportedException("the fake has no DMA");
 
-    public ulong AssumedStopCopyBytes => 0;
-
     public event Action<VmmException>? Lost;
+
+    public VmmException? LostReason { get; private set; }
 
     internal byte[] Config { get; }
 
@@ -143,7 +143,11 @@ internal sealed class FakeVfioIo : IVfioDeviceIo
     /// <summary>The eventfd that unmasks the pin; null when none is bound.</summary>
     internal OwnedFd? UnmaskFd { get; private set; }
 
-    internal void Lose() => Lost?.Invoke(new VfioException("the server went away", Errno.ENOTCONN));
+    internal void Lose()
+    {
+        LostReason = new VfioException("the server went away", Errno.ENOTCONN);
+        Lost?.Invoke(LostReason);
+    }
 
     public VfioRegionInfo GetRegionInfo(uint index) =>
         index == VfioPciRegion.Rom && RomBytes > 0 ? Region(index, RomBytes) : _regions.GetValueOrDefault(index) ?? new VfioRegionInfo { Index = index };

@@ -30,8 +30,7 @@ internal sealed class FakeVfioPci : IVmDevice
 
     public void Reset()
     {
-        Io.Reset();
-        Migration.OnDeviceReset();
+        Migration.OnDeviceReset(Io.Reset() == Vmm.Core.Errors.Errno.None);
     }
 
     public void Dispose()

@@ -38,6 +38,11 @@ internal sealed class FakeVfioUserBackend : IVfioUserBackend
     public IReadOnlyList<VfioUserRegion> Regions { get; }
     public VfioMigrationFlags MigrationFlags { get; set; } = VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy;
 
+    /// <summary>What the device says about its size; null when it does not know.</summary>
+    internal ulong? StateEstimate { get; init; }
+
+    public ulong? EstimateStateBytes() => StateEstimate;
+
     public uint GetIrqCount(uint index) => index switch { 0 => 1, 1 => 4, 2 => 20, _ => 0 };
 
     public void Realize(VfioUserHost host)

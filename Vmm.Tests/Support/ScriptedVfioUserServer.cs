@@ -36,9 +36,11 @@ internal sealed class ScriptedVfioUserServer : IDisposable
     private readonly Action<ScriptedVfioUserServer>? _script;
     private Task? _thread;
 
-    internal ScriptedVfioUserServer(Action<ScriptedVfioUserServer>? script = null)
+    /// <param name="script">Replaces the whole server.</param>
+    /// <param name="socket">A connection that was accepted; owned. Null for a socketpair.</param>
+    internal ScriptedVfioUserServer(Action<ScriptedVfioUserServer>? script = null, OwnedFd? socket = null)
     {
-        (_socket, ClientSocket) = Posix.SocketPair();
+        (_socket, ClientSocket) = socket is null ? Posix.SocketPair() : (socket, socket);
         _script = script;
         On(VfioUserCommand.Version, m => Reply(m, new VfioUserVersion { MaxMsgFds = 8, Migration = HasMigration ? new VfioUserMigrationCapability(4096) : null }.ToReply(VfioUserVersion.Parse(m.Body), m.Body.Length)));
         On(VfioUserCommand.DmaMap, m => Reply(m));

@@ -35,6 +35,8 @@ public sealed partial class DmaTestDevice
         return Errno.None;
     }
 
+    public ulong? EstimateStateBytes() => _bulk.SizeBytes + Bar2Bytes + RegistersBytes + VfioUserPciConfig.Length;
+
     public IVfioUserSave OpenSave()
     {
         var previews = new Previews(this);

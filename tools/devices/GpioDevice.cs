@@ -70,6 +70,8 @@ public sealed class GpioDevice(bool hasP2P = false) : IVfioUserBackend
     {
     }
 
+    public ulong? EstimateStateBytes() => StateBytes;
+
     public ValueTask<Errno> Transition(VfioDeviceState from, VfioDeviceState to) => ValueTask.FromResult(Errno.None);
 
     public IVfioUserSave OpenSave() => _session = new Session(this, null);

@@ -23,6 +23,8 @@ public sealed partial class SampleDevice
         return ValueTask.FromResult(Errno.None);
     }
 
+    public ulong? EstimateStateBytes() => StateBytes;
+
     public IVfioUserSave OpenSave() => _save = new Save(this);
 
     public IVfioUserLoad OpenLoad() => new Load(this);

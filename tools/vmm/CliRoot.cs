@@ -114,16 +114,17 @@ internal sealed class CliRoot
             HelpName = "URI|defer|JSON",
         };
         Option<bool> paused = new("--paused", "-S") { Description = "Do not start the guest" };
+        Option<bool> onlyMigratable = new("--only-migratable") { Description = "Refuse devices that cannot migrate" };
         Option<string?> qmp = new("--qmp") { Description = "Path of the QMP socket; the default is in the VM directory", HelpName = "PATH" };
         Option<string?> snapshots = new("--snapshot-dir") { Description = "Directory of the snapshots; by default one per VM name under $XDG_STATE_HOME/vmm/snapshots", HelpName = "DIR" };
         var command = new Command("run", "Run a VM until QMP's quit, Ctrl-C or SIGTERM")
         {
-            name, machine, accel, kernel, initrd, append, cpus, memory, workload, device, incoming, paused, qmp, snapshots, uuid, replaces,
+            name, machine, accel, kernel, initrd, append, cpus, memory, workload, device, incoming, paused, onlyMigratable, qmp, snapshots, uuid, replaces,
         };
         command.SetAction((p, _) => Code(() => new RunCommand(_context, RunOptions.Parse(new RunOptions.Texts
         {
             Cpr = RunOptions.SplitIncoming(p.GetValue(incoming) ?? []).Cpr, Replaces = p.GetValue(replaces), Name = p.GetValue(name), Machine = p.GetValue(machine)!, Accel = p.GetValue(accel)!, Uuid = p.GetValue(uuid), Memory = p.GetValue(memory) ?? [],
-            Workload = p.GetValue(workload) ?? [], Device = p.GetValue(device) ?? [], Incoming = RunOptions.SplitIncoming(p.GetValue(incoming) ?? []).Main, Paused = p.GetValue(paused),
+            Workload = p.GetValue(workload) ?? [], Device = p.GetValue(device) ?? [], Incoming = RunOptions.SplitIncoming(p.GetValue(incoming) ?? []).Main, Paused = p.GetValue(paused), OnlyMigratable = p.GetValue(onlyMigratable),
             Qmp = p.GetValue(qmp), SnapshotDir = p.GetValue(snapshots), Kernel = p.GetValue(kernel), Initrd = p.GetValue(initrd), Append = p.GetValue(append)!,
             Cpus = p.GetValue(cpus),
         }), p.GetValue(_verbose)).Run()));

@@ -13,20 +13,18 @@ namespace Vmm.Devices.Vfio.User.Backend;
 /// </summary>
 public sealed class DmaMap : IDisposable
 {
-    /// <summary>Largest single map; libvfio-user's limit.</summary>
-    internal const ulong MaxMapBytes = 8UL << 40;
-    /// <summary>Most bytes of dirty log for one device: enough for 8 TiB at 4 KiB per page.</summary>
-    internal const ulong MaxLogBytes = 256UL << 20;
-
     private const uint KnownFlags = VfioUserDmaMap.FlagRead | VfioUserDmaMap.FlagWrite | VfioUserDmaMap.FlagMmapFd | VfioUserDmaMap.FlagFileIo;
 
     private readonly ReaderWriterLockSlim _lock = new();
     private readonly int _maxRegions;
     private readonly bool _mayMap, _onlySealed;
-    private DmaRegion[] _regions = [];
+    private readonly DmaFiles _files = new();
+    // Ascending by address. The session's thread changes it under the write lock and may read it without one.
+    private readonly List<DmaRegion> _regions = [];
     private volatile IDmaMessages? _messages;
     private volatile bool _isBusMaster, _isStopped;
     private int _logShift = -1;
+    private ulong _logBytes;
 
     internal DmaMap(int maxRegions, bool mayMap, bool onlySealed = false) => (_maxRegions, _mayMap, _onlySealed) = (maxRegions, mayMap, onlySealed);
 
@@ -34,10 +32,31 @@ public sealed class DmaMap : IDisposable
     public bool IsBusMaster { get => _isBusMaster; set => _isBusMaster = value; }
 
     /// <summary>How many ranges the client has mapped.</summary>
-    public int RegionCount => Volatile.Read(ref _regions).Length;
+    public int RegionCount
+    {
+        get
+        {
+            _lock.EnterReadLock();
+            int count = _regions.Count;
+            _lock.ExitReadLock();
+            return count;
+        }
+    }
 
     /// <summary>The ranges the client has mapped, in order of their addresses.</summary>
-    public IReadOnlyList<GuestRange> Ranges => Array.ConvertAll(Volatile.Read(ref _regions), static r => new GuestRange(new GuestAddress(r.Address), r.SizeBytes));
+    public IReadOnlyList<GuestRange> Ranges
+    {
+        get
+        {
+            _lock.EnterReadLock();
+            List<GuestRange> ranges = _regions.ConvertAll(static r => new GuestRange(new GuestAddress(r.Address), r.SizeBytes));
+            _lock.ExitReadLock();
+            return ranges;
+        }
+    }
+
+    /// <summary>Descriptors that are kept for ranges reached by pread and pwrite.</summary>
+    internal int FileCount => _files.Count;
 
     internal bool IsLogging => _logShift >= 0;
 
@@ -132,11 +151,22 @@ public sealed class DmaMap : IDisposable
     /// <summary>Adds a range. Takes the descriptor over, also on failure.</summary>
     internal Errno Map(VfioUserDmaMap request, OwnedFd? fd)
     {
-        using OwnedFd? given = fd;
+        try
+        {
+            return Map(request, ref fd);
+        }
+        finally
+        {
+            fd?.Dispose();
+        }
+    }
+
+    private Errno Map(VfioUserDmaMap request, ref OwnedFd? fd)
+    {
         if ((request.Flags & ~KnownFlags) != 0 || request.Size == 0 || request.Address > ulong.MaxValue - request.Size) return Errno.EINVAL;
         uint how = request.Flags & (VfioUserDmaMap.FlagMmapFd | VfioUserDmaMap.FlagFileIo);
         if (how != 0 && (fd is null || how == (VfioUserDmaMap.FlagMmapFd | VfioUserDmaMap.FlagFileIo))) return Errno.EINVAL;
-        if (request.Size > MaxMapBytes) return Errno.ENOSPC;
+        if (request.Size > VfioUserLimits.DmaMapBytes) return Errno.ENOSPC;
         FileStatus file = default;
         if (fd is not null)
         {
@@ -145,39 +175,47 @@ public sealed class DmaMap : IDisposable
             // An access behind the end of the file would raise SIGBUS, which ends this process (vfio-user S-18).
             if (file.SizeBytes < 0 || request.Offset > (ulong)file.SizeBytes || request.Size > (ulong)file.SizeBytes - request.Offset) return Errno.EINVAL;
         }
-        int at = FirstEndingAfter(_regions, request.Address);
-        if (at < _regions.Length && _regions[at].Address < request.Address + request.Size) return _regions[at].Is(request, fd is not null, file) ? Errno.None : Errno.EINVAL;
-        if (_regions.Length >= _maxRegions) return Errno.EINVAL;
-        return Add(at, request, fd, file);
+        int at = FirstEndingAfter(request.Address);
+        if (at < _regions.Count && _regions[at].Address < request.Address + request.Size) return _regions[at].Is(request, fd is not null, file) ? Errno.None : Errno.EINVAL;
+        if (_regions.Count >= _maxRegions) return Errno.EINVAL;
+        return Add(at, request, ref fd, file);
     }
 
     /// <summary>Removes one range, which must be exactly one that was mapped (vfio-user S-21). With a bitmap, reports its dirty pages a last time.</summary>
     internal Errno Unmap(ulong address, ulong sizeBytes, ulong pageSizeBytes, Span<byte> bitmap)
     {
-        int at = FirstEndingAfter(_regions, address);
-        if (at >= _regions.Length || _regions[at].Address != address || _regions[at].SizeBytes != sizeBytes) return Errno.ENOENT;
+        int at = FirstEndingAfter(address);
+        if (at >= _regions.Count || _regions[at].Address != address || _regions[at].SizeBytes != sizeBytes) return Errno.ENOENT;
         DmaRegion gone = _regions[at];
-        Replace([.. _regions.AsSpan(0, at), .. _regions.AsSpan(at + 1)]);
+        _lock.EnterWriteLock();
+        _regions.RemoveAt(at);
+        _lock.ExitWriteLock();
         if (!bitmap.IsEmpty) gone.Report(address, sizeBytes, pageSizeBytes, bitmap);
-        gone.Dispose();
+        if (IsLogging) _logBytes -= gone.LogBytes(_logShift);
+        Drop(gone);
         return Errno.None;
     }
 
     /// <summary>Removes all ranges.</summary>
     internal void Clear()
     {
-        DmaRegion[] gone = _regions;
-        Replace([]);
-        foreach (DmaRegion region in gone) region.Dispose();
+        DmaRegion[] gone = [.. _regions];
+        _lock.EnterWriteLock();
+        _regions.Clear();
+        _lock.ExitWriteLock();
+        _logBytes = 0;
+        foreach (DmaRegion region in gone) Drop(region);
     }
 
     /// <summary>Starts the log of writes through descriptors (vfio-user S-25); a second start with the same page size changes nothing.</summary>
     internal Errno StartLog(ulong pageSizeBytes)
     {
-        if (pageSizeBytes < 4096 || pageSizeBytes > 1UL << 30 || !BitOperations.IsPow2(pageSizeBytes)) return Errno.EINVAL;
+        if (pageSizeBytes < 4096 || pageSizeBytes > VfioUserLimits.DirtyPageBytes || !BitOperations.IsPow2(pageSizeBytes)) return Errno.EINVAL;
         int shift = BitOperations.TrailingZeroCount(pageSizeBytes);
         if (IsLogging) return shift == _logShift ? Errno.None : Errno.EINVAL;
-        if (LogBytes(shift) > MaxLogBytes) return Errno.ENOMEM;
+        ulong bytes = _regions.Aggregate(0UL, (sum, r) => sum + r.LogBytes(shift));
+        if (bytes > VfioUserLimits.DirtyLogBytes) return Errno.ENOMEM;
+        _logBytes = bytes;
         _lock.EnterWriteLock();
         foreach (DmaRegion region in _regions) region.StartLog(shift);
         _logShift = shift;
@@ -193,20 +231,17 @@ public sealed class DmaMap : IDisposable
         _lock.ExitWriteLock();
     }
 
-    /// <summary>Reads and clears the log of any range: parts of maps, several maps, holes, which report 0 (vfio-user S-24).</summary>
-    /// <returns>ENOENT: nothing is mapped there. EINVAL: only ranges whose writes the client sees itself.</returns>
+    /// <summary>
+    /// Reads and clears the log of any range: parts of maps, several maps, holes. Holes, and ranges whose writes the client sees itself, report 0
+    /// (vfio-user S-24).
+    /// </summary>
+    /// <returns>EINVAL: the log is off, or the page size or the range is invalid.</returns>
     internal Errno Report(ulong iova, ulong lengthBytes, ulong pageSizeBytes, Span<byte> bitmap)
     {
         if (!IsLogging || !BitOperations.IsPow2(pageSizeBytes) || lengthBytes == 0 || iova > ulong.MaxValue - lengthBytes) return Errno.EINVAL;
         bitmap.Clear();
-        bool any = false, logged = false;
-        for (int i = FirstEndingAfter(_regions, iova); i < _regions.Length && _regions[i].Address < iova + lengthBytes; i++)
-        {
-            any = true;
-            logged |= _regions[i].Access != DmaAccess.Messages;
-            _regions[i].Report(iova, lengthBytes, pageSizeBytes, bitmap);
-        }
-        return logged ? Errno.None : any ? Errno.EINVAL : Errno.ENOENT;
+        for (int i = FirstEndingAfter(iova); i < _regions.Count && _regions[i].Address < iova + lengthBytes; i++) _regions[i].Report(iova, lengthBytes, pageSizeBytes, bitmap);
+        return Errno.None;
     }
 
     /// <summary>Removes all ranges. No access may be under way.</summary>
@@ -216,50 +251,61 @@ public sealed class DmaMap : IDisposable
         _lock.Dispose();
     }
 
-    private static int FirstEndingAfter(DmaRegion[] regions, ulong address)
+    private int FirstEndingAfter(ulong address)
     {
-        int low = 0, high = regions.Length;
+        int low = 0, high = _regions.Count;
         while (low < high)
         {
             int middle = (low + high) / 2;
-            if (regions[middle].End <= address) low = middle + 1;
+            if (_regions[middle].End <= address) low = middle + 1;
             else high = middle;
         }
         return low;
     }
 
-    private Errno Add(int at, VfioUserDmaMap request, OwnedFd? fd, in FileStatus file)
+    private Errno Add(int at, VfioUserDmaMap request, ref OwnedFd? fd, in FileStatus file)
     {
-        DmaRegion region;
+        DmaRegion? region;
         try
         {
-            // The region duplicates the descriptor if it needs it after this call.
-            region = new DmaRegion(request, fd is null ? null : Posix.Duplicate(fd), file, _mayMap && (!_onlySealed || fd is null || Posix.IsSealedAgainstShrinking(fd)));
+            region = Make(request, ref fd, file);
         }
         catch (ChannelException e)
         {
             return e.Errno;
         }
+        if (region is null) return Errno.EMFILE;
         if (IsLogging)
         {
-            if (LogBytes(_logShift) + region.LogBytes(_logShift) > MaxLogBytes)
+            ulong bytes = region.LogBytes(_logShift);
+            if (_logBytes + bytes > VfioUserLimits.DirtyLogBytes)
             {
-                region.Dispose();
+                Drop(region);
                 return Errno.ENOMEM;
             }
+            _logBytes += bytes;
             region.StartLog(_logShift);
         }
-        Replace([.. _regions.AsSpan(0, at), region, .. _regions.AsSpan(at)]);
+        _lock.EnterWriteLock();
+        _regions.Insert(at, region);
+        _lock.ExitWriteLock();
         return Errno.None;
     }
 
-    private ulong LogBytes(int shift) => _regions.Aggregate(0UL, (sum, r) => sum + r.LogBytes(shift));
-
-    private void Replace(DmaRegion[] regions)
+    /// <summary>Makes a range. Where mmap is not allowed, or this process has no mapping to spare, it is reached by pread and pwrite.</summary>
+    /// <returns>Null when the client has too many files.</returns>
+    private DmaRegion? Make(VfioUserDmaMap request, ref OwnedFd? fd, in FileStatus file)
     {
-        _lock.EnterWriteLock();
-        _regions = regions;
-        _lock.ExitWriteLock();
+        if (fd is null) return new DmaRegion(request);
+        bool map = (request.Flags & VfioUserDmaMap.FlagFileIo) == 0 && _mayMap && (!_onlySealed || Posix.IsSealedAgainstShrinking(fd));
+        if (map && DmaRegion.TryReserveMapping()) return new DmaRegion(request, file, fd);
+        return _files.Take(ref fd, file, (request.Flags & VfioUserDmaMap.FlagWrite) != 0) is { } shared ? new DmaRegion(request, file, shared) : null;
+    }
+
+    private void Drop(DmaRegion region)
+    {
+        region.Dispose();
+        if (region.File is { } file) _files.Release(file);
     }
 
     /// <summary>Checks that all of an access is mapped and allowed.</summary>
@@ -283,10 +329,10 @@ public sealed class DmaMap : IDisposable
         count = 0;
         if (!_isBusMaster) return Errno.ENODEV;
         _lock.EnterReadLock();
-        DmaRegion[] regions = _regions;
-        int at = FirstEndingAfter(regions, address);
+        List<DmaRegion> regions = _regions;
+        int at = FirstEndingAfter(address);
         Errno errno = _isStopped ? Errno.EAGAIN
-            : at >= regions.Length || regions[at].Address > address ? Errno.EFAULT
+            : at >= regions.Count || regions[at].Address > address ? Errno.EFAULT
             : !(write ? regions[at].IsWritable : regions[at].IsReadable) ? Errno.EPERM
             : Errno.None;
         if (errno == Errno.None)

@@ -24,40 +24,61 @@ internal sealed class DmaRegion : IDisposable
 {
     private const ulong PageBytes = VfioUserLimits.PageBytes;
 
+    private static int s_mapped; // Ranges of all devices of this process that are reached by mmap.
+
     private readonly VfioUserDmaMap _request;
-    private readonly ulong _device, _inode;
+    private readonly FileStatus _status;
     private readonly MappedRegion? _map;
     private readonly ulong _skewBytes;
-    private readonly OwnedFd? _fd;
     private DirtyBitmap? _log;
     private int _logShift;
 
-    /// <summary>Makes the range; without a descriptor it is reached by messages.</summary>
-    /// <param name="request">Checked for wrap-around and flags.</param>
-    /// <param name="fd">Owned from here on, on failure too; null for messages.</param>
-    /// <param name="file">The descriptor's stat.</param>
-    /// <param name="mayMap">False: pread and pwrite even where mmap was asked for.</param>
+    /// <summary>Makes a range that is reached by messages. Each constructor takes a request that was checked for wrap-around and flags.</summary>
+    internal DmaRegion(VfioUserDmaMap request) => _request = request with { ArgSz = 0 };
+
+    /// <summary>Makes a range that is reached by pread and pwrite.</summary>
+    /// <param name="request">What to map.</param>
+    /// <param name="status">The file's fstat.</param>
+    /// <param name="file">The file, which whoever disposes the range releases.</param>
+    internal DmaRegion(VfioUserDmaMap request, in FileStatus status, DmaFile file) : this(request) => (_status, File, Access) = (status, file, DmaAccess.File);
+
+    /// <summary>Maps a range, after <see cref="TryReserveMapping"/>; gives the reservation back when that fails.</summary>
+    /// <param name="request">What to map.</param>
+    /// <param name="status">The descriptor's fstat.</param>
+    /// <param name="fd">Stays the caller's.</param>
     /// <exception cref="ChannelException">mmap failed.</exception>
-    internal DmaRegion(VfioUserDmaMap request, OwnedFd? fd, in FileStatus file, bool mayMap)
+    internal DmaRegion(VfioUserDmaMap request, in FileStatus status, OwnedFd fd) : this(request)
     {
-        _request = request with { ArgSz = 0 };
-        if (fd is null) return;
-        (_device, _inode) = (file.Device, file.Inode);
-        if (!mayMap || (request.Flags & VfioUserDmaMap.FlagFileIo) != 0)
+        _status = status;
+        // Huge pages must be mapped at a multiple of their size, which the file system reports as its block size.
+        ulong align = status.BlockBytes > (long)PageBytes && ulong.IsPow2((ulong)status.BlockBytes) ? (ulong)status.BlockBytes : PageBytes;
+        _skewBytes = request.Offset & (align - 1);
+        ulong length = (request.Size + _skewBytes + align - 1) & ~(align - 1);
+        try
         {
-            (_fd, Access) = (fd, DmaAccess.File);
-            return;
-        }
-        using (fd)
-        {
-            // Huge pages must be mapped at a multiple of their size, which the file system reports as its block size.
-            ulong align = file.BlockBytes > (long)PageBytes && ulong.IsPow2((ulong)file.BlockBytes) ? (ulong)file.BlockBytes : PageBytes;
-            _skewBytes = request.Offset & (align - 1);
-            ulong length = (request.Size + _skewBytes + align - 1) & ~(align - 1);
             _map = MappedRegion.Map(fd, length, shared: true, (long)(request.Offset - _skewBytes), $"DMA region 0x{request.Address:x}", IsWritable);
-            Access = DmaAccess.Mapped;
         }
+        catch (ChannelException)
+        {
+            Interlocked.Decrement(ref s_mapped);
+            throw;
+        }
+        Access = DmaAccess.Mapped;
     }
+
+    /// <summary>Ranges of this process that are reached by mmap.</summary>
+    internal static int MappedCount => Volatile.Read(ref s_mapped);
+
+    /// <summary>Reserves one of this process's mappings. False when clients have as many as they may have.</summary>
+    internal static bool TryReserveMapping()
+    {
+        if (Interlocked.Increment(ref s_mapped) <= VfioUserLimits.MappedRegions) return true;
+        Interlocked.Decrement(ref s_mapped);
+        return false;
+    }
+
+    /// <summary>The file of a range with <see cref="DmaAccess.File"/>.</summary>
+    internal DmaFile? File { get; }
 
     internal DmaAccess Access { get; } = DmaAccess.Messages;
 
@@ -76,7 +97,7 @@ internal sealed class DmaRegion : IDisposable
 
     /// <summary>Whether a request repeats this map, which is no error.</summary>
     internal bool Is(VfioUserDmaMap request, bool hasFd, in FileStatus file) =>
-        request with { ArgSz = 0 } == _request && hasFd == (Access != DmaAccess.Messages) && (!hasFd || (file.Device == _device && file.Inode == _inode));
+        request with { ArgSz = 0 } == _request && hasFd == (Access != DmaAccess.Messages) && (!hasFd || (file.Device == _status.Device && file.Inode == _status.Inode));
 
     internal Errno Read(ulong address, Span<byte> destination)
     {
@@ -86,14 +107,7 @@ internal sealed class DmaRegion : IDisposable
             _map.Slice(_skewBytes + at, destination.Length).CopyTo(destination);
             return Errno.None;
         }
-        for (ulong offset = _request.Offset + at; destination.Length > 0;)
-        {
-            int n = Posix.PRead(_fd!, destination, (long)offset, out Errno errno);
-            if (n <= 0) return n < 0 ? errno : Errno.EFAULT;
-            destination = destination[n..];
-            offset += (uint)n;
-        }
-        return Errno.None;
+        return File!.Read(_request.Offset + at, destination);
     }
 
     internal Errno Write(ulong address, ReadOnlySpan<byte> source)
@@ -106,13 +120,8 @@ internal sealed class DmaRegion : IDisposable
         }
         else
         {
-            for (ulong offset = _request.Offset + at; source.Length > 0;)
-            {
-                int n = Posix.PWrite(_fd!, source, (long)offset, out Errno errno);
-                if (n <= 0) return n < 0 ? errno : Errno.EFAULT;
-                source = source[n..];
-                offset += (uint)n;
-            }
+            Errno errno = File!.Write(_request.Offset + at, source);
+            if (errno != Errno.None) return errno;
         }
         // Marked after the write: a report between the two leaves the page to the next report.
         if (_log is { } log && length > 0)
@@ -155,10 +164,12 @@ internal sealed class DmaRegion : IDisposable
         }
     }
 
+    /// <summary>Unmaps the range. Once.</summary>
     public void Dispose()
     {
-        _map?.Dispose();
-        _fd?.Dispose();
+        if (_map is null) return;
+        _map.Dispose();
+        Interlocked.Decrement(ref s_mapped);
     }
 
     private ulong LogPages(int shift) => ((End - 1) >> shift) - (Address >> shift) + 1;

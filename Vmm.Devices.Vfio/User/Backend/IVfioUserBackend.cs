@@ -76,6 +76,13 @@ public interface IVfioUserBackend : IDisposable
     /// <returns>None, or an errno to refuse; the device then is still in <paramref name="from"/>.</returns>
     ValueTask<Errno> Transition(VfioDeviceState from, VfioDeviceState to);
 
+    /// <summary>
+    /// About how many bytes of state the device gives after it has stopped, in any migration state; a client plans its downtime by it (MIG_DATA_SIZE).
+    /// It binds nobody: a save is a stream of any length (vfio-user S-44).
+    /// </summary>
+    /// <returns>Bytes; null when the device does not know, which a client takes for a very large state.</returns>
+    ulong? EstimateStateBytes() => null;
+
     /// <summary>Opens a saving session: after the arc into PRE_COPY, or into STOP_COPY when there was no PRE_COPY before.</summary>
     /// <returns>The session; the server disposes it when the saving states are left.</returns>
     IVfioUserSave OpenSave();

@@ -1,6 +1,7 @@
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.User.Backend;
 
@@ -12,8 +13,6 @@ public sealed class VfioUserIrqs : IDisposable
 {
     /// <summary>Interrupt indices of a PCI function.</summary>
     internal const uint IndexCount = 5;
-    /// <summary>Most vectors of MSI-X.</summary>
-    internal const uint MaxVectors = 2048;
 
     private readonly Lock _gate = new();
     private readonly Vector[][] _vectors = new Vector[IndexCount][];
@@ -25,7 +24,7 @@ public sealed class VfioUserIrqs : IDisposable
         for (uint i = 0; i < IndexCount; i++)
         {
             uint count = i >= VfioPciIrq.Err ? 1 : backend.GetIrqCount(i);
-            ArgumentOutOfRangeException.ThrowIfGreaterThan(count, i == VfioPciIrq.Intx ? 1 : MaxVectors, nameof(backend));
+            ArgumentOutOfRangeException.ThrowIfGreaterThan(count, i == VfioPciIrq.Intx ? 1 : VfioUserLimits.Vectors, nameof(backend));
             _vectors[i] = new Vector[count];
         }
     }

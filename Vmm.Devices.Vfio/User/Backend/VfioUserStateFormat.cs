@@ -17,7 +17,7 @@ namespace Vmm.Devices.Vfio.User.Backend;
 /// </summary>
 internal static class VfioUserStateFormat
 {
-    internal const int HeadBytes = 16, HeaderFixedBytes = 16, MaxTypeNameBytes = 64;
+    internal const int HeadBytes = 16, HeaderFixedBytes = 16;
     internal const uint Version = 1, FullSnapshot = 1;
     internal const uint Header = 0x484d4d56, Section = 0x534d4d56, Preview = 0x504d4d56, End = 0x454d4d56;
 

@@ -13,7 +13,7 @@ namespace Vmm.Devices.Vfio.User.Backend;
 /// <param name="sink">Receives the sections for the device.</param>
 public sealed class VfioUserStateReader(string typeName, ulong limitBytes, IVfioUserStateSink sink) : IVfioUserLoad
 {
-    private const int MaxHeaderBytes = VfioUserStateFormat.HeaderFixedBytes + VfioUserStateFormat.MaxTypeNameBytes;
+    private const int MaxHeaderBytes = VfioUserStateFormat.HeaderFixedBytes + VfioUserLimits.TypeNameBytes;
 
     private readonly byte[] _small = new byte[VfioUserStateFormat.HeadBytes + MaxHeaderBytes];
     private int _have, _want = VfioUserStateFormat.HeadBytes;

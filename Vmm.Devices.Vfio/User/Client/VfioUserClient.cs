@@ -84,7 +84,7 @@ internal sealed partial class VfioUserClient : IDisposable
     internal bool HasTwinSocket => _twin is not null;
 
     /// <summary>Most descriptors that one message to the server may carry.</summary>
-    internal int MaxFds => Math.Min(Server.MaxMsgFds, VfioUserSocket.MaxFds);
+    internal int MaxFds => Math.Min(Server.MaxMsgFds, VfioUserLimits.MessageFds);
 
     /// <summary>Largest count of one data message, both sides' limits applied.</summary>
     internal int MaxDataBytes => Math.Min(Server.MaxDataXferBytes, VfioUserLimits.DataXferBytes);
@@ -106,10 +106,10 @@ internal sealed partial class VfioUserClient : IDisposable
         if (errno == Errno.None) return new VfioUserClient(fd, path, dma, timeoutMs);
         fd.Dispose();
         // A UNIX socket whose backlog is full answers EAGAIN: the server has a client already, and serves one at a time (vfio-user 7).
-        throw errno == Errno.EAGAIN
-            ? new ChannelException($"vfio-user '{path}': the server is busy with another client", Errno.EBUSY)
-            : Posix.Error($"vfio-user '{path}': connect", errno);
+        throw errno == Errno.EAGAIN ? Busy(path) : Posix.Error($"vfio-user '{path}': connect", errno);
     }
+
+    private static ChannelException Busy(string name) => new($"vfio-user '{name}': the server is busy with another client", Errno.EBUSY);
 
     /// <summary>Takes an exchange from the pool.</summary>
     /// <returns>Dispose to return it.</returns>
@@ -243,8 +243,11 @@ internal sealed partial class VfioUserClient : IDisposable
         using VfioUserExchange x = Begin();
         byte[] proposal = VfioUserVersion.ClientProposal.ToPayload();
         proposal.CopyTo(x.Body(proposal.Length));
-        x.WantedFds = VfioUserSocket.MaxFds;
+        x.WantedFds = VfioUserLimits.MessageFds;
         Errno errno = x.Run(VfioUserCommand.Version);
+        // A server closes the connection behind a refusal, so the refusal is looked at first.
+        if (errno == Errno.EBUSY) throw Busy(Name);
+        if (errno is not (Errno.None or Errno.ENODEV)) throw new VfioException($"vfio-user '{Name}': the server refuses our version: {Posix.Describe(errno)}", errno);
         if (Fault is { } fault) throw new VfioException($"vfio-user '{Name}': version negotiation failed", fault.Errno, fault);
         if (errno != Errno.None) throw new VfioException($"vfio-user '{Name}': the server refuses our version: {Posix.Describe(errno)}", errno);
         _version = x.Reply.ToArray();

@@ -36,7 +36,7 @@ internal sealed class VfioUserContainer(string name) : IVfioContainer, IVfioUser
     public bool CanLogDirty => LogsByMessages || IsV1;
 
     /// <inheritdoc/>
-    public ulong MaxDirtyBitmapBytes => CanLogDirty ? _client?.Server.Migration?.MaxBitmapBytes ?? VfioUserVersion.DefaultBitmapBytes : 0;
+    public ulong MaxDirtyBitmapBytes => CanLogDirty ? _client?.Server.Migration?.MaxBitmapBytes ?? VfioUserLimits.BitmapBytes : 0;
 
     /// <summary>True when the server can write to RAM by messages only.</summary>
     internal bool LogsByMessages => !Array.Exists(_maps, static m => m.IsWritableByFd);

@@ -7,6 +7,7 @@ namespace Vmm.Devices.Vfio.User.Client;
 internal sealed partial class VfioUserDeviceIo : IVfioCprIo
 {
     private IReadOnlyList<IDisposable> _entered = [];
+    private (CprFdTable Table, string Id)? _cpr;
 
     /// <inheritdoc/>
     public string? CprBlockedReason => null;
@@ -22,16 +23,20 @@ internal sealed partial class VfioUserDeviceIo : IVfioCprIo
     }
 
     /// <inheritdoc/>
-    public void EnterCpr(CprFdTable table, string id) => _entered = _client.EndRecording().Enter(table, id);
+    public void EnterCpr(CprFdTable table, string id)
+    {
+        _cpr = (table, id);
+        _entered = Client.EndRecording().Enter(table, id);
+    }
 
     /// <inheritdoc/>
-    public void SuspendCpr() => _client.Suspend();
+    public void SuspendCpr() => Client.Suspend();
 
     /// <inheritdoc/>
-    public void ResumeCpr() => _client.Resume();
+    public void ResumeCpr() => Client.Resume();
 
     /// <inheritdoc/>
-    public void HandOverCpr() => _client.HandOver();
+    public void HandOverCpr() => Client.HandOver();
 
     private void LeaveCpr()
     {

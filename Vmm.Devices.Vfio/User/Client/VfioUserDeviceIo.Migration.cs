@@ -17,7 +17,7 @@ internal sealed partial class VfioUserDeviceIo
     public Errno GetMigrationState(out VfioDeviceState state)
     {
         Span<byte> data = stackalloc byte[VfioUserStateData.Length];
-        Errno errno = _features.Call(VfioDeviceFeature.MigDeviceState, VfioFeatureOp.Get, data, _client.TimeoutMs);
+        Errno errno = Features.Call(VfioDeviceFeature.MigDeviceState, VfioFeatureOp.Get, data, Client.TimeoutMs);
         VfioUserStateData.TryRead(data, out VfioUserStateData read);
         state = errno == Errno.None ? read.State : VfioDeviceState.Error;
         if (errno == Errno.None) Entered(state);
@@ -42,7 +42,7 @@ internal sealed partial class VfioUserDeviceIo
         bool begins = (IsSaving(state) && !(before is { } b && IsSaving(b))) || (state == VfioDeviceState.Resuming && before != state);
         if (begins) EndSession();
         Entered(state);
-        if (begins) data = _session = new VfioUserMigrationData(_client, state == VfioDeviceState.Resuming, _options);
+        if (begins) data = _session = new VfioUserMigrationData(Client, state == VfioDeviceState.Resuming, _options);
         if (_session is not null) _session.IsPreCopy = state is VfioDeviceState.PreCopy or VfioDeviceState.PreCopyP2P;
         return Errno.None;
     }
@@ -70,7 +70,7 @@ internal sealed partial class VfioUserDeviceIo
         new VfioUserLogStart(pageSizeBytes, (uint)ranges.Count).Write(data);
         for (int i = 0; i < ranges.Count; i++)
             new VfioUserDmaAccess(ranges[i].Start.Value, ranges[i].LengthBytes).Write(data.AsSpan(VfioUserLogStart.Length + (VfioUserLogStart.RangeBytes * i)));
-        Errno errno = _features.Call(VfioDeviceFeature.DmaLoggingStart, VfioFeatureOp.Set, data, _client.TimeoutMs);
+        Errno errno = Features.Call(VfioDeviceFeature.DmaLoggingStart, VfioFeatureOp.Set, data, Client.TimeoutMs);
         if (errno != Errno.None) return errno;
         VfioUserLogStart.TryRead(data, out VfioUserLogStart reply);
         if (reply.PageSize < VfioUserLimits.PageBytes || !BitOperations.IsPow2(reply.PageSize)) return Errno.EPROTO;
@@ -82,7 +82,7 @@ internal sealed partial class VfioUserDeviceIo
     public Errno StopDmaLog()
     {
         _logPageBytes = 0;
-        return _features.Call(VfioDeviceFeature.DmaLoggingStop, VfioFeatureOp.Set, default, _client.TimeoutMs);
+        return Features.Call(VfioDeviceFeature.DmaLoggingStop, VfioFeatureOp.Set, default, Client.TimeoutMs);
     }
 
     /// <inheritdoc/>
@@ -107,7 +107,7 @@ internal sealed partial class VfioUserDeviceIo
         if (offset % pageSizeBytes != 0) return Errno.EINVAL;
         ulong bytes = VfioUserBitmap.BytesFor(part.LengthBytes, pageSizeBytes);
         if (bytes + head > VfioUserLimits.DataXferBytes) return Errno.E2BIG;
-        using VfioUserExchange x = _client.Begin();
+        using VfioUserExchange x = Client.Begin();
         Span<byte> body = x.Body(head);
         new VfioUserFeature((uint)(head + bytes), VfioDeviceFeature.DmaLoggingReport, VfioFeatureOp.Get).Write(body);
         new VfioUserLogReport(part.Start.Value, part.LengthBytes, pageSizeBytes).Write(body[VfioUserFeature.Length..]);
@@ -120,14 +120,16 @@ internal sealed partial class VfioUserDeviceIo
 
     private Errno SetState(VfioDeviceState state)
     {
+        // A server may write or check all its state where data begin and where their load ends. Elsewhere who waits is often an operator.
+        bool isLong = VfioStateArcs.HasData(state) || _state is null or VfioDeviceState.Resuming;
         Span<byte> data = stackalloc byte[VfioUserStateData.Length];
         new VfioUserStateData(state, VfioUserStateData.NoFd).Write(data);
-        return _features.Call(VfioDeviceFeature.MigDeviceState, VfioFeatureOp.Set, data, _options.MigrationTimeoutMs);
+        return Features.Call(VfioDeviceFeature.MigDeviceState, VfioFeatureOp.Set, data, isLong ? _options.MigrationTimeoutMs : Client.TimeoutMs);
     }
 
     private Errno SendReset()
     {
-        using VfioUserExchange x = _client.Begin();
+        using VfioUserExchange x = Client.Begin();
         return x.Run(VfioUserCommand.DeviceReset);
     }
 

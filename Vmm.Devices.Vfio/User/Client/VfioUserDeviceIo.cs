@@ -8,30 +8,31 @@ using Vmm.Devices.Vfio.User.Wire;
 namespace Vmm.Devices.Vfio.User.Client;
 
 /// <summary>
-/// A device behind a vfio-user server (vfio-user 10.5). Everything that the server may refuse later, in STOP or STOP_COPY, is asked for
-/// when the device is opened. Once the server is gone every call answers ENODEV at once; <see cref="Lost"/> and <see cref="LostReason"/> give the reason.
+/// A device behind a vfio-user server (vfio-user 10.5). Once the server is gone every call answers ENODEV at once; <see cref="Lost"/> and
+/// <see cref="LostReason"/> give the reason. <see cref="Reattach"/> replaces the server.
 /// </summary>
 internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
 {
+    private const int AgainMs = 50;
+    private const string NoFeatures = "its server ends the connection when it is asked how the device migrates (DEVICE_FEATURE)";
+
     private readonly VfioUserOptions _options;
     private readonly VfioUserContainer _container;
-    private readonly VfioUserClient _client;
-    private readonly VfioUserFeatures _features;
-    private readonly List<VfioUserClientRegion> _regions = [];
-    private readonly List<VfioIrqInfo> _irqs = [];
+    private readonly GuestMemory _memory;
     private readonly Lock _lostGate = new();
+    private volatile VfioUserLink _link;
     private Action<VmmException>? _lostHandlers;
     private VmmException? _lost;
-    private bool _mayPost;
 
-    private VfioUserDeviceIo(VfioUserOptions options, VfioUserContainer container, VfioUserClient client)
+    private VfioUserDeviceIo(VfioUserOptions options, VfioUserContainer container, GuestMemory memory, VfioUserLink link)
     {
-        _options = options;
-        _container = container;
-        _client = client;
-        _features = new VfioUserFeatures(client);
-        client.Lost += OnLost;
+        (_options, _container, _memory, _link) = (options, container, memory, link);
+        link.Client.Lost += OnLost;
+        // The loss may have come before the handler.
+        if (link.Client.Fault is { } fault) OnLost(fault);
     }
+
+    private VfioUserFeatures Features => _link.Features;
 
     /// <inheritdoc/>
     /// <remarks>A handler that is added after the loss is called too, once.</remarks>
@@ -59,19 +60,19 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     public string Name => _options.SocketPath;
 
     /// <inheritdoc/>
-    public VfioDeviceInfo Info { get; private set; }
+    public VfioDeviceInfo Info => _link.Info;
 
     /// <inheritdoc/>
     public IVfioContainer Container => _container;
 
     /// <inheritdoc/>
-    public ulong AssumedStopCopyBytes => 0;
+    public VmmException? LostReason => Client.Fault;
 
-    /// <summary>Why the server is gone; null while it is there.</summary>
-    internal VmmException? LostReason => _client.Fault;
+    /// <inheritdoc/>
+    public string? NoMigrationReason { get; private init; }
 
     /// <summary>The connection.</summary>
-    internal VfioUserClient Client => _client;
+    internal VfioUserClient Client => _link.Client;
 
     /// <summary>Connects to the server that the options name and attaches. BQL: held.</summary>
     /// <param name="options">The device's options (<see cref="VfioUserOptions"/>).</param>
@@ -82,16 +83,10 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     {
         ArgumentNullException.ThrowIfNull(services);
         VfioUserOptions parsed = VfioUserOptions.From(options);
-        return Open(parsed, services.Memory, container => services.CprFds.IsIncoming
-            ? new VfioUserClient(VfioUserHandover.Take(services.CprFds, options.Id), parsed.SocketPath, container, parsed.TimeoutMs)
-            : Recording(VfioUserClient.Connect(parsed.SocketPath, container, parsed.TimeoutMs)));
-    }
-
-    /// <summary>Opens the device and records the answers: the next process sends the same requests when it opens the device.</summary>
-    private static VfioUserClient Recording(VfioUserClient client)
-    {
-        client.IsRecording = true;
-        return client;
+        var container = new VfioUserContainer(parsed.SocketPath);
+        if (!services.CprFds.IsIncoming) return OpenNew(parsed, container, services.Memory);
+        var client = new VfioUserClient(VfioUserHandover.Take(services.CprFds, options.Id), parsed.SocketPath, container, parsed.TimeoutMs);
+        return Make(parsed, container, services.Memory, VfioUserLink.Open(parsed, container, services.Memory, client));
     }
 
     /// <summary>As <see cref="Connect"/>, over a socket that is connected already.</summary>
@@ -99,39 +94,76 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     /// <param name="memory">Guest RAM.</param>
     /// <param name="socket">A connected UNIX stream socket; owned.</param>
     /// <returns>The open device.</returns>
-    internal static VfioUserDeviceIo Open(VfioUserOptions options, GuestMemory memory, OwnedFd socket) =>
-        Open(options, memory, container => new VfioUserClient(socket, options.SocketPath, container, options.TimeoutMs));
-
-    private static VfioUserDeviceIo Open(VfioUserOptions options, GuestMemory memory, Func<VfioUserContainer, VfioUserClient> connect)
+    internal static VfioUserDeviceIo Open(VfioUserOptions options, GuestMemory memory, OwnedFd socket)
     {
         var container = new VfioUserContainer(options.SocketPath);
-        var io = new VfioUserDeviceIo(options, container, connect(container));
-        try
+        return Make(options, container, memory, VfioUserLink.Open(options, container, memory, new VfioUserClient(socket, options.SocketPath, container, options.TimeoutMs)));
+    }
+
+    /// <summary>Connects to a server; a second time, without DEVICE_FEATURE, to one that ends the connection at this command.</summary>
+    private static VfioUserDeviceIo OpenNew(VfioUserOptions options, VfioUserContainer container, GuestMemory memory)
+    {
+        VfioUserLink link = OpenLink(options, container, memory);
+        if (link.Client.Fault is null) return Make(options, container, memory, link);
+        VmmException why = link.Client.Fault;
+        link.Dispose();
+        VfioUserOptions silent = options with { NoFeatures = true };
+        link = ConnectAgain(silent, container, memory, why);
+        link.Client.Recorder?.Record(VfioUserCommand.DeviceFeature, VfioUserFeature.GetMigration, Errno.ENODEV, [], []);
+        return Make(silent, container, memory, link, isEnding: true);
+    }
+
+    /// <summary>Connects, and records the answers: the next process sends the same requests when it opens the device.</summary>
+    private static VfioUserLink OpenLink(VfioUserOptions options, VfioUserContainer container, GuestMemory memory)
+    {
+        VfioUserClient client = VfioUserClient.Connect(options.SocketPath, container, options.TimeoutMs);
+        client.IsRecording = true;
+        return VfioUserLink.Open(options, container, memory, client);
+    }
+
+    /// <summary>The server may need a moment until it takes the next client.</summary>
+    private static VfioUserLink ConnectAgain(VfioUserOptions options, VfioUserContainer container, GuestMemory memory, VmmException why)
+    {
+        long until = Environment.TickCount64 + options.TimeoutMs;
+        while (true)
         {
-            io.AttachMemory(memory);
-            io.Query();
+            try
+            {
+                return OpenLink(options, container, memory);
+            }
+            catch (VmmException e) when (Environment.TickCount64 < until && e.Errno is Errno.ECONNREFUSED or Errno.ENOENT or Errno.EBUSY)
+            {
+                Thread.Sleep(AgainMs);
+            }
+            catch (VmmException e)
+            {
+                throw new VfioException($"vfio-user '{options.SocketPath}': the server ended the connection at DEVICE_FEATURE ({VmmException.Describe(why)}), and now: {e.Message}", e.Errno, e)
+                {
+                    Hint = "enable-migration=off uses the device without this command",
+                };
+            }
         }
-        catch
-        {
-            io.Dispose();
-            throw;
-        }
-        return io;
+    }
+
+    private static VfioUserDeviceIo Make(VfioUserOptions options, VfioUserContainer container, GuestMemory memory, VfioUserLink link, bool isEnding = false)
+    {
+        isEnding |= link.Features.IsKnownToEnd;
+        return new(options with { NoFeatures = options.NoFeatures || isEnding }, container, memory, link) { NoMigrationReason = isEnding ? NoFeatures : null };
     }
 
     /// <inheritdoc/>
-    public VfioRegionInfo GetRegionInfo(uint index) => index < _regions.Count ? _regions[(int)index].Info : new VfioRegionInfo { Index = index };
+    public VfioRegionInfo GetRegionInfo(uint index) => index < _link.Regions.Count ? _link.Regions[(int)index].Info : new VfioRegionInfo { Index = index };
 
     /// <inheritdoc/>
-    public VfioIrqInfo GetIrqInfo(uint index) => index < _irqs.Count ? _irqs[(int)index] : default;
+    public VfioIrqInfo GetIrqInfo(uint index) => index < _link.Irqs.Count ? _link.Irqs[(int)index] : default;
 
     /// <inheritdoc/>
     public Errno RegionRead(uint index, ulong offset, Span<byte> destination)
     {
         while (destination.Length > 0)
         {
-            int n = Math.Min(destination.Length, _client.MaxDataBytes);
-            using VfioUserExchange x = _client.Begin();
+            int n = Math.Min(destination.Length, Client.MaxDataBytes);
+            using VfioUserExchange x = Client.Begin();
             new VfioUserRegionAccess(offset, index, (uint)n).Write(x.Body(VfioUserRegionAccess.Length));
             Errno errno = x.Run(VfioUserCommand.RegionRead, VfioUserRegionAccess.Length + n);
             if (errno != Errno.None) return errno;
@@ -147,11 +179,12 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     public Errno RegionWrite(uint index, ulong offset, ReadOnlySpan<byte> source, bool posted = false)
     {
         // Posting is for BARs, and only while no direct access could overtake it (vfio-user 10.5).
-        posted = posted && _mayPost && index <= VfioPciRegion.Bar0 + 5;
+        posted = posted && _link.MayPost && index <= VfioPciRegion.Bar0 + 5;
         while (source.Length > 0)
         {
-            int n = Math.Min(source.Length, Math.Min(_client.MaxDataBytes, _options.ChunkBytes));
-            using VfioUserExchange x = _client.Begin();
+            // x-mig-chunk may be smaller than a register.
+            int n = Math.Min(source.Length, Math.Min(Client.MaxDataBytes, Math.Max(_options.ChunkBytes, VfioUserLimits.SafeDataBytes)));
+            using VfioUserExchange x = Client.Begin();
             new VfioUserRegionAccess(offset, index, (uint)n).Write(x.Body(VfioUserRegionAccess.Length));
             Errno errno = posted ? x.Send(VfioUserCommand.RegionWrite, noReply: true, data: source[..n]) : x.Run(VfioUserCommand.RegionWrite, data: source[..n]);
             if (errno != Errno.None) return errno;
@@ -163,7 +196,7 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     }
 
     /// <inheritdoc/>
-    public MappedRegion? MapArea(uint index, VfioRegionArea area) => index < _regions.Count ? _regions[(int)index].Map(area, Name) : null;
+    public MappedRegion? MapArea(uint index, VfioRegionArea area) => index < _link.Regions.Count ? _link.Regions[(int)index].Map(area, Name) : null;
 
     /// <inheritdoc/>
     public Errno SetIrqs(in VfioIrqSet request, ReadOnlySpan<byte> bools, ReadOnlySpan<OwnedFd?> eventFds)
@@ -175,8 +208,8 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
         {
             bool bound = eventFds[at] is not null;
             int n = 1;
-            while (at + n < eventFds.Length && eventFds[at + n] is not null == bound && (!bound || n < _client.MaxFds)) n++;
-            if (bound && n > _client.MaxFds) return Errno.EOPNOTSUPP;
+            while (at + n < eventFds.Length && eventFds[at + n] is not null == bound && (!bound || n < Client.MaxFds)) n++;
+            if (bound && n > Client.MaxFds) return Errno.EOPNOTSUPP;
             Errno errno = SetIrqs(request with { Start = request.Start + (uint)at, Count = (uint)n }, default, bound ? eventFds.Slice(at, n) : default, n);
             if (errno != Errno.None) return errno;
             at += n;
@@ -188,7 +221,7 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     public bool TakesUnmaskEventFd => false;
 
     /// <inheritdoc/>
-    public Errno DeviceFeature(VfioDeviceFeature feature, VfioFeatureOp op, Span<byte> data) => _features.Call(feature, op, data, _client.TimeoutMs);
+    public Errno DeviceFeature(VfioDeviceFeature feature, VfioFeatureOp op, Span<byte> data) => Features.Call(feature, op, data, Client.TimeoutMs);
 
     /// <inheritdoc/>
     public void SetBusMaster(bool enabled) => _container.SetBusMaster(enabled);
@@ -196,13 +229,10 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     /// <inheritdoc/>
     public void Dispose()
     {
-        _client.Lost -= OnLost;
+        Client.Lost -= OnLost;
         LeaveCpr();
         EndSession();
-        _container.Detach();
-        _client.Dispose();
-        foreach (VfioUserClientRegion region in _regions) region.Fd?.Dispose();
-        _regions.Clear();
+        _link.Dispose();
     }
 
     private void OnLost(VmmException reason)
@@ -210,6 +240,8 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
         Action<VmmException>? handlers;
         lock (_lostGate)
         {
+            // A late word about a server that has been replaced.
+            if (!ReferenceEquals(Client.Fault, reason)) return;
             _lost = reason;
             handlers = _lostHandlers;
         }
@@ -219,60 +251,10 @@ internal sealed partial class VfioUserDeviceIo : IVfioDeviceIo
     private Errno SetIrqs(in VfioIrqSet request, ReadOnlySpan<byte> bools, ReadOnlySpan<OwnedFd?> fds, int vectors)
     {
         if (vectors == 0 && request.Flags.HasFlag(VfioIrqSetFlags.DataBool) && bools.Length != request.Count) return Errno.EINVAL;
-        using VfioUserExchange x = _client.Begin();
+        using VfioUserExchange x = Client.Begin();
         Span<byte> body = x.Body(VfioUserIrqSet.Length + bools.Length);
         new VfioUserIrqSet((uint)body.Length, request.Flags, request.Index, request.Start, request.Count).Write(body);
         bools.CopyTo(body[VfioUserIrqSet.Length..]);
         return x.Run(VfioUserCommand.DeviceSetIrqs, fds: fds);
     }
-
-    private void AttachMemory(GuestMemory memory)
-    {
-        try
-        {
-            _container.Attach(_client, _features, memory);
-        }
-        catch (VfioException e) when (e.Errno == Errno.EINVAL && _client.Fault is null && SetMigrationState(VfioDeviceState.Running, out _) == Errno.None)
-        {
-            // libvfio-user keeps the migration state of a client that died, and refuses everything in STOP_COPY until it is told to run (vfio-user 7).
-            _container.Attach(_client, _features, memory);
-        }
-    }
-
-    private void Query()
-    {
-        VfioUserDeviceInfo info = QueryInfo();
-        Info = new VfioDeviceInfo((info.Flags & VfioUserDeviceInfo.FlagReset) != 0, (info.Flags & VfioUserDeviceInfo.FlagPci) != 0, info.NumRegions, info.NumIrqs);
-        for (uint i = 0; i < info.NumRegions; i++) _regions.Add(VfioUserRegionQuery.Query(_client, i, _options.NoMmap));
-        for (uint i = 0; i < info.NumIrqs; i++) _irqs.Add(QueryIrq(i));
-        _mayPost = !_options.NoPostedWrites && _regions.TrueForAll(static r => r.Info.Areas.Count == 0);
-    }
-
-    private VfioUserDeviceInfo QueryInfo()
-    {
-        using VfioUserExchange x = _client.Begin();
-        new VfioUserDeviceInfo(VfioUserDeviceInfo.Length, 0, 0, 0).Write(x.Body(VfioUserDeviceInfo.Length));
-        Errno errno = x.Run(VfioUserCommand.DeviceGetInfo);
-        if (errno != Errno.None) throw Refused("device info", errno);
-        if (!VfioUserDeviceInfo.TryRead(x.Reply, out VfioUserDeviceInfo info)) throw Broken($"device info: a reply of {x.Reply.Length} bytes");
-        if (info.NumRegions > VfioUserLimits.Regions) throw Broken($"device info: {info.NumRegions} regions, at most {VfioUserLimits.Regions} are taken");
-        if (info.NumIrqs > VfioUserLimits.Irqs) throw Broken($"device info: {info.NumIrqs} interrupts, at most {VfioUserLimits.Irqs} are taken");
-        return info;
-    }
-
-    private VfioIrqInfo QueryIrq(uint index)
-    {
-        using VfioUserExchange x = _client.Begin();
-        new VfioUserIrqInfo(VfioUserIrqInfo.Length, 0, index, 0).Write(x.Body(VfioUserIrqInfo.Length));
-        Errno errno = x.Run(VfioUserCommand.DeviceGetIrqInfo);
-        if (errno == Errno.EINVAL) return default;
-        if (errno != Errno.None) throw Refused($"interrupt {index} info", errno);
-        if (!VfioUserIrqInfo.TryRead(x.Reply, out VfioUserIrqInfo info) || info.Index != index) throw Broken($"interrupt {index} info: a reply of {x.Reply.Length} bytes about interrupt {info.Index}");
-        if (info.Count > VfioUserLimits.Vectors) throw Broken($"interrupt {index} info: {info.Count} vectors, at most {VfioUserLimits.Vectors} are taken");
-        return new VfioIrqInfo((VfioIrqInfoFlags)(info.Flags & 15), info.Count);
-    }
-
-    private VfioException Refused(string what, Errno errno) => new($"vfio-user '{Name}': {what}: {Posix.Describe(errno)}", errno, _client.Fault);
-
-    private VfioUserProtocolException Broken(string what) => new($"vfio-user '{Name}': {what}");
 }

@@ -1,6 +1,7 @@
 using Vmm.Core.Cpr;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
+using Vmm.Devices.Vfio.User.Wire;
 
 namespace Vmm.Devices.Vfio.User.Client;
 
@@ -24,8 +25,8 @@ internal sealed record VfioUserHandover(OwnedFd Socket, OwnedFd? Twin, VfioUserT
         {
             using OwnedFd memory = table.Require(name, 2);
             Posix.Stat(memory, out FileStatus stat);
-            if (stat.SizeBytes is <= 0 or > VfioUserTranscript.MaxBytes)
-                throw new StreamLimitException($"device '{id}': a transcript of {stat.SizeBytes} bytes, at most {VfioUserTranscript.MaxBytes} are taken");
+            if (stat.SizeBytes is <= 0 or > VfioUserLimits.TranscriptBytes)
+                throw new StreamLimitException($"device '{id}': a transcript of {stat.SizeBytes} bytes, at most {VfioUserLimits.TranscriptBytes} are taken");
             byte[] bytes = new byte[stat.SizeBytes];
             if (Posix.PRead(memory, bytes, 0, out Errno errno) != bytes.Length) throw Posix.Error($"device '{id}': transcript", errno);
             return new VfioUserHandover(socket, twin, VfioUserTranscript.Parse(bytes, n => table.Require(FdName(id), n)));

@@ -87,7 +87,7 @@ internal sealed class VfioUserReceiver(VfioUserClient client, VfioUserSocket soc
     {
         uint body = header.SizeBytes - VfioUserHeader.Length;
         // The body of a refused command is skipped, up to the largest DMA_WRITE that any peer may negotiate; more breaks the protocol.
-        if (body > (64 << 20) + VfioUserLimits.DataHeadBytes) throw Broken(header, $"a command of {body} bytes");
+        if (body > VfioUserLimits.MaxDataXferBytes + VfioUserLimits.DataHeadBytes) throw Broken(header, $"a command of {body} bytes");
         Span<byte> fixedPart = stackalloc byte[VfioUserDmaAccess.Length];
         if (header.Command is not (VfioUserCommand.DmaRead or VfioUserCommand.DmaWrite))
         {

@@ -13,12 +13,6 @@ namespace Vmm.Devices.Vfio.User.Client;
 /// </summary>
 internal sealed class VfioUserTranscript : IDisposable
 {
-    /// <summary>Longest transcript that is accepted; a device with 16 regions and 2048 vectors needs 50 KiB.</summary>
-    internal const int MaxBytes = 4 << 20;
-
-    /// <summary>Most descriptors in it: one per region, and some in reserve.</summary>
-    internal const int MaxFds = 256;
-
     private const uint Magic = 0x54_52_56_31;
     private readonly Lock _gate = new();
     private readonly List<Answer> _answers = [];
@@ -98,7 +92,7 @@ internal sealed class VfioUserTranscript : IDisposable
                 var errno = (Errno)U32(bytes, ref at);
                 byte[] request = Take(bytes, ref at), reply = Take(bytes, ref at);
                 uint count = U32(bytes, ref at);
-                if (count > MaxFds - fds) throw Bad(at);
+                if (count > VfioUserLimits.TranscriptFds - fds) throw Bad(at);
                 var own = new List<OwnedFd>();
                 // Added at once, so that these descriptors are closed when a later one is missing.
                 transcript._answers.Add(new Answer(command, request, errno, reply, own));

@@ -15,9 +15,6 @@ namespace Vmm.Devices.Vfio.User.Server;
 /// <param name="stats">Counters.</param>
 internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes, VfioUserServerStats stats) : IDmaMessages, IDisposable
 {
-    /// <summary>How long a client may take to answer; QEMU's own limit in the other direction.</summary>
-    internal static readonly TimeSpan Timeout = TimeSpan.FromSeconds(5);
-
     private const int HeadBytes = VfioUserHeader.Length + VfioUserDmaAccess.Length;
 
     private readonly object _gate = new();
@@ -179,7 +176,7 @@ internal sealed class VfioUserDmaRequests(VfioUserSocket socket, int chunkBytes,
             ArrayPool<byte>.Shared.Return(message);
         }
         Sent?.Invoke();
-        if (pending.Wait(Timeout)) return pending.Result;
+        if (pending.Wait(VfioUserDeadlines.DmaAnswer)) return pending.Result;
         // Not pending any more, so the reply may be arriving this moment: the buffer must stay until it has been filled.
         if (!Forget(id)) pending.Wait(null);
         socket.Shutdown();

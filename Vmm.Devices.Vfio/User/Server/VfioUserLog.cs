@@ -17,6 +17,12 @@ internal static partial class VfioUserLog
     [LoggerMessage(2502, LogLevel.Information, "vfio-user '{path}': client gone{reason}; {stats}")]
     internal static partial void Disconnected(ILogger logger, string path, string reason, VfioUserServerStats stats);
 
+    [LoggerMessage(2510, LogLevel.Information, "vfio-user '{path}': a connection ended without being served{reason}")]
+    internal static partial void NotServed(ILogger logger, string path, string reason);
+
+    [LoggerMessage(2511, LogLevel.Warning, "vfio-user '{path}': cannot accept a client: {reason}; trying again")]
+    internal static partial void AcceptFailed(ILogger logger, string path, string reason);
+
     [LoggerMessage(2503, LogLevel.Debug, "vfio-user '{path}': {command} refused, {errno}{posted}")]
     internal static partial void Refused(ILogger logger, string path, VfioUserCommand command, Errno errno, string posted);
 

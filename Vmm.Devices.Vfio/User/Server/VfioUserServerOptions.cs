@@ -14,7 +14,7 @@ public sealed record VfioUserServerOptions
     public int MaxDataXferBytes { get; init; } = VfioUserLimits.DataXferBytes;
 
     /// <summary>Most DMA maps that one client may have.</summary>
-    public int MaxDmaMaps { get; init; } = 65535;
+    public int MaxDmaMaps { get; init; } = VfioUserLimits.DmaMaps;
 
     /// <summary>Offer REGION_WRITE_MULTI to clients.</summary>
     public bool WriteMultiple { get; init; } = true;
@@ -38,7 +38,13 @@ public sealed record VfioUserServerOptions
     public bool LegacyMigrationRegion { get; init; }
 
     /// <summary>How long a device may take to stop its DMA before the request that needs it is refused (vfio-user S-31, S-34).</summary>
-    public TimeSpan QuiesceTimeout { get; init; } = TimeSpan.FromSeconds(3);
+    public TimeSpan QuiesceTimeout { get; init; } = VfioUserDeadlines.Quiesce;
+
+    /// <summary>How long a connection may take until its VERSION is there.</summary>
+    internal TimeSpan GreetingTimeout { get; init; } = VfioUserDeadlines.Greeting;
+
+    /// <summary>How long a message may be under way without moving a byte.</summary>
+    internal TimeSpan StallTimeout { get; init; } = VfioUserDeadlines.Stall;
 
     /// <summary>End the server after its first client.</summary>
     public bool Once { get; init; }

@@ -6,8 +6,6 @@ namespace Vmm.Devices.Vfio.User.Server;
 
 internal sealed partial class VfioUserSession
 {
-    private const uint MaxUnmapArgSz = 1 << 20;
-
     /// <summary>DMA_MAP (vfio-user 3.8); the reply is a bare header.</summary>
     private Errno DmaMapCommand(ReadOnlySpan<byte> body)
     {
@@ -28,7 +26,7 @@ internal sealed partial class VfioUserSession
     /// <summary>DMA_UNMAP (vfio-user 3.9): the reply repeats the request's 24 bytes, and with flag 1 adds the bitmap's head (16 bytes) and the bitmap.</summary>
     private Errno DmaUnmapCommand(ReadOnlySpan<byte> body)
     {
-        if (!VfioUserDmaUnmap.TryRead(body, out VfioUserDmaUnmap request) || request.ArgSz is < VfioUserDmaUnmap.Length or > MaxUnmapArgSz) return Errno.EINVAL;
+        if (!VfioUserDmaUnmap.TryRead(body, out VfioUserDmaUnmap request) || request.ArgSz is < VfioUserDmaUnmap.Length or > VfioUserLimits.ArgSizeBytes) return Errno.EINVAL;
         VfioUserBitmap bitmap = default;
         switch (request.Flags)
         {

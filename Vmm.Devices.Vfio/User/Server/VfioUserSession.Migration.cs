@@ -29,6 +29,7 @@ internal sealed partial class VfioUserSession
         VfioFeatureOp known = request.Feature switch
         {
             VfioDeviceFeature.Migration or VfioDeviceFeature.DmaLoggingReport => VfioFeatureOp.Get,
+            VfioDeviceFeature.MigDataSize when _backend.EstimateStateBytes() is not null => VfioFeatureOp.Get,
             VfioDeviceFeature.MigDeviceState => VfioFeatureOp.Get | VfioFeatureOp.Set,
             VfioDeviceFeature.DmaLoggingStart or VfioDeviceFeature.DmaLoggingStop => VfioFeatureOp.Set,
             _ => 0,
@@ -41,7 +42,8 @@ internal sealed partial class VfioUserSession
         ReadOnlySpan<byte> data = body[VfioUserFeature.Length..];
         return (request.Feature, op) switch
         {
-            (VfioDeviceFeature.Migration, _) => GetMigration(request),
+            (VfioDeviceFeature.Migration, _) => GetNumber(request, (ulong)_backend.MigrationFlags),
+            (VfioDeviceFeature.MigDataSize, _) => GetNumber(request, _backend.EstimateStateBytes() ?? 0),
             (VfioDeviceFeature.MigDeviceState, VfioFeatureOp.Get) => GetState(request),
             (VfioDeviceFeature.MigDeviceState, VfioFeatureOp.Set) => SetState(data, body),
             (VfioDeviceFeature.DmaLoggingStart, _) => StartLog(data, body),
@@ -52,13 +54,13 @@ internal sealed partial class VfioUserSession
         };
     }
 
-    private Errno GetMigration(in VfioUserFeature request)
+    private Errno GetNumber(in VfioUserFeature request, ulong value)
     {
         const int length = VfioUserFeature.Length + 8;
         if (request.ArgSz < length) return Errno.EINVAL;
         Span<byte> payload = Payload(length);
         (request with { ArgSz = length }).Write(payload);
-        LittleEndian.U64(payload, VfioUserFeature.Length, (ulong)_backend.MigrationFlags);
+        LittleEndian.U64(payload, VfioUserFeature.Length, value);
         return Errno.None;
     }
 

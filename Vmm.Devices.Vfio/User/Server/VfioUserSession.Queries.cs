@@ -8,7 +8,6 @@ namespace Vmm.Devices.Vfio.User.Server;
 internal sealed partial class VfioUserSession
 {
     private const uint CapSparseMmap = 1, CapType = 2, SparseHeadBytes = 16, AreaBytes = 16, TypeCapBytes = 16;
-    private const uint MaxIoFdsBytes = 1 << 20;
 
     /// <summary>
     /// DEVICE_GET_INFO (vfio-user 3.1); sets the reset flag. DEVICE_RESET works also for clients that read the flag the other way round (vfio-user
@@ -89,17 +88,18 @@ internal sealed partial class VfioUserSession
     /// <summary>DEVICE_GET_REGION_IO_FDS (vfio-user 3.3): no ioeventfds (vfio-user S-13).</summary>
     private Errno GetRegionIoFds(ReadOnlySpan<byte> body)
     {
-        if (!VfioUserRegionIoFds.TryRead(body, out VfioUserRegionIoFds request) || request.ArgSz is < VfioUserRegionIoFds.Length or > MaxIoFdsBytes || request.Flags != 0
+        if (!VfioUserRegionIoFds.TryRead(body, out VfioUserRegionIoFds request) || request.ArgSz is < VfioUserRegionIoFds.Length or > VfioUserLimits.ArgSizeBytes || request.Flags != 0
             || request.Count != 0 || _device.Region(request.Index) is null) return Errno.EINVAL;
         new VfioUserRegionIoFds(VfioUserRegionIoFds.Length, 0, request.Index, 0).Write(Payload(VfioUserRegionIoFds.Length));
         return Errno.None;
     }
 
-    /// <summary>DEVICE_GET_IRQ_INFO (vfio-user 3.4).</summary>
+    /// <summary>DEVICE_GET_IRQ_INFO (vfio-user 3.4): INTx masks itself when it signals, as the kernel's does.</summary>
     private Errno GetIrqInfo(ReadOnlySpan<byte> body)
     {
         if (!VfioUserIrqInfo.TryRead(body, out VfioUserIrqInfo request) || request.ArgSz < VfioUserIrqInfo.Length || request.Index >= VfioUserIrqs.IndexCount) return Errno.EINVAL;
-        new VfioUserIrqInfo(VfioUserIrqInfo.Length, (uint)VfioIrqInfoFlags.EventFd, request.Index, _device.Irqs.Count(request.Index)).Write(Payload(VfioUserIrqInfo.Length));
+        VfioIrqInfoFlags flags = VfioIrqInfoFlags.EventFd | (request.Index == VfioPciIrq.Intx ? VfioIrqInfoFlags.Maskable | VfioIrqInfoFlags.AutoMasked : 0);
+        new VfioUserIrqInfo(VfioUserIrqInfo.Length, (uint)flags, request.Index, _device.Irqs.Count(request.Index)).Write(Payload(VfioUserIrqInfo.Length));
         return Errno.None;
     }
 

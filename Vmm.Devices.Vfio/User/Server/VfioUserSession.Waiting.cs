@@ -8,10 +8,6 @@ namespace Vmm.Devices.Vfio.User.Server;
 
 internal sealed partial class VfioUserSession
 {
-    /// <summary>Most commands that may wait while the device finishes something. A client that awaits each reply sends none.</summary>
-    private const int MaxDeferred = 1024;
-    private const long MaxDeferredBytes = 4 << 20;
-
     private readonly Queue<(VfioUserHeader Header, byte[] Body, OwnedFd[] Fds)> _deferred = new();
     private long _deferredBytes;
 
@@ -135,7 +131,7 @@ internal sealed partial class VfioUserSession
                     VfioUserSocket.Close(fds);
                     return;
                 }
-                if (_deferred.Count < MaxDeferred && _deferredBytes + header.SizeBytes <= MaxDeferredBytes)
+                if (_deferred.Count < VfioUserLimits.DeferredCommands && _deferredBytes + header.SizeBytes <= VfioUserLimits.DeferredBytes)
                 {
                     byte[] body = new byte[header.SizeBytes - VfioUserHeader.Length];
                     _deferred.Enqueue((header, body, [.. fds]));

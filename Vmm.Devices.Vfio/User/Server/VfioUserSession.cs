@@ -11,19 +11,21 @@ namespace Vmm.Devices.Vfio.User.Server;
 
 /// <summary>
 /// One connection of one client: receives commands, executes them in order, replies (vfio-user 6). One thread runs it; the device's
-/// threads send DMA messages at the same time. Everything that belongs to the connection ends with it (vfio-user S-33).
+/// threads send DMA messages at the same time. The device is the session's from a good VERSION on; until then the connection touches nothing.
+/// Everything that belongs to the connection ends with it (vfio-user S-33).
 /// </summary>
 internal sealed partial class VfioUserSession : IDisposable
 {
     private const int SlowMs = 3000;
 
+    private readonly VfioUserWatchdog _watchdog;
     private readonly VfioUserSocket _socket;
     private readonly VfioUserDevice _device;
     private readonly IVfioUserBackend _backend;
     private readonly ILogger _logger;
-    private readonly List<OwnedFd> _fds = new(VfioUserSocket.MaxFds);
+    private readonly List<OwnedFd> _fds = new(VfioUserLimits.MessageFds);
     private readonly OwnedFd _wake = Posix.EventFd();
-    private readonly uint _maxMessageBytes;
+    private uint _maxMessageBytes = VfioUserHeader.Length + VfioUserLimits.ControlBytes; // Of a VERSION; the options' limit afterwards.
     private byte[] _body = new byte[8192];
     private byte[] _reply = new byte[8192];
     /// <summary>Payload of the reply being made, behind its header in <see cref="_reply"/>.</summary>
@@ -38,6 +40,7 @@ internal sealed partial class VfioUserSession : IDisposable
     private Task? _twinReader;
     private VfioUserLegacyMigration? _legacy;
     private long _requestStart = Stopwatch.GetTimestamp();
+    private volatile bool _isEnding;
 
     /// <summary>Takes a connection over.</summary>
     /// <param name="socket">The connection; owned.</param>
@@ -45,8 +48,11 @@ internal sealed partial class VfioUserSession : IDisposable
     internal VfioUserSession(VfioUserSocket socket, VfioUserDevice device)
     {
         (_socket, _device, _backend, _logger) = (socket, device, device.Backend, device.Options.Logger);
-        _maxMessageBytes = (uint)device.Options.MaxDataXferBytes + VfioUserHeader.Length + 64;
+        _watchdog = new VfioUserWatchdog(socket, device.Options.GreetingTimeout, device.Options.StallTimeout);
     }
+
+    /// <summary>The client has gone, and the device is being taken back from it. The socket must be open. Any thread.</summary>
+    internal bool IsLeaving => _isEnding || _socket.HasPeerHungUp;
 
     private VfioUserLegacyMigration Legacy =>
         _legacy ??= new VfioUserLegacyMigration(_device.Fsm, (_backend.MigrationFlags & VfioMigrationFlags.PreCopy) != 0, SetState);
@@ -54,15 +60,27 @@ internal sealed partial class VfioUserSession : IDisposable
     private VfioUserServerStats Stats => _device.Stats;
 
     /// <summary>
-    /// Serves until the client leaves, breaks the framing, or the socket is shut down. Afterwards the device has no maps, eventfds or session of this
-    /// client.
+    /// Serves until the client leaves, breaks the framing, misses a deadline, or the socket is shut down. Afterwards the device has no maps, eventfds or
+    /// session of this client.
     /// </summary>
-    internal void Run()
+    /// <param name="tryTakeDevice">Called once, when a good VERSION has come: makes the device this session's. False when another client has it.</param>
+    /// <returns>Whether the client had the device.</returns>
+    internal bool Run(Func<bool> tryTakeDevice)
     {
         string reason = "";
+        bool isOwner = false;
         try
         {
-            if (!Negotiate(out reason)) return;
+            if (!Greet(out VfioUserHeader request, out int bytes, out reason)) return false;
+            if (!tryTakeDevice())
+            {
+                // An answer, so that the client can say why (vfio-user 7); silence would look like a server that hangs.
+                ReplyError(request, Errno.EBUSY);
+                reason = " (the device has another client)";
+                return false;
+            }
+            isOwner = true;
+            if (!Negotiate(request, bytes, out reason)) return true;
             Stats.CountSession();
             VfioUserLog.Connected(_logger, _socket.Name, Math.Min((int)_client.Minor, VfioUserVersion.OurMinor));
             while (Next(out VfioUserHeader header, out Span<byte> body)) Serve(header, body);
@@ -74,16 +92,34 @@ internal sealed partial class VfioUserSession : IDisposable
         }
         finally
         {
-            End();
-            VfioUserLog.Disconnected(_logger, _socket.Name, reason, Stats);
+            _isEnding = true;
+            if (_watchdog.Reason is { } missed) reason = $" ({missed})";
+            if (isOwner)
+            {
+                End();
+                VfioUserLog.Disconnected(_logger, _socket.Name, reason, Stats);
+            }
+            else
+            {
+                VfioUserLog.NotServed(_logger, _socket.Name, reason);
+            }
         }
+        return isOwner;
     }
 
     /// <summary>Ends the connection from another thread.</summary>
-    internal void Shutdown() => _socket.Shutdown();
+    internal void Shutdown()
+    {
+        IsShut = true;
+        _socket.Shutdown();
+    }
+
+    /// <summary>Whether <see cref="Shutdown"/> was called.</summary>
+    internal bool IsShut { get; private set; }
 
     public void Dispose()
     {
+        _watchdog.Dispose();
         VfioUserSocket.Close(_fds);
         _twin?.Dispose();
         _socket.Dispose();
@@ -91,19 +127,38 @@ internal sealed partial class VfioUserSession : IDisposable
     }
 
     /// <summary>First message (vfio-user 2): anything but a good VERSION is answered with EINVAL and ends the connection (vfio-user S-9).</summary>
-    private bool Negotiate(out string reason)
+    private bool Greet(out VfioUserHeader header, out int bytes, out string reason)
     {
         reason = "";
-        if (!Receive(out VfioUserHeader header, out Span<byte> body)) return false;
-        byte[] payload;
+        bytes = 0;
+        if (!Receive(out header, out Span<byte> body)) return false;
         try
         {
             if (header.Command != VfioUserCommand.Version || !header.IsCommand) throw new VfioUserProtocolException($"{header.Command} before VERSION");
             if (_fds.Count > 0) throw new VfioUserProtocolException($"VERSION with {_fds.Count} descriptors");
             _client = VfioUserVersion.Parse(body);
             if (_client.Major != 0) throw new VfioUserProtocolException($"VERSION: major {_client.Major}, 0 expected");
+            bytes = body.Length;
+            _maxMessageBytes = (uint)_device.Options.MaxDataXferBytes + VfioUserLimits.MessageHeadBytes;
+            return _watchdog.TryGreet();
+        }
+        catch (VfioUserProtocolException e)
+        {
+            Stats.CountRefusal();
+            ReplyError(header, e.Errno);
+            reason = $" ({VmmException.Describe(e)})";
+            return false;
+        }
+    }
+
+    /// <summary>Answers VERSION and opens the way to the client's memory.</summary>
+    private bool Negotiate(in VfioUserHeader request, int requestBytes, out string reason)
+    {
+        reason = "";
+        try
+        {
             bool twin = _client is { TwinSocket.Supported: true, MaxMsgFds: > 0 } && _device.Options.TwinSocket;
-            payload = new VfioUserVersion
+            byte[] payload = new VfioUserVersion
             {
                 MaxMsgFds = _device.Options.MaxMsgFds,
                 MaxDataXferBytes = _device.Options.MaxDataXferBytes,
@@ -111,14 +166,14 @@ internal sealed partial class VfioUserSession : IDisposable
                 WriteMultiple = _device.Options.WriteMultiple,
                 Migration = _device.Fsm.IsMigratable ? new VfioUserMigrationCapability(VfioUserLimits.PageBytes) : null,
                 TwinSocket = twin ? new VfioUserTwinSocket(true, 0) : null,
-            }.ToReply(_client, body.Length);
-            OpenDmaRequests(payload, twin, header);
+            }.ToReply(_client, requestBytes);
+            OpenDmaRequests(payload, twin, request);
             return true;
         }
         catch (VfioUserProtocolException e)
         {
             Stats.CountRefusal();
-            ReplyError(header, e.Errno);
+            ReplyError(request, e.Errno);
             reason = $" ({VmmException.Describe(e)})";
             return false;
         }
@@ -131,6 +186,7 @@ internal sealed partial class VfioUserSession : IDisposable
         {
             (OwnedFd ours, theirs) = Posix.SocketPair();
             _twin = new VfioUserSocket(ours, _socket.Name + " (twin)");
+            _watchdog.AddTwin(_twin);
         }
         using (theirs)
         {

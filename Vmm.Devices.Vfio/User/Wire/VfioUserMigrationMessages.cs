@@ -19,6 +19,17 @@ internal readonly record struct VfioUserFeature(uint ArgSz, VfioDeviceFeature Fe
         LittleEndian.U32(b, 0, ArgSz);
         LittleEndian.U32(b, 4, (uint)Feature | (uint)Op);
     }
+
+    /// <summary>Body of the request for the migration flags.</summary>
+    internal static byte[] GetMigration
+    {
+        get
+        {
+            byte[] body = new byte[Length];
+            new VfioUserFeature(Length + sizeof(ulong), VfioDeviceFeature.Migration, VfioFeatureOp.Get).Write(body);
+            return body;
+        }
+    }
 }
 
 /// <summary>Data of MIG_DEVICE_STATE: <c>u32 state, u32 data_fd</c>; vfio-user does not use the second, which is sent as all ones and echoed.</summary>

@@ -12,20 +12,25 @@ namespace Vmm.Devices.Vfio.User.Wire;
 /// <param name="name">For errors: the socket's path.</param>
 internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
 {
-    /// <summary>Descriptors one message may carry; more are refused by the kernel call.</summary>
-    internal const int MaxFds = 16;
-
     /// <summary>One and a half of the longest data messages, so that a sender can begin the next while the receiver still reads the last.</summary>
     private const int SendBufferBytes = 3 << 19;
 
     private readonly Lock _sendGate = new();
     private readonly OwnedFd fd = Widened(fd);
+    // When a message that is under way last moved a byte (Environment.TickCount64); 0 between messages.
+    private long _receivingSince, _sendingSince;
 
     /// <summary>For errors.</summary>
     internal string Name => name;
 
     /// <summary>The socket; this object's.</summary>
     internal OwnedFd Descriptor => fd;
+
+    /// <summary>How long a message has been under way without moving a byte, ms; 0 between messages. Any thread.</summary>
+    internal long StalledMs => Math.Max(Since(ref _receivingSince), Since(ref _sendingSince));
+
+    /// <summary>Whether the peer has closed the connection, even if bytes of it are unread. Any thread.</summary>
+    internal bool HasPeerHungUp => Posix.Poll(fd, 0, null, 0, out _) != 0;
 
     /// <summary>Receives the next header and its descriptors, all of which the caller owns.</summary>
     /// <returns>The header, unchecked; null when the peer ended between messages.</returns>
@@ -36,6 +41,7 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
         int have = 0;
         while (have < bytes.Length)
         {
+            if (have > 0) Volatile.Write(ref _receivingSince, Environment.TickCount64);
             int n = Posix.ReceiveWithFds(fd, bytes[have..], fds, wait: true, out Errno errno);
             if (n > 0) { have += n; continue; }
             if (n == 0 && have == 0) return null;
@@ -44,6 +50,7 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
                 ? Posix.Error($"vfio-user '{name}': receive", errno)
                 : new ChannelException($"vfio-user '{name}': the connection ended inside a header, after {have} of 16 bytes", Errno.ECONNRESET);
         }
+        Volatile.Write(ref _receivingSince, 0);
         return VfioUserHeader.Read(bytes);
     }
 
@@ -59,11 +66,13 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
         int wanted = into.Length;
         while (into.Length > 0)
         {
+            Volatile.Write(ref _receivingSince, Environment.TickCount64);
             int n = Posix.Receive(fd, into, 0, out Errno errno);
             if (n < 0) throw Posix.Error($"vfio-user '{name}': receive", errno);
             if (n == 0) throw new ChannelException($"vfio-user '{name}': the connection ended inside a message, {into.Length} of {wanted} bytes short", Errno.ECONNRESET);
             into = into[n..];
         }
+        Volatile.Write(ref _receivingSince, 0);
     }
 
     /// <summary>Receives bytes and drops them.</summary>
@@ -85,12 +94,14 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
         {
             while (message.Length + data.Length > 0)
             {
+                Volatile.Write(ref _sendingSince, Environment.TickCount64);
                 int n = Posix.SendWithFds(fd, message, data, fds, out Errno errno);
                 if (n < 0) throw Posix.Error($"vfio-user '{name}': send", errno);
                 data = data[Math.Max(0, n - message.Length)..];
                 message = message[Math.Min(n, message.Length)..];
                 fds = default;
             }
+            Volatile.Write(ref _sendingSince, 0);
         }
     }
 
@@ -129,6 +140,8 @@ internal sealed class VfioUserSocket(OwnedFd fd, string name) : IDisposable
 
     /// <summary>Closes the socket. No call may be running; call <see cref="Shutdown"/> before.</summary>
     public void Dispose() => fd.Dispose();
+
+    private static long Since(ref long tick) => Volatile.Read(ref tick) is var since and not 0 ? Environment.TickCount64 - since : 0;
 
     private static OwnedFd Widened(OwnedFd fd)
     {

@@ -8,7 +8,7 @@ namespace Vmm.Devices.Vfio.User.Wire;
 /// <summary>The <c>migration</c> capability.</summary>
 /// <param name="PageSizeBytes">Page size of v1 dirty bitmaps, or null when not told.</param>
 /// <param name="MaxBitmapBytes">Longest v1 dirty bitmap.</param>
-internal sealed record VfioUserMigrationCapability(ulong? PageSizeBytes, ulong MaxBitmapBytes = VfioUserVersion.DefaultBitmapBytes);
+internal sealed record VfioUserMigrationCapability(ulong? PageSizeBytes, ulong MaxBitmapBytes = VfioUserLimits.BitmapBytes);
 
 /// <summary>The <c>twin_socket</c> capability.</summary>
 /// <param name="Supported">In a request: wanted. In a reply: granted.</param>
@@ -23,8 +23,6 @@ internal sealed record VfioUserVersion
 {
     internal const int HeadBytes = 4;
     internal const ushort OurMinor = 2;
-    internal const ulong DefaultBitmapBytes = 256 << 20;
-    private const int MaxDataXfer = 64 << 20, MaxFds = 1024, DefaultMaps = 65535;
 
     internal ushort Major { get; init; }
     internal ushort Minor { get; init; } = OurMinor;
@@ -36,7 +34,7 @@ internal sealed record VfioUserVersion
     internal int MaxDataXferBytes { get; init; } = VfioUserLimits.DataXferBytes;
     /// <summary>DMA page sizes, combined by OR.</summary>
     internal ulong PageSizes { get; init; } = VfioUserLimits.PageBytes;
-    internal int MaxDmaMaps { get; init; } = DefaultMaps;
+    internal int MaxDmaMaps { get; init; } = VfioUserLimits.DmaMaps;
     internal VfioUserMigrationCapability? Migration { get; init; }
     internal VfioUserTwinSocket? TwinSocket { get; init; }
     /// <summary>REGION_WRITE_MULTI is understood.</summary>
@@ -45,7 +43,7 @@ internal sealed record VfioUserVersion
     /// <summary>What this project's client proposes (vfio-user C-5): QEMU's figures and a twin socket.</summary>
     internal static VfioUserVersion ClientProposal => new()
     {
-        MaxMsgFds = VfioUserSocket.MaxFds,
+        MaxMsgFds = VfioUserLimits.MessageFds,
         Migration = new VfioUserMigrationCapability(VfioUserLimits.PageBytes),
         TwinSocket = new VfioUserTwinSocket(true),
     };
@@ -67,7 +65,7 @@ internal sealed record VfioUserVersion
         if (payload[^1] != 0) throw new VfioUserProtocolException("VERSION: the JSON does not end with a NUL");
         try
         {
-            using JsonDocument json = JsonDocument.Parse(payload[HeadBytes..^1].ToArray(), new JsonDocumentOptions { MaxDepth = 16 });
+            using JsonDocument json = JsonDocument.Parse(payload[HeadBytes..^1].ToArray(), new JsonDocumentOptions { MaxDepth = VfioUserLimits.JsonDepth });
             JsonElement root = Object(json.RootElement, "the JSON");
             return root.TryGetProperty("capabilities", out JsonElement capabilities) ? version.With(Object(capabilities, "capabilities")) : version;
         }
@@ -78,8 +76,9 @@ internal sealed record VfioUserVersion
     }
 
     /// <summary>Makes a payload with all members that differ from their defaults.</summary>
+    /// <param name="isFull">Name the limits that equal their defaults too.</param>
     /// <returns>Head, compact JSON, NUL.</returns>
-    internal byte[] ToPayload()
+    internal byte[] ToPayload(bool isFull = false)
     {
         var bytes = new ArrayBufferWriter<byte>(256);
         Span<byte> head = bytes.GetSpan(HeadBytes);
@@ -89,7 +88,7 @@ internal sealed record VfioUserVersion
         using (var json = new Utf8JsonWriter(bytes))
         {
             json.WriteStartObject();
-            if (HasMembers) WriteCapabilities(json);
+            if (HasMembers || isFull) WriteCapabilities(json, isFull);
             json.WriteEndObject();
         }
         bytes.GetSpan(1)[0] = 0;
@@ -99,7 +98,7 @@ internal sealed record VfioUserVersion
 
     /// <summary>
     /// The answer to a request, never longer than it (vfio-user S-5: QEMU reads it into the request's buffer); offers are left out, the least
-    /// important first, until it fits. The reply to a request without JSON may have any length.
+    /// important first, until it fits. The reply to a request without JSON may have any length and names every limit, as libvfio-user does.
     /// </summary>
     /// <param name="request">What the client sent.</param>
     /// <param name="requestPayloadBytes">Its length without header.</param>
@@ -108,7 +107,8 @@ internal sealed record VfioUserVersion
     internal byte[] ToReply(VfioUserVersion request, int requestPayloadBytes)
     {
         VfioUserVersion reply = this with { Minor = Math.Min(request.Minor, Minor), TwinSocket = request.TwinSocket is { Supported: true } ? TwinSocket : null };
-        int limit = request.HasJson ? requestPayloadBytes : int.MaxValue;
+        if (!request.HasJson) return reply.ToPayload(isFull: true);
+        int limit = requestPayloadBytes;
         byte[] payload = reply.ToPayload();
         // Only members that offer something may be left out; those that restrict the client (a smaller size, fewer maps) must stay.
         for (int drop = 0; payload.Length > limit; drop++)
@@ -128,20 +128,20 @@ internal sealed record VfioUserVersion
     }
 
     private bool HasMembers => MaxMsgFds != 1 || MaxDataXferBytes != VfioUserLimits.DataXferBytes || PageSizes != VfioUserLimits.PageBytes
-        || MaxDmaMaps != DefaultMaps || Migration is not null || TwinSocket is not null || WriteMultiple;
+        || MaxDmaMaps != VfioUserLimits.DmaMaps || Migration is not null || TwinSocket is not null || WriteMultiple;
 
-    private void WriteCapabilities(Utf8JsonWriter json)
+    private void WriteCapabilities(Utf8JsonWriter json, bool isFull)
     {
         json.WriteStartObject("capabilities"u8);
-        if (MaxMsgFds != 1) json.WriteNumber("max_msg_fds"u8, MaxMsgFds);
-        if (MaxDataXferBytes != VfioUserLimits.DataXferBytes) json.WriteNumber("max_data_xfer_size"u8, MaxDataXferBytes);
-        if (PageSizes != VfioUserLimits.PageBytes) json.WriteNumber("pgsizes"u8, PageSizes);
-        if (MaxDmaMaps != DefaultMaps) json.WriteNumber("max_dma_maps"u8, MaxDmaMaps);
+        if (MaxMsgFds != 1 || isFull) json.WriteNumber("max_msg_fds"u8, MaxMsgFds);
+        if (MaxDataXferBytes != VfioUserLimits.DataXferBytes || isFull) json.WriteNumber("max_data_xfer_size"u8, MaxDataXferBytes);
+        if (PageSizes != VfioUserLimits.PageBytes || isFull) json.WriteNumber("pgsizes"u8, PageSizes);
+        if (MaxDmaMaps != VfioUserLimits.DmaMaps || isFull) json.WriteNumber("max_dma_maps"u8, MaxDmaMaps);
         if (Migration is not null)
         {
             json.WriteStartObject("migration"u8);
             if (Migration.PageSizeBytes is ulong pageSize) json.WriteNumber("pgsize"u8, pageSize);
-            if (Migration.MaxBitmapBytes != DefaultBitmapBytes) json.WriteNumber("max_bitmap_size"u8, Migration.MaxBitmapBytes);
+            if (Migration.MaxBitmapBytes != VfioUserLimits.BitmapBytes) json.WriteNumber("max_bitmap_size"u8, Migration.MaxBitmapBytes);
             json.WriteEndObject();
         }
         if (TwinSocket is not null)
@@ -162,10 +162,10 @@ internal sealed record VfioUserVersion
         {
             v = member.Name switch
             {
-                "max_msg_fds" => v with { MaxMsgFds = (int)Number(member, 0, MaxFds) },
-                "max_data_xfer_size" => v with { MaxDataXferBytes = (int)Number(member, 1, MaxDataXfer) },
+                "max_msg_fds" => v with { MaxMsgFds = (int)Number(member, 0, VfioUserLimits.MaxMessageFds) },
+                "max_data_xfer_size" => v with { MaxDataXferBytes = (int)Number(member, 1, VfioUserLimits.MaxDataXferBytes) },
                 "pgsizes" => v with { PageSizes = PageMultiple(member, long.MaxValue) },
-                "max_dma_maps" => v with { MaxDmaMaps = (int)Number(member, 1, DefaultMaps) },
+                "max_dma_maps" => v with { MaxDmaMaps = (int)Number(member, 1, VfioUserLimits.DmaMaps) },
                 "migration" => v with { Migration = ParseMigration(Object(member.Value, member.Name)) },
                 "twin_socket" => v with { TwinSocket = ParseTwin(Object(member.Value, member.Name)) },
                 "write_multiple" => v with { WriteMultiple = Bool(member) },
@@ -181,7 +181,7 @@ internal sealed record VfioUserVersion
         foreach (JsonProperty member in json.EnumerateObject())
         {
             if (member.Name == "pgsize") capability = capability with { PageSizeBytes = PageMultiple(member, 1 << 30) };
-            if (member.Name == "max_bitmap_size") capability = capability with { MaxBitmapBytes = (ulong)Number(member, 0, (long)DefaultBitmapBytes) };
+            if (member.Name == "max_bitmap_size") capability = capability with { MaxBitmapBytes = (ulong)Number(member, 0, (long)VfioUserLimits.BitmapBytes) };
         }
         return capability;
     }
@@ -192,7 +192,7 @@ internal sealed record VfioUserVersion
         foreach (JsonProperty member in json.EnumerateObject())
         {
             if (member.Name == "supported") twin = twin with { Supported = Bool(member) };
-            if (member.Name == "fd_index") twin = twin with { FdIndex = (int)Number(member, 0, MaxFds) };
+            if (member.Name == "fd_index") twin = twin with { FdIndex = (int)Number(member, 0, VfioUserLimits.MaxMessageFds) };
         }
         return twin;
     }

@@ -41,6 +41,39 @@ internal sealed class EndToEndFailureTests : EndToEnd
     }
 
     [Test]
+    public async Task A_full_disk_fails_a_snapshot_that_leaves_nothing_behind_and_the_VM_runs_on()
+    {
+        if (Shell.Run("unshare", "-m", "true").Status != 0) Assert.Ignore("no mount namespace here");
+        string store = Vmm["store"];
+        VmmCommands.Running run = Vmm.StartThrough(["unshare", "-m", "sh"], $"mkdir {store} && mount -t tmpfs -o size=1m none {store} && exec \"$@\"",
+            "run", "--name", "alpha", "--memory", "64M", "--workload", "pattern,rate=10M,prefill=on", "--snapshot-dir", store);
+        await run.Line("ready:");
+        CliResult saved = await Vmm.Run("savevm", "s", "--vm", "alpha");
+        Assert.That((saved.Code, saved.Error), Is.EqualTo((ExitCode.Failed, saved.Error)));
+        Assert.That(saved.Error, Does.Contain("No space left on device"));
+        Assert.That(Directory.GetFileSystemEntries($"/proc/{run.Pid}/root{store}"), Is.Empty);
+        Assert.That(await Vmm.Ok("status", "--vm", "alpha"), Does.Contain("running"));
+        await Vmm.Ok("quit", "--vm", "alpha");
+    }
+
+    [Test]
+    public async Task A_FIFO_without_a_peer_holds_no_command_up()
+    {
+        string fifo = Vmm["fifo"];
+        Assert.That(Shell.Run("mkfifo", fifo).Status, Is.Zero);
+        PeerProcess source = await Busy("alpha");
+        CliResult sent = await Vmm.Run("migrate", "--vm", "alpha", "--to", $"file:{fifo}");
+        Assert.That((sent.Code, await Vmm.State(source)), Is.EqualTo((ExitCode.Failed, "running")), sent.Error);
+        Assert.That(sent.Error, Does.Contain($"nobody reads the FIFO '{fifo}'"));
+        VmmCommands.Running waits = Vmm.Start("run", "--name", "beta", "--memory", "64M", "--incoming", $"file:{fifo}");
+        await waits.Line("ready:");
+        waits.Signal(SigTerm);
+        CliResult ended = await waits.Finish();
+        Assert.That((ended.Code, ended.Error), Is.EqualTo((ExitCode.Ok, ended.Error)));
+        await Vmm.Ok("quit", "--vm", "alpha");
+    }
+
+    [Test]
     public async Task Another_RAM_size_is_named_on_both_sides()
     {
         PeerProcess source = await Busy("alpha"), destination = await Vmm.StartVmOf("beta", "32M", "--incoming", "tcp:127.0.0.1:0");

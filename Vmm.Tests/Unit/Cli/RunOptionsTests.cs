@@ -59,6 +59,10 @@ internal sealed class RunOptionsTests
     }
 
     [Test]
+    public void Only_migratable_reaches_the_VM([Values] bool on) =>
+        Assert.That(RunOptions.Parse(new() { OnlyMigratable = on }).Vm.OnlyMigratable, Is.EqualTo(on));
+
+    [Test]
     public void Relative_paths_are_those_of_the_command() => Assert.Multiple(() =>
     {
         Assert.That(RunOptions.Parse(new() { Incoming = "unix:a.sock" }).Incoming!.Path, Is.EqualTo(Path.GetFullPath("a.sock")));

@@ -155,6 +155,20 @@ public class SnapshotTests
     }
 
     [Test]
+    public async Task AVmWithAPartOfAnotherInItsRamIsNotSaved()
+    {
+        using TestVm source = Make();
+        source.FilledRandom(11);
+        Save(source, "s");
+        byte[] stream = File.ReadAllBytes(Path.Combine(_folder.Path, "store", "s", "vmstate"));
+        using TestVm vm = Make();
+        using (vm.Vm.Bql.Acquire()) vm.Vm.RunState.Set(RunState.InMigrate);
+        Assert.That(await vm.Engine.MigrateIncoming(new MemoryChannel(stream[..(stream.Length / 2)])), Is.EqualTo(MigrationStatus.Failed));
+        Assert.That(() => Save(vm, "half"), Throws.TypeOf<DeviceStateException>().With.Message.EqualTo("Guest is waiting for an incoming migration"));
+        Assert.That(Directory.GetFileSystemEntries(Path.Combine(_folder.Path, "store")).Select(Path.GetFileName), Is.EqualTo((string[])["s"]));
+    }
+
+    [Test]
     public void ACancelledSaveLeavesNothing()
     {
         using TestVm vm = Make();

@@ -1,4 +1,5 @@
 using System.Text.Json.Nodes;
+using Vmm.Migration.Qmp;
 using Vmm.Tools.Cli.Registry;
 using Vmm.Tools.Cli.Shell;
 
@@ -17,12 +18,14 @@ internal sealed class SimpleCommands(CliContext context, VmTarget target)
         JsonObject name = await monitor.Query("query-name", context.Interrupted);
         JsonObject version = await monitor.Query("query-version", context.Interrupted);
         var report = new MigrationReport(await monitor.Query("query-migrate", context.Interrupted));
+        JsonObject[] lost = await LostDevices(monitor);
         if (json)
         {
             Format.WriteJson(context.Out, new JsonObject
             {
                 ["name"] = name.Text("name"), ["status"] = status.Text("status"), ["running"] = status["running"]?.DeepClone(), ["held"] = status["x-held"]?.DeepClone(),
                 ["version"] = version.DeepClone(), ["migration"] = report.Answer.DeepClone(),
+                ["lost-devices"] = new JsonArray([.. lost.Select(static d => d.DeepClone())]),
             });
             return ExitCode.Ok;
         }
@@ -31,10 +34,25 @@ internal sealed class SimpleCommands(CliContext context, VmTarget target)
         rows.Add(["state", status.Text("status") ?? "unknown"]);
         if (status.Text("x-held") is { } held) rows.Add(["held", held]);
         rows.Add(["version", $"{version.Text("package")} (QMP {version["qemu"]?["major"]}.{version["qemu"]?["minor"]}.{version["qemu"]?["micro"]})"]);
+        rows.AddRange(lost.Select(static d => (string[])["lost device", $"{d.Text("id")}: {d.Text("reason")}"]));
         if (report.Status != "none") rows.AddRange(report.Lines().Select(static l => (string[])[l[0] == "status" ? "migration" : "  " + l[0], l[1]]));
         else rows.AddRange(report.BlockedReasons.Select(static r => (string[])["blocked", r]));
         Format.WriteTable(context.Out, rows);
         return ExitCode.Ok;
+    }
+
+    /// <summary>Empty for a QEMU, which has no such command.</summary>
+    private async Task<JsonObject[]> LostDevices(IMonitor monitor)
+    {
+        try
+        {
+            JsonNode? all = await monitor.Execute(QmpServer.ExtensionPrefix + "query-devices", null, context.Interrupted);
+            return all is JsonArray devices ? [.. devices.OfType<JsonObject>().Where(static d => d.Text("state") == "lost")] : [];
+        }
+        catch (MonitorException)
+        {
+            return [];
+        }
     }
 
     /// <summary><c>vmm stop</c>.</summary>

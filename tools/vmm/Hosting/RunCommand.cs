@@ -1,4 +1,5 @@
 using System.Net.Sockets;
+using System.Text;
 using Microsoft.Extensions.DependencyInjection;
 using Vmm.Core.Cpr;
 using Vmm.Core.Devices;
@@ -19,15 +20,24 @@ namespace Vmm.Tools.Cli.Hosting;
 /// <summary><c>vmm run</c>: one VM with its QMP socket, until quit or a signal.</summary>
 internal sealed class RunCommand(CliContext context, RunOptions options, bool verbose)
 {
+    /// <summary>A UNIX socket's path has 107 bytes, and the longest name in a rehearsal is that of <c>PID.try.dev</c>.</summary>
+    private const int MaxRehearsalPathBytes = 107 - 20;
+
     private readonly TaskCompletionSource<ExitCode> _end = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+    private bool CanDoWithoutKvm => options is { HasWorkload: true, Vm.Accelerator: "auto" };
 
     public async Task<ExitCode> Run()
     {
+        using UpdateArrival? told = UpdateArrival.TakeFromEnvironment();
+        if (told is { IsTrial: true }) return await Try(told);
         if (options.Vm.Devices.Any(static d => d.TypeName == "help")) return ListDevices();
         long memoryBytes = (long)options.Vm.Memory.Aggregate(0UL, static (sum, b) => sum + b.SizeBytes);
         var directory = VmDirectory.Open(context.GetVariable);
         CprIncoming? inherited = UpdateArrival.TakeCprExecState();
-        using UpdateArrival? arrival = Arrival();
+        bool isTold = told is not null && told.OldPid == (options.Replaces ?? Environment.ProcessId);
+        using UpdateArrival? untold = !isTold && options.Replaces is { } old ? new UpdateArrival(old) : null;
+        UpdateArrival? arrival = isTold ? told : untold;
         using VmRegistration registration = directory.Register(options.Vm.Name, options.QmpPath, memoryBytes, options.Replaces, isAgain: inherited is not null);
         await using ServiceProvider services = VmHost.Build(verbose,
             options.SnapshotDirectory ?? VmHost.DefaultSnapshotDirectory(context.GetVariable, options.Vm.Name), Rehearsal(directory));
@@ -41,9 +51,9 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         server.Listen(registration.ListenPath);
         server.UpdateOptions = request => CommandLineUpdate.Describe(request, context.CommandLine, directory, registration);
         if (registration.Replaces is not null || inherited is not null) TakeOverWhenHere(vm, server, registration, arrival);
+        if (cpr is not null) CloseOnceListening(cpr, vm.Migration());
         string incoming = StartIncoming(vm, registration);
         if (arrival is not null) EndWithout(arrival, vm);
-        cpr?.Dispose();
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
         context.Note($"ready: pid {Environment.ProcessId}, qmp {registration.Entry.QmpPath}{incoming}");
         // Rehearse while the guest starts: the first stop otherwise takes long, mostly to save the vCPUs' state.
@@ -79,19 +89,25 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         return ExitCode.Ok;
     }
 
-    /// <summary>Returns the arrival if this process was started for an update, else null.</summary>
-    private UpdateArrival? Arrival()
+    /// <summary>
+    /// Proves to a process that is about to replace itself by this program that the program can load its VM. The options were parsed before.
+    /// </summary>
+    private async Task<ExitCode> Try(UpdateArrival trial)
     {
-        UpdateArrival? told = UpdateArrival.TakeFromEnvironment();
-        if (told is not null && told.OldPid == (options.Replaces ?? Environment.ProcessId)) return told;
-        told?.Dispose();
-        return options.Replaces is { } pid ? new UpdateArrival(pid) : null;
+        await using ServiceProvider services = VmHost.Build(verbose, rehearsal: Rehearsal(VmDirectory.Open(context.GetVariable)));
+        VmOptions vm = options.Vm with { Devices = [.. options.Vm.Devices.Where(static d => d.TypeName != "help")] };
+        string? problem = await trial.TryAsync(services, vm);
+        // As for the VM itself, a workload does without KVM.
+        if (problem is not null && CanDoWithoutKvm) problem = await trial.TryAsync(services, vm with { Accelerator = "none", Kernel = null });
+        if (problem is not null) throw new CliException(ExitCode.Failed, $"this program cannot take the VM: {problem}");
+        return ExitCode.Ok;
     }
 
     private MoveRehearsalOptions Rehearsal(VmDirectory directory) => new()
     {
         CreateStandIn = static (real, socketPath) => new VmmStandIn(real, socketPath),
-        Directory = directory.DirectoryPath,
+        // The socket of its device needs a short path (null: a folder in the temporary directory).
+        Directory = Encoding.UTF8.GetByteCount(directory.DirectoryPath) <= MaxRehearsalPathBytes ? directory.DirectoryPath : null,
         Failed = problem => context.Note($"the rehearsal of a move failed, so a move may stop the guest for longer: {problem}"),
     };
 
@@ -137,6 +153,14 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         }
     }
 
+    /// <summary>
+    /// Closes the CPR channel when the main channel can be reached. The old process waits for that; with <c>--incoming defer</c> an operator gives the address later.
+    /// </summary>
+    private static void CloseOnceListening(CprTransferReceiver cpr, IMigrationEngine engine) => engine.StatusChanged += status =>
+    {
+        if (status == MigrationStatus.Setup) cpr.Dispose();
+    };
+
     private void EndWithout(UpdateArrival arrival, Vm vm)
     {
         IMigrationEngine engine = vm.Migration();
@@ -158,15 +182,14 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
     private Vm CreateVm(ServiceProvider services, CprIncoming? cpr)
     {
         VmFactory factory = services.GetRequiredService<VmFactory>();
-        bool canDoWithout = options is { HasWorkload: true, Vm.Accelerator: "auto" };
-        CprIncoming? again = canDoWithout ? cpr?.Duplicate() : null;
+        CprIncoming? again = CanDoWithoutKvm ? cpr?.Duplicate() : null;
         try
         {
             Vm vm = factory.Create(options.Vm with { Cpr = cpr });
             again?.Dispose();
             return vm;
         }
-        catch (KvmException e) when (canDoWithout)
+        catch (KvmException e) when (CanDoWithoutKvm)
         {
             context.Note($"no guest runs, only the --workload: {VmmException.Describe(e)}");
             return factory.Create(options.Vm with { Cpr = again, Accelerator = "none", Kernel = null });
@@ -184,7 +207,8 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
 
     private string StartIncoming(Vm vm, VmRegistration registration)
     {
-        if (options.Incoming is not { } address) return string.Empty;
+        // With a deferred address the QMP command says what a failure means, unless the VM can have no other attempt.
+        if (options.Incoming is null && !vm.CprFds.IsIncoming) return string.Empty;
         IMigrationEngine engine = vm.Migration();
         engine.StatusChanged += status =>
         {
@@ -200,10 +224,11 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
             if (status == MigrationStatus.Cancelled && !inherited) return;
             // Only a socket can bring another attempt. A VM whose RAM and devices came by descriptor must not wait either: they belong to the other
             // process again, and another attempt needs a new process.
-            bool waits = address.IsSocket && !inherited;
+            bool waits = options.Incoming is { IsSocket: true } && !inherited;
             context.Note($"incoming migration failed: {engine.Query().Error?.ToString() ?? "cancelled"}{(waits ? "; waiting for another" : string.Empty)}");
             if (!waits) _end.TrySetResult(ExitCode.Failed);
         };
+        if (options.Incoming is not { } address) return string.Empty;
         _ = engine.MigrateIncoming(address, keepListening: !vm.CprFds.IsIncoming);
         return $", incoming {(engine.Query().SocketAddresses is [var at, ..] ? at : address)}";
     }

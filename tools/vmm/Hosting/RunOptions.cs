@@ -51,6 +51,7 @@ internal sealed record RunOptions
         public string? Cpr { get; init; }
         public int? Replaces { get; init; }
         public bool Paused { get; init; }
+        public bool OnlyMigratable { get; init; }
         public string? Qmp { get; init; }
         public string? SnapshotDir { get; init; }
     }
@@ -83,6 +84,7 @@ internal sealed record RunOptions
                     Devices = [.. texts.Device.Select(DeviceOptions.Parse), .. texts.Workload.Select(Workload)],
                     IsIncoming = waits,
                     AutoStart = !texts.Paused,
+                    OnlyMigratable = texts.OnlyMigratable,
                 },
                 HasWorkload = texts.Workload.Count > 0,
                 Incoming = Channel(texts.Incoming),

@@ -17,8 +17,8 @@ internal sealed class VmDirectory
     private const string LockName = ".lock";
     private static readonly TimeSpan s_lockDeadline = TimeSpan.FromSeconds(5);
 
-    /// <summary>Suffixes of the sockets of an update, whose names begin with the pid of the process that made them.</summary>
-    private static readonly string[] s_perProcess = [".next", ".main", ".cpr", ".report", ".try.main", ".try.cpr", ".try.dev"];
+    /// <summary>Suffixes of the files of an update, whose names begin with the pid of the process that made them.</summary>
+    private static readonly string[] s_perProcess = [".next", ".main", ".cpr", ".report", ".state", ".try.main", ".try.cpr", ".try.dev"];
 
     private VmDirectory(string path) => DirectoryPath = path;
 
@@ -65,6 +65,8 @@ internal sealed class VmDirectory
         {
             Pid = pid, StartTicks = VmEntry.ReadStartTicks(pid) ?? 0, Name = name, MemoryBytes = memoryBytes, QmpPath = qmpPath ?? Path.Combine(DirectoryPath, key + ".qmp"),
         };
+        // Refuse now what an update or a client would fail on later.
+        if (replaces is null) _ = Posix.UnixAddress(entry.QmpPath);
         if (replaces is not null) return new VmRegistration(this, entry) { Replaces = replaces };
         using (Lock())
         {
@@ -104,7 +106,7 @@ internal sealed class VmDirectory
     private void Write(VmEntry entry)
     {
         string file = EntryPath(entry.Key), aside = file + ".new";
-        File.WriteAllText(aside, JsonSerializer.Serialize(entry));
+        using (var to = new FileStream(aside, OwnerOnly(FileMode.Create))) JsonSerializer.Serialize(to, entry);
         File.Move(aside, file, overwrite: true);
     }
 
@@ -133,7 +135,7 @@ internal sealed class VmDirectory
     }
 
     /// <summary>
-    /// Removes the sockets of update processes that were killed. It looks at all pids, because the killed process may have been a program that started
+    /// Removes the files of update processes that were killed. It looks at all pids, because the killed process may have been a program that started
     /// <c>vmm</c> as its child.
     /// </summary>
     internal void RemoveLeftovers()
@@ -163,6 +165,7 @@ internal sealed class VmDirectory
 
     private List<VmEntry> Scan()
     {
+        RemoveLeftovers();
         var found = new List<VmEntry>();
         foreach (string file in Directory.EnumerateFiles(DirectoryPath, "*.json"))
         {
@@ -205,6 +208,11 @@ internal sealed class VmDirectory
         }
     }
 
+    private static FileStreamOptions OwnerOnly(FileMode mode) => new()
+    {
+        Mode = mode, Access = FileAccess.ReadWrite, Share = FileShare.None, UnixCreateMode = UnixFileMode.UserRead | UnixFileMode.UserWrite,
+    };
+
     private void Remove(string file, VmEntry? entry)
     {
         // Remove a socket only in this directory: a file at a path that the user chose may belong to somebody else.
@@ -220,7 +228,7 @@ internal sealed class VmDirectory
         {
             try
             {
-                return new FileStream(path, FileMode.OpenOrCreate, FileAccess.ReadWrite, FileShare.None);
+                return new FileStream(path, OwnerOnly(FileMode.OpenOrCreate));
             }
             catch (IOException) when (Stopwatch.GetElapsedTime(start) < s_lockDeadline)
             {

@@ -55,9 +55,26 @@ internal sealed class QmpMonitor : IMonitor
         {
             throw CliException.Unreachable($"the VM closed the connection: {VmmException.Describe(e)}", inner: e);
         }
+        catch (OperationCanceledException e) when (cancel.IsCancellationRequested && !IsQuery(command))
+        {
+            throw new CliException(ExitCode.Cancelled, $"interrupted before the VM answered: it may still do '{command}'", e);
+        }
         catch (OperationCanceledException e) when (!cancel.IsCancellationRequested)
         {
             throw new CliException(ExitCode.Timeout, $"'{_path}' did not answer '{command}' within {deadline.TotalSeconds:0} s", e);
+        }
+    }
+
+    public async Task RequestOutOfBand(string command)
+    {
+        using var limit = new CancellationTokenSource(s_answerDeadline);
+        try
+        {
+            await _client.ExecuteAsync(command, outOfBand: true, cancel: limit.Token);
+        }
+        catch (Exception e) when (e is VmmException or OperationCanceledException)
+        {
+            // The VM does not know the command, or has gone.
         }
     }
 
@@ -73,6 +90,9 @@ internal sealed class QmpMonitor : IMonitor
         }
         cancel.ThrowIfCancellationRequested();
     }
+
+    /// <summary>True for commands that change nothing, so that it does not matter whether the VM still runs them.</summary>
+    private static bool IsQuery(string command) => command.StartsWith("query-", StringComparison.Ordinal) || command == "human-monitor-command";
 
     public async Task WaitForEnd(TimeSpan deadline)
     {

@@ -74,7 +74,7 @@ internal sealed class SnapshotCommands(CliContext context, VmTarget target)
         bool cancelled = context.Interrupted.IsCancellationRequested;
         if (job.Text("error") is { } error)
         {
-            if (cancelled) throw new CliException(ExitCode.Cancelled, $"snapshot '{name}': cancelled; the VM is unchanged");
+            if (cancelled && error == "Operation canceled") throw new CliException(ExitCode.Cancelled, $"snapshot '{name}': cancelled; the VM is unchanged");
             throw new CliException(ExitCode.Failed, $"snapshot '{name}': {error}");
         }
         if (json) Format.WriteJson(context.Out, new JsonObject { ["name"] = name, ["result"] = done });
@@ -98,9 +98,21 @@ internal sealed class SnapshotCommands(CliContext context, VmTarget target)
             if (context.Interrupted.IsCancellationRequested && !cancelSent)
             {
                 cancelSent = true;
-                await monitor.Execute("job-cancel", new JsonObject { ["id"] = id }, CancellationToken.None);
+                await Cancel(monitor, id);
             }
             await WaitForChange(monitor, cancelSent);
+        }
+    }
+
+    private static async Task Cancel(IMonitor monitor, string id)
+    {
+        try
+        {
+            await monitor.Execute("job-cancel", new JsonObject { ["id"] = id }, CancellationToken.None);
+        }
+        catch (MonitorException)
+        {
+            // The job has ended meanwhile; its last state says how.
         }
     }
 

@@ -116,6 +116,49 @@ internal sealed class UnixListenerTests : IDisposable
         string Refusal(string name) => Assert.Throws<ConfigurationException>(() => UnixListener.Listen(_folder[name], 1).Dispose())!.Message;
     }
 
+    [Test]
+    public void AFolderInWhichOthersCouldReplaceTheSocketIsRefused()
+    {
+        const UnixFileMode everybody = (UnixFileMode)0x1FF;
+        Directory.CreateDirectory(_folder["open"]);
+        File.SetUnixFileMode(_folder["open"], everybody);
+        Assert.That(Assert.Throws<ConfigurationException>(() => UnixListener.Listen(_folder["open/s"], 1))!.Message, Does.Contain("every user can write in folder"));
+        File.SetUnixFileMode(_folder["open"], everybody | UnixFileMode.StickyBit);
+        UnixListener.Listen(_folder["open/s"], 1).Dispose();
+        if (PrivateDirectory.CurrentUserId != 0) Assert.Ignore("only root can give a folder to somebody else");
+        Directory.CreateDirectory(_folder["theirs"]);
+        Assert.That(Shell.Run("chown", "12345", _folder["theirs"]).Status, Is.Zero);
+        Assert.That(Assert.Throws<ConfigurationException>(() => UnixListener.Listen(_folder["theirs/s"], 1))!.Message, Does.Contain("belongs to user 12345"));
+        Assert.That(Directory.GetFileSystemEntries(_folder["theirs"]).Concat(Directory.GetFileSystemEntries(_folder["open"])), Is.Empty);
+    }
+
+    [Test]
+    public void AStaleSocketOfSomebodyElseIsRefusedAndStays()
+    {
+        if (PrivateDirectory.CurrentUserId != 0) Assert.Ignore("only root can give a socket to somebody else");
+        using (OwnedFd stale = Posix.Socket(Posix.AF_UNIX)) Posix.Bind(stale, Posix.UnixAddress(Path));
+        Assert.That(Shell.Run("chown", "12345", Path).Status, Is.Zero);
+        Assert.That(Assert.Throws<ConfigurationException>(() => UnixListener.Listen(Path, 1))!.Message, Does.Contain("a socket of user 12345 is there"));
+        Assert.That(File.Exists(Path));
+    }
+
+    [Test]
+    public void ALongPathIsReachedThroughItsFolder()
+    {
+        string folder = _folder[string.Join('/', Enumerable.Repeat(new string('d', 100), 3))], path = folder + "/s";
+        Assert.That(Assert.Throws<ConfigurationException>(() => UnixListener.Listen(path, 1))!.Message, Does.Contain("107 bytes"));
+        using (UnixListener.ListenAnywhere(path, 1))
+        {
+            using OwnedFd client = Posix.Socket(Posix.AF_UNIX);
+            Assert.That(Posix.ConnectUnix(client, path, null, 5000), Is.EqualTo(Errno.None));
+            Assert.That(Assert.Throws<ConfigurationException>(() => UnixListener.ListenAnywhere(path, 1))!.Message, Does.Contain("in use"));
+            Assert.That(Assert.Throws<ConfigurationException>(() => UnixListener.ListenAnywhere($"{folder}/{new string('x', 100)}", 1))!.Message, Does.Contain("107 bytes"));
+        }
+        Assert.That(Directory.GetFileSystemEntries(folder), Is.Empty);
+        using OwnedFd another = Posix.Socket(Posix.AF_UNIX);
+        Assert.That(Posix.ConnectUnix(another, path, null, 5000), Is.EqualTo(Errno.ENOENT));
+    }
+
     private static void Connect(string path)
     {
         using OwnedFd client = Posix.Socket(Posix.AF_UNIX);

@@ -199,6 +199,43 @@ public sealed class QmpProtocolTests
     }
 
     [Test]
+    public async Task Commands_that_wait_when_the_client_closes_its_writing_side_run_in_order_and_are_answered()
+    {
+        using var host = new QmpHost();
+        using QmpWire wire = host.Client();
+        host.Snapshots.Hold = true;
+        wire.Send("{\"execute\":\"human-monitor-command\",\"arguments\":{\"command-line\":\"savevm held\"},\"id\":0}");
+        Assert.That(host.Snapshots.Entered.Wait(20_000));
+        // More than the queue holds, so that the reader still has some of them when it comes to the end.
+        int more = QmpSession.MaxQueuedRequests + 5;
+        for (int i = 1; i <= more; i++) wire.Send($"{{\"execute\":\"query-name\",\"id\":{i}}}");
+        wire.Send("{\"execute\":\"cont\"}");
+        wire.CloseWriting();
+        host.Snapshots.Release.Set();
+        for (int i = 0; i <= more; i++) Assert.That(wire.Read()["id"]!.GetValue<int>(), Is.EqualTo(i));
+        await wire.Served.WaitAsync(TimeSpan.FromSeconds(20));
+        Assert.That(host.Vm.RunState.IsRunning);
+    }
+
+    [Test]
+    public async Task Commands_of_a_client_that_has_left_run_too([Values] bool whileOneRuns)
+    {
+        using var host = new QmpHost();
+        QmpWire wire = host.Client();
+        if (whileOneRuns)
+        {
+            host.Snapshots.Hold = true;
+            wire.Send("{\"execute\":\"human-monitor-command\",\"arguments\":{\"command-line\":\"savevm held\"}}");
+            Assert.That(host.Snapshots.Entered.Wait(20_000));
+        }
+        wire.Send(string.Concat(Enumerable.Repeat("{\"execute\":\"query-name\"}", 30)) + "{\"execute\":\"cont\"}");
+        wire.Dispose();
+        host.Snapshots.Release.Set();
+        await wire.Served.WaitAsync(TimeSpan.FromSeconds(20));
+        Assert.That(host.Vm.RunState.IsRunning);
+    }
+
+    [Test]
     public async Task A_client_that_closes_its_writing_side_still_gets_the_answer_to_what_runs()
     {
         using var host = new QmpHost();

@@ -117,6 +117,84 @@ public sealed class QmpServerLifeTests
         LeakCheck.NoMoreThan(before);
     }
 
+    [TestCase(true)]
+    [TestCase(false)]
+    public async Task When_all_places_are_taken_an_idle_client_gives_way_and_is_told(bool negotiated)
+    {
+        using var directory = new TempDirectory();
+        using var host = new QmpHost();
+        host.Server.Listen(directory["qmp"]);
+        using QmpWire listener = host.Client();
+        var idle = new List<QmpWire>();
+        try
+        {
+            while (idle.Count < QmpServer.MaxClients - 1) idle.Add(negotiated ? host.Client() : host.Raw());
+            if (negotiated) Assert.That(listener.Execute("query-name").ContainsKey("return"), "now another client is idle longest");
+            using QmpClient operatorsClient = QmpClient.Connect(directory["qmp"], s_deadline);
+            Assert.That(operatorsClient.Execute("query-name")!["name"]!.ToString(), Is.EqualTo("vm1"));
+            Assert.That(idle[0].ReadLine(), Does.Contain("places were taken, and this client had been idle longest"));
+            Assert.That(idle[0].ReadLine(), Is.Null);
+            await idle[0].Served.WaitAsync(s_deadline);
+            Assert.That(listener.Execute("query-name").ContainsKey("return"), "a client that has negotiated is the last to go");
+            Assert.That(idle[1].HasUnread, Is.False);
+        }
+        finally
+        {
+            idle.ForEach(static w => w.Dispose());
+        }
+    }
+
+    [Test]
+    public void When_every_client_has_a_command_under_way_the_next_one_is_told_so([Values] bool oneIsDeaf)
+    {
+        using var directory = new TempDirectory();
+        using var host = new QmpHost();
+        host.Server.Listen(directory["qmp"]);
+        var clients = new List<QmpWire>();
+        try
+        {
+            if (oneIsDeaf)
+            {
+                // A client that leaves its answers unread counts as idle, however many commands it has sent.
+                clients.Add(host.Client());
+                byte[] burst = Encoding.ASCII.GetBytes(string.Concat(Enumerable.Repeat("{\"execute\":\"query-migrate-capabilities\"}", 4000)));
+                Task sending = Task.Run(() => clients[0].TrySend(burst));
+                LeakCheck.WaitFor(() => sending.IsCompleted || clients[0].HasUnread, "no answer came");
+            }
+            while (clients.Count < QmpServer.MaxClients)
+            {
+                int calls = host.Engine.Calls.Count + 1;
+                clients.Add(host.Client());
+                clients[^1].Send("{\"execute\":\"human-monitor-command\",\"arguments\":{\"command-line\":\"migrate tcp:h:1\"}}");
+                Assert.That(() => host.Engine.Calls.Count, Is.EqualTo(calls).After(20_000, 1));
+            }
+            if (oneIsDeaf)
+            {
+                LeakCheck.WaitFor(() => Connects(directory["qmp"]) is null, "the deaf client kept its place");
+                return;
+            }
+            Assert.That(Connects(directory["qmp"]), Does.Contain("each has a command under way"));
+        }
+        finally
+        {
+            clients.ForEach(static w => w.Dispose());
+        }
+    }
+
+    /// <summary>Null if a client can connect, else why it cannot.</summary>
+    private static string? Connects(string path)
+    {
+        try
+        {
+            using QmpClient one = QmpClient.Connect(path, s_deadline);
+            return null;
+        }
+        catch (ChannelException e)
+        {
+            return e.Message;
+        }
+    }
+
     [Test]
     public void Clients_that_wait_have_no_thread()
     {
@@ -169,6 +247,22 @@ public sealed class QmpServerLifeTests
         await Task.Run(host.Dispose).WaitAsync(s_deadline);
         await deaf.Served.WaitAsync(s_deadline);
         await sending.WaitAsync(s_deadline);
+    }
+
+    [Test]
+    public async Task A_command_whose_file_is_a_FIFO_never_holds_the_server_up()
+    {
+        using var directory = new TempDirectory();
+        Assert.That(Shell.Run("mkfifo", directory["fifo"]).Status, Is.Zero);
+        using var host = new QmpHost();
+        using QmpWire wire = host.Client();
+        string arguments = $"{{\"val\":0,\"size\":1048576,\"filename\":\"{directory["fifo"]}\"}}";
+        Assert.That(wire.Error("pmemsave", arguments), Does.Contain("Could not open"), "nobody reads");
+        using OwnedFd reader = Posix.Open(directory["fifo"], Posix.O_RDONLY | Posix.O_NONBLOCK, 0, out _)!;
+        wire.Send($"{{\"execute\":\"pmemsave\",\"arguments\":{arguments}}}");
+        LeakCheck.WaitFor(() => Posix.UnreadBytes(reader) == 64 << 10, "the FIFO did not fill");
+        await Task.Run(host.Dispose).WaitAsync(s_deadline);
+        await wire.Served.WaitAsync(s_deadline);
     }
 
     [Test]

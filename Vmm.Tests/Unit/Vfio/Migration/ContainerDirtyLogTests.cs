@@ -107,6 +107,36 @@ public sealed class ContainerDirtyLogTests
         Stop(vm);
     }
 
+    [Test]
+    public async Task WithoutAnyLogAMigrationConvergesWhenTrackingIsPutOff()
+    {
+        const ulong ram = 4 << 20;
+        var options = new VfioMigrationOptions { Enable = VfioEnableMigration.On, PreCopyDirtyPageTracking = false };
+        FakeVfioDevice NoLog(int i) => new("a") { HasDmaLog = false, CanLogDirty = false };
+        using var pair = new VfioPair(NoLog, NoLog, options: options, ramBytes: ram);
+        pair.Source.FilledRandom(3);
+        // All of RAM is more than fits into the downtime, so a log that calls all of it dirty at each pass never ends.
+        pair.Source.Engine.Parameters = pair.Source.Engine.Parameters with { DowntimeLimitMs = 10, MaxBandwidthBytesPerSecond = 64 << 20 };
+        await pair.MigrateWell();
+        RamAssert.AreEqual(pair.Source.Vm.Memory, pair.Destination.Vm.Memory);
+        Assert.That(pair.Source.Engine.Query().Ram!.NormalPages, Is.GreaterThanOrEqualTo(2 * (long)ram / 4096), "once while the VM ran, and all of it after the stop, because any page may have been written");
+    }
+
+    [Test]
+    public void TheLastHarvestOfAStoppedVmIsNeverPutOff()
+    {
+        using TestVm vm = VfioPair.Host(1 << 20, incoming: false);
+        var a = new FakeVfioDevice("a", VfioMigrationFlags.StopCopy);
+        VfioPair.Add(vm, 0, a, new VfioMigrationOptions { PreCopyDirtyPageTracking = false });
+        vm.Vm.Cont();
+        Start(vm);
+        a.Written.Add(0x1000);
+        a.Refuse[VfioDeviceState.Stop] = Errno.EIO;
+        Assert.That(vm.Vm.Stop, Throws.TypeOf<DeviceStateException>());
+        Assert.That(Dirty(vm), Is.EqualTo((long[])[1]), "the device was reset and is in RUNNING, and what it wrote before counts");
+        Stop(vm);
+    }
+
     private static uint Start(TestVm vm)
     {
         using (vm.Vm.Bql.Acquire()) return vm.Vm.Memory.StartDirtyLog();

@@ -92,6 +92,44 @@ public sealed class VfioBlockerTests
     }
 
     [Test]
+    public void ADeviceThatMustMigrateIsRefusedBesideOthersWithoutP2P([Values] bool newHasP2P)
+    {
+        using TestVm vm = VfioPair.Host(64 << 10, incoming: false);
+        VfioPair.Add(vm, 0, new FakeVfioDevice("a", newHasP2P ? VfioMigrationFlags.StopCopy : Both));
+        using var io = new FakeVfioDevice("b", newHasP2P ? Both : VfioMigrationFlags.StopCopy);
+        VfioException e = Assert.Throws<VfioException>(() => VfioPair.Add(vm, 1, io, new VfioMigrationOptions { Enable = VfioEnableMigration.On }))!;
+        Assert.That(e.Message, Does.Contain("'vfio1'").And.Contain("P2P").And.Contain("enable-migration=on"));
+        Assert.That(vm.Engine.Query().BlockedReasons, Is.Empty, "the device that was refused blocks nothing");
+    }
+
+    [Test]
+    public void OnlyMigratableRefusesWhoeverWouldBlock([Range(0, 6)] int which)
+    {
+        using TestVm vm = OnlyMigratable();
+        using FakeVfioDevice io = s_unfit[which].Make();
+        Assert.That(() => VfioPair.Add(vm, 0, io), Throws.TypeOf<MigrationBlockedException>()
+            .With.Message.StartsWith("disallowing migration blocker (--only-migratable) for: device 'vfio0'").And.Message.Contains(s_unfit[which].Reason));
+        Assert.That(vm.Engine.Query().BlockedReasons, Is.Empty);
+    }
+
+    [Test]
+    public void OnlyMigratableRefusesASecondDeviceWithoutP2PAndLetsCprBlockersBe()
+    {
+        using TestVm vm = OnlyMigratable();
+        VfioPair.Add(vm, 0, new FakeVfioDevice("a", VfioMigrationFlags.StopCopy));
+        using var io = new FakeVfioDevice("b", VfioMigrationFlags.StopCopy);
+        Assert.That(() => VfioPair.Add(vm, 1, io), Throws.TypeOf<MigrationBlockedException>().With.Message.Contains("(--only-migratable)").And.Message.Contains("P2P"));
+        MigrationBlockers blockers = vm.FullEngine.Context.Blockers;
+        using IDisposable cpr = blockers.Add("no CPR", MigrationModes.CprTransfer | MigrationModes.CprExec);
+        Assert.That(blockers.Reasons(MigrationMode.CprExec), Does.Contain("no CPR"));
+        Assert.That(() => blockers.Add("everything"), Throws.TypeOf<MigrationBlockedException>().With.Message.EqualTo("disallowing migration blocker (--only-migratable) for: everything"));
+    }
+
+    private static TestVm OnlyMigratable() => new(
+        new Vmm.Core.Devices.VmOptions { Memory = [new Vmm.Core.Memory.RamBlockOptions { Name = "m", SizeBytes = 64 << 10 }], OnlyMigratable = true },
+        static b => b.AddPlugin<Vmm.Devices.Vfio.VfioPlugin>());
+
+    [Test]
     public void OptionsAreReadAndRefusedByName()
     {
         var options = Vmm.Core.Devices.DeviceOptions.Parse("vfio-pci,enable-migration=on,x-device-dirty-page-tracking=off,x-pre-copy-dirty-page-tracking=off,migration-events=on");

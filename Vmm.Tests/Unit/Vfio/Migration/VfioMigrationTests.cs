@@ -2,6 +2,7 @@ using NUnit.Framework;
 using Vmm.Core.Errors;
 using Vmm.Core.RunStates;
 using Vmm.Devices.Vfio.Abstractions;
+using Vmm.Devices.Vfio.Migration;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Status;
 using Vmm.Tests.Fakes;
@@ -117,6 +118,27 @@ public sealed class VfioMigrationTests
         VfioException e = Assert.Throws<VfioException>(() => VfioPair.Add(vm, 1, stubborn));
         Assert.That(e.Message, Does.Contain("'c' was left in RESUMING"));
         await Task.CompletedTask;
+    }
+
+    [Test]
+    public async Task TheDowntimeLimitHoldsForTheStateOfADevice([Values("known", "unknown", "stated")] string size)
+    {
+        var options = new VfioMigrationOptions { StopCopyBytes = size == "stated" ? 1000 : VfioMigrationOptions.UnknownStopCopyBytes };
+        using var pair = new VfioPair(
+            _ => new FakeVfioDevice("a", VfioMigrationFlags.StopCopy) { State = Bytes(1000, 3), DataSize = size == "known" ? 1UL << 30 : ulong.MaxValue },
+            _ => new FakeVfioDevice("b", VfioMigrationFlags.StopCopy), options: options);
+        pair.Source.Engine.Parameters = pair.Source.Engine.Parameters with { DowntimeLimitMs = 300 };
+        int before = pair.From.Io.Count("MigDataSize");
+        Task<(MigrationStatus Source, MigrationStatus)> moving = pair.Migrate();
+        if (size != "stated")
+        {
+            // The engine asks for the exact size whenever nothing else is left; it has decided against the stop each of these times.
+            LeakCheck.WaitFor(() => pair.From.Io.Count("MigDataSize") >= before + 20, "the source does not ask for the size");
+            Assert.That((pair.Source.Engine.Status, pair.Source.Vm.RunState.IsRunning), Is.EqualTo((MigrationStatus.Active, true)));
+            pair.Source.Engine.Parameters = pair.Source.Engine.Parameters with { DowntimeLimitMs = 2_000_000, AvailSwitchoverBandwidthBytesPerSecond = 1UL << 30 };
+        }
+        Assert.That((await moving.WaitAsync(VfioPair.Deadline)).Source, Is.EqualTo(MigrationStatus.Completed));
+        Assert.That(pair.To.Io.State, Is.EqualTo(Bytes(1000, 3)));
     }
 
     [Test]

@@ -73,6 +73,60 @@ public sealed class VfioMultifdTests
         to.EndLoad();
     }
 
+    /// <summary>Each of several channels sends its packets in order; those that do not fit wait on their channels until the device has taken what comes before.</summary>
+    [Test]
+    public void AQueueThatIsFullHoldsTheChannelsUp([Values(1 << 20, 1 << 10)] int bytes)
+    {
+        int most = VfioStateBuffers.MaxHeldBytes / (12 + bytes + VfioStateBuffers.PacketCostBytes), count = most + 30;
+        using var to = new Side(incoming: true, new FakeVfioDevice("b", VfioMigrationFlags.StopCopy));
+        to.BeginLoad();
+        using (to.Vm.Vm.Bql.Acquire()) to.Buffers.SwitchoverStart();
+        int taken = 0;
+        // The first packet is missing, so the device takes none of the others.
+        Thread[] channels = [.. Enumerable.Range(1, 3).Select(first => new Thread(() => Send(first)))];
+        foreach (Thread one in channels) one.Start();
+        LeakCheck.WaitFor(() => channels.All(static c => c.ThreadState is ThreadState.WaitSleepJoin or ThreadState.Stopped), "the channels neither wait nor end");
+        Assert.That(taken, Is.EqualTo(most));
+        to.Buffers.LoadStateBuffer(Packet(0, 0, 0, bytes));
+        Assert.That(channels.All(static c => c.Join(VfioPair.Deadline)));
+        to.Buffers.LoadStateBuffer(Owned(Config((uint)count + 1)));
+        to.Buffers.WaitLoaded(CancellationToken.None);
+        to.EndLoad();
+        Assert.That(to.Device.Io.State, Has.Length.EqualTo((count + 1) * bytes));
+
+        void Send(int first)
+        {
+            for (int i = first; i <= count; i += 3)
+            {
+                to.Buffers.LoadStateBuffer(Packet(0, (uint)i, 0, bytes));
+                Interlocked.Increment(ref taken);
+            }
+        }
+    }
+
+    [Test]
+    public async Task GivingUpWakesAChannelThatWaitsForRoom()
+    {
+        using var cancel = new CancellationTokenSource();
+        using var to = new Side(incoming: true, new FakeVfioDevice("b", VfioMigrationFlags.StopCopy));
+        to.BeginLoad(cancel: cancel.Token);
+        int taken = 0;
+        Task channel = Task.Factory.StartNew(
+            () =>
+            {
+                for (uint i = 1; ; i++)
+                {
+                    to.Buffers.LoadStateBuffer(Packet(0, i, 0, 1 << 20));
+                    Interlocked.Increment(ref taken);
+                }
+            },
+            TaskCreationOptions.LongRunning);
+        LeakCheck.WaitFor(() => Volatile.Read(ref taken) == 63, "63 packets and their headers have room");
+        await cancel.CancelAsync();
+        await Assert.ThrowsAsync<DeviceStateException>(() => channel.WaitAsync(VfioPair.Deadline));
+        to.EndLoad();
+    }
+
     [Test]
     public void ADeviceThatRefusesFailsTheLoadAndEverySender()
     {
@@ -122,6 +176,15 @@ public sealed class VfioMultifdTests
     {
         using var from = new Side(incoming: false, new FakeVfioDevice("a", VfioMigrationFlags.StopCopy), new VfioMigrationOptions { MultifdTransfer = true });
         Assert.That(Assert.Throws<VfioException>(() => from.Handlers.Save!.SavePrepare(new SaveContext()))!.Message, Does.Contain("x-migration-multifd-transfer=on"));
+    }
+
+    /// <summary>The config packet of a device like the one that loads, with another index.</summary>
+    private static byte[] Config(uint index)
+    {
+        using var from = new Side(incoming: false, new FakeVfioDevice("a", VfioMigrationFlags.StopCopy));
+        byte[] packet = from.SavePackets(out _)[^1];
+        BinaryPrimitives.WriteUInt32BigEndian(packet.AsSpan(4), index);
+        return packet;
     }
 
     private static StateBuffer Owned(byte[] bytes)
@@ -190,9 +253,9 @@ public sealed class VfioMultifdTests
             return _sent;
         }
 
-        internal void BeginLoad(bool hasChannels = true)
+        internal void BeginLoad(bool hasChannels = true, CancellationToken cancel = default)
         {
-            using (Vm.Vm.Bql.Acquire()) Load = Handlers.Load!.LoadSetup(new LoadContext { HasDataChannels = hasChannels });
+            using (Vm.Vm.Bql.Acquire()) Load = Handlers.Load!.LoadSetup(new LoadContext { HasDataChannels = hasChannels, Cancel = cancel });
         }
 
         internal void EndLoad()

@@ -76,8 +76,9 @@ internal sealed class QueryAndIrqTests : FakeServerFixture
     [Test]
     public void IrqInfoTellsTheVectors()
     {
-        foreach ((uint index, uint count) in (ReadOnlySpan<(uint, uint)>)[(0, 1), (1, 4), (2, 20), (3, 1), (4, 1)])
-            Assert.That(Client.Ok(VfioUserCommand.DeviceGetIrqInfo, Bytes(16, 0, index, 0)), Is.EqualTo(Bytes(16, 1, index, count)));
+        // INTx is maskable and masks itself, as the kernel's.
+        foreach ((uint index, uint flags, uint count) in (ReadOnlySpan<(uint, uint, uint)>)[(0, 7, 1), (1, 1, 4), (2, 1, 20), (3, 1, 1), (4, 1, 1)])
+            Assert.That(Client.Ok(VfioUserCommand.DeviceGetIrqInfo, Bytes(16, 0, index, 0)), Is.EqualTo(Bytes(16, flags, index, count)));
         Client.Invalid(VfioUserCommand.DeviceGetIrqInfo, 16, 0, 5, 0);
         Client.Invalid(VfioUserCommand.DeviceGetIrqInfo, 15, 0, 0, 0);
         Client.Invalid(VfioUserCommand.DeviceGetIrqInfo, 16, 0, 0);

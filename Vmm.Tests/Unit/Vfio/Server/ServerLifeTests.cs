@@ -37,11 +37,9 @@ internal sealed class ServerLifeTests
             Assert.That(File.GetUnixFileMode(path), Is.EqualTo(UnixFileMode.UserRead | UnixFileMode.UserWrite));
             using RawVfioUserClient first = Dial(path), second = Dial(path);
             first.Negotiate();
-            second.Send(VfioUserCommand.Version, Version(Json));
             first.RegionWrite(0, 0, 42);
-            Assert.That(second.HasNothingToRead, "the second waits until the first has left");
             first.HangUp();
-            second.Receive().Dispose();
+            second.Negotiate();
             Assert.That(second.Read32(0, 0), Is.EqualTo(42));
             Assert.That(server.Stats.Sessions, Is.EqualTo(2));
             server.Stop();

@@ -343,6 +343,31 @@ public class VfioUserDeviceIoTests
     }
 
     [Test]
+    public void AChunkMayBeAsSmallAsTheServerWantsAndCutsNoRegister([Values(1, 4, 64)] int chunk)
+    {
+        // libvfio-user's GPIO sample takes reads of exactly 64 bytes.
+        var asked = new List<int>();
+        var server = new ScriptedVfioUserServer { HasMigration = true };
+        server.KnowsFeatures(VfioDeviceFeature.Migration, VfioDeviceFeature.MigDeviceState)
+            .OnFeature(VfioDeviceFeature.Migration, VfioFeatureOp.Get, m => server.Reply(m, [.. m.Body, .. BitConverter.GetBytes((ulong)VfioMigrationFlags.StopCopy)]));
+        server.On(VfioUserCommand.MigDataRead, m =>
+        {
+            asked.Add(BitConverter.ToInt32(m.Body, 4));
+            int n = asked.Count > 2 ? 0 : asked[^1];
+            server.Reply(m, [.. BitConverter.GetBytes(8 + n), .. BitConverter.GetBytes(n), .. new byte[asked[^1]]]);
+        });
+        VfioUserOptions options = VfioUserOptions.From(DeviceOptions.Parse($"vfio-user-pci,socket=test,x-mig-chunk={chunk}"));
+        using var rig = new VfioUserRig(server, _ => options);
+        Assert.That(rig.Io.SetMigrationState(VfioDeviceState.StopCopy, out IVfioMigrationData? data), Is.EqualTo(Errno.None));
+        byte[] buffer = new byte[1 << 20];
+        while (data!.Read(buffer, out _) > 0) { }
+        Assert.That(asked, Is.EqualTo((int[])[chunk, chunk, chunk]));
+        int before = rig.Server.Received.Count;
+        Assert.That(rig.Io.RegionWrite(0, 0, new byte[8]), Is.EqualTo(Errno.None));
+        Assert.That(rig.Server.Received.Skip(before).Select(static m => m.Access.Count), Is.EqualTo((uint[])[8]));
+    }
+
+    [Test]
     public void ConnectReadsItsOptionsAndNamesWhatIsWrong()
     {
         using var services = new TestServices();
@@ -350,7 +375,10 @@ public class VfioUserDeviceIoTests
         VfioUserOptions o = VfioUserOptions.From(DeviceOptions.Parse("vfio-user-pci,socket=/x,x-msg-timeout=100,x-mig-timeout=7000,x-mig-chunk=1M,discard-pre-copy=on,x-no-mmap=on,x-no-posted-writes=on"));
         Assert.That(o, Is.EqualTo(new VfioUserOptions { SocketPath = "/x", TimeoutMs = 100, MigrationTimeoutMs = 7000, ChunkBytes = 1 << 20, DiscardPreCopy = true, NoMmap = true, NoPostedWrites = true }));
         Assert.That(() => VfioUserDeviceIo.Connect(DeviceOptions.Parse("vfio-user-pci"), services), Throws.TypeOf<ConfigurationException>());
-        Assert.That(() => VfioUserOptions.From(DeviceOptions.Parse("vfio-user-pci,socket=/x,x-mig-chunk=2M")), Throws.TypeOf<ConfigurationException>());
+        foreach (string chunk in (string[])["2M", "0"]) Assert.That(() => VfioUserOptions.From(DeviceOptions.Parse($"vfio-user-pci,socket=/x,x-mig-chunk={chunk}")), Throws.TypeOf<ConfigurationException>());
+        // Without options: a stop waits for a server as long as for any reply, and a step with data not much longer.
+        VfioUserOptions plain = VfioUserOptions.From(DeviceOptions.Parse("vfio-user-pci,socket=/x"));
+        Assert.That((plain.TimeoutMs, plain.MigrationTimeoutMs, plain.ChunkBytes, plain.NoFeatures), Is.EqualTo((5000, 10_000, 64 << 10, false)));
         Assert.That(() => VfioUserDeviceIo.Connect(DeviceOptions.Parse($"vfio-user-pci,socket={folder["none"]}"), services), Throws.TypeOf<ChannelException>().With.Message.Contains("none").And.Property("Errno").EqualTo(Errno.ENOENT));
     }
 }
