@@ -114,6 +114,8 @@ internal sealed partial class Lane(AttemptKind kind, Action<AttemptReport> take)
             parts.Vm = attempt.Survivor;
             if (old.Pid == parts.Vm.Pid) old.Leave();
             else await old.DisposeAsync();
+            // A new process begins with the defaults.
+            await Deadlines.Set(parts.Vm);
         }
         return report;
     }
