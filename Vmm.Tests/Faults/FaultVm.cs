@@ -16,14 +16,14 @@ internal readonly record struct LogLine(DateTimeOffset At, string Text);
 /// </summary>
 internal sealed class FaultVm : IAsyncDisposable
 {
-    private const int MaxLines = 400;
+    private const int MaxLines = 400, Learned = 2;
     private static readonly TimeSpan s_start = TimeSpan.FromSeconds(60), s_quit = TimeSpan.FromSeconds(10);
 
     private readonly Process? _process;
     private readonly OwnedFd? _pidFd;
     private readonly LogBook _log;
     private readonly List<LogLine> _events = [];
-    private readonly Dictionary<string, List<string>> _idle = [];
+    private readonly Dictionary<string, (int Looks, List<string> Held)> _idle = [];
     private QmpClient? _qmp;
     private bool _disposed;
     private TaskCompletionSource _changed = new(TaskCreationOptions.RunContinuationsAsynchronously);
@@ -216,22 +216,25 @@ internal sealed class FaultVm : IAsyncDisposable
     }
 
     /// <summary>
-    /// Compares what the process holds open, and its threads, with an earlier idle moment in the same role. The first attempts create what a process keeps.
+    /// Compares what the process holds open, and its threads, with earlier idle moments in the same role. The first two attempts teach what it keeps: compiled code,
+    /// threads of the pool, and the last attempt itself, whose descriptors depend on how far it came.
     /// </summary>
     /// <returns>What is there that was not there before; null if nothing is.</returns>
     internal string? FindLeak(string role)
     {
         List<string> now = Held();
-        if (!_idle.TryGetValue(role, out List<string>? before))
+        if (!_idle.TryGetValue(role, out (int Looks, List<string> Held) known)) known = (0, []);
+        if (known.Looks < Learned)
         {
-            _idle[role] = now;
+            _idle[role] = (known.Looks + 1, [.. known.Held, .. Without(now, known.Held)]);
             return null;
         }
-        string? leak = null;
+        List<string> more = [];
         // A thread closes its last descriptors a moment after the state that it reported.
-        SpinWait.SpinUntil(() => (leak = More(before, Held())) is null, TimeSpan.FromSeconds(5));
-        if (leak is not null) _idle[role] = Held(); // Reported once.
-        return leak is null ? null : $"{Name} ({role}, pid {Pid}) holds more than before: {leak}";
+        SpinWait.SpinUntil(() => (more = Without(Held(), known.Held)).Count == 0, TimeSpan.FromSeconds(5));
+        if (more.Count == 0) return null;
+        _idle[role] = (Learned, [.. known.Held, .. more]); // Reported once.
+        return $"{Name} ({role}, pid {Pid}) holds more than before: {string.Join(", ", more.Order())}";
     }
 
     /// <summary>Resident memory of the process, the guest's RAM with it.</summary>
@@ -313,11 +316,11 @@ internal sealed class FaultVm : IAsyncDisposable
         [.. LeakCheck.Descriptors(Pid).Select(static d => d.Split('[')[0] is var kind && kind.EndsWith(':') && !d.StartsWith("anon", StringComparison.Ordinal) ? kind : d),
          .. LeakCheck.ThreadNames(Pid).Select(static t => t.Name).Where(static n => n.Length > 0 && !n.StartsWith(".NET", StringComparison.Ordinal) && n is not ("vmm" or "dotnet")).Select(static n => $"thread {n}")];
 
-    private static string? More(List<string> before, List<string> now)
+    private static List<string> Without(List<string> all, List<string> known)
     {
-        var left = new List<string>(now);
-        foreach (string one in before) left.Remove(one);
-        return left.Count == 0 ? null : string.Join(", ", left.Order());
+        var left = new List<string>(all);
+        foreach (string one in known) left.Remove(one);
+        return left;
     }
 
     /// <summary>The last lines that the processes of one VM have written.</summary>

@@ -54,7 +54,7 @@ internal sealed partial class Lane(AttemptKind kind, Action<AttemptReport> take)
     /// <summary>Files of the test, of the runtime, and of a process that was killed may stay; a VM that ends leaves nothing.</summary>
     private bool IsLeft(string file) => !Ours().IsMatch(file) && !_killed.Contains(file.Split('.', '-')[0]) && !(_killed.Count > 0 && char.IsAsciiDigit(file[0]));
 
-    [GeneratedRegex(@"^(vmm|\.lock|snapshots-.*|u\d+\..*|.*\.words|dotnet-diagnostic-.*|clr-debug-pipe-.*|v\d+-(edu|dma)|v\d+n\..*)$")]
+    [GeneratedRegex(@"^(vmm|\.lock|snapshots-.*|u\d+\..*|.*\.words|dotnet-diagnostic-.*|clr-debug-pipe-.*|v\d+-(edu|dma)|v\d+n\..*|\d+\.(main|cpr)-next)$")]
     private static partial Regex Ours();
 
     private async Task<AttemptReport> Attempt(AttemptPlan plan)

@@ -169,8 +169,8 @@ internal sealed partial class UpdateAttempt(AttemptPlan plan, VmParts parts) : I
         if (left.Length > 0) _report.Fail($"files are left: {string.Join(", ", left)}; the new process is {(File.Exists(_pidFile) ? File.ReadAllText(_pidFile).Trim() : "none")}");
     }
 
-    /// <summary>What VMs keep in their directory; the files of an update begin with a pid.</summary>
-    [GeneratedRegex(@"^(\.lock|v\d+n?\.(json|qmp))$")]
+    /// <summary>What VMs keep in their directory, and the sockets that only stand behind the proxies. The files of an update begin with a pid.</summary>
+    [GeneratedRegex(@"^(\.lock|v\d+n?\.(json|qmp)|\d+\.(main|cpr)-next)$")]
     private static partial Regex Expected();
 
     private IEnumerable<string> Files() => Directory.EnumerateFileSystemEntries(Path.Combine(parts.Folder, "vmm")).Select(static f => Path.GetFileName(f));

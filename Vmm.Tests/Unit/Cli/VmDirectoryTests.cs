@@ -36,6 +36,21 @@ internal sealed class VmDirectoryTests
         Assert.That(File.GetUnixFileMode(_temp["vmm"]), Is.EqualTo(UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute));
     }
 
+    /// <summary>What a killed process of an update, or of its rehearsal, leaves; a VM that is named like such a file keeps its own.</summary>
+    [Test]
+    public void Files_of_processes_that_are_gone_are_removed()
+    {
+        VmDirectory directory = Open();
+        const int nobody = int.MaxValue;
+        string[] suffixes = [".next", ".main", ".cpr", ".report", ".state", ".try.main", ".try.cpr", ".try.dev"];
+        foreach (int pid in (int[])[nobody, Environment.ProcessId])
+            foreach (string suffix in suffixes) File.WriteAllText(_temp[$"vmm/{pid}{suffix}"], "");
+        string[] others = ["a.main", $"{nobody}.other", $"{nobody}", "vm.try.cpr"];
+        foreach (string name in others) File.WriteAllText(_temp[$"vmm/{name}"], "");
+        directory.RemoveLeftovers();
+        Assert.That(Directory.EnumerateFiles(_temp["vmm"]).Select(Path.GetFileName), Is.EquivalentTo(suffixes.Select(static s => $"{Environment.ProcessId}{s}").Concat(others)));
+    }
+
     [Test]
     public void A_directory_that_others_may_enter_is_refused()
     {

@@ -143,8 +143,9 @@ internal sealed class VmDirectory
         foreach (string file in Directory.EnumerateFiles(DirectoryPath))
         {
             string name = Path.GetFileName(file);
-            string? suffix = Array.Find(s_perProcess, s => name.EndsWith(s, StringComparison.Ordinal));
-            if (suffix is null || !int.TryParse(name[..^suffix.Length], NumberStyles.None, CultureInfo.InvariantCulture, out int pid)) continue;
+            // From the first dot on: ".try.cpr" ends like ".cpr".
+            int dot = name.IndexOf('.', StringComparison.Ordinal);
+            if (dot < 0 || !s_perProcess.Contains(name[dot..]) || !int.TryParse(name[..dot], NumberStyles.None, CultureInfo.InvariantCulture, out int pid)) continue;
             if (VmEntry.ReadStartTicks(pid) is null && !Answers(file)) File.Delete(file);
         }
     }
