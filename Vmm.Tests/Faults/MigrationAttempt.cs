@@ -11,7 +11,7 @@ namespace Vmm.Tests.Faults;
 internal sealed class MigrationAttempt(AttemptPlan plan, VmParts source, VmParts destination) : IDisposable
 {
     private const int SigStop = 19, SigCont = 18, SigKill = 9, LookAgainMs = 100, QuietMs = 150;
-    private static readonly TimeSpan s_afterwards = TimeSpan.FromSeconds(5), s_noFault = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan s_afterwards = TimeSpan.FromSeconds(5), s_noFault = TimeSpan.FromSeconds(60);
 
     private readonly AttemptReport _report = new(plan);
     private readonly List<FaultProxy> _proxies = [];

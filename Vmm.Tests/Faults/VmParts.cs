@@ -23,6 +23,9 @@ internal sealed class VmParts : IAsyncDisposable
     /// <summary>True once a fault has hit its devices; it can be no side of another attempt then.</summary>
     internal bool HasLostDevice { get; set; }
 
+    /// <summary>Files that an attempt has reported as left behind, so that the next one does not.</summary>
+    internal HashSet<string> Reported { get; } = [];
+
     /// <summary>True for a VM that has devices.</summary>
     internal bool HasDevices => _server is not null;
 
