@@ -211,7 +211,7 @@ internal sealed class MigrationAttempt(AttemptPlan plan, VmParts source, VmParts
         if (side.HasDevices && !hitDevice) _report.FailIf(await Guest.CheckDevice(side.Vm, Path.Combine(side.Folder, $"{side.Vm.Name}.words")));
         side.HasLostDevice = hitDevice;
         // A source keeps the figures of its last attempt; a VM that has just arrived has none.
-        _report.FailIf(side.Vm.FindLeak(side == source ? "source" : "arrived"));
+        _report.FailIf(side.Vm.FindLeak(side == source ? $"source of {plan.Kind}" : "arrived"));
         if (DestinationWaits) _report.FailIf(To.FindLeak("waiting"));
     }
 

@@ -163,7 +163,7 @@ internal sealed partial class UpdateAttempt(AttemptPlan plan, VmParts parts) : I
         _report.Outcome = outcome;
         if (await vm.State() is var state && state != "running") _report.Fail($"the VM is {state}");
         _report.FailIf(await Guest.Check(vm, writes));
-        _report.FailIf(vm.FindLeak(vm == Old ? "source" : "arrived"));
+        _report.FailIf(vm.FindLeak(vm == Old ? $"source of {plan.Kind}" : "arrived"));
         string[] left = [];
         SpinWait.SpinUntil(() => (left = [.. Files().Where(f => !Expected().IsMatch(f) && !parts.Reported.Contains(f))]).Length == 0, s_end);
         parts.Reported.UnionWith(left);
