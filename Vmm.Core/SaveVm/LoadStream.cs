@@ -145,6 +145,8 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         if (version < entry.MinimumVersionId) throw BadVersion(entry, version, $"version {version} is older than {entry.MinimumVersionId}");
         if (_bound.TryGetValue(id, out (SaveVmEntry Entry, int) other) && other.Entry != entry)
             throw f.Bad("section id", $"an id that '{other.Entry}' does not use", id.ToString(), at + 1);
+        if (_bound.Count == WireLimits.SectionIds && !_bound.ContainsKey(id))
+            throw new StreamLimitException($"section '{entry}', offset {f.Position}: more than {WireLimits.SectionIds} section ids (WireLimits.SectionIds)");
         _bound[id] = (entry, (int)version);
         if (type == SectionType.Start) _begun.Add(entry);
         ReadBody(entry, type, (int)version);
