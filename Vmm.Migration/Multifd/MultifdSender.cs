@@ -33,9 +33,9 @@ internal sealed class MultifdSender : IDataChannels, IDisposable
     /// <param name="channels">Connected channels; owned.</param>
     /// <param name="uuid">The VM's.</param>
     /// <param name="latch">Takes the first failure and shuts the channels.</param>
-    /// <param name="cancel">Fires with the latch.</param>
     /// <param name="waitForCause">Called before the failure of a channel goes into the latch: the destination may be saying why on the main channel.</param>
-    internal MultifdSender(IReadOnlyList<IMigrationChannel> channels, Guid uuid, FaultLatch latch, CancellationToken cancel, Action waitForCause)
+    /// <param name="cancel">Fires with the latch.</param>
+    internal MultifdSender(IReadOnlyList<IMigrationChannel> channels, Guid uuid, FaultLatch latch, Action waitForCause, CancellationToken cancel)
     {
         (_latch, _cancel, _waitForCause) = (latch, cancel, waitForCause);
         _links = [.. channels.Select(static c => new Link(c))];

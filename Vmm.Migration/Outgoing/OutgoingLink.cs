@@ -63,7 +63,7 @@ internal sealed class OutgoingLink : IDisposable
             if (attempt.Plan.HasMultifd)
             {
                 while (data.Count < MultifdPacket.Channels) data.Add(MigrationConnector.Connect(attempt.Plan.Address!, attempt.Wake));
-                sender = new MultifdSender(data, attempt.Vm.Vm.Uuid, attempt.Latch, attempt.Cancel, () => attempt.WaitForCause());
+                sender = new MultifdSender(data, attempt.Vm.Vm.Uuid, attempt.Latch, () => attempt.WaitForCause(), attempt.Cancel);
             }
             return new OutgoingLink(attempt, channel, sender);
         }

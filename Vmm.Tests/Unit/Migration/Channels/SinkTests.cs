@@ -71,7 +71,7 @@ internal sealed class SinkTests
         LeakCheck.WaitFor(() => _source.Engine.Status == MigrationStatus.Device, "the migration did not come to its end");
         read.Dispose();
         Assert.That(await outgoing.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Failed));
-        Assert.That($"{_source.Engine.Query().Error}", Does.Contain("the reader ended and left").And.Contain("bytes unread"));
+        Assert.That($"{_source.Engine.Query().Error}", Does.Contain("bytes unread").Or.Contain("Broken pipe"), "the last bytes were written before or after the reader closed");
         Assert.That(_source.Vm.RunState.State, Is.EqualTo(RunState.Running));
         (read, write) = Posix.Pipe();
         using (read)
