@@ -1,4 +1,5 @@
 using System.Buffers.Binary;
+using System.Runtime.InteropServices;
 
 namespace Vmm.Tests.Faults;
 
@@ -17,7 +18,7 @@ internal sealed class StreamMarks
     private const int BeforeName = 5;
 
     private static readonly byte[] s_timer = [5, .. "timer"u8];
-    private readonly MemoryStream _back = new();
+    private readonly List<byte> _back = [];
     private int _message;
     private long _devices = -1, _end = -1, _shut = -1, _backBytes;
     private int _shutValue = -1;
@@ -59,8 +60,8 @@ internal sealed class StreamMarks
     internal void LookBack(ReadOnlySpan<byte> bytes)
     {
         Interlocked.Add(ref _backBytes, bytes.Length);
-        _back.Write(bytes);
-        ReadOnlySpan<byte> all = _back.GetBuffer().AsSpan(0, (int)_back.Length);
+        _back.AddRange(bytes);
+        ReadOnlySpan<byte> all = CollectionsMarshal.AsSpan(_back);
         while (all.Length - _message >= 4)
         {
             ReadOnlySpan<byte> message = all[_message..];
