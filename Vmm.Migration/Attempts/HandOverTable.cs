@@ -87,6 +87,7 @@ internal static class HandOverTable
     internal static IReadOnlyList<(SourceStage From, SourceEvent On, SourceStage To)> SourceWithFinalWord { get; } =
     [
         (SourceStage.Sending, SourceEvent.AllSent, SourceStage.Sent),
+        (SourceStage.Sending, SourceEvent.Confirmed, SourceStage.Moved), // without a return path, by the channel's own end
         .. Ends(SourceStage.Sending, SourceStage.Back),
         (SourceStage.Sent, SourceEvent.Confirmed, SourceStage.Moved),
         .. Ends(SourceStage.Sent, SourceStage.Back),
@@ -96,6 +97,7 @@ internal static class HandOverTable
     internal static IReadOnlyList<(SourceStage From, SourceEvent On, SourceStage To)> SourceWithoutFinalWord { get; } =
     [
         (SourceStage.Sending, SourceEvent.AllSent, SourceStage.Sent),
+        (SourceStage.Sending, SourceEvent.Confirmed, SourceStage.Moved), // without a return path, by the channel's own end
         .. Ends(SourceStage.Sending, SourceStage.Back),
         .. FromAnswer(SourceStage.Sent),
         (SourceStage.Sent, SourceEvent.Cancelled, SourceStage.CancelAsked),

@@ -65,14 +65,14 @@ internal sealed class ConnectionLobby : IDisposable
         bool paused = _pausedAt != 0 && Stopwatch.GetElapsedTime(_pausedAt).TotalMilliseconds < PauseMs;
         SetAccepting(!paused && HasRoom);
         int ready = _listener.Events.Wait(_ready, wake, Shortest(timeoutMs, paused ? PauseMs : -1, ExpiryMs()), out bool woken);
-        if (woken) return false;
+        // Also when woken: an edge is told once, so an event that is left out here would never come again.
         foreach (ulong key in _ready.AsSpan(0, ready))
         {
             if (key < (ulong)_listener.Sockets.Count) Accept(_listener.Sockets[(int)key]);
             else if (_waiting.Find(c => c.Key == key) is { } connection) Look(connection);
         }
         Expire();
-        return true;
+        return !woken;
     }
 
     /// <summary>Hands a connection to the caller, who owns it from now on.</summary>

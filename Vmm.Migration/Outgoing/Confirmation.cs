@@ -89,5 +89,8 @@ internal static class Confirmation
                 break;
         }
         attempt.Latch.ThrowIfSet();
+        // The channel's own end confirms; a cancel comes too late from here on. An exec is still to come, and can fail.
+        if (attempt.Plan.Mode != MigrationMode.CprExec && attempt.HandOver.On(SourceEvent.Confirmed) != SourceStage.Moved)
+            throw attempt.Latch.Reason ?? new OperationCanceledException("the migration was cancelled");
     }
 }

@@ -28,6 +28,7 @@ internal sealed class OutgoingMigration : IDisposable
     private IMigrationChannel? _channel;
     private volatile OutgoingLink? _link;
     private Timer? _cancelLimit;
+    private int _cancelAsked;
 
     /// <param name="vm">The parts of the VM.</param>
     /// <param name="plan">What the attempt is asked to do.</param>
@@ -56,25 +57,28 @@ internal sealed class OutgoingMigration : IDisposable
     /// </summary>
     internal void Cancel()
     {
-        MigrationStatus status = _vm.Machine.Status;
-        if (status is not (MigrationStatus.Setup or MigrationStatus.Active or MigrationStatus.PreSwitchover or MigrationStatus.Device)) return;
-        if (!_vm.Machine.TryMove(status, MigrationStatus.Cancelling)) { Cancel(); return; }
+        if (!IsCancellable(_vm.Machine.Status)) return;
         var cancelled = new OperationCanceledException("the migration was cancelled");
         switch (_attempt.HandOver.On(SourceEvent.Cancelled))
         {
-            case SourceStage.Moved:
+            case SourceStage.Moved or SourceStage.InDoubt:
                 return;
             case SourceStage.CancelAsked:
+                // The status says cancelling when the answer has decided so, because the VM may have moved.
+                if (Interlocked.Exchange(ref _cancelAsked, 1) != 0) return;
                 // The destination may never answer: it may not even have read what was sent.
                 _cancelLimit = new Timer(_ => _attempt.Latch.Set(cancelled), null, _plan.CancelAnswer, Timeout.InfiniteTimeSpan);
                 _link!.Channel.Shutdown(ChannelShutdown.Write);
                 return;
             default:
+                for (MigrationStatus status = _vm.Machine.Status; IsCancellable(status) && !_vm.Machine.TryMove(status, MigrationStatus.Cancelling);) status = _vm.Machine.Status;
                 if (_attempt.HandOver.HasFinalWord) _link!.TryWithdraw();
                 _attempt.Latch.Set(cancelled);
                 return;
         }
     }
+
+    private static bool IsCancellable(MigrationStatus status) => status is MigrationStatus.Setup or MigrationStatus.Active or MigrationStatus.PreSwitchover or MigrationStatus.Device;
 
     /// <summary>Ends the wait in pre-switchover.</summary>
     internal void Continue() => _continue.Set();
@@ -180,7 +184,8 @@ internal sealed class OutgoingMigration : IDisposable
         _vm.Vm.RunState.ChangeFailed -= Abort;
         MigrationStateMachine machine = _vm.Machine;
         bool isInDoubt = reason is not null && _attempt.HandOver.Stage == SourceStage.InDoubt;
-        bool cancelled = !isInDoubt && (reason is OperationCanceledException || (reason is not null && machine.Status == MigrationStatus.Cancelling));
+        bool cancelled = !isInDoubt && (reason is OperationCanceledException || (reason is not null && (machine.Status == MigrationStatus.Cancelling || _cancelAsked != 0)));
+        if (cancelled) machine.TryMoveTo(MigrationStatus.Cancelling);
         if (reason is not null && !cancelled)
         {
             Progress.Error = MigrationErrors.From("source", _attempt.Phase, reason, _link?.Stream.Section);

@@ -34,6 +34,26 @@ public sealed class HandOverQemuTests
         Assert.That(vm.Vm.RunState.IsRunning);
     }
 
+    /// <summary>A cancel behind the last byte only asks QEMU. The status says cancelling when the VM stays, and not when it has moved.</summary>
+    [Test]
+    public async Task ACancelThatComesTooLateChangesNoStatus()
+    {
+        using var qemu = new QemuProcess("11.1", Size, "m", "-incoming", "defer");
+        using var relay = new TcpRelay(MigrationAddress.Parse(qemu.Listen("tcp:127.0.0.1:0")).Port, back: true, TcpRelay.Confirmation, RelayFault.Delay);
+        using TestVm vm = TestVm.WithRam(Size).FilledRandom(5);
+        var statuses = new List<MigrationStatus>();
+        vm.Engine.StatusChanged += statuses.Add;
+        vm.Vm.Cont();
+        vm.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, true)]);
+        Task<MigrationStatus> outgoing = vm.Engine.Migrate(MigrationAddress.Parse($"tcp:127.0.0.1:{relay.Port}"));
+        Assert.That(relay.Happened.Wait(QemuProcess.Deadline));
+        vm.Engine.Cancel();
+        relay.GoOn();
+        Assert.That(await outgoing.WaitAsync(QemuProcess.Deadline), Is.EqualTo(MigrationStatus.Completed));
+        Assert.That(statuses, Is.EqualTo(new[] { MigrationStatus.Setup, MigrationStatus.Active, MigrationStatus.Device, MigrationStatus.Completed }));
+        Assert.That(vm.Vm.RunState.State, Is.EqualTo(RunState.PostMigrate));
+    }
+
     /// <summary>A QEMU that stands still takes the connection, and says nothing.</summary>
     [Test]
     public async Task AGuestIsNotStoppedForAFrozenQemu()
