@@ -38,6 +38,17 @@ internal enum SourceEvent
     Failed,
 }
 
+/// <summary>What a destination says to a source that has sent everything.</summary>
+internal enum SourcePeer
+{
+    /// <summary>It confirms and waits for the source's final word.</summary>
+    WaitsForFinalWord,
+    /// <summary>It confirms and runs.</summary>
+    Confirms,
+    /// <summary>Nothing, since there is no return path: it runs when it has everything.</summary>
+    SaysNothing,
+}
+
 /// <summary>What a destination holds of the VM that it takes.</summary>
 internal enum DestinationStage
 {
@@ -87,7 +98,6 @@ internal static class HandOverTable
     internal static IReadOnlyList<(SourceStage From, SourceEvent On, SourceStage To)> SourceWithFinalWord { get; } =
     [
         (SourceStage.Sending, SourceEvent.AllSent, SourceStage.Sent),
-        (SourceStage.Sending, SourceEvent.Confirmed, SourceStage.Moved), // without a return path, by the channel's own end
         .. Ends(SourceStage.Sending, SourceStage.Back),
         (SourceStage.Sent, SourceEvent.Confirmed, SourceStage.Moved),
         .. Ends(SourceStage.Sent, SourceStage.Back),
@@ -97,12 +107,22 @@ internal static class HandOverTable
     internal static IReadOnlyList<(SourceStage From, SourceEvent On, SourceStage To)> SourceWithoutFinalWord { get; } =
     [
         (SourceStage.Sending, SourceEvent.AllSent, SourceStage.Sent),
-        (SourceStage.Sending, SourceEvent.Confirmed, SourceStage.Moved), // without a return path, by the channel's own end
         .. Ends(SourceStage.Sending, SourceStage.Back),
         .. FromAnswer(SourceStage.Sent),
         (SourceStage.Sent, SourceEvent.Cancelled, SourceStage.CancelAsked),
         (SourceStage.Sent, SourceEvent.Failed, SourceStage.CancelAsked),
         .. FromAnswer(SourceStage.CancelAsked),
+    ];
+
+    /// <summary>A source without a return path. Behind the last byte a cancel comes too late; the end of the channel tells whether the reader failed.</summary>
+    internal static IReadOnlyList<(SourceStage From, SourceEvent On, SourceStage To)> SourceWithoutAnswer { get; } =
+    [
+        (SourceStage.Sending, SourceEvent.AllSent, SourceStage.Sent),
+        (SourceStage.Sending, SourceEvent.Confirmed, SourceStage.Moved), // a file: nobody reads it before this side says that it is done
+        .. Ends(SourceStage.Sending, SourceStage.Back),
+        (SourceStage.Sent, SourceEvent.Confirmed, SourceStage.Moved),
+        (SourceStage.Sent, SourceEvent.Refused, SourceStage.Back),
+        (SourceStage.Sent, SourceEvent.Failed, SourceStage.InDoubt),
     ];
 
     /// <summary>A destination whose source says a final word.</summary>
@@ -142,14 +162,17 @@ internal static class HandOverTable
     ];
 
     /// <summary>The stage after an event.</summary>
-    internal static SourceStage Next(SourceStage stage, SourceEvent happened, bool hasFinalWord)
+    internal static SourceStage Next(SourceStage stage, SourceEvent happened, SourcePeer peer)
     {
-        foreach ((SourceStage from, SourceEvent on, SourceStage to) in hasFinalWord ? SourceWithFinalWord : SourceWithoutFinalWord)
+        foreach ((SourceStage from, SourceEvent on, SourceStage to) in peer switch
+        {
+            SourcePeer.WaitsForFinalWord => SourceWithFinalWord, SourcePeer.Confirms => SourceWithoutFinalWord, _ => SourceWithoutAnswer,
+        })
             if (from == stage && on == happened) return to;
         return stage;
     }
 
-    /// <inheritdoc cref="Next(SourceStage, SourceEvent, bool)"/>
+    /// <inheritdoc cref="Next(SourceStage, SourceEvent, SourcePeer)"/>
     internal static DestinationStage Next(DestinationStage stage, DestinationEvent happened, bool hasFinalWord)
     {
         foreach ((DestinationStage from, DestinationEvent on, DestinationStage to) in hasFinalWord ? DestinationWithFinalWord : DestinationWithoutFinalWord)

@@ -113,6 +113,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     {
         context.Rehearsed.Wait();
         MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Vm.Uuid, _latch);
+        if (_watch is { } silence && receiver is not null) silence.WaitsForData = () => receiver.IsWaiting;
         var incoming = _stream = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
         // The source of an update opens no other channels.
         ConnectionWatch? watch = Lobby is null || context.Vm.CprFds.IsIncoming ? null

@@ -35,6 +35,9 @@ internal sealed class SilenceWatch : IDisposable
         _timer = new Timer(_ => Look(), null, s_interval, s_interval);
     }
 
+    /// <summary>Says whether the load waits for the channels of multifd.</summary>
+    internal Func<bool> WaitsForData { get; set; } = static () => false;
+
     /// <summary>What the load waits for now.</summary>
     internal Waiting For { get; set; } = Waiting.Header;
 
@@ -60,7 +63,7 @@ internal sealed class SilenceWatch : IDisposable
         {
             long received = _main.ReceivedBytes;
             foreach (IMigrationChannel channel in _data) received += (channel as SocketChannel)?.ReceivedBytes ?? 0;
-            if (received != _received || !_main.IsReading) (_received, _receivedAt) = (received, Stopwatch.GetTimestamp());
+            if (received != _received || !(_main.IsReading || WaitsForData())) (_received, _receivedAt) = (received, Stopwatch.GetTimestamp());
             MigrationParameters limits = _context.Parameters.Current;
             (ulong limitMs, string parameter) = For switch
             {

@@ -32,7 +32,7 @@ internal sealed class MultifdReceiver : IDisposable
     private ILoadPages? _pages;
     private int _rounds;
     private int _open;
-    private volatile bool _done;
+    private volatile bool _done, _isWaiting;
 
     /// <summary>Makes a receiver whose threads do not run yet.</summary>
     /// <param name="channels">Connected channels; owned.</param>
@@ -50,6 +50,9 @@ internal sealed class MultifdReceiver : IDisposable
         });
     }
 
+    /// <summary>True while the load waits for what must come over these channels. Any thread.</summary>
+    internal bool IsWaiting => _isWaiting;
+
     /// <summary>Starts the threads.</summary>
     /// <param name="stream">Its RAM and devices take what comes; set up already.</param>
     internal void Start(LoadStream stream)
@@ -66,6 +69,7 @@ internal sealed class MultifdReceiver : IDisposable
     internal void WaitSync()
     {
         _rounds++;
+        _isWaiting = true;
         try
         {
             foreach (Link link in _links)
@@ -78,6 +82,10 @@ internal sealed class MultifdReceiver : IDisposable
         {
             _latch.ThrowIfSet();
             throw;
+        }
+        finally
+        {
+            _isWaiting = false;
         }
         foreach (Link link in _links) link.Go.Release();
     }

@@ -26,7 +26,15 @@ internal static class Confirmation
     {
         attempt.Phase = "confirm";
         if (link.ReturnPath is { } returnPath) return WaitAnswer(attempt, link, returnPath);
-        WaitEnd(attempt, link);
+        try
+        {
+            WaitEnd(attempt, link);
+        }
+        catch (VmmException) when (!attempt.Latch.IsSet)
+        {
+            attempt.HandOver.On(SourceEvent.Refused);
+            throw;
+        }
         return true;
     }
 

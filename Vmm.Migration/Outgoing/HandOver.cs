@@ -8,7 +8,7 @@ internal sealed class HandOver
 {
     private readonly Lock _gate = new();
     private SourceStage _stage;
-    private bool _hasFinalWord;
+    private SourcePeer _peer = SourcePeer.SaysNothing;
 
     internal SourceStage Stage
     {
@@ -18,22 +18,21 @@ internal sealed class HandOver
     /// <summary>True once everything has been sent to a destination that answers and waits for the source's final word.</summary>
     internal bool HasFinalWord
     {
-        get { lock (_gate) return _hasFinalWord; }
+        get { lock (_gate) return _peer == SourcePeer.WaitsForFinalWord; }
     }
 
     /// <summary>Called before the end of the stream is written. Throws the latch's reason if the attempt has ended.</summary>
     /// <param name="latch">The attempt's.</param>
-    /// <param name="hasAnswer">False when the destination cannot answer; this side then goes on deciding.</param>
-    /// <param name="hasFinalWord">True when the destination runs only on this side's final word.</param>
-    internal void BeforeEnd(FaultLatch latch, bool hasAnswer, bool hasFinalWord)
+    /// <param name="peer">What the destination will say; null when this side goes on deciding, because nobody reads the stream yet.</param>
+    internal void BeforeEnd(FaultLatch latch, SourcePeer? peer)
     {
         lock (_gate)
         {
             latch.ThrowIfSet();
             if (_stage != SourceStage.Sending) throw new OperationCanceledException("the migration has ended");
-            if (!hasAnswer) return;
-            _hasFinalWord = hasFinalWord;
-            _stage = HandOverTable.Next(_stage, SourceEvent.AllSent, hasFinalWord);
+            if (peer is not { } other) return;
+            _peer = other;
+            _stage = HandOverTable.Next(_stage, SourceEvent.AllSent, other);
         }
     }
 
@@ -41,6 +40,6 @@ internal sealed class HandOver
     /// <returns>The stage behind it.</returns>
     internal SourceStage On(SourceEvent happened)
     {
-        lock (_gate) return _stage = HandOverTable.Next(_stage, happened, _hasFinalWord);
+        lock (_gate) return _stage = HandOverTable.Next(_stage, happened, _peer);
     }
 }

@@ -2,6 +2,7 @@ using Vmm.Core.Channels;
 using Vmm.Core.Errors;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
+using Vmm.Migration.Attempts;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Multifd;
 using Vmm.Migration.Ram;
@@ -40,6 +41,14 @@ internal sealed class OutgoingLink : IDisposable
 
     /// <summary>Null without a return path.</summary>
     internal ReturnPathReader? ReturnPath { get; }
+
+    /// <summary>What the destination will say when it has everything; null for a file, which nobody reads before the attempt has ended.</summary>
+    internal SourcePeer? Peer => ReturnPath switch
+    {
+        { PeerWaitsForFinalWord: true } => SourcePeer.WaitsForFinalWord,
+        not null => SourcePeer.Confirms,
+        null => Channel is FileChannel ? null : SourcePeer.SaysNothing,
+    };
 
     internal Heartbeat Heartbeat { get; }
 

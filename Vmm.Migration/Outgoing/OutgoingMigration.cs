@@ -61,8 +61,8 @@ internal sealed class OutgoingMigration : IDisposable
         var cancelled = new OperationCanceledException("the migration was cancelled");
         switch (_attempt.HandOver.On(SourceEvent.Cancelled))
         {
-            case SourceStage.Moved or SourceStage.InDoubt:
-                return;
+            case SourceStage.Moved or SourceStage.InDoubt or SourceStage.Sent:
+                return; // too late
             case SourceStage.CancelAsked:
                 // The status says cancelling when the answer has decided so, because the VM may have moved.
                 if (Interlocked.Exchange(ref _cancelAsked, 1) != 0) return;

@@ -104,7 +104,7 @@ internal sealed class Switchover(OutgoingAttempt attempt, OutgoingLink link, Swi
         attempt.Phase = "device-state";
         long at = Stopwatch.GetTimestamp();
         link.Stream.SaveState();
-        attempt.HandOver.BeforeEnd(attempt.Latch, link.ReturnPath is not null, link.ReturnPath is { PeerWaitsForFinalWord: true });
+        attempt.HandOver.BeforeEnd(attempt.Latch, link.Peer);
         StreamEnd.Write(link.File, link.Stream, Vm.Identity);
         Downtime = Downtime with { DeviceStateMs = Ms(at), TotalMs = StoppedMs };
         link.File.Flush();

@@ -281,7 +281,7 @@ internal sealed class HandOverModel(HandOverSetting setting)
 
     private HandOverState On(HandOverState s, SourceEvent happened)
     {
-        SourceStage next = HandOverTable.Next(s.Source, happened, setting.HasFinalWord);
+        SourceStage next = HandOverTable.Next(s.Source, happened, setting.HasFinalWord ? SourcePeer.WaitsForFinalWord : SourcePeer.Confirms);
         if (setting.Peers == Peers.QemuSource && next is SourceStage.InDoubt or SourceStage.CancelAsked) next = SourceStage.Back;
         bool isBehindEnd = s.Source is SourceStage.Sent or SourceStage.CancelAsked;
         if (isBehindEnd && happened == SourceEvent.Lost && setting.Bug == HandOverBug.GoesOnWhenLost) next = SourceStage.Back;

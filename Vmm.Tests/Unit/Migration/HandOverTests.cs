@@ -125,6 +125,23 @@ public sealed class HandOverTests
         Assert.That(incoming.IsCompleted, Is.False, "the destination waits for the next migration");
     }
 
+    /// <summary>Without a return path the destination runs when it has everything, and nobody asks; so a cancel behind the last byte comes too late.</summary>
+    [Test]
+    public async Task ACancelBehindTheLastByteWithoutReturnPathComesTooLate()
+    {
+        var gate = new Gate();
+        using IDisposable sent = _source.Vm.SaveVm.Register(new SaveVmRegistration { IdStr = "gate", InstanceId = 0 }, SaveVmHandlers.Of(gate));
+        using IDisposable taken = _destination.Vm.SaveVm.Register(new SaveVmRegistration { IdStr = "gate", InstanceId = 0 }, SaveVmHandlers.Of(gate));
+        _source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, false)]);
+        Task<MigrationStatus> incoming = Listen(out int port), outgoing = Migrate(port);
+        Assert.That(gate.Reached.Wait(s_deadline));
+        _source.Engine.Cancel();
+        Assert.That(await outgoing, Is.EqualTo(MigrationStatus.Completed));
+        gate.Open.Set();
+        Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
+        Assert.That((_source.Vm.RunState.State, _destination.Vm.RunState.State), Is.EqualTo((RunState.PostMigrate, RunState.Running)));
+    }
+
     /// <summary>The destination's operator cancels while the final word is on its way: the VM is complete, so it is kept.</summary>
     [Test]
     public async Task ACancelAtTheDestinationBehindTheConfirmationKeepsTheVm()
@@ -308,6 +325,23 @@ public sealed class HandOverTests
         public void OnVmStateChange(bool running, RunState state)
         {
             if (running && _failures-- > 0) throw new DeviceStateException("the device has no power");
+        }
+    }
+
+    /// <summary>A section whose load waits. The source has sent everything when the destination comes to it, because the last sections leave in one write.</summary>
+    private sealed class Gate : ISaveState, ILoadState
+    {
+        internal ManualResetEventSlim Reached { get; } = new();
+
+        internal ManualResetEventSlim Open { get; } = new();
+
+        public void SaveState(QemuFileWriter f) => f.WriteByte(1);
+
+        public void LoadState(QemuFileReader f, int versionId)
+        {
+            f.ReadByte();
+            Reached.Set();
+            Open.Wait(s_deadline);
         }
     }
 

@@ -112,9 +112,24 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
     };
 
     /// <summary>Takes the VM's name and socket over once the VM is here. Until then the old process needs them, because it may have to continue.</summary>
-    private void TakeOverWhenHere(Vm vm, QmpServer server, VmRegistration registration, UpdateArrival? arrival) => vm.Migration().StatusChanged += status =>
+    private void TakeOverWhenHere(Vm vm, QmpServer server, VmRegistration registration, UpdateArrival? arrival)
     {
-        if (status != MigrationStatus.Completed || vm.Migration().Query() is not { IsIncoming: true } info) return;
+        int taken = 0;
+        vm.Migration().StatusChanged += status =>
+        {
+            if (status == MigrationStatus.Completed && vm.Migration().Query().IsIncoming && Interlocked.Exchange(ref taken, 1) == 0) TakeOver(vm, server, registration, arrival);
+        };
+        // A VM that was held is here once an operator has started it; not on this thread, which has the BQL.
+        vm.RunState.Changed += (_, to) =>
+        {
+            if (to == RunState.Running && vm.Migration() is { Status: MigrationStatus.Failed } engine && engine.Query().IsIncoming && Interlocked.Exchange(ref taken, 1) == 0)
+                Task.Run(() => TakeOver(vm, server, registration, arrival));
+        };
+    }
+
+    private void TakeOver(Vm vm, QmpServer server, VmRegistration registration, UpdateArrival? arrival)
+    {
+        MigrationInfo info = vm.Migration().Query();
         // Nobody else needs the stream file of a process that has replaced itself.
         if (registration.Replaces is null && options.Incoming is { Transport: MigrationTransport.File } file) Try("its state stays", () => File.Delete(file.Path));
         string listens = registration.ListenPath, place = registration.Entry.QmpPath;
@@ -123,7 +138,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         if (!Try($"it is not in the VM directory, its QMP socket is '{listens}'", () => registration.TakeOver(runningAtNs, listens, arrival?.StoppedAtNs ?? 0))) return;
         arrival?.ReportRunning(runningAtNs);
         context.Note($"update: the VM of process {registration.Replaces ?? Environment.ProcessId} runs here, pid {Environment.ProcessId}");
-    };
+    }
 
     /// <summary>Runs a step of the take-over and only reports its failure, because the guest runs here already.</summary>
     private bool Try(string otherwise, Action action)
