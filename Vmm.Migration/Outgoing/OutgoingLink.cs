@@ -42,12 +42,15 @@ internal sealed class OutgoingLink : IDisposable
     /// <summary>Null without a return path.</summary>
     internal ReturnPathReader? ReturnPath { get; }
 
-    /// <summary>What the destination will say when it has everything; null for a file, which nobody reads before the attempt has ended.</summary>
+    /// <summary>
+    /// What the destination will say when it has everything; null for a file or a command. Nobody reads a file before the attempt has ended, and a command
+    /// has failed as long as it has not ended well.
+    /// </summary>
     internal SourcePeer? Peer => ReturnPath switch
     {
         { PeerWaitsForFinalWord: true } => SourcePeer.WaitsForFinalWord,
         not null => SourcePeer.Confirms,
-        null => Channel is FileChannel ? null : SourcePeer.SaysNothing,
+        null => Channel is FileChannel or ExecChannel or PipeChannel ? null : SourcePeer.SaysNothing,
     };
 
     internal Heartbeat Heartbeat { get; }

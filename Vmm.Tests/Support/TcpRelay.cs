@@ -38,7 +38,7 @@ internal sealed class TcpRelay : IDisposable
 
     /// <param name="to">The destination's port on loopback.</param>
     /// <param name="back">True if the bytes go from the destination to the source.</param>
-    /// <param name="at">The fault happens when the last bytes of a chunk are these, before any of them is forwarded.</param>
+    /// <param name="at">The fault happens when a chunk has these bytes, before any of it is forwarded.</param>
     /// <param name="fault">What happens.</param>
     internal TcpRelay(int to, bool back, byte[] at, RelayFault fault)
     {
@@ -97,7 +97,7 @@ internal sealed class TcpRelay : IDisposable
             while (from.Receive(buffer) is > 0 and int n)
             {
                 ReadOnlySpan<byte> chunk = buffer.AsSpan(0, n);
-                if (first && back == _plan.Back && chunk.EndsWith(_plan.At) && Interlocked.Exchange(ref _happened, 1) == 0)
+                if (first && back == _plan.Back && chunk.IndexOf(_plan.At) >= 0 && Interlocked.Exchange(ref _happened, 1) == 0)
                 {
                     if (_plan.Fault == RelayFault.Die) Close();
                     Happened.Set();
