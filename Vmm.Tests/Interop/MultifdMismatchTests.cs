@@ -106,8 +106,22 @@ public sealed class MultifdMismatchTests
     private static async Task<(MigrationStatus Here, string There)> Migrate(QemuProcess qemu, TestVm vm)
     {
         Task<MigrationStatus> incoming = vm.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
-        qemu.Run("migrate", new JsonObject { ["uri"] = $"tcp:127.0.0.1:{vm.Engine.Query().SocketAddresses[0].Port}" });
+        LeakCheck.WaitFor(() => TryMigrate(qemu, vm.Engine.Query().SocketAddresses[0].Port), "QEMU has not ended its migration before");
         MigrationStatus here = await incoming.WaitAsync(QemuProcess.Deadline);
         return (here, qemu.WaitMigrated());
+    }
+
+    /// <summary>QEMU 10.0 says failed a moment before it has ended the attempt, and refuses the next one until then.</summary>
+    private static bool TryMigrate(QemuProcess qemu, int port)
+    {
+        try
+        {
+            qemu.Run("migrate", new JsonObject { ["uri"] = $"tcp:127.0.0.1:{port}" });
+            return true;
+        }
+        catch (Core.Errors.QmpErrorException e) when (e.Message.Contains("duplicate yank instance", StringComparison.Ordinal))
+        {
+            return false;
+        }
     }
 }
