@@ -58,6 +58,9 @@ public interface ILoadState
     void ThrowIfIncomplete()
     {
     }
+
+    /// <summary>True when <see cref="ThrowIfIncomplete"/> says all: RAM of a background snapshot of QEMU comes whole and has no END section.</summary>
+    internal bool NeedsNoEnd => false;
 }
 
 /// <summary>The end of an attempt, successful or not (QEMU: <c>load_cleanup</c>).</summary>

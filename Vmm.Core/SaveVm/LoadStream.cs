@@ -110,7 +110,7 @@ public sealed class LoadStream(SaveVmRegistry registry, QemuFileReader f, LoadCo
         foreach ((SaveVmEntry entry, LoadRoles roles) in _attempts)
         {
             roles.State?.ThrowIfIncomplete();
-            if (_begun.Contains(entry)) throw f.Bad("end of the stream", $"an END section of '{entry}' first", "EOF");
+            if (_begun.Contains(entry) && roles.State is not { NeedsNoEnd: true }) throw f.Bad("end of the stream", $"an END section of '{entry}' first", "EOF");
         }
     }
 

@@ -49,6 +49,8 @@ internal sealed class RamLoad : ILoadState, ILoadPages
         Clear(block, _holes[block], offset);
     }
 
+    bool ILoadState.NeedsNoEnd => true;
+
     public void ThrowIfIncomplete() => _received.ThrowIfMissing(IgnoredRamRule.Of(_context.Mode, _context.Capabilities) == IgnoredRam.SharedFiles);
 
     public void LoadState(QemuFileReader f, int versionId)

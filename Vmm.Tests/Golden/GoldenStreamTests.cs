@@ -60,7 +60,7 @@ internal sealed class GoldenStreamTests
         using TestVm vm = Destination(ram: true, "none-111-bgsnapshot.bin");
         // The destination's memory starts non-zero, so that the test fails when a load skips the stream's zero pages.
         vm.FilledRandom(7);
-        Assert.That(await vm.Engine.MigrateIncoming(new MemoryChannel(Golden.Read("none-111-bgsnapshot.bin"))), Is.EqualTo(MigrationStatus.Completed));
+        Assert.That(await vm.Engine.MigrateIncoming(new MemoryChannel(Golden.Read("none-111-bgsnapshot.bin"))), Is.EqualTo(MigrationStatus.Completed), () => $"{vm.Engine.Query().Error}");
         Assert.That(vm.Ram.ReadOnlySlice(0, 1 << 20).IndexOfAnyExcept((byte)0), Is.EqualTo(-1));
     }
 

@@ -25,7 +25,7 @@ public sealed class VfioUserClientReplayTests : IDisposable
 
     /// <summary>
     /// Arguments: capture, count of requests, count of requests left out. Our client never sends the latter: unmap with a bitmap, unmap of
-    /// everything, a report in another page size.
+    /// everything, a report in another page size. GET MIGRATION is not among the requests: our client sends it when it opens the device.
     /// </summary>
     [TestCase("qemu-gpio-boot", 277, 0)]
     [TestCase("qemu-gpio-migrate-src", 1138, 0)]
@@ -37,7 +37,7 @@ public sealed class VfioUserClientReplayTests : IDisposable
     [TestCase("sample-v2-dst", 26, 1)]
     [TestCase("sample-v1-src", 65, 0)]
     [TestCase("sample-v1-dst", 18, 1)]
-    [TestCase("probe-gpio-features", 16, 2)]
+    [TestCase("probe-gpio-features", 15, 2)]
     [TestCase("probe-gpio-resume", 4, 0)]
     public void TheClientSendsWhatWasRecordedAndUnderstandsTheAnswers(string name, int requests, int leftOut)
     {
@@ -48,9 +48,16 @@ public sealed class VfioUserClientReplayTests : IDisposable
         int played = 0, skipped = 0;
         using (_io = VfioUserDeviceIo.Open(new VfioUserOptions { SocketPath = name }, memory, replay.Server.ClientSocket))
         {
+            Assert.That(replay.MigrationAsked, Is.EqualTo(replay.MigrationExpected));
             foreach (CapturedStep step in replay.Steps)
             {
                 Action? act = Action(step, messages);
+                if (VfioUserReplay.IsGetMigration(step))
+                {
+                    // The client answers it from what it learned when it opened the device.
+                    act!();
+                    continue;
+                }
                 if (act is null)
                 {
                     if (!IsAttach(step.Request.Command)) skipped++;

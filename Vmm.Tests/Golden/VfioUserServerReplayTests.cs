@@ -115,7 +115,7 @@ internal sealed class VfioUserServerReplayTests : IDisposable
             return false;
         }
         Assert.That((reply.Header.Flags, reply.Header.Errno, reply.Fds.Count), Is.EqualTo((recorded.Header.Flags, recorded.Header.Errno, recorded.Fds)), what);
-        Assert.That(Mask(step, reply.Payload), Is.EqualTo(Mask(step, recorded.Body)), what);
+        Assert.That(Mask(step, reply.Payload), Is.EqualTo(Mask(step, Expected(step))), what);
         return true;
     }
 
@@ -136,6 +136,18 @@ internal sealed class VfioUserServerReplayTests : IDisposable
             default:
                 return null;
         }
+    }
+
+    /// <summary>
+    /// The recorded reply, with what ours says on purpose: libvfio-user offers only eventfds for INTx, our server says also that INTx can be masked
+    /// and masks itself when it signals, as the kernel's does. An irqfd with resampling needs to know that.
+    /// </summary>
+    private static byte[] Expected(CapturedStep step)
+    {
+        byte[] copy = [.. step.Reply!.Body];
+        if (step.Request.Command == VfioUserCommand.DeviceGetIrqInfo && VfioUserIrqInfo.TryRead(copy, out VfioUserIrqInfo info) && info.Index == VfioPciIrq.Intx)
+            (info with { Flags = info.Flags | (uint)(VfioIrqInfoFlags.Maskable | VfioIrqInfoFlags.AutoMasked) }).Write(copy);
+        return copy;
     }
 
     /// <summary>Clears the bytes of a reply that the protocol leaves open.</summary>

@@ -125,11 +125,12 @@ public sealed class IgnoreSharedQemuTests
         }
     }
 
-    /// <summary>QEMU starts a clone on a file that it has just made, full of zeros, and says nothing.</summary>
-    [Test]
-    public async Task RamThatTheOtherSideDoesNotHaveIsRefused([Values] bool share, [Values] bool file)
+    /// <summary>QEMU starts a clone on a file that it has just made, full of zeros, and says nothing. Shared RAM without file is a memfd, as every VM has: no case.</summary>
+    [TestCase(false, false)]
+    [TestCase(false, true)]
+    [TestCase(true, true)]
+    public async Task RamThatTheOtherSideDoesNotHaveIsRefused(bool share, bool file)
     {
-        if (share && !file) Assert.Ignore("a memfd is what a VM without file has");
         using QemuProcess qemu = Qemu(share: true);
         using var vm = new TestVm(new VmOptions
         {

@@ -1,4 +1,5 @@
 using System.Collections.Concurrent;
+using Vmm.Core.Errors;
 using Vmm.Core.Interop;
 using Vmm.Core.Memory;
 using Vmm.Devices.Vfio.Abstractions;
@@ -19,6 +20,7 @@ internal sealed class VfioUserReplay : IDisposable
     private readonly GuestMemory _dmaMemory;
     private readonly OwnedFd _region;
     private readonly HashSet<ulong> _written = [];
+    private readonly List<VfioFeatureOp> _migrationAsked = [];
 
     internal VfioUserReplay(string name, GuestMemory dmaMemory)
     {
@@ -32,6 +34,17 @@ internal sealed class VfioUserReplay : IDisposable
     internal ScriptedVfioUserServer Server { get; }
 
     internal IEnumerable<CapturedStep> Steps => VfioUserCapture.Steps(_capture);
+
+    /// <summary>The operations on MIGRATION that the client asked for during attach.</summary>
+    internal IReadOnlyList<VfioFeatureOp> MigrationAsked => _migrationAsked;
+
+    /// <summary>The operations on MIGRATION that a client must ask for during attach: none of a server before DEVICE_FEATURE, PROBE only after a refused GET.</summary>
+    internal VfioFeatureOp[] MigrationExpected => Minor == 0 ? [] : HasMigration ? [VfioFeatureOp.Get] : [VfioFeatureOp.Get, VfioFeatureOp.Probe];
+
+    private ushort Minor => BitConverter.ToUInt16(Steps.First(static s => s.Request.Command == VfioUserCommand.Version).Reply!.Body, 2);
+
+    /// <summary>Whether the recorded server took an operation on a feature of migration v2.</summary>
+    private bool HasMigration => Steps.Any(static s => s.Request.Command == VfioUserCommand.DeviceFeature && s.Reply is { Header.IsError: false });
 
     /// <summary>Runs an action of the client and waits until the server has received and answered its message.</summary>
     internal void Play(CapturedStep step, Action client)
@@ -80,11 +93,34 @@ internal sealed class VfioUserReplay : IDisposable
             VfioUserCommand.Version or VfioUserCommand.DeviceGetInfo => true,
             // Compare index and argsz only, because a client may pad its second request to the size of the reply.
             VfioUserCommand.DeviceGetRegionInfo or VfioUserCommand.DeviceGetIrqInfo => s.Request.Body.AsSpan(0, 4).SequenceEqual(m.Body.AsSpan(0, 4)) && s.Request.Body.AsSpan(8, 4).SequenceEqual(m.Body.AsSpan(8, 4)),
+            VfioUserCommand.DeviceFeature => IsGetMigration(s),
             _ => false,
         });
-        if (recorded is not null) server.Reply(m, recorded.Reply!.Body, [.. Enumerable.Repeat(_region, recorded.Reply.Fds)]);
+        if (m.Command == VfioUserCommand.DeviceFeature) AnswerMigration(server, m, recorded);
+        else if (recorded is not null) server.Reply(m, recorded.Reply!.Body, [.. Enumerable.Repeat(_region, recorded.Reply.Fds)]);
         else if (m.Command is VfioUserCommand.DeviceGetInfo or VfioUserCommand.DeviceGetRegionInfo or VfioUserCommand.DeviceGetIrqInfo) server.Answer(m);
         else Assert.Fail($"the client sent {m.Command} during attach");
+    }
+
+    /// <summary>Whether a recorded request is GET of the MIGRATION feature, which our client sends only during attach.</summary>
+    internal static bool IsGetMigration(CapturedStep step) =>
+        step.Request.Command == VfioUserCommand.DeviceFeature && step.Request.Body.AsSpan().SequenceEqual(VfioUserFeature.GetMigration);
+
+    /// <summary>
+    /// Answers how the device migrates, once for each operation. Most foreign clients never asked. libvfio-user's answer is the same for each device
+    /// that has migration v2 (STOP_COPY and PRE_COPY, as recorded in probe-gpio-features), and EINVAL for all others.
+    /// </summary>
+    private void AnswerMigration(ScriptedVfioUserServer server, VfioUserMessage m, CapturedStep? recorded)
+    {
+        Assert.That(_migrationAsked, Has.Count.LessThan(MigrationExpected.Length), "the client asked for a feature once more during attach");
+        VfioFeatureOp op = MigrationExpected[_migrationAsked.Count];
+        byte[] expected = op == VfioFeatureOp.Get ? VfioUserFeature.GetMigration : ScriptedVfioUserServer.Bytes(VfioUserFeature.Length, static b =>
+            new VfioUserFeature(VfioUserFeature.Length, VfioDeviceFeature.Migration, VfioFeatureOp.Probe).Write(b));
+        Assert.That((m.Body, m.Header.Flags, m.Fds.Count), Is.EqualTo((expected, 0u, 0)), $"the client must ask {op} MIGRATION during attach");
+        _migrationAsked.Add(op);
+        if (recorded is not null) server.Reply(m, recorded.Reply!.Body);
+        else if (HasMigration) server.Reply(m, [.. m.Body, .. BitConverter.GetBytes((ulong)(VfioMigrationFlags.StopCopy | VfioMigrationFlags.PreCopy))]);
+        else server.Error(m, Errno.EINVAL);
     }
 
     private void Compare(CapturedStep step, ScriptedVfioUserServer server, VfioUserMessage m)

@@ -119,13 +119,20 @@ internal sealed class EndToEndTests : EndToEnd
         {
             await garbage.ConnectAsync(IPEndPoint.Parse(destination.IncomingUri["tcp:".Length..]));
             await garbage.SendAsync("GET / HTTP/1.0\r\n\r\n"u8.ToArray());
-            garbage.Shutdown(SocketShutdown.Send);
-            await garbage.ReceiveAsync(new byte[16]);
+            try
+            {
+                garbage.Shutdown(SocketShutdown.Send);
+                await garbage.ReceiveAsync(new byte[16]);
+            }
+            catch (SocketException)
+            {
+                // The destination closes such a connection without reading it.
+            }
         }
         await Vmm.Ok("migrate", "--vm", "alpha", "--to", destination.IncomingUri);
         Assert.That(await Vmm.State(source), Is.EqualTo("postmigrate"));
         await WaitForState(destination, "running");
-        Assert.That(destination.Errors, Does.Contain("incoming migration failed").And.Contain("waiting for another"));
+        Assert.That(destination.Errors, Does.Not.Contain("failed"), "garbage is no attempt");
     }
 
     [TestCase("interrupt", ExitCode.Cancelled)]

@@ -12,10 +12,12 @@ namespace Vmm.Tests.Unit.Cli;
 internal sealed class UpdateTruthTests : EndToEnd
 {
     /// <summary>Ctrl-C at another moment: when the new program is tried or started, when it listens for descriptors, when the process is about to replace itself.</summary>
-    [Test]
-    public async Task AnInterruptedUpdateSaysWhetherTheVmMoved([Values] bool exec, [Values(".report", ".cpr", ".state")] string moment)
+    [TestCase(false, ".report")]
+    [TestCase(false, ".cpr")]
+    [TestCase(true, ".report")]
+    [TestCase(true, ".state")]
+    public async Task AnInterruptedUpdateSaysWhetherTheVmMoved(bool exec, string moment)
     {
-        if (moment == (exec ? ".cpr" : ".state")) Assert.Ignore("this kind of update has no such file");
         PeerProcess vm = await Busy("a");
         JsonNode before = Entry();
         VmmCommands.Running update = Vmm.Start(["update", "--vm", "a", .. exec ? (string[])["--exec"] : []]);

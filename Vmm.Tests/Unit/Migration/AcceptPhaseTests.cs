@@ -144,11 +144,18 @@ public sealed class AcceptPhaseTests
         Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed), () => $"{destination.Engine.Query().Error}");
     }
 
+    /// <summary>Every part of a set. A whole set that stays open is not abandoned: it is loaded.</summary>
+    private static IEnumerable<object[]> Abandoned() =>
+        from open in (bool[])[false, true]
+        from header in (bool[])[false, true]
+        from channels in (int[])[0, 1, 2]
+        where !(open && header && channels == 2)
+        select (object[])[open, header, channels];
+
     /// <summary>A source that was stopped while it connected leaves part of its channels behind, perhaps open: its host may have frozen.</summary>
-    [Test]
-    public async Task AnAbandonedSetDoesNotHinderTheNext([Values] bool open, [Values] bool header, [Values(0, 1, 2)] int channels)
+    [TestCaseSource(nameof(Abandoned))]
+    public async Task AnAbandonedSetDoesNotHinderTheNext(bool open, bool header, int channels)
     {
-        if (open && header && channels == 2) Assert.Ignore("that is a whole set, which is loaded");
         using TestVm source = TestVm.WithRam(Size).FilledRandom(4), destination = TestVm.WithRam(Size, incoming: true);
         source.Vm.Cont();
         (Task<MigrationStatus> incoming, int port) = Listen(destination, multifd: true, keepListening: false);

@@ -16,10 +16,15 @@ public sealed class ZeroPageMemoryTests
     private const int Pages = (int)(Size / 4096);
     private static readonly TimeSpan s_deadline = TimeSpan.FromSeconds(60);
 
-    [Test]
-    public async Task AnAttemptAfterACancelledOneGivesZeroPagesNoMemory([Values] bool multifd, [Values] bool shared, [Values] bool file)
+    /// <summary>Not with a shared file: a file system gives memory to more pages than were written.</summary>
+    [TestCase(false, false, false)]
+    [TestCase(false, false, true)]
+    [TestCase(false, true, false)]
+    [TestCase(true, false, false)]
+    [TestCase(true, false, true)]
+    [TestCase(true, true, false)]
+    public async Task AnAttemptAfterACancelledOneGivesZeroPagesNoMemory(bool multifd, bool shared, bool file)
     {
-        if (shared && file) Assert.Ignore("a file system gives memory to more pages than were written");
         using var folder = new TempDirectory();
         using TestVm source = TestVm.WithRam(Size), destination = Destination(folder, shared, file);
         byte[] content = new byte[4096];
