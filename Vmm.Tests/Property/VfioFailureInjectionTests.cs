@@ -51,7 +51,7 @@ public sealed class VfioFailureInjectionTests
                 if (pair.Destination.Engine.Query().Error is { } refused)
                 {
                     paused++;
-                    AssertPausedUntilCont(pair, refused, device.Name, what);
+                    AssertPausedUntilCont(pair, state, refused, what);
                 }
                 AssertTheStateArrived(pair, state, what);
                 continue;
@@ -65,7 +65,8 @@ public sealed class VfioFailureInjectionTests
             await pair.MigrateWell();
             AssertTheStateArrived(pair, state, $"{what}, second attempt");
         }
-        TestContext.Out.WriteLine($"{kind}, failures at the {(atSource ? "source" : "destination")}: {points} points visited, {completed} survived, {paused} of them paused until cont, {failed} failed and retried");
+        TestContext.Out.WriteLine(
+            $"{kind}, failures at the {(atSource ? "source" : "destination")}: {points} points visited, {completed} survived, {paused} of them paused until cont, {failed} failed and retried");
         Assert.That(points, Is.GreaterThan(4));
         Assert.That(completed + failed, Is.EqualTo(points));
         Assert.That(paused, atSource ? Is.Zero : Is.Positive, "the destination's calls include those that start the device");
@@ -102,19 +103,21 @@ public sealed class VfioFailureInjectionTests
 
     private static void AssertTheStateArrived(VfioPair pair, byte[] state, string what)
     {
-        byte[] arrived = pair.To.Io.V1 is { } v1 ? [.. v1.Committed.SelectMany(static c => c)] : pair.To.Io.State;
-        Assert.That(arrived, Is.EqualTo(state), what);
+        Assert.That(Arrived(pair), Is.EqualTo(state), what);
         pair.AssertOneSideRuns(atSource: false);
     }
 
     /// <summary>
-    /// The destination's last calls start the device, after the source has let go. If the device refuses, the VM has moved all the same (as in QEMU): the
+    /// The destination's last calls start the device, after the source has let go. If the device refuses, the VM has moved all the same: the
     /// migration is completed and says why the VM is paused, no side runs, and <c>cont</c> tries again.
     /// </summary>
-    private static void AssertPausedUntilCont(VfioPair pair, MigrationError refused, string device, string what)
+    private static void AssertPausedUntilCont(VfioPair pair, byte[] state, MigrationError refused, string what)
     {
-        Assert.That(refused.ToString(), Does.StartWith("destination, start: could not start the VM").And.Contain(device), what);
+        Assert.That(refused.ToString(), Does.StartWith("destination, start: could not start the VM").And.Contain(pair.To.Io.Name), what);
         Assert.That((pair.Source.Vm.RunState.State, pair.Destination.Vm.RunState.State), Is.EqualTo((RunState.PostMigrate, RunState.Paused)), what);
+        Assert.That(Arrived(pair), Is.EqualTo(state), what);
         pair.Destination.Vm.Cont();
     }
+
+    private static byte[] Arrived(VfioPair pair) => pair.To.Io.V1 is { } v1 ? [.. v1.Committed.SelectMany(static c => c)] : pair.To.Io.State;
 }
