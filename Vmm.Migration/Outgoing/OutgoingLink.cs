@@ -43,14 +43,14 @@ internal sealed class OutgoingLink : IDisposable
     internal ReturnPathReader? ReturnPath { get; }
 
     /// <summary>
-    /// What the destination will say when it has everything; null for a file or a command. Nobody reads a file before the attempt has ended, and a command
-    /// has failed as long as it has not ended well.
+    /// What the destination will say when it has everything; null for a channel that goes one way, such as a file or a command. Nobody reads a file before the
+    /// attempt has ended, and a command has failed as long as it has not ended well.
     /// </summary>
     internal SourcePeer? Peer => ReturnPath switch
     {
         { PeerWaitsForFinalWord: true } => SourcePeer.WaitsForFinalWord,
         not null => SourcePeer.Confirms,
-        null => Channel is FileChannel or ExecChannel or PipeChannel ? null : SourcePeer.SaysNothing,
+        null => Channel.IsBidirectional ? SourcePeer.SaysNothing : null,
     };
 
     internal Heartbeat Heartbeat { get; }

@@ -19,7 +19,7 @@ internal sealed class PrecopyLoop
     /// <summary>How long to wait when nothing can be sent and the VM cannot be stopped yet.</summary>
     private const int IdleWaitMs = 5;
 
-    private static readonly TimeSpan s_drainTimeout = TimeSpan.FromSeconds(1);
+    private static readonly TimeSpan s_drainTimeout = TimeSpan.FromSeconds(1), s_answerStep = TimeSpan.FromMilliseconds(100);
 
     private readonly OutgoingAttempt _attempt;
     private readonly OutgoingLink _link;
@@ -63,12 +63,17 @@ internal sealed class PrecopyLoop
             MigrationLog.Pending(_attempt.Vm.Logger, pending.TotalBytes, _window.ThresholdBytes);
             _attempt.Progress.OnPass(_link.Ram.SyncCount);
             _acks.Take();
-            // A guest is never stopped for a destination that has not answered yet: it may be busy with another migration.
-            bool isAnswered = _link.ReturnPath is not { HasAnswered: false };
-            if (pending.TotalBytes <= _window.ThresholdBytes && _acks.AreThere && isAnswered) return true;
-            if (pending.PrecopyBytes == 0 || !isAnswered)
+            if (pending.TotalBytes <= _window.ThresholdBytes && _acks.AreThere)
             {
-                // The rest can only go after the stop. It is too large for the downtime, or an acknowledgement or the first answer is missing.
+                if (_link.ReturnPath is not { HasAnswered: false } path) return true;
+                // A guest is never stopped for a destination that has not answered yet: it may be busy with another migration. The link's watch sets the deadline.
+                while (!path.WaitAnswered(s_answerStep)) _attempt.Latch.ThrowIfSet();
+                pending = _link.Stream.ExactPending();
+                if (pending.TotalBytes <= _window.ThresholdBytes) return true;
+            }
+            if (pending.PrecopyBytes == 0)
+            {
+                // The rest can only go after the stop. It is too large for the downtime, or an acknowledgement is missing.
                 _window.NoteIdle();
                 _link.Heartbeat.SendIfDue();
                 _attempt.Cancel.WaitHandle.WaitOne(IdleWaitMs);

@@ -124,8 +124,15 @@ internal sealed class ReturnPathReader
     }
 
     /// <summary>Waits until <see cref="HasAnswered"/>.</summary>
-    /// <returns>False after the timeout or when the path has ended.</returns>
-    internal bool WaitAnswered(TimeSpan timeout) => Wait(() => _hasAnswered, timeout);
+    /// <returns>False after the timeout, or when the path has failed and the latch has the reason.</returns>
+    /// <exception cref="StreamFormatException">The destination confirmed what it has not been sent yet.</exception>
+    internal bool WaitAnswered(TimeSpan timeout)
+    {
+        if (Wait(() => _hasAnswered, timeout)) return true;
+        lock (_gate)
+            if (_end == ReturnPathEnd.Confirmed) throw new StreamFormatException("return path: SHUT(0) before the end of the stream");
+        return false;
+    }
 
     /// <summary>Waits for a PONG of this value or a later one.</summary>
     /// <returns>False after the timeout or when the path has ended.</returns>
