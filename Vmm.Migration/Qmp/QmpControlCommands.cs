@@ -32,8 +32,10 @@ internal sealed class QmpControlCommands(QmpServer server, Vm vm)
     /// <summary>Which devices are there, and why one is not. Takes no lock, because somebody may hold the BQL and wait for a device.</summary>
     private JsonArray Devices() => new([.. vm.Devices.Select(static d =>
     {
-        var one = new JsonObject { ["id"] = d.Id, ["state"] = d.LostReason is null ? "present" : "lost" };
-        if (d.LostReason is { } reason) one["reason"] = reason;
+        // Read once: the device may be lost at this moment.
+        string? reason = d.LostReason;
+        var one = new JsonObject { ["id"] = d.Id, ["state"] = reason is null ? "present" : "lost" };
+        if (reason is not null) one["reason"] = reason;
         return one;
     })]);
 
