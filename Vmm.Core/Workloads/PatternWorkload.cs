@@ -109,7 +109,12 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
     public WorkloadReport Verify(CancellationToken cancel = default)
     {
         var scan = new Scan(_expect);
-        _thread.Paused(() => scan.Add(CheckExpected()));
+        _thread.Paused(() =>
+        {
+            scan.Add(CheckExpected());
+            // A thread that has not had its turn since the VM came here has not read its count yet.
+            Volatile.Write(ref _writes, (long)Summary().Writes);
+        });
         foreach (PatternBlock block in _blocks)
         {
             bool present = false;

@@ -30,7 +30,7 @@ internal sealed class StoppedGuest(Vm vm)
     internal void Keep()
     {
         if (_entered is not { } entered || vm.RunState.State != entered) return;
-        vm.RunState.Set(RunStateTable.IsLive(Before) ? RunState.Paused : Before);
+        vm.RunState.Leave(RunStateTable.IsLive(Before) ? RunState.Paused : Before);
     }
 
     /// <summary>

@@ -93,7 +93,7 @@ internal sealed class SocketChannel : IMigrationChannel
             {
                 int n = Posix.SendWithFds(_fd, source, [], out Errno errno);
                 if (n < 0) throw Failed("write to", errno);
-                Interlocked.Add(ref _sent, n);
+                Volatile.Write(ref _sent, _sent + n);
                 source = source[n..];
             }
         }
@@ -115,7 +115,7 @@ internal sealed class SocketChannel : IMigrationChannel
             {
                 long n = parts.SendOnce(_fd, out Errno errno);
                 if (n < 0) throw Failed("write to", errno);
-                Interlocked.Add(ref _sent, n);
+                Volatile.Write(ref _sent, _sent + n);
             }
         }
         finally

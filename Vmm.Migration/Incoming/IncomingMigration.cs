@@ -41,7 +41,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     private readonly Lock _reportGate = new();
     private bool _reported;
     private readonly CancellationTokenSource _cancel = new();
-    private SilenceWatch? _watch;
+    private SilenceWatch? _silence;
 
     /// <summary>The lobby that accepted the channels, watched while the load runs; null for a channel that was given.</summary>
     internal ConnectionLobby? Lobby { get; init; }
@@ -76,16 +76,14 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         });
         // A source that is refused may never open the return path, so the wait for it is limited.
         using Timer? impatience = Refusal is { } refusal ? new(_ => _latch.Set(refusal), null, RefusalTimeoutMs, Timeout.Infinite) : null;
-        IncomingStream? reader = null;
         try
         {
-            if (channel is SocketChannel socket) _watch = new SilenceWatch(context, socket, dataChannels, e => _latch.Set(e));
+            if (channel is SocketChannel socket) _silence = new SilenceWatch(context, socket, dataChannels, e => _latch.Set(e));
             if (!context.Machine.TryMoveTo(MigrationStatus.Active)) throw new OperationCanceledException();
             // In an update RAM stays in place: the stream is short, and the guest is stopped for most of it.
             RealtimeBoost.During(context.Vm.CprFds.IsIncoming, () =>
             {
-                reader = Load();
-                Commit(reader);
+                Commit(Load());
             });
             return End();
         }
@@ -94,12 +92,12 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
 #pragma warning restore CA1031
         {
             // The source must get the record before the latch shuts the channel; once this side has confirmed there is nothing to report.
-            if (reader is not null && _receipt.Stage == DestinationStage.Loading) Report(reader.ReturnPath, _latch.Reason ?? e);
+            if (_stream is { } stream && _receipt.Stage == DestinationStage.Loading) Report(stream.ReturnPath, _latch.Reason ?? e);
             return Fail(_latch.Reason ?? e);
         }
         finally
         {
-            _watch?.Dispose();
+            _silence?.Dispose();
         }
     }
 
@@ -113,7 +111,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     {
         context.Rehearsed.Wait();
         MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Vm.Uuid, _latch);
-        if (_watch is { } silence && receiver is not null) silence.WaitsForData = () => receiver.IsWaiting;
+        if (_silence is { } data && receiver is not null) data.WaitsForData = () => receiver.IsWaiting;
         var incoming = _stream = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
         // The source of an update opens no other channels.
         ConnectionWatch? watch = Lobby is null || context.Vm.CprFds.IsIncoming ? null
@@ -123,11 +121,10 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             incoming.ReadHeader();
             _phase = "ram";
             incoming.ReadLeadingCommands();
-            if (_watch is { } watching) watching.For = incoming.SourceHasFinalWord ? SilenceWatch.Waiting.Live : SilenceWatch.Waiting.Other;
+            if (_silence is { } silence) silence.For = incoming.SourceHasFinalWord ? SilenceWatch.Waiting.Live : SilenceWatch.Waiting.Other;
             if (Refusal is not null) throw Refusal;
             incoming.ReadBody();
-            watch?.ThrowIfSurplus();
-            incoming.ThrowIfIncomplete();
+            ThrowIfIncomplete(incoming, watch);
             _latch.ThrowIfSet();
             return incoming;
         }
@@ -136,8 +133,6 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             // A stream that stops early means that the source failed or was cancelled; the message says so.
             if (e is StreamTruncatedException or ChannelException && _latch.Reason is null)
                 e = new ChannelException($"{e.Message}; the source ended the migration", Errno.ECONNRESET, e);
-            // Pages that never came may have gone over channels that nobody here reads.
-            if (e is IncompatibleStateException && watch?.WaitForSurplus() is { } surplus) e = surplus;
             // The source must get the record before the latch shuts the channel. A reason that is stored already stays the reason.
             e = _latch.Reason ?? e;
             Report(incoming.ReturnPath, e);
@@ -154,6 +149,20 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         }
     }
 
+    private static void ThrowIfIncomplete(IncomingStream incoming, ConnectionWatch? watch)
+    {
+        watch?.ThrowIfSurplus();
+        try
+        {
+            incoming.ThrowIfIncomplete();
+        }
+        catch (IncompatibleStateException) when (watch?.WaitForSurplus() is { } surplus)
+        {
+            // Pages that never came may have gone over channels that nobody here reads.
+            throw surplus;
+        }
+    }
+
     /// <summary>Called on another thread. The source must get the record before the latch shuts the channel.</summary>
     private void Refuse(ReturnPathWriter? returnPath, Exception reason)
     {
@@ -164,7 +173,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     private void OnSwitchover()
     {
         _phase = "load";
-        if (_watch is { For: SilenceWatch.Waiting.Live } watch) watch.For = SilenceWatch.Waiting.Stopped;
+        if (_silence is { For: SilenceWatch.Waiting.Live } silence) silence.For = SilenceWatch.Waiting.Stopped;
         if (_switchoverAt == 0) _switchoverAt = Stopwatch.GetTimestamp();
     }
 
@@ -222,7 +231,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
 
     private void WaitFinalWord(IncomingStream reader, ReturnPathWriter returnPath)
     {
-        if (_watch is { } watch) watch.For = SilenceWatch.Waiting.Stopped;
+        if (_silence is { } silence) silence.For = SilenceWatch.Waiting.Stopped;
         try
         {
             returnPath.SendShut(null);

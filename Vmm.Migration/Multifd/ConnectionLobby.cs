@@ -75,6 +75,14 @@ internal sealed class ConnectionLobby : IDisposable
         return !woken;
     }
 
+    /// <summary>Looks at connections whose end may have come and not been seen yet, and closes those whose peer has given them up.</summary>
+    /// <returns>True if all are still here.</returns>
+    internal bool AreHere(IReadOnlyList<WaitingConnection> connections)
+    {
+        foreach (WaitingConnection one in connections) Look(one);
+        return connections.All(_waiting.Contains);
+    }
+
     /// <summary>Hands a connection to the caller, who owns it from now on.</summary>
     internal SocketChannel Take(WaitingConnection connection)
     {

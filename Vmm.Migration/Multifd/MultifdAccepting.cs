@@ -54,6 +54,12 @@ internal sealed class MultifdAccepting(ConnectionLobby lobby, OwnedFd stopped, F
                 if (!isAmbiguous && data.Count(static c => c.Id < MultifdPacket.Channels) == MultifdPacket.Channels)
                 {
                     left = IsContested(main, data) ? LeftMs(main, data, s_settle) : 0;
+                    // A source that was stopped while it connected may have closed one channel before it opened the next, so its set was never whole.
+                    if (left == 0 && !lobby.AreHere([main, .. data]))
+                    {
+                        waitMs = 0;
+                        break;
+                    }
                     if (left == 0) return Take(main, data, opened > MultifdPacket.Channels ? ChannelCount.Refusal(opened, MultifdPacket.Channels) : null);
                 }
                 if (left == 0)

@@ -16,7 +16,6 @@ namespace Vmm.Migration.Multifd;
 internal sealed class MultifdReceiver : IDisposable
 {
     /// <summary>Longest buffer of device state: QEMU's are 1 MiB, a config record a little more than 4 KiB.</summary>
-    private const int MaxStateBytes = WireLimits.MultifdStateBytes;
 
     /// <summary>Longest wait for a channel's SYNC or for the main channel's mark while nothing arrives.</summary>
     private static readonly TimeSpan s_syncTimeout = TimeSpan.FromSeconds(30);
@@ -271,7 +270,7 @@ internal sealed class MultifdReceiver : IDisposable
         uint length = f.ReadUInt32();
         if ((flags & MultifdFlags.Sync) != 0 || name.IndexOf((byte)0) < 0) throw f.Bad("packet of device state", "a name that ends, and no SYNC", $"flags 0x{(uint)flags:x}");
         if (length == 0) throw f.Bad("length of device state", "at least 1", "0");
-        if (length > MaxStateBytes) throw new StreamLimitException($"{length} bytes of device state in one packet are over {MaxStateBytes} (WireLimits.MultifdStateBytes)");
+        if (length > WireLimits.MultifdStateBytes) throw new StreamLimitException($"{length} bytes of device state in one packet are over {WireLimits.MultifdStateBytes} (WireLimits.MultifdStateBytes)");
         string idStr = Text(name);
         if (_stream!.FindBuffers(idStr, instance) is not { } buffers)
             throw new IncompatibleStateException($"device state came over multifd for '{idStr}' instance {instance}, which does not take it here") { Section = f.Section, Found = idStr };

@@ -13,7 +13,7 @@ namespace Vmm.Migration.Outgoing;
 /// <summary>The connected channels of one outgoing migration and the stream on them. <see cref="EndSending"/> and then <see cref="Close"/> end it.</summary>
 internal sealed class OutgoingLink : IDisposable
 {
-    private static readonly TimeSpan s_finalWord = TimeSpan.FromSeconds(1);
+    private static readonly TimeSpan s_finalWord = TimeSpan.FromSeconds(1), s_answerStep = TimeSpan.FromMilliseconds(100);
 
     private readonly FaultLatch _latch;
     private readonly IDisposable _shut;
@@ -88,6 +88,15 @@ internal sealed class OutgoingLink : IDisposable
             channel?.Dispose();
             throw;
         }
+    }
+
+    /// <summary>
+    /// Waits for the destination's first answer: a guest is never stopped for a destination that may be busy with another migration. <see cref="Watch"/> sets the
+    /// deadline. Returns at once without a return path.
+    /// </summary>
+    internal void WaitAnswered()
+    {
+        while (ReturnPath is { } path && !path.WaitAnswered(s_answerStep)) _latch.ThrowIfSet();
     }
 
     /// <summary>Waits a moment for the return path after a failed write: a destination often says why it fails, then closes.</summary>

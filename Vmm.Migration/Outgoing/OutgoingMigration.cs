@@ -120,7 +120,7 @@ internal sealed class OutgoingMigration : IDisposable
             var acks = new SwitchoverAcks(_attempt, link);
             // The CPR modes send no pages while the VM runs: RAM stays in place, or its pages go after the stop (vfio-migration 7).
             if (_plan.Mode == MigrationMode.Normal) new PrecopyLoop(_attempt, link, acks).Run();
-            else WaitAnswered(link);
+            else link.WaitAnswered();
             switchover = new Switchover(_attempt, link, acks, _guest) { HandedOver = handedOver, MayGoOn = _continue };
             RealtimeBoost.During(_plan.IsUpdate, () => Complete(switchover, link));
             ReplaceProcess();
@@ -141,13 +141,6 @@ internal sealed class OutgoingMigration : IDisposable
             if (_attempt.HandOver.Stage == SourceStage.Moved) reason = null;
         }
         return Finish(reason, switchover);
-    }
-
-    /// <summary>The guest is not stopped before the destination has answered; the link's watch sets the deadline.</summary>
-    private void WaitAnswered(OutgoingLink link)
-    {
-        if (link.ReturnPath is not { } path) return;
-        while (!path.WaitAnswered(TimeSpan.FromSeconds(1))) _attempt.Latch.ThrowIfSet();
     }
 
     private void Complete(Switchover switchover, OutgoingLink link)

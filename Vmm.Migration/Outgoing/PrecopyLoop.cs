@@ -19,7 +19,7 @@ internal sealed class PrecopyLoop
     /// <summary>How long to wait when nothing can be sent and the VM cannot be stopped yet.</summary>
     private const int IdleWaitMs = 5;
 
-    private static readonly TimeSpan s_drainTimeout = TimeSpan.FromSeconds(1), s_answerStep = TimeSpan.FromMilliseconds(100);
+    private static readonly TimeSpan s_drainTimeout = TimeSpan.FromSeconds(1);
 
     private readonly OutgoingAttempt _attempt;
     private readonly OutgoingLink _link;
@@ -65,9 +65,9 @@ internal sealed class PrecopyLoop
             _acks.Take();
             if (pending.TotalBytes <= _window.ThresholdBytes && _acks.AreThere)
             {
-                if (_link.ReturnPath is not { HasAnswered: false } path) return true;
-                // A guest is never stopped for a destination that has not answered yet: it may be busy with another migration. The link's watch sets the deadline.
-                while (!path.WaitAnswered(s_answerStep)) _attempt.Latch.ThrowIfSet();
+                if (_link.ReturnPath is not { HasAnswered: false }) return true;
+                // A guest is never stopped for a destination that has not answered yet: it may be busy with another migration.
+                _link.WaitAnswered();
                 pending = _link.Stream.ExactPending();
                 if (pending.TotalBytes <= _window.ThresholdBytes) return true;
             }

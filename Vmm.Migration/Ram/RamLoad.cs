@@ -14,18 +14,18 @@ internal sealed class RamLoad : ILoadState, ILoadPages
 
     private readonly GuestMemory _memory;
     private readonly LoadContext _context;
-    private readonly Dictionary<RamBlock, DirtyBitmap> _holes = [];
+    private readonly Dictionary<RamBlock, DirtyBitmap> _mayHaveMemory = [];
     private readonly ReceivedPages _received;
     private readonly SyncMarks? _marks;
     private RamBlock? _block;
-    private DirtyBitmap? _blockReceived, _blockHoles;
+    private DirtyBitmap? _blockReceived, _blockMayHaveMemory;
 
     internal RamLoad(GuestMemory memory, LoadContext context)
     {
         (_memory, _context) = (memory, context);
         _received = new ReceivedPages(memory.Blocks);
         _marks = context.SyncDataChannels is { } wait ? new SyncMarks(wait) : null;
-        foreach (RamBlock block in memory.Blocks) _holes[block] = HolesOf(block);
+        foreach (RamBlock block in memory.Blocks) _mayHaveMemory[block] = MayHaveMemory(block);
     }
 
     /// <summary>True when the source marks SYNCs with MULTIFD_FLUSH; false without data channels.</summary>
@@ -38,15 +38,14 @@ internal sealed class RamLoad : ILoadState, ILoadPages
     public void NoteLoaded(RamBlock block, ulong offset, int pages)
     {
         long first = (long)(offset / PageSize);
-        DirtyBitmap holes = _holes[block];
-        for (long page = first; page < first + pages; page++) holes.TestAndClear(page);
+        _mayHaveMemory[block].SetRange(first, pages);
         _received.Of(block).SetRange(first, pages);
     }
 
     public void LoadZeroPage(RamBlock block, ulong offset)
     {
         _received.Of(block).Set((long)(offset / PageSize));
-        Clear(block, _holes[block], offset);
+        Clear(block, _mayHaveMemory[block], offset);
     }
 
     bool ILoadState.NeedsNoEnd => true;
@@ -94,7 +93,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages
         if (ValidateOnly) return;
         if (fill == 0)
         {
-            Clear(block, _blockHoles!, record.Offset);
+            Clear(block, _blockMayHaveMemory!, record.Offset);
             return;
         }
         block.Slice(record.Offset, PageSize).Fill(fill);
@@ -102,25 +101,26 @@ internal sealed class RamLoad : ILoadState, ILoadPages
     }
 
     /// <summary>
-    /// Pages without memory, which read as zero. A zero page is skipped there, so that it gets no memory. An attempt before this one may have written some pages,
-    /// so the block is asked unless nobody has written to it.
+    /// Pages that may have memory; all others read as zero, and a zero page is skipped there, so that it gets no memory. An attempt before this one may have
+    /// written some pages, so the block is asked unless nobody has written to it.
     /// </summary>
-    private DirtyBitmap HolesOf(RamBlock block)
+    private DirtyBitmap MayHaveMemory(RamBlock block)
     {
+        var pages = new DirtyBitmap(block.PageCount);
+        if (ValidateOnly || block.IsKnownZero) return pages;
         var holes = new DirtyBitmap(block.PageCount);
-        if (ValidateOnly) return holes;
-        if (block.IsKnownZero) holes.SetAll();
-        else block.FindHoles(holes);
-        return holes;
+        block.FindHoles(holes);
+        for (int word = 0; word < pages.WordCount; word++) pages.OrWord(word, ~holes.TakeWord(word));
+        return pages;
     }
 
-    private static void Clear(RamBlock block, DirtyBitmap holes, ulong offset)
+    private static void Clear(RamBlock block, DirtyBitmap mayHaveMemory, ulong offset)
     {
         long page = (long)(offset / PageSize);
-        if (!holes.IsSet(page) && !block.IsZeroPage(page)) block.Slice(offset, PageSize).Clear();
+        if (mayHaveMemory.IsSet(page) && !block.IsZeroPage(page)) block.Slice(offset, PageSize).Clear();
     }
 
-    private void NoteWritten(ulong offset) => _blockHoles!.TestAndClear((long)(offset / PageSize));
+    private void NoteWritten(ulong offset) => _blockMayHaveMemory!.Set((long)(offset / PageSize));
 
     private RamBlock Block(QemuFileReader f, in RamRecord record)
     {
@@ -131,7 +131,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages
             if (_block?.Name != name)
             {
                 _block = _memory.FindBlock(name) ?? throw f.Bad("RAM block", $"one of {BlockNames()}", $"'{name}'");
-                (_blockReceived, _blockHoles) = (_received.Of(_block), _holes[_block]);
+                (_blockReceived, _blockMayHaveMemory) = (_received.Of(_block), _mayHaveMemory[_block]);
             }
         }
         RamBlock block = _block ?? throw f.Bad("RAM record", "a block name before CONTINUE", "CONTINUE");

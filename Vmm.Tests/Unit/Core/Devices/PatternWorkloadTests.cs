@@ -142,6 +142,18 @@ public sealed class PatternWorkloadTests
     }
 
     [Test]
+    public async Task ItsCountArrivesBeforeItsThreadHasHadATurn()
+    {
+        using TestVm source = Create("pattern,rate=0", 1 << 20);
+        using TestVm destination = Create("pattern,rate=0,expect=on", 1 << 20, incoming: true, autoStart: false);
+        source.Vm.Cont();
+        WaitForWrites(Workload(source), 100);
+        await Migrate(source, destination);
+        Assert.That(Workload(destination).Verify().BadPages, Is.Zero);
+        Assert.That(Workload(destination).Writes, Is.EqualTo(Workload(source).Writes));
+    }
+
+    [Test]
     public async Task AMigrationThatLosesOnePageIsFoundByTheDestinationsWorkload()
     {
         using TestVm source = Create("pattern,rate=0,working-set=1", 4 << 20);
