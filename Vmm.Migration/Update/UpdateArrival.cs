@@ -15,7 +15,7 @@ namespace Vmm.Migration.Update;
 /// <summary>
 /// The new process's side of an update. Call in order: <see cref="TakeFromEnvironment"/>; <see cref="Receive"/>; make the VM with the received
 /// <see cref="VmOptions.Cpr"/> and with <see cref="VmOptions.IsIncoming"/>; <see cref="LoadAsync"/>. A host that opens the channels itself calls
-/// <see cref="ReportListening"/> and <see cref="ReportRunning"/> instead of Receive and LoadAsync. For one thread at a time.
+/// <see cref="ReportListening"/> and <see cref="ReportRunning"/> or <see cref="ReportHeld"/> instead of Receive and LoadAsync. For one thread at a time.
 /// </summary>
 public sealed class UpdateArrival : IDisposable
 {
@@ -89,7 +89,9 @@ public sealed class UpdateArrival : IDisposable
     /// <summary>Loads the VM's state and reports to the old process. Afterwards the VM runs here if it ran there.</summary>
     /// <param name="vm">The VM, in state inmigrate.</param>
     /// <param name="cancel">Ends the wait.</param>
-    /// <exception cref="MigrationFailedException">The state did not arrive or could not be loaded; the old process still has the VM.</exception>
+    /// <exception cref="MigrationFailedException">
+    /// The state did not arrive or could not be loaded, and the old process still has the VM; or <see cref="Vm.HeldBecause"/> says why the VM is held here.
+    /// </exception>
     /// <exception cref="VmmException">The VM does not wait for a migration, or cannot listen on the channel; the old process still has the VM.</exception>
     /// <exception cref="InvalidOperationException">The arrival was not taken from the environment.</exception>
     public async Task LoadAsync(Vm vm, CancellationToken cancel = default)
@@ -108,6 +110,11 @@ public sealed class UpdateArrival : IDisposable
         }))
         {
             MigrationStatus end = await loading.ConfigureAwait(false);
+            if (vm.HeldBecause is not null)
+            {
+                ReportHeld();
+                throw new MigrationFailedException($"update: the VM of process {OldPid} is held here: {engine.Query().Error}");
+            }
             if (end != MigrationStatus.Completed || vm.RunState.State == RunState.InMigrate)
                 throw new MigrationFailedException($"update: the VM of process {OldPid} has not arrived: {engine.Query().Error?.ToString() ?? end.ToWireName()}");
         }
@@ -144,6 +151,12 @@ public sealed class UpdateArrival : IDisposable
     public void ReportRunning(long runningAtNs)
     {
         if (_ticket?.ReportPath is { } path) UpdateReports.SendRunning(path, runningAtNs);
+    }
+
+    /// <summary>Tells the old process that this one has the VM and holds it (<see cref="Vm.HeldBecause"/>), so that it need not wait for a report that it runs.</summary>
+    public void ReportHeld()
+    {
+        if (_ticket?.ReportPath is { } path) UpdateReports.SendHeld(path);
     }
 
     /// <summary>Stops watching the old process and closes the CPR channel.</summary>

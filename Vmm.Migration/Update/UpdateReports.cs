@@ -10,12 +10,12 @@ namespace Vmm.Migration.Update;
 
 /// <summary>
 /// The UNIX socket on which the old process receives reports. The new process sends each report as one line on its own connection: first that it
-/// listens on the CPR channel (<c>listening</c>), later that it runs the VM (<c>running PID NS</c>, CLOCK_MONOTONIC). A program on trial reports that it
+/// listens on the CPR channel (<c>listening</c>), later that it runs the VM (<c>running PID NS</c>, CLOCK_MONOTONIC) or holds it (<c>held PID</c>). A program on trial reports that it
 /// could take the VM (<c>tried WORD</c>). One thread, which <see cref="Dispose"/> ends.
 /// </summary>
 internal sealed class UpdateReports : IDisposable
 {
-    private const string ListeningLine = "listening", RunningWord = "running", TriedWord = "tried";
+    private const string ListeningLine = "listening", RunningWord = "running", HeldWord = "held", TriedWord = "tried";
     private const int MaxLineBytes = WireLimits.UpdateReportBytes, LineTimeoutMs = 5000;
 
     private readonly MigrationListener _listener;
@@ -35,7 +35,7 @@ internal sealed class UpdateReports : IDisposable
     /// <summary>Completes when the new process accepts descriptors; faults if something else than a report arrives.</summary>
     internal Task Listening => _listening.Task;
 
-    /// <summary>Completes when the new process runs the VM, with its pid and the time of the VM's start (CLOCK_MONOTONIC, ns).</summary>
+    /// <summary>Completes when the new process runs the VM, with its pid and the time of the VM's start (CLOCK_MONOTONIC, ns); faults if it holds the VM.</summary>
     internal Task<(int Pid, long AtNs)> Running => _running.Task;
 
     /// <summary>Completes with the word that a program on trial reported.</summary>
@@ -49,6 +49,9 @@ internal sealed class UpdateReports : IDisposable
 
     /// <summary>Called by the new process: reports that it runs the VM.</summary>
     internal static void SendRunning(string path, long atNs) => Send(path, string.Create(CultureInfo.InvariantCulture, $"{RunningWord} {Environment.ProcessId} {atNs}"));
+
+    /// <summary>Called by the new process: reports that it has the VM and keeps it paused.</summary>
+    internal static void SendHeld(string path) => Send(path, string.Create(CultureInfo.InvariantCulture, $"{HeldWord} {Environment.ProcessId}"));
 
     public void Dispose()
     {
@@ -89,6 +92,11 @@ internal sealed class UpdateReports : IDisposable
         else if (words is [TriedWord, var word]) _tried.TrySetResult(word);
         else if (words is [RunningWord, var pid, var at] && int.TryParse(pid, NumberStyles.None, CultureInfo.InvariantCulture, out int p)
             && long.TryParse(at, NumberStyles.None, CultureInfo.InvariantCulture, out long ns)) _running.TrySetResult((p, ns));
+        else if (words is [HeldWord, var holder] && int.TryParse(holder, NumberStyles.None, CultureInfo.InvariantCulture, out int h))
+            _running.TrySetException(new MigrationFailedException($"update: process {h} has the VM and keeps it paused, because it has not heard that this process has let go")
+            {
+                Hint = "start the VM there with 'cont --force'",
+            });
         // Ignore a peer that sends nothing, such as a probe for stale sockets.
         else if (line is not null) Fail(new MigrationFailedException($"update: the new process reported '{line}'; expected '{ListeningLine}' or '{RunningWord} PID NS'"));
     }

@@ -52,7 +52,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         server.UpdateOptions = request => CommandLineUpdate.Describe(request, context.CommandLine, directory, registration);
         if (registration.Replaces is not null || inherited is not null) TakeOverWhenHere(vm, server, registration, arrival);
         if (cpr is not null) CloseOnceListening(cpr, vm.Migration());
-        string incoming = StartIncoming(vm, registration);
+        string incoming = StartIncoming(vm, registration, arrival);
         if (arrival is not null) EndWithout(arrival, vm);
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
         context.Note($"ready: pid {Environment.ProcessId}, qmp {registration.Entry.QmpPath}{incoming}");
@@ -220,7 +220,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         }
     }
 
-    private string StartIncoming(Vm vm, VmRegistration registration)
+    private string StartIncoming(Vm vm, VmRegistration registration, UpdateArrival? arrival)
     {
         // With a deferred address the QMP command says what a failure means, unless the VM can have no other attempt.
         if (options.Incoming is null && !vm.CprFds.IsIncoming) return string.Empty;
@@ -234,6 +234,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
                 // The source has released the VM, so the VM here is the only one.
                 if (engine.Query() is { IsIncoming: true, Error: { } error })
                     context.Note($"the VM has arrived and is {vm.RunState.State.ToWireName()}, qmp {registration.ListenPath}: {error}");
+                if (vm.HeldBecause is not null) arrival?.ReportHeld();
                 return;
             }
             if (status == MigrationStatus.Cancelled && !inherited) return;

@@ -69,17 +69,18 @@ public sealed class QmpEngineTests
         using (var source = new Host(TestVm.WithRam(1 << 20).FilledRandom(2)))
         {
             source.Wire.Return("migrate-set-capabilities", EventsOnly);
+            List<string> saved, loaded;
             using (OwnedFd file = Posix.Open(directory["save"], Posix.O_WRONLY, 0, out _)!)
             {
                 Assert.That(source.Wire.Return("add-fd", null, file)["fdset-id"]!.GetValue<int>(), Is.Zero);
-                source.Wire.Run("{\"execute\":\"migrate\",\"arguments\":{\"detach\":true,\"resume\":false,\"uri\":\"file:/dev/fdset/0,offset=0x11921\"}}");
+                (_, saved) = source.Wire.Run("{\"execute\":\"migrate\",\"arguments\":{\"detach\":true,\"resume\":false,\"uri\":\"file:/dev/fdset/0,offset=0x11921\"}}");
             }
-            source.Until("MIGRATION completed", []);
+            source.Until("MIGRATION completed", saved);
             using var destination = new Host(TestVm.WithRam(1 << 20, incoming: true));
             destination.Wire.Return("migrate-set-capabilities", EventsOnly);
             using (OwnedFd file = Posix.Open(directory["save"], Posix.O_RDONLY, 0, out _)!) destination.Wire.Return("add-fd", null, file);
-            destination.Wire.Run("{\"execute\":\"migrate-incoming\",\"arguments\":{\"uri\":\"file:/dev/fdset/0,offset=0x11921\"}}");
-            destination.Until("MIGRATION completed", []);
+            (_, loaded) = destination.Wire.Run("{\"execute\":\"migrate-incoming\",\"arguments\":{\"uri\":\"file:/dev/fdset/0,offset=0x11921\"}}");
+            destination.Until("MIGRATION completed", loaded);
             RamAssert.AreEqual(source.Vm.Vm.Memory, destination.Vm.Vm.Memory);
         }
         Assert.That(File.ReadAllBytes(directory["save"]).AsSpan(0, head.Length).SequenceEqual(head));

@@ -24,9 +24,22 @@ public class UpdateReportsTests
         Assert.That(await reports.Running.WaitAsync(s_deadline), Is.EqualTo((Environment.ProcessId, 7_000_000_001)));
     }
 
+    [Test]
+    public async Task AProcessThatHoldsTheVmEndsTheWaitForItsStart()
+    {
+        using var folder = new TempDirectory();
+        using var reports = new UpdateReports(folder["reports"]);
+        UpdateReports.SendListening(folder["reports"]);
+        await reports.Listening.WaitAsync(s_deadline);
+        UpdateReports.SendHeld(folder["reports"]);
+        Assert.That(async () => await reports.Running.WaitAsync(s_deadline),
+            Throws.TypeOf<MigrationFailedException>().With.Message.Contains($"process {Environment.ProcessId} has the VM and keeps it paused").And.Property("Hint").Contains("--force"));
+    }
+
     [TestCase("nonsense\n")]
     [TestCase("running\n")]
     [TestCase("running 1 -2\n")]
+    [TestCase("held me\n")]
     [TestCase("listening to music\n")]
     [TestCase("0123456789012345678901234567890123456789012345678901234567890123456789")]
     public void WhatIsNoReportFailsTheUpdateAndIsNamed(string line)
