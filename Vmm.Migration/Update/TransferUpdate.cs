@@ -40,11 +40,8 @@ internal sealed class TransferUpdate(IMigrationEngine engine, UpdateOptions opti
         }
         finally
         {
-            if (!moved)
-            {
-                next.End();
-                options.Abandoned?.Invoke(next.Pid);
-            }
+            if (!moved) next.End();
+            if (!moved || next.Exited.IsCompleted) options.Abandoned?.Invoke(next.Pid);
         }
     }
 

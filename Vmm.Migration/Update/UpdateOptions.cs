@@ -51,7 +51,7 @@ public sealed record UpdateOptions
     /// <summary>True runs a <see cref="MoveRehearsal"/> while the new process starts, which shortens the pause of the first update.</summary>
     public bool Rehearse { get; init; } = true;
 
-    /// <summary>Called with the pid of a new process that a failed update has killed, on a pool thread, so that the host can remove its files.</summary>
+    /// <summary>Called with the pid of a new process that has ended in a failed update, on a pool thread, so that the host can remove its files.</summary>
     public Action<int>? Abandoned { get; init; }
 
     /// <exception cref="ConfigurationException">A value is out of range.</exception>

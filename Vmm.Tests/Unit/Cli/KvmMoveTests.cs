@@ -23,7 +23,7 @@ internal sealed class KvmMoveTests : KvmEndToEnd
         var moves = new GuestMoves();
         PeerProcess at = await Start("vm0");
         MemCheckGuest.Found found = await Past(at, 2);
-        for (int hop = 1; hop <= hops; hop++)
+        for (int hop = 1; moves.WantsMore(hops); hop++)
         {
             PeerProcess to = await Start($"vm{hop}", "--incoming", "tcp:127.0.0.1:0");
             (found, GuestMove move) = await Move(at, $"vm{hop - 1}", to, delay, ticksPerMs, found.Rounds);

@@ -37,6 +37,13 @@ internal sealed class GuestMoves
 
     internal IReadOnlyList<GuestMove> All => _moves;
 
+    private int Strict => _moves.Count(static m => m.IsStrict);
+
+    /// <summary>Says whether another move is wanted. A burst of the host's own work can hit most of a few moves in a row; three times as many tell it from a fault.</summary>
+    /// <param name="count">How many there should be.</param>
+    internal bool WantsMore(int count) =>
+        _moves.Count < count || (_moves.Count < 3 * count && _moves.Count - Strict > BareThread.Most(_moves.Count, _bare.Share));
+
     internal void Add(GuestMove move)
     {
         TestContext.Progress.WriteLine($"move {_moves.Count + 1}: {move}");
@@ -50,7 +57,7 @@ internal sealed class GuestMoves
     /// </summary>
     internal void Check()
     {
-        int count = _moves.Count, strict = _moves.Count(static m => m.IsStrict), unexplained = _moves.Count(static m => m.IsUnexplained);
+        int count = _moves.Count, strict = Strict, unexplained = _moves.Count(static m => m.IsUnexplained);
         int most = BareThread.Most(count, _bare.Share), mostUnexplained = BareThread.Most(count, _bare.UnknownShare);
         TestContext.Progress.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{count} moves: {strict} agree without allowance ({100.0 * strict / count:f0} %), {_moves.Count(static m => m.IsExplained)} with the vCPU's own wait in the gap, {count - unexplained} with that in the move; downtime up to {_moves.Max(static m => m.DowntimeMs):f1} ms; {_bare}, so at most {most} and {mostUnexplained} may disagree"));
         Assert.Multiple(() =>

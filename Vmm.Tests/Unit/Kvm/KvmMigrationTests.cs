@@ -22,7 +22,7 @@ internal sealed class KvmMigrationTests
         {
             at.Vm.Cont();
             KvmGuest.WaitFor(() => at.Found.Rounds > 2, "two rounds");
-            for (int hop = 0; hop < hops; hop++)
+            while (moves.WantsMore(hops))
             {
                 KvmGuest to = KvmGuest.MemCheck(incoming: true);
                 ulong waitBefore = WaitNs(to), sourceBefore = WaitNs(at);

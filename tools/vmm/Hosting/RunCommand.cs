@@ -54,6 +54,8 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
         if (cpr is not null) CloseOnceListening(cpr, vm.Migration());
         string incoming = StartIncoming(vm, registration, arrival);
         if (arrival is not null) EndWithout(arrival, vm);
+        // An old process that was killed has left its files behind.
+        using CancellationTokenRegistration cleaning = arrival?.OldEnded.Register(() => RemoveLeftovers(directory)) ?? default;
         if (!options.Vm.IsIncoming && options.Vm.AutoStart) vm.Cont();
         context.Note($"ready: pid {Environment.ProcessId}, qmp {registration.Entry.QmpPath}{incoming}");
         // Rehearse while the guest starts: the first stop otherwise takes long, mostly to save the vCPUs' state.
@@ -190,6 +192,18 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
 
         engine.StatusChanged += Look;
         arrival.OldEnded.Register(() => Look(engine.Status));
+    }
+
+    private static void RemoveLeftovers(VmDirectory directory)
+    {
+        try
+        {
+            directory.RemoveLeftovers();
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            // The next vmm that looks into the directory removes them.
+        }
     }
 
     private static string Gone(UpdateArrival arrival) => $"process {arrival.OldPid} has ended, and its VM has not arrived";
