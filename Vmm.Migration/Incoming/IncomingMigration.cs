@@ -173,7 +173,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
     private void OnSwitchover()
     {
         _phase = "load";
-        if (_silence is { For: SilenceWatch.Waiting.Live } silence) silence.For = SilenceWatch.Waiting.Stopped;
+        if (_silence is { } silence) silence.For = SilenceWatch.Waiting.Stopped;
         if (_switchoverAt == 0) _switchoverAt = Stopwatch.GetTimestamp();
     }
 

@@ -10,7 +10,7 @@ namespace Vmm.Migration.Incoming;
 
 /// <summary>
 /// Ends a load whose source sends nothing for too long (STREAM.md, deadlines). Only time in which the load waits for bytes counts, not time in which a device
-/// loads its state. A QEMU source may rightly be silent once it has begun; only the kernel's keep-alive ends a dead connection to it.
+/// loads its state. A QEMU source may rightly be silent while its guest runs; only the kernel's keep-alive ends a dead connection to it then.
 /// </summary>
 internal sealed class SilenceWatch : IDisposable
 {
@@ -47,9 +47,9 @@ internal sealed class SilenceWatch : IDisposable
         Header,
         /// <summary>A source that sends at least a PING every two seconds.</summary>
         Live,
-        /// <summary>Such a source, whose guest is stopped; it may have to wait for its own devices.</summary>
+        /// <summary>Any source whose guest is stopped; it may have to wait for its own devices.</summary>
         Stopped,
-        /// <summary>A source that may be silent.</summary>
+        /// <summary>A source that may be silent while its guest runs.</summary>
         Other,
     }
 

@@ -14,7 +14,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages
 
     private readonly GuestMemory _memory;
     private readonly LoadContext _context;
-    private readonly Dictionary<RamBlock, DirtyBitmap> _mayHaveMemory = [];
+    private readonly Dictionary<RamBlock, Lazy<DirtyBitmap>> _mayHaveMemory = [];
     private readonly ReceivedPages _received;
     private readonly SyncMarks? _marks;
     private RamBlock? _block;
@@ -25,7 +25,12 @@ internal sealed class RamLoad : ILoadState, ILoadPages
         (_memory, _context) = (memory, context);
         _received = new ReceivedPages(memory.Blocks);
         _marks = context.SyncDataChannels is { } wait ? new SyncMarks(wait) : null;
-        foreach (RamBlock block in memory.Blocks) _mayHaveMemory[block] = MayHaveMemory(block);
+        foreach (RamBlock block in memory.Blocks)
+        {
+            // A block is only looked through when its first page comes: in an update none comes, and the guest is stopped meanwhile.
+            bool isZero = ValidateOnly || block.IsKnownZero;
+            _mayHaveMemory[block] = new Lazy<DirtyBitmap>(() => MayHaveMemory(block, isZero));
+        }
     }
 
     /// <summary>True when the source marks SYNCs with MULTIFD_FLUSH; false without data channels.</summary>
@@ -38,14 +43,14 @@ internal sealed class RamLoad : ILoadState, ILoadPages
     public void NoteLoaded(RamBlock block, ulong offset, int pages)
     {
         long first = (long)(offset / PageSize);
-        _mayHaveMemory[block].SetRange(first, pages);
+        _mayHaveMemory[block].Value.SetRange(first, pages);
         _received.Of(block).SetRange(first, pages);
     }
 
     public void LoadZeroPage(RamBlock block, ulong offset)
     {
         _received.Of(block).Set((long)(offset / PageSize));
-        Clear(block, _mayHaveMemory[block], offset);
+        Clear(block, _mayHaveMemory[block].Value, offset);
     }
 
     bool ILoadState.NeedsNoEnd => true;
@@ -104,10 +109,10 @@ internal sealed class RamLoad : ILoadState, ILoadPages
     /// Pages that may have memory; all others read as zero, and a zero page is skipped there, so that it gets no memory. An attempt before this one may have
     /// written some pages, so the block is asked unless nobody has written to it.
     /// </summary>
-    private DirtyBitmap MayHaveMemory(RamBlock block)
+    private static DirtyBitmap MayHaveMemory(RamBlock block, bool isZero)
     {
         var pages = new DirtyBitmap(block.PageCount);
-        if (ValidateOnly || block.IsKnownZero) return pages;
+        if (isZero) return pages;
         var holes = new DirtyBitmap(block.PageCount);
         block.FindHoles(holes);
         for (int word = 0; word < pages.WordCount; word++) pages.OrWord(word, ~holes.TakeWord(word));
@@ -131,7 +136,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages
             if (_block?.Name != name)
             {
                 _block = _memory.FindBlock(name) ?? throw f.Bad("RAM block", $"one of {BlockNames()}", $"'{name}'");
-                (_blockReceived, _blockMayHaveMemory) = (_received.Of(_block), _mayHaveMemory[_block]);
+                (_blockReceived, _blockMayHaveMemory) = (_received.Of(_block), _mayHaveMemory[_block].Value);
             }
         }
         RamBlock block = _block ?? throw f.Bad("RAM record", "a block name before CONTINUE", "CONTINUE");

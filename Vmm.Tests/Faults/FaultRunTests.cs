@@ -29,15 +29,16 @@ internal sealed class FaultRunTests
 
     /// <summary>One attempt alone, between two new processes: <c>VMM_FAULT_KIND</c> and <c>VMM_FAULT_SEED</c>, as a failure prints them.</summary>
     [Test, Category("slow"), Explicit("needs a seed"), CancelAfter(600_000)]
-    public async Task OneSeed()
-    {
-        AttemptKind kind = Kind();
-        var run = new FaultRun(TestContext.Progress, 1);
-        await using (var lane = new Lane(kind, run.Take))
-            await lane.Run(AttemptPlan.Of(kind, Number("VMM_FAULT_SEED", 1)));
-        TestContext.Out.WriteLine(run.Reports.Single());
-        Assert.That(run.Failed, Is.Empty);
-    }
+    public Task OneSeed() => Run(Kind(), Number("VMM_FAULT_SEED", 1));
+
+    /// <summary>Attempts that a run has found.</summary>
+    [TestCase(AttemptKind.Multifd, 56, TestName = "{m}(a destination waits for ever for one channel that stalls)")]
+    [TestCase(AttemptKind.Update, 9, TestName = "{m}(a VM that is started by force keeps the new process's socket)")]
+    [TestCase(AttemptKind.Update, 15, TestName = "{m}(an old process waits for a start that cannot come)")]
+    [TestCase(AttemptKind.Update, 100_000, TestName = "{m}(the files of an old process that was killed stay)")]
+    [TestCase(AttemptKind.Update, 100_004, TestName = "{m}(a new process is killed after it has confirmed)")]
+    [CancelAfter(120_000)]
+    public Task WhatFailedOnceHolds(AttemptKind kind, int seed) => Run(kind, seed);
 
     [Test]
     public void ASeedAlwaysGivesTheSamePlan()
@@ -57,6 +58,14 @@ internal sealed class FaultRunTests
     public Task OneKind() => Run([(Kind(), Number("VMM_FAULT_COUNT", 100))], Number("VMM_FAULT_SEED", 1), Number("VMM_FAULT_LANES", 4));
 
     private static AttemptKind Kind() => Enum.Parse<AttemptKind>(Environment.GetEnvironmentVariable("VMM_FAULT_KIND") ?? nameof(AttemptKind.Plain), ignoreCase: true);
+
+    private static async Task Run(AttemptKind kind, int seed)
+    {
+        var run = new FaultRun(TestContext.Progress, 1);
+        await using (var lane = new Lane(kind, run.Take)) await lane.Run(AttemptPlan.Of(kind, seed));
+        TestContext.Out.WriteLine(run.Reports.Single());
+        Assert.That(string.Join('\n', run.Failed), Is.Empty);
+    }
 
     private static async Task Run(IReadOnlyList<(AttemptKind Kind, int Count)> counts, int seed, int lanes, int ways = AttemptPlan.Ways)
     {

@@ -186,6 +186,13 @@ internal sealed class MigrationAttempt(AttemptPlan plan, VmParts source, VmParts
             _report.FailIf(await Operator.Start(From));
             await Survive(source, Outcome.TakenBack, writes);
         }
+        else if (here == "paused" && status == "failed" && !plan.ReturnPath && there is "inmigrate" or "dead")
+        {
+            // Behind the last byte a source without a return path cannot know whether the destination has it, so it is held.
+            if ((await From.Ask("query-status"))?["x-held"] is null) _report.Fail("the source is paused, and not held");
+            _report.FailIf(await Operator.Start(From));
+            await Survive(source, Outcome.Forced, writes);
+        }
         else if (here == "paused" && isStopped)
         {
             _report.FailIf(await Operator.Start(From));

@@ -93,6 +93,26 @@ public sealed class HandOverTests
         AssertHeld(_destination);
     }
 
+    /// <summary>A source without a return path never learns that its last sections are lost, so only the destination can end its wait.</summary>
+    [Test]
+    public async Task ASourceThatFallsSilentAfterItsStopEndsTheLoadWithoutAReturnPathToo()
+    {
+        using var folder = new TempDirectory();
+        _source.Engine.SetCapabilities([new(MigrationCapability.ReturnPath, false)]);
+        Assert.That(await _source.Engine.Migrate(MigrationAddress.Parse($"file:{folder["stream"]}")).WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Completed));
+        byte[] stream = await File.ReadAllBytesAsync(folder["stream"]);
+        byte[] section = "globalstate"u8.ToArray();
+        int inBody = stream.AsSpan().IndexOf(section) + section.Length + 10;
+        _destination.Engine.Parameters = _destination.Engine.Parameters with { FinalWordTimeoutMs = 300 };
+        Task<MigrationStatus> incoming = _destination.Engine.MigrateIncoming(MigrationAddress.Parse("tcp:127.0.0.1:0"));
+        using var socket = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp);
+        await socket.ConnectAsync(IPAddress.Loopback, _destination.Engine.Query().SocketAddresses[0].Port);
+        await socket.SendAsync(stream.AsMemory(0, inBody));
+        Assert.That(await incoming.WaitAsync(s_deadline), Is.EqualTo(MigrationStatus.Failed));
+        Assert.That($"{_destination.Engine.Query().Error}", Does.Contain("has sent nothing for 0.3 s").And.Contain("x-final-word-timeout"));
+        Assert.That((_destination.Vm.RunState.State, _destination.Vm.HeldBecause), Is.EqualTo((RunState.InMigrate, (string?)null)));
+    }
+
     /// <summary>A source that stands still between the last byte and the answer finds the answer when it goes on, and the destination still waits.</summary>
     [TestCase(true)]
     [TestCase(false)]
