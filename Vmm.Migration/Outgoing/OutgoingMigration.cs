@@ -133,9 +133,11 @@ internal sealed class OutgoingMigration : IDisposable
             reason = _attempt.Latch.Reason ?? e;
             // Before anything shuts the channel.
             if (_attempt.HandOver.On(e is OperationCanceledException ? SourceEvent.Cancelled : SourceEvent.Failed) == SourceStage.Back && _attempt.HandOver.HasFinalWord) _link!.TryWithdraw();
-            if (wasSending && e is ChannelException) _link?.WaitForCause();
+            // A destination that fails while the last bytes leave has said why, too.
+            bool canHear = wasSending || _attempt.HandOver.HasFinalWord;
+            if (canHear && e is ChannelException) _link?.WaitForCause();
             _attempt.Latch.Set(e);
-            if (wasSending) reason = _attempt.Latch.Reason!;
+            if (canHear) reason = _attempt.Latch.Reason!;
             // If the destination has confirmed, it has the VM, even though something failed here.
             if (_attempt.HandOver.Stage == SourceStage.CancelAsked) _attempt.HandOver.On(Confirmation.EventOf(_link!.EndAnswer()));
             if (_attempt.HandOver.Stage == SourceStage.Moved) reason = null;
