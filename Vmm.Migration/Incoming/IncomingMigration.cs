@@ -81,10 +81,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             if (channel is SocketChannel socket) _silence = new SilenceWatch(context, socket, dataChannels, e => _latch.Set(e));
             if (!context.Machine.TryMoveTo(MigrationStatus.Active)) throw new OperationCanceledException();
             // In an update RAM stays in place: the stream is short, and the guest is stopped for most of it.
-            RealtimeBoost.During(context.Vm.CprFds.IsIncoming, () =>
-            {
-                Commit(Load());
-            });
+            RealtimeBoost.During(context.Vm.CprFds.IsIncoming, () => Commit(Load()));
             return End();
         }
 #pragma warning disable CA1031 // Fail records it and tells the source; the VM waits for another attempt.

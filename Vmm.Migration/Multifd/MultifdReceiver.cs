@@ -15,8 +15,6 @@ namespace Vmm.Migration.Multifd;
 /// </summary>
 internal sealed class MultifdReceiver : IDisposable
 {
-    /// <summary>Longest buffer of device state: QEMU's are 1 MiB, a config record a little more than 4 KiB.</summary>
-
     /// <summary>Longest wait for a channel's SYNC or for the main channel's mark while nothing arrives.</summary>
     private static readonly TimeSpan s_syncTimeout = TimeSpan.FromSeconds(30);
 

@@ -98,7 +98,7 @@ internal sealed class UpdateReports : IDisposable
                 Hint = "start the VM there with 'cont --force'",
             });
         // Ignore a peer that sends nothing, such as a probe for stale sockets.
-        else if (line is not null) Fail(new MigrationFailedException($"update: the new process reported '{line}'; expected '{ListeningLine}' or '{RunningWord} PID NS'"));
+        else if (line is not null) Fail(new MigrationFailedException($"update: the new process reported '{line}'; expected '{ListeningLine}', '{RunningWord} PID NS' or '{HeldWord} PID'"));
     }
 
     private void Fail(VmmException error)

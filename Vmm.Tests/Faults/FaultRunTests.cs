@@ -31,7 +31,7 @@ internal sealed class FaultRunTests
     [Test, Category("slow"), Explicit("needs a seed"), CancelAfter(600_000)]
     public Task OneSeed() => Run(Kind(), Number("VMM_FAULT_SEED", 1));
 
-    /// <summary>Attempts that a run has found.</summary>
+    /// <summary>Attempts that failed in a run, each with what was wrong then.</summary>
     [TestCase(AttemptKind.Multifd, 56, TestName = "{m}(a destination waits for ever for one channel that stalls)")]
     [TestCase(AttemptKind.Update, 9, TestName = "{m}(a VM that is started by force keeps the new process's socket)")]
     [TestCase(AttemptKind.Update, 15, TestName = "{m}(an old process waits for a start that cannot come)")]

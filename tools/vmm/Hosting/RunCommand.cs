@@ -245,7 +245,7 @@ internal sealed class RunCommand(CliContext context, RunOptions options, bool ve
             if (status is not (MigrationStatus.Failed or MigrationStatus.Cancelled)) return;
             if (vm.RunState.State != RunState.InMigrate)
             {
-                // The source has released the VM, so the VM here is the only one.
+                // The source has released the VM, or may have, so the VM here is kept.
                 if (engine.Query() is { IsIncoming: true, Error: { } error })
                     context.Note($"the VM has arrived and is {vm.RunState.State.ToWireName()}, qmp {registration.ListenPath}: {error}");
                 if (vm.HeldBecause is not null) arrival?.ReportHeld();
