@@ -134,6 +134,9 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             e = _latch.Reason ?? e;
             Report(incoming.ReturnPath, e);
             _latch.Set(e);
+            receiver?.Drain();
+            watch?.Drain();
+            receiver?.Dispose();
             System.Runtime.ExceptionServices.ExceptionDispatchInfo.Throw(e);
             throw;
         }

@@ -60,14 +60,29 @@ internal sealed class ConnectionWatch : IDisposable
         return _found;
     }
 
+    /// <summary>After a failed load: reads the channels of its source that nothing here reads, until the source has closed them (<see cref="ChannelDrain"/>).</summary>
+    internal void Drain()
+    {
+        End();
+        using OwnedFd never = Posix.EventFd();
+        _lobby.Wait(never, 0);
+        WaitingConnection[] channels = [.. _lobby.Waiting.Where(c => c.Kind == ConnectionKind.Data && MayBeOfSource(c))];
+        ChannelDrain.ReadToEndAndClose([.. channels.Select(_lobby.Take)]);
+    }
+
     /// <summary>Ends the thread and closes surplus channels; the other connections stay in the lobby.</summary>
     public void Dispose()
+    {
+        End();
+        foreach (WaitingConnection one in _surplus.Intersect(_lobby.Waiting).ToArray()) _lobby.Drop(one);
+        _wake.Dispose();
+    }
+
+    private void End()
     {
         _ended = true;
         Posix.SignalEventFd(_wake);
         _thread.GetAwaiter().GetResult();
-        foreach (WaitingConnection one in _surplus.Intersect(_lobby.Waiting).ToArray()) _lobby.Drop(one);
-        _wake.Dispose();
     }
 
     private void Run()

@@ -30,6 +30,7 @@ internal sealed class MultifdReceiver : IDisposable
     private int _rounds;
     private int _open;
     private volatile bool _done, _isWaiting;
+    private bool _disposed;
 
     /// <summary>Makes a receiver whose threads do not run yet.</summary>
     /// <param name="channels">Connected channels; owned.</param>
@@ -43,7 +44,8 @@ internal sealed class MultifdReceiver : IDisposable
         _shut = latch.OnSet(() =>
         {
             _cancel.Cancel();
-            foreach (Link link in _links) link.Channel.Shutdown(ChannelShutdown.Both);
+            // A source that is told by its main channel closes these itself; Dispose waits for that.
+            foreach (Link link in _links.Where(static l => l.Channel is not SocketChannel)) link.Channel.Shutdown(ChannelShutdown.Both);
         });
     }
 
@@ -144,9 +146,29 @@ internal sealed class MultifdReceiver : IDisposable
         }
     }
 
-    /// <summary>Ends threads and channels, whether the load succeeded or not.</summary>
+    /// <summary>After a failed load: reads every channel to its end (<see cref="ChannelDrain"/>), also those that had no thread yet. Does not wait.</summary>
+    internal void Drain()
+    {
+        for (int i = 0; i < _links.Length; i++)
+        {
+            Link link = _links[i];
+            link.Thread ??= WorkerThread.Run($"mig/dst/recv_{i}", () => ChannelDrain.ReadToEnd(link.Channel));
+        }
+    }
+
+    /// <summary>
+    /// Ends threads and channels, whether the load succeeded or not. After a failure the threads read on until the source has closed the channels, for at most
+    /// <see cref="ChannelDrain.Limit"/>.
+    /// </summary>
     public void Dispose()
     {
+        if (_disposed) return;
+        _disposed = true;
+        if (_latch.IsSet)
+        {
+            Drain();
+            Task.WaitAll([.. _links.Select(static l => l.Thread!)], ChannelDrain.Limit);
+        }
         _done = true;
         _cancel.Cancel();
         foreach (Link link in _links) link.Channel.Shutdown(ChannelShutdown.Both);
@@ -165,6 +187,7 @@ internal sealed class MultifdReceiver : IDisposable
             // A source that has sent everything closes its channels.
             while (f.Peek(1).Length > 0)
             {
+                _latch.ThrowIfSet();
                 ReadPacket(f, link);
                 Interlocked.Increment(ref link.Arrived);
             }
@@ -180,6 +203,7 @@ internal sealed class MultifdReceiver : IDisposable
         {
             link.Reached.Release();
         }
+        if (_latch.IsSet) ChannelDrain.ReadToEnd(link.Channel);
     }
 
     private void EndBuffers()

@@ -28,6 +28,7 @@ public sealed class ListenAddressQemuTests
             try
             {
                 qemu.Run("migrate-incoming", new JsonObject { ["uri"] = uri });
+                qemu.Signal("STOP"); // else it could take the first connection, and listen no more, before the second comes
                 theirs = Reachable(port);
             }
             catch (QmpErrorException)
