@@ -133,6 +133,7 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             // The source must get the record before the latch shuts the channel. A reason that is stored already stays the reason.
             e = _latch.Reason ?? e;
             Report(incoming.ReturnPath, e);
+            watch?.LookOnceMore();
             _latch.Set(e);
             receiver?.Drain();
             watch?.Drain();

@@ -60,15 +60,17 @@ internal sealed class ConnectionWatch : IDisposable
         return _found;
     }
 
-    /// <summary>After a failed load: reads the channels of its source that nothing here reads, until the source has closed them (<see cref="ChannelDrain"/>).</summary>
-    internal void Drain()
+    /// <summary>Looks a last time, before the main channel is shut: after that nobody can tell whether the source has gone.</summary>
+    internal void LookOnceMore()
     {
         End();
         using OwnedFd never = Posix.EventFd();
         _lobby.Wait(never, 0);
-        WaitingConnection[] channels = [.. _lobby.Waiting.Where(c => c.Kind == ConnectionKind.Data && MayBeOfSource(c))];
-        ChannelDrain.ReadToEndAndClose([.. channels.Select(_lobby.Take)]);
+        FindSurplus();
     }
+
+    /// <summary>After a failed load: reads the surplus channels until the source has closed them (<see cref="ChannelDrain"/>).</summary>
+    internal void Drain() => ChannelDrain.ReadToEndAndClose([.. _surplus.Intersect(_lobby.Waiting).ToArray().Select(_lobby.Take)]);
 
     /// <summary>Ends the thread and closes surplus channels; the other connections stay in the lobby.</summary>
     public void Dispose()
