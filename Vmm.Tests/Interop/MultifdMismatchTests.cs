@@ -59,6 +59,26 @@ public sealed class MultifdMismatchTests
         }
     }
 
+    /// <summary>The same for failures that are no matter of channels: another UUID in each channel's preamble, another size of the RAM block on the main channel.</summary>
+    [Test]
+    public async Task ASourceWhoseLoadFailsAtItsStartRunsOn([Values("10.0", "11.1")] string version, [Values] bool otherUuid)
+    {
+        using TestVm pattern = TestVm.WithRam(4 * MiB).FilledRandom(6);
+        using var content = new TempDirectory();
+        using QemuProcess qemu = otherUuid ? Source(version, pattern, content["ram"], true, "-uuid", "11111111-2222-3333-4444-555555555555") : Source(version, pattern, content["ram"]);
+        using TestVm vm = TestVm.WithRam(otherUuid ? 4 * MiB : 8 * MiB, incoming: true);
+        qemu.SetCapability("multifd", true);
+        SetChannels(qemu, 2);
+        Use(vm, multifd: true);
+        for (int i = 0; i < 10; i++)
+        {
+            (MigrationStatus here, string there) = await Migrate(qemu, vm);
+            Assert.That((here, there), Is.EqualTo((MigrationStatus.Failed, "failed")), () => $"attempt {i}: {vm.Engine.Query().Error} {qemu.Errors}");
+            Assert.That(vm.Engine.Query().Error!.Message, Does.Contain(otherUuid ? "UUID" : "RAM block"));
+            Assert.That(qemu.Run("query-status")!["status"]!.ToString(), Is.EqualTo("running"));
+        }
+    }
+
     [Test]
     public async Task ASourceThatSyncsAfterEachSectionIsLoaded([Values("7.2", "11.1")] string version, [Values(2, 16, 64)] int sizeMiB, [Values] bool returnPath)
     {
