@@ -135,8 +135,8 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
             Report(incoming.ReturnPath, e);
             watch?.LookOnceMore();
             _latch.Set(e);
-            receiver?.Drain();
-            watch?.Drain();
+            receiver?.Discard();
+            watch?.DiscardSurplus();
             receiver?.Dispose();
             System.Runtime.ExceptionServices.ExceptionDispatchInfo.Throw(e);
             throw;

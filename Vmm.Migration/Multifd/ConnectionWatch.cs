@@ -69,8 +69,8 @@ internal sealed class ConnectionWatch : IDisposable
         FindSurplus();
     }
 
-    /// <summary>After a failed load: reads the surplus channels until the source has closed them (<see cref="ChannelDrain"/>).</summary>
-    internal void Drain() => ChannelDrain.ReadToEndAndClose([.. _surplus.Intersect(_lobby.Waiting).ToArray().Select(_lobby.Take)]);
+    /// <summary>After a failed load: reads the surplus channels until the source has closed them (<see cref="ChannelDiscard"/>).</summary>
+    internal void DiscardSurplus() => ChannelDiscard.ReadToEndAndClose([.. _surplus.Intersect(_lobby.Waiting).ToArray().Select(_lobby.Take)]);
 
     /// <summary>Ends the thread and closes surplus channels; the other connections stay in the lobby.</summary>
     public void Dispose()

@@ -146,19 +146,19 @@ internal sealed class MultifdReceiver : IDisposable
         }
     }
 
-    /// <summary>After a failed load: reads every channel to its end (<see cref="ChannelDrain"/>), also those that had no thread yet. Does not wait.</summary>
-    internal void Drain()
+    /// <summary>After a failed load: reads every channel to its end (<see cref="ChannelDiscard"/>), also those that had no thread yet. Does not wait.</summary>
+    internal void Discard()
     {
         for (int i = 0; i < _links.Length; i++)
         {
             Link link = _links[i];
-            link.Thread ??= WorkerThread.Run($"mig/dst/recv_{i}", () => ChannelDrain.ReadToEnd(link.Channel));
+            link.Thread ??= WorkerThread.Run($"mig/dst/recv_{i}", () => ChannelDiscard.ReadToEnd(link.Channel));
         }
     }
 
     /// <summary>
     /// Ends threads and channels, whether the load succeeded or not. After a failure the threads read on until the source has closed the channels, for at most
-    /// <see cref="ChannelDrain.Limit"/>.
+    /// <see cref="ChannelDiscard.Limit"/>.
     /// </summary>
     public void Dispose()
     {
@@ -166,8 +166,8 @@ internal sealed class MultifdReceiver : IDisposable
         _disposed = true;
         if (_latch.IsSet)
         {
-            Drain();
-            Task.WaitAll([.. _links.Select(static l => l.Thread!)], ChannelDrain.Limit);
+            Discard();
+            Task.WaitAll([.. _links.Select(static l => l.Thread!)], ChannelDiscard.Limit);
         }
         _done = true;
         _cancel.Cancel();
@@ -203,7 +203,7 @@ internal sealed class MultifdReceiver : IDisposable
         {
             link.Reached.Release();
         }
-        if (_latch.IsSet) ChannelDrain.ReadToEnd(link.Channel);
+        if (_latch.IsSet) ChannelDiscard.ReadToEnd(link.Channel);
     }
 
     private void EndBuffers()

@@ -10,7 +10,7 @@ namespace Vmm.Migration.Multifd;
 /// Reads channels of a source whose load has failed to their ends and throws away what comes. A source that is held up in one of them does not learn of the
 /// failure; and QEMU 10.0 waits under its BQL for channels that break during its setup, and then its guest never runs again.
 /// </summary>
-internal static class ChannelDrain
+internal static class ChannelDiscard
 {
     /// <summary>Longest wait for a source that has been told of the failure to close its channels.</summary>
     internal static readonly TimeSpan Limit = TimeSpan.FromSeconds(1);
