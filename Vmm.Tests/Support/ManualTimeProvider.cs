@@ -1,6 +1,6 @@
 namespace Vmm.Tests.Support;
 
-/// <summary>Time that only <see cref="Advance"/> moves. Due timers run on the thread that calls it.</summary>
+/// <summary>Time that only <see cref="Advance"/> moves. Due timers run on the thread that calls it. As in .NET, a timer drops what is less than a millisecond.</summary>
 internal sealed class ManualTimeProvider : TimeProvider
 {
     private readonly List<ManualTimer> _timers = [];
@@ -26,6 +26,9 @@ internal sealed class ManualTimeProvider : TimeProvider
     /// <summary>Count of timers that were created and not disposed.</summary>
     public int TimerCount => _timers.Count;
 
+    /// <summary>Count of timers that will fire.</summary>
+    public int DueCount => _timers.Count(static t => t.Due is not null);
+
     public void Advance(TimeSpan by)
     {
         long end = _now + by.Ticks;
@@ -46,7 +49,7 @@ internal sealed class ManualTimeProvider : TimeProvider
 
         public bool Change(TimeSpan dueTime, TimeSpan period)
         {
-            Due = dueTime == Timeout.InfiniteTimeSpan ? null : owner._now + dueTime.Ticks;
+            Due = dueTime == Timeout.InfiniteTimeSpan ? null : owner._now + (dueTime.Ticks / TimeSpan.TicksPerMillisecond * TimeSpan.TicksPerMillisecond);
             return true;
         }
 

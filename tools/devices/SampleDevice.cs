@@ -21,6 +21,7 @@ public sealed partial class SampleDevice : IVfioUserBackend
     private const uint Bar0 = 0, Bar1 = 1;
     private const int Bar0Bytes = 8, Bar1Bytes = 0x3000, TransferBytes = 4096, StateBytes = Bar1Bytes + Bar0Bytes;
     private const uint MemoryBar1Bytes = 0x4000;
+    private const double LongestMs = 1e9;
 
     private readonly TimeProvider _time;
     private readonly VfioUserMemory _memory = new("sample", MemoryBar1Bytes);
@@ -160,9 +161,13 @@ public sealed partial class SampleDevice : IVfioUserBackend
     private void Arm(long unixSeconds)
     {
         _armedAt = unixSeconds;
-        double seconds = (DateTimeOffset.UnixEpoch.AddSeconds(Math.Clamp(unixSeconds, 0, uint.MaxValue)) - _time.GetUtcNow()).TotalSeconds;
-        _timer.Change(TimeSpan.FromSeconds(Math.Clamp(seconds, 0, 1_000_000)), Timeout.InfiniteTimeSpan);
+        // Timers drop what is less than a millisecond, and the guest must not see the interrupt before its time.
+        double ms = Math.Ceiling(Left.TotalMilliseconds);
+        _timer.Change(TimeSpan.FromMilliseconds(Math.Clamp(ms, 0, LongestMs)), Timeout.InfiniteTimeSpan);
     }
+
+    /// <summary>Time until the armed time by the clock that the guest's reads compare with; negative if it has passed.</summary>
+    private TimeSpan Left => DateTimeOffset.UnixEpoch.AddSeconds(Math.Clamp(_armedAt, 0, uint.MaxValue)) - _time.GetUtcNow();
 
     private void Fire()
     {
@@ -170,6 +175,12 @@ public sealed partial class SampleDevice : IVfioUserBackend
         {
             // A stopped device must not act. The start arms the timer again, because the state has the time.
             if (_isStopped || _armedAt == 0) return;
+            // The clock was set back meanwhile, or the time is farther away than one timer goes.
+            if (Left > TimeSpan.Zero)
+            {
+                Arm(_armedAt);
+                return;
+            }
             _isDue = true;
             Monitor.PulseAll(_gate);
         }
