@@ -61,9 +61,6 @@ internal sealed class FaultVm : IAsyncDisposable
         (string file, string[] prefix) = PeerProcess.Self();
         var info = new ProcessStartInfo(file, [.. prefix, .. arguments]) { RedirectStandardError = true, RedirectStandardOutput = true, RedirectStandardInput = true };
         info.Environment["XDG_RUNTIME_DIR"] = info.Environment["TMPDIR"] = folder;
-        // A process that lives for seconds gains nothing from optimised code that comes late, and two cores have other work.
-        info.Environment["DOTNET_TieredPGO"] = "0";
-        info.Environment["DOTNET_TC_QuickJit"] = "1";
         return info;
     }
 
