@@ -122,6 +122,32 @@ public sealed unsafe class GatherList : IDisposable
         return n;
     }
 
+    /// <summary>
+    /// Receives from a socket into the ranges, in order, and removes the parts that were filled. Every range must be memory that may be written: one that
+    /// <c>RamBlock</c> added for a load.
+    /// </summary>
+    /// <returns>Number of bytes received, 0 at the end of the stream, or -1.</returns>
+    internal long ReceiveOnce(OwnedFd fd, int flags, out Errno errno)
+    {
+        long n = _segments.Receive(fd, _next, Count, flags, out errno);
+        if (n > 0) Advance(n);
+        return n;
+    }
+
+    /// <summary>The first range, to be filled from its start; the same condition as for <see cref="ReceiveOnce"/>.</summary>
+    internal Span<byte> FirstToFill()
+    {
+        // SAFETY: the list is not empty (checked by the indexer), and the range was valid when added and stays so until Clear.
+        return new Span<byte>(_segments.Start(_next), Segment(0).Length);
+    }
+
+    /// <summary>Removes bytes from the start of the list that were filled.</summary>
+    internal void Filled(int bytes)
+    {
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(bytes, PendingBytes);
+        Advance(bytes);
+    }
+
     /// <inheritdoc/>
     public void Dispose()
     {

@@ -61,6 +61,17 @@ public interface IMigrationChannel : IDisposable
     /// flushes what is queued; it moves on the thread that reads or writes the channel.
     /// </summary>
     OwnedFd? Descriptor => null;
+
+    /// <summary>Reads at least one byte into the ranges of a list, in order, and removes the parts that were filled.</summary>
+    /// <param name="parts">Not empty; all of it memory that a load may write.</param>
+    /// <returns>Number of bytes read; 0 at the end of the stream.</returns>
+    /// <exception cref="Errors.ChannelException">As for <see cref="Read"/>.</exception>
+    internal int ReadScatter(GatherList parts)
+    {
+        int n = Read(parts.FirstToFill());
+        parts.Filled(n);
+        return n;
+    }
 }
 
 /// <summary>A channel over a file, with positioned reads and writes beside the sequential ones.</summary>

@@ -51,6 +51,20 @@ internal readonly unsafe struct IoVector(int capacity) : IDisposable
         }
     }
 
+    /// <summary>Calls recvmsg once to fill the ranges in order; retries EINTR.</summary>
+    /// <returns>Number of bytes received, 0 at the end of the stream, or -1.</returns>
+    internal long Receive(OwnedFd fd, int first, int count, int flags, out Errno errno)
+    {
+        // SAFETY: as in Write; the caller has made sure that the ranges may be written.
+        var message = new msghdr { msg_iov = _ranges + first, msg_iovlen = count };
+        while (true)
+        {
+            nint n = LibCExtra.recvmsg(fd, &message, flags);
+            errno = n >= 0 ? Errno.None : Posix.LastError;
+            if (errno != Errno.EINTR) return n;
+        }
+    }
+
     // SAFETY: see the field.
     public void Dispose() => NativeMemory.Free(_ranges);
 }

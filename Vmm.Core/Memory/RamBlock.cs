@@ -143,6 +143,13 @@ public sealed unsafe class RamBlock : IDisposable
         list.AddReference(_region.Address + offset, length);
     }
 
+    /// <summary>As <see cref="AppendTo"/>, for a list that will be filled and not sent.</summary>
+    internal void AppendToFill(GatherList list, ulong offset, int length)
+    {
+        if (IsKnownZero) IsKnownZero = false;
+        AppendTo(list, offset, length);
+    }
+
     /// <summary>As <see cref="AppendTo"/>, for a page with an eight-byte record header before it.</summary>
     internal void AppendPageTo(GatherList list, ulong header, long page)
     {

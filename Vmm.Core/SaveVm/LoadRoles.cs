@@ -97,11 +97,18 @@ public interface ILoadStateBuffer
 internal interface ILoadPages
 {
     /// <summary>Finds the RAM block that a packet names; null when there is none of that name.</summary>
-    RamBlock? FindBlock(string name);
+    ILoadBlock? FindBlock(string name);
+}
+
+/// <summary>One RAM block that is loaded from data channels. Any thread.</summary>
+internal interface ILoadBlock
+{
+    /// <summary>The block.</summary>
+    RamBlock Block { get; }
 
     /// <summary>Notes that <paramref name="pages"/> pages from byte <paramref name="offset"/> on have their new content.</summary>
-    void NoteLoaded(RamBlock block, ulong offset, int pages);
+    void NoteLoaded(ulong offset, int pages);
 
     /// <summary>Makes the page at byte <paramref name="offset"/> zero.</summary>
-    void LoadZeroPage(RamBlock block, ulong offset);
+    void LoadZeroPage(ulong offset);
 }

@@ -11,6 +11,17 @@ public enum ZeroPageDetection
     Multifd,
 }
 
+/// <summary>How pages on the channels of multifd are compressed (QEMU: MultiFDCompression).</summary>
+public enum MultifdCompression
+{
+    /// <summary>Not at all.</summary>
+    None,
+    /// <summary>By zlib.</summary>
+    Zlib,
+    /// <summary>By zstd; needs the system's libzstd.</summary>
+    Zstd,
+}
+
 /// <summary>
 /// Migration parameters by QEMU's names (qmp 8.6). Immutable: an attempt keeps the record that it was started with, and the engine
 /// checks a changed record as a whole before it takes it.
@@ -28,6 +39,24 @@ public sealed record MigrationParameters
 
     /// <summary><c>zero-page-detection</c>.</summary>
     public ZeroPageDetection ZeroPageDetection { get; init; } = ZeroPageDetection.Multifd;
+
+    /// <summary><c>multifd-channels</c>: channels beside the main one, 1 to 255; both sides need the same number.</summary>
+    public int MultifdChannels { get; init; } = 2;
+
+    /// <summary><c>multifd-compression</c>; both sides need the same.</summary>
+    public MultifdCompression MultifdCompression { get; init; } = MultifdCompression.None;
+
+    /// <summary><c>multifd-zlib-level</c>, 0 to 9.</summary>
+    public int MultifdZlibLevel { get; init; } = 1;
+
+    /// <summary><c>multifd-zstd-level</c>, 0 to 20.</summary>
+    public int MultifdZstdLevel { get; init; } = 1;
+
+    /// <summary>
+    /// <c>x-multifd-flush-after-each-section</c>: the channels of multifd synchronise at the end of each section, as QEMU 7.2 needs it (QEMU has a property
+    /// <c>multifd-flush-after-each-section</c> instead). Then zero pages go over the main channel.
+    /// </summary>
+    public bool MultifdFlushAfterEachSection { get; init; }
 
     /// <summary><c>mode</c>.</summary>
     public MigrationMode Mode { get; init; } = MigrationMode.Normal;

@@ -25,7 +25,7 @@ public sealed record SaveContext
     internal IDataChannels? DataChannels { get; init; }
 
     /// <summary>Device state may go over channels beside the stream; a section that can use them offers <see cref="SaveRoles.CompleteThread"/>.</summary>
-    public bool HasDataChannels => DataChannels is not null;
+    public bool HasDataChannels => DataChannels is { CarriesState: true };
 
     /// <summary>Fires when the attempt is cancelled or fails.</summary>
     public CancellationToken Cancel { get; init; }

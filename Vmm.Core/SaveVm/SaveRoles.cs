@@ -129,8 +129,20 @@ public interface IDeviceStateSink
 /// <summary>Channels beside the stream (QEMU: multifd).</summary>
 internal interface IDataChannels
 {
+    /// <summary>True when the channels carry device state, too; they do not while they compress.</summary>
+    bool CarriesState { get; }
+
+    /// <summary>True when the channels look for zero pages themselves.</summary>
+    bool DetectsZeroPages { get; }
+
     /// <summary>Adds the page with that index in the block. Its content is read later, so its dirty mark must be clear already. One thread.</summary>
-    void AddPage(RamBlock block, long page);
+    /// <param name="block">The block.</param>
+    /// <param name="page">Index of the page.</param>
+    /// <param name="isZero">True for a page that is known to be zero; only if <see cref="DetectsZeroPages"/>.</param>
+    void AddPage(RamBlock block, long page, bool isZero);
+
+    /// <summary>What the channels have sent so far. Any thread.</summary>
+    SentPages Sent { get; }
 
     /// <summary>
     /// Makes the receiver of every channel wait, behind the pages added so far, until it has read the mark that the caller then writes to the stream.
@@ -145,3 +157,9 @@ internal interface IDataChannels
     /// </summary>
     void SendState(string idStr, int instanceId, StateBuffer buffer);
 }
+
+/// <summary>What data channels have sent.</summary>
+/// <param name="NormalPages">Pages with their content.</param>
+/// <param name="ZeroPages">Pages of which only the place was sent.</param>
+/// <param name="Bytes">Bytes of both and of their headers.</param>
+internal readonly record struct SentPages(long NormalPages, long ZeroPages, long Bytes);

@@ -1,5 +1,6 @@
 using System.Buffers.Binary;
 using System.Text;
+using Vmm.Core.Buffers;
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
@@ -111,6 +112,27 @@ public sealed class QemuFileReader
     {
         ArgumentNullException.ThrowIfNull(block);
         Read(block.Slice(offset, length));
+    }
+
+    /// <summary>Fills all ranges of a list, which are guest memory, and clears it. What is not in the buffer yet does not pass it.</summary>
+    internal void ReadScatter(GatherList parts)
+    {
+        while (parts.PendingBytes > 0)
+        {
+            int n = _end - _start;
+            if (n > 0)
+            {
+                Span<byte> first = parts.FirstToFill();
+                n = Math.Min(n, first.Length);
+                _buffer.AsSpan(_start, n).CopyTo(first);
+                _start += n;
+                parts.Filled(n);
+                continue;
+            }
+            n = _channel.ReadScatter(parts);
+            if (n == 0) throw Truncated((int)Math.Min(parts.PendingBytes, int.MaxValue));
+            _received += n;
+        }
     }
 
     /// <summary>Takes bytes that are already in the buffer.</summary>

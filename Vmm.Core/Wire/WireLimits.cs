@@ -38,6 +38,12 @@ internal static class WireLimits
     /// <summary>Largest piece of device state in one packet of multifd. Ours: QEMU sends 1 MiB at most.</summary>
     public const int MultifdStateBytes = (1 << 20) + 4096;
 
+    /// <summary>Largest payload of one packet with compressed pages. Ours: 512 KiB that do not compress, and what zlib and zstd add to them.</summary>
+    public const int MultifdCompressedBytes = (512 << 10) + (64 << 10);
+
+    /// <summary>Largest window of a zstd frame, as a power of two: memory that each channel of multifd may take (level 20, the highest that QEMU has).</summary>
+    public const int ZstdWindowLog = 25;
+
     /// <summary>Most bytes of one QMP request, and longest token in it (QEMU: MAX_TOKEN_SIZE).</summary>
     public const int QmpRequestBytes = 64 << 20;
 

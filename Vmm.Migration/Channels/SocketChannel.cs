@@ -84,6 +84,15 @@ internal sealed class SocketChannel : IMigrationChannel
         return n >= 0 && !(_shut && n == 0) ? n : throw Failed("read from", errno);
     }
 
+    int IMigrationChannel.ReadScatter(GatherList parts)
+    {
+        _isReading = true;
+        long n = parts.ReceiveOnce(_fd, 0, out Errno errno);
+        _isReading = false;
+        if (n > 0) Volatile.Write(ref _received, _received + n);
+        return n >= 0 && !(_shut && n == 0) ? (int)n : throw Failed("read from", errno);
+    }
+
     public void Write(ReadOnlySpan<byte> source)
     {
         _isWriting = true;

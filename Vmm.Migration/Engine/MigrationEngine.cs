@@ -358,7 +358,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
         try
         {
             using var lobby = new ConnectionLobby(listener, StreamHeader.Start, _context.Logger);
-            var accepting = new MultifdAccepting(lobby, listener.Stopped, () => Capabilities.IsOn(MigrationCapability.Multifd));
+            var accepting = new MultifdAccepting(lobby, listener.Stopped, () => Capabilities.IsOn(MigrationCapability.Multifd) ? Parameters.MultifdChannels : 0);
             while (true)
             {
                 if (accepting.Accept() is not { } set) return StopWaiting();

@@ -104,10 +104,13 @@ internal sealed class IncomingMigration(MigrationContext context, IMigrationChan
         return context.Machine.TryMoveTo(MigrationStatus.Completed) ? MigrationStatus.Completed : context.Machine.Status;
     }
 
+    private MultifdReceiver Receiver() =>
+        new(dataChannels, MultifdSettings.Of(context.Parameters.Current), context.Vm.Uuid, _latch) { MainReceived = () => (channel as SocketChannel)?.ReceivedBytes ?? 0 };
+
     private IncomingStream Load()
     {
         context.Rehearsed.Wait();
-        MultifdReceiver? receiver = dataChannels.Count == 0 ? null : new(dataChannels, context.Vm.Uuid, _latch);
+        MultifdReceiver? receiver = dataChannels.Count == 0 ? null : Receiver();
         if (_silence is { } data && receiver is not null) data.WaitsForData = () => receiver.IsWaiting;
         var incoming = _stream = new IncomingStream(context, channel, receiver, OnSwitchover, _cancel.Token);
         // The source of an update opens no other channels.

@@ -38,7 +38,7 @@ internal sealed class IncomingStream
         {
             // When memory came by descriptor, the stream has no pages.
             Mode = vm.Vm.CprFds.IsIncoming ? MigrationMode.CprTransfer : MigrationMode.Normal,
-            Capabilities = capabilities, Compat = vm.Compat, HasDataChannels = receiver is not null, SyncDataChannels = receiver is null ? null : receiver.WaitSync,
+            Capabilities = capabilities, Compat = vm.Compat, HasDataChannels = receiver is { CarriesState: true }, SyncDataChannels = receiver is null ? null : receiver.WaitSync,
             ApproveSwitchover = capabilities.IsOn(MigrationCapability.SwitchoverAck) ? Approved : null, Cancel = cancel,
         };
         _stream = new LoadStream(vm.Vm.SaveVm, _f, context) { ReadCommand = _commands.Read, OnSwitchover = onSwitchover };

@@ -18,7 +18,7 @@ internal sealed class ConnectionLobby : IDisposable
     /// Most connections that wait; fewer where a quarter of the descriptors that this process may have is less. When more come, those go first that have waited
     /// longest and are no main channels.
     /// </summary>
-    internal const int MaxWaiting = 256;
+    internal const int MaxWaiting = 512;
 
     /// <summary>
     /// Longest wait for the first bytes of a connection, and for the main channel of a channel of multifd. It is long, because a source may prepare its devices

@@ -16,8 +16,8 @@ internal sealed record ChannelSet(SocketChannel Main, IReadOnlyList<SocketChanne
 /// </summary>
 /// <param name="lobby">Has the connections.</param>
 /// <param name="stopped">Ends the wait.</param>
-/// <param name="isOn">Says whether capability multifd is on; called often, because it may be switched on after the listening began.</param>
-internal sealed class MultifdAccepting(ConnectionLobby lobby, OwnedFd stopped, Func<bool> isOn)
+/// <param name="channels">Says how many channels of multifd are expected, 0 while it is off; called often, because it may be set after the listening began.</param>
+internal sealed class MultifdAccepting(ConnectionLobby lobby, OwnedFd stopped, Func<int> channels)
 {
     /// <summary>
     /// Longest time from one connection of a set to the next. A source from 9.0 on connects all of them before its first byte on the main channel; those of an
@@ -47,11 +47,12 @@ internal sealed class MultifdAccepting(ConnectionLobby lobby, OwnedFd stopped, F
             waitMs = -1;
             foreach (WaitingConnection main in lobby.Waiting.Where(static c => c.Kind == ConnectionKind.Main))
             {
-                if (!isOn()) return Take(main, [], null);
-                List<WaitingConnection> data = ChannelsOf(main, out bool isAmbiguous);
+                int expected = channels();
+                if (expected == 0) return Take(main, [], 0, null);
+                List<WaitingConnection> data = ChannelsOf(main, expected, out bool isAmbiguous);
                 int opened = Math.Max(data.Count, data.Count == 0 ? 0 : data.Max(static c => c.Id) + 1);
                 int left = LeftMs(main, data, NextTimeout);
-                if (!isAmbiguous && data.Count(static c => c.Id < MultifdPacket.Channels) == MultifdPacket.Channels)
+                if (!isAmbiguous && data.Count(c => c.Id < expected) == expected)
                 {
                     left = IsContested(main, data) ? LeftMs(main, data, s_settle) : 0;
                     // A source that was stopped while it connected may have closed one channel before it opened the next, so its set was never whole.
@@ -60,10 +61,10 @@ internal sealed class MultifdAccepting(ConnectionLobby lobby, OwnedFd stopped, F
                         waitMs = 0;
                         break;
                     }
-                    if (left == 0) return Take(main, data, opened > MultifdPacket.Channels ? ChannelCount.Refusal(opened, MultifdPacket.Channels) : null);
+                    if (left == 0) return Take(main, data, expected, opened > expected ? ChannelCount.Refusal(opened, expected) : null);
                 }
                 if (left == 0)
-                    return Take(main, data, isAmbiguous ? ChannelCount.Refusal(opened, MultifdPacket.Channels) : ChannelCount.Refusal(data.Count, MultifdPacket.Channels, NextTimeout));
+                    return Take(main, data, expected, isAmbiguous ? ChannelCount.Refusal(opened, expected) : ChannelCount.Refusal(data.Count, expected, NextTimeout));
                 waitMs = waitMs < 0 ? left : Math.Min(waitMs, left);
             }
         }
@@ -75,11 +76,12 @@ internal sealed class MultifdAccepting(ConnectionLobby lobby, OwnedFd stopped, F
     /// that was stopped while it connected.
     /// </summary>
     /// <param name="main">The main channel.</param>
+    /// <param name="expected">How many there must be.</param>
     /// <param name="isAmbiguous">True if two have the same id, because two sources connect at the same time. They must never be mixed.</param>
-    private List<WaitingConnection> ChannelsOf(WaitingConnection main, out bool isAmbiguous)
+    private List<WaitingConnection> ChannelsOf(WaitingConnection main, int expected, out bool isAmbiguous)
     {
         List<WaitingConnection> own = [.. lobby.Waiting.Where(c => c.Kind == ConnectionKind.Data && MainOf(c, lobby.Waiting) == main)];
-        bool allBehind = Enumerable.Range(0, MultifdPacket.Channels).All(id => own.Exists(c => c.Id == id && c.Key > main.Key));
+        bool allBehind = Enumerable.Range(0, expected).All(id => own.Exists(c => c.Id == id && c.Key > main.Key));
         List<WaitingConnection> meant = [.. own.Where(c => c.Key > main.Key || !(allBehind || own.Exists(later => later.Id == c.Id && later.Key > main.Key)))];
         isAmbiguous = meant.GroupBy(static c => c.Id).Any(static same => same.Count() > 1);
         return meant;
@@ -102,9 +104,9 @@ internal sealed class MultifdAccepting(ConnectionLobby lobby, OwnedFd stopped, F
     /// Takes a set out of the lobby. What an earlier source left there goes. Channels that came after the main channel and that nobody reads stay for the watch of the
     /// load, which refuses it.
     /// </summary>
-    private ChannelSet Take(WaitingConnection main, List<WaitingConnection> data, Exception? refusal)
+    private ChannelSet Take(WaitingConnection main, List<WaitingConnection> data, int expected, Exception? refusal)
     {
-        WaitingConnection[] chosen = [.. data.Where(static c => c.Id < MultifdPacket.Channels).DistinctBy(static c => c.Id).OrderBy(static c => c.Id)];
+        WaitingConnection[] chosen = [.. data.Where(c => c.Id < expected).DistinctBy(static c => c.Id).OrderBy(static c => c.Id)];
         WaitingConnection[] stale = [.. lobby.Waiting.Where(c => c.Kind == ConnectionKind.Data && c.Key < main.Key && IsStale(c))];
         foreach (WaitingConnection one in stale) lobby.Drop(one);
         return new ChannelSet(lobby.Take(main), [.. chosen.Select(lobby.Take)], refusal);

@@ -12,6 +12,10 @@ internal enum MultifdFlags : uint
     None = 0,
     /// <summary>The receiver of the channel waits after this packet until the main channel has come to the same point.</summary>
     Sync = 1,
+    /// <summary>The pages are compressed by zlib.</summary>
+    Zlib = 0x02,
+    /// <summary>The pages are compressed by zstd.</summary>
+    Zstd = 0x04,
     /// <summary>Bits of the compression method.</summary>
     MethodMask = 0x3e,
     /// <summary>A buffer of device state follows, no pages.</summary>
@@ -24,9 +28,6 @@ internal enum MultifdFlags : uint
 /// </summary>
 internal static class MultifdPacket
 {
-    /// <summary>Channels beside the main one: the default of <c>multifd-channels</c>, the only value that is implemented.</summary>
-    internal const int Channels = 2;
-
     internal const uint Magic = 0x11223344, Version = 1;
 
     /// <summary>u32 magic, u32 version, uuid[16], u8 id, 39 zeros.</summary>
@@ -60,30 +61,52 @@ internal static class MultifdPacket
         return bytes;
     }
 
-    /// <summary>A packet with data pages of one block; with null for the block, a SYNC without pages.</summary>
-    internal static byte[] Pages(RamBlock? block, ReadOnlySpan<long> pages, ulong number)
+    /// <summary>Writes a packet's header with the places of pages of one block.</summary>
+    /// <param name="header"><see cref="HeaderBytes"/> bytes.</param>
+    /// <param name="block">The block.</param>
+    /// <param name="normal">Indexes of pages whose content follows.</param>
+    /// <param name="zero">Indexes of zero pages.</param>
+    /// <param name="method">How the content is compressed.</param>
+    /// <param name="payloadBytes">Bytes that follow.</param>
+    /// <param name="number">Number of the packet over all channels.</param>
+    internal static void WritePages(Span<byte> header, RamBlock block, ReadOnlySpan<long> normal, ReadOnlySpan<long> zero, MultifdFlags method, int payloadBytes, ulong number)
     {
-        byte[] bytes = new byte[HeaderBytes];
-        Begin(bytes, block is null ? MultifdFlags.Sync : MultifdFlags.None);
-        BinaryPrimitives.WriteUInt64BigEndian(bytes.AsSpan(24), number);
-        if (block is null) return bytes;
-        BinaryPrimitives.WriteUInt32BigEndian(bytes.AsSpan(12), PagesAllocated);
-        BinaryPrimitives.WriteUInt32BigEndian(bytes.AsSpan(16), (uint)pages.Length);
-        BinaryPrimitives.WriteUInt32BigEndian(bytes.AsSpan(20), (uint)(pages.Length * RamBlock.PageSize));
-        Encoding.ASCII.GetBytes(block.Name, bytes.AsSpan(NameOffset, NameBytes - 1));
-        for (int i = 0; i < pages.Length; i++) BinaryPrimitives.WriteUInt64BigEndian(bytes.AsSpan(OffsetsOffset + (8 * i)), (ulong)pages[i] * RamBlock.PageSize);
-        return bytes;
+        Begin(header, method);
+        BinaryPrimitives.WriteUInt32BigEndian(header[12..], PagesAllocated);
+        BinaryPrimitives.WriteUInt32BigEndian(header[16..], (uint)normal.Length);
+        BinaryPrimitives.WriteUInt32BigEndian(header[20..], (uint)payloadBytes);
+        BinaryPrimitives.WriteUInt64BigEndian(header[24..], number);
+        BinaryPrimitives.WriteUInt32BigEndian(header[32..], (uint)zero.Length);
+        header[36..OffsetsOffset].Clear();
+        Encoding.ASCII.GetBytes(block.Name, header.Slice(NameOffset, NameBytes - 1));
+        Span<byte> offsets = header[OffsetsOffset..HeaderBytes];
+        foreach (long page in normal) Add(ref offsets, page);
+        foreach (long page in zero) Add(ref offsets, page);
+        offsets.Clear();
+
+        static void Add(ref Span<byte> offsets, long page)
+        {
+            BinaryPrimitives.WriteUInt64BigEndian(offsets, (ulong)page * RamBlock.PageSize);
+            offsets = offsets[8..];
+        }
     }
 
-    /// <summary>The header in front of a buffer of device state.</summary>
-    internal static byte[] State(string idStr, int instance, int lengthBytes)
+    /// <summary>Writes a SYNC, which has no pages.</summary>
+    internal static void WriteSync(Span<byte> header, ulong number)
     {
-        byte[] bytes = new byte[StateHeaderBytes];
-        Begin(bytes, MultifdFlags.DeviceState);
-        Encoding.ASCII.GetBytes(idStr, bytes.AsSpan(12, NameBytes - 1));
-        BinaryPrimitives.WriteInt32BigEndian(bytes.AsSpan(268), instance);
-        BinaryPrimitives.WriteInt32BigEndian(bytes.AsSpan(272), lengthBytes);
-        return bytes;
+        header[..HeaderBytes].Clear();
+        Begin(header, MultifdFlags.Sync);
+        BinaryPrimitives.WriteUInt64BigEndian(header[24..], number);
+    }
+
+    /// <summary>Writes the header in front of a buffer of device state: <see cref="StateHeaderBytes"/> bytes.</summary>
+    internal static void WriteState(Span<byte> header, string idStr, int instance, int lengthBytes)
+    {
+        header[..StateHeaderBytes].Clear();
+        Begin(header, MultifdFlags.DeviceState);
+        Encoding.ASCII.GetBytes(idStr, header.Slice(12, NameBytes - 1));
+        BinaryPrimitives.WriteInt32BigEndian(header[268..], instance);
+        BinaryPrimitives.WriteInt32BigEndian(header[272..], lengthBytes);
     }
 
     private static void Begin(Span<byte> bytes, MultifdFlags? flags)

@@ -18,7 +18,7 @@ internal sealed class MultifdReceiver : IDisposable
     /// <summary>Longest wait for a channel's SYNC or for the main channel's mark while nothing arrives.</summary>
     private static readonly TimeSpan s_syncTimeout = TimeSpan.FromSeconds(30);
 
-    private readonly Link[] _links;
+    private readonly MultifdReceiveChannel[] _links;
     private readonly Guid _uuid;
     private readonly FaultLatch _latch;
     private readonly CancellationTokenSource _cancel = new();
@@ -34,23 +34,31 @@ internal sealed class MultifdReceiver : IDisposable
 
     /// <summary>Makes a receiver whose threads do not run yet.</summary>
     /// <param name="channels">Connected channels; owned.</param>
+    /// <param name="settings">The compression; the source must have the same.</param>
     /// <param name="uuid">The VM's; the source must have the same.</param>
     /// <param name="latch">Takes the first failure.</param>
-    internal MultifdReceiver(IReadOnlyList<IMigrationChannel> channels, Guid uuid, FaultLatch latch)
+    internal MultifdReceiver(IReadOnlyList<IMigrationChannel> channels, MultifdSettings settings, Guid uuid, FaultLatch latch)
     {
         (_uuid, _latch) = (uuid, latch);
-        _links = [.. channels.Select(static c => new Link(c))];
+        CarriesState = settings.CarriesState;
+        _links = [.. channels.Select(c => new MultifdReceiveChannel(c, settings))];
         _open = _links.Length;
         _shut = latch.OnSet(() =>
         {
             _cancel.Cancel();
             // A source that is told by its main channel closes these itself; Dispose waits for that.
-            foreach (Link link in _links.Where(static l => l.Channel is not SocketChannel)) link.Channel.Shutdown(ChannelShutdown.Both);
+            foreach (MultifdReceiveChannel link in _links.Where(static l => l.Channel is not SocketChannel)) link.Channel.Shutdown(ChannelShutdown.Both);
         });
     }
 
     /// <summary>True while the load waits for what must come over these channels. Any thread.</summary>
     internal bool IsWaiting => _isWaiting;
+
+    /// <summary>True when device state may come over these channels, too.</summary>
+    internal bool CarriesState { get; }
+
+    /// <summary>Bytes that have come over the main channel; 0 if nobody counts them.</summary>
+    internal Func<long> MainReceived { get; init; } = static () => 0;
 
     /// <summary>Starts the threads.</summary>
     /// <param name="stream">Its RAM and devices take what comes; set up already.</param>
@@ -59,7 +67,7 @@ internal sealed class MultifdReceiver : IDisposable
         (_stream, _pages) = (stream, stream.Pages);
         for (int i = 0; i < _links.Length; i++)
         {
-            Link link = _links[i];
+            MultifdReceiveChannel link = _links[i];
             link.Thread = WorkerThread.Run($"mig/dst/recv_{i}", () => Receive(link));
         }
     }
@@ -71,7 +79,7 @@ internal sealed class MultifdReceiver : IDisposable
         _isWaiting = true;
         try
         {
-            foreach (Link link in _links)
+            foreach (MultifdReceiveChannel link in _links)
             {
                 WaitReached(link);
                 if (Volatile.Read(ref link.Syncs) < _rounds) throw new ChannelException($"{link.Channel.Name}: a channel of multifd ended before its sync {_rounds}", Errno.ECONNRESET);
@@ -86,16 +94,16 @@ internal sealed class MultifdReceiver : IDisposable
         {
             _isWaiting = false;
         }
-        foreach (Link link in _links) link.Go.Release();
+        foreach (MultifdReceiveChannel link in _links) link.Go.Release();
     }
 
-    private void WaitReached(Link link)
+    private void WaitReached(MultifdReceiveChannel link)
     {
-        for (long packets = -1; !link.Reached.Wait(s_syncTimeout, _cancel.Token);)
+        for (long received = -1; !link.Reached.Wait(s_syncTimeout, _cancel.Token);)
         {
-            long now = Interlocked.Read(ref link.Arrived);
-            if (now == packets) throw new ChannelException($"{link.Channel.Name}: nothing came on a channel of multifd for {s_syncTimeout.TotalSeconds:0} s before its sync {_rounds}", Errno.ETIMEDOUT);
-            packets = now;
+            long now = link.Received;
+            if (now == received) throw new ChannelException($"{link.Channel.Name}: nothing came on a channel of multifd for {s_syncTimeout.TotalSeconds:0} s before its sync {_rounds}", Errno.ETIMEDOUT);
+            received = now;
         }
     }
 
@@ -111,7 +119,7 @@ internal sealed class MultifdReceiver : IDisposable
     internal void ThrowIfIncomplete(bool endsAtSync)
     {
         long packets = 0, next = 0;
-        foreach (Link link in _links)
+        foreach (MultifdReceiveChannel link in _links)
         {
             int syncs = Volatile.Read(ref link.Syncs);
             if (syncs != _rounds) throw Incomplete(link, $"{_rounds} SYNCs as in the main channel", $"{syncs}");
@@ -126,7 +134,7 @@ internal sealed class MultifdReceiver : IDisposable
         };
     }
 
-    private static IncompatibleStateException Incomplete(Link link, string expected, string found) =>
+    private static IncompatibleStateException Incomplete(MultifdReceiveChannel link, string expected, string found) =>
         new($"{link.Channel.Name}: a channel of multifd has not ended with the main channel: expected {expected}, found {found}") { Section = "multifd", Expected = expected, Found = found };
 
     /// <summary>Waits until devices have loaded the buffers that came for them. BQL: not held.</summary>
@@ -151,7 +159,7 @@ internal sealed class MultifdReceiver : IDisposable
     {
         for (int i = 0; i < _links.Length; i++)
         {
-            Link link = _links[i];
+            MultifdReceiveChannel link = _links[i];
             link.Thread ??= WorkerThread.Run($"mig/dst/recv_{i}", () => ChannelDiscard.ReadToEnd(link.Channel));
         }
     }
@@ -171,25 +179,27 @@ internal sealed class MultifdReceiver : IDisposable
         }
         _done = true;
         _cancel.Cancel();
-        foreach (Link link in _links) link.Channel.Shutdown(ChannelShutdown.Both);
+        foreach (MultifdReceiveChannel link in _links) link.Channel.Shutdown(ChannelShutdown.Both);
         Task.WaitAll([.. _links.Select(static l => l.Thread ?? Task.CompletedTask)]);
         _shut.Dispose();
-        foreach (Link link in _links) link.Channel.Dispose();
+        foreach (MultifdReceiveChannel link in _links) link.Dispose();
         _cancel.Dispose();
     }
 
-    private void Receive(Link link)
+    private void Receive(MultifdReceiveChannel link)
     {
         try
         {
-            var f = new QemuFileReader(link.Channel) { Section = "multifd" };
-            ReadPreamble(f);
+            byte id = link.ReadPreamble(_uuid, _links.Length);
+            lock (_gate)
+                if (!_ids.Add(id)) throw link.SameId(id, _links.Length);
             // A source that has sent everything closes its channels.
-            while (f.Peek(1).Length > 0)
+            while (link.HasMore)
             {
                 _latch.ThrowIfSet();
-                ReadPacket(f, link);
+                bool synced = link.ReadPacket(_stream!, _pages);
                 Interlocked.Increment(ref link.Arrived);
+                if (synced) WaitGo(link);
             }
             if (Interlocked.Decrement(ref _open) == 0) EndBuffers();
         }
@@ -206,134 +216,23 @@ internal sealed class MultifdReceiver : IDisposable
         if (_latch.IsSet) ChannelDiscard.ReadToEnd(link.Channel);
     }
 
-    private void EndBuffers()
+    private void WaitGo(MultifdReceiveChannel link)
     {
-        foreach (ILoadStateBuffer buffers in _stream!.AllBuffers()) buffers.NoMoreBuffers();
-    }
-
-    private void ReadPreamble(QemuFileReader f)
-    {
-        ReadMagic(f);
-        Span<byte> rest = stackalloc byte[MultifdPacket.PreambleBytes - 8];
-        f.Read(rest);
-        var uuid = new Guid(rest[..16], bigEndian: true);
-        if (uuid != _uuid)
-            throw new IncompatibleStateException($"UUID of a multifd channel differs: {_uuid} here, {uuid} in the stream") { Section = f.Section, Expected = _uuid.ToString(), Found = uuid.ToString() };
-        byte id = rest[MultifdPacket.PreambleIdOffset - 8];
-        if (id >= _links.Length)
-        {
-            IncompatibleStateException refusal = ChannelCount.Refusal(id + 1, _links.Length);
-            throw new IncompatibleStateException($"{refusal.Message} (id of a multifd channel: {id})") { Section = f.Section, Expected = refusal.Expected, Found = refusal.Found, Hint = refusal.Hint };
-        }
-        lock (_gate)
-            if (!_ids.Add(id)) throw f.Bad("id of a multifd channel", $"0 to {_links.Length - 1}, each once", id.ToString());
-    }
-
-    private static void ReadMagic(QemuFileReader f)
-    {
-        uint magic = f.ReadUInt32(), version = f.ReadUInt32();
-        if (magic != MultifdPacket.Magic) throw f.Bad("magic of a multifd packet", $"0x{MultifdPacket.Magic:x8}", $"0x{magic:x8}");
-        if (version != MultifdPacket.Version) throw f.Bad("version of a multifd packet", MultifdPacket.Version.ToString(), version.ToString());
-    }
-
-    private void ReadPacket(QemuFileReader f, Link link)
-    {
-        ReadMagic(f);
-        var flags = (MultifdFlags)f.ReadUInt32();
-        if ((flags & ~(MultifdFlags.Sync | MultifdFlags.DeviceState)) != 0)
-            throw f.Bad("flags of a multifd packet", "SYNC or DEVICE_STATE; no compression", $"0x{(uint)flags:x}");
-        if ((flags & MultifdFlags.DeviceState) != 0) ReadState(f, flags);
-        else ReadPages(f, link);
-        if ((flags & MultifdFlags.Sync) == 0) return;
         link.HasUnsynced = false;
         int sync = Interlocked.Increment(ref link.Syncs);
         link.Reached.Release();
-        if (!link.Go.Wait(s_syncTimeout, _cancel.Token))
-            throw new ChannelException($"{link.Channel.Name}: the main channel's mark for sync {sync} of a multifd channel did not come within {s_syncTimeout.TotalSeconds:0} s", Errno.ETIMEDOUT);
+        // On a slow network the other channels may have much to bring before theirs.
+        for (long received = -1; !link.Go.Wait(s_syncTimeout, _cancel.Token);)
+        {
+            long now = MainReceived() + _links.Sum(static l => l.Received);
+            if (now == received)
+                throw new ChannelException($"{link.Channel.Name}: the main channel's mark for sync {sync} of a multifd channel has not come, and nothing has for {s_syncTimeout.TotalSeconds:0} s", Errno.ETIMEDOUT);
+            received = now;
+        }
     }
 
-    private void ReadPages(QemuFileReader f, Link link)
+    private void EndBuffers()
     {
-        uint allocated = f.ReadUInt32(), normal = f.ReadUInt32();
-        f.Skip(4); // next_packet_size, in which 7.2 leaves an old value
-        long number = (long)(f.ReadUInt64() & long.MaxValue);
-        Interlocked.Increment(ref link.Packets);
-        Interlocked.Exchange(ref link.NextNumber, Math.Max(link.NextNumber, number == long.MaxValue ? number : number + 1));
-        uint zero = f.ReadUInt32();
-        f.Skip(28);
-        Span<byte> name = stackalloc byte[MultifdPacket.NameBytes];
-        f.Read(name);
-        Span<ulong> offsets = stackalloc ulong[MultifdPacket.PagesAllocated];
-        for (int i = 0; i < offsets.Length; i++) offsets[i] = f.ReadUInt64();
-        if (allocated > MultifdPacket.PagesAllocated || normal > MultifdPacket.PagesAllocated || zero > MultifdPacket.PagesAllocated - normal)
-            throw f.Bad("pages of a multifd packet", $"at most {MultifdPacket.PagesAllocated}", $"{normal} and {zero} of {allocated}");
-        if (normal + zero == 0) return;
-        link.HasUnsynced = true;
-        ILoadPages pages = _pages ?? throw new IncompatibleStateException("pages came over multifd, and nothing here takes them") { Section = f.Section };
-        RamBlock block = pages.FindBlock(Text(name)) ?? throw f.Bad("RAM block", "one that is here", $"'{Text(name)}'");
-        for (int i = 0; i < (int)(normal + zero); i++)
-            if (offsets[i] % RamBlock.PageSize != 0 || offsets[i] >= block.SizeBytes) throw f.Bad($"page offset in RAM block '{block.Name}'", $"a page below 0x{block.SizeBytes:x}", $"0x{offsets[i]:x}");
-        for (int i = 0; i < (int)normal;)
-        {
-            int n = 1;
-            while (i + n < (int)normal && offsets[i + n] == offsets[i] + ((ulong)n * RamBlock.PageSize)) n++;
-            f.ReadGuest(block, offsets[i], n * RamBlock.PageSize);
-            pages.NoteLoaded(block, offsets[i], n);
-            i += n;
-        }
-        for (int i = (int)normal; i < (int)(normal + zero); i++) pages.LoadZeroPage(block, offsets[i]);
-    }
-
-    private void ReadState(QemuFileReader f, MultifdFlags flags)
-    {
-        Span<byte> name = stackalloc byte[MultifdPacket.NameBytes];
-        f.Read(name);
-        int instance = (int)f.ReadUInt32();
-        uint length = f.ReadUInt32();
-        if ((flags & MultifdFlags.Sync) != 0 || name.IndexOf((byte)0) < 0) throw f.Bad("packet of device state", "a name that ends, and no SYNC", $"flags 0x{(uint)flags:x}");
-        if (length == 0) throw f.Bad("length of device state", "at least 1", "0");
-        if (length > WireLimits.MultifdStateBytes) throw new StreamLimitException($"{length} bytes of device state in one packet are over {WireLimits.MultifdStateBytes} (WireLimits.MultifdStateBytes)");
-        string idStr = Text(name);
-        if (_stream!.FindBuffers(idStr, instance) is not { } buffers)
-            throw new IncompatibleStateException($"device state came over multifd for '{idStr}' instance {instance}, which does not take it here") { Section = f.Section, Found = idStr };
-        StateBuffer state = StateBuffer.Rent((int)length);
-        try
-        {
-            f.Read(state.Span);
-        }
-        catch
-        {
-            state.Dispose();
-            throw;
-        }
-        buffers.LoadStateBuffer(state);
-    }
-
-    private static string Text(ReadOnlySpan<byte> name) => Encoding.ASCII.GetString(name[..(name.IndexOf((byte)0) is var end and >= 0 ? end : name.Length - 1)]);
-
-    private sealed class Link(IMigrationChannel channel)
-    {
-        internal int Syncs;
-
-        /// <summary>Packets of pages and SYNCs, which have numbers; those of device state have none.</summary>
-        internal long Packets;
-
-        /// <summary>Packets of every kind that were taken: while this grows, the channel moves on.</summary>
-        internal long Arrived;
-
-        /// <summary>One more than the highest number.</summary>
-        internal long NextNumber;
-
-        /// <summary>True while pages have come after the last SYNC, or are coming.</summary>
-        internal volatile bool HasUnsynced;
-
-        internal IMigrationChannel Channel { get; } = channel;
-
-        /// <summary>Released at each SYNC, and at the channel's end.</summary>
-        internal SemaphoreSlim Reached { get; } = new(0);
-
-        internal SemaphoreSlim Go { get; } = new(0);
-
-        internal Task? Thread { get; set; }
+        foreach (ILoadStateBuffer buffers in _stream!.AllBuffers()) buffers.NoMoreBuffers();
     }
 }

@@ -1,5 +1,3 @@
-using System.Collections.Concurrent;
-using Vmm.Core.Buffers;
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
@@ -9,61 +7,73 @@ using Vmm.Core.Threading;
 namespace Vmm.Migration.Multifd;
 
 /// <summary>
-/// The source's channels, one thread each (stream 4; QEMU: <c>multifd_send_thread</c>): they carry pages of RAM, SYNCs and buffers of device state. Pages and
-/// SYNCs come from one thread, buffers of devices from any. Memory is bounded: at most two packets wait for a channel.
+/// The source's channels, one thread each (stream 4): they carry pages of RAM, SYNCs and buffers of device state. Pages and SYNCs come from one thread,
+/// buffers of devices from any. Memory is bounded by <see cref="SendQueue"/>.
 /// </summary>
 internal sealed class MultifdSender : IDataChannels, IDisposable
 {
-    private const int WaitingPackets = 2;
-
-    private readonly Link[] _links;
+    private readonly MultifdSendChannel[] _channels;
+    private readonly SendQueue _queue;
     private readonly FaultLatch _latch;
-    private readonly CancellationToken _cancel;
     private readonly Action _waitForCause;
     private readonly IDisposable _shut;
-    private readonly long[] _pages = new long[MultifdPacket.PagesAllocated];
-    private RamBlock? _block;
-    private int _count;
-    private int _next;
+    private SendJob? _job;
     private long _number;
-    private long _bytes;
     private bool _hasUnsynced;
 
     /// <summary>Starts the threads; each sends the preamble of its channel at once.</summary>
     /// <param name="channels">Connected channels; owned.</param>
+    /// <param name="settings">Compression and zero pages.</param>
     /// <param name="uuid">The VM's.</param>
     /// <param name="latch">Takes the first failure and shuts the channels.</param>
     /// <param name="waitForCause">Called before the failure of a channel goes into the latch: the destination may be saying why on the main channel.</param>
-    /// <param name="cancel">Fires with the latch.</param>
-    internal MultifdSender(IReadOnlyList<IMigrationChannel> channels, Guid uuid, FaultLatch latch, Action waitForCause, CancellationToken cancel)
+    internal MultifdSender(IReadOnlyList<IMigrationChannel> channels, MultifdSettings settings, Guid uuid, FaultLatch latch, Action waitForCause)
     {
-        (_latch, _cancel, _waitForCause) = (latch, cancel, waitForCause);
-        _links = [.. channels.Select(static c => new Link(c))];
+        (_latch, _waitForCause) = (latch, waitForCause);
+        (CarriesState, DetectsZeroPages) = (settings.CarriesState, settings.DetectsZeroPages);
+        _queue = new SendQueue(channels.Count);
+        _channels = [.. channels.Select(c => new MultifdSendChannel(c, settings, _queue, () => (ulong)Interlocked.Increment(ref _number) - 1))];
         _shut = latch.OnSet(() =>
         {
-            foreach (Link link in _links) link.Channel.Shutdown(ChannelShutdown.Both);
+            _queue.Abort();
+            foreach (MultifdSendChannel channel in _channels) channel.Channel.Shutdown(ChannelShutdown.Both);
         });
-        for (int i = 0; i < _links.Length; i++)
+        for (int i = 0; i < _channels.Length; i++)
         {
-            Link link = _links[i];
+            MultifdSendChannel channel = _channels[i];
             byte id = (byte)i;
-            link.Thread = WorkerThread.Run($"mig/src/send_{i}", () => Send(link, MultifdPacket.Preamble(uuid, id)));
+            channel.Thread = WorkerThread.Run($"mig/src/send_{i}", () => Send(channel, MultifdPacket.Preamble(uuid, id)));
         }
     }
 
     /// <summary>The channels.</summary>
-    internal IEnumerable<IMigrationChannel> Channels => _links.Select(static l => l.Channel);
+    internal IEnumerable<IMigrationChannel> Channels => _channels.Select(static c => c.Channel);
 
-    /// <summary>Bytes handed to channels.</summary>
-    internal long Bytes => Interlocked.Read(ref _bytes);
+    public bool CarriesState { get; }
 
-    /// <summary>Adds a page to the packet that is being filled.</summary>
-    public void AddPage(RamBlock block, long page)
+    public bool DetectsZeroPages { get; }
+
+    public SentPages Sent
     {
-        if (!ReferenceEquals(block, _block)) FlushPages();
-        _block = block;
-        _pages[_count++] = page;
-        if (_count == _pages.Length) FlushPages();
+        get
+        {
+            var all = default(SentPages);
+            foreach (MultifdSendChannel channel in _channels)
+            {
+                SentPages one = channel.Sent;
+                all = new SentPages(all.NormalPages + one.NormalPages, all.ZeroPages + one.ZeroPages, all.Bytes + one.Bytes);
+            }
+            return all;
+        }
+    }
+
+    public void AddPage(RamBlock block, long page, bool isZero)
+    {
+        if (_job is { } open && !ReferenceEquals(block, open.Block)) FlushPages();
+        SendJob job = _job ??= _queue.Rent();
+        job.Block = block;
+        job.Pages[job.Count++] = isZero ? ~page : page;
+        if (job.Count == job.Pages.Length) FlushPages();
     }
 
     public bool Sync(bool always)
@@ -71,77 +81,56 @@ internal sealed class MultifdSender : IDataChannels, IDisposable
         FlushPages();
         if (!always && !_hasUnsynced) return false;
         _hasUnsynced = false;
-        foreach (Link link in _links) Queue(link, new Packet(MultifdPacket.Pages(null, [], NextNumber()), null, [], null));
+        _queue.Sync();
         return true;
     }
 
-    public void SendState(string idStr, int instanceId, StateBuffer buffer) =>
-        Queue(Next(), new Packet(MultifdPacket.State(idStr, instanceId, buffer.Length), null, [], buffer));
+    public void SendState(string idStr, int instanceId, StateBuffer buffer)
+    {
+        SendJob job = _queue.Rent();
+        (job.IdStr, job.InstanceId, job.State) = (idStr, instanceId, buffer);
+        Queue(job);
+    }
 
     /// <summary>Waits until the channels have taken everything. Throws what went wrong.</summary>
     internal void Finish()
     {
-        foreach (Link link in _links) link.Queue.CompleteAdding();
-        foreach (Link link in _links) link.Thread!.GetAwaiter().GetResult();
+        _queue.Complete();
+        foreach (MultifdSendChannel channel in _channels) channel.Thread.GetAwaiter().GetResult();
         _latch.ThrowIfSet();
     }
 
     /// <summary>Ends threads and channels, whether the migration succeeded or not.</summary>
     public void Dispose()
     {
-        foreach (Link link in _links) link.Queue.CompleteAdding();
-        Task.WaitAll([.. _links.Select(static l => l.Thread!)]);
+        _queue.Complete();
+        Task.WaitAll([.. _channels.Select(static c => c.Thread)]);
+        _queue.Abort();
         _shut.Dispose();
-        foreach (Link link in _links)
-        {
-            link.Channel.Dispose();
-            link.Queue.Dispose();
-        }
+        foreach (MultifdSendChannel channel in _channels) channel.Dispose();
     }
 
     private void FlushPages()
     {
-        if (_count == 0) return;
-        long[] pages = _pages[.._count];
-        Queue(Next(), new Packet(MultifdPacket.Pages(_block!, pages, NextNumber()), _block, pages, null));
-        _count = 0;
+        if (_job is not { Count: > 0 } job) return;
+        _job = null;
         _hasUnsynced = true;
+        Queue(job);
     }
 
-    private Link Next() => _links[(uint)Interlocked.Increment(ref _next) % _links.Length];
+    private void Queue(SendJob job)
+    {
+        if (_queue.Add(job)) return;
+        _queue.Return(job);
+        _latch.ThrowIfSet();
+        throw new OperationCanceledException();
+    }
 
-    private ulong NextNumber() => (ulong)Interlocked.Increment(ref _number) - 1;
-
-    private void Queue(Link link, Packet packet)
+    private void Send(MultifdSendChannel channel, byte[] preamble)
     {
         try
         {
-            link.Queue.Add(packet, _cancel);
-        }
-        catch (Exception e) when (e is OperationCanceledException or InvalidOperationException)
-        {
-            packet.State?.Dispose();
-            _latch.ThrowIfSet();
-            throw;
-        }
-    }
-
-    private void Send(Link link, byte[] preamble)
-    {
-        try
-        {
-            link.Channel.Write(preamble);
-            using var list = new GatherList();
-            foreach (Packet packet in link.Queue.GetConsumingEnumerable(_cancel))
-            {
-                list.Append(packet.Header);
-                AppendRuns(list, packet);
-                link.Channel.WriteGather(list);
-                Interlocked.Add(ref _bytes, packet.Header.Length + ((long)packet.Pages.Length * RamBlock.PageSize) + (packet.State?.Length ?? 0));
-                if (packet.State is not { } state) continue;
-                link.Channel.Write(state.Span);
-                state.Dispose();
-            }
+            channel.Run(preamble);
         }
 #pragma warning disable CA1031 // The latch keeps it; the thread that waits for this one asks the latch.
         catch (Exception e)
@@ -150,27 +139,5 @@ internal sealed class MultifdSender : IDataChannels, IDisposable
             if (e is ChannelException) _waitForCause();
             _latch.Set(e);
         }
-    }
-
-    private static void AppendRuns(GatherList list, Packet packet)
-    {
-        for (int i = 0; i < packet.Pages.Length;)
-        {
-            int n = 1;
-            while (i + n < packet.Pages.Length && packet.Pages[i + n] == packet.Pages[i] + n) n++;
-            packet.Block!.AppendTo(list, (ulong)packet.Pages[i] * RamBlock.PageSize, n * RamBlock.PageSize);
-            i += n;
-        }
-    }
-
-    private sealed record Packet(byte[] Header, RamBlock? Block, long[] Pages, StateBuffer? State);
-
-    private sealed class Link(IMigrationChannel channel)
-    {
-        internal IMigrationChannel Channel { get; } = channel;
-
-        internal BlockingCollection<Packet> Queue { get; } = new(WaitingPackets);
-
-        internal Task? Thread { get; set; }
     }
 }

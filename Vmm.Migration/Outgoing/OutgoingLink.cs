@@ -72,10 +72,10 @@ internal sealed class OutgoingLink : IDisposable
         try
         {
             channel ??= MigrationConnector.Connect(attempt.Plan.Address!, attempt.Wake);
-            if (attempt.Plan.HasMultifd)
+            if (attempt.Plan.Multifd is { } multifd)
             {
-                while (data.Count < MultifdPacket.Channels) data.Add(MigrationConnector.Connect(attempt.Plan.Address!, attempt.Wake));
-                sender = new MultifdSender(data, attempt.Vm.Vm.Uuid, attempt.Latch, () => attempt.WaitForCause(), attempt.Cancel);
+                while (data.Count < multifd.Channels) data.Add(MigrationConnector.Connect(attempt.Plan.Address!, attempt.Wake));
+                sender = new MultifdSender(data, multifd, attempt.Vm.Vm.Uuid, attempt.Latch, () => attempt.WaitForCause());
             }
             return new OutgoingLink(attempt, channel, sender);
         }

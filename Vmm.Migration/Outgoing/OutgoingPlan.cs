@@ -4,6 +4,7 @@ using Vmm.Core.SaveVm;
 using Vmm.Migration.Attempts;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Cpr;
+using Vmm.Migration.Multifd;
 
 namespace Vmm.Migration.Outgoing;
 
@@ -28,7 +29,8 @@ internal sealed record OutgoingPlan
 
     internal MigrationMode Mode => Context.Mode;
 
-    internal bool HasMultifd => Context.Capabilities.IsOn(MigrationCapability.Multifd);
+    /// <summary>The settings of multifd; null while it is off.</summary>
+    internal MultifdSettings? Multifd { get; private init; }
 
     internal bool HasSwitchoverAck => Context.Capabilities.IsOn(MigrationCapability.SwitchoverAck);
 
@@ -53,11 +55,11 @@ internal sealed record OutgoingPlan
         bool wanted = context.Capabilities.IsOn(MigrationCapability.ReturnPath) || (context.Mode == MigrationMode.CprTransfer && able);
         if (wanted && !able)
             throw new ConfigurationException($"capability 'return-path' needs a socket; {address?.ToString() ?? channel!.Name} goes one way") { Hint = "switch return-path off, or use tcp: or unix:" };
-        var plan = new OutgoingPlan { Address = address, CprAddress = cpr, Context = context, HasReturnPath = wanted };
-        if (plan.HasMultifd && address is not { IsSocket: true })
+        var plan = new OutgoingPlan { Address = address, CprAddress = cpr, Context = context, HasReturnPath = wanted, Multifd = context.Capabilities.IsOn(MigrationCapability.Multifd) ? MultifdSettings.Of(context.Parameters) : null };
+        if (plan.Multifd is not null && address is not { IsSocket: true })
             throw new ConfigurationException("Migration requires multi-channel URIs (e.g. tcp)") { Hint = "switch multifd off, or use tcp: or unix:" };
-        if (plan.HasMultifd && context.Compat.LegacyDescriptions)
-            throw new ConfigurationException("multifd is not implemented for peers before QEMU 9.0, which synchronise it in another way");
+        if (plan.Multifd is not null && context.Compat.LegacyDescriptions && !context.Parameters.MultifdFlushAfterEachSection)
+            throw new ConfigurationException("a peer before QEMU 9.0 synchronises multifd after each section") { Hint = "switch parameter x-multifd-flush-after-each-section on" };
         return plan;
     }
 }

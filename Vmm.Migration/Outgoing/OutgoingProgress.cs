@@ -41,7 +41,7 @@ internal sealed class OutgoingProgress
     /// <summary>Connects the figures to the attempt's stream and channels.</summary>
     internal void Attach(OutgoingLink link)
     {
-        lock (_gate) (_writer, _ram, _multifdBytes) = (link.File, link.Ram, link.Sender is { } sender ? () => sender.Bytes : null);
+        lock (_gate) (_writer, _ram, _multifdBytes) = (link.File, link.Ram, link.Sender is { } sender ? () => sender.Sent.Bytes : null);
     }
 
     internal void OnPass(long syncCount) => Pass?.Invoke(syncCount);

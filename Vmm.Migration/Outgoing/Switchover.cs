@@ -4,6 +4,7 @@ using Vmm.Core.RunStates;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Threading;
 using Vmm.Migration.Attempts;
+using Vmm.Migration.Ram;
 using Vmm.Migration.Status;
 using Vmm.Migration.Stream;
 
@@ -111,6 +112,7 @@ internal sealed class Switchover(OutgoingAttempt attempt, OutgoingLink link, Swi
         link.Stream.JoinThreads();
         attempt.Latch.ThrowIfSet();
         link.Sender?.Finish();
+        link.Stream.Find<RamSave>()?.NoteSent(link.File);
     }
 
     private static double Ms(long since) => Stopwatch.GetElapsedTime(since).TotalMilliseconds;

@@ -102,6 +102,7 @@ internal static class MigrationParameterTable
 {
     private static readonly string[] s_modes = ["normal", "cpr-reboot", "cpr-transfer", "cpr-exec"];
     private static readonly string[] s_detection = ["none", "legacy", "multifd"];
+    private static readonly string[] s_compression = ["none", "zlib", "zstd"];
 
     /// <summary>Every parameter but QEMU's <c>block-bitmap-mapping</c>, because vmm has no block devices.</summary>
     public static IReadOnlyList<MigrationParameter> All { get; } =
@@ -135,11 +136,15 @@ internal static class MigrationParameterTable
             Read = static p => p.DowntimeLimitMs, Write = static (p, v) => p with { DowntimeLimitMs = (ulong)v },
         },
         Number("x-checkpoint-delay", 20_000, 0, uint.MaxValue, "ms") with { Kind = MigrationParameterKind.UInt32, IsUnstable = true },
-        UInt8("multifd-channels", 2, 1, 255) with { Unit = "" },
-        Choice("multifd-compression", "none", ["none", "zlib", "zstd"]),
-        UInt8("multifd-zlib-level", 1, 0, 9) with { Unit = "" },
+        UInt8("multifd-channels", 2, 1, 255) with { Unit = "", Read = static p => (ulong)p.MultifdChannels, Write = static (p, v) => p with { MultifdChannels = (int)(ulong)v } },
+        Choice("multifd-compression", "none", s_compression) with
+        {
+            Read = static p => s_compression[(int)p.MultifdCompression],
+            Write = static (p, v) => Compressed(p, (MultifdCompression)Array.IndexOf(s_compression, (string)v)),
+        },
+        UInt8("multifd-zlib-level", 1, 0, 9) with { Unit = "", Read = static p => (ulong)p.MultifdZlibLevel, Write = static (p, v) => p with { MultifdZlibLevel = (int)(ulong)v } },
         UInt8("multifd-qatzip-level", 1, 1, 9) with { Unit = "" },
-        UInt8("multifd-zstd-level", 1, 0, 20) with { Unit = "" },
+        UInt8("multifd-zstd-level", 1, 0, 20) with { Unit = "", Read = static p => (ulong)p.MultifdZstdLevel, Write = static (p, v) => p with { MultifdZstdLevel = (int)(ulong)v } },
         Choice("zero-page-detection", "multifd", s_detection) with
         {
             Read = static p => s_detection[(int)p.ZeroPageDetection],
@@ -166,6 +171,11 @@ internal static class MigrationParameterTable
             Name = "cpr-exec-command", Kind = MigrationParameterKind.StringList, Default = Array.Empty<string>(),
             Read = static p => p.CprExecCommand.ToArray(), Write = static (p, v) => p with { CprExecCommand = (string[])v },
         },
+        // vmm's own. In QEMU this is a property of the migration object.
+        Switch("x-multifd-flush-after-each-section") with
+        {
+            IsUnstable = true, Read = static p => p.MultifdFlushAfterEachSection, Write = static (p, v) => p with { MultifdFlushAfterEachSection = (bool)v },
+        },
         // vmm's own: the deadline of every wait for the peer (STREAM.md). QEMU has none.
         Deadline("x-setup-timeout", static p => p.SetupTimeoutMs, static (p, ms) => p with { SetupTimeoutMs = ms }),
         Deadline("x-progress-timeout", static p => p.ProgressTimeoutMs, static (p, ms) => p with { ProgressTimeoutMs = ms }),
@@ -176,6 +186,12 @@ internal static class MigrationParameterTable
 
     /// <summary>Finds a parameter by its wire name; null for an unknown one.</summary>
     public static MigrationParameter? Find(string name) => All.FirstOrDefault(p => p.Name == name);
+
+    private static MigrationParameters Compressed(MigrationParameters parameters, MultifdCompression compression)
+    {
+        Multifd.MultifdSettings.ThrowIfMissing(compression);
+        return parameters with { MultifdCompression = compression };
+    }
 
     private static MigrationParameter Number(string name, ulong value, ulong min, ulong max, string unit) => new()
     {

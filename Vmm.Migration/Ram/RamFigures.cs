@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using Vmm.Core.Memory;
+using Vmm.Core.SaveVm;
 
 namespace Vmm.Migration.Ram;
 
@@ -20,9 +21,12 @@ internal sealed class RamFigures(long totalBytes)
 
     internal long TotalBytes => totalBytes;
 
-    internal long NormalPages => Volatile.Read(ref _normalPages);
+    /// <summary>Channels that carry pages, too; null without.</summary>
+    internal IDataChannels? Channels { get; init; }
 
-    internal long ZeroPages => Volatile.Read(ref _zeroPages);
+    internal long NormalPages => Volatile.Read(ref _normalPages) + (Channels?.Sent.NormalPages ?? 0);
+
+    internal long ZeroPages => Volatile.Read(ref _zeroPages) + (Channels?.Sent.ZeroPages ?? 0);
 
     internal long RemainingBytes => Volatile.Read(ref _dirtyPages) * RamBlock.PageSize;
 
@@ -38,6 +42,9 @@ internal sealed class RamFigures(long totalBytes)
         Volatile.Write(ref _syncCount, 1);
         _periodStart = Stopwatch.GetTimestamp();
     }
+
+    /// <summary>Notes a page that a channel will send and count.</summary>
+    internal void OnQueued() => Volatile.Write(ref _dirtyPages, _dirtyPages - 1);
 
     internal void OnPage(bool zero)
     {

@@ -14,23 +14,17 @@ internal sealed class RamLoad : ILoadState, ILoadPages
 
     private readonly GuestMemory _memory;
     private readonly LoadContext _context;
-    private readonly Dictionary<RamBlock, Lazy<DirtyBitmap>> _mayHaveMemory = [];
+    private readonly Dictionary<string, RamBlockLoad> _blocks = [];
     private readonly ReceivedPages _received;
     private readonly SyncMarks? _marks;
-    private RamBlock? _block;
-    private DirtyBitmap? _blockReceived, _blockMayHaveMemory;
+    private RamBlockLoad? _current;
 
     internal RamLoad(GuestMemory memory, LoadContext context)
     {
         (_memory, _context) = (memory, context);
         _received = new ReceivedPages(memory.Blocks);
         _marks = context.SyncDataChannels is { } wait ? new SyncMarks(wait) : null;
-        foreach (RamBlock block in memory.Blocks)
-        {
-            // A block is only looked through when its first page comes: in an update none comes, and the guest is stopped meanwhile.
-            bool isZero = ValidateOnly || block.IsKnownZero;
-            _mayHaveMemory[block] = new Lazy<DirtyBitmap>(() => MayHaveMemory(block, isZero));
-        }
+        foreach (RamBlock block in memory.Blocks) _blocks[block.Name] = new RamBlockLoad(block, _received.Of(block), isZero: ValidateOnly || block.IsKnownZero);
     }
 
     /// <summary>True when the source marks SYNCs with MULTIFD_FLUSH; false without data channels.</summary>
@@ -38,20 +32,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages
 
     private bool ValidateOnly => _context.ValidateOnly;
 
-    public RamBlock? FindBlock(string name) => _memory.FindBlock(name);
-
-    public void NoteLoaded(RamBlock block, ulong offset, int pages)
-    {
-        long first = (long)(offset / PageSize);
-        _mayHaveMemory[block].Value.SetRange(first, pages);
-        _received.Of(block).SetRange(first, pages);
-    }
-
-    public void LoadZeroPage(RamBlock block, ulong offset)
-    {
-        _received.Of(block).Set((long)(offset / PageSize));
-        Clear(block, _mayHaveMemory[block].Value, offset);
-    }
+    public ILoadBlock? FindBlock(string name) => _blocks.GetValueOrDefault(name);
 
     bool ILoadState.NeedsNoEnd => true;
 
@@ -81,69 +62,43 @@ internal sealed class RamLoad : ILoadState, ILoadPages
 
     private void LoadPage(QemuFileReader f, in RamRecord record)
     {
-        RamBlock block = Block(f, record);
+        RamBlockLoad block = Block(f, record);
         if (ValidateOnly)
         {
             f.Skip(PageSize);
             return;
         }
-        f.ReadGuest(block, record.Offset, PageSize);
-        NoteWritten(record.Offset);
+        f.ReadGuest(block.Block, record.Offset, PageSize);
+        block.NoteWritten(record.Offset);
     }
 
     private void LoadZero(QemuFileReader f, in RamRecord record)
     {
-        RamBlock block = Block(f, record);
+        RamBlockLoad block = Block(f, record);
         byte fill = f.ReadByte(); // QEMU 7.2 accepts any byte, 11.1 only 0 (stream 3).
         if (ValidateOnly) return;
         if (fill == 0)
         {
-            Clear(block, _blockMayHaveMemory!, record.Offset);
+            block.Clear(record.Offset);
             return;
         }
-        block.Slice(record.Offset, PageSize).Fill(fill);
-        NoteWritten(record.Offset);
+        block.Block.Slice(record.Offset, PageSize).Fill(fill);
+        block.NoteWritten(record.Offset);
     }
 
-    /// <summary>
-    /// Pages that may have memory; all others read as zero, and a zero page is skipped there, so that it gets no memory. An attempt before this one may have
-    /// written some pages, so the block is asked unless nobody has written to it.
-    /// </summary>
-    private static DirtyBitmap MayHaveMemory(RamBlock block, bool isZero)
-    {
-        var pages = new DirtyBitmap(block.PageCount);
-        if (isZero) return pages;
-        var holes = new DirtyBitmap(block.PageCount);
-        block.FindHoles(holes);
-        for (int word = 0; word < pages.WordCount; word++) pages.OrWord(word, ~holes.TakeWord(word));
-        return pages;
-    }
-
-    private static void Clear(RamBlock block, DirtyBitmap mayHaveMemory, ulong offset)
-    {
-        long page = (long)(offset / PageSize);
-        if (mayHaveMemory.IsSet(page) && !block.IsZeroPage(page)) block.Slice(offset, PageSize).Clear();
-    }
-
-    private void NoteWritten(ulong offset) => _blockMayHaveMemory!.Set((long)(offset / PageSize));
-
-    private RamBlock Block(QemuFileReader f, in RamRecord record)
+    private RamBlockLoad Block(QemuFileReader f, in RamRecord record)
     {
         if (!record.IsContinue)
         {
             string name = f.ReadCountedString();
             // Many records in a row name the same block, so the block is looked up only when the name changes.
-            if (_block?.Name != name)
-            {
-                _block = _memory.FindBlock(name) ?? throw f.Bad("RAM block", $"one of {BlockNames()}", $"'{name}'");
-                (_blockReceived, _blockMayHaveMemory) = (_received.Of(_block), _mayHaveMemory[_block].Value);
-            }
+            if (_current?.Block.Name != name) _current = _blocks.GetValueOrDefault(name) ?? throw f.Bad("RAM block", $"one of {BlockNames()}", $"'{name}'");
         }
-        RamBlock block = _block ?? throw f.Bad("RAM record", "a block name before CONTINUE", "CONTINUE");
-        if (record.Offset >= block.SizeBytes) throw f.Bad($"page offset in RAM block '{block.Name}'", $"below 0x{block.SizeBytes:x}", $"0x{record.Offset:x}");
+        RamBlockLoad current = _current ?? throw f.Bad("RAM record", "a block name before CONTINUE", "CONTINUE");
+        if (record.Offset >= current.Block.SizeBytes) throw f.Bad($"page offset in RAM block '{current.Block.Name}'", $"below 0x{current.Block.SizeBytes:x}", $"0x{record.Offset:x}");
         // Noted before its content is read: if the stream ends in between, the load fails anyway.
-        _blockReceived!.Set((long)(record.Offset / PageSize));
-        return block;
+        current.NoteReceived(record.Offset);
+        return current;
     }
 
     private void LoadBlockList(QemuFileReader f, ulong total)
@@ -176,11 +131,11 @@ internal sealed class RamLoad : ILoadState, ILoadPages
     /// <summary>Delta record: u8 1, u16 n, n bytes of runs (stream 3.4).</summary>
     private void LoadXbzrle(QemuFileReader f, in RamRecord record)
     {
-        RamBlock block = Block(f, record);
+        RamBlockLoad block = Block(f, record);
         ulong offset = record.Offset;
         Span<byte> delta = RamRecord.ReadXbzrle(f, stackalloc byte[WireLimits.XbzrleBytes]);
-        Span<byte> page = ValidateOnly ? new byte[PageSize] : block.Slice(offset, PageSize);
+        Span<byte> page = ValidateOnly ? new byte[PageSize] : block.Block.Slice(offset, PageSize);
         if (!Xbzrle.TryDecode(delta, page)) throw f.Bad("XBZRLE runs", "runs inside one page", $"{delta.Length} bytes that do not decode");
-        if (!ValidateOnly) NoteWritten(offset);
+        if (!ValidateOnly) block.NoteWritten(offset);
     }
 }

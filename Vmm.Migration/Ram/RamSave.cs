@@ -17,13 +17,14 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     private readonly Bql _bql;
     private readonly IDataChannels? _channels;
     private readonly IgnoredRam _ignored;
-    private readonly bool _detectZeroPages, _sendsAddresses;
+    private readonly bool _detectZeroPages, _sendsAddresses, _syncsEachSection;
     private RamBlockScan[] _blocks = [];
     private RamBlock? _lastNamed;
     private int _scanBlock;
     private int _scanWord;
     private bool _logging;
     private bool _harvested;
+    private long _notedBytes;
 
     internal RamSave(GuestMemory memory, Bql bql, SaveContext context)
     {
@@ -31,7 +32,8 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
         _ignored = IgnoredRamRule.Of(context.Mode, context.Capabilities);
         _sendsAddresses = context.Capabilities.IsOn(MigrationCapability.XIgnoreShared);
         _detectZeroPages = context.Parameters.ZeroPageDetection != ZeroPageDetection.None;
-        Figures = new RamFigures(memory.Blocks.Sum(b => _ignored.Covers(b) ? 0 : (long)b.SizeBytes));
+        _syncsEachSection = context.Parameters.MultifdFlushAfterEachSection;
+        Figures = new RamFigures(memory.Blocks.Sum(b => _ignored.Covers(b) ? 0 : (long)b.SizeBytes)) { Channels = _channels };
     }
 
     /// <summary>What has been sent and what is left.</summary>
@@ -63,7 +65,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
             if (_sendsAddresses) f.WriteUInt64(block.Address.Value);
         }
         SyncChannels(f, always: true);
-        f.WriteUInt64((ulong)RamSaveFlags.Eos);
+        EndSection(f);
     }
 
     public PendingBytes EstimatePending() => new(Figures.RemainingBytes);
@@ -78,7 +80,9 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     public SaveProgress SaveLiveIterate(QemuFileWriter f, IterateBudget budget)
     {
         bool done = SendDirtyPages(f, budget);
-        f.WriteUInt64((ulong)RamSaveFlags.Eos);
+        // Whoever waits for the main channel now waits for the channels, too.
+        if (done) SyncChannels(f, always: false);
+        EndSection(f);
         return done ? SaveProgress.Done : SaveProgress.More;
     }
 
@@ -88,7 +92,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
         Synchronise();
         SendDirtyPages(f, IterateBudget.Unlimited);
         SyncChannels(f, always: true);
-        f.WriteUInt64((ulong)RamSaveFlags.Eos);
+        EndSection(f);
     }
 
     public void SaveCleanup()
@@ -114,10 +118,29 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     /// </summary>
     private void SyncChannels(QemuFileWriter f, bool always)
     {
-        if (_channels is not { } channels || !channels.Sync(always)) return;
+        if (_syncsEachSection || _channels is not { } channels || !channels.Sync(always)) return;
         f.WriteUInt64((ulong)RamSaveFlags.MultifdFlush);
         // The destination's channels wait for this mark.
         f.Flush();
+    }
+
+    /// <summary>Ends a section's body. For a peer that needs it so, the end is also the mark of a SYNC.</summary>
+    private void EndSection(QemuFileWriter f)
+    {
+        bool syncs = _syncsEachSection && _channels is not null;
+        if (syncs) _channels!.Sync(always: true);
+        NoteSent(f);
+        f.WriteUInt64((ulong)RamSaveFlags.Eos);
+        if (syncs) f.Flush();
+    }
+
+    /// <summary>Counts what the channels have sent meanwhile as sent by the stream.</summary>
+    internal void NoteSent(QemuFileWriter f)
+    {
+        if (_channels is not { } channels) return;
+        long bytes = channels.Sent.Bytes;
+        f.NoteMoved(bytes - _notedBytes);
+        _notedBytes = bytes;
     }
 
     /// <summary>
@@ -144,7 +167,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
                     int bit = System.Numerics.BitOperations.TrailingZeroCount(marks);
                     marks &= marks - 1;
                     SendPage(f, block.Block, basePage + bit, (holes >> bit & 1) != 0);
-                    if (!budget.IsOverBytes(f.Position) && (++sinceCheck < PagesPerClockCheck || !budget.IsExhausted(f.Position)))
+                    if (!budget.IsOverBytes(f.Position) && (++sinceCheck < PagesPerClockCheck || !IsExhausted(f, budget)))
                     {
                         if (sinceCheck >= PagesPerClockCheck) sinceCheck = 0;
                         continue;
@@ -162,17 +185,29 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
         return true;
     }
 
+    private bool IsExhausted(QemuFileWriter f, IterateBudget budget)
+    {
+        NoteSent(f);
+        return budget.IsExhausted(f.Position);
+    }
+
     private void SendPage(QemuFileWriter f, RamBlock block, long page, bool isHole)
     {
-        ulong record = (ulong)page * PageSize;
-        bool zero = _detectZeroPages && (isHole || block.IsZeroPage(page));
-        Figures.OnPage(zero);
-        if (!zero && _channels is { } channels)
+        if (_channels is { DetectsZeroPages: true } all)
         {
-            channels.AddPage(block, page);
-            f.NoteMoved(PageSize);
+            Figures.OnQueued();
+            all.AddPage(block, page, isHole);
             return;
         }
+        ulong record = (ulong)page * PageSize;
+        bool zero = _detectZeroPages && (isHole || block.IsZeroPage(page));
+        if (!zero && _channels is { } channels)
+        {
+            Figures.OnQueued();
+            channels.AddPage(block, page, isZero: false);
+            return;
+        }
+        Figures.OnPage(zero);
         record |= (ulong)(zero ? RamSaveFlags.Zero : RamSaveFlags.Page);
         bool named = !ReferenceEquals(block, _lastNamed);
         if (!named) record |= (ulong)RamSaveFlags.Continue;

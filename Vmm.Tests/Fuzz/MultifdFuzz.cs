@@ -24,7 +24,7 @@ public sealed class MultifdFuzz
         {
             var stream = new LoadStream(vm.Vm.SaveVm, new QemuFileReader(new MemoryChannel([])), new LoadContext { HasDataChannels = true });
             stream.LoadSetup();
-            using var receiver = new MultifdReceiver([to], Guid.Empty, latch);
+            using var receiver = new MultifdReceiver([to], MultifdBytes.One, Guid.Empty, latch);
             from.Write(input);
             from.Shutdown(ChannelShutdown.Write);
             receiver.Start(stream);
@@ -72,7 +72,7 @@ public sealed class MultifdFuzz
     public void DeviceStateForNobodyIsNamed()
     {
         using TestVm vm = TestVm.WithRam(RamBytes, incoming: true);
-        byte[] state = [.. MultifdPacket.Preamble(Guid.Empty, 0), .. MultifdPacket.State("0000:00:02.0/vfio", 0, 3), 1, 2, 3];
+        byte[] state = [.. MultifdPacket.Preamble(Guid.Empty, 0), .. MultifdBytes.State("0000:00:02.0/vfio", 0, 3), 1, 2, 3];
         Assert.That(Feed(vm, state)?.Message, Does.Contain("'0000:00:02.0/vfio' instance 0"));
         BinaryPrimitives.WriteUInt32BigEndian(state.AsSpan(64 + 272), 0x7fffffff);
         Assert.That(Feed(vm, state), Is.InstanceOf<StreamLimitException>());
@@ -110,6 +110,6 @@ public sealed class MultifdFuzz
     {
         byte[] pages = new byte[3 * 4096];
         pages.AsSpan().Fill(0x5a);
-        return [.. MultifdPacket.Preamble(Guid.Empty, 0), .. MultifdPacket.Pages(null, [], 0), .. MultifdPacket.Pages(vm.Ram, [3, 4, 5], 1), .. pages, .. MultifdPacket.Pages(null, [], 2)];
+        return [.. MultifdPacket.Preamble(Guid.Empty, 0), .. MultifdBytes.Sync(0), .. MultifdBytes.Pages(vm.Ram, [3, 4, 5], 1), .. pages, .. MultifdBytes.Sync(2)];
     }
 }

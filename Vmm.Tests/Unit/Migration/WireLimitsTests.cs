@@ -66,7 +66,7 @@ public sealed class WireLimitsTests
         [nameof(WireLimits.MultifdStateBytes)] = static () =>
         {
             StreamBuilder bytes = new StreamBuilder().Bytes(MultifdPacket.Preamble(Guid.Empty, 0));
-            bytes.Bytes(MultifdPacket.State("d/vfio", 0, WireLimits.MultifdStateBytes + 1));
+            bytes.Bytes(MultifdBytes.State("d/vfio", 0, WireLimits.MultifdStateBytes + 1));
             using TestVm vm = TestVm.WithRam(1 << 20, incoming: true);
             return Multifd(vm, bytes.ToArray());
         },
@@ -190,7 +190,7 @@ public sealed class WireLimitsTests
         {
             var stream = new LoadStream(vm.Vm.SaveVm, new QemuFileReader(new MemoryChannel([])), new LoadContext { HasDataChannels = true });
             stream.LoadSetup();
-            using var receiver = new MultifdReceiver([to], Guid.Empty, latch);
+            using var receiver = new MultifdReceiver([to], MultifdBytes.One, Guid.Empty, latch);
             from.Write(bytes);
             from.Shutdown(ChannelShutdown.Write);
             receiver.Start(stream);

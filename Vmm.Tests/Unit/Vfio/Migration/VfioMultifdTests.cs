@@ -272,7 +272,13 @@ public sealed class VfioMultifdTests
     /// <summary>Makes the device believe that data channels exist; the test itself takes the packets.</summary>
     private sealed class NoChannels : IDataChannels
     {
-        public void AddPage(RamBlock block, long page) => throw new InvalidOperationException();
+        public bool CarriesState => true;
+
+        public bool DetectsZeroPages => false;
+
+        public SentPages Sent => default;
+
+        public void AddPage(RamBlock block, long page, bool isZero) => throw new InvalidOperationException();
 
         public bool Sync(bool always) => throw new InvalidOperationException();
 
