@@ -11,17 +11,6 @@ public enum ZeroPageDetection
     Multifd,
 }
 
-/// <summary>How pages on the channels of multifd are compressed (QEMU: MultiFDCompression).</summary>
-public enum MultifdCompression
-{
-    /// <summary>Not at all.</summary>
-    None,
-    /// <summary>By zlib.</summary>
-    Zlib,
-    /// <summary>By zstd; needs the system's libzstd.</summary>
-    Zstd,
-}
-
 /// <summary>
 /// Migration parameters by QEMU's names (qmp 8.6). Immutable: an attempt keeps the record that it was started with, and the engine
 /// checks a changed record as a whole before it takes it.
@@ -43,8 +32,8 @@ public sealed record MigrationParameters
     /// <summary><c>multifd-channels</c>: channels beside the main one, 1 to 255; both sides need the same number.</summary>
     public int MultifdChannels { get; init; } = 2;
 
-    /// <summary><c>multifd-compression</c>; both sides need the same.</summary>
-    public MultifdCompression MultifdCompression { get; init; } = MultifdCompression.None;
+    /// <summary><c>multifd-compression</c>: <c>none</c>, <c>zlib</c> or <c>zstd</c>; both sides need the same.</summary>
+    public string MultifdCompression { get; init; } = "none";
 
     /// <summary><c>multifd-zlib-level</c>, 0 to 9.</summary>
     public int MultifdZlibLevel { get; init; } = 1;

@@ -4,6 +4,17 @@ using Vmm.Core.SaveVm;
 
 namespace Vmm.Migration.Multifd;
 
+/// <summary>How pages on the channels of multifd are compressed (QEMU: MultiFDCompression).</summary>
+internal enum MultifdCompression
+{
+    /// <summary>Not at all.</summary>
+    None,
+    /// <summary>By zlib.</summary>
+    Zlib,
+    /// <summary>By zstd; needs the system's libzstd.</summary>
+    Zstd,
+}
+
 /// <summary>The settings of multifd for one attempt; both sides need the same number of channels and the same compression.</summary>
 /// <param name="Channels">Channels beside the main one, 1 to 255.</param>
 /// <param name="Compression">How pages are compressed.</param>
@@ -16,15 +27,16 @@ internal sealed record MultifdSettings(int Channels, MultifdCompression Compress
     {
         // Peers that need a SYNC after each section drop zero pages in packets without a word (stream 4.3).
         bool detects = parameters is { ZeroPageDetection: ZeroPageDetection.Multifd, MultifdFlushAfterEachSection: false };
-        int level = parameters.MultifdCompression == MultifdCompression.Zlib ? parameters.MultifdZlibLevel : parameters.MultifdZstdLevel;
-        return new MultifdSettings(parameters.MultifdChannels, parameters.MultifdCompression, level, detects);
+        MultifdCompression compression = parameters.MultifdCompression switch { "zlib" => MultifdCompression.Zlib, "zstd" => MultifdCompression.Zstd, _ => MultifdCompression.None };
+        int level = compression == MultifdCompression.Zlib ? parameters.MultifdZlibLevel : parameters.MultifdZstdLevel;
+        return new MultifdSettings(parameters.MultifdChannels, compression, level, detects);
     }
 
     /// <summary>Throws if this host cannot compress so.</summary>
     /// <exception cref="ConfigurationException">Names the library that is not here.</exception>
-    internal static void ThrowIfMissing(MultifdCompression compression)
+    internal static void ThrowIfMissing(string compression)
     {
-        if (compression == MultifdCompression.Zstd) ZstdStream.ThrowIfMissing();
+        if (compression == "zstd") ZstdStream.ThrowIfMissing();
     }
 
     /// <summary>True when device state may go over the channels, too (QEMU: <c>multifd_device_state_supported</c>).</summary>

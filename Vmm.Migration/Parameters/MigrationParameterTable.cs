@@ -102,7 +102,6 @@ internal static class MigrationParameterTable
 {
     private static readonly string[] s_modes = ["normal", "cpr-reboot", "cpr-transfer", "cpr-exec"];
     private static readonly string[] s_detection = ["none", "legacy", "multifd"];
-    private static readonly string[] s_compression = ["none", "zlib", "zstd"];
 
     /// <summary>Every parameter but QEMU's <c>block-bitmap-mapping</c>, because vmm has no block devices.</summary>
     public static IReadOnlyList<MigrationParameter> All { get; } =
@@ -137,10 +136,9 @@ internal static class MigrationParameterTable
         },
         Number("x-checkpoint-delay", 20_000, 0, uint.MaxValue, "ms") with { Kind = MigrationParameterKind.UInt32, IsUnstable = true },
         UInt8("multifd-channels", 2, 1, 255) with { Unit = "", Read = static p => (ulong)p.MultifdChannels, Write = static (p, v) => p with { MultifdChannels = (int)(ulong)v } },
-        Choice("multifd-compression", "none", s_compression) with
+        Choice("multifd-compression", "none", ["none", "zlib", "zstd"]) with
         {
-            Read = static p => s_compression[(int)p.MultifdCompression],
-            Write = static (p, v) => Compressed(p, (MultifdCompression)Array.IndexOf(s_compression, (string)v)),
+            Read = static p => p.MultifdCompression, Write = static (p, v) => Compressed(p, (string)v),
         },
         UInt8("multifd-zlib-level", 1, 0, 9) with { Unit = "", Read = static p => (ulong)p.MultifdZlibLevel, Write = static (p, v) => p with { MultifdZlibLevel = (int)(ulong)v } },
         UInt8("multifd-qatzip-level", 1, 1, 9) with { Unit = "" },
@@ -187,7 +185,7 @@ internal static class MigrationParameterTable
     /// <summary>Finds a parameter by its wire name; null for an unknown one.</summary>
     public static MigrationParameter? Find(string name) => All.FirstOrDefault(p => p.Name == name);
 
-    private static MigrationParameters Compressed(MigrationParameters parameters, MultifdCompression compression)
+    private static MigrationParameters Compressed(MigrationParameters parameters, string compression)
     {
         Multifd.MultifdSettings.ThrowIfMissing(compression);
         return parameters with { MultifdCompression = compression };

@@ -10,8 +10,8 @@ namespace Vmm.Tests.Faults;
 [Category("faults")]
 internal sealed class FaultRunTests
 {
-    /// <summary>Behind its category until the failures that docs/reliability.md names are explained, and until it fits into the time of every run.</summary>
-    [Test, Category("slow"), CancelAfter(600_000)]
+    /// <summary>The part of the run that every run of the tests has.</summary>
+    [Test, CancelAfter(600_000)]
     public Task AHundredAttempts() =>
         Run([(AttemptKind.Plain, 32), (AttemptKind.Multifd, 32), (AttemptKind.Device, 12), (AttemptKind.Update, 16), (AttemptKind.Snapshot, 8)], Number("VMM_FAULT_SEED", 1), Number("VMM_FAULT_LANES", 4), ways: 3);
 

@@ -15,8 +15,8 @@ internal sealed class HopTests
     /// <summary>All destinations wait for migrate-incoming, so that any of them can take any of the attempts.</summary>
     private const int DeferredWay = 2;
 
-    /// <summary>Behind its category for the same reason as FaultRunTests.AHundredAttempts.</summary>
-    [Test, Category("slow"), CancelAfter(600_000)]
+    /// <summary>The part of the run that every run of the tests has.</summary>
+    [Test, CancelAfter(600_000)]
     public Task TwentyHops() => Hop(20, Number("VMM_FAULT_SEED", 1), checkMemory: false);
 
     [Test, Category("slow"), Explicit("takes most of half an hour"), CancelAfter(14_400_000)]

@@ -70,6 +70,13 @@ public sealed class WireLimitsTests
             using TestVm vm = TestVm.WithRam(1 << 20, incoming: true);
             return Multifd(vm, bytes.ToArray());
         },
+        [nameof(WireLimits.MultifdCompressedBytes)] = static () =>
+        {
+            using TestVm vm = TestVm.WithRam(1 << 20, incoming: true);
+            StreamBuilder bytes = new StreamBuilder().Bytes(MultifdPacket.Preamble(Guid.Empty, 0));
+            bytes.Bytes(MultifdBytes.Compressed(vm.Ram, [0], 0, MultifdFlags.Zlib, WireLimits.MultifdCompressedBytes + 1));
+            return Multifd(vm, bytes.ToArray(), new MultifdSettings(1, MultifdCompression.Zlib));
+        },
         [nameof(WireLimits.ManifestBytes)] = static () =>
         {
             using var folder = new TempDirectory();
@@ -135,6 +142,7 @@ public sealed class WireLimitsTests
     private static readonly Dictionary<string, MethodInfo?> s_elsewhere = new()
     {
         [nameof(WireLimits.VmStateDepth)] = typeof(VmStateSubsectionTests).GetMethod(nameof(VmStateSubsectionTests.NestedSubsectionsAreBoundInDepthByTheirDeclaration)),
+        [nameof(WireLimits.ZstdWindowLog)] = typeof(PageCompressionTests).GetMethod(nameof(PageCompressionTests.AFrameWithALargerWindowIsRefused)),
         [nameof(WireLimits.VmStateElements)] = typeof(VmStateFieldTests).GetMethod(nameof(VmStateFieldTests.ACountIsBoundedByTheTargetBeforeAnythingIsAllocated)),
         [nameof(WireLimits.ViewerFields)] = typeof(StreamViewerTests).GetMethod(nameof(StreamViewerTests.WhatIsTooMuchIsLeftOutNotHeld)),
         [nameof(WireLimits.ViewerEntries)] = typeof(StreamViewerTests).GetMethod(nameof(StreamViewerTests.WhatIsTooMuchIsLeftOutNotHeld)),
@@ -182,7 +190,7 @@ public sealed class WireLimitsTests
     private static string View(StreamBuilder stream) =>
         string.Join('\n', StreamViewer.Read(new MemoryFile(stream.ToArray()), new StreamViewOptions { ListPages = true }).Findings.Select(static f => f.Message));
 
-    private static string Multifd(TestVm vm, byte[] bytes)
+    private static string Multifd(TestVm vm, byte[] bytes, MultifdSettings? settings = null)
     {
         var latch = new FaultLatch();
         (InMemoryChannel from, InMemoryChannel to) = InMemoryChannel.CreatePair(bytes.Length + 1);
@@ -190,7 +198,7 @@ public sealed class WireLimitsTests
         {
             var stream = new LoadStream(vm.Vm.SaveVm, new QemuFileReader(new MemoryChannel([])), new LoadContext { HasDataChannels = true });
             stream.LoadSetup();
-            using var receiver = new MultifdReceiver([to], MultifdBytes.One, Guid.Empty, latch);
+            using var receiver = new MultifdReceiver([to], settings ?? MultifdBytes.One, Guid.Empty, latch);
             from.Write(bytes);
             from.Shutdown(ChannelShutdown.Write);
             receiver.Start(stream);
