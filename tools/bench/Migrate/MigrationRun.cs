@@ -1,0 +1,162 @@
+using System.Diagnostics;
+using System.Text.Json.Nodes;
+using Vmm.Core.Errors;
+using Vmm.Migration.Qmp;
+
+namespace Vmm.Tools.Bench.Migrate;
+
+/// <summary>How a run ended.</summary>
+internal enum RunOutcome
+{
+    /// <summary>The VM moved, and RAM is the same at both ends.</summary>
+    Completed,
+    /// <summary>The deadline passed, and the migration was cancelled.</summary>
+    NotConverged,
+    /// <summary>The program does not take a capability or parameter of the scenario.</summary>
+    Refused,
+    /// <summary>The migration failed, or RAM differs.</summary>
+    Failed,
+}
+
+/// <summary>Figures of one run.</summary>
+/// <param name="Outcome">How it ended.</param>
+internal sealed record RunResult(RunOutcome Outcome)
+{
+    /// <summary>What was refused or went wrong.</summary>
+    public string? Text { get; init; }
+    /// <summary>query-migrate's total-time; up to the deadline if it did not converge.</summary>
+    public double TotalMs { get; init; }
+    /// <summary>From the command to the source's event.</summary>
+    public double WallMs { get; init; }
+    /// <summary>Downtime by the source's clock, until the destination has confirmed that it runs.</summary>
+    public double DowntimeMs { get; init; }
+    /// <summary>CPU time of the source during the migration.</summary>
+    public double SourceCpuSeconds { get; init; }
+    /// <summary>CPU time of the destination during the migration.</summary>
+    public double DestinationCpuSeconds { get; init; }
+    /// <summary>Measured rate at which the guest dirtied pages before the migration, 10^6 bytes a second; null of a guest that writes nothing.</summary>
+    public double? DirtyMBps { get; init; }
+    /// <summary>Passes over the dirty pages.</summary>
+    public long Rounds { get; init; }
+    /// <summary>Passes a second after the first second, of a migration that did not converge.</summary>
+    public double? RoundsPerSecond { get; init; }
+
+    /// <summary>CPU time of both ends.</summary>
+    public double CpuSeconds => SourceCpuSeconds + DestinationCpuSeconds;
+}
+
+/// <summary>One migration between two processes of the same program.</summary>
+internal static class MigrationRun
+{
+    private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(60);
+
+    /// <summary>Measures one migration.</summary>
+    /// <param name="peer">The program.</param>
+    /// <param name="scenario">What is measured.</param>
+    /// <param name="from">RAM of the source, with its content.</param>
+    /// <param name="to">RAM of the destination, which is made anew.</param>
+    /// <param name="samples">Receives what query-migrate says every 20 ms; null asks nothing while the migration runs.</param>
+    internal static RunResult Measure(Peer peer, Scenario scenario, RamFile from, RamFile to, List<Sample>? samples = null)
+    {
+        DirectoryInfo folder = Directory.CreateTempSubdirectory("vmm-bench-");
+        to.Clear();
+        // A guest that wrote has changed the content; and what vmm's workload finds from another program's guest it takes for an error.
+        if (scenario.WriterMBps > 0) from.Fill(scenario.Content);
+        try
+        {
+            RunResult result = Measure(peer, scenario, from, to, folder.FullName, samples);
+            if (result.Outcome != RunOutcome.Completed) return result;
+            return RamFile.FirstDifference(from, to) is { } page ? result with { Outcome = RunOutcome.Failed, Text = $"RAM differs from page {page} on" } : result;
+        }
+        catch (QmpErrorException e)
+        {
+            return new RunResult(RunOutcome.Refused) { Text = e.Message };
+        }
+        catch (Exception e) when (e is ChannelException or InvalidOperationException or TimeoutException)
+        {
+            return new RunResult(RunOutcome.Failed) { Text = e.Message };
+        }
+        finally
+        {
+            folder.Delete(recursive: true);
+        }
+    }
+
+    private static RunResult Measure(Peer peer, Scenario scenario, RamFile from, RamFile to, string folder, List<Sample>? samples)
+    {
+        using End destination = End.Start(peer, scenario, to, folder, isIncoming: true);
+        using End source = End.Start(peer, scenario, from, folder, isIncoming: false);
+        destination.Configure(scenario);
+        source.Configure(scenario);
+        double? dirty = null;
+        if (scenario.WriterMBps > 0)
+        {
+            source.WaitForWriter();
+            dirty = source.DirtyMBps();
+        }
+        string address = destination.Listen();
+        (double sourceCpu, double destinationCpu) = (source.CpuSeconds, destination.CpuSeconds);
+        using var end = new CancellationTokenSource();
+        Task<QmpEvent> ended = source.Qmp.WaitForEventAsync("MIGRATION", static e => e.Data["status"]?.ToString() is "completed" or "failed" or "cancelled", end.Token);
+        Task<QmpEvent> arrived = destination.Qmp.WaitForEventAsync("MIGRATION", static e => e.Data["status"]?.ToString() is "completed" or "failed", end.Token);
+        try
+        {
+            long start = Stopwatch.GetTimestamp();
+            source.Qmp.Execute("migrate", new JsonObject { ["uri"] = address });
+            (long Rounds, TimeSpan At)? second = Watch(source, ended, scenario, start, samples);
+            double wallMs = Stopwatch.GetElapsedTime(start).TotalMilliseconds;
+            RunResult? failure = ended.IsCompleted ? null : Cancel(source, ended, start, second);
+            if (failure is null && ended.Result.Data["status"]!.ToString() == "completed") arrived.WaitAsync(s_patience).Wait();
+            JsonNode info = source.Qmp.Execute("query-migrate")!;
+            if (failure is null && info["status"]!.ToString() != "completed")
+                failure = new RunResult(RunOutcome.Failed) { Text = $"the migration ended as {info["status"]}: {info["error-desc"]} {destination.Errors}" };
+            return (failure ?? new RunResult(RunOutcome.Completed) { TotalMs = info["total-time"]!.GetValue<long>(), DowntimeMs = Downtime(info), Rounds = Rounds(info) }) with
+            {
+                WallMs = wallMs, DirtyMBps = dirty, SourceCpuSeconds = source.CpuSeconds - sourceCpu, DestinationCpuSeconds = destination.CpuSeconds - destinationCpu,
+            };
+        }
+        finally
+        {
+            end.Cancel();
+        }
+    }
+
+    /// <summary>Waits for the end, at most to the deadline. Returns the number of rounds after about a second of a migration that lasts.</summary>
+    private static (long Rounds, TimeSpan At)? Watch(End source, Task ended, Scenario scenario, long start, List<Sample>? samples)
+    {
+        TimeSpan deadline = TimeSpan.FromSeconds(scenario.DeadlineSeconds), step = TimeSpan.FromMilliseconds(samples is null ? 1000 : 20);
+        (long, TimeSpan)? second = null;
+        for (TimeSpan at; (at = Stopwatch.GetElapsedTime(start)) < deadline;)
+        {
+            if (WaitFor(ended, step < deadline - at ? step : deadline - at)) break;
+            if (samples is null && second is not null) continue;
+            JsonNode info = source.Qmp.Execute("query-migrate")!;
+            if (Stopwatch.GetElapsedTime(start) > TimeSpan.FromSeconds(1)) second ??= (Rounds(info), Stopwatch.GetElapsedTime(start));
+            if (samples is not null && info["ram"] is { } ram && info["total-time"] is { } time)
+                samples.Add(new Sample(time.GetValue<long>(), ram["transferred"]!.GetValue<long>(), ram["remaining"]!.GetValue<long>()));
+        }
+        return second;
+    }
+
+    private static bool WaitFor(Task task, TimeSpan time) => Task.WaitAny([task], time) == 0;
+
+    private static RunResult? Cancel(End source, Task<QmpEvent> ended, long start, (long Rounds, TimeSpan At)? second)
+    {
+        JsonNode info = source.Qmp.Execute("query-migrate")!;
+        TimeSpan at = Stopwatch.GetElapsedTime(start);
+        long rounds = Rounds(info);
+        source.Qmp.Execute("migrate_cancel");
+        // It may have switched over just then.
+        if (ended.WaitAsync(s_patience).Result.Data["status"]!.ToString() == "completed") return null;
+        return new RunResult(RunOutcome.NotConverged)
+        {
+            TotalMs = at.TotalMilliseconds, Rounds = rounds,
+            RoundsPerSecond = second is { } s && at > s.At ? (rounds - s.Rounds) / (at - s.At).TotalSeconds : null,
+        };
+    }
+
+    private static long Rounds(JsonNode info) => info["ram"]?["dirty-sync-count"]?.GetValue<long>() ?? 0;
+
+    // QEMU rounds its figure to ms; vmm also has the exact one.
+    private static double Downtime(JsonNode info) => info[QmpServer.ExtensionPrefix + "downtime"]?["total-ms"]?.GetValue<double>() ?? info["downtime"]!.GetValue<long>();
+}
