@@ -1,5 +1,6 @@
 using System.CommandLine;
 using Vmm.Tools.Bench;
+using Vmm.Tools.Bench.Micro;
 using Vmm.Tools.Bench.Migrate;
 
 var size = new Option<int>("--size") { Description = "RAM in MiB", DefaultValueFactory = static _ => 2048 };
@@ -42,5 +43,11 @@ var node = new Command("node", "One end of a measured migration") { size, file, 
 node.Hidden = true;
 node.SetAction(p => Node.Run((ulong)p.GetValue(size) << 20, p.GetValue(file), p.GetValue(incoming), p.GetValue(running), p.GetValue(device) ?? [], p.GetValue(address)));
 
-var root = new RootCommand("Benchmarks of vmm. Ratios within one run count; absolute figures vary between machines.") { MigrateCommand.Build(), vfio, deviceBench, cpr, node, serve, serveCopy, echo };
+var filter = new Option<string>("--filter") { Description = "Pattern of Class.Method", DefaultValueFactory = static _ => "*" };
+var isShort = new Option<bool>("--short") { Description = "Run each once, to see that it works" };
+var reports = new Option<string?>("--reports") { Description = "Keep BenchmarkDotNet's reports, JSON among them, in this folder", HelpName = "FOLDER" };
+var micro = new Command("micro", "Single functions: zero scan, bitmap harvest, field codec") { filter, isShort, reports };
+micro.SetAction(p => MicroBench.Run(p.GetValue(filter)!, p.GetValue(isShort), p.GetValue(reports)));
+
+var root = new RootCommand("Benchmarks of vmm. Ratios within one run count; absolute figures vary between machines.") { MigrateCommand.Build(), micro, vfio, deviceBench, cpr, node, serve, serveCopy, echo };
 return root.Parse(args).Invoke();

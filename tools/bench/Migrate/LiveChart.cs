@@ -75,12 +75,12 @@ internal static class LiveChart
         }
     }
 
-    /// <summary>The next number of the form 1, 2, 4, 5 or 8 times a power of ten, so that the grid's labels are short.</summary>
+    /// <summary>The next number with few digits, so that the grid's labels are short.</summary>
     internal static double RoundUp(double value)
     {
         if (value <= 0) return 1;
         double unit = Math.Pow(10, Math.Floor(Math.Log10(value)));
-        return unit * ((double[])[1, 2, 4, 5, 8, 10]).First(f => f * unit >= value * 0.999999);
+        return unit * ((double[])[1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10]).First(f => f * unit >= value * 0.999999);
     }
 
     private static string Text(string text) => SecurityElement.Escape(text);

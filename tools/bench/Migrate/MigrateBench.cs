@@ -76,14 +76,13 @@ internal static class MigrateBench
         from.Fill(scenario.Content);
         List<RunResult> ours = [], theirs = [];
         var loopback = new List<double>();
-        bool measuresLoopback = options.HasLoopback && scenario is { Content: RamContent.Random, WriterMBps: 0, MaxBandwidthMBps: 0, Devices: 0 };
+        bool measuresLoopback = options.HasLoopback && scenario is { Content: RamContent.Random, WriterMBps: 0, MaxBandwidthMBps: 0 };
         for (int i = 0; i < options.Pairs; i++)
         {
             // A program that refuses once refuses always.
-            if (ours.Count == i && !Refuses(ours)) Add(ours, options.Vmm);
+            if (!Refuses(ours)) Add(ours, options.Vmm);
             if (options.Peer is { } peer && !scenario.IsVmmOnly && !Refuses(theirs)) Add(theirs, peer);
             if (!measuresLoopback || i >= LoopbackRuns) continue;
-            to.Clear();
             if (Loopback.GBps(scenario.Streams) is { } rate) loopback.Add(rate);
             else
             {

@@ -38,8 +38,10 @@ internal sealed record RunResult(RunOutcome Outcome)
     public double? DirtyMBps { get; init; }
     /// <summary>Passes over the dirty pages.</summary>
     public long Rounds { get; init; }
-    /// <summary>Passes a second after the first second, of a migration that did not converge.</summary>
-    public double? RoundsPerSecond { get; init; }
+    /// <summary>Mean time of such a pass: all but setup and downtime over the number of passes.</summary>
+    public double? MsPerRound => Rounds > 0 ? (TotalMs - SetupMs - DowntimeMs) / Rounds : null;
+    /// <summary>query-migrate's setup-time.</summary>
+    public double SetupMs { get; init; }
 
     /// <summary>CPU time of both ends.</summary>
     public double CpuSeconds => SourceCpuSeconds + DestinationCpuSeconds;
@@ -48,13 +50,13 @@ internal sealed record RunResult(RunOutcome Outcome)
 /// <summary>One migration between two processes of the same program.</summary>
 internal static class MigrationRun
 {
-    private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(60);
+    private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(60), s_look = TimeSpan.FromMilliseconds(20);
 
     /// <summary>Measures one migration.</summary>
     /// <param name="peer">The program.</param>
     /// <param name="scenario">What is measured.</param>
     /// <param name="from">RAM of the source, with its content.</param>
-    /// <param name="to">RAM of the destination, which is made anew.</param>
+    /// <param name="to">RAM of the destination, which is zeroed first.</param>
     /// <param name="samples">Receives what query-migrate says every 20 ms; null asks nothing while the migration runs.</param>
     internal static RunResult Measure(Peer peer, Scenario scenario, RamFile from, RamFile to, List<Sample>? samples = null)
     {
@@ -72,7 +74,7 @@ internal static class MigrationRun
         {
             return new RunResult(RunOutcome.Refused) { Text = e.Message };
         }
-        catch (Exception e) when (e is ChannelException or InvalidOperationException or TimeoutException)
+        catch (Exception e) when (e is ChannelException or InvalidOperationException or TimeoutException or IOException or AggregateException)
         {
             return new RunResult(RunOutcome.Failed) { Text = e.Message };
         }
@@ -103,16 +105,22 @@ internal static class MigrationRun
         {
             long start = Stopwatch.GetTimestamp();
             source.Qmp.Execute("migrate", new JsonObject { ["uri"] = address });
-            (long Rounds, TimeSpan At)? second = Watch(source, ended, scenario, start, samples);
+            Watch(source, ended, scenario, start, samples);
             double wallMs = Stopwatch.GetElapsedTime(start).TotalMilliseconds;
-            RunResult? failure = ended.IsCompleted ? null : Cancel(source, ended, start, second);
-            if (failure is null && ended.Result.Data["status"]!.ToString() == "completed") arrived.WaitAsync(s_patience).Wait();
-            JsonNode info = source.Qmp.Execute("query-migrate")!;
-            if (failure is null && info["status"]!.ToString() != "completed")
-                failure = new RunResult(RunOutcome.Failed) { Text = $"the migration ended as {info["status"]}: {info["error-desc"]} {destination.Errors}" };
-            return (failure ?? new RunResult(RunOutcome.Completed) { TotalMs = info["total-time"]!.GetValue<long>(), DowntimeMs = Downtime(info), Rounds = Rounds(info) }) with
+            // QEMU's destination ends with a migration that is cancelled.
+            RunResult cpu = new(RunOutcome.Completed) { SourceCpuSeconds = source.CpuSeconds - sourceCpu, DestinationCpuSeconds = destination.CpuSeconds - destinationCpu };
+            RunResult? other = ended.IsCompleted ? null : Cancel(source, ended);
+            if (other is null && ended.Result.Data["status"]!.ToString() == "completed")
             {
-                WallMs = wallMs, DirtyMBps = dirty, SourceCpuSeconds = source.CpuSeconds - sourceCpu, DestinationCpuSeconds = destination.CpuSeconds - destinationCpu,
+                arrived.WaitAsync(s_patience).Wait();
+                cpu = cpu with { SourceCpuSeconds = source.CpuSeconds - sourceCpu, DestinationCpuSeconds = destination.CpuSeconds - destinationCpu };
+            }
+            JsonNode info = source.Qmp.Execute("query-migrate")!;
+            if (other is null && info["status"]!.ToString() != "completed")
+                other = new RunResult(RunOutcome.Failed) { Text = $"the migration ended as {info["status"]}: {info["error-desc"]} {destination.Errors}" };
+            return (other ?? new RunResult(RunOutcome.Completed) { TotalMs = info["total-time"]!.GetValue<long>(), DowntimeMs = Downtime(info), SetupMs = Setup(info), Rounds = Rounds(info) }) with
+            {
+                WallMs = wallMs, DirtyMBps = dirty, SourceCpuSeconds = cpu.SourceCpuSeconds, DestinationCpuSeconds = cpu.DestinationCpuSeconds,
             };
         }
         finally
@@ -121,39 +129,32 @@ internal static class MigrationRun
         }
     }
 
-    /// <summary>Waits for the end, at most to the deadline. Returns the number of rounds after about a second of a migration that lasts.</summary>
-    private static (long Rounds, TimeSpan At)? Watch(End source, Task ended, Scenario scenario, long start, List<Sample>? samples)
+    /// <summary>Waits for the end, at most to the deadline, and looks at the figures meanwhile if there are samples to take.</summary>
+    private static void Watch(End source, Task ended, Scenario scenario, long start, List<Sample>? samples)
     {
-        TimeSpan deadline = TimeSpan.FromSeconds(scenario.DeadlineSeconds), step = TimeSpan.FromMilliseconds(samples is null ? 1000 : 20);
-        (long, TimeSpan)? second = null;
+        TimeSpan deadline = TimeSpan.FromSeconds(scenario.DeadlineSeconds);
         for (TimeSpan at; (at = Stopwatch.GetElapsedTime(start)) < deadline;)
         {
-            if (WaitFor(ended, step < deadline - at ? step : deadline - at)) break;
-            if (samples is null && second is not null) continue;
+            TimeSpan rest = deadline - at;
+            if (WaitFor(ended, samples is null || rest < s_look ? rest : s_look) || samples is null) return;
             JsonNode info = source.Qmp.Execute("query-migrate")!;
-            if (Stopwatch.GetElapsedTime(start) > TimeSpan.FromSeconds(1)) second ??= (Rounds(info), Stopwatch.GetElapsedTime(start));
-            if (samples is not null && info["ram"] is { } ram && info["total-time"] is { } time)
+            if (info["ram"] is { } ram && info["total-time"] is { } time)
                 samples.Add(new Sample(time.GetValue<long>(), ram["transferred"]!.GetValue<long>(), ram["remaining"]!.GetValue<long>()));
         }
-        return second;
     }
 
     private static bool WaitFor(Task task, TimeSpan time) => Task.WaitAny([task], time) == 0;
 
-    private static RunResult? Cancel(End source, Task<QmpEvent> ended, long start, (long Rounds, TimeSpan At)? second)
+    private static RunResult? Cancel(End source, Task<QmpEvent> ended)
     {
         JsonNode info = source.Qmp.Execute("query-migrate")!;
-        TimeSpan at = Stopwatch.GetElapsedTime(start);
-        long rounds = Rounds(info);
         source.Qmp.Execute("migrate_cancel");
         // It may have switched over just then.
         if (ended.WaitAsync(s_patience).Result.Data["status"]!.ToString() == "completed") return null;
-        return new RunResult(RunOutcome.NotConverged)
-        {
-            TotalMs = at.TotalMilliseconds, Rounds = rounds,
-            RoundsPerSecond = second is { } s && at > s.At ? (rounds - s.Rounds) / (at - s.At).TotalSeconds : null,
-        };
+        return new RunResult(RunOutcome.NotConverged) { TotalMs = info["total-time"]!.GetValue<long>(), SetupMs = Setup(info), Rounds = Rounds(info) };
     }
+
+    private static double Setup(JsonNode info) => info["setup-time"]?.GetValue<long>() ?? 0;
 
     private static long Rounds(JsonNode info) => info["ram"]?["dirty-sync-count"]?.GetValue<long>() ?? 0;
 

@@ -41,7 +41,7 @@ internal static class ResultTable
         if (Group(results, "devices") is [var none, var many])
             yield return $"devices: {F(many.Vmm.MedianDowntimeMs - none.Vmm.MedianDowntimeMs, "F1")} ms more downtime with {many.Name[8..]} devices (wanted: at most 20)";
         if (Group(results, "sections") is [var few, var all])
-            yield return $"sections: {F(few.Vmm.MedianRoundsPerSecond, "F1")} rounds a second without, {F(all.Vmm.MedianRoundsPerSecond, "F1")} with {all.Name[9..]}";
+            yield return $"sections: a round takes {F(few.Vmm.MedianMsPerRound, "F1")} ms without, {F(all.Vmm.MedianMsPerRound, "F1")} ms with {all.Name[9..]}";
         if (Group(results, "converge") is { Length: > 0 } converge)
             yield return $"converge: highest rate vmm {Highest(converge, static r => r.Vmm)}, {converge[0].Peer?.Peer ?? "no peer"} {Highest(converge, static r => r.Peer)} MB/s";
     }

@@ -29,8 +29,8 @@ internal sealed record Series(string Peer, double Gib, IReadOnlyList<RunResult> 
     public double? LongestDowntimeMs => Number(Statistics.Max(Completed.Select(static r => r.DowntimeMs)));
     /// <summary>Median of the measured dirty rates; null of a guest that writes nothing.</summary>
     public double? MedianDirtyMBps => Number(Statistics.Median(Runs.Where(static r => r.DirtyMBps is not null).Select(static r => r.DirtyMBps!.Value)));
-    /// <summary>Median of the rounds a second of migrations that went on until they were cancelled.</summary>
-    public double? MedianRoundsPerSecond => Number(Statistics.Median(Runs.Where(static r => r.RoundsPerSecond is not null).Select(static r => r.RoundsPerSecond!.Value)));
+    /// <summary>Median of the mean times of a pass.</summary>
+    public double? MedianMsPerRound => Number(Statistics.Median(Runs.Where(static r => r.MsPerRound is not null).Select(static r => r.MsPerRound!.Value)));
     /// <summary>RAM over the median total time, 10^9 bytes a second.</summary>
     public double? GBps => MedianTotalMs is { } ms ? Gib * 1.073741824 / (ms / 1000) : null;
 
