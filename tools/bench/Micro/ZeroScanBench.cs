@@ -1,9 +1,11 @@
+using System.Diagnostics.CodeAnalysis;
 using BenchmarkDotNet.Attributes;
 using Vmm.Core.Memory;
 
 namespace Vmm.Tools.Bench.Micro;
 
 /// <summary>The scan for zero pages, over more memory than a cache holds. One operation is one page.</summary>
+[SuppressMessage("Design", "CA1001", Justification = "BenchmarkDotNet calls Cleanup")]
 public class ZeroScanBench
 {
     private const int Pages = 32768;

@@ -16,11 +16,11 @@ internal static class LiveChart
 
     private static readonly string s_style = """
         <style>
-        svg { background: #ffffff; font: 12px system-ui, sans-serif; fill: #24292f }
+        svg { font: 12px system-ui, sans-serif; fill: #24292f } .bg { fill: #ffffff }
         .grid { stroke: #d0d7de; stroke-width: 1 } .t { font-size: 14px; font-weight: 600 } .m { fill: #57606a }
         .a { stroke: #0969da } .b { stroke: #bc4c00 } polyline { fill: none; stroke-width: 2; stroke-linejoin: round }
         @media (prefers-color-scheme: dark) {
-        svg { background: #0d1117; fill: #e6edf3 } .grid { stroke: #30363d } .m { fill: #8d96a0 } .a { stroke: #58a6ff } .b { stroke: #f0883e }
+        svg { fill: #e6edf3 } .bg { fill: #0d1117 } .grid { stroke: #30363d } .m { fill: #8d96a0 } .a { stroke: #58a6ff } .b { stroke: #f0883e }
         }
         </style>
         """;
@@ -30,7 +30,7 @@ internal static class LiveChart
         double lastMs = Math.Max(1, curves.SelectMany(static c => c.Samples).Select(static s => (double)s.AtMs).DefaultIfEmpty(1).Max());
         var svg = new StringBuilder();
         int height = Top + (2 * PanelHeight) + Gap + 50;
-        svg.Append(CultureInfo.InvariantCulture, $"<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {Width} {height}\" role=\"img\" aria-label=\"{Text(title)}\">\n{s_style}\n");
+        svg.Append(CultureInfo.InvariantCulture, $"<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {Width} {height}\" role=\"img\" aria-label=\"{Text(title)}\">\n{s_style}\n<rect class=\"bg\" width=\"{Width}\" height=\"{height}\"/>\n");
         svg.Append(CultureInfo.InvariantCulture, $"<text class=\"t\" x=\"{Left}\" y=\"22\">{Text(title)}</text>\n");
         for (int i = 0; i < curves.Count; i++)
         {
