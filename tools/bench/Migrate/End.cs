@@ -146,7 +146,8 @@ internal sealed class End : IDisposable
     }
 
     private static JsonNode Value(string text) =>
-        bool.TryParse(text, out bool flag) ? JsonValue.Create(flag) : long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out long number) ? JsonValue.Create(number) : JsonValue.Create(text);
+        bool.TryParse(text, out bool flag) ? JsonValue.Create(flag)
+        : long.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out long number) ? JsonValue.Create(number) : JsonValue.Create(text);
 
     private static void Set(ManualResetEventSlim ready)
     {

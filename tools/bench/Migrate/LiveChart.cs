@@ -30,7 +30,8 @@ internal static class LiveChart
         double lastMs = Math.Max(1, curves.SelectMany(static c => c.Samples).Select(static s => (double)s.AtMs).DefaultIfEmpty(1).Max());
         var svg = new StringBuilder();
         int height = Top + (2 * PanelHeight) + Gap + 50;
-        svg.Append(CultureInfo.InvariantCulture, $"<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {Width} {height}\" role=\"img\" aria-label=\"{Text(title)}\">\n{s_style}\n<rect class=\"bg\" width=\"{Width}\" height=\"{height}\"/>\n");
+        svg.Append(CultureInfo.InvariantCulture, $"<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {Width} {height}\" role=\"img\" aria-label=\"{Text(title)}\">\n");
+        svg.Append(CultureInfo.InvariantCulture, $"{s_style}\n<rect class=\"bg\" width=\"{Width}\" height=\"{height}\"/>\n");
         svg.Append(CultureInfo.InvariantCulture, $"<text class=\"t\" x=\"{Left}\" y=\"22\">{Text(title)}</text>\n");
         for (int i = 0; i < curves.Count; i++)
         {

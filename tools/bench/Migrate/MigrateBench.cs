@@ -63,8 +63,12 @@ internal static class MigrateBench
         // A pipe has no width, and 80 columns would break every cell.
         if (Console.IsOutputRedirected) AnsiConsole.Profile.Width = 220;
         AnsiConsole.Write(ResultTable.Of(results));
-        foreach (string line in ResultTable.Conclusions(results)) Console.WriteLine(line);
-        if (options.JsonPath is { } path) File.WriteAllText(path, JsonSerializer.Serialize(new { bench = "migrate", options.Pairs, vmm = options.Vmm.Path, peer = options.Peer?.Path, scenarios = results }, s_json));
+        foreach (string line in Conclusions.Of(results)) Console.WriteLine(line);
+        if (options.JsonPath is { } path)
+        {
+            var all = new { bench = "migrate", options.Pairs, vmm = options.Vmm.Path, peer = options.Peer?.Path, scenarios = results };
+            File.WriteAllText(path, JsonSerializer.Serialize(all, s_json));
+        }
         if (options.SvgPath is { } drawing) Draw(scenarios[0], options, drawing);
         return results.Exists(static r => r.Vmm.Failure is not null) ? 1 : 0;
     }
@@ -128,7 +132,8 @@ internal static class MigrateBench
         RunOutcome.Refused => $"refused: {run.Text}",
         RunOutcome.Failed => $"failed: {run.Text}",
         _ => string.Create(CultureInfo.InvariantCulture,
-            $"{(run.Outcome == RunOutcome.NotConverged ? "did not converge in" : "total")} {run.TotalMs:F0} ms, wall {run.WallMs:F0} ms, downtime {run.DowntimeMs:F1} ms, CPU {run.SourceCpuSeconds:F2} + {run.DestinationCpuSeconds:F2} s, {run.Rounds} rounds{(run.DirtyMBps is { } rate ? $", {rate:F0} MB/s dirtied" : "")}"),
+            $"{(run.Outcome == RunOutcome.NotConverged ? "did not converge in" : "total")} {run.TotalMs:F0} ms, wall {run.WallMs:F0} ms, downtime {run.DowntimeMs:F1} ms, ")
+            + string.Create(CultureInfo.InvariantCulture, $"CPU {run.SourceCpuSeconds:F2} + {run.DestinationCpuSeconds:F2} s, {run.Rounds} rounds{(run.DirtyMBps is { } rate ? $", {rate:F0} MB/s dirtied" : "")}"),
     };
 
     /// <summary>Says how much memory a scenario lacks, or null: the RAM of both ends is in memory.</summary>

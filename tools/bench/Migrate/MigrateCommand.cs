@@ -31,15 +31,20 @@ internal static class MigrateCommand
             string? other = p.GetValue(peer) ?? Environment.GetEnvironmentVariable("VMM_QEMU_111");
             return MigrateBench.Run(new MigrateBenchOptions
             {
-                Names = p.GetValue(names) ?? [], Pairs = p.GetValue(pairs), SizeMiB = p.GetValue(size), JsonPath = p.GetValue(json), SvgPath = p.GetValue(svg), HasLoopback = !p.GetValue(noLoopback),
-                Vmm = Peer.At("vmm", p.GetValue(vmm) ?? Path.Combine(AppContext.BaseDirectory, "vmm")) with { Parameters = Pairs(p.GetValue(set)), Capabilities = p.GetValue(capability) ?? [] },
+                Names = p.GetValue(names) ?? [], Pairs = p.GetValue(pairs), SizeMiB = p.GetValue(size),
+                JsonPath = p.GetValue(json), SvgPath = p.GetValue(svg), HasLoopback = !p.GetValue(noLoopback),
+                Vmm = With(Peer.At("vmm", p.GetValue(vmm) ?? Path.Combine(AppContext.BaseDirectory, "vmm")), p.GetValue(set), p.GetValue(capability)),
                 Peer = string.IsNullOrEmpty(other) || other == "none" ? null
-                    : Peer.At(Path.GetFileName(other) == "vmm" ? "other vmm" : "QEMU", other) with { Parameters = Pairs(p.GetValue(peerSet)), Capabilities = p.GetValue(peerCapability) ?? [] },
+                    : With(Peer.At(Path.GetFileName(other) == "vmm" ? "other vmm" : "QEMU", other), p.GetValue(peerSet), p.GetValue(peerCapability)),
             });
         });
         return command;
     }
 
-    private static KeyValuePair<string, string>[] Pairs(string[]? texts) =>
-        [.. (texts ?? []).Select(static t => t.Split('=', 2) is [var name, var value] ? KeyValuePair.Create(name, value) : throw new ArgumentException($"'{t}' is not parameter=value"))];
+    private static Peer With(Peer peer, string[]? parameters, string[]? capabilities) => peer with
+    {
+        Capabilities = capabilities ?? [],
+        Parameters = [.. (parameters ?? []).Select(static t =>
+            t.Split('=', 2) is [var name, var value] ? KeyValuePair.Create(name, value) : throw new ArgumentException($"'{t}' is not parameter=value"))],
+    };
 }

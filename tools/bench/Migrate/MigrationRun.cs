@@ -76,7 +76,7 @@ internal static class MigrationRun
             JsonNode info = source.Qmp.Execute("query-migrate")!;
             if (other is null && info["status"]!.ToString() != "completed")
                 other = new RunResult(RunOutcome.Failed) { Text = $"the migration ended as {info["status"]}: {info["error-desc"]} {destination.Errors}" };
-            return (other ?? new RunResult(RunOutcome.Completed) { TotalMs = info["total-time"]!.GetValue<long>(), DowntimeMs = Downtime(info), SetupMs = Setup(info), Rounds = Rounds(info) }) with
+            return (other ?? Completed(info)) with
             {
                 WallMs = wallMs, DirtyMBps = dirty, SourceCpuSeconds = cpu.SourceCpuSeconds, DestinationCpuSeconds = cpu.DestinationCpuSeconds,
             };
@@ -111,6 +111,11 @@ internal static class MigrationRun
         if (ended.WaitAsync(s_patience).Result.Data["status"]!.ToString() == "completed") return null;
         return new RunResult(RunOutcome.NotConverged) { TotalMs = info["total-time"]!.GetValue<long>(), SetupMs = Setup(info), Rounds = Rounds(info) };
     }
+
+    private static RunResult Completed(JsonNode info) => new(RunOutcome.Completed)
+    {
+        TotalMs = info["total-time"]!.GetValue<long>(), DowntimeMs = Downtime(info), SetupMs = Setup(info), Rounds = Rounds(info),
+    };
 
     private static double Setup(JsonNode info) => info["setup-time"]?.GetValue<long>() ?? 0;
 

@@ -140,7 +140,7 @@ internal static class Scenarios
         foreach (string name in names)
         {
             Scenario[] matches = [.. All.Where(s => name == "all" || s.Name == name || s.Group == name)];
-            if (matches.Length == 0) throw new ArgumentException($"no scenario or group '{name}'; known: {string.Join(", ", All.Select(static s => s.Group).Distinct())}, {string.Join(", ", All.Select(static s => s.Name))}");
+            if (matches.Length == 0) throw new ArgumentException($"no scenario or group '{name}'; known: {string.Join(", ", All.Select(static s => s.Group).Concat(All.Select(static s => s.Name)).Distinct())}");
             found.AddRange(matches.Except(found));
         }
         return found;
