@@ -56,6 +56,34 @@ public sealed class MigrateBenchTests
         Assert.That(LiveChart.Throughput(curve), Is.EqualTo(((double, double)[])[(50, 1), (150, 2)]), "looks within 60 ms count as one");
     }
 
+    [Test]
+    public void HalfZeroRamIsHalfZeroInRunsAndInterleaved()
+    {
+        using var ram = new RamFile("half-test", 8);
+        ram.Fill(RamContent.HalfZero);
+        bool[] zero = [.. File.ReadAllBytes(ram.Path).Chunk(4096).Select(static p => p.All(static b => b == 0))];
+        Assert.That(zero.Count(static z => z), Is.EqualTo(zero.Length / 2));
+        Assert.That(zero[..1024].Zip(zero[1..1024]).Count(static p => p.First != p.Second), Is.EqualTo(3), "runs in the lower half");
+        Assert.That(zero[1024..].Zip(zero[1025..]).All(static p => p.First != p.Second), "every other page in the upper half");
+    }
+
+    [Test]
+    public void TheFirstPageThatDiffersIsFound()
+    {
+        using RamFile from = new("from-test", 8), to = new("to-test", 8);
+        from.Fill(RamContent.Random);
+        File.Copy(from.Path, to.Path, overwrite: true);
+        Assert.That(RamFile.FirstDifference(from, to), Is.Null);
+        using (FileStream stream = File.OpenWrite(to.Path))
+        {
+            stream.Position = (1500 * 4096) + 4095;
+            stream.WriteByte((byte)~File.ReadAllBytes(from.Path)[stream.Position]);
+        }
+        Assert.That(RamFile.FirstDifference(from, to), Is.EqualTo(1500));
+        to.Clear();
+        Assert.That(RamFile.FirstDifference(from, to), Is.EqualTo(0));
+    }
+
     [TestCase(0.7, 0.8)]
     [TestCase(2, 2)]
     [TestCase(2147, 2400)]
