@@ -213,7 +213,7 @@ internal sealed class SocketChannel : IMigrationChannel
 
     /// <summary>
     /// Receives without blocking for at most 200 us before the thread sleeps. Otherwise a receiver faster than its sender sleeps after every segment, and
-    /// the sender spends its time on waking it, which costs a fifth of one channel's throughput (tools/bench ram).
+    /// the sender spends its time on waking it, which costs a fifth of one channel's throughput (tools/bench migrate one).
     /// </summary>
     private int ReceiveSpinning(Span<byte> destination, out Errno errno)
     {

@@ -1,15 +1,11 @@
 using System.CommandLine;
 using Vmm.Tools.Bench;
+using Vmm.Tools.Bench.Micro;
+using Vmm.Tools.Bench.Migrate;
 
 var size = new Option<int>("--size") { Description = "RAM in MiB", DefaultValueFactory = static _ => 2048 };
 var rounds = new Option<int>("--rounds") { Description = "Paired runs", DefaultValueFactory = static _ => 5 };
-var qemu = new Option<string?>("--qemu") { Description = "QEMU binary; default $VMM_QEMU_111" };
 var json = new Option<bool>("--json") { Description = "Print JSON only" };
-var ram = new Command("ram", "RAM throughput and CPU time over loopback TCP, one channel, paired with QEMU in one run") { size, rounds, qemu, json };
-ram.SetAction(p => RamBench.Run(p.GetValue(size), p.GetValue(rounds), p.GetValue(qemu) ?? Environment.GetEnvironmentVariable("VMM_QEMU_111"), p.GetValue(json)));
-var downtime = new Command("downtime", "Downtime of an idle running VM over loopback TCP") { size, rounds, json };
-downtime.SetAction(p => RamBench.Downtime(p.GetValue(size), p.GetValue(rounds), p.GetValue(json)));
-
 var stateSize = new Option<int>("--size") { Description = "Device state in MiB", DefaultValueFactory = static _ => 1024 };
 var vfio = new Command("vfio", "Transfer of device state from one vfio-user server to another through two VMs, compared with a plain socket copy") { stateSize, rounds, json };
 vfio.SetAction(p => VfioBench.Run(p.GetValue(stateSize), p.GetValue(rounds), p.GetValue(json)));
@@ -47,5 +43,11 @@ var node = new Command("node", "One end of a measured migration") { size, file, 
 node.Hidden = true;
 node.SetAction(p => Node.Run((ulong)p.GetValue(size) << 20, p.GetValue(file), p.GetValue(incoming), p.GetValue(running), p.GetValue(device) ?? [], p.GetValue(address)));
 
-var root = new RootCommand("Benchmarks of vmm. Ratios within one run count; absolute figures vary between machines.") { ram, downtime, vfio, deviceBench, cpr, node, serve, serveCopy, echo };
+var filter = new Option<string>("--filter") { Description = "Pattern of Class.Method", DefaultValueFactory = static _ => "*" };
+var isShort = new Option<bool>("--short") { Description = "Run each once, to see that it works" };
+var reports = new Option<string?>("--reports") { Description = "Keep BenchmarkDotNet's reports, JSON among them, in this folder", HelpName = "FOLDER" };
+var micro = new Command("micro", "Single functions: zero scan, bitmap harvest, field codec") { filter, isShort, reports };
+micro.SetAction(p => MicroBench.Run(p.GetValue(filter)!, p.GetValue(isShort), p.GetValue(reports)));
+
+var root = new RootCommand("Benchmarks of vmm. Ratios within one run count; absolute figures vary between machines.") { MigrateCommand.Build(), micro, vfio, deviceBench, cpr, node, serve, serveCopy, echo };
 return root.Parse(args).Invoke();
