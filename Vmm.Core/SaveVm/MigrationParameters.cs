@@ -26,6 +26,12 @@ public sealed record MigrationParameters
     /// <summary><c>downtime-limit</c>, ms.</summary>
     public ulong DowntimeLimitMs { get; init; } = 300;
 
+    /// <summary>
+    /// <c>x-downtime-floor</c>: <c>downtime-limit</c> is only the ceiling, and the VM runs on while that makes its downtime shorter at little cost. Off for QEMU's
+    /// rule, which stops the VM as soon as the rest fits. Not in QEMU.
+    /// </summary>
+    public bool HasDowntimeFloor { get; init; } = true;
+
     /// <summary><c>zero-page-detection</c>.</summary>
     public ZeroPageDetection ZeroPageDetection { get; init; } = ZeroPageDetection.Multifd;
 

@@ -3,13 +3,14 @@ using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Diagnostics;
+using Vmm.Migration.Status;
 using Vmm.Migration.Stream;
 
 namespace Vmm.Migration.Outgoing;
 
 /// <summary>
-/// The second phase: sends dirty pages and device data while the VM runs, until the rest fits into the downtime (stream 12; QEMU:
-/// <c>migration_iteration_run</c>). One thread.
+/// The second phase: sends dirty pages and device data while the VM runs, until the rest fits into the downtime and no longer shrinks
+/// (<see cref="SwitchoverDecision"/>; stream 12; QEMU: <c>migration_iteration_run</c>). One thread.
 /// </summary>
 internal sealed class PrecopyLoop
 {
@@ -25,62 +26,119 @@ internal sealed class PrecopyLoop
     private readonly OutgoingLink _link;
     private readonly SwitchoverAcks _acks;
     private readonly SendWindow _window;
+    private readonly SwitchoverDecision _decision;
+    private readonly long _startedAt = Stopwatch.GetTimestamp();
     private long _drainedAt = Stopwatch.GetTimestamp();
     private long _drainedBytes;
+    private bool _hasSettled;
 
     internal PrecopyLoop(OutgoingAttempt attempt, OutgoingLink link, SwitchoverAcks acks)
     {
         (_attempt, _link, _acks) = (attempt, link, acks);
         _window = new SendWindow(link.File, attempt.Progress, attempt.Cancel);
+        _decision = new SwitchoverDecision(link.Stream.EstimatePending().PrecopyBytes);
         _drainedBytes = link.File.FlushedBytes;
     }
 
     private MigrationParameters Parameters => _attempt.Vm.Parameters.Current;
+
+    /// <summary>A VM that does not run dirties nothing, and its downtime is nobody's.</summary>
+    private bool HasFloor => Parameters.HasDowntimeFloor && _attempt.Vm.Vm.RunState.IsRunning;
+
+    private double ElapsedMs => Stopwatch.GetElapsedTime(_startedAt).TotalMilliseconds;
 
     internal void Run()
     {
         QemuFileWriter f = _link.File;
         while (!IsReadyToStop())
         {
-            var budget = new IterateBudget(_window.BudgetPosition(Parameters), _attempt.Vm.IterateLimit, _attempt.Cancel);
+            var budget = new IterateBudget(_window.BudgetPosition(Parameters), Slice(), _attempt.Cancel);
             _link.Stream.SaveLiveIterate(budget);
             f.Flush();
             _window.Pace(Parameters, _link.Ram);
         }
     }
 
+    private TimeSpan Slice()
+    {
+        TimeSpan longest = _attempt.Vm.IterateLimit;
+        if (!_decision.IsLastPhase || !HasFloor) return longest;
+        var slice = TimeSpan.FromMilliseconds(SwitchoverDecision.SliceMs(ElapsedMs));
+        return slice < longest ? slice : longest;
+    }
+
     private bool IsReadyToStop()
     {
         _attempt.Latch.ThrowIfSet();
         PendingBytes pending = _link.Stream.EstimatePending();
-        _acks.Take();
-        if (pending.TotalBytes <= _window.ThresholdBytes || pending.PrecopyBytes == 0)
-        {
-            // Bytes that are still in buffers would add to the downtime, so they are drained before the VM stops.
-            Drain();
-            pending = _link.Stream.ExactPending();
-            _attempt.Progress.PendingBytes = pending.TotalBytes;
-            MigrationLog.Pending(_attempt.Vm.Logger, pending.TotalBytes, _window.ThresholdBytes);
-            _attempt.Progress.OnPass(_link.Ram.SyncCount);
-            _acks.Take();
-            if (pending.TotalBytes <= _window.ThresholdBytes && _acks.AreThere)
-            {
-                if (_link.ReturnPath is not { HasAnswered: false }) return true;
-                // A guest is never stopped for a destination that has not answered yet: it may be busy with another migration.
-                _link.WaitAnswered();
-                pending = _link.Stream.ExactPending();
-                if (pending.TotalBytes <= _window.ThresholdBytes) return true;
-            }
-            if (pending.PrecopyBytes == 0)
-            {
-                // The rest can only go after the stop. It is too large for the downtime, or an acknowledgement is missing.
-                _window.NoteIdle();
-                _link.Heartbeat.SendIfDue();
-                _attempt.Cancel.WaitHandle.WaitOne(IdleWaitMs);
-            }
-        }
         _attempt.Progress.PendingBytes = pending.TotalBytes;
+        _acks.Take();
+        bool isPassOver = pending.PrecopyBytes == 0;
+        if (pending.TotalBytes > _window.ThresholdBytes && !isPassOver)
+        {
+            _attempt.Progress.WaitsFor = _window.ThresholdBytes == 0 ? SwitchoverWait.Bandwidth : SwitchoverWait.Size;
+            return false;
+        }
+        // Bytes that are still in buffers would add to the downtime, so they are drained before the VM stops. In the middle of a pass more of them follow.
+        bool isDrained = isPassOver || !HasFloor;
+        if (isDrained) Drain();
+        SwitchoverChoice choice = Synchronise(ref pending);
+        if (choice == SwitchoverChoice.Stop && !isDrained)
+        {
+            Drain();
+            choice = Synchronise(ref pending) == SwitchoverChoice.TooLarge ? SwitchoverChoice.TooLarge : SwitchoverChoice.Stop;
+        }
+        if (choice == SwitchoverChoice.Stop && IsSettled(isPassOver) && MayStop(ref pending)) return true;
+        if (pending.PrecopyBytes == 0)
+        {
+            // The rest can only go after the stop. It is too large for the downtime, or an acknowledgement is missing.
+            _window.NoteIdle();
+            _link.Heartbeat.SendIfDue();
+            if (choice != SwitchoverChoice.Stop || !_acks.AreThere) _attempt.Cancel.WaitHandle.WaitOne(IdleWaitMs);
+        }
         return false;
+    }
+
+    /// <summary>Synchronises with the dirty log and asks what to do.</summary>
+    private SwitchoverChoice Synchronise(ref PendingBytes pending)
+    {
+        long before = _link.Stream.EstimatePending().PrecopyBytes, at = Stopwatch.GetTimestamp();
+        pending = _link.Stream.ExactPending();
+        _attempt.Progress.PendingBytes = pending.TotalBytes;
+        MigrationLog.Pending(_attempt.Vm.Logger, pending.TotalBytes, _window.ThresholdBytes);
+        _attempt.Progress.OnPass(_link.Ram.SyncCount);
+        _acks.Take();
+        SwitchoverChoice choice = _decision.Next(
+            new SwitchoverSample(before, pending, _window.ThresholdBytes, _window.BytesPerSecond, _window.SwitchoverBytesPerSecond, ElapsedMs, Parameters.DowntimeLimitMs), HasFloor);
+        _attempt.Progress.OnDecision(pending.TotalBytes, _window.SwitchoverBytesPerSecond, Stopwatch.GetElapsedTime(at).TotalMilliseconds, choice switch
+        {
+            SwitchoverChoice.WorthMore => SwitchoverWait.Shrinking,
+            SwitchoverChoice.Stop when _acks.AreThere => SwitchoverWait.Nothing,
+            SwitchoverChoice.Stop => SwitchoverWait.Acknowledgement,
+            _ => _window.ThresholdBytes == 0 ? SwitchoverWait.Bandwidth : SwitchoverWait.Size,
+        });
+        return choice;
+    }
+
+    /// <summary>
+    /// A drain covers the main channel. Pages in the channels of multifd are in front of their next SYNC, which the destination takes before it answers the next
+    /// drain; so one more slice, which begins with that SYNC, empties them too.
+    /// </summary>
+    private bool IsSettled(bool isPassOver)
+    {
+        bool isNeeded = _link.Sender is not null && HasFloor && isPassOver && !_hasSettled && _decision.SentBytes >= DrainFromBytes;
+        _hasSettled |= isNeeded;
+        return !isNeeded;
+    }
+
+    private bool MayStop(ref PendingBytes pending)
+    {
+        if (!_acks.AreThere) return false;
+        if (_link.ReturnPath is not { HasAnswered: false }) return true;
+        // A guest is never stopped for a destination that has not answered yet: it may be busy with another migration.
+        _attempt.Progress.WaitsFor = SwitchoverWait.Answer;
+        _link.WaitAnswered();
+        return Synchronise(ref pending) == SwitchoverChoice.Stop;
     }
 
     private void Drain()

@@ -166,6 +166,11 @@ internal static class MigrationParameterTable
             Name = "cpr-exec-command", Kind = MigrationParameterKind.StringList, Default = Array.Empty<string>(),
             Read = static p => p.CprExecCommand.ToArray(), Write = static (p, v) => p with { CprExecCommand = (string[])v },
         },
+        // vmm's own: when the VM stops.
+        Switch("x-downtime-floor") with
+        {
+            Default = true, IsUnstable = true, Read = static p => p.HasDowntimeFloor, Write = static (p, v) => p with { HasDowntimeFloor = (bool)v },
+        },
         // vmm's own: the deadline of every wait for the peer (STREAM.md). QEMU has none.
         Deadline("x-setup-timeout", static p => p.SetupTimeoutMs, static (p, ms) => p with { SetupTimeoutMs = ms }),
         Deadline("x-progress-timeout", static p => p.ProgressTimeoutMs, static (p, ms) => p with { ProgressTimeoutMs = ms }),

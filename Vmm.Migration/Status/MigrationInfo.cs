@@ -105,6 +105,13 @@ public sealed record MigrationInfo
     public long SetupTimeMs { get; init; }
     /// <summary>Expected downtime, ms; null after the switchover began.</summary>
     public long? ExpectedDowntimeMs { get; init; }
+    /// <summary>
+    /// Downtime if the VM stopped after the last synchronisation, ms: what was left at the present bandwidth, and another synchronisation. Loading and starting at
+    /// the destination come on top. Null before the first one, and after the switchover began.
+    /// </summary>
+    public double? PredictedDowntimeMs { get; init; }
+    /// <summary>Why the VM has not been stopped yet; only in active.</summary>
+    public SwitchoverWait? SwitchoverWait { get; init; }
     /// <summary>Downtime so far or final, ms; null before the switchover.</summary>
     public double? DowntimeMs { get; init; }
     /// <summary>Bytes of RAM and device state left to send; null when no migration runs.</summary>

@@ -123,6 +123,7 @@ public sealed class QmpMigrationCommandTests
             "multifd-zstd-level=1", "x-vcpu-dirty-limit-period=1000", "vcpu-dirty-limit=1", "mode=\"normal\"", "zero-page-detection=\"multifd\"",
             "direct-io=false", "cpr-exec-command=[]", "x-rdma-chunk-size=1048576",
             // vmm's own
+            "x-downtime-floor=true",
             "x-setup-timeout=30000", "x-progress-timeout=30000", "x-switchover-timeout=10000", "x-confirm-timeout=30000", "x-final-word-timeout=60000",
         ];
         Assert.That(all.Select(static p => $"{p.Key}={p.Value!.ToJsonString()}"), Is.EquivalentTo(expected));
