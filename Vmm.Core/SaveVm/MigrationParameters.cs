@@ -11,12 +11,36 @@ public enum ZeroPageDetection
     Multifd,
 }
 
+/// <summary>What a source does when <c>x-precopy-deadline</c> has passed.</summary>
+public enum PrecopyDeadlineAction
+{
+    /// <summary>Cancels the migration; the guest goes on at the source.</summary>
+    Cancel,
+    /// <summary>Stops the guest and sends the rest, however long that takes.</summary>
+    Force,
+}
+
 /// <summary>
 /// Migration parameters by QEMU's names (qmp 8.6). Immutable: an attempt keeps the record that it was started with, and the engine
 /// checks a changed record as a whole before it takes it.
 /// </summary>
 public sealed record MigrationParameters
 {
+    /// <summary><c>throttle-trigger-threshold</c>, percent: dirtied bytes of sent ones above which capability auto-converge throttles the guest.</summary>
+    public ulong ThrottleTriggerThresholdPercent { get; init; } = 50;
+
+    /// <summary><c>cpu-throttle-initial</c>, percent: the share of time that the guest sleeps at first.</summary>
+    public ulong CpuThrottleInitialPercent { get; init; } = 20;
+
+    /// <summary><c>cpu-throttle-increment</c>, percent: what each further step adds.</summary>
+    public ulong CpuThrottleIncrementPercent { get; init; } = 10;
+
+    /// <summary><c>cpu-throttle-tailslow</c>: steps are as small as the dirty rate allows.</summary>
+    public bool HasCpuThrottleTailslow { get; init; }
+
+    /// <summary><c>max-cpu-throttle</c>, percent: the largest share.</summary>
+    public ulong MaxCpuThrottlePercent { get; init; } = 99;
+
     /// <summary><c>max-bandwidth</c>, bytes/s; 0 is unlimited.</summary>
     public ulong MaxBandwidthBytesPerSecond { get; init; } = 128 << 20;
 
@@ -31,6 +55,18 @@ public sealed record MigrationParameters
     /// rule, which stops the VM as soon as the rest fits. Not in QEMU.
     /// </summary>
     public bool HasDowntimeFloor { get; init; } = true;
+
+    /// <summary>
+    /// <c>x-downtime-limit-max</c>, ms: the downtime limit doubles after each pass that brings the end no nearer, up to this. 0, or less than
+    /// <c>downtime-limit</c>, for a limit that stays. Not in QEMU.
+    /// </summary>
+    public ulong MaxDowntimeLimitMs { get; init; }
+
+    /// <summary><c>x-precopy-deadline</c>, ms: longest time of a migration until its guest stops; 0 for no limit. Not in QEMU.</summary>
+    public ulong PrecopyDeadlineMs { get; init; }
+
+    /// <summary><c>x-precopy-deadline-action</c>: what happens then. Not in QEMU.</summary>
+    public PrecopyDeadlineAction PrecopyDeadlineAction { get; init; }
 
     /// <summary><c>zero-page-detection</c>.</summary>
     public ZeroPageDetection ZeroPageDetection { get; init; } = ZeroPageDetection.Multifd;

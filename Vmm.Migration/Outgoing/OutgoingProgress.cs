@@ -26,6 +26,9 @@ internal sealed class OutgoingProgress
     /// <summary>Raised with its number after each dirty bitmap synchronisation but the first.</summary>
     internal event Action<long>? Pass;
 
+    /// <summary>Time since the attempt began, ms.</summary>
+    internal double ElapsedMs => Stopwatch.GetElapsedTime(_startedAt).TotalMilliseconds;
+
     internal long SetupMs { get; set; }
 
     internal long TotalMs { get; set; }

@@ -20,6 +20,9 @@ internal sealed class PrecopyLoop
     /// <summary>How long to wait when nothing can be sent and the VM cannot be stopped yet.</summary>
     private const int IdleWaitMs = 5;
 
+    /// <summary>With auto-converge the dirty log is asked at least that often, from the second pass on (QEMU: CPU_THROTTLE_DIRTY_SYNC_TIMESLICE_MS).</summary>
+    private static readonly TimeSpan s_throttleSync = TimeSpan.FromSeconds(5);
+
     private static readonly TimeSpan s_drainTimeout = TimeSpan.FromSeconds(1);
 
     private readonly OutgoingAttempt _attempt;
@@ -27,9 +30,12 @@ internal sealed class PrecopyLoop
     private readonly SwitchoverAcks _acks;
     private readonly SendWindow _window;
     private readonly SwitchoverDecision _decision;
+    private readonly DowntimeRamp _ramp = new();
+    private readonly ThrottleDecision? _throttle;
     private readonly long _startedAt = Stopwatch.GetTimestamp();
     private long _drainedAt = Stopwatch.GetTimestamp();
     private long _drainedBytes;
+    private long _syncedAt = Stopwatch.GetTimestamp();
     private bool _hasSettled;
 
     internal PrecopyLoop(OutgoingAttempt attempt, OutgoingLink link, SwitchoverAcks acks)
@@ -38,12 +44,15 @@ internal sealed class PrecopyLoop
         _window = new SendWindow(link.File, attempt.Progress, attempt.Cancel);
         _decision = new SwitchoverDecision(link.Stream.EstimatePending().PrecopyBytes);
         _drainedBytes = link.File.FlushedBytes;
+        if (attempt.Plan.Context.Capabilities.IsOn(MigrationCapability.AutoConverge)) _throttle = new ThrottleDecision();
     }
 
-    private MigrationParameters Parameters => _attempt.Vm.Parameters.Current;
+    private MigrationParameters Parameters => _ramp.Apply(_attempt.Vm.Parameters.Current);
 
     /// <summary>A VM that does not run dirties nothing, and its downtime is nobody's.</summary>
     private bool HasFloor => Parameters.HasDowntimeFloor && _attempt.Vm.Vm.RunState.IsRunning;
+
+    private SwitchoverWait WaitForSize => _window.ThresholdBytes == 0 ? SwitchoverWait.Bandwidth : _ramp.IsStalled ? SwitchoverWait.Stalled : SwitchoverWait.Size;
 
     private double ElapsedMs => Stopwatch.GetElapsedTime(_startedAt).TotalMilliseconds;
 
@@ -62,7 +71,7 @@ internal sealed class PrecopyLoop
     private TimeSpan Slice()
     {
         TimeSpan longest = _attempt.Vm.IterateLimit;
-        if (!_decision.IsLastPhase || !HasFloor) return longest;
+        if (_decision.Last != SwitchoverChoice.WorthMore) return longest;
         var slice = TimeSpan.FromMilliseconds(SwitchoverDecision.SliceMs(ElapsedMs));
         return slice < longest ? slice : longest;
     }
@@ -73,10 +82,13 @@ internal sealed class PrecopyLoop
         PendingBytes pending = _link.Stream.EstimatePending();
         _attempt.Progress.PendingBytes = pending.TotalBytes;
         _acks.Take();
+        if (IsForced(pending)) return true;
         bool isPassOver = pending.PrecopyBytes == 0;
         if (pending.TotalBytes > _window.ThresholdBytes && !isPassOver)
         {
-            _attempt.Progress.WaitsFor = _window.ThresholdBytes == 0 ? SwitchoverWait.Bandwidth : SwitchoverWait.Size;
+            _attempt.Progress.WaitsFor = WaitForSize;
+            // A throttle that is set at the end of passes only would come late with long ones.
+            if (_throttle is not null && _link.Ram.SyncCount > 1 && Stopwatch.GetElapsedTime(_syncedAt) >= s_throttleSync) Synchronise(ref pending);
             return false;
         }
         // Bytes that are still in buffers would add to the downtime, so they are drained before the VM stops. In the middle of a pass more of them follow.
@@ -89,6 +101,7 @@ internal sealed class PrecopyLoop
             choice = Synchronise(ref pending) == SwitchoverChoice.TooLarge ? SwitchoverChoice.TooLarge : SwitchoverChoice.Stop;
         }
         if (choice == SwitchoverChoice.Stop && IsSettled(isPassOver) && MayStop(ref pending)) return true;
+        if (choice == SwitchoverChoice.TooLarge) _ramp.OnPass(ElapsedMs, pending.TotalBytes);
         if (pending.PrecopyBytes == 0)
         {
             // The rest can only go after the stop. It is too large for the downtime, or an acknowledgement is missing.
@@ -102,20 +115,23 @@ internal sealed class PrecopyLoop
     /// <summary>Synchronises with the dirty log and asks what to do.</summary>
     private SwitchoverChoice Synchronise(ref PendingBytes pending)
     {
-        long before = _link.Stream.EstimatePending().PrecopyBytes, at = Stopwatch.GetTimestamp();
+        long before = _link.Stream.EstimatePending().PrecopyBytes, ramBefore = _link.Ram.RemainingBytes;
+        _syncedAt = Stopwatch.GetTimestamp();
         pending = _link.Stream.ExactPending();
+        double syncMs = Stopwatch.GetElapsedTime(_syncedAt).TotalMilliseconds;
+        Throttle(_link.Ram.RemainingBytes - ramBefore);
         _attempt.Progress.PendingBytes = pending.TotalBytes;
         MigrationLog.Pending(_attempt.Vm.Logger, pending.TotalBytes, _window.ThresholdBytes);
         _attempt.Progress.OnPass(_link.Ram.SyncCount);
         _acks.Take();
         SwitchoverChoice choice = _decision.Next(
             new SwitchoverSample(before, pending, _window.ThresholdBytes, _window.BytesPerSecond, _window.SwitchoverBytesPerSecond, ElapsedMs, Parameters.DowntimeLimitMs), HasFloor);
-        _attempt.Progress.OnDecision(pending.TotalBytes, _window.SwitchoverBytesPerSecond, Stopwatch.GetElapsedTime(at).TotalMilliseconds, choice switch
+        _attempt.Progress.OnDecision(pending.TotalBytes, _window.SwitchoverBytesPerSecond, syncMs, choice switch
         {
             SwitchoverChoice.WorthMore => SwitchoverWait.Shrinking,
             SwitchoverChoice.Stop when _acks.AreThere => SwitchoverWait.Nothing,
             SwitchoverChoice.Stop => SwitchoverWait.Acknowledgement,
-            _ => _window.ThresholdBytes == 0 ? SwitchoverWait.Bandwidth : SwitchoverWait.Size,
+            _ => WaitForSize,
         });
         return choice;
     }
@@ -129,6 +145,31 @@ internal sealed class PrecopyLoop
         bool isNeeded = _link.Sender is not null && HasFloor && isPassOver && !_hasSettled && _decision.SentBytes >= DrainFromBytes;
         _hasSettled |= isNeeded;
         return !isNeeded;
+    }
+
+    /// <summary>Ends the loop when <c>x-precopy-deadline</c> has passed.</summary>
+    /// <returns>False while it has not, true if the VM must stop now.</returns>
+    /// <exception cref="OperationCanceledException">The migration must be cancelled.</exception>
+    private bool IsForced(in PendingBytes pending)
+    {
+        MigrationParameters limits = _attempt.Vm.Parameters.Current;
+        if (limits.PrecopyDeadlineMs == 0 || _attempt.Progress.ElapsedMs < limits.PrecopyDeadlineMs) return false;
+        bool isForced = limits.PrecopyDeadlineAction == PrecopyDeadlineAction.Force;
+        MigrationLog.Deadline(_attempt.Vm.Logger, limits.PrecopyDeadlineMs, isForced ? "its guest is stopped" : "it is cancelled", pending.TotalBytes);
+        if (!isForced) throw new OperationCanceledException("the migration did not converge within x-precopy-deadline");
+        // A guest is never stopped for a destination that has not answered yet.
+        _link.WaitAnswered();
+        Drain();
+        return true;
+    }
+
+    private void Throttle(long dirtiedBytes)
+    {
+        if (_throttle is not { } throttle) return;
+        int before = throttle.Percent, percent = throttle.Next(ElapsedMs, Math.Max(dirtiedBytes, 0), _link.File.Position, Parameters);
+        if (percent == before) return;
+        MigrationLog.Throttled(_attempt.Vm.Logger, percent);
+        _attempt.Vm.Vm.CpuThrottle.Set(percent);
     }
 
     private bool MayStop(ref PendingBytes pending)

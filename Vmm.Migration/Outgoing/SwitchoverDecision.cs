@@ -47,8 +47,8 @@ internal sealed class SwitchoverDecision(long initialBytes)
     private long _lastBytes = initialBytes;
     private double _fitsSinceMs = -1;
 
-    /// <summary>True from the first time that the rest fitted into the downtime limit.</summary>
-    internal bool IsLastPhase => _fitsSinceMs >= 0;
+    /// <summary>What was decided last. Slices are short only after <see cref="SwitchoverChoice.WorthMore"/>.</summary>
+    internal SwitchoverChoice Last { get; private set; }
 
     /// <summary>Bytes sent between the last two synchronisations.</summary>
     internal long SentBytes { get; private set; }
@@ -62,7 +62,9 @@ internal sealed class SwitchoverDecision(long initialBytes)
     /// <summary>Takes the figures of a synchronisation.</summary>
     /// <param name="now">The figures.</param>
     /// <param name="hasFloor">False for QEMU's rule.</param>
-    internal SwitchoverChoice Next(in SwitchoverSample now, bool hasFloor)
+    internal SwitchoverChoice Next(in SwitchoverSample now, bool hasFloor) => Last = Decide(now, hasFloor);
+
+    private SwitchoverChoice Decide(in SwitchoverSample now, bool hasFloor)
     {
         long left = now.After.PrecopyBytes + now.After.PostcopyBytes;
         (SentBytes, DirtiedBytes) = (_lastBytes - now.BeforeBytes, Math.Max(left - now.BeforeBytes, 0));

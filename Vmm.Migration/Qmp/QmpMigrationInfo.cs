@@ -67,6 +67,7 @@ internal static class QmpMigrationInfo
         if (info.DowntimeMs is { } downtime) answer["downtime"] = (long)Math.Round(downtime);
         if (active && info.RemainingBytes is { } remaining) answer["remaining"] = remaining;
         if (info.Ram is { } ram) answer["ram"] = Ram(ram, active);
+        if (info.CpuThrottlePercent is { } percent) answer["cpu-throttle-percentage"] = percent;
         if (info.VfioTransferredBytes is { } vfio) answer["vfio"] = new JsonObject { ["transferred"] = vfio };
     }
 

@@ -66,7 +66,7 @@ internal static class QmpMigrationTypes
     internal static readonly QmpObject MigrationInfo = new(
         new("status", QmpEvents.MigrationStatus, true), new("ram", s_ram, true), new("total-time", QmpType.Int, true),
         new("expected-downtime", QmpType.Int, true), new("downtime", QmpType.Int, true), new("setup-time", QmpType.Int, true),
-        new("remaining", QmpType.UInt64, true), new("error-desc", QmpType.Str, true), new("blocked-reasons", new QmpArray(QmpType.Str), true),
+        new("remaining", QmpType.UInt64, true), new("cpu-throttle-percentage", QmpType.Int, true), new("error-desc", QmpType.Str, true), new("blocked-reasons", new QmpArray(QmpType.Str), true),
         new("socket-address", new QmpArray(s_socketAddress), true), new(QmpServer.ExtensionPrefix + "downtime", s_downtime, true),
         new(QmpServer.ExtensionPrefix + "error", s_error, true), new(QmpServer.ExtensionPrefix + "switchover", s_switchover, true));
 

@@ -118,6 +118,8 @@ public sealed record MigrationInfo
     public long? RemainingBytes { get; init; }
     /// <summary>RAM counters; null in setup, failed and cancelled, and on the destination.</summary>
     public RamStats? Ram { get; init; }
+    /// <summary>The share of time that the guest sleeps (capability auto-converge), percent; null while it is not throttled.</summary>
+    public int? CpuThrottlePercent { get; init; }
     /// <summary>Bytes of device data sent by VFIO devices; null without such a device.</summary>
     public long? VfioTransferredBytes { get; init; }
     /// <summary>The breakdown; null before the switchover.</summary>

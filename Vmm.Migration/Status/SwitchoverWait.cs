@@ -9,6 +9,8 @@ public enum SwitchoverWait
     Bandwidth,
     /// <summary>What is left does not fit into the downtime limit.</summary>
     Size,
+    /// <summary>It does not fit, and the last pass brought the end no nearer.</summary>
+    Stalled,
     /// <summary>It fits, and still shrinks fast while the VM runs.</summary>
     Shrinking,
     /// <summary>An acknowledgement of the destination is missing (capability switchover-ack).</summary>
@@ -20,7 +22,7 @@ public enum SwitchoverWait
 /// <summary>Wire names of <see cref="SwitchoverWait"/>.</summary>
 internal static class SwitchoverWaitNames
 {
-    private static readonly string[] s_names = ["nothing", "bandwidth", "size", "shrinking", "acknowledgement", "answer"];
+    private static readonly string[] s_names = ["nothing", "bandwidth", "size", "stalled", "shrinking", "acknowledgement", "answer"];
 
     /// <summary>All names, indexed by the enum's value.</summary>
     public static IReadOnlyList<string> All => s_names;

@@ -20,7 +20,6 @@ public sealed class SwitchoverDecisionTests
     [TestCase(0, 2, 0, ExpectedResult = "WorthMore", Description = "two milliseconds")]
     [TestCase(0, 200, 0, ExpectedResult = "WorthMore", Description = "1000 sent, a fifth dirtied")]
     [TestCase(0, 201, 0, ExpectedResult = "Stop", Description = "1000 sent, more than a fifth dirtied")]
-    [TestCase(1000, 1000, -800, ExpectedResult = "Stop", Description = "nothing was sent")]
     public string TheFirstSynchronisation(long beforeMB, long afterMB, long stopCopyMB) =>
         $"{new SwitchoverDecision(1000 * MB).Next(Sample(beforeMB, afterMB, stopCopyMB: stopCopyMB), hasFloor: true)}";
 
@@ -42,12 +41,18 @@ public sealed class SwitchoverDecisionTests
     }
 
     [Test]
+    public void TheVmStopsWhenNothingIsSent([Values(260, 300)] long beforeMB)
+    {
+        var decision = new SwitchoverDecision(1000 * MB);
+        Assert.That(decision.Next(Sample(250, 260), hasFloor: true), Is.EqualTo(SwitchoverChoice.WorthMore));
+        Assert.That(decision.Next(Sample(beforeMB, 300), hasFloor: true), Is.EqualTo(SwitchoverChoice.Stop), "a device that has no data, or that makes more than it gives away");
+    }
+
+    [Test]
     public void TheLastPhaseEndsAfterTwiceTheDowntimeLimit()
     {
         var decision = new SwitchoverDecision(1000 * MB);
-        Assert.That(decision.IsLastPhase, Is.False);
         Assert.That(decision.Next(Sample(290, 290, elapsedMs: 1000), hasFloor: true), Is.EqualTo(SwitchoverChoice.WorthMore));
-        Assert.That(decision.IsLastPhase);
         Assert.That(decision.Next(Sample(280, 280, elapsedMs: 1600), hasFloor: true), Is.EqualTo(SwitchoverChoice.WorthMore));
         Assert.That(decision.Next(Sample(270, 270, elapsedMs: 1601), hasFloor: true), Is.EqualTo(SwitchoverChoice.Stop));
     }
@@ -137,15 +142,17 @@ public sealed class SwitchoverDecisionTests
         {
             double after = SwitchoverBytesPerSecond > 0 ? SwitchoverBytesPerSecond : BytesPerSecond;
             var decision = new SwitchoverDecision((long)RamBytes);
-            double now = 0, syncedAt = 0, left = RamBytes;
+            double now = 0, syncedAt = 0, bulk = RamBytes, hot = 0;
             for (int slice = 0; slice < MostSlices; slice++)
             {
-                double sent = Math.Min(left, BytesPerSecond / 1000 * (hasFloor && decision.IsLastPhase ? SwitchoverDecision.SliceMs(now) : 50));
-                left -= sent;
+                double sent = Math.Min(bulk + hot, BytesPerSecond / 1000 * (decision.Last == SwitchoverChoice.WorthMore ? SwitchoverDecision.SliceMs(now) : 50));
+                // What has never been sent goes before what is dirty again.
+                double fromBulk = Math.Min(bulk, sent);
+                (bulk, hot) = (bulk - fromBulk, hot - (sent - fromBulk));
                 now += Math.Max(sent / BytesPerSecond * 1000, 0.1);
                 double threshold = now < 100 ? 0 : after * LimitMs / 1000;
-                bool isPassOver = left < 1;
-                if (left + StopCopyBytes > threshold && !isPassOver) continue;
+                bool isPassOver = bulk + hot < 1;
+                if (bulk + hot + StopCopyBytes > threshold && !isPassOver) continue;
                 if (isPassOver || !hasFloor) now += DrainMs;
                 SwitchoverChoice choice = Sync();
                 if (choice == SwitchoverChoice.Stop && hasFloor && !isPassOver)
@@ -153,16 +160,16 @@ public sealed class SwitchoverDecisionTests
                     now += DrainMs;
                     if (Sync() == SwitchoverChoice.TooLarge) choice = SwitchoverChoice.TooLarge;
                 }
-                if (choice == SwitchoverChoice.Stop) return new Outcome(true, (left + StopCopyBytes) / after * 1000, now + (left + StopCopyBytes) / after * 1000);
-                if (left < 1) now += 5;
+                if (choice == SwitchoverChoice.Stop) return new Outcome(true, (bulk + hot + StopCopyBytes) / after * 1000, now + (bulk + hot + StopCopyBytes) / after * 1000);
+                if (bulk + hot < 1) now += 5;
 
                 SwitchoverChoice Sync()
                 {
-                    long before = (long)left;
-                    left = Math.Min(RamBytes, left + Math.Min(WorkingSetBytes, DirtyBytesPerSecond / 1000 * (now - syncedAt)));
+                    long before = (long)(bulk + hot);
+                    hot = Math.Min(Math.Min(WorkingSetBytes, RamBytes - bulk), hot + DirtyBytesPerSecond / 1000 * (now - syncedAt));
                     syncedAt = now;
                     now += SyncMs;
-                    return decision.Next(new SwitchoverSample(before, new PendingBytes((long)left, (long)StopCopyBytes), (long)threshold, BytesPerSecond, after, now, LimitMs), hasFloor);
+                    return decision.Next(new SwitchoverSample(before, new PendingBytes((long)(bulk + hot), (long)StopCopyBytes), (long)threshold, BytesPerSecond, after, now, LimitMs), hasFloor);
                 }
             }
             return default;
