@@ -1,5 +1,3 @@
-using Vmm.Core.Threading;
-
 namespace Vmm.Core.RunStates;
 
 /// <summary>

@@ -11,15 +11,6 @@ public enum ZeroPageDetection
     Multifd,
 }
 
-/// <summary>What a source does when <c>x-precopy-deadline</c> has passed.</summary>
-public enum PrecopyDeadlineAction
-{
-    /// <summary>Cancels the migration; the guest goes on at the source.</summary>
-    Cancel,
-    /// <summary>Stops the guest and sends the rest, however long that takes.</summary>
-    Force,
-}
-
 /// <summary>
 /// Migration parameters by QEMU's names (qmp 8.6). Immutable: an attempt keeps the record that it was started with, and the engine
 /// checks a changed record as a whole before it takes it.
@@ -65,8 +56,11 @@ public sealed record MigrationParameters
     /// <summary><c>x-precopy-deadline</c>, ms: longest time of a migration until its guest stops; 0 for no limit. Not in QEMU.</summary>
     public ulong PrecopyDeadlineMs { get; init; }
 
-    /// <summary><c>x-precopy-deadline-action</c>: what happens then. Not in QEMU.</summary>
-    public PrecopyDeadlineAction PrecopyDeadlineAction { get; init; }
+    /// <summary>
+    /// <c>x-precopy-deadline-action</c>: what happens then. <c>cancel</c> cancels the migration, and the guest goes on at the source; <c>force</c> stops the guest
+    /// and sends the rest, however long that takes. Not in QEMU.
+    /// </summary>
+    public string PrecopyDeadlineAction { get; init; } = "cancel";
 
     /// <summary><c>zero-page-detection</c>.</summary>
     public ZeroPageDetection ZeroPageDetection { get; init; } = ZeroPageDetection.Multifd;

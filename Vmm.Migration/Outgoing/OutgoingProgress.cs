@@ -112,7 +112,7 @@ internal sealed class OutgoingProgress
                 ExpectedDowntimeMs = live && _stopPosition < 0 ? (_expectedDowntimeMs < 0 ? (long)parameters.DowntimeLimitMs : (long)_expectedDowntimeMs) : null,
                 DowntimeMs = Downtime?.TotalMs ?? (live && _stopPosition >= 0 ? Stopwatch.GetElapsedTime(_stopAt).TotalMilliseconds : null),
                 PredictedDowntimeMs = live && _stopPosition < 0 && _predictedDowntimeMs >= 0 ? _predictedDowntimeMs : null,
-                SwitchoverWait = status == MigrationStatus.Active && _stopPosition < 0 ? WaitsFor : null,
+                SwitchoverWait = status == MigrationStatus.Active && _stopPosition < 0 ? WaitsFor.ToWireName() : null,
                 RemainingBytes = live ? Math.Max(PendingBytes, _ram.RemainingBytes) : null,
                 Ram = live || done ? _final ?? Stats() : null,
                 Downtime = Downtime,

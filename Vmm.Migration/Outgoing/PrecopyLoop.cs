@@ -3,6 +3,7 @@ using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Diagnostics;
+using Vmm.Migration.Parameters;
 using Vmm.Migration.Status;
 using Vmm.Migration.Stream;
 
@@ -154,7 +155,7 @@ internal sealed class PrecopyLoop
     {
         MigrationParameters limits = _attempt.Vm.Parameters.Current;
         if (limits.PrecopyDeadlineMs == 0 || _attempt.Progress.ElapsedMs < limits.PrecopyDeadlineMs) return false;
-        bool isForced = limits.PrecopyDeadlineAction == PrecopyDeadlineAction.Force;
+        bool isForced = limits.PrecopyDeadlineAction == MigrationParameterTable.ForceAction;
         MigrationLog.Deadline(_attempt.Vm.Logger, limits.PrecopyDeadlineMs, isForced ? "its guest is stopped" : "it is cancelled", pending.TotalBytes);
         if (!isForced) throw new OperationCanceledException("the migration did not converge within x-precopy-deadline");
         // A guest is never stopped for a destination that has not answered yet.

@@ -109,7 +109,9 @@ internal static class MigrationParameterTable
 {
     private static readonly string[] s_modes = ["normal", "cpr-reboot", "cpr-transfer", "cpr-exec"];
     private static readonly string[] s_detection = ["none", "legacy", "multifd"];
-    private static readonly string[] s_actions = ["cancel", "force", "postcopy"];
+
+    /// <summary>The value of <c>x-precopy-deadline-action</c> that stops the guest.</summary>
+    internal const string ForceAction = "force";
 
     /// <summary>The range of <c>max-cpu-throttle</c>, which depends on another parameter; <see cref="MigrationParameterSet.Replace"/> compares the two.</summary>
     internal const string MaxCpuThrottleRange = "an integer in the range of cpu-throttle-initial to 99";
@@ -206,10 +208,10 @@ internal static class MigrationParameterTable
         {
             IsUnstable = true, Read = static p => p.PrecopyDeadlineMs, Write = static (p, v) => p with { PrecopyDeadlineMs = (ulong)v },
         },
-        Choice("x-precopy-deadline-action", "cancel", s_actions) with
+        Choice("x-precopy-deadline-action", "cancel", ["cancel", ForceAction, "postcopy"]) with
         {
-            IsUnstable = true, HonouredValues = s_actions[..2], Read = static p => s_actions[(int)p.PrecopyDeadlineAction],
-            Write = static (p, v) => p with { PrecopyDeadlineAction = (PrecopyDeadlineAction)Array.IndexOf(s_actions, (string)v) },
+            IsUnstable = true, HonouredValues = ["cancel", ForceAction],
+            Read = static p => p.PrecopyDeadlineAction, Write = static (p, v) => p with { PrecopyDeadlineAction = (string)v },
         },
         // vmm's own: the deadline of every wait for the peer (STREAM.md). QEMU has none.
         Deadline("x-setup-timeout", static p => p.SetupTimeoutMs, static (p, ms) => p with { SetupTimeoutMs = ms }),

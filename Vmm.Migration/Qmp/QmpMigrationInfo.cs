@@ -92,9 +92,9 @@ internal static class QmpMigrationInfo
         ["dirty-sync-missed-zero-copy"] = 0,
     };
 
-    private static JsonObject Switchover(SwitchoverWait wait, double? predictedMs)
+    private static JsonObject Switchover(string wait, double? predictedMs)
     {
-        var answer = new JsonObject { ["waits-for"] = wait.ToWireName() };
+        var answer = new JsonObject { ["waits-for"] = wait };
         if (predictedMs is { } ms) answer["predicted-downtime-ms"] = ms;
         return answer;
     }

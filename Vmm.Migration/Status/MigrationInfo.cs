@@ -110,8 +110,12 @@ public sealed record MigrationInfo
     /// the destination come on top. Null before the first one, and after the switchover began.
     /// </summary>
     public double? PredictedDowntimeMs { get; init; }
-    /// <summary>Why the VM has not been stopped yet; only in active.</summary>
-    public SwitchoverWait? SwitchoverWait { get; init; }
+    /// <summary>
+    /// Why the VM has not been stopped yet, only in active: <c>nothing</c> (it is about to stop), <c>bandwidth</c> (not measured yet), <c>size</c> (what is left
+    /// does not fit into the downtime limit), <c>stalled</c> (nor did it shrink in the last pass), <c>shrinking</c> (it fits and still shrinks fast),
+    /// <c>acknowledgement</c> or <c>answer</c> (the destination's is missing).
+    /// </summary>
+    public string? SwitchoverWait { get; init; }
     /// <summary>Downtime so far or final, ms; null before the switchover.</summary>
     public double? DowntimeMs { get; init; }
     /// <summary>Bytes of RAM and device state left to send; null when no migration runs.</summary>

@@ -1,7 +1,7 @@
 namespace Vmm.Migration.Status;
 
 /// <summary>Why a migration has not stopped its VM yet.</summary>
-public enum SwitchoverWait
+internal enum SwitchoverWait
 {
     /// <summary>Nothing: the VM is about to stop.</summary>
     Nothing,
@@ -25,8 +25,8 @@ internal static class SwitchoverWaitNames
     private static readonly string[] s_names = ["nothing", "bandwidth", "size", "stalled", "shrinking", "acknowledgement", "answer"];
 
     /// <summary>All names, indexed by the enum's value.</summary>
-    public static IReadOnlyList<string> All => s_names;
+    internal static IReadOnlyList<string> All => s_names;
 
     /// <summary>Gives the wire name, e.g. <c>shrinking</c>.</summary>
-    public static string ToWireName(this SwitchoverWait wait) => s_names[(int)wait];
+    internal static string ToWireName(this SwitchoverWait wait) => s_names[(int)wait];
 }

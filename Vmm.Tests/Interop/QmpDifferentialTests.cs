@@ -167,7 +167,7 @@ public sealed class QmpDifferentialTests
             + "cpu-throttle-increment? cpu-throttle-initial? cpu-throttle-tailslow? direct-io? downtime-limit? max-bandwidth? max-cpu-throttle? "
             + "max-postcopy-bandwidth? mode? multifd-channels? multifd-compression? multifd-qatzip-level? multifd-zlib-level? multifd-zstd-level? "
             + "throttle-trigger-threshold? tls-authz? tls-creds? tls-hostname? vcpu-dirty-limit? x-checkpoint-delay? x-confirm-timeout? x-downtime-floor? x-downtime-limit-max? x-final-word-timeout? "
-            + "x-precopy-deadline? x-precopy-deadline-action? x-progress-timeout? x-rdma-chunk-size? x-setup-timeout? x-switchover-timeout? x-vcpu-dirty-limit-period? xbzrle-cache-size? zero-page-detection?",
+            + "x-precopy-deadline-action? x-precopy-deadline? x-progress-timeout? x-rdma-chunk-size? x-setup-timeout? x-switchover-timeout? x-vcpu-dirty-limit-period? xbzrle-cache-size? zero-page-detection?",
         "cont" => "x-force?",
         _ => "(nothing)",
     };
