@@ -43,6 +43,7 @@ public sealed class Vm : IDisposable
         _components = scope.GetServices<IMachineComponent>();
         _accelerators = scope.GetServices<IAcceleratorFactory>();
         _hold = new StateHold(_bql);
+        CpuThrottle = scope.GetRequiredService<CpuThrottle>();
     }
 
     /// <summary>Options that the VM was made from. <see cref="VmOptions.Cpr"/> has been consumed.</summary>
@@ -87,6 +88,9 @@ public sealed class Vm : IDisposable
 
     /// <summary>Requests of the guest to its machine.</summary>
     internal GuestRequests Requests => _deviceServices.Requests;
+
+    /// <summary>Takes processor time from the guest.</summary>
+    internal CpuThrottle CpuThrottle { get; }
 
     /// <summary>Descriptors that outlive the process.</summary>
     public CprFdTable CprFds => _deviceServices.CprFds;

@@ -31,6 +31,7 @@ public static class VmmServiceCollectionExtensions
         services.TryAddScoped<VmClock>();
         services.TryAddScoped<DeviceEvents>();
         services.TryAddScoped<DeviceTransferCounter>();
+        services.TryAddScoped<CpuThrottle>();
         services.TryAddScoped<InterruptRouter>();
         services.TryAddScoped<IInterruptController>(static s => s.GetRequiredService<InterruptRouter>());
         services.TryAddScoped<IPciDma, GuestPciDma>();

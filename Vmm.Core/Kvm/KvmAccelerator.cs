@@ -70,6 +70,7 @@ internal sealed class KvmAccelerator : IAccelerator, IKvmVcpuHost, IInterruptCon
             _rings = options.DirtyRingEntries > 0 ? new KvmDirtyRings(_vm, _vcpus, _logger) : null;
             _registrations.Add(services.Memory.AddDirtyLogSource(_rings is null ? new KvmDirtyLog(_vm) : _rings));
             if (services.Scope.GetService(typeof(InterruptRouter)) is InterruptRouter router) _registrations.Add(router.Attach(this));
+            if (services.Scope.GetService(typeof(CpuThrottle)) is CpuThrottle throttle) _registrations.Add(new KvmThrottle(throttle, _vcpus));
             _registrations.Add(services.Irqs.Attach((line, level) => _vm.SetIrqLine((uint)line, level)));
             _legacy = new LegacyDevices(services);
             _registrations.Add(_legacy);

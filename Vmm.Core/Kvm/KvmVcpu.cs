@@ -120,6 +120,7 @@ internal sealed partial class KvmVcpu : IDisposable
         lock (_gate)
         {
             _stop = false;
+            _sleepMs = 0;
             Run(RunImmediateExit, 1)[0] = 0;
             _go = true;
             Monitor.PulseAll(_gate);
@@ -142,6 +143,8 @@ internal sealed partial class KvmVcpu : IDisposable
         // A thread in the guest takes a signal only when the host schedules it.
         _boost ??= RealtimeBoost.Raise(Volatile.Read(ref _threadId));
         Kick();
+        // A throttled one sleeps outside the guest.
+        lock (_gate) Monitor.PulseAll(_gate);
     }
 
     /// <summary>Waits until the vCPU is parked, and does the accesses that it leaves to this thread. BQL: held; call <see cref="RequestStop"/> first.</summary>
@@ -263,6 +266,7 @@ internal sealed partial class KvmVcpu : IDisposable
                 Volatile.Write(ref Run(RunImmediateExit, 1)[0], 0);
                 Thread.MemoryBarrier();
                 Volatile.Write(ref _kicks, _kicks + 1);
+                SleepIfAsked();
                 continue;
             }
             if (!HandleExit()) return;

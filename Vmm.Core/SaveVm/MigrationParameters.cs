@@ -17,6 +17,21 @@ public enum ZeroPageDetection
 /// </summary>
 public sealed record MigrationParameters
 {
+    /// <summary><c>throttle-trigger-threshold</c>, percent: dirtied bytes of sent ones above which capability auto-converge throttles the guest.</summary>
+    public ulong ThrottleTriggerThresholdPercent { get; init; } = 50;
+
+    /// <summary><c>cpu-throttle-initial</c>, percent: the share of time that the guest sleeps at first.</summary>
+    public ulong CpuThrottleInitialPercent { get; init; } = 20;
+
+    /// <summary><c>cpu-throttle-increment</c>, percent: what each further step adds.</summary>
+    public ulong CpuThrottleIncrementPercent { get; init; } = 10;
+
+    /// <summary><c>cpu-throttle-tailslow</c>: steps are as small as the dirty rate allows.</summary>
+    public bool HasCpuThrottleTailslow { get; init; }
+
+    /// <summary><c>max-cpu-throttle</c>, percent: the largest share.</summary>
+    public ulong MaxCpuThrottlePercent { get; init; } = 99;
+
     /// <summary><c>max-bandwidth</c>, bytes/s; 0 is unlimited.</summary>
     public ulong MaxBandwidthBytesPerSecond { get; init; } = 128 << 20;
 
@@ -25,6 +40,27 @@ public sealed record MigrationParameters
 
     /// <summary><c>downtime-limit</c>, ms.</summary>
     public ulong DowntimeLimitMs { get; init; } = 300;
+
+    /// <summary>
+    /// <c>x-downtime-floor</c>: <c>downtime-limit</c> is only the ceiling, and the VM runs on while that makes its downtime shorter at little cost. Off for QEMU's
+    /// rule, which stops the VM as soon as the rest fits. Not in QEMU.
+    /// </summary>
+    public bool HasDowntimeFloor { get; init; } = true;
+
+    /// <summary>
+    /// <c>x-downtime-limit-max</c>, ms: the downtime limit doubles after each pass that brings the end no nearer, up to this. 0, or less than
+    /// <c>downtime-limit</c>, for a limit that stays. Not in QEMU.
+    /// </summary>
+    public ulong MaxDowntimeLimitMs { get; init; }
+
+    /// <summary><c>x-precopy-deadline</c>, ms: longest time of a migration until its guest stops; 0 for no limit. Not in QEMU.</summary>
+    public ulong PrecopyDeadlineMs { get; init; }
+
+    /// <summary>
+    /// <c>x-precopy-deadline-action</c>: what happens then. <c>cancel</c> cancels the migration, and the guest goes on at the source; <c>force</c> stops the guest
+    /// and sends the rest, however long that takes. Not in QEMU.
+    /// </summary>
+    public string PrecopyDeadlineAction { get; init; } = "cancel";
 
     /// <summary><c>zero-page-detection</c>.</summary>
     public ZeroPageDetection ZeroPageDetection { get; init; } = ZeroPageDetection.Multifd;

@@ -63,7 +63,8 @@ internal sealed class PatternWorkload : IVmDevice, IVmStateHandler, IWorkload
         _blocks = BlocksOf(options.GetString("block", ""), services.Memory);
         _workPages = _blocks.Sum(b => b.SetWorkingSet(percent));
         _section = withState ? services.RegisterVmState(Description, this) : null;
-        _thread = new WorkloadThread($"workload/{Id}", rate == 0 ? 0 : (long)Math.Max(1, rate / RamBlock.PageSize), Attach, Step, IsPrefilling);
+        _thread = new WorkloadThread($"workload/{Id}", rate == 0 ? 0 : (long)Math.Max(1, rate / RamBlock.PageSize), Attach, Step, IsPrefilling,
+            services.Scope.GetService(typeof(CpuThrottle)) as CpuThrottle);
         _handler = services.RunState.Register(this);
         if (services.RunState.State == RunState.Running) _thread.SetRunning(true);
     }

@@ -1,5 +1,5 @@
-using System.Diagnostics;
 using Vmm.Core.Errors;
+using Vmm.Core.RunStates;
 using Vmm.Core.Threading;
 
 namespace Vmm.Core.Workloads;
@@ -7,14 +7,12 @@ using Nito.AsyncEx.Synchronous;
 
 /// <summary>
 /// The thread of a workload. It runs steps at a rate between start and stop. When a stop or a pause returns, the thread is quiet; that takes at most
-/// one step. The thread waits in the kernel and never spins. Any thread may call.
+/// one step. The thread waits in the kernel and never spins, and it sleeps as vCPUs do while the guest is throttled. Any thread may call.
 /// </summary>
 internal sealed class WorkloadThread : IDisposable
 {
-    private const int BurstSteps = 1024;
-    private const int SliceMs = 5;
-
-    private readonly long _stepsPerSecond;
+    private readonly WorkloadPace _pace;
+    private readonly IDisposable _throttled;
     private readonly Action _attach;
     private readonly Action _step;
     private readonly Func<bool> _isUnpaced;
@@ -25,8 +23,6 @@ internal sealed class WorkloadThread : IDisposable
     private bool _ended;
     private bool _quiet;
     private bool _attached;
-    private long _epoch;
-    private long _done;
     private Exception? _failure;
     // The thread reads it between two steps.
     private volatile bool _go;
@@ -37,12 +33,18 @@ internal sealed class WorkloadThread : IDisposable
     /// <param name="attach">Called after each start, before the first step.</param>
     /// <param name="step">Does one step.</param>
     /// <param name="isUnpaced">True while the rate does not apply.</param>
-    internal WorkloadThread(string name, long stepsPerSecond, Action attach, Action step, Func<bool> isUnpaced)
+    /// <param name="throttle">The VM's; null for none.</param>
+    internal WorkloadThread(string name, long stepsPerSecond, Action attach, Action step, Func<bool> isUnpaced, CpuThrottle? throttle = null)
     {
-        _stepsPerSecond = stepsPerSecond;
+        throttle ??= new CpuThrottle();
+        _pace = new WorkloadPace(stepsPerSecond, throttle);
         _attach = attach;
         _step = step;
         _isUnpaced = isUnpaced;
+        _throttled = throttle.OnChange(() =>
+        {
+            lock (_gate) Monitor.PulseAll(_gate);
+        });
         _task = WorkerThread.Run(name, Run);
     }
 
@@ -86,6 +88,7 @@ internal sealed class WorkloadThread : IDisposable
     /// <summary>Ends the thread and waits for it.</summary>
     public void Dispose()
     {
+        _throttled.Dispose();
         lock (_gate)
         {
             _ended = true;
@@ -110,7 +113,13 @@ internal sealed class WorkloadThread : IDisposable
         try
         {
             while (WaitForTurn(out int steps))
-                for (; steps > 0 && _go; steps--, _done++) _step();
+            {
+                for (; steps > 0 && _go; steps--)
+                {
+                    _step();
+                    _pace.OnStep();
+                }
+            }
         }
 #pragma warning disable CA1031 // The next start reports the exception; threads that wait for quiet must not wait forever.
         catch (Exception e)
@@ -154,15 +163,16 @@ internal sealed class WorkloadThread : IDisposable
                     {
                         Monitor.Enter(_gate);
                     }
-                    Restart();
+                    _pace.Restart();
                 }
+                if (SleepIfThrottled()) continue;
                 if (_isUnpaced())
                 {
-                    Restart();
-                    steps = BurstSteps;
+                    _pace.Restart();
+                    steps = WorkloadPace.BurstSteps;
                     return true;
                 }
-                steps = Due(out int waitMs);
+                steps = _pace.Due(out int waitMs);
                 if (steps > 0) return true;
                 _quiet = true;
                 Monitor.PulseAll(_gate);
@@ -171,23 +181,15 @@ internal sealed class WorkloadThread : IDisposable
         }
     }
 
-    private void Restart()
+    /// <summary>Sleeps if the throttle wants it; the thread is quiet meanwhile. The lock is held.</summary>
+    /// <returns>False if it is not time to sleep.</returns>
+    private bool SleepIfThrottled()
     {
-        _epoch = Stopwatch.GetTimestamp();
-        _done = 0;
-    }
-
-    /// <summary>Returns the number of steps due now; if it is 0, sets the time to wait for the next ones.</summary>
-    private int Due(out int waitMs)
-    {
-        waitMs = 0;
-        if (_stepsPerSecond == 0) return BurstSteps;
-        double seconds = Stopwatch.GetElapsedTime(_epoch).TotalSeconds;
-        long due = (long)(seconds * _stepsPerSecond) - _done;
-        // Drop the backlog of a longer delay, because a real guest that was delayed does not run faster afterwards.
-        if (due > _stepsPerSecond / 10 + BurstSteps) Restart();
-        if (due > 0) return (int)Math.Min(due, BurstSteps);
-        waitMs = (int)Math.Clamp(Math.Ceiling((((_done + 1.0) / _stepsPerSecond) - seconds) * 1000), SliceMs, 1000);
-        return 0;
+        if (!_pace.BeginSleep()) return false;
+        _quiet = true;
+        Monitor.PulseAll(_gate);
+        while (_go && _pace.SleepLeftMs is > 0 and var left) Monitor.Wait(_gate, left);
+        _pace.EndSleep();
+        return true;
     }
 }

@@ -35,6 +35,12 @@ internal static partial class MigrationLog
     [LoggerMessage(3010, LogLevel.Error, "a handler of StatusChanged failed: {Error}", EventName = "migrate_handler_failed")]
     internal static partial void HandlerFailed(ILogger logger, string error);
 
+    [LoggerMessage(3011, LogLevel.Warning, "the migration did not converge within x-precopy-deadline, {DeadlineMs} ms: {Outcome}; {LeftBytes} bytes were left", EventName = "migration_deadline")]
+    internal static partial void Deadline(ILogger logger, ulong deadlineMs, string outcome, long leftBytes);
+
+    [LoggerMessage(3014, LogLevel.Information, "guest throttled by {Percent} %", EventName = "cpu_throttle_set")]
+    internal static partial void Throttled(ILogger logger, int percent);
+
     [LoggerMessage(3007, LogLevel.Warning, "snapshot '{Name}' is skipped: {Reason}", EventName = "snapshot_skipped")]
     internal static partial void SnapshotSkipped(ILogger logger, string name, string reason);
 

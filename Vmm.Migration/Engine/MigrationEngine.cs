@@ -149,6 +149,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
                 }
                 : _outgoing.Progress.Info(status, Parameters);
             if (!info.IsIncoming && _context.Vm.DeviceTransfer is { IsUsed: true } transfer) info = info with { VfioTransferredBytes = transfer.Bytes };
+            if (!info.IsIncoming && _context.Vm.CpuThrottle.Percent is > 0 and var percent) info = info with { CpuThrottlePercent = percent };
             return info with { BlockedReasons = _context.Blockers.Reasons(Parameters.Mode) };
         }
     }

@@ -177,6 +177,8 @@ internal sealed class OutgoingMigration : IDisposable
     private MigrationStatus Finish(Exception? reason, Switchover? switchover)
     {
         _vm.Vm.RunState.ChangeFailed -= Abort;
+        // Before the guest goes on here.
+        _vm.Vm.CpuThrottle.Set(0);
         MigrationStateMachine machine = _vm.Machine;
         bool isInDoubt = reason is not null && _attempt.HandOver.Stage == SourceStage.InDoubt;
         bool cancelled = !isInDoubt && (reason is OperationCanceledException || (reason is not null && (machine.Status == MigrationStatus.Cancelling || _cancelAsked != 0)));

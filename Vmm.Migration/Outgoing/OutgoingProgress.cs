@@ -21,10 +21,13 @@ internal sealed class OutgoingProgress
     private long _windowAt = Stopwatch.GetTimestamp();
     private long _stopPosition = -1;
     private long _stopAt;
-    private double _expectedDowntimeMs = -1;
+    private double _expectedDowntimeMs = -1, _predictedDowntimeMs = -1;
 
     /// <summary>Raised with its number after each dirty bitmap synchronisation but the first.</summary>
     internal event Action<long>? Pass;
+
+    /// <summary>Time since the attempt began, ms.</summary>
+    internal double ElapsedMs => Stopwatch.GetElapsedTime(_startedAt).TotalMilliseconds;
 
     internal long SetupMs { get; set; }
 
@@ -33,6 +36,9 @@ internal sealed class OutgoingProgress
     internal double DrainMs { get; set; }
 
     internal long PendingBytes { get; set; }
+
+    /// <summary>Why the VM has not been stopped yet.</summary>
+    internal SwitchoverWait WaitsFor { get; set; } = SwitchoverWait.Bandwidth;
 
     internal DowntimeReport? Downtime { get; set; }
 
@@ -45,6 +51,20 @@ internal sealed class OutgoingProgress
     }
 
     internal void OnPass(long syncCount) => Pass?.Invoke(syncCount);
+
+    /// <summary>Takes what a synchronisation found and led to.</summary>
+    /// <param name="leftBytes">Everything that is left.</param>
+    /// <param name="switchoverBytesPerSecond">Rate expected after the stop; 0 when it is not known.</param>
+    /// <param name="syncMs">Time of the synchronisation, which the downtime will have once more.</param>
+    /// <param name="waitsFor">Why the VM is not stopped.</param>
+    internal void OnDecision(long leftBytes, double switchoverBytesPerSecond, double syncMs, SwitchoverWait waitsFor)
+    {
+        lock (_gate)
+        {
+            WaitsFor = waitsFor;
+            if (switchoverBytesPerSecond > 0) _predictedDowntimeMs = leftBytes / switchoverBytesPerSecond * 1000 + syncMs;
+        }
+    }
 
     internal void OnStop(long position)
     {
@@ -91,6 +111,8 @@ internal sealed class OutgoingProgress
                 SetupTimeMs = SetupMs,
                 ExpectedDowntimeMs = live && _stopPosition < 0 ? (_expectedDowntimeMs < 0 ? (long)parameters.DowntimeLimitMs : (long)_expectedDowntimeMs) : null,
                 DowntimeMs = Downtime?.TotalMs ?? (live && _stopPosition >= 0 ? Stopwatch.GetElapsedTime(_stopAt).TotalMilliseconds : null),
+                PredictedDowntimeMs = live && _stopPosition < 0 && _predictedDowntimeMs >= 0 ? _predictedDowntimeMs : null,
+                SwitchoverWait = status == MigrationStatus.Active && _stopPosition < 0 ? WaitsFor.ToWireName() : null,
                 RemainingBytes = live ? Math.Max(PendingBytes, _ram.RemainingBytes) : null,
                 Ram = live || done ? _final ?? Stats() : null,
                 Downtime = Downtime,

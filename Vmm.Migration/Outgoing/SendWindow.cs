@@ -24,6 +24,12 @@ internal sealed class SendWindow(QemuFileWriter f, OutgoingProgress progress, Ca
     /// <summary>Bytes that the downtime limit allows to be sent after the stop (QEMU: <c>threshold_size</c>).</summary>
     internal long ThresholdBytes { get; private set; }
 
+    /// <summary>Rate while the VM runs, bytes/s; 0 until the first window is over.</summary>
+    internal double BytesPerSecond { get; private set; }
+
+    /// <summary>Rate expected after the stop, bytes/s; 0 until the first window is over.</summary>
+    internal double SwitchoverBytesPerSecond { get; private set; }
+
     /// <summary>Notes that there was nothing to send for a moment, so that this window does not count as a measurement.</summary>
     internal void NoteIdle() => _wasIdle = true;
 
@@ -54,6 +60,7 @@ internal sealed class SendWindow(QemuFileWriter f, OutgoingProgress progress, Ca
         _wasIdle = false;
         double forSwitchover = parameters.AvailSwitchoverBandwidthBytesPerSecond > 0 ? parameters.AvailSwitchoverBandwidthBytesPerSecond : expected;
         ThresholdBytes = (long)Math.Min(forSwitchover * parameters.DowntimeLimitMs / 1000, long.MaxValue / 2);
+        (BytesPerSecond, SwitchoverBytesPerSecond) = (expected, forSwitchover);
         progress.OnWindow(bandwidth, ram, forSwitchover);
         (_start, _startBytes) = (Stopwatch.GetTimestamp(), f.FlushedBytes);
     }
@@ -64,7 +71,9 @@ internal sealed class SendWindow(QemuFileWriter f, OutgoingProgress progress, Ca
     /// </summary>
     internal void OnDelivered(MigrationParameters parameters, double bytesPerSecond)
     {
-        if (parameters.AvailSwitchoverBandwidthBytesPerSecond == 0)
-            ThresholdBytes = Math.Min(ThresholdBytes, (long)(bytesPerSecond * parameters.DowntimeLimitMs / 1000));
+        BytesPerSecond = Math.Min(BytesPerSecond, bytesPerSecond);
+        if (parameters.AvailSwitchoverBandwidthBytesPerSecond != 0) return;
+        ThresholdBytes = Math.Min(ThresholdBytes, (long)(bytesPerSecond * parameters.DowntimeLimitMs / 1000));
+        SwitchoverBytesPerSecond = Math.Min(SwitchoverBytesPerSecond, bytesPerSecond);
     }
 }

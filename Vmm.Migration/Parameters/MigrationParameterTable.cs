@@ -79,6 +79,13 @@ internal sealed record MigrationParameter
         if (value is string s && Values.Count > 0 && !Values.Contains(s))
             throw new ConfigurationException($"Parameter '{Name}' does not accept value '{s}'");
         if (Write is not null && (HonouredValues is null || HonouredValues.Contains((string)value))) return Write(parameters, value);
+        if (Write is not null)
+        {
+            throw new ConfigurationException($"value '{value}' of parameter '{Name}' is not implemented in this version of vmm")
+            {
+                Hint = $"implemented: {string.Join(", ", HonouredValues!)}",
+            };
+        }
         bool isDefault = value is string[] list ? list.SequenceEqual((string[])Default) : value.Equals(Default);
         if (isDefault) return parameters;
         throw new ConfigurationException($"parameter '{Name}' is not implemented in this version of vmm")
@@ -103,6 +110,12 @@ internal static class MigrationParameterTable
     private static readonly string[] s_modes = ["normal", "cpr-reboot", "cpr-transfer", "cpr-exec"];
     private static readonly string[] s_detection = ["none", "legacy", "multifd"];
 
+    /// <summary>The value of <c>x-precopy-deadline-action</c> that stops the guest.</summary>
+    internal const string ForceAction = "force";
+
+    /// <summary>The range of <c>max-cpu-throttle</c>, which depends on another parameter; <see cref="MigrationParameterSet.Replace"/> compares the two.</summary>
+    internal const string MaxCpuThrottleRange = "an integer in the range of cpu-throttle-initial to 99";
+
     /// <summary>Every parameter but QEMU's <c>block-bitmap-mapping</c>, because vmm has no block devices.</summary>
     public static IReadOnlyList<MigrationParameter> All { get; } =
     [
@@ -110,11 +123,27 @@ internal static class MigrationParameterTable
         Number("announce-max", 550, 0, 100_000, "ms"),
         Number("announce-rounds", 5, 0, 1000, ""),
         Number("announce-step", 100, 1, 10_000, "ms") with { RangeText = "a value between 0 and 10000" },
-        UInt8("throttle-trigger-threshold", 50, 1, 100),
-        UInt8("cpu-throttle-initial", 20, 1, 99),
-        UInt8("cpu-throttle-increment", 10, 1, 99),
-        Switch("cpu-throttle-tailslow"),
-        UInt8("max-cpu-throttle", 99, 20, 99) with { RangeText = "an integer in the range of cpu-throttle-initial to 99" },
+        UInt8("throttle-trigger-threshold", 50, 1, 100) with
+        {
+            Read = static p => p.ThrottleTriggerThresholdPercent, Write = static (p, v) => p with { ThrottleTriggerThresholdPercent = (ulong)v },
+        },
+        UInt8("cpu-throttle-initial", 20, 1, 99) with
+        {
+            Read = static p => p.CpuThrottleInitialPercent, Write = static (p, v) => p with { CpuThrottleInitialPercent = (ulong)v },
+        },
+        UInt8("cpu-throttle-increment", 10, 1, 99) with
+        {
+            Read = static p => p.CpuThrottleIncrementPercent, Write = static (p, v) => p with { CpuThrottleIncrementPercent = (ulong)v },
+        },
+        Switch("cpu-throttle-tailslow") with
+        {
+            Read = static p => p.HasCpuThrottleTailslow, Write = static (p, v) => p with { HasCpuThrottleTailslow = (bool)v },
+        },
+        UInt8("max-cpu-throttle", 99, 1, 99) with
+        {
+            RangeText = MaxCpuThrottleRange,
+            Read = static p => p.MaxCpuThrottlePercent, Write = static (p, v) => p with { MaxCpuThrottlePercent = (ulong)v },
+        },
         Text("tls-creds"),
         Text("tls-hostname"),
         Text("tls-authz"),
@@ -173,6 +202,24 @@ internal static class MigrationParameterTable
         Switch("x-multifd-flush-after-each-section") with
         {
             IsUnstable = true, Read = static p => p.MultifdFlushAfterEachSection, Write = static (p, v) => p with { MultifdFlushAfterEachSection = (bool)v },
+        },
+        // vmm's own: when the VM stops.
+        Switch("x-downtime-floor") with
+        {
+            Default = true, IsUnstable = true, Read = static p => p.HasDowntimeFloor, Write = static (p, v) => p with { HasDowntimeFloor = (bool)v },
+        },
+        Number("x-downtime-limit-max", 0, 0, MigrationParameterSet.MaxDowntimeLimitMs, "ms") with
+        {
+            IsUnstable = true, Read = static p => p.MaxDowntimeLimitMs, Write = static (p, v) => p with { MaxDowntimeLimitMs = (ulong)v },
+        },
+        Number("x-precopy-deadline", 0, 0, 7 * 24 * 3_600_000, "ms") with
+        {
+            IsUnstable = true, Read = static p => p.PrecopyDeadlineMs, Write = static (p, v) => p with { PrecopyDeadlineMs = (ulong)v },
+        },
+        Choice("x-precopy-deadline-action", "cancel", ["cancel", ForceAction, "postcopy"]) with
+        {
+            IsUnstable = true, HonouredValues = ["cancel", ForceAction],
+            Read = static p => p.PrecopyDeadlineAction, Write = static (p, v) => p with { PrecopyDeadlineAction = (string)v },
         },
         // vmm's own: the deadline of every wait for the peer (STREAM.md). QEMU has none.
         Deadline("x-setup-timeout", static p => p.SetupTimeoutMs, static (p, ms) => p with { SetupTimeoutMs = ms }),

@@ -36,6 +36,8 @@ internal sealed class MigrationParameterSet
     {
         ArgumentNullException.ThrowIfNull(next);
         foreach (MigrationParameter parameter in MigrationParameterTable.All) parameter.With(next, parameter.Get(next));
+        if (next.MaxCpuThrottlePercent < next.CpuThrottleInitialPercent)
+            throw new ConfigurationException($"Option max-cpu-throttle expects {MigrationParameterTable.MaxCpuThrottleRange}");
         lock (_gate) _current = next;
     }
 }
@@ -52,7 +54,7 @@ internal sealed class MigrationCapabilitySet
     public static IReadOnlySet<MigrationCapability> Implemented { get; } = new HashSet<MigrationCapability>
     {
         MigrationCapability.Events, MigrationCapability.ReturnPath, MigrationCapability.PauseBeforeSwitchover, MigrationCapability.ValidateUuid,
-        MigrationCapability.SwitchoverAck, MigrationCapability.Multifd, MigrationCapability.XIgnoreShared,
+        MigrationCapability.SwitchoverAck, MigrationCapability.Multifd, MigrationCapability.XIgnoreShared, MigrationCapability.AutoConverge,
     };
 
     /// <summary>True if a capability is on.</summary>

@@ -95,6 +95,7 @@ internal static class HumanText
         text.Append(s_culture, $"    Page Types: \tnormal={ram.NormalPages}, zero={ram.DuplicatePages}\n  Page Rates (pps): \ttransfer={ram.PagesPerSecond}");
         if (active && ram.DirtyPagesRate > 0) text.Append(s_culture, $", dirty={ram.DirtyPagesRate}");
         text.Append(s_culture, $"\n  Others: \t\tdirty_syncs={ram.DirtySyncCount}\n");
+        if (info.CpuThrottlePercent is { } percent) text.Append(s_culture, $"CPU Throttle (%): {percent}\n");
     }
 
     private static void Row(StringBuilder text, string id, string tag, string size, string date, string clock, string icount) =>

@@ -18,6 +18,7 @@ internal static class QmpMigrationInfo
         if (info.IsIncoming) AddIncoming(answer, info);
         else AddOutgoing(answer, info);
         if (info.Downtime is { } downtime) answer[QmpServer.ExtensionPrefix + "downtime"] = Downtime(downtime);
+        if (info.SwitchoverWait is { } wait) answer[QmpServer.ExtensionPrefix + "switchover"] = Switchover(wait, info.PredictedDowntimeMs);
         if (info.Error is { } error && info.Status is MigrationStatus.Failed or MigrationStatus.Failing)
         {
             answer["error-desc"] = info.Error!.ToString();
@@ -66,6 +67,7 @@ internal static class QmpMigrationInfo
         if (info.DowntimeMs is { } downtime) answer["downtime"] = (long)Math.Round(downtime);
         if (active && info.RemainingBytes is { } remaining) answer["remaining"] = remaining;
         if (info.Ram is { } ram) answer["ram"] = Ram(ram, active);
+        if (info.CpuThrottlePercent is { } percent) answer["cpu-throttle-percentage"] = percent;
         if (info.VfioTransferredBytes is { } vfio) answer["vfio"] = new JsonObject { ["transferred"] = vfio };
     }
 
@@ -89,6 +91,13 @@ internal static class QmpMigrationInfo
         ["postcopy-bytes"] = 0,
         ["dirty-sync-missed-zero-copy"] = 0,
     };
+
+    private static JsonObject Switchover(string wait, double? predictedMs)
+    {
+        var answer = new JsonObject { ["waits-for"] = wait };
+        if (predictedMs is { } ms) answer["predicted-downtime-ms"] = ms;
+        return answer;
+    }
 
     private static JsonObject Downtime(DowntimeReport d)
     {

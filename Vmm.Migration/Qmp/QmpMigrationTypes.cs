@@ -57,6 +57,8 @@ internal static class QmpMigrationTypes
         new("send-ms", QmpType.Number), new("load-ms", QmpType.Number), new("start-ms", QmpType.Number), new("total-ms", QmpType.Number),
         new("guest-at-ns", QmpType.Int, true));
 
+    private static readonly QmpObject s_switchover = new(new("waits-for", new QmpEnum([.. SwitchoverWaitNames.All])), new("predicted-downtime-ms", QmpType.Number, true));
+
     private static readonly QmpObject s_error = new(
         new("side", QmpType.Str), new("phase", QmpType.Str), new("message", QmpType.Str), new("section", QmpType.Str, true), new("offset", QmpType.Int, true),
         new("expected", QmpType.Str, true), new("found", QmpType.Str, true), new("hint", QmpType.Str, true));
@@ -64,9 +66,9 @@ internal static class QmpMigrationTypes
     internal static readonly QmpObject MigrationInfo = new(
         new("status", QmpEvents.MigrationStatus, true), new("ram", s_ram, true), new("total-time", QmpType.Int, true),
         new("expected-downtime", QmpType.Int, true), new("downtime", QmpType.Int, true), new("setup-time", QmpType.Int, true),
-        new("remaining", QmpType.UInt64, true), new("error-desc", QmpType.Str, true), new("blocked-reasons", new QmpArray(QmpType.Str), true),
+        new("remaining", QmpType.UInt64, true), new("cpu-throttle-percentage", QmpType.Int, true), new("error-desc", QmpType.Str, true), new("blocked-reasons", new QmpArray(QmpType.Str), true),
         new("socket-address", new QmpArray(s_socketAddress), true), new(QmpServer.ExtensionPrefix + "downtime", s_downtime, true),
-        new(QmpServer.ExtensionPrefix + "error", s_error, true));
+        new(QmpServer.ExtensionPrefix + "error", s_error, true), new(QmpServer.ExtensionPrefix + "switchover", s_switchover, true));
 
     private static QmpType TypeOf(MigrationParameter parameter) => parameter.Kind switch
     {

@@ -105,12 +105,25 @@ public sealed record MigrationInfo
     public long SetupTimeMs { get; init; }
     /// <summary>Expected downtime, ms; null after the switchover began.</summary>
     public long? ExpectedDowntimeMs { get; init; }
+    /// <summary>
+    /// Downtime if the VM stopped after the last synchronisation, ms: what was left at the present bandwidth, and another synchronisation. Loading and starting at
+    /// the destination come on top. Null before the first one, and after the switchover began.
+    /// </summary>
+    public double? PredictedDowntimeMs { get; init; }
+    /// <summary>
+    /// Why the VM has not been stopped yet, only in active: <c>nothing</c> (it is about to stop), <c>bandwidth</c> (not measured yet), <c>size</c> (what is left
+    /// does not fit into the downtime limit), <c>stalled</c> (nor did it shrink in the last pass), <c>shrinking</c> (it fits and still shrinks fast),
+    /// <c>acknowledgement</c> or <c>answer</c> (the destination's is missing).
+    /// </summary>
+    public string? SwitchoverWait { get; init; }
     /// <summary>Downtime so far or final, ms; null before the switchover.</summary>
     public double? DowntimeMs { get; init; }
     /// <summary>Bytes of RAM and device state left to send; null when no migration runs.</summary>
     public long? RemainingBytes { get; init; }
     /// <summary>RAM counters; null in setup, failed and cancelled, and on the destination.</summary>
     public RamStats? Ram { get; init; }
+    /// <summary>The share of time that the guest sleeps (capability auto-converge), percent; null while it is not throttled.</summary>
+    public int? CpuThrottlePercent { get; init; }
     /// <summary>Bytes of device data sent by VFIO devices; null without such a device.</summary>
     public long? VfioTransferredBytes { get; init; }
     /// <summary>The breakdown; null before the switchover.</summary>

@@ -28,7 +28,9 @@ public sealed class QmpDifferentialTests
         "{\"execute\":\"getfd\",\"arguments\":{\"fdname\":\"f\"}}", "{\"execute\":\"add-fd\"}", "{\"execute\":\"remove-fd\",\"arguments\":{\"fdset-id\":9}}",
         Set("\"multifd-channels\":\"x\""), Set("\"multifd-channels\":300"), Set("\"multifd-channels\":0"), Set("\"max-bandwidth\":1.5"),
         Set("\"xbzrle-cache-size\":5000"), Set("\"announce-max\":100001"), Set("\"announce-step\":0"), Set("\"announce-step\":10001"),
-        Set("\"throttle-trigger-threshold\":0"), Set("\"cpu-throttle-initial\":100"), Set("\"max-cpu-throttle\":5"), Set("\"multifd-zstd-level\":21"),
+        Set("\"throttle-trigger-threshold\":0"), Set("\"cpu-throttle-initial\":100"), Set("\"max-cpu-throttle\":5"), Set("\"max-cpu-throttle\":19"), Set("\"max-cpu-throttle\":100"),
+        Set("\"cpu-throttle-initial\":60,\"max-cpu-throttle\":50"), Set("\"cpu-throttle-initial\":0"), Set("\"cpu-throttle-increment\":0"), Set("\"cpu-throttle-increment\":100"),
+        Set("\"throttle-trigger-threshold\":101"), Set("\"cpu-throttle-tailslow\":1"), Set("\"cpu-throttle-initial\":\"x\""), Set("\"multifd-zstd-level\":21"),
         Set("\"multifd-zlib-level\":10"), Set("\"vcpu-dirty-limit\":0"), Set("\"x-vcpu-dirty-limit-period\":0"), Set("\"x-rdma-chunk-size\":5"),
         Set("\"tls-creds\":5"), Set("\"downtime-limit\":2000001"), Set("\"mode\":\"bogus\""), Set("\"direct-io\":1"),
         Capability("{\"capability\":\"events\"}"), Capability("{\"capability\":\"events\",\"state\":1}"), Capability("{\"capability\":\"bogus\",\"state\":true}"),
@@ -148,8 +150,8 @@ public sealed class QmpDifferentialTests
 
     private static string Capability(string one) => $"{{\"execute\":\"migrate-set-capabilities\",\"arguments\":{{\"capabilities\":[{one}]}}}}";
 
-    /// <summary>The deadlines of a migration, which QEMU does not have.</summary>
-    private static readonly string[] s_ownParameters = ["x-setup-timeout", "x-progress-timeout", "x-switchover-timeout", "x-confirm-timeout", "x-final-word-timeout"];
+    /// <summary>When the VM stops, and the deadlines of a migration: QEMU has none of them.</summary>
+    private static readonly string[] s_ownParameters = ["x-downtime-floor", "x-downtime-limit-max", "x-precopy-deadline", "x-precopy-deadline-action", "x-setup-timeout", "x-progress-timeout", "x-switchover-timeout", "x-confirm-timeout", "x-final-word-timeout"];
 
     private static JsonObject WithoutOwn(JsonObject answer)
     {
@@ -164,8 +166,8 @@ public sealed class QmpDifferentialTests
         "migrate-set-parameters" => "announce-initial? announce-max? announce-rounds? announce-step? avail-switchover-bandwidth? cpr-exec-command? "
             + "cpu-throttle-increment? cpu-throttle-initial? cpu-throttle-tailslow? direct-io? downtime-limit? max-bandwidth? max-cpu-throttle? "
             + "max-postcopy-bandwidth? mode? multifd-channels? multifd-compression? multifd-qatzip-level? multifd-zlib-level? multifd-zstd-level? "
-            + "throttle-trigger-threshold? tls-authz? tls-creds? tls-hostname? vcpu-dirty-limit? x-checkpoint-delay? x-confirm-timeout? x-final-word-timeout? "
-            + "x-progress-timeout? x-rdma-chunk-size? x-setup-timeout? x-switchover-timeout? x-vcpu-dirty-limit-period? xbzrle-cache-size? zero-page-detection?",
+            + "throttle-trigger-threshold? tls-authz? tls-creds? tls-hostname? vcpu-dirty-limit? x-checkpoint-delay? x-confirm-timeout? x-downtime-floor? x-downtime-limit-max? x-final-word-timeout? "
+            + "x-precopy-deadline-action? x-precopy-deadline? x-progress-timeout? x-rdma-chunk-size? x-setup-timeout? x-switchover-timeout? x-vcpu-dirty-limit-period? xbzrle-cache-size? zero-page-detection?",
         "cont" => "x-force?",
         _ => "(nothing)",
     };

@@ -69,6 +69,29 @@ internal sealed class KvmStopTests
         Assert.That(late, Is.LessThanOrEqualTo(stops / 100 + floorLate), found);
     }
 
+    [Test]
+    public void A_throttled_vCPU_sleeps_and_a_stop_does_not_wait_for_it()
+    {
+        using KvmGuest guest = KvmGuest.MemCheck();
+        guest.Vm.Cont();
+        KvmVcpu vcpu = guest.Kvm.Vcpus[0];
+        guest.Vm.CpuThrottle.Set(50);
+        KvmGuest.WaitFor(() => vcpu.Sleeps > 5, "the vCPU sleeps");
+        for (int i = 0; i < 5; i++)
+        {
+            guest.Vm.CpuThrottle.Set(99);
+            long sleeps = vcpu.Sleeps;
+            KvmGuest.WaitFor(() => vcpu.Sleeps > sleeps, "a sleep ends, so that the next one takes a second");
+            ulong rounds = guest.Found.Rounds;
+            long start = Stopwatch.GetTimestamp();
+            guest.Vm.Stop();
+            Assert.That(Stopwatch.GetElapsedTime(start), Is.LessThan(TimeSpan.FromMilliseconds(500)));
+            guest.Vm.CpuThrottle.Set(0);
+            guest.Vm.Cont();
+            KvmGuest.WaitFor(() => guest.Found.Rounds > rounds, "the guest goes on");
+        }
+    }
+
     private static string Describe(string what, double[] ms)
     {
         Array.Sort(ms);

@@ -10,6 +10,9 @@ internal sealed record MigrationReport(JsonObject Answer)
     /// <summary>The member of query-migrate that vmm adds, with the parts of the downtime.</summary>
     public const string DowntimeMember = QmpServer.ExtensionPrefix + "downtime";
 
+    /// <summary>The member of query-migrate that vmm adds, with what the switchover waits for.</summary>
+    public const string SwitchoverMember = QmpServer.ExtensionPrefix + "switchover";
+
     private static readonly (string Key, string Label)[] s_parts =
     [
         ("device-stop-ms", "device stop"), ("final-ram-ms", "final RAM"), ("device-state-ms", "device state"), ("send-ms", "send"), ("load-ms", "load"), ("start-ms", "start"),
@@ -81,9 +84,16 @@ internal sealed record MigrationReport(JsonObject Answer)
     {
         "active" or "device" or "pre-switchover" when Answer["ram"] is JsonObject =>
             $"{Status}: round {Math.Max(1, Rounds)}, {Format.Size(Transferred)} sent, {Format.Size(RamRemaining)} of {Format.Size(RamTotal)} left, "
-            + $"{Format.Rate(RateNow)}, {Format.Milliseconds(TotalMs)}",
+            + $"{Format.Rate(RateNow)}, {Format.Milliseconds(TotalMs)}{Convergence()}",
         _ => Status,
     };
+
+    /// <summary>What keeps the VM from moving; empty while it comes nearer to its end at full speed.</summary>
+    private string Convergence()
+    {
+        string stalled = (Answer[SwitchoverMember] as JsonObject)?.Text("waits-for") == "stalled" ? ", does not converge" : string.Empty;
+        return Answer.Number("cpu-throttle-percentage") is { } percent ? $"{stalled}, guest throttled by {percent:0} %" : stalled;
+    }
 
     private string Parts()
     {

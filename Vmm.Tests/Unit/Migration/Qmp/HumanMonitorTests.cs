@@ -120,6 +120,9 @@ public sealed class HumanMonitorTests
             "  Others: \t\tdirty_syncs=1", "",
         ];
         Assert.That(Hmp(wire, "info migrate").Split("\r\n"), Is.EqualTo(expected));
+        host.Engine.Info = host.Engine.Info with { CpuThrottlePercent = 30 };
+        Assert.That(Hmp(wire, "info migrate"), Does.EndWith("dirty_syncs=1\r\nCPU Throttle (%): 30\r\n"));
+        host.Engine.Info = host.Engine.Info with { CpuThrottlePercent = null };
         Assert.That(Hmp(wire, "info migrate -a"), Does.StartWith("Status: \t\tactive\r\n").And.Contain("\r\nGlobals:\r\n"));
         host.Engine.Info = new MigrationInfo { Error = new MigrationError { Side = "source", Phase = "connect", Message = "refused" } };
         host.Engine.Move(MigrationStatus.Failed);
