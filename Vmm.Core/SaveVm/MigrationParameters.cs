@@ -29,6 +29,9 @@ public sealed record MigrationParameters
     /// <summary><c>zero-page-detection</c>.</summary>
     public ZeroPageDetection ZeroPageDetection { get; init; } = ZeroPageDetection.Multifd;
 
+    /// <summary><c>xbzrle-cache-size</c>, a power of two.</summary>
+    public ulong XbzrleCacheSizeBytes { get; init; } = 64 << 20;
+
     /// <summary><c>mode</c>.</summary>
     public MigrationMode Mode { get; init; } = MigrationMode.Normal;
 

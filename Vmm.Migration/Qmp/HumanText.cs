@@ -95,6 +95,9 @@ internal static class HumanText
         text.Append(s_culture, $"    Page Types: \tnormal={ram.NormalPages}, zero={ram.DuplicatePages}\n  Page Rates (pps): \ttransfer={ram.PagesPerSecond}");
         if (active && ram.DirtyPagesRate > 0) text.Append(s_culture, $", dirty={ram.DirtyPagesRate}");
         text.Append(s_culture, $"\n  Others: \t\tdirty_syncs={ram.DirtySyncCount}\n");
+        if (info.Xbzrle is not { } xbzrle) return;
+        text.Append(s_culture, $"XBZRLE: size={xbzrle.CacheSizeBytes}, transferred={xbzrle.Bytes}, pages={xbzrle.Pages}, miss={xbzrle.CacheMisses}\n");
+        text.Append(s_culture, $"  miss_rate={xbzrle.CacheMissRate:0.00}, encode_rate={xbzrle.EncodingRate:0.00}, overflow={xbzrle.Overflows}\n");
     }
 
     private static void Row(StringBuilder text, string id, string tag, string size, string date, string clock, string icount) =>

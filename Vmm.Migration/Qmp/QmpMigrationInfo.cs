@@ -66,6 +66,7 @@ internal static class QmpMigrationInfo
         if (info.DowntimeMs is { } downtime) answer["downtime"] = (long)Math.Round(downtime);
         if (active && info.RemainingBytes is { } remaining) answer["remaining"] = remaining;
         if (info.Ram is { } ram) answer["ram"] = Ram(ram, active);
+        if (info.Xbzrle is { } xbzrle) answer["xbzrle-cache"] = Xbzrle(xbzrle);
         if (info.VfioTransferredBytes is { } vfio) answer["vfio"] = new JsonObject { ["transferred"] = vfio };
     }
 
@@ -88,6 +89,17 @@ internal static class QmpMigrationInfo
         ["downtime-bytes"] = ram.DowntimeBytes,
         ["postcopy-bytes"] = 0,
         ["dirty-sync-missed-zero-copy"] = 0,
+    };
+
+    private static JsonObject Xbzrle(XbzrleStats xbzrle) => new()
+    {
+        ["cache-size"] = xbzrle.CacheSizeBytes,
+        ["bytes"] = xbzrle.Bytes,
+        ["pages"] = xbzrle.Pages,
+        ["cache-miss"] = xbzrle.CacheMisses,
+        ["cache-miss-rate"] = xbzrle.CacheMissRate,
+        ["encoding-rate"] = xbzrle.EncodingRate,
+        ["overflow"] = xbzrle.Overflows,
     };
 
     private static JsonObject Downtime(DowntimeReport d)

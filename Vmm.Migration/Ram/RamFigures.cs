@@ -5,7 +5,8 @@ namespace Vmm.Migration.Ram;
 
 /// <summary>Figures of one <see cref="RamSave"/>. Its thread writes them, any thread reads them (QEMU: <c>RAMState</c>, <c>mig_stats</c>).</summary>
 /// <param name="totalBytes">Bytes of RAM that the attempt does not leave out.</param>
-internal sealed class RamFigures(long totalBytes)
+/// <param name="xbzrle">Figures of deltas; null without them.</param>
+internal sealed class RamFigures(long totalBytes, XbzrleFigures? xbzrle = null)
 {
     private long _periodStart;
     private long _periodDirtyPages;
@@ -19,6 +20,8 @@ internal sealed class RamFigures(long totalBytes)
     internal static RamFigures None { get; } = new(0);
 
     internal long TotalBytes => totalBytes;
+
+    internal XbzrleFigures? Xbzrle => xbzrle;
 
     internal long NormalPages => Volatile.Read(ref _normalPages);
 
@@ -46,6 +49,9 @@ internal sealed class RamFigures(long totalBytes)
         else Volatile.Write(ref _normalPages, _normalPages + 1);
     }
 
+    /// <summary>Notes a page that was sent as a delta, or not at all because the destination has it.</summary>
+    internal void OnDelta() => Volatile.Write(ref _dirtyPages, _dirtyPages - 1);
+
     internal void OnSync(long dirtyPages)
     {
         _periodDirtyPages += dirtyPages - _dirtyPages;
@@ -54,6 +60,7 @@ internal sealed class RamFigures(long totalBytes)
         TimeSpan period = Stopwatch.GetElapsedTime(_periodStart);
         if (period < TimeSpan.FromSeconds(1)) return;
         Volatile.Write(ref _dirtyPagesRate, (long)(_periodDirtyPages / period.TotalSeconds));
+        xbzrle?.OnPeriod(_normalPages + _zeroPages);
         _periodDirtyPages = 0;
         _periodStart = Stopwatch.GetTimestamp();
     }

@@ -18,6 +18,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     private readonly IDataChannels? _channels;
     private readonly IgnoredRam _ignored;
     private readonly bool _detectZeroPages, _sendsAddresses;
+    private readonly XbzrleSave? _xbzrle;
     private RamBlockScan[] _blocks = [];
     private RamBlock? _lastNamed;
     private int _scanBlock;
@@ -31,7 +32,9 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
         _ignored = IgnoredRamRule.Of(context.Mode, context.Capabilities);
         _sendsAddresses = context.Capabilities.IsOn(MigrationCapability.XIgnoreShared);
         _detectZeroPages = context.Parameters.ZeroPageDetection != ZeroPageDetection.None;
-        Figures = new RamFigures(memory.Blocks.Sum(b => _ignored.Covers(b) ? 0 : (long)b.SizeBytes));
+        RamBlock[] sent = [.. memory.Blocks.Where(b => !_ignored.Covers(b))];
+        Figures = new RamFigures(sent.Sum(static b => (long)b.SizeBytes), XbzrleSave.FiguresFor(context));
+        _xbzrle = XbzrleSave.For(Figures, sent);
     }
 
     /// <summary>What has been sent and what is left.</summary>
@@ -86,6 +89,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     {
         _bql.AssertHeld();
         Synchronise();
+        _xbzrle?.OnLastStage();
         SendDirtyPages(f, IterateBudget.Unlimited);
         SyncChannels(f, always: true);
         f.WriteUInt64((ulong)RamSaveFlags.Eos);
@@ -93,6 +97,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
 
     public void SaveCleanup()
     {
+        _xbzrle?.Dispose();
         if (!_logging) return;
         _logging = false;
         _memory.StopDirtyLog();
@@ -157,6 +162,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
             }
             _scanWord = 0;
             _scanBlock = (_scanBlock + 1) % _blocks.Length;
+            if (_scanBlock == 0) _xbzrle?.OnEndOfPass();
             visited++;
         }
         return true;
@@ -166,21 +172,25 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     {
         ulong record = (ulong)page * PageSize;
         bool zero = _detectZeroPages && (isHole || block.IsZeroPage(page));
-        Figures.OnPage(zero);
+        XbzrleStep step = _xbzrle?.Next(block, page, zero, Figures.SyncCount) ?? XbzrleStep.AsUsual;
+        if (step is XbzrleStep.Nothing or XbzrleStep.Delta) Figures.OnDelta();
+        else Figures.OnPage(zero);
+        if (step == XbzrleStep.Nothing) return;
         if (!zero && _channels is { } channels)
         {
             channels.AddPage(block, page);
             f.NoteMoved(PageSize);
             return;
         }
-        record |= (ulong)(zero ? RamSaveFlags.Zero : RamSaveFlags.Page);
+        record |= (ulong)(zero ? RamSaveFlags.Zero : step == XbzrleStep.Delta ? RamSaveFlags.Xbzrle : RamSaveFlags.Page);
         bool named = !ReferenceEquals(block, _lastNamed);
         if (!named) record |= (ulong)RamSaveFlags.Continue;
-        if (!zero && !named)
+        if (!zero && !named && step == XbzrleStep.AsUsual)
         {
             f.WriteGuestPage(record, block, page);
             return;
         }
+        long start = f.Position;
         f.WriteUInt64(record);
         if (named)
         {
@@ -188,6 +198,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
             _lastNamed = block;
         }
         if (zero) f.WriteByte(0);
+        else if (step != XbzrleStep.AsUsual) _xbzrle!.Write(f, start);
         else f.WriteGuest(block, (ulong)page * PageSize, PageSize);
     }
 }
