@@ -53,7 +53,7 @@ internal sealed class MigrationCapabilitySet
     {
         MigrationCapability.Events, MigrationCapability.ReturnPath, MigrationCapability.PauseBeforeSwitchover, MigrationCapability.ValidateUuid,
         MigrationCapability.SwitchoverAck, MigrationCapability.Multifd, MigrationCapability.XIgnoreShared,
-        MigrationCapability.Xbzrle,
+        MigrationCapability.Xbzrle, MigrationCapability.MappedRam,
     };
 
     /// <summary>True if a capability is on.</summary>
@@ -74,6 +74,7 @@ internal sealed class MigrationCapabilitySet
         if (next.IsOn(MigrationCapability.SwitchoverAck) && !next.IsOn(MigrationCapability.ReturnPath))
             throw new ConfigurationException("Capability 'switchover-ack' requires capability 'return-path'");
         if (next.IsOn(MigrationCapability.Multifd) && next.IsOn(MigrationCapability.Xbzrle)) throw new ConfigurationException("Multifd is not compatible with xbzrle");
+        if (next.IsOn(MigrationCapability.MappedRam) && next.IsOn(MigrationCapability.Xbzrle)) throw new ConfigurationException("Mapped-ram migration is incompatible with xbzrle");
         _current = next;
     }
 }

@@ -17,8 +17,9 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     private readonly Bql _bql;
     private readonly IDataChannels? _channels;
     private readonly IgnoredRam _ignored;
-    private readonly bool _detectZeroPages, _sendsAddresses;
+    private readonly bool _detectZeroPages, _sendsAddresses, _isMapped;
     private readonly XbzrleSave? _xbzrle;
+    private MappedRamSave? _mapped;
     private RamBlockScan[] _blocks = [];
     private RamBlock? _lastNamed;
     private int _scanBlock;
@@ -31,6 +32,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
         (_memory, _bql, _channels) = (memory, bql, context.DataChannels);
         _ignored = IgnoredRamRule.Of(context.Mode, context.Capabilities);
         _sendsAddresses = context.Capabilities.IsOn(MigrationCapability.XIgnoreShared);
+        _isMapped = context.Capabilities.IsOn(MigrationCapability.MappedRam);
         _detectZeroPages = context.Parameters.ZeroPageDetection != ZeroPageDetection.None;
         RamBlock[] sent = [.. memory.Blocks.Where(b => !_ignored.Covers(b))];
         Figures = new RamFigures(sent.Sum(static b => (long)b.SizeBytes), XbzrleSave.FiguresFor(context));
@@ -57,6 +59,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
         foreach (RamBlockScan block in _blocks) block.MarkAll();
         Figures.Begin(_blocks.Sum(static b => b.Block.PageCount));
 
+        if (_isMapped) _mapped = new MappedRamSave(f);
         // The list has all blocks, also those that are left out, so that the destination can compare.
         f.WriteUInt64(_memory.TotalBytes | (ulong)RamSaveFlags.MemSize);
         foreach (RamBlock block in all)
@@ -64,6 +67,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
             f.WriteCountedString(block.Name);
             f.WriteUInt64(block.SizeBytes);
             if (_sendsAddresses) f.WriteUInt64(block.Address.Value);
+            _mapped?.AddBlock(block, _ignored.Covers(block));
         }
         SyncChannels(f, always: true);
         f.WriteUInt64((ulong)RamSaveFlags.Eos);
@@ -81,6 +85,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     public SaveProgress SaveLiveIterate(QemuFileWriter f, IterateBudget budget)
     {
         bool done = SendDirtyPages(f, budget);
+        _mapped?.Flush();
         f.WriteUInt64((ulong)RamSaveFlags.Eos);
         return done ? SaveProgress.Done : SaveProgress.More;
     }
@@ -91,6 +96,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
         Synchronise();
         _xbzrle?.OnLastStage();
         SendDirtyPages(f, IterateBudget.Unlimited);
+        _mapped?.End();
         SyncChannels(f, always: true);
         f.WriteUInt64((ulong)RamSaveFlags.Eos);
     }
@@ -176,6 +182,11 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
         if (step is XbzrleStep.Nothing or XbzrleStep.Delta) Figures.OnDelta();
         else Figures.OnPage(zero);
         if (step == XbzrleStep.Nothing) return;
+        if (_mapped is { } mapped)
+        {
+            mapped.Save(block, page, zero);
+            return;
+        }
         if (!zero && _channels is { } channels)
         {
             channels.AddPage(block, page);

@@ -45,7 +45,7 @@ public sealed class XbzrleTests
     [TestCase(256UL << 10)]
     public async Task RamMovesWhileTheGuestWrites(ulong cacheSizeBytes)
     {
-        using TestVm source = TestVm.WithRam(4 << 20).FilledRandom(1, halfZero: true), destination = TestVm.WithRam(4 << 20, incoming: true);
+        using TestVm source = TestVm.WithRam(XbzrleMove.SizeBytes).FilledRandom(1, halfZero: true), destination = TestVm.WithRam(XbzrleMove.SizeBytes, incoming: true);
         source.Engine.Parameters = source.Engine.Parameters with { XbzrleCacheSizeBytes = cacheSizeBytes };
         source.Vm.Cont();
         using var writer = new BackgroundWriter(source);
