@@ -1,5 +1,5 @@
+using System.Buffers.Binary;
 using System.Numerics;
-using System.Runtime.InteropServices;
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
@@ -45,33 +45,30 @@ internal static class MappedRamLoad
     private static void LoadPages(QemuFileReader f, ISeekableChannel file, RamBlock block, MappedRamHeader header, DirtyBitmap mayHaveMemory)
     {
         bool isFresh = mayHaveMemory.FindNext(0) == mayHaveMemory.PageCount;
-        ulong[] words = new ulong[BitmapWords];
+        byte[] bitmap = new byte[BitmapWords * 8];
         long first = 0, count = 0;
-        for (long word = 0; word < mayHaveMemory.WordCount; word += BitmapWords)
+        for (int word = 0; word < mayHaveMemory.WordCount; word++)
         {
-            Span<ulong> part = words.AsSpan(0, (int)Math.Min(BitmapWords, mayHaveMemory.WordCount - word));
-            // 64-bit words in the order of the host.
-            file.ReadAt(MemoryMarshal.AsBytes(part), (long)header.BitmapOffset + (word * 8));
-            for (int i = 0; i < part.Length; i++)
+            int at = word % BitmapWords * 8;
+            if (at == 0) file.ReadAt(bitmap.AsSpan(0, Math.Min(bitmap.Length, (mayHaveMemory.WordCount - word) * 8)), (long)header.BitmapOffset + (word * 8L));
+            // Words in the order of QEMU's host.
+            ulong present = BinaryPrimitives.ReadUInt64LittleEndian(bitmap.AsSpan(at));
+            long page = (long)word << 6;
+            int pages = (int)Math.Min(64, block.PageCount - page);
+            if (pages < 64 && present >> pages != 0) throw f.Bad($"bitmap of RAM block '{block.Name}'", $"bits for {block.PageCount} pages", "more bits");
+            if (!isFresh) ClearMissing(block, page, pages, present, mayHaveMemory);
+            for (ulong marks = present; marks != 0;)
             {
-                long page = (word + i) * 64;
-                int inBlock = (int)Math.Min(64, block.PageCount - page);
-                if (inBlock < 64 && part[i] >> inBlock != 0)
-                    throw f.Bad($"bitmap of RAM block '{block.Name}'", $"bits for {block.PageCount} pages", "more bits", f.Position);
-                if (!isFresh) ClearMissing(block, page, inBlock, part[i], mayHaveMemory);
-                for (ulong marks = part[i]; marks != 0;)
+                int from = BitOperations.TrailingZeroCount(marks), run = BitOperations.TrailingZeroCount(~(marks >> from));
+                marks = from + run == 64 ? 0 : marks & (ulong.MaxValue << (from + run));
+                if (page + from != first + count || count + run > RunPages)
                 {
-                    int from = BitOperations.TrailingZeroCount(marks), run = BitOperations.TrailingZeroCount(~(marks >> from));
-                    marks = from + run == 64 ? 0 : marks & (ulong.MaxValue << (from + run));
-                    if (page + from != first + count || count + run > RunPages)
-                    {
-                        Read(file, block, header, first, count);
-                        (first, count) = (page + from, 0);
-                    }
-                    count += run;
+                    Read(file, block, header, first, count);
+                    (first, count) = (page + from, 0);
                 }
-                mayHaveMemory.OrWord((int)(word + i), part[i]);
+                count += run;
             }
+            mayHaveMemory.OrWord(word, present);
         }
         Read(file, block, header, first, count);
     }

@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using Vmm.Core.Channels;
 using Vmm.Core.Errors;
 using Vmm.Core.Memory;
@@ -15,8 +14,8 @@ internal sealed class MappedRamSave(QemuFileWriter f)
 {
     private const int PageSize = RamBlock.PageSize;
 
-    /// <summary>Most pages, and most words of a bitmap, that one write takes: 1 MiB.</summary>
-    private const int RunPages = 256, BitmapWords = 1 << 17;
+    /// <summary>Most pages that one write takes: 1 MiB.</summary>
+    private const int RunPages = 256;
 
     /// <summary>The pages of each block begin at a multiple of this (QEMU: <c>MAPPED_RAM_FILE_OFFSET_ALIGNMENT</c>).</summary>
     private const long PagesAlignment = 1 << 20;
@@ -36,8 +35,8 @@ internal sealed class MappedRamSave(QemuFileWriter f)
         // Offsets are those of the file, wherever in it the stream begins.
         f.Flush();
         long bitmapOffset = isIgnored ? 0 : _file.Position + MappedRamHeader.SizeBytes;
-        ulong[] bitmap = new ulong[(block.PageCount + 63) / 64];
-        long pagesOffset = isIgnored ? 0 : (bitmapOffset + (bitmap.LongLength * 8) + PagesAlignment - 1) / PagesAlignment * PagesAlignment;
+        byte[] bitmap = new byte[MappedRamHeader.BitmapBytes((ulong)block.PageCount)];
+        long pagesOffset = isIgnored ? 0 : (bitmapOffset + bitmap.Length + PagesAlignment - 1) / PagesAlignment * PagesAlignment;
         f.WriteUInt32(MappedRamHeader.Version);
         f.WriteUInt64(PageSize);
         f.WriteUInt64((ulong)bitmapOffset);
@@ -56,14 +55,14 @@ internal sealed class MappedRamSave(QemuFileWriter f)
             Flush();
             _place = _places[block];
         }
-        ref ulong word = ref _place!.Bitmap[page >> 6];
-        ulong bit = 1UL << (int)(page & 63);
+        ref byte marks = ref _place!.Bitmap[page >> 3];
+        int bit = 1 << (int)(page & 7);
         if (isZero)
         {
-            word &= ~bit;
+            marks &= (byte)~bit;
             return;
         }
-        word |= bit;
+        marks |= (byte)bit;
         if (_count == RunPages || page != _first + _count) Flush();
         if (_count == 0) _first = page;
         _count++;
@@ -87,17 +86,11 @@ internal sealed class MappedRamSave(QemuFileWriter f)
         Flush();
         foreach (Place place in _places.Values)
         {
-            // 64-bit words in the order of the host.
-            ReadOnlySpan<ulong> words = place.Bitmap;
-            for (int at = 0; at < words.Length; at += BitmapWords)
-            {
-                ReadOnlySpan<byte> part = MemoryMarshal.AsBytes(words.Slice(at, Math.Min(BitmapWords, words.Length - at)));
-                _file.WriteAt(part, place.BitmapOffset + (at * 8L));
-                f.NoteMoved(part.Length);
-            }
+            _file.WriteAt(place.Bitmap, place.BitmapOffset);
+            f.NoteMoved(place.Bitmap.Length);
         }
     }
 
-    /// <summary>Where a block stands in the file, and which of its pages do.</summary>
-    private sealed record Place(RamBlock Block, ulong[] Bitmap, long BitmapOffset, long PagesOffset);
+    /// <summary>Where a block stands in the file, and which of its pages do: words in the order of the host, which on x86 are bytes with the lowest bit first.</summary>
+    private sealed record Place(RamBlock Block, byte[] Bitmap, long BitmapOffset, long PagesOffset);
 }

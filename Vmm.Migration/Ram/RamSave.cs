@@ -17,7 +17,8 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     private readonly Bql _bql;
     private readonly IDataChannels? _channels;
     private readonly IgnoredRam _ignored;
-    private readonly bool _detectZeroPages, _sendsAddresses, _isMapped;
+    private readonly MigrationCapabilities _capabilities;
+    private readonly bool _detectZeroPages;
     private readonly XbzrleSave? _xbzrle;
     private MappedRamSave? _mapped;
     private RamBlockScan[] _blocks = [];
@@ -31,8 +32,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     {
         (_memory, _bql, _channels) = (memory, bql, context.DataChannels);
         _ignored = IgnoredRamRule.Of(context.Mode, context.Capabilities);
-        _sendsAddresses = context.Capabilities.IsOn(MigrationCapability.XIgnoreShared);
-        _isMapped = context.Capabilities.IsOn(MigrationCapability.MappedRam);
+        _capabilities = context.Capabilities;
         _detectZeroPages = context.Parameters.ZeroPageDetection != ZeroPageDetection.None;
         RamBlock[] sent = [.. memory.Blocks.Where(b => !_ignored.Covers(b))];
         Figures = new RamFigures(sent.Sum(static b => (long)b.SizeBytes), XbzrleSave.FiguresFor(context));
@@ -59,14 +59,14 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
         foreach (RamBlockScan block in _blocks) block.MarkAll();
         Figures.Begin(_blocks.Sum(static b => b.Block.PageCount));
 
-        if (_isMapped) _mapped = new MappedRamSave(f);
+        if (_capabilities.IsOn(MigrationCapability.MappedRam)) _mapped = new MappedRamSave(f);
         // The list has all blocks, also those that are left out, so that the destination can compare.
         f.WriteUInt64(_memory.TotalBytes | (ulong)RamSaveFlags.MemSize);
         foreach (RamBlock block in all)
         {
             f.WriteCountedString(block.Name);
             f.WriteUInt64(block.SizeBytes);
-            if (_sendsAddresses) f.WriteUInt64(block.Address.Value);
+            if (_capabilities.IsOn(MigrationCapability.XIgnoreShared)) f.WriteUInt64(block.Address.Value);
             _mapped?.AddBlock(block, _ignored.Covers(block));
         }
         SyncChannels(f, always: true);

@@ -32,7 +32,7 @@ public sealed record RamStats
 }
 
 /// <summary>Counters of capability xbzrle (QEMU: XBZRLECacheStats; qmp 8.7).</summary>
-public sealed record XbzrleStats
+internal sealed record XbzrleStats
 {
     /// <summary>Size of the cache.</summary>
     public ulong CacheSizeBytes { get; init; }
@@ -131,7 +131,7 @@ public sealed record MigrationInfo
     /// <summary>RAM counters; null in setup, failed and cancelled, and on the destination.</summary>
     public RamStats? Ram { get; init; }
     /// <summary>Counters of xbzrle; null without it and where <see cref="Ram"/> is null.</summary>
-    public XbzrleStats? Xbzrle { get; init; }
+    internal XbzrleStats? Xbzrle { get; init; }
     /// <summary>Bytes of device data sent by VFIO devices; null without such a device.</summary>
     public long? VfioTransferredBytes { get; init; }
     /// <summary>The breakdown; null before the switchover.</summary>
