@@ -83,6 +83,9 @@ public sealed record MigrationParameters
     /// </summary>
     public bool MultifdFlushAfterEachSection { get; init; }
 
+    /// <summary><c>xbzrle-cache-size</c>, a power of two.</summary>
+    public ulong XbzrleCacheSizeBytes { get; init; } = 64 << 20;
+
     /// <summary><c>mode</c>.</summary>
     public MigrationMode Mode { get; init; } = MigrationMode.Normal;
 

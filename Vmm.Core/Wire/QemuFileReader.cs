@@ -33,6 +33,9 @@ public sealed class QemuFileReader
     /// <summary>Stream offset of the next byte: bytes consumed since the first one that this reader read.</summary>
     public long Position => _received - (_end - _start);
 
+    /// <summary>Offset of the next byte in the channel's file, in which the stream may begin anywhere; -1 for a channel that is no file.</summary>
+    internal long FileOffset => _channel is ISeekableChannel file ? file.Position - (_end - _start) : -1;
+
     /// <summary>True when the buffer holds bytes that nobody has read.</summary>
     internal bool HasBuffered => _start < _end;
 

@@ -14,6 +14,7 @@ using Vmm.Migration.Incoming;
 using Vmm.Migration.Multifd;
 using Vmm.Migration.Outgoing;
 using Vmm.Migration.Parameters;
+using Vmm.Migration.Ram;
 using Vmm.Migration.Rehearsals;
 using Vmm.Migration.Status;
 using Vmm.Migration.Stream;
@@ -173,6 +174,7 @@ internal sealed class MigrationEngine : IMigrationEngine, IAttempts, IDisposable
         lock (_gate)
         {
             CheckIncoming();
+            if (Capabilities.IsOn(MigrationCapability.MappedRam) && address.Transport != MigrationTransport.File) throw new ConfigurationException(MappedRamSave.NotSeekable);
             _keepsListening = keepListening && address.IsSocket;
             if (address.IsSocket)
             {

@@ -5,6 +5,7 @@ using Vmm.Migration.Attempts;
 using Vmm.Migration.Channels;
 using Vmm.Migration.Cpr;
 using Vmm.Migration.Multifd;
+using Vmm.Migration.Ram;
 
 namespace Vmm.Migration.Outgoing;
 
@@ -56,6 +57,12 @@ internal sealed record OutgoingPlan
         if (wanted && !able)
             throw new ConfigurationException($"capability 'return-path' needs a socket; {address?.ToString() ?? channel!.Name} goes one way") { Hint = "switch return-path off, or use tcp: or unix:" };
         var plan = new OutgoingPlan { Address = address, CprAddress = cpr, Context = context, HasReturnPath = wanted, Multifd = context.Capabilities.IsOn(MigrationCapability.Multifd) ? MultifdSettings.Of(context.Parameters) : null };
+        if (context.Capabilities.IsOn(MigrationCapability.MappedRam))
+        {
+            if (!(channel is ISeekableChannel || address is { Transport: MigrationTransport.File })) throw new ConfigurationException(MappedRamSave.NotSeekable);
+            if (plan.Multifd is not null)
+                throw new ConfigurationException("multifd with mapped-ram is not implemented in this version of vmm") { Hint = "switch multifd off; the file is the same" };
+        }
         if (plan.Multifd is not null && address is not { IsSocket: true })
             throw new ConfigurationException("Migration requires multi-channel URIs (e.g. tcp)") { Hint = "switch multifd off, or use tcp: or unix:" };
         if (plan.Multifd is not null && context.Compat.LegacyDescriptions && !context.Parameters.MultifdFlushAfterEachSection)

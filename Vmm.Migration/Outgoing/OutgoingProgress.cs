@@ -79,7 +79,7 @@ internal sealed class OutgoingProgress
     {
         lock (_gate)
         {
-            long pages = ram.NormalPages + ram.ZeroPages;
+            long pages = ram.NormalPages + ram.ZeroPages + (ram.Xbzrle?.Pages ?? 0);
             double seconds = Stopwatch.GetElapsedTime(_windowAt).TotalSeconds;
             _pagesPerSecond = seconds > 0 ? (pages - _windowPages) / seconds : 0;
             _windowPages = pages;
@@ -115,11 +115,18 @@ internal sealed class OutgoingProgress
                 SwitchoverWait = status == MigrationStatus.Active && _stopPosition < 0 ? WaitsFor.ToWireName() : null,
                 RemainingBytes = live ? Math.Max(PendingBytes, _ram.RemainingBytes) : null,
                 Ram = live || done ? _final ?? Stats() : null,
+                Xbzrle = live || done ? Xbzrle(_ram.Xbzrle) : null,
                 Downtime = Downtime,
                 Error = status is MigrationStatus.Failed or MigrationStatus.Failing ? Error : null,
             };
         }
     }
+
+    private static XbzrleStats? Xbzrle(XbzrleFigures? figures) => figures is null ? null : new XbzrleStats
+    {
+        CacheSizeBytes = figures.CacheSizeBytes, Bytes = figures.Bytes, Pages = figures.Pages, CacheMisses = figures.Misses, CacheMissRate = figures.Rates.Miss,
+        EncodingRate = figures.Rates.Encoding, Overflows = figures.Overflows,
+    };
 
     private RamStats Stats()
     {

@@ -180,6 +180,7 @@ internal static class MigrationParameterTable
         Number("xbzrle-cache-size", 64 << 20, 4096, ulong.MaxValue, "bytes") with
         {
             Kind = MigrationParameterKind.Size, IsValid = ulong.IsPow2, RangeText = "a power of two no less than the target page size",
+            Read = static p => p.XbzrleCacheSizeBytes, Write = static (p, v) => p with { XbzrleCacheSizeBytes = (ulong)v },
         },
         Number("x-vcpu-dirty-limit-period", 1000, 1, 1000, "ms") with { IsUnstable = true },
         Number("vcpu-dirty-limit", 1, 1, ulong.MaxValue, "MB/s") with { RangeError = "Parameter 'vcpu-dirty-limit' must be greater than 1 MB/s" },

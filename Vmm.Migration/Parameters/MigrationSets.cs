@@ -55,13 +55,14 @@ internal sealed class MigrationCapabilitySet
     {
         MigrationCapability.Events, MigrationCapability.ReturnPath, MigrationCapability.PauseBeforeSwitchover, MigrationCapability.ValidateUuid,
         MigrationCapability.SwitchoverAck, MigrationCapability.Multifd, MigrationCapability.XIgnoreShared, MigrationCapability.AutoConverge,
+        MigrationCapability.Xbzrle, MigrationCapability.MappedRam,
     };
 
     /// <summary>True if a capability is on.</summary>
     public bool IsOn(MigrationCapability capability) => _current.IsOn(capability);
 
     /// <summary>Switches some capabilities together, after checking the resulting set.</summary>
-    /// <exception cref="ConfigurationException">A capability is not implemented, or needs another one that is off; nothing is changed.</exception>
+    /// <exception cref="ConfigurationException">A capability is not implemented, needs another one that is off, or does not go with one that is on; nothing is changed.</exception>
     public void Apply(IEnumerable<KeyValuePair<MigrationCapability, bool>> changes)
     {
         ArgumentNullException.ThrowIfNull(changes);
@@ -74,6 +75,8 @@ internal sealed class MigrationCapabilitySet
         }
         if (next.IsOn(MigrationCapability.SwitchoverAck) && !next.IsOn(MigrationCapability.ReturnPath))
             throw new ConfigurationException("Capability 'switchover-ack' requires capability 'return-path'");
+        if (next.IsOn(MigrationCapability.Multifd) && next.IsOn(MigrationCapability.Xbzrle)) throw new ConfigurationException("Multifd is not compatible with xbzrle");
+        if (next.IsOn(MigrationCapability.MappedRam) && next.IsOn(MigrationCapability.Xbzrle)) throw new ConfigurationException("Mapped-ram migration is incompatible with xbzrle");
         _current = next;
     }
 }

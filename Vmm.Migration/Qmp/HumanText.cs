@@ -23,6 +23,7 @@ internal static class HumanText
         {
             text.Append("Globals:\n  store-global-state: on\n  only-migratable: ").Append(onlyMigratable ? "on" : "off").Append("\n  send-configuration: on\n  send-section-footer: on\n")
                 .Append("  send-switchover-start: on\n  clear-bitmap-shift: 18\n");
+            if (info.Xbzrle is { } xbzrle) Xbzrle(text, xbzrle);
         }
         return text.ToString();
     }
@@ -97,6 +98,10 @@ internal static class HumanText
         text.Append(s_culture, $"\n  Others: \t\tdirty_syncs={ram.DirtySyncCount}\n");
         if (info.CpuThrottlePercent is { } percent) text.Append(s_culture, $"CPU Throttle (%): {percent}\n");
     }
+
+    private static void Xbzrle(StringBuilder text, XbzrleStats xbzrle) => text
+        .Append(s_culture, $"XBZRLE: size={xbzrle.CacheSizeBytes}, transferred={xbzrle.Bytes}, pages={xbzrle.Pages}, miss={xbzrle.CacheMisses}\n")
+        .Append(s_culture, $"  miss_rate={xbzrle.CacheMissRate:0.00}, encode_rate={xbzrle.EncodingRate:0.00}, overflow={xbzrle.Overflows}\n");
 
     private static void Row(StringBuilder text, string id, string tag, string size, string date, string clock, string icount) =>
         text.Append(s_culture, $"{id,-7} {tag,-16} {size,8} {date,19} {clock,15} {icount,10}\n");

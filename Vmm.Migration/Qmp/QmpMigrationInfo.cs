@@ -68,6 +68,7 @@ internal static class QmpMigrationInfo
         if (active && info.RemainingBytes is { } remaining) answer["remaining"] = remaining;
         if (info.Ram is { } ram) answer["ram"] = Ram(ram, active);
         if (info.CpuThrottlePercent is { } percent) answer["cpu-throttle-percentage"] = percent;
+        if (info.Xbzrle is { } xbzrle) answer["xbzrle-cache"] = Xbzrle(xbzrle);
         if (info.VfioTransferredBytes is { } vfio) answer["vfio"] = new JsonObject { ["transferred"] = vfio };
     }
 
@@ -98,6 +99,17 @@ internal static class QmpMigrationInfo
         if (predictedMs is { } ms) answer["predicted-downtime-ms"] = ms;
         return answer;
     }
+
+    private static JsonObject Xbzrle(XbzrleStats xbzrle) => new()
+    {
+        ["cache-size"] = xbzrle.CacheSizeBytes,
+        ["bytes"] = xbzrle.Bytes,
+        ["pages"] = xbzrle.Pages,
+        ["cache-miss"] = xbzrle.CacheMisses,
+        ["cache-miss-rate"] = xbzrle.CacheMissRate,
+        ["encoding-rate"] = xbzrle.EncodingRate,
+        ["overflow"] = xbzrle.Overflows,
+    };
 
     private static JsonObject Downtime(DowntimeReport d)
     {

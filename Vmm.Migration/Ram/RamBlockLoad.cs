@@ -10,9 +10,12 @@ namespace Vmm.Migration.Ram;
 internal sealed class RamBlockLoad(RamBlock block, DirtyBitmap received, bool isZero) : ILoadBlock
 {
     // A block is only looked through when its first page comes: in an update none comes, and the guest is stopped meanwhile.
-    private readonly Lazy<DirtyBitmap> _mayHaveMemory = new(() => MayHaveMemory(block, isZero));
+    private readonly Lazy<DirtyBitmap> _mayHaveMemory = new(() => FindMemory(block, isZero));
 
     public RamBlock Block => block;
+
+    /// <summary>Pages that may not be zero.</summary>
+    internal DirtyBitmap MayHaveMemory => _mayHaveMemory.Value;
 
     public void NoteLoaded(ulong offset, int pages)
     {
@@ -41,7 +44,7 @@ internal sealed class RamBlockLoad(RamBlock block, DirtyBitmap received, bool is
     /// Pages that may have memory; all others read as zero, and a zero page is skipped there, so that it gets no memory. An attempt before this one may have
     /// written some pages, so the block is asked unless nobody has written to it.
     /// </summary>
-    private static DirtyBitmap MayHaveMemory(RamBlock block, bool isZero)
+    private static DirtyBitmap FindMemory(RamBlock block, bool isZero)
     {
         var pages = new DirtyBitmap(block.PageCount);
         if (isZero) return pages;

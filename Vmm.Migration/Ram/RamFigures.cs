@@ -6,7 +6,8 @@ namespace Vmm.Migration.Ram;
 
 /// <summary>Figures of one <see cref="RamSave"/>. Its thread writes them, any thread reads them (QEMU: <c>RAMState</c>, <c>mig_stats</c>).</summary>
 /// <param name="totalBytes">Bytes of RAM that the attempt does not leave out.</param>
-internal sealed class RamFigures(long totalBytes)
+/// <param name="xbzrle">Figures of deltas; null without them.</param>
+internal sealed class RamFigures(long totalBytes, XbzrleFigures? xbzrle = null)
 {
     private long _periodStart;
     private long _periodDirtyPages;
@@ -23,6 +24,8 @@ internal sealed class RamFigures(long totalBytes)
 
     /// <summary>Channels that carry pages, too; null without.</summary>
     internal IDataChannels? Channels { get; init; }
+
+    internal XbzrleFigures? Xbzrle => xbzrle;
 
     internal long NormalPages => Volatile.Read(ref _normalPages) + (Channels?.Sent.NormalPages ?? 0);
 
@@ -53,6 +56,9 @@ internal sealed class RamFigures(long totalBytes)
         else Volatile.Write(ref _normalPages, _normalPages + 1);
     }
 
+    /// <summary>Notes a page that was sent as a delta, or not at all because the destination has it.</summary>
+    internal void OnDelta() => Volatile.Write(ref _dirtyPages, _dirtyPages - 1);
+
     internal void OnSync(long dirtyPages)
     {
         _periodDirtyPages += dirtyPages - _dirtyPages;
@@ -61,6 +67,7 @@ internal sealed class RamFigures(long totalBytes)
         TimeSpan period = Stopwatch.GetElapsedTime(_periodStart);
         if (period < TimeSpan.FromSeconds(1)) return;
         Volatile.Write(ref _dirtyPagesRate, (long)(_periodDirtyPages / period.TotalSeconds));
+        xbzrle?.OnPeriod(_normalPages + _zeroPages);
         _periodDirtyPages = 0;
         _periodStart = Stopwatch.GetTimestamp();
     }

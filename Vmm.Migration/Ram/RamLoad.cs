@@ -17,12 +17,14 @@ internal sealed class RamLoad : ILoadState, ILoadPages
     private readonly Dictionary<string, RamBlockLoad> _blocks = [];
     private readonly ReceivedPages _received;
     private readonly SyncMarks? _marks;
+    private readonly bool _isMapped;
     private RamBlockLoad? _current;
 
     internal RamLoad(GuestMemory memory, LoadContext context)
     {
         (_memory, _context) = (memory, context);
         _received = new ReceivedPages(memory.Blocks);
+        _isMapped = context.Capabilities.IsOn(MigrationCapability.MappedRam);
         _marks = context.SyncDataChannels is { } wait ? new SyncMarks(wait) : null;
         foreach (RamBlock block in memory.Blocks) _blocks[block.Name] = new RamBlockLoad(block, _received.Of(block), isZero: ValidateOnly || block.IsKnownZero);
     }
@@ -43,6 +45,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages
         while (true)
         {
             RamRecord record = RamRecord.Read(f);
+            if (_isMapped && record.Kind is not (RamSaveFlags.MemSize or RamSaveFlags.Eos)) throw f.Bad("RAM record in a mapped-ram file", "no page records", $"{record.Kind}");
             switch (record.Kind)
             {
                 case RamSaveFlags.Page: LoadPage(f, record); break;
@@ -104,7 +107,7 @@ internal sealed class RamLoad : ILoadState, ILoadPages
     private void LoadBlockList(QemuFileReader f, ulong total)
     {
         IgnoredRam ignored = IgnoredRamRule.Of(_context.Mode, _context.Capabilities);
-        var list = new RamBlockListReader(f, total, new RamBlockLayout(HasAddress: _context.Capabilities.IsOn(MigrationCapability.XIgnoreShared)));
+        var list = new RamBlockListReader(f, total, new RamBlockLayout(HasAddress: _context.Capabilities.IsOn(MigrationCapability.XIgnoreShared), IsMappedRam: _isMapped));
         while (list.TryRead(out RamBlockEntry? entry))
         {
             (string name, ulong length) = (entry!.Name, entry.UsedLength);
@@ -117,6 +120,9 @@ internal sealed class RamLoad : ILoadState, ILoadPages
                 throw Mismatch(f, $"RAM block '{name}': address differs, {block.Address} here, 0x{address:x} in the stream", $"{block.Address}", $"0x{address:x}");
             if (ignored == IgnoredRam.SharedFiles && block.FilePath is not null) _received.ExpectInFile(block);
             else if (!ignored.Covers(block)) _received.Expect(block);
+            if (entry.Mapped is not { IsIgnored: false } mapped) continue;
+            MappedRamLoad.Load(f, ValidateOnly ? null : block, entry, mapped, _blocks[name].MayHaveMemory);
+            _received.Of(block).SetRange(0, block.PageCount);
         }
     }
 

@@ -62,6 +62,9 @@ internal readonly record struct MappedRamHeader(ulong PageSize, ulong BitmapOffs
     /// <summary>u32 version 1, u64 page size, u64 bitmap offset, u64 pages offset.</summary>
     internal const int SizeBytes = 28;
 
+    /// <summary>Version of the header.</summary>
+    internal const uint Version = 1;
+
     /// <summary>True when the block has no pages in the file.</summary>
     internal bool IsIgnored => BitmapOffset == 0 && PagesOffset == 0;
 
@@ -130,7 +133,7 @@ internal sealed class RamBlockListReader(QemuFileReader f, ulong total, RamBlock
     private MappedRamHeader ReadMapped(string name)
     {
         uint version = f.ReadUInt32();
-        if (version != 1) throw f.Bad($"mapped-ram header version of RAM block '{name}'", "1", version.ToString(), f.Position - 4);
+        if (version != MappedRamHeader.Version) throw f.Bad($"mapped-ram header version of RAM block '{name}'", "1", version.ToString(), f.Position - 4);
         return new MappedRamHeader(f.ReadUInt64(), f.ReadUInt64(), f.ReadUInt64());
     }
 }

@@ -15,9 +15,11 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
 
     private readonly GuestMemory _memory;
     private readonly Bql _bql;
-    private readonly IDataChannels? _channels;
     private readonly IgnoredRam _ignored;
-    private readonly bool _detectZeroPages, _sendsAddresses, _syncsEachSection;
+    private readonly SaveContext _context;
+    private readonly bool _detectZeroPages;
+    private readonly XbzrleSave? _xbzrle;
+    private MappedRamSave? _mapped;
     private RamBlockScan[] _blocks = [];
     private RamBlock? _lastNamed;
     private int _scanBlock;
@@ -28,18 +30,22 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
 
     internal RamSave(GuestMemory memory, Bql bql, SaveContext context)
     {
-        (_memory, _bql, _channels) = (memory, bql, context.DataChannels);
+        (_memory, _bql, _context) = (memory, bql, context);
         _ignored = IgnoredRamRule.Of(context.Mode, context.Capabilities);
-        _sendsAddresses = context.Capabilities.IsOn(MigrationCapability.XIgnoreShared);
         _detectZeroPages = context.Parameters.ZeroPageDetection != ZeroPageDetection.None;
-        _syncsEachSection = context.Parameters.MultifdFlushAfterEachSection;
-        Figures = new RamFigures(memory.Blocks.Sum(b => _ignored.Covers(b) ? 0 : (long)b.SizeBytes)) { Channels = _channels };
+        RamBlock[] sent = [.. memory.Blocks.Where(b => !_ignored.Covers(b))];
+        Figures = new RamFigures(sent.Sum(static b => (long)b.SizeBytes), XbzrleSave.FiguresFor(context)) { Channels = context.DataChannels };
+        _xbzrle = XbzrleSave.For(Figures, sent);
     }
 
     /// <summary>What has been sent and what is left.</summary>
     internal RamFigures Figures { get; }
 
     public bool IsActiveIterate => true;
+
+    private IDataChannels? Channels => _context.DataChannels;
+
+    private bool SyncsEachSection => _context.Parameters.MultifdFlushAfterEachSection;
 
     /// <summary>Setup record: u64 total|MEM_SIZE, then per block cs name, u64 length; u64 EOS (stream 3.2). BQL: held.</summary>
     public void SaveSetup(QemuFileWriter f)
@@ -56,13 +62,15 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
         foreach (RamBlockScan block in _blocks) block.MarkAll();
         Figures.Begin(_blocks.Sum(static b => b.Block.PageCount));
 
+        if (_context.Capabilities.IsOn(MigrationCapability.MappedRam)) _mapped = new MappedRamSave(f);
         // The list has all blocks, also those that are left out, so that the destination can compare.
         f.WriteUInt64(_memory.TotalBytes | (ulong)RamSaveFlags.MemSize);
         foreach (RamBlock block in all)
         {
             f.WriteCountedString(block.Name);
             f.WriteUInt64(block.SizeBytes);
-            if (_sendsAddresses) f.WriteUInt64(block.Address.Value);
+            if (_context.Capabilities.IsOn(MigrationCapability.XIgnoreShared)) f.WriteUInt64(block.Address.Value);
+            _mapped?.AddBlock(block, _ignored.Covers(block));
         }
         SyncChannels(f, always: true);
         EndSection(f);
@@ -80,6 +88,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     public SaveProgress SaveLiveIterate(QemuFileWriter f, IterateBudget budget)
     {
         bool done = SendDirtyPages(f, budget);
+        _mapped?.Flush();
         // Whoever waits for the main channel now waits for the channels, too.
         if (done) SyncChannels(f, always: false);
         EndSection(f);
@@ -90,13 +99,16 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     {
         _bql.AssertHeld();
         Synchronise();
+        _xbzrle?.OnLastStage();
         SendDirtyPages(f, IterateBudget.Unlimited);
+        _mapped?.End();
         SyncChannels(f, always: true);
         EndSection(f);
     }
 
     public void SaveCleanup()
     {
+        _xbzrle?.Dispose();
         if (!_logging) return;
         _logging = false;
         _memory.StopDirtyLog();
@@ -118,7 +130,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     /// </summary>
     private void SyncChannels(QemuFileWriter f, bool always)
     {
-        if (_syncsEachSection || _channels is not { } channels || !channels.Sync(always)) return;
+        if (SyncsEachSection || Channels is not { } channels || !channels.Sync(always)) return;
         f.WriteUInt64((ulong)RamSaveFlags.MultifdFlush);
         // The destination's channels wait for this mark.
         f.Flush();
@@ -127,8 +139,8 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     /// <summary>Ends a section's body. For a peer that needs it so, the end is also the mark of a SYNC.</summary>
     private void EndSection(QemuFileWriter f)
     {
-        bool syncs = _syncsEachSection && _channels is not null;
-        if (syncs) _channels!.Sync(always: true);
+        bool syncs = SyncsEachSection && Channels is not null;
+        if (syncs) Channels!.Sync(always: true);
         NoteSent(f);
         f.WriteUInt64((ulong)RamSaveFlags.Eos);
         if (syncs) f.Flush();
@@ -137,7 +149,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
     /// <summary>Counts what the channels have sent meanwhile as sent by the stream.</summary>
     internal void NoteSent(QemuFileWriter f)
     {
-        if (_channels is not { } channels) return;
+        if (Channels is not { } channels) return;
         long bytes = channels.Sent.Bytes;
         f.NoteMoved(bytes - _notedBytes);
         _notedBytes = bytes;
@@ -180,6 +192,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
             }
             _scanWord = 0;
             _scanBlock = (_scanBlock + 1) % _blocks.Length;
+            if (_scanBlock == 0) _xbzrle?.OnEndOfPass();
             visited++;
         }
         return true;
@@ -193,7 +206,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
 
     private void SendPage(QemuFileWriter f, RamBlock block, long page, bool isHole)
     {
-        if (_channels is { DetectsZeroPages: true } all)
+        if (Channels is { DetectsZeroPages: true } all)
         {
             Figures.OnQueued();
             all.AddPage(block, page, isHole);
@@ -201,21 +214,30 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
         }
         ulong record = (ulong)page * PageSize;
         bool zero = _detectZeroPages && (isHole || block.IsZeroPage(page));
-        if (!zero && _channels is { } channels)
+        if (!zero && Channels is { } channels)
         {
             Figures.OnQueued();
             channels.AddPage(block, page, isZero: false);
             return;
         }
-        Figures.OnPage(zero);
-        record |= (ulong)(zero ? RamSaveFlags.Zero : RamSaveFlags.Page);
+        XbzrleStep step = _xbzrle?.Next(block, page, zero, Figures.SyncCount) ?? XbzrleStep.AsUsual;
+        if (step is XbzrleStep.Nothing or XbzrleStep.Delta) Figures.OnDelta();
+        else Figures.OnPage(zero);
+        if (step == XbzrleStep.Nothing) return;
+        if (_mapped is { } mapped)
+        {
+            mapped.Save(block, page, zero);
+            return;
+        }
+        record |= (ulong)(zero ? RamSaveFlags.Zero : step == XbzrleStep.Delta ? RamSaveFlags.Xbzrle : RamSaveFlags.Page);
         bool named = !ReferenceEquals(block, _lastNamed);
         if (!named) record |= (ulong)RamSaveFlags.Continue;
-        if (!zero && !named)
+        if (!zero && !named && step == XbzrleStep.AsUsual)
         {
             f.WriteGuestPage(record, block, page);
             return;
         }
+        long start = f.Position;
         f.WriteUInt64(record);
         if (named)
         {
@@ -223,6 +245,7 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
             _lastNamed = block;
         }
         if (zero) f.WriteByte(0);
+        else if (step != XbzrleStep.AsUsual) _xbzrle!.Write(f, start);
         else f.WriteGuest(block, (ulong)page * PageSize, PageSize);
     }
 }

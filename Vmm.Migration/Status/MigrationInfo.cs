@@ -31,6 +31,25 @@ public sealed record RamStats
     public long MultifdBytes { get; init; }
 }
 
+/// <summary>Counters of capability xbzrle (QEMU: XBZRLECacheStats; qmp 8.7).</summary>
+internal sealed record XbzrleStats
+{
+    /// <summary>Size of the cache.</summary>
+    public ulong CacheSizeBytes { get; init; }
+    /// <summary>Bytes of deltas, and of pages that had no room in one.</summary>
+    public long Bytes { get; init; }
+    /// <summary>Pages that the cache had.</summary>
+    public long Pages { get; init; }
+    /// <summary>Pages that the cache did not have.</summary>
+    public long CacheMisses { get; init; }
+    /// <summary>Misses in the last period for each page sent.</summary>
+    public double CacheMissRate { get; init; }
+    /// <summary>How much smaller than their pages the deltas of the last period were.</summary>
+    public double EncodingRate { get; init; }
+    /// <summary>Pages that had no room in a delta.</summary>
+    public long Overflows { get; init; }
+}
+
 /// <summary>
 /// The parts of the downtime, in ms with fractions. The source measures from the stop of its VM to the destination's confirmation. The destination measures
 /// from the first section that only a stopped source sends to the moment when its VM runs.
@@ -124,6 +143,9 @@ public sealed record MigrationInfo
     public RamStats? Ram { get; init; }
     /// <summary>The share of time that the guest sleeps (capability auto-converge), percent; null while it is not throttled.</summary>
     public int? CpuThrottlePercent { get; init; }
+
+    /// <summary>Counters of xbzrle; null without it and where <see cref="Ram"/> is null.</summary>
+    internal XbzrleStats? Xbzrle { get; init; }
     /// <summary>Bytes of device data sent by VFIO devices; null without such a device.</summary>
     public long? VfioTransferredBytes { get; init; }
     /// <summary>The breakdown; null before the switchover.</summary>

@@ -1,6 +1,7 @@
 using Vmm.Core.Memory;
 using Vmm.Core.SaveVm;
 using Vmm.Core.Wire;
+using Vmm.Migration.Parameters;
 
 namespace Vmm.Migration.Stream;
 
@@ -50,19 +51,36 @@ internal static class StreamEnd
         Field(json, "len", "uint32", 4);
         Field(json, "name", "buffer", machine.Machine.Length);
         json.EndArray();
-        if (StreamHeader.SendsUuid(machine, stream.Context))
+        MigrationCapability[] capabilities = StreamHeader.Listed(stream.Context);
+        bool sendsUuid = StreamHeader.SendsUuid(machine, stream.Context);
+        if (capabilities.Length > 0 || sendsUuid) json.StartArray("subsections");
+        if (capabilities.Length > 0)
         {
-            json.StartArray("subsections");
-            json.StartObject();
-            json.Member("vmsd_name", "configuration/uuid");
-            json.Member("version", 1);
-            json.StartArray("fields");
+            Subsection(json, "configuration/capabilities");
+            Field(json, "caps_count", "uint32", 4);
+            // QEMU gives the size of the first for all of them.
+            Field(json, "capabilities", "capability", 1 + capabilities[0].ToWireName().Length, capabilities.Length > 1 ? capabilities.Length : 0);
+            json.EndArray();
+            json.EndObject();
+        }
+        if (sendsUuid)
+        {
+            Subsection(json, "configuration/uuid");
             Field(json, "uuid.data", "uint8", 1, arrayLength: 16);
             json.EndArray();
             json.EndObject();
-            json.EndArray();
         }
+        if (capabilities.Length > 0 || sendsUuid) json.EndArray();
         json.EndObject();
+    }
+
+    /// <summary>Opens a subsection and its fields.</summary>
+    private static void Subsection(VmDescJson json, string name)
+    {
+        json.StartObject();
+        json.Member("vmsd_name", name);
+        json.Member("version", 1);
+        json.StartArray("fields");
     }
 
     private static void Field(VmDescJson json, string name, string type, int size, int arrayLength = 0)

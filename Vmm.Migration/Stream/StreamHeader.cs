@@ -19,6 +19,9 @@ internal sealed record MachineIdentity(string Machine, Guid Uuid);
 /// </summary>
 internal static class StreamHeader
 {
+    /// <summary>The capabilities that change the layout of the stream, so that both sides must have the same (stream 1.2).</summary>
+    private static readonly MigrationCapability[] s_listed = [MigrationCapability.XIgnoreShared, MigrationCapability.MappedRam];
+
     /// <summary>The bytes with which every stream starts: magic and version.</summary>
     internal static byte[] Start { get; } = [.. "QEVM"u8, 0, 0, 0, (byte)StreamConstants.Version];
 
@@ -30,13 +33,14 @@ internal static class StreamHeader
         f.WriteByte((byte)SectionType.Configuration);
         f.WriteUInt32((uint)machine.Machine.Length);
         f.Write(Encoding.ASCII.GetBytes(machine.Machine));
-        if (context.Capabilities.IsOn(MigrationCapability.XIgnoreShared))
+        MigrationCapability[] listed = Listed(context);
+        if (listed.Length > 0)
         {
             f.WriteByte((byte)SectionType.Subsection);
             f.WriteCountedString("configuration/capabilities");
             f.WriteUInt32(1);
-            f.WriteUInt32(1);
-            f.WriteCountedString(MigrationCapability.XIgnoreShared.ToWireName());
+            f.WriteUInt32((uint)listed.Length);
+            foreach (MigrationCapability capability in listed) f.WriteCountedString(capability.ToWireName());
         }
         if (!SendsUuid(machine, context)) return;
         f.WriteByte((byte)SectionType.Subsection);
@@ -44,6 +48,9 @@ internal static class StreamHeader
         f.WriteUInt32(1);
         f.Write(machine.Uuid.ToByteArray(bigEndian: true));
     }
+
+    /// <summary>The capabilities that the configuration names.</summary>
+    internal static MigrationCapability[] Listed(SaveContext context) => [.. s_listed.Where(context.Capabilities.IsOn)];
 
     internal static bool SendsUuid(MachineIdentity machine, SaveContext context) =>
         context.Capabilities.IsOn(MigrationCapability.ValidateUuid) && machine.Uuid != Guid.Empty;
@@ -80,7 +87,7 @@ internal static class StreamHeader
             {
                 Section = f.Section, Offset = f.Position, Expected = machine.Machine, Found = text, Hint = "start both sides with the same --machine",
             };
-        bool ignoresShared = false;
+        MigrationCapabilities there = MigrationCapabilities.None;
         while (TryReadSubsection(f, out string subsection))
         {
             uint version = f.ReadUInt32();
@@ -92,7 +99,7 @@ internal static class StreamHeader
                     if (bits != 12) throw f.Bad("target page bits", "12", bits.ToString());
                     break;
                 case "configuration/capabilities":
-                    ignoresShared |= ReadCapabilities(f);
+                    there = ReadCapabilities(f);
                     break;
                 case "configuration/uuid":
                     CheckUuid(f, machine, context);
@@ -101,36 +108,33 @@ internal static class StreamHeader
                     throw f.Bad("subsection of configuration", "target-page-bits, capabilities or uuid", $"'{subsection}'");
             }
         }
-        bool ignoresSharedHere = context.Capabilities.IsOn(MigrationCapability.XIgnoreShared);
-        if (ignoresShared == ignoresSharedHere) return;
-        throw new IncompatibleStateException($"capability 'x-ignore-shared' is {OnOff(ignoresSharedHere)} here and {OnOff(ignoresShared)} at the source")
+        foreach (MigrationCapability capability in s_listed)
         {
-            Section = f.Section, Offset = f.Position, Expected = OnOff(ignoresSharedHere), Found = OnOff(ignoresShared), Hint = "switch capability x-ignore-shared on or off on both sides",
-        };
+            bool isOnHere = context.Capabilities.IsOn(capability), isOnThere = there.IsOn(capability);
+            if (isOnHere == isOnThere) continue;
+            throw new IncompatibleStateException($"capability '{capability.ToWireName()}' is {OnOff(isOnHere)} here and {OnOff(isOnThere)} at the source")
+            {
+                Section = f.Section, Offset = f.Position, Expected = OnOff(isOnHere), Found = OnOff(isOnThere),
+                Hint = $"switch capability {capability.ToWireName()} on or off on both sides",
+            };
+        }
     }
 
     private static string OnOff(bool on) => on ? "on" : "off";
 
     /// <summary>Reads the list of those capabilities that change the stream's layout.</summary>
-    /// <returns>True if x-ignore-shared is among them.</returns>
-    private static bool ReadCapabilities(QemuFileReader f)
+    private static MigrationCapabilities ReadCapabilities(QemuFileReader f)
     {
-        bool ignoresShared = false;
+        MigrationCapabilities on = MigrationCapabilities.None;
         uint count = f.ReadUInt32();
         if (count > WireLimits.Capabilities) throw new StreamLimitException($"{count} capabilities are over {WireLimits.Capabilities} (WireLimits.Capabilities)");
         for (uint i = 0; i < count; i++)
         {
             string name = f.ReadCountedString();
             if (!MigrationCapabilityNames.TryParse(name, out MigrationCapability capability)) throw f.Bad("capability", "a known name", $"'{name}'");
-            // QEMU lists only these two. With either of them the stream has another layout, and that of mapped-ram is not read here.
-            ignoresShared |= capability == MigrationCapability.XIgnoreShared;
-            if (capability == MigrationCapability.MappedRam)
-                throw new IncompatibleStateException($"the stream uses capability '{name}', which is off here and not implemented in this version of vmm")
-                {
-                    Section = f.Section, Offset = f.Position, Expected = "off", Found = "on",
-                };
+            on = on.With(capability);
         }
-        return ignoresShared;
+        return on;
     }
 
     private static void CheckUuid(QemuFileReader f, MachineIdentity machine, LoadContext context)

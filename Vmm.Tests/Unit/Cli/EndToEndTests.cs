@@ -176,8 +176,8 @@ internal sealed class EndToEndTests : EndToEnd
     public async Task A_capability_that_is_not_implemented_is_refused_by_name()
     {
         await Vmm.StartVm("alpha");
-        CliResult result = await Vmm.Run("migrate", "--to", "tcp:127.0.0.1:1", "--capability", "xbzrle");
-        Assert.That((result.Code, result.Error.Contains("xbzrle")), Is.EqualTo((ExitCode.Refused, true)));
+        CliResult result = await Vmm.Run("migrate", "--to", "tcp:127.0.0.1:1", "--capability", "x-colo");
+        Assert.That((result.Code, result.Error.Contains("x-colo")), Is.EqualTo((ExitCode.Refused, true)));
     }
 
     [Test]
