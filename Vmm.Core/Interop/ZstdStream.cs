@@ -1,6 +1,5 @@
 using System.Runtime.InteropServices;
 using Vmm.Core.Errors;
-using Vmm.Core.Wire;
 
 namespace Vmm.Core.Interop;
 
@@ -39,12 +38,12 @@ internal sealed unsafe partial class ZstdStream : SafeHandle
         return stream;
     }
 
-    /// <summary>Begins a frame to read.</summary>
-    internal static ZstdStream Decompressor()
+    /// <summary>Begins a frame to read, which may have a window of 2^<paramref name="windowLog"/> bytes at most: so much memory it may take.</summary>
+    internal static ZstdStream Decompressor(int windowLog)
     {
         ThrowIfMissing();
         var stream = new ZstdStream(Native.ZSTD_createDStream(), compresses: false);
-        Check(Native.ZSTD_DCtx_setParameter(stream, WindowLogMax, WireLimits.ZstdWindowLog));
+        Check(Native.ZSTD_DCtx_setParameter(stream, WindowLogMax, windowLog));
         return stream;
     }
 

@@ -37,26 +37,20 @@ internal sealed class MultifdReceiveChannel : IDisposable
 
     internal IMigrationChannel Channel { get; }
 
+    /// <summary>True when device state may come, too.</summary>
+    internal bool CarriesState => _settings.CarriesState;
+
     /// <summary>The thread that reads; null before it starts.</summary>
     internal Task? Thread { get; set; }
 
-    /// <summary>SYNCs that have come.</summary>
-    internal int Syncs;
-
-    /// <summary>Packets of pages and SYNCs, which have numbers; those of device state have none.</summary>
-    internal long Packets;
-
-    /// <summary>Packets of every kind that were taken.</summary>
-    internal long Arrived;
+    /// <summary>What has come so far.</summary>
+    internal ReceivedPackets Packets { get; } = new();
 
     /// <summary>While this grows, the channel moves on.</summary>
-    internal long Received => Channel is SocketChannel socket ? socket.ReceivedBytes : Interlocked.Read(ref Arrived);
+    internal long Received => Channel is SocketChannel socket ? socket.ReceivedBytes : Interlocked.Read(ref Packets.Arrived);
 
     /// <summary>One more than the highest number.</summary>
     internal long NextNumber;
-
-    /// <summary>True while pages have come after the last SYNC, or are coming.</summary>
-    internal volatile bool HasUnsynced;
 
     /// <summary>Released at each SYNC, and at the channel's end.</summary>
     internal SemaphoreSlim Reached { get; } = new(0);
@@ -119,8 +113,8 @@ internal sealed class MultifdReceiveChannel : IDisposable
     {
         uint allocated = _f.ReadUInt32(), normal = _f.ReadUInt32(), payloadBytes = _f.ReadUInt32();
         long number = (long)(_f.ReadUInt64() & long.MaxValue);
-        Interlocked.Increment(ref Packets);
-        Interlocked.Exchange(ref NextNumber, Math.Max(NextNumber, number == long.MaxValue ? number : number + 1));
+        Interlocked.Increment(ref Packets.Numbered);
+        Interlocked.Exchange(ref Packets.NextNumber, Math.Max(Packets.NextNumber, number == long.MaxValue ? number : number + 1));
         uint zero = _f.ReadUInt32();
         _f.Skip(28);
         _f.Read(_name);
@@ -128,7 +122,7 @@ internal sealed class MultifdReceiveChannel : IDisposable
         if (allocated > MultifdPacket.PagesAllocated || normal > MultifdPacket.PagesAllocated || zero > MultifdPacket.PagesAllocated - normal)
             throw _f.Bad("pages of a multifd packet", $"at most {MultifdPacket.PagesAllocated}", $"{normal} and {zero} of {allocated}");
         if (normal + zero == 0) return;
-        HasUnsynced = true;
+        Packets.HasUnsynced = true;
         if (normal > 0 && method != _settings.Method) throw OtherMethod(method);
         ILoadBlock load = FindBlock(pages ?? throw new IncompatibleStateException("pages came over multifd, and nothing here takes them") { Section = _f.Section });
         RamBlock block = load.Block;
@@ -239,4 +233,23 @@ internal sealed class MultifdReceiveChannel : IDisposable
     }
 
     private static string Text(ReadOnlySpan<byte> name) => Encoding.ASCII.GetString(name[..(name.IndexOf((byte)0) is var end and >= 0 ? end : name.Length - 1)]);
+}
+
+/// <summary>What has come over one channel. Its thread writes, any thread reads.</summary>
+internal sealed class ReceivedPackets
+{
+    /// <summary>SYNCs.</summary>
+    internal int Syncs;
+
+    /// <summary>Packets of pages and SYNCs, which have numbers; those of device state have none.</summary>
+    internal long Numbered;
+
+    /// <summary>Packets of every kind.</summary>
+    internal long Arrived;
+
+    /// <summary>One more than the highest number.</summary>
+    internal long NextNumber;
+
+    /// <summary>True while pages have come after the last SYNC, or are coming.</summary>
+    internal volatile bool HasUnsynced;
 }

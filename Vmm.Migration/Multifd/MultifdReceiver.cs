@@ -40,7 +40,6 @@ internal sealed class MultifdReceiver : IDisposable
     internal MultifdReceiver(IReadOnlyList<IMigrationChannel> channels, MultifdSettings settings, Guid uuid, FaultLatch latch)
     {
         (_uuid, _latch) = (uuid, latch);
-        CarriesState = settings.CarriesState;
         _links = [.. channels.Select(c => new MultifdReceiveChannel(c, settings))];
         _open = _links.Length;
         _shut = latch.OnSet(() =>
@@ -55,7 +54,7 @@ internal sealed class MultifdReceiver : IDisposable
     internal bool IsWaiting => _isWaiting;
 
     /// <summary>True when device state may come over these channels, too.</summary>
-    internal bool CarriesState { get; }
+    internal bool CarriesState => _links.Length > 0 && _links[0].CarriesState;
 
     /// <summary>Bytes that have come over the main channel; 0 if nobody counts them.</summary>
     internal Func<long> MainReceived { get; init; } = static () => 0;
@@ -82,7 +81,7 @@ internal sealed class MultifdReceiver : IDisposable
             foreach (MultifdReceiveChannel link in _links)
             {
                 WaitReached(link);
-                if (Volatile.Read(ref link.Syncs) < _rounds) throw new ChannelException($"{link.Channel.Name}: a channel of multifd ended before its sync {_rounds}", Errno.ECONNRESET);
+                if (Volatile.Read(ref link.Packets.Syncs) < _rounds) throw new ChannelException($"{link.Channel.Name}: a channel of multifd ended before its sync {_rounds}", Errno.ECONNRESET);
             }
         }
         catch (OperationCanceledException)
@@ -121,11 +120,11 @@ internal sealed class MultifdReceiver : IDisposable
         long packets = 0, next = 0;
         foreach (MultifdReceiveChannel link in _links)
         {
-            int syncs = Volatile.Read(ref link.Syncs);
+            int syncs = Volatile.Read(ref link.Packets.Syncs);
             if (syncs != _rounds) throw Incomplete(link, $"{_rounds} SYNCs as in the main channel", $"{syncs}");
-            if (link.HasUnsynced || (endsAtSync && link.Channel is SocketChannel socket && socket.HasUnread())) throw Incomplete(link, "nothing after its last SYNC", "more");
-            packets += Interlocked.Read(ref link.Packets);
-            next = Math.Max(next, Interlocked.Read(ref link.NextNumber));
+            if (link.Packets.HasUnsynced || (endsAtSync && link.Channel is SocketChannel socket && socket.HasUnread())) throw Incomplete(link, "nothing after its last SYNC", "more");
+            packets += Interlocked.Read(ref link.Packets.Numbered);
+            next = Math.Max(next, Interlocked.Read(ref link.Packets.NextNumber));
         }
         if (packets == next || !endsAtSync) return;
         throw new IncompatibleStateException($"the source sent {next} packets over multifd, {packets} of them over the {_links.Length} channels that are expected here: it opened more")
@@ -198,7 +197,7 @@ internal sealed class MultifdReceiver : IDisposable
             {
                 _latch.ThrowIfSet();
                 bool synced = link.ReadPacket(_stream!, _pages);
-                Interlocked.Increment(ref link.Arrived);
+                Interlocked.Increment(ref link.Packets.Arrived);
                 if (synced) WaitGo(link);
             }
             if (Interlocked.Decrement(ref _open) == 0) EndBuffers();
@@ -218,8 +217,8 @@ internal sealed class MultifdReceiver : IDisposable
 
     private void WaitGo(MultifdReceiveChannel link)
     {
-        link.HasUnsynced = false;
-        int sync = Interlocked.Increment(ref link.Syncs);
+        link.Packets.HasUnsynced = false;
+        int sync = Interlocked.Increment(ref link.Packets.Syncs);
         link.Reached.Release();
         // On a slow network the other channels may have much to bring before theirs.
         for (long received = -1; !link.Go.Wait(s_syncTimeout, _cancel.Token);)

@@ -1,5 +1,3 @@
-using Vmm.Core.Errors;
-using Vmm.Core.Interop;
 using Vmm.Core.SaveVm;
 
 namespace Vmm.Migration.Multifd;
@@ -30,13 +28,6 @@ internal sealed record MultifdSettings(int Channels, MultifdCompression Compress
         MultifdCompression compression = parameters.MultifdCompression switch { "zlib" => MultifdCompression.Zlib, "zstd" => MultifdCompression.Zstd, _ => MultifdCompression.None };
         int level = compression == MultifdCompression.Zlib ? parameters.MultifdZlibLevel : parameters.MultifdZstdLevel;
         return new MultifdSettings(parameters.MultifdChannels, compression, level, detects);
-    }
-
-    /// <summary>Throws if this host cannot compress so.</summary>
-    /// <exception cref="ConfigurationException">Names the library that is not here.</exception>
-    internal static void ThrowIfMissing(string compression)
-    {
-        if (compression == "zstd") ZstdStream.ThrowIfMissing();
     }
 
     /// <summary>True when device state may go over the channels, too (QEMU: <c>multifd_device_state_supported</c>).</summary>

@@ -1,7 +1,7 @@
 using System.IO.Compression;
 using Vmm.Core.Errors;
 using Vmm.Core.Interop;
-using Vmm.Core.SaveVm;
+using Vmm.Core.Wire;
 
 namespace Vmm.Migration.Multifd;
 
@@ -63,7 +63,7 @@ internal abstract class PageDecompressor : IDisposable
 
     private sealed class Zstd : PageDecompressor
     {
-        private readonly ZstdStream _stream = ZstdStream.Decompressor();
+        private readonly ZstdStream _stream = ZstdStream.Decompressor(WireLimits.ZstdWindowLog);
         private byte[] _payload = [];
         private int _at, _end;
 

@@ -38,6 +38,7 @@ internal sealed class Heartbeat(OutgoingLink link)
     /// <summary>Waits for an event with PINGs meanwhile.</summary>
     internal void Wait(ManualResetEventSlim until)
     {
-        while (!until.Wait(s_interval)) SendIfDue();
+        // In short steps: after a wait that ends a moment early, the next PING would come a whole interval late.
+        while (!until.Wait(s_interval / 8)) SendIfDue();
     }
 }

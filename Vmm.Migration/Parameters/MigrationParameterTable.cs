@@ -1,5 +1,6 @@
 using System.Globalization;
 using Vmm.Core.Errors;
+using Vmm.Core.Interop;
 using Vmm.Core.SaveVm;
 
 namespace Vmm.Migration.Parameters;
@@ -235,7 +236,7 @@ internal static class MigrationParameterTable
 
     private static MigrationParameters Compressed(MigrationParameters parameters, string compression)
     {
-        Multifd.MultifdSettings.ThrowIfMissing(compression);
+        if (compression == "zstd") ZstdStream.ThrowIfMissing();
         return parameters with { MultifdCompression = compression };
     }
 

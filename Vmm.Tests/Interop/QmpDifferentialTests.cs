@@ -153,7 +153,7 @@ public sealed class QmpDifferentialTests
     private static string Capability(string one) => $"{{\"execute\":\"migrate-set-capabilities\",\"arguments\":{{\"capabilities\":[{one}]}}}}";
 
     /// <summary>When the VM stops, and the deadlines of a migration: QEMU has none of them.</summary>
-    private static readonly string[] s_ownParameters = ["x-downtime-floor", "x-downtime-limit-max", "x-precopy-deadline", "x-precopy-deadline-action", "x-setup-timeout", "x-progress-timeout", "x-switchover-timeout", "x-confirm-timeout", "x-final-word-timeout"];
+    private static readonly string[] s_ownParameters = ["x-multifd-flush-after-each-section", "x-downtime-floor", "x-downtime-limit-max", "x-precopy-deadline", "x-precopy-deadline-action", "x-setup-timeout", "x-progress-timeout", "x-switchover-timeout", "x-confirm-timeout", "x-final-word-timeout"];
 
     private static JsonObject WithoutOwn(JsonObject answer)
     {
@@ -168,7 +168,7 @@ public sealed class QmpDifferentialTests
         "migrate-set-parameters" => "announce-initial? announce-max? announce-rounds? announce-step? avail-switchover-bandwidth? cpr-exec-command? "
             + "cpu-throttle-increment? cpu-throttle-initial? cpu-throttle-tailslow? direct-io? downtime-limit? max-bandwidth? max-cpu-throttle? "
             + "max-postcopy-bandwidth? mode? multifd-channels? multifd-compression? multifd-qatzip-level? multifd-zlib-level? multifd-zstd-level? "
-            + "throttle-trigger-threshold? tls-authz? tls-creds? tls-hostname? vcpu-dirty-limit? x-checkpoint-delay? x-confirm-timeout? x-downtime-floor? x-downtime-limit-max? x-final-word-timeout? "
+            + "throttle-trigger-threshold? tls-authz? tls-creds? tls-hostname? vcpu-dirty-limit? x-checkpoint-delay? x-confirm-timeout? x-downtime-floor? x-downtime-limit-max? x-final-word-timeout? x-multifd-flush-after-each-section? "
             + "x-precopy-deadline-action? x-precopy-deadline? x-progress-timeout? x-rdma-chunk-size? x-setup-timeout? x-switchover-timeout? x-vcpu-dirty-limit-period? xbzrle-cache-size? zero-page-detection?",
         "cont" => "x-force?",
         _ => "(nothing)",

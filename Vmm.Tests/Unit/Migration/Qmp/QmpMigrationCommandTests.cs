@@ -123,7 +123,7 @@ public sealed class QmpMigrationCommandTests
             "multifd-zstd-level=1", "x-vcpu-dirty-limit-period=1000", "vcpu-dirty-limit=1", "mode=\"normal\"", "zero-page-detection=\"multifd\"",
             "direct-io=false", "cpr-exec-command=[]", "x-rdma-chunk-size=1048576",
             // vmm's own
-            "x-downtime-floor=true", "x-downtime-limit-max=0", "x-precopy-deadline=0", "x-precopy-deadline-action=\"cancel\"",
+            "x-multifd-flush-after-each-section=false", "x-downtime-floor=true", "x-downtime-limit-max=0", "x-precopy-deadline=0", "x-precopy-deadline-action=\"cancel\"",
             "x-setup-timeout=30000", "x-progress-timeout=30000", "x-switchover-timeout=10000", "x-confirm-timeout=30000", "x-final-word-timeout=60000",
         ];
         Assert.That(all.Select(static p => $"{p.Key}={p.Value!.ToJsonString()}"), Is.EquivalentTo(expected));
@@ -137,7 +137,7 @@ public sealed class QmpMigrationCommandTests
     [TestCase("{\"announce-max\":100001}", "Option announce-max expects a value between 0 and 100000")]
     [TestCase("{\"multifd-zstd-level\":21}", "Option multifd-zstd-level expects a value between 0 and 20")]
     [TestCase("{\"xbzrle-cache-size\":5000}", "Option xbzrle-cache-size expects a power of two no less than the target page size")]
-    [TestCase("{\"multifd-channels\":8}", "parameter 'multifd-channels' is not implemented in this version of vmm")]
+    [TestCase("{\"multifd-qatzip-level\":8}", "parameter 'multifd-qatzip-level' is not implemented in this version of vmm")]
     [TestCase("{\"x-precopy-deadline-action\":\"postcopy\"}", "value 'postcopy' of parameter 'x-precopy-deadline-action' is not implemented in this version of vmm")]
     [TestCase("{\"max-cpu-throttle\":19}", "Option max-cpu-throttle expects an integer in the range of cpu-throttle-initial to 99")]
     [TestCase("{\"cpu-throttle-initial\":60,\"max-cpu-throttle\":50}", "Option max-cpu-throttle expects an integer in the range of cpu-throttle-initial to 99")]
