@@ -118,9 +118,14 @@ internal sealed class RamSave : ISaveSetup, ISaveLive, ISaveCleanup
 
     private void Synchronise()
     {
-        long dirty = 0;
-        foreach (RamBlockScan block in _blocks) dirty += block.Harvest(_memory);
-        _harvested = true;
+        long before = 0, dirty = 0;
+        foreach (RamBlockScan block in _blocks)
+        {
+            before += block.Bitmap.Count();
+            dirty += block.Harvest(_memory);
+        }
+        // A page that was waiting already cannot be overtaken by itself.
+        _harvested |= dirty > before;
         Figures.OnSync(dirty);
     }
 
